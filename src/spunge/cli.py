@@ -1,0 +1,217 @@
+"""The `spunge` command: one function per subcommand. Results go to stdout, progress and logs to stderr.
+
+Exit codes: 0 done; 2 the recipe or the call is wrong (one line that names the setting, the value and the mend); 1 else.
+Heavy imports are inside the functions, so that `spunge --help` is quick.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spunge import __version__
+from spunge.registry import RecipeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make an open-weight language model forget, part by part, and prove what was forgotten and what was kept.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
+OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
+    from spunge.console import Terminal
+    from spunge.pipeline import default_folder
+    from spunge.pipeline import run as run_recipe
+    from spunge.recipe import load_recipe
+
+    watcher = Terminal()
+    _quiet()
+    try:
+        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher)
+    finally:
+        watcher.close()
+    if as_json:
+        _print_json(results.content)
+        return
+    from spunge.report.table import results_table, results_text
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(results_table(results.content))
+    else:
+        typer.echo(results_text(results.content))
+    typer.echo(f"\nmodel:  {_near(results.folder / 'merged')}\nreport: {_near(results.folder / 'report.html')}")
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+    """Say what a run would do, what is done already, and about how much memory, disk and time it takes. Loads no weights."""
+    from spunge.pipeline import default_folder
+    from spunge.planning import plan as plan_recipe
+    from spunge.planning import plan_text
+    from spunge.recipe import load_recipe
+
+    _quiet()
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe))
+    if as_json:
+        _print_json(planned.to_json())
+    else:
+        typer.echo(plan_text(planned))
+
+
+@app.command()
+def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+    from spunge.data.split import split_rows
+    from spunge.recipe import load_recipe
+
+    _quiet()
+    parts = split_rows(load_recipe(recipe, overrides))
+    if as_json:
+        _print_json(parts.to_json())
+        return
+    rows = [[part.value, str(part.rows), str(len(part.samples)), part.slug] for part in parts.parts]
+    typer.echo(_table(["part", "rows", "selected", "folder"], rows))
+    typer.echo(f"\n{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    for value, reason in parts.dropped.items():
+        typer.echo(f"dropped {_one_line(value)}: {reason}")
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, rules, evaluators or recipes. Default: all of them.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the unlearning methods, merge rules and evaluators with their settings, and the shipped recipes."""
+    from spunge.listing import KINDS, listing, listing_text
+    from spunge.registry import suggestion
+
+    if what and what not in KINDS:
+        raise RecipeError(f"list: nothing called {what!r}{suggestion(what, KINDS)}")
+    found = {kind: listing(kind) for kind in ([what] if what else KINDS)}
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(listing_text(found))
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name (spunge list recipes).")] = "demo",
+    folder: Annotated[str, typer.Option("--to", help="Where to copy it.")] = ".",
+) -> None:
+    """Copy a shipped recipe, with its data, for you to edit."""
+    from spunge.recipe import shipped_recipes
+    from spunge.registry import suggestion
+
+    shipped = {file.stem: file for file in shipped_recipes()}
+    if name not in shipped:
+        raise RecipeError(f"init: no shipped recipe {name!r}{suggestion(name, shipped)}")
+    target = Path(folder) / f"{name}.yaml"
+    data = shipped[name].with_suffix("")
+    for place in (target, target.with_suffix("")):
+        if place.exists() and (place == target or data.is_dir()):
+            raise RecipeError(f"init: {str(place)!r} exists already; give another folder with --to")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped[name], target)
+        if data.is_dir():
+            shutil.copytree(data, target.with_suffix(""), ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise RecipeError(f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to") from error
+    typer.echo(str(target))
+
+
+@app.command()
+def env(as_json: JsonOption = False) -> None:
+    """Print versions and devices, for bug reports."""
+    from spunge.listing import environment
+
+    found = environment()
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo("\n".join(f"{name:16} {value}" for name, value in found.items()))
+
+
+@app.command(hidden=True)
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command and turn what went wrong into an exit code."""
+    try:
+        app(standalone_mode=False)
+    except RecipeError as error:
+        _fail(str(error), 2)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; the same command goes on from the last finished stage", 1)
+    except Exception as error:
+        # click's own errors about the call, such as an unknown option, carry an exit code and a message.
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
+        if os.environ.get("SPUNGE_TRACEBACK"):
+            raise
+        _fail(f"{type(error).__name__}: {error} (SPUNGE_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"spunge: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _quiet() -> None:
+    """Keep other libraries' progress bars and advice off the screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _near(path: Path) -> str:
+    """A path as a person would type it from here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _one_line(value: str, width: int = 60) -> str:
+    """A value from the data as one line of printable text."""
+    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
+    return shown if len(shown) <= width else shown[: width - 3] + "..."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [[_one_line(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(len(row[column]) for row in lines) for column in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines)
+
+
+if __name__ == "__main__":
+    main()

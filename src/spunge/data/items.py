@@ -1,0 +1,68 @@
+"""The rows that an evaluation measures, and the subjects that each of them counts for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from spunge.data.query import Query
+from spunge.data.rows import read_rows
+from spunge.data.split import draw, seed_for, subjects_of
+from spunge.recipe import EvaluatorSettings, Recipe, evaluation_name
+from spunge.registry import RecipeError
+from spunge.texts import table_sha256
+
+EVERYTHING = "all"
+
+
+@dataclass(frozen=True)
+class Items:
+    name: str
+    settings: EvaluatorSettings
+    table: pa.Table  # one row per item, one column per role
+    subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
+    sha256: str
+
+
+def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, str], setting: str) -> Items:
+    """Read one evaluation's rows. `columns` maps the evaluator's roles to columns or SQL expressions.
+
+    Raises RecipeError for a bad source, condition or expression, and when no row is left.
+    """
+    table = read_rows(entry.source or recipe.forget.source, f"{setting}.source")
+    query = Query(table)
+    rows = query.where(entry.where, f"{setting}.where")
+    if not len(rows):
+        raise RecipeError(f"{setting}.where: no row of {table.num_rows} meets {entry.where!r}")
+    rows = draw(rows, entry.limit, seed_for(recipe.seed, "items", evaluation_name(entry)))
+    items = query.project(columns, rows, setting)
+    for role in items.column_names:
+        if items[role].null_count:
+            raise RecipeError(f"{setting}.{role}: {columns[role]!r} is null in {items[role].null_count} rows; filter them out")
+    by = entry.by
+    if by is None and recipe.split is not None and query.has(recipe.split.by):
+        by = recipe.split.by
+    subjects: dict[str, list[int]] = {}
+    if by is not None:
+        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, f"{setting}.by")):
+            for name in names:
+                subjects.setdefault(name, []).append(item)
+    overall = entry.subject or (None if subjects else EVERYTHING)
+    if overall is not None:
+        subjects[overall] = list(range(len(rows)))
+    arrays = {name: np.array(members) for name, members in subjects.items()}
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items))
+
+
+def refuse_shared_subjects(evaluations: list[Items]) -> None:
+    """Two evaluations of one kind must not report under one name. Raises RecipeError."""
+    seen: dict[tuple[str, str], str] = {}
+    for items in evaluations:
+        for subject in items.subjects:
+            other = seen.setdefault((items.settings.kind, subject), items.name)
+            if other != items.name:
+                raise RecipeError(
+                    f"evaluate.subject: {other!r} and {items.name!r} both report {items.settings.kind} on {subject!r}; "
+                    "give one of them a subject of its own"
+                )

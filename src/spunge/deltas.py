@@ -1,0 +1,138 @@
+"""A branch is a delta: what unlearning changed, tensor by tensor, in float32, and nothing else.
+
+`delta.safetensors` holds, for each changed tensor of the base checkpoint (by the checkpoint's own names), either the
+dense difference (`NAME`) or the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape
+(out, r)); `delta.json` says which, with the low-rank scale, the base's fingerprint and how the delta was made.
+The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spunge.checkpoints import Checkpoint, read_header
+from spunge.folders import write_json
+from spunge.registry import RecipeError
+
+FORMAT = 1
+
+
+class LowRank(NamedTuple):
+    """scale * B @ A, in float32."""
+
+    A: Tensor  # (r, in)
+    B: Tensor  # (out, r)
+    scale: float
+    transposed: bool = False  # the base's tensor is (in, out)
+
+    def dense(self) -> Tensor:
+        product = (self.B.float() @ self.A.float()) * self.scale
+        return product.T.contiguous() if self.transposed else product
+
+
+Change = Tensor | LowRank
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta on disk, read tensor by tensor."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Changed tensor -> {kind: dense | lora, shape, scale?, transposed?}."""
+        entries: dict[str, dict[str, Any]] = self.info["tensors"]
+        return entries
+
+    def change(self, name: str) -> Change:
+        """The stored form of one tensor's change: dense, or its factors."""
+        entry = self.tensors[name]
+        stored = Checkpoint(self.folder)
+        if entry["kind"] == "dense":
+            return stored.read(name)
+        factors = stored.read(f"{name}.lora_A"), stored.read(f"{name}.lora_B")
+        return LowRank(*factors, entry["scale"], entry["transposed"])
+
+    def dense(self, name: str) -> Tensor:
+        """One tensor's change in the base's shape, float32."""
+        change = self.change(name)
+        return change.dense() if isinstance(change, LowRank) else change
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of one tensor's change, float32; reads and computes no more than those."""
+        entry = self.tensors[name]
+        if entry["kind"] == "dense":
+            return Checkpoint(self.folder).read(name, slice(start, stop))
+        change = self.change(name)
+        assert isinstance(change, LowRank)
+        if change.transposed:
+            return change._replace(A=change.A[:, start:stop]).dense()
+        return change._replace(B=change.B[start:stop]).dense()
+
+
+def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any]) -> Delta:
+    """Write a delta. `info` joins `delta.json`; it must hold `base` (the base checkpoint's fingerprint).
+
+    Tensors whose change is all zero are left out. Raises RecipeError when a change is not finite or when nothing was changed at all.
+    """
+    stored: dict[str, Tensor] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, change in changes.items():
+        if isinstance(change, LowRank):
+            out, columns = change.B.shape[0], change.A.shape[1]
+            shape = [columns, out] if change.transposed else [out, columns]
+            entry: dict[str, Any] = {"kind": "lora", "shape": shape, "scale": change.scale, "transposed": change.transposed}
+            pieces = {f"{name}.lora_A": change.A, f"{name}.lora_B": change.B}
+        else:
+            entry = {"kind": "dense", "shape": list(change.shape)}
+            pieces = {name: change}
+        pieces = {key: piece.detach().float().contiguous().cpu() for key, piece in pieces.items()}
+        if not all(bool(torch.isfinite(piece).all()) for piece in pieces.values()):
+            raise RecipeError(f"unlearn: the change of {name!r} is not finite; lower unlearn.learning_rate")
+        if all(bool(piece.any()) for piece in pieces.values()):
+            stored.update(pieces)
+            entries[name] = entry
+    if not entries:
+        raise RecipeError("unlearn: nothing was changed; raise unlearn.learning_rate or the number of steps")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored, folder / "delta.safetensors")
+    content = {"format": FORMAT, **info, "tensors": entries}
+    write_json(folder / "delta.json", content)
+    return Delta(folder, content)
+
+
+def open_delta(folder: Path) -> Delta:
+    """Open a written delta. Raises RecipeError when it is missing, of another format, or damaged."""
+    file = folder / "delta.json"
+    if not file.exists():
+        raise RecipeError(f"delta: no delta.json in {str(folder)!r}")
+    info = json.loads(file.read_text())
+    if info.get("format") != FORMAT:
+        raise RecipeError(f"delta: {str(file)!r} has format {info.get('format')!r}, this version reads {FORMAT}")
+    read_header(folder / "delta.safetensors")
+    return Delta(folder, info)
+
+
+@contextmanager
+def applied(parameters: Mapping[str, Tensor], delta: Delta, scale: float = 1.0) -> Iterator[None]:
+    """Inside the block, `parameters` (by checkpoint name) hold base + scale * delta, rounded once; after it, the base."""
+    kept = {name: parameters[name].detach().clone() for name in delta.tensors}
+    try:
+        with torch.no_grad():
+            for name, before in kept.items():
+                change = delta.dense(name).to(before.device)
+                parameters[name].copy_((before.float() + scale * change).to(before.dtype))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, before in kept.items():
+                parameters[name].copy_(before)

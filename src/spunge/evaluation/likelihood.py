@@ -1,0 +1,70 @@
+"""Log-likelihoods of many texts under one model: batched by length, with logits computed only where a token is scored."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spunge.models import Base
+from spunge.texts import IGNORED, Encoded, collate
+
+TOKENS_PER_BATCH = 4096
+
+
+class Likelihood(NamedTuple):
+    log: float  # sum of the scored tokens' natural log-probabilities
+    tokens: int
+
+
+def likelihoods(
+    base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> list[Likelihood]:
+    """For each text, the log-likelihood of its labelled tokens given those before them. A first token has no context
+    and is never scored."""
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    found: list[Likelihood] = [Likelihood(0.0, 0)] * len(texts)
+    finished = 0
+    for rows in _by_budget(order, texts, tokens_per_batch):
+        batch = collate([texts[row] for row in rows], base.device)
+        wanted = batch.labels[:, 1:] != IGNORED
+        labels = batch.labels[:, 1:][wanted]
+        with torch.inference_mode(), head_at(base.model, wanted):
+            logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
+        counts = wanted.sum(dim=1).tolist()
+        for row, piece in zip(rows, logs.double().cpu().split(counts), strict=True):
+            found[row] = Likelihood(float(piece.sum()), len(piece))
+        finished += len(rows)
+        progress(finished, len(texts))
+    return found
+
+
+@contextmanager
+def head_at(model: Any, wanted: Tensor) -> Iterator[None]:
+    """Inside the block, the model's output layer sees only the positions in `wanted` (b, t - 1): logits are (1, n, v).
+
+    At a vocabulary of 50,000 and more the logits of every position would be most of the memory and much of the time.
+    """
+
+    def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0][:, :-1][wanted].unsqueeze(0), *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _by_budget(order: Sequence[int], texts: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Groups of texts in the given order (longest first) whose padded size stays within the budget."""
+    rows: list[int] = []
+    for index in order:
+        if rows and (len(rows) + 1) * len(texts[rows[0]].ids) > budget:
+            yield rows
+            rows = []
+        rows.append(index)
+    if rows:
+        yield rows

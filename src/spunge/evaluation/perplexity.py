@@ -1,0 +1,70 @@
+"""Perplexity: exp of the mean negative log-likelihood per token over all texts (Jelinek et al. 1977).
+
+A text longer than `max_length` is read in windows, each token scored once. With a prompt, its tokens are context alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.likelihood import likelihoods
+from spunge.models import Base
+from spunge.recipe import EvaluatorSettings
+from spunge.registry import RecipeError
+from spunge.texts import Encoded, Samples, encode
+
+
+class PerplexitySettings(EvaluatorSettings):
+    kind: Literal["perplexity"] = "perplexity"
+    text: str | None = Field(None, description="Column or SQL expression with the text. Default: forget's columns.")
+    prompt: str | None = Field(None, description="Column or SQL expression: context that is not scored; goes with completion.")
+    completion: str | None = Field(None, description="Column or SQL expression: what is scored after the prompt.")
+    max_length: int = Field(1024, ge=2, description="Tokens of a window.")
+
+
+class Perplexity:
+    """Perplexity of the model on texts."""
+
+    Settings: ClassVar[type[EvaluatorSettings]] = PerplexitySettings
+    version: ClassVar[int] = 1
+
+    @staticmethod
+    def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
+        named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(settings, role))}
+        if named and set(named) not in ({"text"}, {"prompt", "completion"}):
+            raise RecipeError("evaluate.perplexity: give either text, or prompt and completion")
+        return named or dict(forget)
+
+    @staticmethod
+    def measure(
+        base: Base, settings: PerplexitySettings, items: pa.Table, progress: Callable[[int, int], None]
+    ) -> list[Measure]:
+        texts = Samples(items).texts(range(items.num_rows), base.tokenizer)
+        windows: list[Encoded] = []
+        owner: list[int] = []
+        for number, text in enumerate(texts):
+            for window in windows_of(encode(text, base.tokenizer, 1 << 30), settings.max_length):
+                windows.append(window)
+                owner.append(number)
+        loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+        for number, likelihood in zip(owner, likelihoods(base, windows, progress), strict=True):
+            loss[number] -= likelihood.log
+            tokens[number] += likelihood.tokens
+        if not tokens.all():
+            raise RecipeError(
+                f"evaluate.perplexity: {int((tokens == 0).sum())} texts have no token to score "
+                f"(first: row {int(np.argmin(tokens))}); filter them out with where"
+            )
+        return [Measure("perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+
+
+def windows_of(text: Encoded, size: int) -> list[Encoded]:
+    """Pieces of at most `size` tokens. Each after the first begins with the last token before it, as context alone."""
+    windows = [Encoded(text.ids[:size], text.labels[:size])]
+    for start in range(size - 1, len(text.ids) - 1, size - 1):
+        windows.append(Encoded(text.ids[start : start + size], text.labels[start : start + size]))
+    return windows

@@ -1,0 +1,182 @@
+"""The merged checkpoint while it is written: aside, in the base's own layout, with a journal of what is finished."""
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spunge.checkpoints import Checkpoint
+from spunge.folders import fingerprint, read_json, unwritable, write_json
+from spunge.merging.copying import clone, copy_file, copy_range, write_all
+from spunge.merging.outcome import MergeReport, Tally
+from spunge.registry import RecipeError
+
+REPORT = "merge.json"
+NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx"}
+NOT_COPIED |= {".npz", ".tflite", ".ot", ".mlmodel", ".part"}
+
+
+class Output:
+    """Writes OUT. Raises RecipeError when it cannot be written, or holds something that no merge wrote."""
+
+    def __init__(self, base: Checkpoint, out: Path, changed: Sequence[str], key: Any) -> None:
+        self.base = base
+        self.out = out
+        self.changed = frozenset(changed)
+        self.aside = out.with_name(f".{out.name}.merging")
+        self.key = fingerprint({"inputs": key, "base": [stamp(file) for file in base.files]})
+        self.done: dict[str, Tally] = {}
+        self.facts: dict[str, Tensor] = {}
+        self._copied: set[str] = set()
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def earlier(self) -> MergeReport | None:
+        """The report of this very merge, where it has been made before. Raises RecipeError for a foreign folder."""
+        if not self.out.exists():
+            return None
+        if not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / REPORT).exists()):
+            raise RecipeError(f"--out: {str(self.out)!r} exists and no merge wrote it; give another folder")
+        content = read_json(self.out / REPORT)
+        whole = isinstance(content, dict) and content.get("key") == self.key
+        if not whole or not all((self.out / file.name).exists() for file in self.base.files):
+            return None
+        return MergeReport.from_json(content)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take up an interrupted merge of the same inputs or begin; close the files at the end."""
+        try:
+            self._begin()
+            self._copy_unchanged()
+            yield
+        except OSError as error:
+            raise unwritable(self.aside, error) from error
+        finally:
+            for handle in self._files.values():
+                os.close(handle)
+            self._files.clear()
+
+    def _begin(self) -> None:
+        lines = _lines(self.aside / "journal.jsonl")
+        if lines[:1] != [{"key": self.key}]:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            self.aside.mkdir(parents=True)
+            self._note({"key": self.key})
+        for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
+            if "tensor" in line:
+                self.done[line["tensor"]] = Tally.load(line)
+            elif "facts" in line:
+                self.facts = {name: torch.tensor(value, dtype=torch.float64) for name, value in line["facts"].items()}
+            elif "copied" in line:
+                self._copied.add(line["copied"])
+        self._require_space()
+
+    def _require_space(self) -> None:
+        wanted = sum(file.stat().st_size for file in self.base.files)
+        there = sum(file.stat().st_blocks * 512 for file in self.aside.iterdir())
+        free = shutil.disk_usage(self.aside).free
+        if wanted - there > free and not self._shares_blocks():
+            raise OSError(errno.ENOSPC, f"{(wanted - there) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+    def _shares_blocks(self) -> bool:
+        probe = self.aside / "probe"
+        shared = clone(self.base.files[0], probe)
+        probe.unlink(missing_ok=True)
+        return shared
+
+    def _copy_unchanged(self) -> None:
+        """Whole files, and in files with changed tensors everything but those."""
+        for file in self.base.files:
+            target = self.aside / file.name
+            touched = sorted(
+                (info.start, info.stop) for info in self.base.tensors.values() if info.file == file and info.name in self.changed
+            )
+            if file.name not in self._copied:
+                if not touched:
+                    copy_file(file, target)
+                elif not clone(file, target):
+                    self._copy_around(file, target, touched)
+                self._note({"copied": file.name})
+            if touched:
+                self._files[file] = os.open(target, os.O_RDWR)
+
+    def _copy_around(self, file: Path, target: Path, touched: Sequence[tuple[int, int]]) -> None:
+        size = file.stat().st_size
+        with file.open("rb") as reader, target.open("wb") as writer:
+            os.ftruncate(writer.fileno(), size)
+            at = 0
+            for start, stop in [*touched, (size, size)]:
+                copy_range(reader.fileno(), writer.fileno(), at, start)
+                at = stop
+
+    def write(self, name: str, start: int, values: Tensor) -> None:
+        """Entries from `start` on of a changed tensor, in the base's dtype."""
+        info = self.base.tensors[name]
+        data = memoryview(values.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        write_all(self._files[info.file], data, info.start + start * info.dtype.itemsize)
+
+    def note_facts(self, facts: dict[str, Tensor]) -> None:
+        self._note({"facts": {name: value.double().tolist() for name, value in facts.items()}})
+
+    def note_done(self, name: str, tally: Tally) -> None:
+        self.done[name] = tally
+        self._note({"tensor": name, **tally.dump()})
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with self._lock, (self.aside / "journal.jsonl").open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def finish(self, report: MergeReport) -> None:
+        """Everything but weights from the base's folder, the report and the model card; then the rename."""
+        from spunge.report.card import merge_card
+
+        for path in sorted(self.base.folder.rglob("*")):
+            inside = path.relative_to(self.base.folder)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            if path.is_dir() or hidden or path.suffix in NOT_COPIED or path.name in (REPORT, "README.md"):
+                continue
+            (self.aside / inside).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(path, self.aside / inside)
+        (self.aside / "README.md").write_text(merge_card(report, self.base.folder), encoding="utf-8")
+        write_json(self.aside / REPORT, report.to_json())
+        (self.aside / "journal.jsonl").unlink()
+        _replace_folder(self.aside, self.out)
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    if not old.exists():
+        os.rename(new, old)
+        return
+    gone = old.with_name(f".{old.name}.replaced")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(old, gone)
+    os.rename(new, old)
+    shutil.rmtree(gone)
+
+
+def stamp(file: Path) -> list[Any]:
+    """What changes when a file does: cheap, for deciding whether an interrupted merge may go on."""
+    status = file.stat()
+    return [file.name, status.st_size, status.st_mtime_ns]
+
+
+def _lines(file: Path) -> list[Any]:
+    """The journal's whole lines; the last may be cut short."""
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,146 @@
+"""What a merge rule is: one function on the branches' stacked deltas, with its settings.
+
+    @rule(source="arXiv:0000.00000")
+    def median(deltas: Tensor, settings: MedianSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (n,)
+        \"\"\"Entry by entry, the median of the branches.\"\"\"
+        return settings.scale * deltas.median(dim=0).values
+
+A rule may first `trim` the deltas (drop entries), and may ask for facts about whole tensors that no chunk can tell:
+exact magnitude thresholds (`Cut`) and sums (`Sums`), each found by one or more passes over the data before the merge.
+Functions here and in `rules` see a chunk of one tensor at a time, in float32, on any torch device.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_type_hints
+
+import torch
+from torch import Tensor
+
+from spunge.recipe import RuleSettings
+
+Scope = Literal["changed", "model", "tensor"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where a chunk lies, and what is known about the tensor it belongs to. k branches, n entries."""
+
+    weights: Tensor  # (k,) float32
+    name: str = ""  # the tensor's
+    start: int = 0  # index of the chunk's first entry in the flattened tensor
+    columns: int = 1  # length of the tensor's rows (its last dimension)
+    seeds: tuple[int, ...] = ()  # one per branch, from its content: random rules must not depend on the branches' order
+    order: tuple[int, ...] = ()  # place of each branch in the user's list, for settings given per branch
+    base: Tensor | None = None  # (n,) float32, the base's values
+    facts: Mapping[str, Tensor] = field(default_factory=dict)  # results of the rule's statistics
+
+    def per_branch(self, value: float | Sequence[float]) -> Tensor:
+        """A setting as (k,): the same for all branches, or one for each in the user's order."""
+        if isinstance(value, int | float):
+            return torch.full_like(self.weights, value)
+        order = self.order or range(len(value))
+        return torch.tensor([value[place] for place in order], dtype=torch.float32, device=self.weights.device)
+
+    def uniform(self, deltas: Tensor, seed: int = 0) -> Tensor:
+        """(k, n) numbers in [0, 1): the same for the same branch, tensor, entry and seed, however the work is cut up."""
+        index = torch.arange(self.start, self.start + deltas.shape[1], device=deltas.device)
+        seeds = self.seeds or tuple(range(deltas.shape[0]))
+        rows = [_mixed(index + _signed(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
+        return torch.stack([(row & 0xFFFFFF).float() / 0x1000000 for row in rows])
+
+
+def _signed(value: int) -> int:
+    """A Python integer wrapped to int64."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """splitmix64's finaliser (Steele et al. 2014) on int64, which wraps; >> is arithmetic, so its copies are masked off."""
+    x = x * _signed(0x9E3779B97F4A7C15)
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+Measure = Callable[[Tensor, Any, Chunk], Tensor]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The exact value that the `share` largest entries of each row of `measure` (>= 0) reach; ties all reach it.
+
+    The fact is a tensor (rows,): keep `measure >= fact`. A share of 1 keeps all, a share of 0 none.
+    """
+
+    name: str
+    shares: tuple[float, ...]  # one per row of the measure, in the user's order of branches where there is one per branch
+    measure: Measure  # (k, n) -> (rows, n)
+    per_branch: bool = True
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sum of each row of `measure` over the scope; the fact is a float64 tensor (rows,)."""
+
+    name: str
+    measure: Measure  # (k, n) -> (rows, n)
+
+
+Statistic = Cut | Sums
+Trim = Callable[[Tensor, Any, Chunk], Tensor]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered merge rule. Calling it merges one chunk: (k, n) -> (n,)."""
+
+    combine: Callable[[Tensor, Any, Chunk], Tensor]
+    Settings: type[RuleSettings]
+    summary: str
+    source: str
+    trim: Trim | None = None
+    statistics: Callable[[Any, int], Sequence[Statistic]] | None = None  # (settings, k)
+    whole_rows: bool = False  # chunks must hold whole rows
+    branches: tuple[int, int | None] = (1, None)  # fewest and most
+    version: int = 1
+
+    def __call__(self, deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:
+        return self.combine(self.trimmed(deltas, settings, chunk), settings, chunk)
+
+    def trimmed(self, deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:
+        return deltas if self.trim is None else self.trim(deltas, settings, chunk)
+
+    def wanted(self, settings: Any, k: int) -> Sequence[Statistic]:
+        return () if self.statistics is None else self.statistics(settings, k)
+
+
+def rule(
+    *,
+    source: str,
+    trim: Trim | None = None,
+    statistics: Callable[[Any, int], Sequence[Statistic]] | None = None,
+    whole_rows: bool = False,
+    branches: tuple[int, int | None] = (1, None),
+    version: int = 1,
+) -> Callable[[Callable[[Tensor, Any, Chunk], Tensor]], Rule]:
+    """Make a merge rule of a function (deltas, settings, chunk) -> merged; its settings class is read off its signature."""
+
+    def build(combine: Callable[[Tensor, Any, Chunk], Tensor]) -> Rule:
+        settings = get_type_hints(combine)["settings"]
+        summary = (inspect.getdoc(combine) or "").partition("\n")[0]
+        return Rule(combine, settings, summary, source, trim, statistics, whole_rows, branches, version)
+
+    return build
+
+
+def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[float] | None = None) -> Tensor:
+    """Merge whole deltas held in memory: (k, ...) -> (...), each taken as one tensor (scope `tensor`)."""
+    from spunge.merging.thresholds import facts_of  # thresholds stands on this file
+
+    flat = deltas.reshape(deltas.shape[0], -1).float()
+    chosen = torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
+    chunk = Chunk(chosen.float(), columns=deltas.shape[-1])
+    chunk = replace(chunk, facts=facts_of(rule, flat, settings, chunk))
+    return rule(flat, settings, chunk).reshape(deltas.shape[1:])

@@ -1,0 +1,258 @@
+"""What can be merged: a spunge delta, a full checkpoint, a PEFT LoRA adapter, each read as a difference from the base.
+
+A source names the tensors it changes and gives any run of their entries as float32, so that a merge never holds more than
+a few chunks. A LoRA difference is formed in fixed blocks of rows: its rounding does not depend on how the work is cut up.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spunge.checkpoints import Checkpoint, TensorInfo
+from spunge.deltas import Delta, LowRank, open_delta
+from spunge.registry import RecipeError
+
+BLOCK = 128  # rows of a LoRA difference that are formed at once
+
+
+class Source(Protocol):
+    """One branch of a merge."""
+
+    @property
+    def label(self) -> str:
+        """For messages and reports."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its content."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The base's tensors that this source changes."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a changed tensor."""
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        """Entries start..stop of the flattened difference, float32; `base` holds the base's own, float32."""
+
+
+class Mapped:
+    """Tensors of a checkpoint as flat views into mapped files: nothing is read before it is used, nothing is copied."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._files: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    def view(self, name: str) -> Tensor:
+        """The whole tensor, flat, in its own dtype; do not write into it."""
+        return self._view(self.checkpoint.tensors[name])
+
+    def _view(self, info: TensorInfo) -> Tensor:
+        if not info.numel:
+            return torch.empty(0, dtype=info.dtype)
+        with self._lock:
+            if info.file not in self._files:
+                self._files[info.file] = _map(info.file)
+        mapped = self._files[info.file]
+        if info.start % info.dtype.itemsize:
+            return torch.frombuffer(bytearray(mapped[info.start : info.stop]), dtype=info.dtype)
+        return torch.frombuffer(mapped, dtype=info.dtype, count=info.numel, offset=info.start)
+
+
+def _map(file: Path) -> mmap.mmap:
+    """A private mapping: torch wants writable memory, and MAP_NORESERVE (0x4000 on Linux) reserves none for it."""
+    with file.open("rb") as stream:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_POPULATE") else 0)
+            return mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+@dataclass
+class DeltaSource:
+    """A spunge delta: dense differences or LoRA factors, in float32."""
+
+    delta: Delta
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.delta.folder.name
+        self._mapped = Mapped(Checkpoint(self.delta.folder))
+        self._factors: dict[str, LowRank] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.delta.tensors
+
+    @property
+    def base(self) -> str | None:
+        """Fingerprint of the base it was made from."""
+        return self.delta.info.get("base")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return sketch(Checkpoint(self.delta.folder), json.dumps(self.delta.tensors, sort_keys=True))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.delta.tensors[name]["shape"])
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        if self.delta.tensors[name]["kind"] == "dense":
+            return self._mapped.view(name)[start:stop].float()
+        factors = self._factors.get(name)
+        if factors is None:
+            change = self.delta.change(name)
+            assert isinstance(change, LowRank)
+            factors = change
+            self._factors = {name: factors}  # the tensors come one after the other
+        return low_rank_entries(factors, start, stop)
+
+
+@dataclass
+class CheckpointSource:
+    """A full fine-tuned model: its difference from the base is taken entry by entry, in float32."""
+
+    checkpoint: Checkpoint
+    label: str
+    changes: Collection[str]
+
+    def __post_init__(self) -> None:
+        self._mapped = Mapped(self.checkpoint)
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.changes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return sketch(self.checkpoint)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.tensors[name].shape
+
+    def raw(self, name: str) -> Tensor:
+        """The model's own values, flat, in its own dtype."""
+        return self._mapped.view(name)
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        return self.raw(name)[start:stop].float() - base
+
+
+@dataclass
+class AdapterSource:
+    """A PEFT LoRA adapter: scale * B @ A per adapted layer, and the modules it stores whole."""
+
+    label: str
+    fingerprint: str
+    factors: Mapping[str, LowRank]
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`)
+
+    @property
+    def names(self) -> Collection[str]:
+        return [*self.factors, *self.replaced]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.replaced:
+            return tuple(self.replaced[name].shape)
+        factors = self.factors[name]
+        shape = (factors.B.shape[0], factors.A.shape[1])
+        return shape[::-1] if factors.transposed else shape
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        if name in self.replaced:
+            return self.replaced[name].reshape(-1)[start:stop].float() - base
+        return low_rank_entries(self.factors[name], start, stop)
+
+
+def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
+    """Entries start..stop of the flattened product, from whole blocks of rows at fixed places."""
+    columns = factors.B.shape[0] if factors.transposed else factors.A.shape[1]
+    rows = factors.A.shape[1] if factors.transposed else factors.B.shape[0]
+    block = BLOCK * columns
+    pieces = []
+    for number in range(start // block, -(-stop // block)):
+        first, last = number * BLOCK, min(rows, (number + 1) * BLOCK)
+        part = factors._replace(A=factors.A[:, first:last]) if factors.transposed else factors._replace(B=factors.B[first:last])
+        offset = number * block
+        pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
+    """sha256 over every tensor's name, dtype and shape and over samples of its bytes: quick, and equal for equal content."""
+    total = hashlib.sha256(extra.encode())
+    streams = {file: file.open("rb") for file in checkpoint.files}
+    try:
+        for name in sorted(checkpoint.tensors):
+            info = checkpoint.tensors[name]
+            total.update(f"{name}:{info.dtype}:{list(info.shape)}".encode())
+            for offset in range(8):
+                streams[info.file].seek(info.start + (info.stop - info.start) * offset // 8)
+                total.update(streams[info.file].read(min(512, math.ceil((info.stop - info.start) / 8))))
+    finally:
+        for stream in streams.values():
+            stream.close()
+    return total.hexdigest()
+
+
+def open_source(place: "str | Path", base: Path, label: str | None = None) -> Source:
+    """Open a delta, a full checkpoint or a LoRA adapter, from a folder or a Hub id (`owner/name`, `owner/name@revision`).
+
+    Raises RecipeError when it is none of them, or does not fit the base.
+    """
+    folder = resolve(place)
+    name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
+    if (folder / "delta.json").exists():
+        return DeltaSource(open_delta(folder), name)
+    if (folder / "adapter_config.json").exists():
+        from spunge.merging.adapters import open_adapter
+
+        return open_adapter(folder, Checkpoint(base), name)
+    return open_checkpoint(folder, Checkpoint(base), name)
+
+
+def resolve(place: "str | Path", setting: str = "--model") -> Path:
+    """A folder as it is; a Hub id is fetched into the Hub's cache."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder
+    identifier, _, revision = str(place).partition("@")
+    if identifier.count("/") != 1 or str(place).startswith((".", "/", "~")):
+        raise RecipeError(f"{setting}: no folder {str(place)!r}; give a folder, or a Hub id such as owner/name")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md"]
+    try:
+        return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{setting}: {str(place)!r} cannot be fetched from the Hub ({reason})") from None
+
+
+def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSource:
+    """A full checkpoint of the base's architecture. Raises RecipeError naming the first tensor that does not fit."""
+    checkpoint = Checkpoint(folder)
+    known, own = base.tensors, checkpoint.tensors
+    changes = [name for name, info in known.items() if info.dtype.is_floating_point]
+    for name in changes:
+        if name not in own:
+            raise RecipeError(f"--model: {label!r} lacks tensor {name!r} of the base; it is another model or was saved in part")
+    return CheckpointSource(checkpoint, label, changes)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return content

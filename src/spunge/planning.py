@@ -1,0 +1,189 @@
+"""What a run would do, what is done already, and about what it would take, without loading weights.
+
+The figures are estimates: floating-point operations over a measured matrix product's speed, tensors' sizes from the
+safetensors headers. They are for deciding where to run, not for comparing methods.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spunge.checkpoints import Checkpoint
+from spunge.models import DOWN_PROJECTIONS, bfloat16_speedup, pick_device
+from spunge.pipeline import Job, Run, claim
+from spunge.recipe import Recipe, load_recipe
+from spunge.registry import METHODS
+from spunge.texts import Samples
+
+EFFICIENCY = 0.35  # share of a large matrix product's speed that a small model's step reaches
+PROCESS = 700 * 2**20  # python, torch and transformers themselves
+BATCH = 256 * 2**20  # activations and logits of one batch, roughly
+LETTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    stage: str
+    work: str
+    done: bool
+    seconds: float | None  # None where the model is not here yet
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: str
+    stages: list[Stage]
+    memory: int | None  # bytes of the whole process at its peak
+    disk: int | None  # bytes that the run's folder takes
+    seconds: float | None  # of what is not done yet
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path = "runs/run") -> Plan:
+    """Read and split the rows, look at the run's folder and the model's headers, and estimate. Writes nothing.
+
+    Raises RecipeError as a run would.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    work = Run(recipe, Path(out).resolve())
+    if (work.folder / "recipe.yaml").exists():
+        claim(work)
+    local = Path(recipe.model.path).is_dir()
+    if local or recipe.model.path.startswith((".", "/", "~")):
+        size = _Size.of(work)
+    else:
+        size = None  # a Hub id: nothing is downloaded for a plan
+    resumed = local and (work.folder / "recipe.yaml").exists()
+    jobs = [*work.branches, *work.controls]
+    stages: list[Stage] = []
+    for job in jobs:
+        steps = sum(recipe.unlearn.steps_for(len(part.samples)) for part in job.parts)
+        title = f"unlearn {', '.join(part.value for part in job.parts)} ({steps} steps)"
+        seconds = size.training(steps, job, recipe) if size else None
+        stages.append(Stage(job.stage, title, resumed and work.done(job), seconds))
+    seconds = size.merging(len(work.branches)) if size else None
+    stages.append(Stage("merge", f"{recipe.merge.rule} of {len(work.branches)} branches", resumed and work.merged, seconds))
+    for stage in ["base", *(job.stage for job in jobs), "merged"] if work.evaluations else []:
+        seconds = size.judging(work) if size else None
+        names = ", ".join(items.name for items in work.evaluations)
+        stages.append(Stage(stage, f"judge: {names}", resumed and not work.unscored(stage), seconds))
+    return Plan(
+        folder=str(work.folder),
+        stages=stages,
+        memory=size.memory() if size else None,
+        disk=size.disk(len(jobs)) if size else None,
+        seconds=round(sum(stage.seconds or 0 for stage in stages if not stage.done), 1) if size else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How big the model is and how fast this machine is."""
+
+    entries: int
+    nbytes: int
+    trained: int  # entries that a branch changes
+    speed: float  # floating-point operations a second
+    width: int  # bytes an entry takes in memory
+    depth: int  # blocks
+
+    @classmethod
+    def of(cls, work: Run) -> "_Size":
+        checkpoint = Checkpoint(work.base_folder)
+        entries = sum(info.numel for info in checkpoint.tensors.values())
+        cpu = pick_device(work.recipe.model.device).type == "cpu"
+        reduced = work.recipe.model.dtype in ("auto", "bfloat16") and (not cpu or bfloat16_speedup() > 1.2)
+        dtype = torch.bfloat16 if reduced else torch.float32
+        trained = _trained_entries(work.recipe.unlearn, checkpoint)
+        config = json.loads((work.base_folder / "config.json").read_text())
+        depth = config.get("num_hidden_layers") or config.get("n_layer") or 1
+        return cls(entries, checkpoint.nbytes, trained, _speed(dtype), 2 if reduced else 4, depth)
+
+    def training(self, steps: int, job: Job, recipe: Recipe) -> float:
+        unlearn: Any = recipe.unlearn
+        length = min(_mean_tokens([part.samples for part in job.parts]), unlearn.max_length)
+        tokens = steps * unlearn.batch_size * unlearn.accumulation * length
+        passes = METHODS.get(unlearn.method).passes(unlearn, self.depth)
+        return round(2 * self.entries * tokens * passes / self.speed, 1)
+
+    def judging(self, work: Run) -> float:
+        letters = sum(items.table.nbytes for items in work.evaluations)
+        return round(2 * self.entries * letters / LETTERS_PER_TOKEN / self.speed, 1)
+
+    def merging(self, branches: int) -> float:
+        return round((self.nbytes + 8 * self.trained * branches) / 5e8, 1)
+
+    def memory(self) -> int:
+        # A trained entry is held as float32 with its gradient and Adam's two moments: 16 bytes.
+        return PROCESS + BATCH + self.entries * self.width + 16 * self.trained
+
+    def disk(self, deltas: int) -> int:
+        return self.nbytes + deltas * 4 * self.trained
+
+
+def _trained_entries(unlearn: Any, checkpoint: Checkpoint) -> int:
+    """Entries that one branch trains: the factors of LoRA, the chosen tensors, or all."""
+    what = getattr(unlearn, "trainable", None)
+    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    if what is None:
+        sizes = [info.numel for info in matrices if any(f".{name}.weight" in info.name for name in DOWN_PROJECTIONS)]
+        return sum(sorted(sizes)[-3:])
+    if what.kind == "lora":
+        named = what.targets if isinstance(what.targets, list) else ["q_proj", "v_proj", "query_key_value", "c_attn"]
+        chosen = [info for info in matrices if what.targets == "all-linear" or any(f".{name}." in info.name for name in named)]
+        return sum(what.rank * sum(info.shape) for info in chosen)
+    if what.kind == "tensors":
+        import fnmatch
+
+        return sum(i.numel for i in checkpoint.tensors.values() if any(fnmatch.fnmatch(i.name, p) for p in what.match))
+    return sum(info.numel for info in checkpoint.tensors.values())
+
+
+def _mean_tokens(samples: list[Samples]) -> float:
+    letters = sum(each.table.nbytes for each in samples)
+    return letters / LETTERS_PER_TOKEN / max(1, sum(len(each) for each in samples))
+
+
+def _speed(dtype: torch.dtype) -> float:
+    """Floating-point operations a second that this machine reaches on a model's step."""
+    size = 768
+    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return EFFICIENCY * 2 * size**3 / best
+
+
+def plan_text(planned: Plan) -> str:
+    """The plan as a person reads it."""
+    width = max(len(stage.stage) for stage in planned.stages)
+    lines = [f"run folder: {planned.folder}", ""]
+    for stage in planned.stages:
+        mark = "done" if stage.done else "to do"
+        taken = f"about {_duration(stage.seconds)}" if stage.seconds is not None and not stage.done else ""
+        lines.append(f"{mark:6} {stage.stage:{width}}  {stage.work}  {taken}".rstrip())
+    lines.append("")
+    if planned.memory is None or planned.disk is None or planned.seconds is None:
+        lines.append("memory, disk and time: unknown until the model is downloaded")
+    else:
+        lines.append(
+            f"about {planned.memory / 2**30:.1f} GiB of memory, {planned.disk / 2**30:.2f} GiB of disk, "
+            f"{_duration(planned.seconds)} for what is to do"
+        )
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

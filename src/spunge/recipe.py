@@ -1,0 +1,345 @@
+"""The frame of a recipe: which model, which rows to forget, how to split, unlearn, merge and judge.
+
+A method, merge rule or evaluator declares its own settings in its own file; this file finds them by name. Unknown keys
+are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from spunge.registry import EVALUATORS, METHODS, RULES, RecipeError, Registry, suggestion
+
+__all__ = ["Recipe", "RecipeError", "load_recipe"]
+
+Scalar = str | int | float | bool
+
+
+class Strict(BaseModel):
+    """A block of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(Strict):
+    path: str = Field(description="Hub id, or a folder with a checkpoint.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
+        "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
+
+
+class Source(Strict):
+    """Where rows come from: files, or a dataset on the Hub."""
+
+    path: str | None = Field(None, description="A .jsonl, .json, .csv, .parquet or .txt file, a folder of them, or a glob.")
+    hub: str | None = Field(None, description="A dataset's id on the Hub.")
+    config: str | None = Field(None, description="The Hub dataset's configuration.")
+    split: str = Field("train", description="The Hub dataset's split.")
+    revision: str | None = Field(None, description="The Hub dataset's branch, tag or commit.")
+    assign: dict[str, Scalar] = Field(default_factory=dict, description="Constant columns to add, such as {domain: bio}.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path or hub")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Rows(Strict):
+    """Rows of a source, and which of their columns are the text."""
+
+    source: Sources | None = Field(None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's.")
+    text: str | None = Field(None, description="Column with plain text.")
+    prompt: str | None = Field(None, description="Column with the prompt; the loss is on the completion alone.")
+    completion: str | None = Field(None, description="Column with the completion.")
+    messages: str | None = Field(None, description="Column with chat messages; the loss is on the last answer alone.")
+    where: str | None = Field(None, description="SQL condition that a row must meet.")
+    limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Rows":
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if sum(column is not None for column in (self.text, self.prompt, self.messages)) > 1:
+            raise ValueError("give one of text, prompt + completion, messages")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column; empty when the recipe names none."""
+        return {role: name for role in ("text", "prompt", "completion", "messages") if (name := getattr(self, role))}
+
+
+class ForgetRows(Rows):
+    source: Sources = Field(description="File, folder, glob, {hub: ..}, or a list of them.")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return super().columns or {"text": "text"}
+
+
+class Split(Strict):
+    by: str = Field(description="The attribute: a column, or an SQL expression. A list puts a row into several parts.")
+    values: list[Scalar] | dict[str, list[Scalar]] | None = Field(
+        None, description="Values to make parts of, or {part: [values]}. Default: every value that occurs."
+    )
+    min_rows: int = Field(1, ge=1, description="Parts with fewer rows are dropped.")
+    unassigned: Literal["drop", "keep", "error"] = Field(
+        "drop", description="Rows whose value is in no part: drop them, keep them as a part of their own, or stop."
+    )
+
+
+class MethodSettings(Strict):
+    method: str = Field(description="Name of the unlearning method (`spunge list methods`).")
+
+
+class RuleSettings(Strict):
+    rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
+
+
+class EvaluatorSettings(Strict):
+    kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
+    name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
+    source: Sources | None = Field(None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's.")
+    where: str | None = Field(None, description="SQL condition that a row must meet.")
+    limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
+    by: str | None = Field(
+        None, description="Column or SQL expression that names each row's subject. Default: split.by where the rows have it."
+    )
+    subject: str | None = Field(
+        None, description="Name under which all rows together are reported. Default: `all` where the rows have no subjects."
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=Strict)
+
+
+def _named(registry: Registry, key: str, default: str | None) -> Any:
+    """Turn {key: NAME, ...} into the settings class that the named object declares."""
+
+    def build(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get(key, default)
+        if not isinstance(name, str):
+            raise RecipeError(f"{registry.setting}: missing; known: {', '.join(registry.names())}")
+        settings: type[Strict] = registry.get(name).Settings
+        return _validated(settings, {**value, key: name}, registry.setting.rpartition(".")[0])
+
+    return BeforeValidator(build)
+
+
+class Recipe(Strict):
+    model: ModelSettings
+    forget: ForgetRows
+    split: Split | None = Field(None, description="Default: one part that holds every row.")
+    retain: Rows | None = Field(None, description="Rows to keep behaving on, where the method needs them.")
+    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)]
+    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
+        default_factory=lambda: {"rule": "ties"}, validate_default=True
+    )
+    controls: list[Literal["joint"]] = Field(default_factory=lambda: ["joint"], description="Baselines to train beside.")
+    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
+        default_factory=list
+    )
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        names = [evaluation_name(entry) for entry in self.evaluate]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"evaluate: two evaluations are called {name!r}; give each a name of its own")
+        if METHODS.get(self.unlearn.method).needs_retain and self.retain is None:
+            raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
+        return self
+
+
+def evaluation_name(entry: EvaluatorSettings) -> str:
+    return entry.name or entry.kind
+
+
+def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file, a shipped recipe's name, or a mapping, and apply `a.b=c` overrides.
+
+    Relative paths in a file are relative to that file; in a mapping or an override, to the working directory. All are
+    made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
+    """
+    if isinstance(source, Mapping):
+        content: Any = yaml.safe_load(yaml.safe_dump(_plain(source)))
+        folder = Path.cwd()
+    else:
+        file = recipe_file(str(source))
+        folder = file.parent.resolve()
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`")
+    _anchor(content, folder)
+    for override in overrides:
+        path, value = _parse_override(override)
+        _assign(content, path, value)
+    _anchor(content, Path.cwd())
+    return _validated(Recipe, content, "")
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe given by path or by a shipped recipe's name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_recipes()}
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"recipe: no file {name!r}, nor a shipped recipe of that name{suggestion(name, shipped)}")
+
+
+def shipped_recipes() -> list[Path]:
+    return sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML with every default filled in; it loads to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
+    try:
+        return path.split("."), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set: the value of {path!r} is not YAML: {text!r}; quote it") from None
+
+
+def _assign(content: Any, path: list[str], value: Any) -> None:
+    """Set content[path] = value; a number in the path is a list's index."""
+    at, shown = content, "recipe"
+    for step, following in zip(path, [*path[1:], None], strict=True):
+        shown = f"{shown}.{step}"
+        key: Any = step
+        if isinstance(at, list):
+            if not step.isdigit() or int(step) >= len(at):
+                raise RecipeError(f"--set: {'.'.join(path)!r}: {step!r} is no index into a list of {len(at)}")
+            key = int(step)
+        elif not isinstance(at, dict):
+            raise RecipeError(f"--set: {'.'.join(path)!r}: there are no settings below a plain value at {shown!r}")
+        if following is None:
+            at[key] = value
+        else:
+            if isinstance(at, dict) and at.get(key) is None:
+                at[key] = {}
+            at = at[key]
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make the file and folder paths in a recipe absolute."""
+    model = content.get("model")
+    if isinstance(model, str):
+        content["model"] = model = {"path": model}
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        model["path"] = _absolute_model(model["path"], folder)
+    blocks = [content.get("forget"), content.get("retain")]
+    evaluate = content.get("evaluate")
+    blocks += evaluate if isinstance(evaluate, list) else []
+    for block in blocks:
+        if not isinstance(block, dict) or block.get("source") is None:
+            continue
+        for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:
+            if isinstance(item, dict) and isinstance(item.get("path"), str):
+                item["path"] = _absolute(item["path"], folder)
+        if isinstance(block["source"], str):
+            block["source"] = _absolute(block["source"], folder)
+        elif isinstance(block["source"], list):
+            block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
+
+
+def _absolute_model(path: str, folder: Path) -> str:
+    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path."""
+    place = folder / Path(path).expanduser()
+    return str(place) if place.exists() or path.startswith((".", "/", "~")) else path
+
+
+def _validated(settings: type[SettingsT], content: Any, prefix: str) -> SettingsT:
+    try:
+        return settings.model_validate(content)
+    except ValidationError as error:
+        raise RecipeError(_explained(error, settings, prefix)) from None
+
+
+def _explained(error: ValidationError, settings: type[Strict], prefix: str) -> str:
+    """The first error as one line: the setting, the value, the mend."""
+    first = error.errors()[0]
+    place = [str(step) for step in first["loc"]]
+    name = ".".join([prefix, *place] if prefix else place)
+    kind, given = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        known = _fields_at(settings, place[:-1])
+        return f"{name}: no such setting{suggestion(place[-1], known)}"
+    if kind == "missing":
+        return f"{name}: missing; the recipe must give it"
+    if kind == "value_error" and isinstance(first["ctx"]["error"], RecipeError):
+        return str(first["ctx"]["error"])
+    if kind == "value_error":
+        message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+        return f"{name}: {message}" if name else message
+    return f"{name}: {_shown(given)}: {first['msg'].lower().replace('input should', 'it should')}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields_at(settings: type[Strict], place: list[str]) -> list[str]:
+    """The known keys of the block at `place`."""
+    block: Any = settings
+    for step in place:
+        fields = getattr(block, "model_fields", {})
+        if step in fields:
+            block = _block_of(fields[step].annotation)
+    return list(getattr(block, "model_fields", {}))
+
+
+def _block_of(annotation: Any) -> Any:
+    """The settings class inside an annotation such as `Rows | None` or `list[Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _block_of(inner)) is not None:
+            return found
+    return None

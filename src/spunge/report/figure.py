@@ -1,0 +1,166 @@
+"""A metric as an inline SVG: a band per subject, a lane per kind of stage, a mark at the value, a whisker beside it.
+
+Places along the axis are percentages and nothing is scaled, so one drawing fits a phone and a desk, with text of one
+size. Shapes as well as colours tell the stages apart; colours are near Okabe and Ito's, set by the page's style.
+"""
+
+import math
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+from spunge.report.axis import Axis, axis_for
+from spunge.report.scores import GROUPS, Cell, Metric, Scores, Stage, Subject
+from spunge.report.wording import MISSING, clean, name, number, shortened, width
+
+LANE, LABEL, GAP, TOP, GROUP = 12, 18, 10, 24, 24  # pixels
+NAME = 30  # columns that a subject may take
+SHAPES = {
+    "base": "M-4.5 0A4.5 4.5 0 1 0 4.5 0 4.5 4.5 0 1 0-4.5 0Z",
+    "own": "M0-5.5 5.5 0 0 5.5-5.5 0Z",
+    "branch": "M-1-4.5H1V4.5H-1Z",
+    "control": "M-4-4H4V4H-4Z",
+    "further": "M0-5 5 4H-5Z",
+    "merged": "M-5 0A5 5 0 1 0 5 0 5 5 0 1 0-5 0Z",
+    "stage": "M-4-4 4 4M4-4-4 4",
+}
+
+
+class Look(NamedTuple):
+    """How a stage is drawn: its shape's and colour's name, and its lane from the top."""
+
+    shape: str
+    lane: int
+
+
+class Key(NamedTuple):
+    """A line of the legend."""
+
+    shape: str
+    path: str
+    label: str
+
+
+def looks(scores: Scores) -> dict[str, Look]:
+    """Stage -> look. All branches share a lane; every other stage has its own."""
+    found: dict[str, Look] = {}
+    lanes: dict[str, int] = {}
+    controls = scores.of_kind("control")
+    order = ("base", "branch", "control", "stage", "merged")
+    for stage in sorted(scores.stages, key=lambda stage: order.index(stage.kind)):
+        lane = lanes.setdefault(stage.kind if stage.kind == "branch" else stage.key, len(lanes))
+        shape = "further" if stage in controls[1:] else stage.kind
+        found[stage.key] = Look(shape, lane)
+    return found
+
+
+def legend(scores: Scores) -> list[Key]:
+    drawn = looks(scores)
+    keys = []
+    for stage in sorted(scores.stages, key=lambda stage: drawn[stage.key].lane):
+        if stage.kind != "branch":
+            keys.append((drawn[stage.key].shape, clean(stage.label)))
+        elif ("own", "branch of this part") not in keys:
+            keys += [("own", "branch of this part"), ("branch", "other branches")]
+    return [Key(shape, SHAPES[shape], label) for shape, label in keys]
+
+
+def figure(metric: Metric, scores: Scores, identifier: str) -> str:
+    """SVG text, well-formed as XML; `identifier` makes its ids unique in the page."""
+    axis = axis_for(metric.numbers, metric.share)
+    drawn = looks(scores)
+    lanes = 1 + max((look.lane for look in drawn.values()), default=0)
+    parts: list[ET.Element] = []
+    y, group = TOP, None
+    for subject in metric.subjects:
+        if subject.group != group and len({subject.group for subject in metric.subjects}) > 1:
+            parts.append(_text(GROUPS[subject.group], "0%", y + 12, "group"))
+            y += GROUP
+        group = subject.group
+        parts += _band(metric, subject, scores, drawn, axis, y)
+        y += LABEL + lanes * LANE + GAP
+    root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(y + 4), "role": "img"})
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    root.set("aria-labelledby", f"{identifier}-title {identifier}-desc")
+    ET.SubElement(root, "title", {"id": f"{identifier}-title"}).text = f"{clean(metric.name)} by subject and stage"
+    ET.SubElement(root, "desc", {"id": f"{identifier}-desc"}).text = _described(metric, axis)
+    root.extend(_grid(axis, y))
+    root.extend(parts)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _described(metric: Metric, axis: Axis) -> str:
+    better = "Higher" if metric.higher_is_better else "Lower"
+    scale = "logarithmic axis" if axis.logarithmic else "axis"
+    return (
+        f"Dot plot of {len(metric.subjects)} subjects, {scale} from {number(axis.low)} to {number(axis.high)}. "
+        f"{better} means a better model. Whiskers are 95% intervals. The table below holds the same numbers."
+    )
+
+
+def _grid(axis: Axis, bottom: int) -> list[ET.Element]:
+    step = min((abs(b - a) for a, b in zip(axis.ticks, axis.ticks[1:], strict=False)), default=1.0)
+    drawn = []
+    for tick in axis.ticks:
+        x = _percent(axis.place(tick))
+        drawn.append(ET.Element("line", {"class": "grid", "x1": x, "x2": x, "y1": str(TOP - 6), "y2": str(bottom)}))
+        drawn.append(_text(_tick(tick, 0 if axis.logarithmic else step), x, TOP - 11, "tick"))
+    return drawn
+
+
+def _tick(value: float, step: float) -> str:
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.0e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9)) + (step == 0.25)}f}" if step else f"{value:g}"
+
+
+def _band(
+    metric: Metric, subject: Subject, scores: Scores, drawn: dict[str, Look], axis: Axis, top: int
+) -> list[ET.Element]:
+    base, merged = metric.cell("base", subject.name), metric.cell("merged", subject.name)
+    band = [_text(shortened(name(subject.name), NAME), "0%", top + 12, "subject")]
+    if width(name(subject.name)) > NAME:
+        ET.SubElement(band[0], "title").text = name(subject.name)
+    if base is not None and merged is not None:
+        band.append(_text(f"{metric.shown(base.value)} → {metric.shown(merged.value)}", "100%", top + 12, "change"))
+    marks: list[ET.Element] = []
+    # What tells most is drawn last: other branches lie below the part's own.
+    for stage in sorted(scores.stages, key=lambda stage: (stage.key == subject.branch, stage.kind == "merged")):
+        cell = metric.cell(stage.key, subject.name)
+        if cell is None:
+            continue
+        look = drawn[stage.key]
+        shape = "own" if stage.key == subject.branch else look.shape
+        y = top + LABEL + look.lane * LANE + LANE // 2
+        if cell.interval and shape != "branch":
+            band.append(_whisker(axis.place(cell.interval.low), axis.place(cell.interval.high), y, shape))
+        marks.append(_mark(axis.place(cell.value), y, shape, _said(metric, subject, stage, cell)))
+    return band + marks
+
+
+def _said(metric: Metric, subject: Subject, stage: Stage, cell: Cell) -> str:
+    count = f", n = {cell.n}" if cell.n is not None else ""
+    off = "" if math.isfinite(cell.value) else " (beyond the axis)"
+    return f"{name(subject.name)}, {clean(stage.label)}: {metric.with_interval(cell) or MISSING}{off}{count}"
+
+
+def _whisker(low: float, high: float, y: int, shape: str) -> ET.Element:
+    places = {"x1": _percent(low), "x2": _percent(high), "y1": str(y), "y2": str(y)}
+    return ET.Element("line", {"class": f"whisker {shape}", **places})
+
+
+def _mark(x: float, y: int, shape: str, said: str) -> ET.Element:
+    # A nested drawing puts any shape at a percentage, which a transform cannot.
+    place = ET.Element("svg", {"x": _percent(x), "y": str(y), "overflow": "visible"})
+    ET.SubElement(place, "title").text = said
+    ET.SubElement(place, "path", {"class": f"mark {shape}", "d": SHAPES[shape]})
+    return place
+
+
+def _text(content: str, x: str, y: int, kind: str) -> ET.Element:
+    element = ET.Element("text", {"class": kind, "x": x, "y": str(y)})
+    element.text = content
+    return element
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"

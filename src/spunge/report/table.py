@@ -1,0 +1,133 @@
+"""The results as a table: for a terminal, as wide as it allows, and as plain text for a pipe."""
+
+import io
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from spunge.report.scores import Cell, Group, Metric, Scores, Stage, Subject, read_scores
+from spunge.report.wording import MISSING, clean, name, shortened
+
+NAME = 28  # columns that a subject may take
+HEAD = 12  # that a stage may take
+BRIEFLY: dict[Group, str] = {"forget": "to forget", "mixed": "together", "other": "to keep"}
+
+
+class Form(NamedTuple):
+    """How much is shown."""
+
+    intervals: tuple[str, ...]  # kinds of stages that show theirs
+    branches: bool  # each in a column of its own; else only the branch of the line's own part
+
+
+# From the fullest to the narrowest.
+MOST = ("base", "control", "merged")
+FORMS = (
+    Form(MOST, True),
+    Form(("merged",), True),
+    Form(MOST, False),
+    Form((), True),
+    Form(("merged",), False),
+    Form((), False),
+)
+
+
+def results_table(results: Mapping[str, Any], width: int | None = None) -> Table:
+    """The fullest form that fits into `width` columns (the terminal's by default): a line per metric and subject."""
+    scores = read_scores(results)
+    room = width or shutil.get_terminal_size((100, 24)).columns
+    # Measured as if there were no end to the line, so that a table which does not fit says so.
+    endless = Console(width=100_000, file=io.StringIO())
+    for form in FORMS:
+        table = _table(scores, form)
+        if Measurement.get(endless, endless.options, table).maximum <= room:
+            break
+    return table
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
+    scores = read_scores(results)
+    lines = [["metric", "subject", *(clean(stage.key) for stage in scores.stages)]]
+    for metric in scores.metrics:
+        for subject in metric.subjects:
+            cells = [metric.cell(stage.key, subject.name) for stage in scores.stages]
+            shown = [MISSING if cell is None else metric.with_interval(cell) for cell in cells]
+            lines.append([clean(metric.name), name(subject.name), *shown])
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in lines[0]:
+        table.add_column(no_wrap=True)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    file = io.StringIO()
+    Console(file=file, width=100_000, color_system=None, force_terminal=False).print(table)
+    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+
+
+def _table(scores: Scores, form: Form) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("\nmetric", no_wrap=True, min_width=4)
+    table.add_column("\nsubject", no_wrap=True, min_width=9)
+    columns = _columns(scores, form)
+    for column in columns:
+        table.add_column(column.head, no_wrap=True, style=column.style)
+    for metric in scores.metrics:
+        group = None
+        heading = Text(clean(metric.name), style="bold")
+        for subject in metric.subjects:
+            if group != subject.group and len({subject.group for subject in metric.subjects}) > 1:
+                table.add_row(heading, Text(BRIEFLY[subject.group], style="dim italic"))
+                heading = Text("")
+            group = subject.group
+            shown = [column.show(metric, subject) for column in columns]
+            table.add_row(heading, Text(shortened(name(subject.name), NAME)), *shown)
+            heading = Text("")
+        table.add_section()
+    return table
+
+
+class Column(NamedTuple):
+    head: Text
+    style: str
+    show: Callable[[Metric, Subject], Text]
+
+
+def _columns(scores: Scores, form: Form) -> list[Column]:
+    columns = []
+    folded = False
+    for stage in scores.stages:
+        if stage.kind == "branch" and not form.branches:
+            if not folded:
+                columns.append(Column(Text("own\nbranch"), "", _own))
+            folded = True
+        else:
+            columns.append(Column(_head(stage), "bold" if stage.kind == "merged" else "", _shower(stage, form)))
+    return columns
+
+
+def _head(stage: Stage) -> Text:
+    shown = shortened(name(stage.name), HEAD)
+    return Text(f"{stage.kind}\n{shown}" if stage.kind in ("branch", "control") else f"\n{shown}")
+
+
+def _shower(stage: Stage, form: Form) -> Callable[[Metric, Subject], Text]:
+    return lambda metric, subject: _shown(metric, metric.cell(stage.key, subject.name), stage.kind in form.intervals)
+
+
+def _own(metric: Metric, subject: Subject) -> Text:
+    return _shown(metric, metric.cell(subject.branch, subject.name), False) if subject.branch else Text("")
+
+
+def _shown(metric: Metric, cell: Cell | None, interval: bool) -> Text:
+    if cell is None:
+        return Text(MISSING, style="dim")
+    text = Text(metric.shown(cell.value))
+    if interval and metric.interval(cell):
+        text.append(f" {metric.interval(cell)}", style="dim not bold")
+    return text

@@ -1,0 +1,61 @@
+"""What each training did, from its delta.json, as lines of a table."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spunge.folders import read_json
+from spunge.report.wording import MISSING, clean, duration, name, number, size
+
+
+class Training(NamedTuple):
+    """One branch or control; text that is ready to be shown."""
+
+    name: str
+    rows: str
+    parts: int
+    steps: str
+    stopped: str
+    losses: str
+    seconds: str
+    seed: str
+    tensors: tuple[str, ...]
+    entries: str  # numbers that may differ from the base
+    size: str
+
+
+def trained(run: Path, kind: str, split: Mapping[str, Any], results: Mapping[str, Any]) -> list[Training]:
+    """Every training below RUN/KIND, in the order of the parts."""
+    parts = split.get("parts") or results.get("parts") or []
+    names = {str(part["slug"]): str(part["value"]) for part in parts} if kind == "branches" else {}
+    found = {file.parent.name: file.parent for file in sorted((run / kind).glob("*/delta.json"))}
+    order = [slug for slug in names if slug in found] + [slug for slug in found if slug not in names]
+    return [_training(found[slug], names.get(slug, slug)) for slug in order]
+
+
+def _training(folder: Path, value: str) -> Training:
+    info = read_json(folder / "delta.json")
+    info = info if isinstance(info, Mapping) else {}
+    parts = info.get("parts") or []
+    tensors = info.get("tensors") or {}
+    weights = folder / "delta.safetensors"
+    losses = (f"{clean(term)} {_loss(value)}" for term, value in (info.get("losses") or {}).items())
+    seeds = info.get("seeds", info.get("seed"))
+    return Training(
+        name=name(value),
+        rows=clean(sum(part.get("rows", 0) for part in parts)) if parts else MISSING,
+        parts=len(parts),
+        steps=clean(info.get("steps", MISSING)),
+        stopped=clean(info.get("stopped") or ""),
+        losses=", ".join(losses) or MISSING,
+        seconds=duration(info["seconds"]) if isinstance(info.get("seconds"), int | float) else MISSING,
+        seed=MISSING if seeds is None else ", ".join(map(clean, seeds if isinstance(seeds, list) else [seeds])),
+        tensors=tuple(map(clean, tensors)),
+        entries=f"{sum(math.prod(entry.get('shape') or [0]) for entry in tensors.values()):,}",
+        size=size(weights.stat().st_size) if weights.exists() else MISSING,
+    )
+
+
+def _loss(value: Any) -> str:
+    return number(float(value)) if isinstance(value, int | float) else clean(value)

@@ -1,0 +1,78 @@
+"""What the merge did to the weights, from merge.json, as tables."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from spunge.report.wording import clean, number
+
+LISTED = 4  # branches whose numbers are listed one by one; of more, the smallest and the largest
+
+
+class TensorLine(NamedTuple):
+    name: str
+    kept: str
+    conflicts: str
+    before: str
+    after: str
+
+
+class MergeFacts(NamedTuple):
+    rule: str
+    settings: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...]  # label, weight
+    cosine: tuple[tuple[str, ...], ...]
+    tensors: tuple[TensorLine, ...]
+    mean_kept: str
+    mean_conflicts: str
+
+
+def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
+    """Ready to be shown; what the file lacks stays empty. None for an empty file."""
+    if not content:
+        return None
+    tensors = {str(name): entry for name, entry in (content.get("tensors") or {}).items() if isinstance(entry, Mapping)}
+    kept = [share for entry in tensors.values() for share in _numbers(entry.get("kept"))]
+    conflicts = [share for entry in tensors.values() for share in _numbers(entry.get("conflicts"))]
+    settings = content.get("settings") or {}
+    return MergeFacts(
+        rule=clean(content.get("rule", "")),
+        settings=tuple((clean(key), clean(value)) for key, value in settings.items() if key != "rule"),
+        notes=tuple(map(clean, content.get("notes") or [])),
+        sources=tuple((clean(s.get("label", "")), clean(s.get("weight", ""))) for s in content.get("sources") or []),
+        cosine=tuple(tuple(number(cell, share=True) for cell in row) for row in content.get("cosine") or []),
+        tensors=tuple(_line(name, entry) for name, entry in tensors.items()),
+        mean_kept=_percent(fmean(kept)) if kept else "",
+        mean_conflicts=_percent(fmean(conflicts)) if conflicts else "",
+    )
+
+
+def _line(name: str, entry: Mapping[str, Any]) -> TensorLine:
+    return TensorLine(
+        name=clean(name),
+        kept=_each([_percent(share) for share in sorted_if_many(_numbers(entry.get("kept")))]),
+        conflicts=_each([_percent(share) for share in _numbers(entry.get("conflicts"))]),
+        before=_each([number(norm) for norm in sorted_if_many(_numbers(entry.get("before")))]),
+        after=_each([number(norm) for norm in _numbers(entry.get("after"))]),
+    )
+
+
+def sorted_if_many(values: list[float]) -> list[float]:
+    """In the branches' order while they are listed one by one."""
+    return sorted(values) if len(values) > LISTED else values
+
+
+def _each(shown: Sequence[str]) -> str:
+    if len(shown) > LISTED:
+        return f"{shown[0]} to {shown[-1]}"
+    return ", ".join(shown)
+
+
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    return [float(item) for item in values if isinstance(item, int | float) and not isinstance(item, bool)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"

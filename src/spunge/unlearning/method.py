@@ -1,0 +1,61 @@
+"""What an unlearning method is: one class with its settings, its source, and a function from a task to a branch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from spunge.deltas import Change
+from spunge.models import Base
+from spunge.recipe import MethodSettings
+from spunge.texts import Samples
+
+
+def ignore_progress(step: int, steps: int, loss: float) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One branch's work: forget these parts, each with a seed of its own. The joint control has all parts, a branch one."""
+
+    base: Base
+    parts: Mapping[str, Samples]  # attribute value -> its samples
+    retain: Samples | None
+    seeds: Mapping[str, int]  # attribute value -> its seed, the same in its branch and in the joint control
+    log: Path | None = None  # one JSON line a step
+    progress: Callable[[int, int, float], None] = ignore_progress
+
+    @property
+    def seed(self) -> int:
+        return sum(self.seeds.values()) % (1 << 63)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a method changed, by checkpoint tensor name, and how it went."""
+
+    changes: Mapping[str, Change]
+    steps: int
+    losses: Mapping[str, float]  # mean of each logged term over the last tenth of the steps
+    stopped: str | None = None  # why before the last step, if so
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """`summary` is the class's docstring. `version` rises when the same settings give another delta."""
+
+    Settings: ClassVar[type[MethodSettings]]  # with `steps_for(rows)`, `batch_size`, `accumulation` and `max_length`
+    source: ClassVar[str]
+    needs_retain: ClassVar[bool]
+    version: ClassVar[int]
+
+    @staticmethod
+    def passes(settings: Any, depth: int) -> float:
+        """Forward passes of a whole model of `depth` blocks that one forget sample costs, for estimates."""
+        ...
+
+    @staticmethod
+    def unlearn(task: Task, settings: Any) -> Branch:
+        """Leaves `task.base` exactly as it was."""
+        ...

@@ -1,0 +1,196 @@
+"""RMU, representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218, section 4).
+
+With M_u and M_0 the hidden states after block l of the trained model and of the base, u a fixed random unit vector:
+
+    loss = mean over forget tokens |M_u - c u|^2 / d  +  alpha * mean over retain tokens |M_u - M_0|^2 / d
+
+Only the MLP output projections of blocks l-2, l-1 and l are trained. Both terms are divided by the hidden size d (as the
+reference code does; the paper divides by neither), so alpha means the same in both.
+
+    spunge run demo --set unlearn.method=rmu
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spunge.models import Base, down_projection, find_blocks
+from spunge.recipe import Strict
+from spunge.registry import RecipeError
+from spunge.texts import Batch
+from spunge.unlearning.batches import batches_of, interleaved
+from spunge.unlearning.loop import Loss, TrainingSettings, train
+from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.trained import Trainable, training, training_tensors
+from spunge.unlearning.trunk import Entered, Trunk
+
+TRAINED_BLOCKS = 3
+
+
+class Relative(Strict):
+    relative: float = Field(5.0, gt=0, description="c is so many times the norm of the base's hidden state, token by token.")
+
+
+class RMUSettings(TrainingSettings):
+    method: Literal["rmu"] = "rmu"
+    layer: int | float = Field(
+        0.23, ge=0, description="l: the block whose output is steered, as an index from 0 or, below 1, a share of the depth."
+    )
+    coefficient: float | Relative = Field(
+        default_factory=Relative,
+        description="c: the length of the target. A number as published (Zephyr-7b: 6.5), or {relative: 5}, which fits any model.",
+    )
+    alpha: float = Field(100.0, ge=0, description="Weight of the retain term (Zephyr-7b as published: 1200).")
+    skip_first: int | None = Field(
+        None,
+        ge=0,
+        description="First tokens of each text to leave out of both terms: many models park a huge norm there. "
+        "Default: 1 for a relative coefficient, 0 for a published one.",
+    )
+    min_cosine: float | None = Field(
+        None, gt=-1, lt=1, description="A branch stops early once the cosine of M_u and M_0 on forget tokens is below this."
+    )
+    trainable: Trainable | None = Field(None, description="Default: the MLP output projections of blocks l-2, l-1 and l.")
+    epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
+    steps: int | None = Field(80, ge=1, description="Optimizer steps for each part; the joint control takes their sum.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW (Zephyr-7b as published: 5e-5).")
+
+
+class RMU:
+    """Steer the forget texts' hidden states to a fixed random direction; hold the retain texts' where they are."""
+
+    Settings: ClassVar[type[TrainingSettings]] = RMUSettings
+    source: ClassVar[str] = "Li et al. 2024, arXiv 2403.03218"
+    needs_retain: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+
+    @staticmethod
+    def passes(settings: RMUSettings, depth: int) -> float:
+        layer = block_index(settings.layer, depth)
+        # Forget and retain: the frozen prefix once, the trained blocks four times (base, forward, backward twice).
+        return 2 * (max(0, layer - TRAINED_BLOCKS + 1) + 4 * min(TRAINED_BLOCKS, layer + 1)) / depth
+
+    @staticmethod
+    def unlearn(task: Task, settings: RMUSettings) -> Branch:
+        base = task.base
+        layer = block_index(settings.layer, len(find_blocks(base.model)))
+        first = max(0, layer - TRAINED_BLOCKS + 1)
+        if settings.trainable is not None:
+            return _steer(task, settings, Trunk(base, 0, layer), training(base, settings.trainable, task.seed))
+        return _steer(task, settings, Trunk(base, first, layer), training_tensors(base, _trained_names(base, first, layer)))
+
+
+@dataclass
+class _Cosine:
+    """Mean cosine on forget tokens over the last batches, one topic's after another's."""
+
+    floor: float | None
+    recent: list[float]
+
+    def too_low(self) -> str | None:
+        if self.floor is None or len(self.recent) < 4:
+            return None
+        mean = sum(self.recent[-4:]) / 4
+        return f"cosine {mean:.3f} below {self.floor}" if mean < self.floor else None
+
+
+def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Branch:
+    base, retain = task.base, task.retain
+    if retain is None:
+        raise RecipeError("retain: missing, and RMU needs it; add retain.source")
+    steps = {value: settings.steps_for(len(samples)) for value, samples in task.parts.items()}
+    order = interleaved(steps)
+    forget_batches = {
+        value: batches_of(samples, base, settings, task.seeds[value]) for value, samples in task.parts.items()
+    }
+    retain_batches = batches_of(retain, base, settings, task.seed)
+    size = base.model.config.get_text_config().hidden_size
+    directions = {value: direction(size, seed).to(base.device) for value, seed in task.seeds.items()}
+    cosine = _Cosine(settings.min_cosine, [])
+    with weights as trained:
+        originals = _block_weights(base, trunk, trained.originals)
+
+        def base_states(entered: Entered) -> Tensor:
+            with torch.no_grad(), trained.adapter_off():
+                return trunk.states(entered, originals).float()
+
+        def next_loss(number: int) -> Loss:
+            value = order[number // settings.accumulation]
+            batch = next(forget_batches[value])
+            entered = trunk.prefix(batch)
+            before = base_states(entered)
+            after = trunk.states(entered).float()
+            kept = counted(batch, settings)
+            forget = token_mean(after - target(before, directions[value], settings), kept)
+            cosine.recent.append(float(mean_cosine(after.detach(), before, kept)))
+            held = next(retain_batches)
+            entered = trunk.prefix(held)
+            retained = token_mean(trunk.states(entered).float() - base_states(entered), counted(held, settings))
+            terms = {"forget": float(forget.detach()), "retain": float(retained.detach()), "cosine": cosine.recent[-1]}
+            return Loss(forget + settings.alpha * retained, terms)
+
+        history = train(task, settings, trained.parameters, next_loss, len(order), cosine.too_low)
+        changes = trained.changes(1.0)
+    return Branch(changes, history.steps, history.losses, history.stopped)
+
+
+def block_index(layer: int | float, depth: int) -> int:
+    """l as an index; a value below 1 that is no whole number is a share of the depth. Raises RecipeError outside it."""
+    index = round(layer * depth) if isinstance(layer, float) and 0 < layer < 1 else int(layer)
+    if not 0 <= index < depth:
+        raise RecipeError(f"unlearn.layer: {layer}: the model has {depth} blocks; give 0 to {depth - 1}")
+    return index
+
+
+def direction(size: int, seed: int) -> Tensor:
+    """u: (d,), entries uniform on [0, 1), divided by the norm."""
+    drawn = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    return drawn / drawn.norm()
+
+
+def target(before: Tensor, u: Tensor, settings: RMUSettings) -> Tensor:
+    """c u for each token: (b, t, d), with c fixed or relative to the base's norm at that token."""
+    if isinstance(settings.coefficient, Relative):
+        return settings.coefficient.relative * before.norm(dim=-1, keepdim=True) * u
+    return (settings.coefficient * u).expand_as(before)
+
+
+def counted(batch: Batch, settings: RMUSettings) -> Tensor:
+    """(b, t): 1 on the tokens that enter the loss, 0 on padding and on the first tokens that are left out."""
+    skip = settings.skip_first
+    if skip is None:
+        skip = 1 if isinstance(settings.coefficient, Relative) else 0
+    kept = batch.mask.clone()
+    # A text too short to lose its first tokens keeps its last one.
+    long_enough = batch.mask.sum(dim=1) > skip
+    kept[long_enough, :skip] = 0
+    return kept
+
+
+def token_mean(difference: Tensor, kept: Tensor) -> Tensor:
+    """Mean of the squares over the counted tokens and the hidden size: (b, t, d), (b, t) -> scalar."""
+    squares = difference.square().mean(dim=-1) * kept
+    return squares.sum() / kept.sum()
+
+
+def mean_cosine(after: Tensor, before: Tensor, kept: Tensor) -> Tensor:
+    """Mean cosine over the counted tokens: (b, t, d), (b, t, d), (b, t) -> scalar."""
+    return (torch.cosine_similarity(after, before, dim=-1) * kept).sum() / kept.sum()
+
+
+def _trained_names(base: Base, first: int, last: int) -> list[str]:
+    names = {id(parameter): name for name, parameter in base.model.named_parameters()}
+    blocks = find_blocks(base.model)
+    return [names[id(down_projection(blocks[index])[1])] for index in range(first, last + 1)]
+
+
+def _block_weights(base: Base, trunk: Trunk, originals: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """For each of the trunk's blocks, the base values of its trained tensors, by their names within the block."""
+    names = {id(parameter): name for name, parameter in base.model.named_parameters()}
+    return [
+        {inner: originals[names[id(weight)]] for inner, weight in block.named_parameters() if names.get(id(weight)) in originals}
+        for block in trunk.blocks
+    ]

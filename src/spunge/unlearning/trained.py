@@ -1,0 +1,152 @@
+"""Which weights a method trains: LoRA factors, some tensors, or all of them. The base is put back bit for bit after."""
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from spunge.deltas import Change, LowRank
+from spunge.models import Base
+from spunge.recipe import Strict
+from spunge.registry import RecipeError
+
+
+class LoRA(Strict):
+    """Low-rank factors beside the frozen weights (Hu et al. 2021), through peft."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, description="r: rank of the factors.")
+    alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
+    dropout: float = Field(0.01, ge=0, lt=1)
+    targets: list[str] | Literal["default", "all-linear"] = Field(
+        "default", description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture."
+    )
+
+
+class Selected(Strict):
+    """Some tensors in full, chosen by name."""
+
+    kind: Literal["tensors"] = "tensors"
+    match: list[str] = Field(min_length=1, description="Patterns of parameter names, such as '*.mlp.down_proj.weight'.")
+
+
+class Everything(Strict):
+    """Every tensor in full (full fine-tuning)."""
+
+    kind: Literal["all"] = "all"
+
+
+Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: Any  # what to call: the base's model, or peft's wrapper of it
+    parameters: list[nn.Parameter]
+    originals: dict[str, Tensor]  # trained tensor's parameter name -> its base value; empty for LoRA
+    changes: Callable[[float], dict[str, Change]]  # sign and strength -> the change so far, by checkpoint name
+    adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@contextmanager
+def training(base: Base, what: LoRA | Selected | Everything, seed: int) -> Iterator[Trained]:
+    """Make `what` trainable in float32 inside the block; the base is restored when it ends."""
+    if isinstance(what, LoRA):
+        with _lora(base, what, seed) as trained:
+            yield trained
+        return
+    names = [name for name, _ in base.model.named_parameters()]
+    if isinstance(what, Selected):
+        for pattern in what.match:
+            if not fnmatch.filter(names, pattern):
+                raise RecipeError(f"unlearn.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}")
+        names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
+    with training_tensors(base, names) as trained:
+        yield trained
+
+
+@contextmanager
+def training_tensors(base: Base, names: list[str]) -> Iterator[Trained]:
+    """Make the named parameters trainable, as float32 copies, inside the block."""
+    parameters = dict(base.model.named_parameters())
+    missing = [name for name in names if name not in base.names]
+    if missing:
+        raise RecipeError(f"unlearn.trainable: {missing[0]!r} is in the model but not in the checkpoint")
+    chosen = {name: parameters[name] for name in names}
+    originals = {name: parameter.data for name, parameter in chosen.items()}
+    for parameter in chosen.values():
+        # A float32 master copy: bfloat16 would swallow most steps of a small learning rate.
+        parameter.data = parameter.data.float().clone()
+        parameter.requires_grad_(True)
+
+    def changes(factor: float) -> dict[str, Change]:
+        found: dict[str, Change] = {}
+        for name, parameter in chosen.items():
+            change = factor * (parameter.detach() - originals[name].float())
+            found.update(dict.fromkeys(base.names[name], change))
+        return found
+
+    try:
+        yield Trained(base.model, list(chosen.values()), originals, changes)
+    finally:
+        for name, parameter in chosen.items():
+            parameter.grad = None
+            parameter.data = originals[name]
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def _lora(base: Base, what: LoRA, seed: int) -> Iterator[Trained]:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    targets: list[str] | str | None = None if what.targets == "default" else what.targets
+    if targets is None and base.model.config.model_type not in KNOWN:
+        targets = "all-linear"
+    config = LoraConfig(
+        r=what.rank,
+        lora_alpha=what.alpha,  # type: ignore[arg-type]
+        lora_dropout=what.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        wrapped = get_peft_model(base.model, config)
+    except ValueError as error:
+        raise RecipeError(f"unlearn.trainable.targets: {what.targets!r}: {str(error).splitlines()[0]}") from None
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+
+    def changes(factor: float) -> dict[str, Change]:
+        found: dict[str, Change] = {}
+        for name, layer in layers.items():
+            adapter = "default"
+            change = LowRank(
+                layer.lora_A[adapter].weight.detach().float().clone(),
+                layer.lora_B[adapter].weight.detach().float().clone(),
+                factor * layer.scaling[adapter],
+                bool(getattr(layer, "fan_in_fan_out", False)),
+            )
+            found.update(dict.fromkeys(base.names[f"{name}.weight"], change))
+        return found
+
+    try:
+        yield Trained(wrapped, parameters, {}, changes, wrapped.disable_adapter)
+    finally:
+        wrapped.unload()
+        base.model.requires_grad_(False)
+        for attribute in ("peft_config", "_hf_peft_config_loaded"):
+            vars(base.model).pop(attribute, None)

@@ -1,0 +1,64 @@
+"""TVN, task-vector negation (Ilharco et al. 2023, arXiv 2212.04089; Zhang et al. 2023, arXiv 2306.14870).
+
+Fine-tune the base on the forget samples, then subtract what was learned: the change of each tensor is
+-strength * (trained - base), with LoRA -strength * (alpha / r) * B A. The negative sign is carried by the scale alone;
+negating both factors would cancel.
+
+    spunge run toxigen-small --set forget.source=toxigen_human.jsonl
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from spunge.texts import IGNORED, token_losses
+from spunge.unlearning.batches import batches_of, union
+from spunge.unlearning.loop import Loss, TrainingSettings, train
+from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.trained import LoRA, Trainable, training
+
+
+class TVNSettings(TrainingSettings):
+    method: Literal["tvn"] = "tvn"
+    strength: float = Field(1.0, gt=0, description="lambda: how much of what was learned is subtracted.")
+    trainable: Trainable = Field(default_factory=LoRA, description="What is fine-tuned. Default: LoRA as in the paper.")
+    epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Of the learning rate, down to 0.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW. Not in the paper's text; our choice.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+
+
+class TVN:
+    """Fine-tune on the forget texts, then subtract the change (task-vector negation)."""
+
+    Settings: ClassVar[type[TrainingSettings]] = TVNSettings
+    source: ClassVar[str] = "Ilharco et al. 2023, arXiv 2212.04089"
+    needs_retain: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+
+    @staticmethod
+    def passes(settings: TVNSettings, depth: int) -> float:
+        return 2.0 if isinstance(settings.trainable, LoRA) else 3.0
+
+    @staticmethod
+    def unlearn(task: Task, settings: TVNSettings) -> Branch:
+        base = task.base
+        everything = union(task.parts)
+        steps = sum(settings.steps_for(len(samples)) for samples in task.parts.values())
+        batches = batches_of(everything, base, settings, task.seed)
+        with training(base, settings.trainable, task.seed) as trained:
+
+            def next_loss(_number: int) -> Loss:
+                batch = next(batches)
+                logits = trained.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+                losses = token_losses(logits, batch.labels)
+                total = losses.sum() / (batch.labels[:, 1:] != IGNORED).sum().clamp(min=1)
+                return Loss(total, {})
+
+            trained.model.train()
+            try:
+                history = train(task, settings, trained.parameters, next_loss, steps)
+            finally:
+                trained.model.eval()
+            changes = trained.changes(-settings.strength)
+        return Branch(changes, history.steps, history.losses, history.stopped)

@@ -1,0 +1,128 @@
+"""The HTML page: whole, escaped, offline, and tolerant of what is missing."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from spunge.report.page import page, write_page
+from spunge.report.wording import name
+
+MARKUP = '<script>alert("1")</script>'
+LONG = "z" * 400
+ARABIC, CHINESE = "مرحبا بالعالم", "日本語の値"
+VOID = {"meta", "path", "line", "br"}
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and text of a page; fails on a tag that is closed out of turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_written_into_the_run_and_returned(tmp_path, write_run):
+    file = write_page(write_run(tmp_path))
+    assert file == tmp_path / "report.html"
+    outline = Outline(file.read_text(encoding="utf-8"))
+    assert outline.open == []
+    for said in (
+        "tiny",
+        "rmu",
+        "Europe",
+        "Asia",
+        "Africa",
+        "fewer than split.min_rows",
+        "density: 0.2",
+        "21.3%",
+        "torch 2.5",
+    ):
+        assert said in outline.text
+
+
+def test_values_from_the_data_stay_text(tmp_path, write_run):
+    html = page(
+        write_run(tmp_path, parts=[MARKUP, f'" onload="x{LONG}'], kept=["<b>neighbour</b>", "</svg><img src=x>"])
+    )
+    outline = Outline(html)
+    assert not {"script", "img", "b"} & {tag for tag, _ in outline.tags}
+    assert not any(key.startswith("on") for _, attributes in outline.tags for key in attributes)
+    assert MARKUP in outline.text
+    assert "<b>neighbour</b>" in outline.text
+
+
+def test_every_script_and_direction_is_shown_whole(tmp_path, write_run):
+    text = Outline(page(write_run(tmp_path, parts=[ARABIC, CHINESE, LONG]))).text
+    assert ARABIC in text
+    assert CHINESE in text
+    assert LONG in text  # short in charts and sentences, whole in the split
+
+
+def test_characters_that_no_file_or_terminal_should_hold_are_replaced(tmp_path, write_run):
+    html = write_page(write_run(tmp_path, parts=["a\x00b\x1b[31m\ud800\u202e", "c"])).read_text(encoding="utf-8")
+    assert not {"\x00", "\x1b", "\u202e"} & set(html)
+    assert "a\N{REPLACEMENT CHARACTER}b" in html
+
+
+def test_an_empty_value_has_a_name(tmp_path, write_run):
+    assert name("") == "(empty)"
+    assert "(empty)" in page(write_run(tmp_path, parts=["", "x"]))
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path, write_run):
+    outline = Outline(page(write_run(tmp_path)))
+    policy = next(attributes["content"] for _, attributes in outline.tags if attributes.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert not any(key in ("src", "href") for _, attributes in outline.tags for key in attributes)
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "split.json", "results.json", "merge.json", "branches/p0/delta.json"])
+def test_a_missing_file_leaves_its_section_out_and_the_page_whole(tmp_path, write_run, file):
+    run = write_run(tmp_path)
+    (run / file).unlink()
+    assert Outline(page(run)).open == []
+
+
+def test_an_empty_folder_gives_a_page_that_says_nothing_was_judged(tmp_path):
+    assert "judged nothing" in page(tmp_path)
+
+
+def test_an_unknown_metric_is_shown_like_any_other(tmp_path, write_run, row):
+    run = write_run(tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    results["rows"] += [row(stage, "Asia", "toxicity", 0.04, 0.01) for stage in ("base", "merged")]
+    (run / "results.json").write_text(json.dumps(results))
+    text = Outline(page(run)).text
+    assert "toxicity" in text
+    assert "0.040" in text
+
+
+def test_a_recipe_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("a: [</pre>")
+    assert "a: [&lt;/pre&gt;" in page(tmp_path)
+
+
+def test_the_training_table_tells_rows_steps_losses_and_size(tmp_path, write_run):
+    text = Outline(page(write_run(tmp_path))).text
+    for said in ("forget 1.25, retain 0.5000", "23.4 s", "2.0 KiB", "48 entries", "of 2 parts"):
+        assert said in text

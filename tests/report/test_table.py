@@ -1,0 +1,121 @@
+"""The table of a terminal and the plain text of a pipe."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from spunge.report.table import results_table, results_text
+from spunge.report.wording import number, shortened, signed, width
+
+
+def printed(results, columns, **options):
+    file = io.StringIO()
+    Console(file=file, width=columns, **options).print(results_table(results, columns))
+    return file.getvalue()
+
+
+def test_the_text_holds_every_number_under_its_stage(results):
+    lines = results_text(results()).splitlines()
+    assert lines[0].split() == ["metric", "subject", "base", "branch:p0", "branch:p1", "control:joint", "merged"]
+    fallen = "0.30 [0.20 0.40]"
+    assert (
+        lines[1].split("  ") == ["accuracy", "", "Europe", "", "0.90 [0.80 1.00]", *[fallen] * 4] or fallen in lines[1]
+    )
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["accuracy", "Europe"],
+        ["accuracy", "Asia"],
+        ["accuracy", "Africa"],
+        ["accuracy", "facts"],
+        ["perplexity", "text"],
+    ]
+    assert "12.60 [12.10 13.10]" in lines[-1]
+
+
+def test_the_text_has_no_escape_codes_and_no_trailing_space(results):
+    text = results_text(results(parts=["\x1b[31mred", "b"]))
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_a_missing_cell_is_a_dash(results):
+    found = results()
+    found["rows"] = [row for row in found["rows"] if (row["stage"], row["subject"]) != ("merged", "Asia")]
+    line = next(line for line in results_text(found).splitlines() if " Asia " in line)
+    assert line.endswith("–")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120, 160])
+@pytest.mark.parametrize("parts", [2, 13])
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(results, columns, parts):
+    names = [f"part number {index}" for index in range(parts)]
+    text = printed(results(parts=names), columns)
+    assert max(map(width, text.splitlines())) <= columns
+    assert "…" not in text
+    assert text.count("0.90") == parts
+
+
+def test_a_wide_terminal_shows_intervals_of_base_control_and_merged(results):
+    line = next(line for line in printed(results(), 160).splitlines() if "Europe" in line and "0.90" in line)
+    assert line.count("[") == 3
+
+
+def test_a_narrow_terminal_folds_the_branches_into_one_column(results):
+    text = printed(results(parts=[f"group {index}" for index in range(13)]), 80)
+    assert "own" in text
+    assert "group 12" in text
+
+
+def test_markup_in_a_value_is_shown_as_text(results):
+    text = printed(results(parts=["[bold red]x[/]", "[/b]"]), 120, color_system="truecolor", force_terminal=True)
+    assert "[bold red]x[/]" in text
+    assert "[/b]" in text
+
+
+def test_long_and_wide_values_are_cut_in_the_middle(results):
+    assert shortened("a" * 50 + "b" * 50, 10) == "aaaaaa…bbb"
+    assert width(shortened("日本語の長い値" * 9, 20)) <= 20
+    assert max(map(width, printed(results(parts=["z" * 400, "日本語" * 100]), 80).splitlines())) <= 80
+
+
+def test_results_without_rows_give_an_empty_table():
+    assert results_text({}).split() == ["metric", "subject"]
+    assert "metric" in printed({}, 80)
+
+
+def test_results_read_from_json_with_nulls_are_taken_as_missing(results):
+    found = json.loads(json.dumps(results()))
+    found["rows"][0] |= {"value": None}
+    found["rows"][1] |= {"low": None, "high": None, "n": None}
+    line = results_text(found).splitlines()[1]
+    assert "0.30" in line
+    assert line.count("[") == 3
+
+
+def test_parts_come_before_everything_else_whatever_the_order_of_the_rows(results):
+    found = results()
+    found["rows"] = list(reversed(found["rows"]))
+    subjects = [line.split()[1] for line in results_text(found).splitlines()[1:]]
+    assert subjects[1:3] == ["Europe", "Asia"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (float("inf"), "inf"),
+        (12.126, "12.13"),
+        (345.67, "345.7"),
+        (12345.6, "12346"),
+        (1.5e7, "1.50e+07"),
+        (0.0, "0.00"),
+    ],
+)
+def test_numbers_have_the_digits_that_count(value, shown):
+    assert number(value) == shown
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert signed(-0.001, share=True) == "0.00"
+    assert signed(-0.25, share=True) == "−0.25"
