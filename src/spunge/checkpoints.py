@@ -126,7 +126,9 @@ def read_header(file: Path) -> list[TensorInfo]:
     infos = []
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise RecipeError(f"model.path: {file.name} stores {name!r} as {entry['dtype']}; known: {', '.join(DTYPES)}")
+            raise RecipeError(
+                f"model.path: {file.name} stores {name!r} as {entry['dtype']}; known: {', '.join(DTYPES)}"
+            )
         start, stop = (8 + length + offset for offset in entry["data_offsets"])
         if stop > size:
             raise RecipeError(f"model.path: {file.name} is truncated: it ends before tensor {name!r}")

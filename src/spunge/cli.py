@@ -24,7 +24,9 @@ app = typer.Typer(
     help="Make an open-weight language model forget, part by part, and prove what was forgotten and what was kept.",
 )
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
+]
 SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
 OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -133,7 +135,9 @@ def init(
         if data.is_dir():
             shutil.copytree(data, target.with_suffix(""), ignore=shutil.ignore_patterns("__pycache__"))
     except OSError as error:
-        raise RecipeError(f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to") from error
+        raise RecipeError(
+            f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to"
+        ) from error
     typer.echo(str(target))
 
 
@@ -210,7 +214,9 @@ def _one_line(value: str, width: int = 60) -> str:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [[_one_line(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(row[column]) for row in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """A branch is a delta: what unlearning changed, tensor by tensor, in float32, and nothing else.
 
-`delta.safetensors` holds, for each changed tensor of the base checkpoint (by the checkpoint's own names), either the
-dense difference (`NAME`) or the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape
-(out, r)); `delta.json` says which, with the low-rank scale, the base's fingerprint and how the delta was made.
+`delta.safetensors` holds, for each changed tensor of the base checkpoint (by the checkpoint's own names), the dense
+difference (`NAME`), the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape (out, r)), or
+of a sparse one a bit per entry and the entries that are not zero (`NAME.mask`, `NAME.values`); `delta.json` says which, with the low-rank scale, the base's fingerprint and how the delta was made.
 The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,7 +39,25 @@ class LowRank(NamedTuple):
         return product.T.contiguous() if self.transposed else product
 
 
-Change = Tensor | LowRank
+class Sparse(NamedTuple):
+    """Few entries that are not zero: exact, and small where a merge has trimmed most."""
+
+    mask: Tensor  # uint8, one bit per entry, the first entry in the highest bit
+    values: Tensor  # float32, the entries whose bit is set
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, dense: Tensor) -> "Sparse":
+        there = dense.reshape(-1) != 0
+        return cls(torch.from_numpy(np.packbits(there.numpy())), dense.reshape(-1)[there].float(), tuple(dense.shape))
+
+    def dense(self) -> Tensor:
+        out = torch.zeros(math.prod(self.shape))
+        out[torch.from_numpy(np.unpackbits(self.mask.numpy(), count=out.numel())).bool()] = self.values
+        return out.reshape(self.shape)
+
+
+Change = Tensor | LowRank | Sparse
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Delta:
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """Changed tensor -> {kind: dense | lora, shape, scale?, transposed?}."""
+        """Changed tensor -> {kind: dense | lora | sparse, shape, scale?, transposed?}."""
         entries: dict[str, dict[str, Any]] = self.info["tensors"]
         return entries
 
@@ -59,13 +79,15 @@ class Delta:
         stored = Checkpoint(self.folder)
         if entry["kind"] == "dense":
             return stored.read(name)
+        if entry["kind"] == "sparse":
+            return Sparse(stored.read(f"{name}.mask"), stored.read(f"{name}.values"), tuple(entry["shape"]))
         factors = stored.read(f"{name}.lora_A"), stored.read(f"{name}.lora_B")
         return LowRank(*factors, entry["scale"], entry["transposed"])
 
     def dense(self, name: str) -> Tensor:
         """One tensor's change in the base's shape, float32."""
         change = self.change(name)
-        return change.dense() if isinstance(change, LowRank) else change
+        return change if isinstance(change, Tensor) else change.dense()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows start..stop of one tensor's change, float32; reads and computes no more than those."""
@@ -73,7 +95,8 @@ class Delta:
         if entry["kind"] == "dense":
             return Checkpoint(self.folder).read(name, slice(start, stop))
         change = self.change(name)
-        assert isinstance(change, LowRank)
+        if not isinstance(change, LowRank):
+            return self.dense(name)[start:stop]
         if change.transposed:
             return change._replace(A=change.A[:, start:stop]).dense()
         return change._replace(B=change.B[start:stop]).dense()
@@ -82,7 +105,8 @@ class Delta:
 def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any]) -> Delta:
     """Write a delta. `info` joins `delta.json`; it must hold `base` (the base checkpoint's fingerprint).
 
-    Tensors whose change is all zero are left out. Raises RecipeError when a change is not finite or when nothing was changed at all.
+    Tensors whose change is all zero are left out. Raises RecipeError when a change is not finite and
+    when nothing was changed at all.
     """
     stored: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -90,8 +114,16 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
         if isinstance(change, LowRank):
             out, columns = change.B.shape[0], change.A.shape[1]
             shape = [columns, out] if change.transposed else [out, columns]
-            entry: dict[str, Any] = {"kind": "lora", "shape": shape, "scale": change.scale, "transposed": change.transposed}
+            entry: dict[str, Any] = {
+                "kind": "lora",
+                "shape": shape,
+                "scale": change.scale,
+                "transposed": change.transposed,
+            }
             pieces = {f"{name}.lora_A": change.A, f"{name}.lora_B": change.B}
+        elif isinstance(change, Sparse):
+            entries[name] = {"kind": "sparse", "shape": list(change.shape)}
+            pieces = {f"{name}.mask": change.mask, f"{name}.values": change.values}
         else:
             entry = {"kind": "dense", "shape": list(change.shape)}
             pieces = {name: change}
@@ -124,7 +156,7 @@ def open_delta(folder: Path) -> Delta:
 
 @contextmanager
 def applied(parameters: Mapping[str, Tensor], delta: Delta, scale: float = 1.0) -> Iterator[None]:
-    """Inside the block, `parameters` (by checkpoint name) hold base + scale * delta, rounded once; after it, the base."""
+    """Inside the block, `parameters` (by checkpoint name) hold base + scale * delta; after it, the base again."""
     kept = {name: parameters[name].detach().clone() for name in delta.tensors}
     try:
         with torch.no_grad():

@@ -54,5 +54,7 @@ def is_done(folder: Path, key: str) -> bool:
 def unwritable(file: Path, error: OSError) -> RecipeError:
     """The one-line error for a disk that is full or a folder that cannot be written."""
     if error.errno == errno.ENOSPC:
-        return RecipeError(f"--out: the disk that holds {str(file.parent)!r} is full; free some space or give another folder")
+        return RecipeError(
+            f"--out: the disk that holds {str(file.parent)!r} is full; free some space or give another folder"
+        )
     return RecipeError(f"--out: cannot write {str(file)!r} ({error.strerror}); give another folder")

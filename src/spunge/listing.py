@@ -16,7 +16,10 @@ KINDS = (*REGISTRIES, "recipes")
 def listing(kind: str) -> list[dict[str, Any]]:
     """Every choice of a kind: name, summary, source, and its settings with type, default and description."""
     if kind == "recipes":
-        return [{"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))} for file in shipped_recipes()]
+        return [
+            {"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))}
+            for file in shipped_recipes()
+        ]
     registry = REGISTRIES[kind]
     return [_described(name, registry.get(name)) for name in registry.names()]
 
@@ -28,20 +31,29 @@ def _described(name: str, choice: Any) -> dict[str, Any]:
         for field, info in choice.Settings.model_fields.items()
         if field not in ("method", "rule", "kind")
     }
-    return {"name": name, "summary": summary.splitlines()[0], "source": getattr(choice, "source", ""), "settings": settings}
+    return {
+        "name": name,
+        "summary": summary.splitlines()[0],
+        "source": getattr(choice, "source", ""),
+        "settings": settings,
+    }
 
 
 def _type_name(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(repr(value) for value in typing.get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else _plain(annotation)
+    return (
+        annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else _plain(annotation)
+    )
 
 
 def _plain(annotation: Any) -> str:
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation)
     if arguments and origin not in (list, dict, tuple):
-        return " | ".join(dict.fromkeys(_type_name(inner) for inner in arguments if isinstance(inner, type) or typing.get_args(inner)))
+        return " | ".join(
+            dict.fromkeys(_type_name(inner) for inner in arguments if isinstance(inner, type) or typing.get_args(inner))
+        )
     return str(annotation).replace("typing.", "").replace("NoneType", "None")
 
 

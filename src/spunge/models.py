@@ -29,7 +29,9 @@ class Base:
     folder: Path
     device: torch.device
     dtype: torch.dtype
-    names: Mapping[str, tuple[str, ...]]  # the model's parameter -> its names in the checkpoint (two when tied twice stored)
+    names: Mapping[
+        str, tuple[str, ...]
+    ]  # the model's parameter -> its names in the checkpoint (two when tied twice stored)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -64,7 +66,14 @@ def local_folder(settings: ModelSettings) -> Path:
 def _downloaded(settings: ModelSettings) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py" if settings.trust_remote_code else "*.json"]
+    patterns = [
+        "*.safetensors",
+        "*.json",
+        "*.jinja",
+        "*.model",
+        "*.txt",
+        "*.py" if settings.trust_remote_code else "*.json",
+    ]
     if settings.allow_pickle:
         patterns.append("*.bin")
     try:
@@ -104,7 +113,9 @@ def load_base(folder: Path, settings: ModelSettings) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(f"model.path: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
+        raise RecipeError(
+            f"model.path: {str(folder)!r} cannot be loaded as a causal language model: {first}"
+        ) from error
     model.to(device).eval().requires_grad_(False)
     return Base(model, tokenizer, folder, device, dtype, checkpoint_names(model, Checkpoint(folder)))
 
@@ -159,7 +170,9 @@ def checkpoint_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, tupl
     names = {}
     for name, parameter in model.named_parameters():
         candidates = dict.fromkeys(
-            spelling for alias in aliases[id(parameter)] for spelling in (alias, alias.removeprefix(prefix), prefix + alias)
+            spelling
+            for alias in aliases[id(parameter)]
+            for spelling in (alias, alias.removeprefix(prefix), prefix + alias)
         )
         stored = tuple(spelling for spelling in candidates if spelling in checkpoint.tensors)
         if stored:

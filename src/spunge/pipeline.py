@@ -194,7 +194,9 @@ class Run:
     def scores_key(self, stage: str, items: Items) -> str:
         settings = items.settings.model_dump(mode="json", exclude={"source", "name", "subject", "by", "where", "limit"})
         version = EVALUATORS.version(items.settings.kind)
-        return fingerprint({"model": self.stages[stage], "settings": settings, "items": items.sha256, "version": version})
+        return fingerprint(
+            {"model": self.stages[stage], "settings": settings, "items": items.sha256, "version": version}
+        )
 
     def unscored(self, stage: str) -> list[Items]:
         """The evaluations of a stage that are still to be done."""
@@ -205,7 +207,9 @@ class Run:
         ]
 
 
-def run(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None = None, watcher: Watcher | None = None) -> Results:
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None = None, watcher: Watcher | None = None
+) -> Results:
     """Do everything that a recipe asks for and that its folder does not hold yet.
 
     recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name. out: the run's folder, `runs/NAME` by default.
@@ -278,7 +282,8 @@ def claim(work: Run) -> None:
         for setting, value in identity(work.recipe).items():
             if other.get(setting) != value:
                 raise RecipeError(
-                    f"--out: {str(folder)!r} was made by another recipe ({setting} there: {other.get(setting)!r}, here: {value!r}); "
+                    f"--out: {str(folder)!r} was made by another recipe "
+                    f"({setting} there: {other.get(setting)!r}, here: {value!r}); "
                     "give another folder"
                 )
     elif folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
@@ -375,7 +380,9 @@ def judge(work: Run, stage: str, memory: _Memory, watcher: Watcher) -> None:
         for items in todo:
             watcher.begin(f"judge {stage}: {items.name}")
             evaluator = EVALUATORS.get(items.settings.kind)
-            found = evaluator.measure(memory.base, items.settings, items.table, lambda done, total: watcher.step(done, total))
+            found = evaluator.measure(
+                memory.base, items.settings, items.table, lambda done, total: watcher.step(done, total)
+            )
             write_json(
                 work.scores_file(stage, items),
                 {

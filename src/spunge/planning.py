@@ -57,20 +57,21 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path = "run
     if (work.folder / "recipe.yaml").exists():
         claim(work)
     local = Path(recipe.model.path).is_dir()
-    if local or recipe.model.path.startswith((".", "/", "~")):
-        size = _Size.of(work)
-    else:
-        size = None  # a Hub id: nothing is downloaded for a plan
+    # A Hub id that is not here: nothing is downloaded for a plan.
+    size = _Size.of(work) if local or recipe.model.path.startswith((".", "/", "~")) else None
     resumed = local and (work.folder / "recipe.yaml").exists()
     jobs = [*work.branches, *work.controls]
+    unlearn: Any = recipe.unlearn
     stages: list[Stage] = []
     for job in jobs:
-        steps = sum(recipe.unlearn.steps_for(len(part.samples)) for part in job.parts)
+        steps = sum(unlearn.steps_for(len(part.samples)) for part in job.parts)
         title = f"unlearn {', '.join(part.value for part in job.parts)} ({steps} steps)"
         seconds = size.training(steps, job, recipe) if size else None
         stages.append(Stage(job.stage, title, resumed and work.done(job), seconds))
     seconds = size.merging(len(work.branches)) if size else None
-    stages.append(Stage("merge", f"{recipe.merge.rule} of {len(work.branches)} branches", resumed and work.merged, seconds))
+    stages.append(
+        Stage("merge", f"{recipe.merge.rule} of {len(work.branches)} branches", resumed and work.merged, seconds)
+    )
     for stage in ["base", *(job.stage for job in jobs), "merged"] if work.evaluations else []:
         seconds = size.judging(work) if size else None
         names = ", ".join(items.name for items in work.evaluations)
@@ -109,13 +110,13 @@ class _Size:
 
     def training(self, steps: int, job: Job, recipe: Recipe) -> float:
         unlearn: Any = recipe.unlearn
-        length = min(_mean_tokens([part.samples for part in job.parts]), unlearn.max_length)
+        length: float = min(_mean_tokens([part.samples for part in job.parts]), unlearn.max_length)
         tokens = steps * unlearn.batch_size * unlearn.accumulation * length
-        passes = METHODS.get(unlearn.method).passes(unlearn, self.depth)
-        return round(2 * self.entries * tokens * passes / self.speed, 1)
+        passes: float = METHODS.get(unlearn.method).passes(unlearn, self.depth)
+        return round(float(2 * self.entries * tokens * passes / self.speed), 1)
 
     def judging(self, work: Run) -> float:
-        letters = sum(items.table.nbytes for items in work.evaluations)
+        letters: int = sum(items.table.nbytes for items in work.evaluations)
         return round(2 * self.entries * letters / LETTERS_PER_TOKEN / self.speed, 1)
 
     def merging(self, branches: int) -> float:
@@ -138,7 +139,9 @@ def _trained_entries(unlearn: Any, checkpoint: Checkpoint) -> int:
         return sum(sorted(sizes)[-3:])
     if what.kind == "lora":
         named = what.targets if isinstance(what.targets, list) else ["q_proj", "v_proj", "query_key_value", "c_attn"]
-        chosen = [info for info in matrices if what.targets == "all-linear" or any(f".{name}." in info.name for name in named)]
+        chosen = [
+            info for info in matrices if what.targets == "all-linear" or any(f".{name}." in info.name for name in named)
+        ]
         return sum(what.rank * sum(info.shape) for info in chosen)
     if what.kind == "tensors":
         import fnmatch
@@ -148,7 +151,7 @@ def _trained_entries(unlearn: Any, checkpoint: Checkpoint) -> int:
 
 
 def _mean_tokens(samples: list[Samples]) -> float:
-    letters = sum(each.table.nbytes for each in samples)
+    letters: int = sum(each.table.nbytes for each in samples)
     return letters / LETTERS_PER_TOKEN / max(1, sum(len(each) for each in samples))
 
 

@@ -40,12 +40,16 @@ class ModelSettings(Strict):
 class Source(Strict):
     """Where rows come from: files, or a dataset on the Hub."""
 
-    path: str | None = Field(None, description="A .jsonl, .json, .csv, .parquet or .txt file, a folder of them, or a glob.")
+    path: str | None = Field(
+        None, description="A .jsonl, .json, .csv, .parquet or .txt file, a folder of them, or a glob."
+    )
     hub: str | None = Field(None, description="A dataset's id on the Hub.")
     config: str | None = Field(None, description="The Hub dataset's configuration.")
     split: str = Field("train", description="The Hub dataset's split.")
     revision: str | None = Field(None, description="The Hub dataset's branch, tag or commit.")
-    assign: dict[str, Scalar] = Field(default_factory=dict, description="Constant columns to add, such as {domain: bio}.")
+    assign: dict[str, Scalar] = Field(
+        default_factory=dict, description="Constant columns to add, such as {domain: bio}."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -65,7 +69,9 @@ Sources = Annotated[list[Source], BeforeValidator(_listed), Field(min_length=1)]
 class Rows(Strict):
     """Rows of a source, and which of their columns are the text."""
 
-    source: Sources | None = Field(None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's.")
+    source: Sources | None = Field(
+        None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
+    )
     text: str | None = Field(None, description="Column with plain text.")
     prompt: str | None = Field(None, description="Column with the prompt; the loss is on the completion alone.")
     completion: str | None = Field(None, description="Column with the completion.")
@@ -117,14 +123,18 @@ class RuleSettings(Strict):
 class EvaluatorSettings(Strict):
     kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
     name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
-    source: Sources | None = Field(None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's.")
+    source: Sources | None = Field(
+        None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
+    )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
     limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
     by: str | None = Field(
-        None, description="Column or SQL expression that names each row's subject. Default: split.by where the rows have it."
+        None,
+        description="Column or SQL expression that names each row's subject. Default: split.by where the rows have it.",
     )
     subject: str | None = Field(
-        None, description="Name under which all rows together are reported. Default: `all` where the rows have no subjects."
+        None,
+        description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
     )
 
 
@@ -157,7 +167,9 @@ class Recipe(Strict):
     merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"}, validate_default=True
     )
-    controls: list[Literal["joint"]] = Field(default_factory=lambda: ["joint"], description="Baselines to train beside.")
+    controls: list[Literal["joint"]] = Field(
+        default=["joint"], description="Baselines to train beside."
+    )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
         default_factory=list
     )
@@ -195,7 +207,9 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
         except yaml.YAMLError as error:
             raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`")
+        raise RecipeError(
+            f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`"
+        )
     _anchor(content, folder)
     for override in overrides:
         path, value = _parse_override(override)

@@ -38,7 +38,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """Built-in names, then those that installed packages add."""
-        return [*self.builtin, *(point.name for point in entry_points(group=self.group) if point.name not in self.builtin)]
+        return [
+            *self.builtin,
+            *(point.name for point in entry_points(group=self.group) if point.name not in self.builtin),
+        ]
 
     def get(self, name: str) -> Any:
         """The object behind a name. Raises RecipeError for a name that nobody has."""
@@ -90,7 +93,23 @@ METHODS = Registry(
         "tvn": "spunge.unlearning.tvn:TVN",
     },
 )
-RULES = Registry("merge.rule", "rule", "spunge.rules", {"ties": "spunge.merging.rules:ties"})
+RULES = Registry(
+    "merge.rule",
+    "rule",
+    "spunge.rules",
+    {
+        "ties": "spunge.merging.rules:ties",
+        "task_arithmetic": "spunge.merging.rules:task_arithmetic",
+        "average": "spunge.merging.rules:average",
+        "consensus": "spunge.merging.rules:consensus",
+        "dare_linear": "spunge.merging.rules:dare_linear",
+        "dare_ties": "spunge.merging.rules:dare_ties",
+        "della": "spunge.merging.rules:della",
+        "breadcrumbs": "spunge.merging.rules:breadcrumbs",
+        "sce": "spunge.merging.rules:sce",
+        "slerp": "spunge.merging.rules:slerp",
+    },
+)
 EVALUATORS = Registry(
     "evaluate.kind",
     "evaluator",

@@ -88,7 +88,9 @@ class _Hashed(io.RawIOBase):
 
 def _chat(messages: list[dict[str, Any]], tokenizer: Any) -> Text:
     if not tokenizer.chat_template:
-        raise RecipeError("forget.messages: the model's tokenizer has no chat template; give prompt and completion instead")
+        raise RecipeError(
+            "forget.messages: the model's tokenizer has no chat template; give prompt and completion instead"
+        )
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
     return Text(prompt, whole.removeprefix(prompt))

@@ -55,10 +55,18 @@ def _write_run(run: Path, parts: Sequence[str] = ("Europe", "Asia"), kept: Seque
         mine = [part for part in full if place.endswith(f"/{part['slug']}")] or full
         trained = [{"value": part["value"], "rows": part["selected"], "sha256": part["sha256"]} for part in mine]
         losses = {"forget": 1.25, "retain": 0.5}
-        info = {"format": 1, "base": "cd" * 32, "method": "rmu", "settings": {}, "parts": trained, "seed": 3}
+        info = {"format": 1, "base": "cd" * 32, "method": "rmu", "settings": {}, "parts": trained, "seeds": {}}
         _write(
             run / place / "delta.json",
-            info | {"steps": 80, "stopped": None, "losses": losses, "seconds": 23.4, "tensors": tensors},
+            info
+            | {
+                "steps": 80,
+                "stopped": None,
+                "notes": {"coefficient": 51.5},
+                "losses": losses,
+                "seconds": 23.4,
+                "tensors": tensors,
+            },
         )
         (run / place / "delta.safetensors").write_bytes(bytes(2048))
     entry = {"kept": [0.2, 0.19], "conflicts": 0.213, "before": [1.0, 2.0], "after": 1.5}

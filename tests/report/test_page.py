@@ -124,5 +124,5 @@ def test_a_recipe_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path):
 
 def test_the_training_table_tells_rows_steps_losses_and_size(tmp_path, write_run):
     text = Outline(page(write_run(tmp_path))).text
-    for said in ("forget 1.25, retain 0.5000", "23.4 s", "2.0 KiB", "48 entries", "of 2 parts"):
+    for said in ("forget 1.25, retain 0.5000", "23.4 s", "2.0 KiB", "48 entries", "coefficient 51.50", "of 2 parts"):
         assert said in text

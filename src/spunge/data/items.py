@@ -39,7 +39,9 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     items = query.project(columns, rows, setting)
     for role in items.column_names:
         if items[role].null_count:
-            raise RecipeError(f"{setting}.{role}: {columns[role]!r} is null in {items[role].null_count} rows; filter them out")
+            raise RecipeError(
+                f"{setting}.{role}: {columns[role]!r} is null in {items[role].null_count} rows; filter them out"
+            )
     by = entry.by
     if by is None and recipe.split is not None and query.has(recipe.split.by):
         by = recipe.split.by

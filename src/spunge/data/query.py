@@ -34,7 +34,7 @@ class Query:
         if condition is None:
             return np.arange(self.rows)
         table = self._run(f"SELECT {ROW} FROM rows WHERE ({condition}\n) ORDER BY {ROW}", condition, setting)
-        return table[ROW].to_numpy()
+        return np.asarray(table[ROW].to_numpy())
 
     def has(self, expression: str) -> bool:
         """Whether an expression can be evaluated on these rows."""

@@ -45,7 +45,9 @@ def _read(source: Source, setting: str) -> pa.Table:
             loaded = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
         else:
             files = find_files(str(source.path), setting)
-            loaded = datasets.load_dataset(_reader(files, setting), data_files=[str(file) for file in files], split="train")
+            loaded = datasets.load_dataset(
+                _reader(files, setting), data_files=[str(file) for file in files], split="train"
+            )
     except RecipeError:
         raise
     except Exception as error:
@@ -87,7 +89,9 @@ def _reader(files: Sequence[Path], setting: str) -> str:
         raise RecipeError(f"{setting}: {str(files[0])!r}: unknown format; known: {', '.join(READERS)}")
     readers = {READERS[name] for name in formats}
     if len(readers) > 1:
-        raise RecipeError(f"{setting}: files of several formats ({', '.join(sorted(formats))}); give them as a list of sources")
+        raise RecipeError(
+            f"{setting}: files of several formats ({', '.join(sorted(formats))}); give them as a list of sources"
+        )
     return readers.pop()
 
 
@@ -107,7 +111,9 @@ def text_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> p
             if role != "prompt":
                 _refuse_empty(column, f"{setting}.{role}: column {name!r}", name)
         elif column.null_count:
-            raise RecipeError(f"{setting}.messages: column {name!r} is null in {column.null_count} rows; filter them out")
+            raise RecipeError(
+                f"{setting}.messages: column {name!r} is null in {column.null_count} rows; filter them out"
+            )
         chosen[role] = column
     return pa.table(chosen)
 

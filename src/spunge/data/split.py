@@ -107,7 +107,9 @@ def _members(query: Query, kept: np.ndarray, split: Split | None) -> tuple[dict[
     lines = query.values(split.by, "split.by")
     rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
     inside = np.isin(rows, kept, assume_unique=False)
-    codes = np.where(values.indices.is_null().to_numpy(zero_copy_only=False), -1, values.indices.fill_null(0).to_numpy())
+    codes = np.where(
+        values.indices.is_null().to_numpy(zero_copy_only=False), -1, values.indices.fill_null(0).to_numpy()
+    )
     rows, codes = rows[inside], codes[inside]
     known = {value: code for code, value in enumerate(values.dictionary.to_pylist())}
     counts = np.bincount(codes[codes >= 0], minlength=len(known))

@@ -24,9 +24,13 @@ class ChoicesSettings(EvaluatorSettings):
     kind: Literal["choices"] = "choices"
     question: str = Field("question", description="Column or SQL expression: the prompt, a question or a cloze.")
     choices: str = Field("choices", description="Column or SQL expression: the list of candidates.")
-    answer: str = Field("answer", description="Column or SQL expression: the right one, as index from 0, letter or text.")
+    answer: str = Field(
+        "answer", description="Column or SQL expression: the right one, as index from 0, letter or text."
+    )
     separator: str = Field(" ", description="Goes between prompt and candidate.")
-    normalize: Literal["tokens", "characters", "none"] = Field("tokens", description="Length that a log-likelihood is divided by.")
+    normalize: Literal["tokens", "characters", "none"] = Field(
+        "tokens", description="Length that a log-likelihood is divided by."
+    )
     max_length: int = Field(2048, ge=2, description="Tokens of prompt and candidate; a longer prompt loses its start.")
 
 
@@ -62,7 +66,9 @@ def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) ->
     """A candidate's log-likelihood per token, per character, or in all."""
     if settings.normalize == "none":
         return likelihood.log
-    length = likelihood.tokens if settings.normalize == "tokens" else len(text.completion.removeprefix(settings.separator))
+    length = (
+        likelihood.tokens if settings.normalize == "tokens" else len(text.completion.removeprefix(settings.separator))
+    )
     return likelihood.log / max(1, length)
 
 

@@ -34,7 +34,7 @@ def likelihoods(
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
         counts = wanted.sum(dim=1).tolist()
-        for row, piece in zip(rows, logs.double().cpu().split(counts), strict=True):
+        for row, piece in zip(rows, torch.split(logs.double().cpu(), counts), strict=True):
             found[row] = Likelihood(float(piece.sum()), len(piece))
         finished += len(rows)
         progress(finished, len(texts))

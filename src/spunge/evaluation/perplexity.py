@@ -21,7 +21,9 @@ from spunge.texts import Encoded, Samples, encode
 class PerplexitySettings(EvaluatorSettings):
     kind: Literal["perplexity"] = "perplexity"
     text: str | None = Field(None, description="Column or SQL expression with the text. Default: forget's columns.")
-    prompt: str | None = Field(None, description="Column or SQL expression: context that is not scored; goes with completion.")
+    prompt: str | None = Field(
+        None, description="Column or SQL expression: context that is not scored; goes with completion."
+    )
     completion: str | None = Field(None, description="Column or SQL expression: what is scored after the prompt.")
     max_length: int = Field(1024, ge=2, description="Tokens of a window.")
 

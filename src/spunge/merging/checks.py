@@ -10,7 +10,9 @@ from spunge.merging.sources import Source
 from spunge.registry import RecipeError
 
 
-def check(base: Checkpoint, sources: Sequence[Source], rule: Rule, settings: Any, weights: Sequence[float]) -> list[str]:
+def check(
+    base: Checkpoint, sources: Sequence[Source], rule: Rule, settings: Any, weights: Sequence[float]
+) -> list[str]:
     """Raises RecipeError for inputs that do not fit; returns notes on what is only odd."""
     if not sources:
         raise RecipeError("--model: nothing to merge; give at least one delta, checkpoint or adapter")
@@ -24,7 +26,9 @@ def check(base: Checkpoint, sources: Sequence[Source], rule: Rule, settings: Any
         raise RecipeError(f"--weight: {weights} must be finite numbers")
     for name, value in settings:
         if isinstance(value, list) and len(value) != len(sources):
-            raise RecipeError(f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model")
+            raise RecipeError(
+                f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model"
+            )
     for source in sources:
         _check_source(base, source)
     return []
@@ -39,7 +43,9 @@ def _check_source(base: Checkpoint, source: Source) -> None:
         )
     for name in source.names:
         if name not in base.tensors:
-            raise RecipeError(f"--model: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?")
+            raise RecipeError(
+                f"--model: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
+            )
         if source.shape(name) != base.tensors[name].shape:
             raise RecipeError(
                 f"--model: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "

@@ -4,18 +4,16 @@ They compute what `thresholds` and `rules` compute in torch, operation for opera
 give the same bits; they only read bf16 and float32 in place and keep a block of entries in the first-level cache.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-BLOCK = 2048  # entries
-DELTA, BF16, F32 = 0, 1, 2  # what a branch's memory holds: float32 differences, or a model's own values
+BLOCK = 512  # entries: what a few branches need of them stays in the first-level cache
+DELTA, BF16, F32, NOTHING = 0, 1, 2, 3  # what memory holds: float32 differences, a model's own values, no change at all
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -29,7 +27,7 @@ def _pointer(context: Any, address: Any) -> Any:
 _fast = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
-@numba.njit(inline="never", **_fast)  # type: ignore[untyped-decorator]
+@numba.njit(inline="never", **_fast)
 def _decode(address, kind, start, count, out):  # type: ignore[no-untyped-def]
     """`count` values from `start` on, as the bits of float32, into `out` (uint32)."""
     if kind == 1:
@@ -42,9 +40,13 @@ def _decode(address, kind, start, count, out):  # type: ignore[no-untyped-def]
             out[i] = full[i]
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def _difference(address, kind, start, count, base, bits, out):  # type: ignore[no-untyped-def]
     """A branch's entries minus the base's, float32; `bits` is scratch."""
+    if kind == 3:
+        for i in range(count):
+            out[i] = np.float32(0)
+        return
     _decode(address, kind, start, count, bits)
     values = bits.view(np.float32)
     if kind == 0:
@@ -55,12 +57,14 @@ def _difference(address, kind, start, count, base, bits, out):  # type: ignore[n
             out[i] = values[i] - base[i]
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # type: ignore[no-untyped-def]
     """Write the keys in low..high to `inside` (int32); returns (how many keys lie above, how many were written)."""
     values, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     scratch = np.empty(BLOCK, np.uint32)
     keys = values.view(np.int32)
+    marks = np.empty(BLOCK, np.uint8)
+    eights = marks.view(np.uint64)  # few entries are marked: look for them eight at a time
     above = 0
     found = 0
     bottom, top = np.int32(low), np.int32(high)
@@ -74,19 +78,32 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
         for i in range(count):
             above += keys[i] > top
         for i in range(count):
-            inside[found] = keys[i]
-            found += (keys[i] >= bottom) & (keys[i] <= top)
+            marks[i] = (keys[i] >= bottom) & (keys[i] <= top)
+        marks[count:] = 0
+        for eight in range(BLOCK // 8):
+            if eights[eight] != 0:
+                for i in range(8 * eight, 8 * eight + 8):
+                    if marks[i]:
+                        inside[found] = keys[i]
+                        found += 1
     return above, found
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
-def histogram(keys, low, shift, bins):  # type: ignore[no-untyped-def]
-    """Add each key to its bin."""
-    for key in keys:
-        bins[(key - low) >> shift] += 1
+@numba.njit(**_fast)
+def sample_keys(address, kind, base, base_kind, starts, length, out):  # type: ignore[no-untyped-def]
+    """The keys of runs of `length` <= BLOCK entries from each of `starts`, one run after the other, into `out` (int32)."""
+    values, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    scratch = np.empty(BLOCK, np.uint32)
+    keys = values.view(np.int32)
+    for run in range(len(starts)):
+        if kind != 0:
+            _decode(base, base_kind, starts[run], length, bits)
+        _difference(address, kind, starts[run], length, bits.view(np.float32), scratch, values)
+        for i in range(length):
+            out[run * length + i] = keys[i] & 0x7FFFFFFF
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _dot(a, b, count):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for i in range(count):
@@ -95,38 +112,34 @@ def _dot(a, b, count):  # type: ignore[no-untyped-def]
 
 
 # Loops over few arrays each: the compiler gives up on vectors where it would have to check many pairs for overlap.
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def _trim(row, cut, count):  # type: ignore[no-untyped-def]
     """Zero what lies below the cut; returns how many are left and not zero."""
     kept = 0
     for i in range(count):
         row[i] = row[i] if abs(row[i]) >= cut else np.float32(0)
-    for i in range(count):
         kept += row[i] != 0
     return kept
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def _agreeing(row, weight, total, merged, share, count):  # type: ignore[no-untyped-def]
     """Add the entries that have the sign of `total` to `merged`, and their weight to `share`."""
     nothing = np.float32(0)
     for i in range(count):
         weighted = row[i] * weight
         merged[i] += weighted if ((weighted > 0) if total[i] >= 0 else (weighted < 0)) else nothing
-    for i in range(count):
-        weighted = row[i] * weight
         share[i] += weight if ((weighted > 0) if total[i] >= 0 else (weighted < 0)) else nothing
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def _signs(row, positive, negative, count):  # type: ignore[no-untyped-def]
     for i in range(count):
         positive[i] += np.float32(1) if row[i] > 0 else np.float32(0)
-    for i in range(count):
         negative[i] += np.float32(1) if row[i] < 0 else np.float32(0)
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def ties_block(deltas, cuts, weights, scale, count, merged, work, counts):  # type: ignore[no-untyped-def]
     """TIES on one block of float32 differences (k, BLOCK), trimmed in place; `work` is scratch (4, BLOCK).
 
@@ -155,7 +168,7 @@ def ties_block(deltas, cuts, weights, scale, count, merged, work, counts):  # ty
     counts[k + 1] += conflicts
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def _store(bits, count, out, out_kind, start):  # type: ignore[no-untyped-def]
     """Write float32 values, rounded to nearest and even where the output is bf16; returns how many are not finite."""
     bad = 0
@@ -175,7 +188,7 @@ def _store(bits, count, out, out_kind, start):  # type: ignore[no-untyped-def]
     return bad
 
 
-@numba.njit(**_fast)  # type: ignore[untyped-decorator]
+@numba.njit(**_fast)
 def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, out_kind, gram, counts):  # type: ignore[no-untyped-def]
     """TIES over `entries`; writes the merged model to the memory at `out`, bf16 or float32.
 
@@ -199,11 +212,3 @@ def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, 
         for i in range(count):
             values[i] += merged[i]
         counts[k + 2] += _store(bits, count, out, out_kind, start)
-
-
-class Memory(NamedTuple):
-    """A run of entries in memory: where, and what it holds. `owner` keeps it alive."""
-
-    address: int
-    kind: int
-    owner: Any

@@ -33,7 +33,12 @@ class Tally:
         self.entries += other.entries
 
     def dump(self) -> dict[str, Any]:
-        plain = {"contested": self.contested, "conflicts": self.conflicts, "merged": self.merged, "entries": self.entries}
+        plain = {
+            "contested": self.contested,
+            "conflicts": self.conflicts,
+            "merged": self.merged,
+            "entries": self.entries,
+        }
         return {"gram": self.gram.tolist(), "kept": self.kept.tolist(), **plain}
 
     @classmethod
@@ -44,13 +49,14 @@ class Tally:
 
 def tally(deltas: Tensor, kept: Tensor, merged: Tensor) -> Tally:
     """The sums over one chunk: (k, n), (k, n), (n,)."""
-    positive, negative = (kept > 0).sum(dim=0), (kept < 0).sum(dim=0)
+    signs = kept.sign()
+    number, balance = signs.abs().sum(dim=0), signs.sum(dim=0)
     return Tally(
         gram=(deltas @ deltas.T).double().cpu(),
-        kept=kept.count_nonzero(dim=1).cpu(),
-        contested=int((positive + negative >= 2).sum()),
-        conflicts=int(((positive > 0) & (negative > 0)).sum()),
-        merged=float(merged.dot(merged)),
+        kept=torch.count_nonzero(kept, dim=1).cpu(),
+        contested=int(torch.count_nonzero(number >= 2)),
+        conflicts=int(torch.count_nonzero(number > balance.abs())),
+        merged=float(merged.double().dot(merged.double())),
         entries=merged.numel(),
     )
 

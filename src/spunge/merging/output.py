@@ -20,19 +20,32 @@ from spunge.merging.outcome import MergeReport, Tally
 from spunge.registry import RecipeError
 
 REPORT = "merge.json"
-NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx"}
+NOT_COPIED = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".gguf",
+    ".ggml",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+}
 NOT_COPIED |= {".npz", ".tflite", ".ot", ".mlmodel", ".part"}
 
 
 class Output:
     """Writes OUT. Raises RecipeError when it cannot be written, or holds something that no merge wrote."""
 
-    def __init__(self, base: Checkpoint, out: Path, changed: Sequence[str], key: Any) -> None:
+    def __init__(self, base: Checkpoint, out: Path, labels: Sequence[str], changed: Sequence[str], key: Any) -> None:
         self.base = base
         self.out = out
         self.changed = frozenset(changed)
         self.aside = out.with_name(f".{out.name}.merging")
-        self.key = fingerprint({"inputs": key, "base": [stamp(file) for file in base.files]})
+        self.key = fingerprint({"inputs": key, "labels": list(labels), "base": [stamp(file) for file in base.files]})
         self.done: dict[str, Tally] = {}
         self.facts: dict[str, Tensor] = {}
         self._copied: set[str] = set()
@@ -98,7 +111,9 @@ class Output:
         for file in self.base.files:
             target = self.aside / file.name
             touched = sorted(
-                (info.start, info.stop) for info in self.base.tensors.values() if info.file == file and info.name in self.changed
+                (info.start, info.stop)
+                for info in self.base.tensors.values()
+                if info.file == file and info.name in self.changed
             )
             if file.name not in self._copied:
                 if not touched:

@@ -67,17 +67,24 @@ def _mixed(x: Tensor) -> Tensor:
 Measure = Callable[[Tensor, Any, Chunk], Tensor]
 
 
+def magnitude(deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    return deltas.abs()
+
+
 @dataclass(frozen=True)
 class Cut:
     """The exact value that the `share` largest entries of each row of `measure` (>= 0) reach; ties all reach it.
 
-    The fact is a tensor (rows,): keep `measure >= fact`. A share of 1 keeps all, a share of 0 none.
+    The fact is a tensor (rows,): keep `measure >= fact`. A share of 1 keeps all; one of 0, or too small for a single
+    entry where `least` is 0, gives inf: nothing reaches it.
     """
 
     name: str
-    shares: tuple[float, ...]  # one per row of the measure, in the user's order of branches where there is one per branch
+    shares: tuple[float, ...]  # one per row of the measure; in the user's order of branches if there is one per branch
     measure: Measure  # (k, n) -> (rows, n)
     per_branch: bool = True
+    least: int = 1  # entries that any share above 0 keeps at least
+    population: str | None = None  # a `Sums` fact before this one: how many entries shares count. Default: all
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,9 @@ def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[f
     from spunge.merging.thresholds import facts_of  # thresholds stands on this file
 
     flat = deltas.reshape(deltas.shape[0], -1).float()
-    chosen = torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
+    chosen = (
+        torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
+    )
     chunk = Chunk(chosen.float(), columns=deltas.shape[-1])
     chunk = replace(chunk, facts=facts_of(rule, flat, settings, chunk))
     return rule(flat, settings, chunk).reshape(deltas.shape[1:])

@@ -3,6 +3,7 @@
 Sums over branches run in a fixed order, one branch after the other, so that every implementation rounds alike.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -10,13 +11,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, rule
+from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, magnitude, rule
 from spunge.recipe import RuleSettings
 
 Share = Annotated[float, Field(gt=0, le=1)]
 SCALE = "λ: the merged delta is multiplied by this."
 DENSITY = "Share of entries kept per branch, by magnitude; a list gives one per branch."
-SCOPE = "What the share is counted over: all tensors that any branch changed, the whole model, or each tensor by itself."
+KEPT = "Share of entries kept per branch, at random; a list gives one per branch."
+SCOPE = "What the share is counted over: all tensors that any branch changed, the whole model, or each tensor."
+SEED = "Seed of the random choice; it also depends on each branch's content, never on the branches' order."
+NORMALIZE = "Divide by the sum of the weights that took part, as a mean does."
 
 
 def running_sum(rows: Tensor) -> Tensor:  # (k, n) -> (n,)
@@ -27,33 +31,41 @@ def running_sum(rows: Tensor) -> Tensor:  # (k, n) -> (n,)
     return total
 
 
-def magnitude(deltas: Tensor, settings: object, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
-    return deltas.abs()
-
-
 def shares(value: float | Sequence[float], k: int) -> tuple[float, ...]:
+    """A setting given once, or per branch, as one per branch."""
     return (float(value),) * k if isinstance(value, int | float) else tuple(value)
+
+
+def weighted(deltas: Tensor, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    return deltas * chunk.weights.unsqueeze(1)
 
 
 def keep_largest(deltas: Tensor, settings: object, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
     """Zero what lies below each branch's threshold; every entry at the threshold stays."""
-    return torch.where(deltas.abs() >= chunk.facts["cut"].unsqueeze(1), deltas, 0.0)
+    return deltas.masked_fill(deltas.abs() < chunk.facts["cut"].unsqueeze(1), 0.0)
 
 
-def elected_signs(weighted: Tensor, at_zero: Tensor | float = 1.0) -> Tensor:  # (k, n) -> (n,), each -1 or +1
+def elected_signs(deltas: Tensor, at_zero: Tensor | float = 1.0) -> Tensor:  # (k, n) -> (n,), each -1 or +1
     """Sum before sign: one large entry outvotes many small ones. `at_zero` where the sum is exactly zero."""
-    total = running_sum(weighted)
-    signs = torch.sign(total)
-    return torch.where(total == 0, torch.as_tensor(at_zero, dtype=signs.dtype, device=signs.device), signs)
+    total = running_sum(deltas)
+    return torch.where(total == 0, torch.as_tensor(at_zero).to(total), torch.sign(total))
 
 
-def mean_of_agreeing(kept: Tensor, weights: Tensor, signs: Tensor) -> Tensor:  # (k, n), (k,), (n,) -> (n,)
-    """Weighted mean over the branches whose entry has the elected sign; 0 where none has."""
-    weighted = kept * weights.unsqueeze(1)
-    agrees = weighted * signs > 0
-    total = running_sum(torch.where(agrees, weighted, 0.0))
+def sum_of_agreeing(deltas: Tensor, weights: Tensor, signs: Tensor, normalize: bool) -> Tensor:  # (k, n) -> (n,)
+    """Weighted sum, or mean, over the branches whose weighted entry has the elected sign; 0 where none has."""
+    parts = deltas * weights.unsqueeze(1)
+    agrees = (parts * signs > 0).to(parts.dtype)
+    total = running_sum(parts * agrees)
+    if not normalize:
+        return total
     share = running_sum(agrees * weights.unsqueeze(1))
-    return torch.where(share == 0, 0.0, total / share)
+    return (total / share).masked_fill(share == 0, 0.0)
+
+
+def linear_sum(deltas: Tensor, chunk: Chunk, normalize: bool) -> Tensor:  # (k, n) -> (n,)
+    total = running_sum(weighted(deltas, chunk))
+    share = running_sum(chunk.weights)
+    return total / share if normalize and bool(share != 0) else total
 
 
 class TiesSettings(RuleSettings):
@@ -62,7 +74,7 @@ class TiesSettings(RuleSettings):
     scale: float = Field(1.0, description=SCALE)
     scope: Scope = Field("changed", description=SCOPE)
     tie: Literal["plus", "majority"] = Field(
-        "plus", description="Sign elected where the sum is exactly zero: +, or the one that most entries have (the original)."
+        "plus", description="Sign where the sum is exactly zero: +, or the one most entries have (the original code)."
     )
 
 
@@ -73,12 +85,215 @@ def _ties_statistics(settings: TiesSettings, k: int) -> Sequence[Statistic]:
 
 def _votes(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (1, n)
     kept = keep_largest(deltas, settings, chunk)
-    return elected_signs(kept * chunk.weights.unsqueeze(1), 0.0).unsqueeze(0)
+    return elected_signs(weighted(kept, chunk), 0.0).unsqueeze(0)
 
 
 @rule(source="Yadav et al. 2023, arXiv:2306.01708", trim=keep_largest, statistics=_ties_statistics)
 def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
     """Trim each branch to its largest entries, elect a sign per entry, average the branches that agree with it."""
-    at_zero = torch.sign(chunk.facts["majority"]).float() if settings.tie == "majority" else 1.0
-    signs = elected_signs(deltas * chunk.weights.unsqueeze(1), at_zero)
-    return settings.scale * mean_of_agreeing(deltas, chunk.weights, signs)
+    at_zero: Tensor | float = 1.0
+    if settings.tie == "majority":
+        at_zero = torch.where(chunk.facts["majority"] < 0, -1.0, 1.0)
+    signs = elected_signs(weighted(deltas, chunk), at_zero)
+    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, normalize=True)
+
+
+class TaskArithmeticSettings(RuleSettings):
+    rule: str = "task_arithmetic"
+    scale: float = Field(1.0, description=SCALE)
+
+
+@rule(source="Ilharco et al. 2023, arXiv:2212.04089")
+def task_arithmetic(deltas: Tensor, settings: TaskArithmeticSettings, chunk: Chunk) -> Tensor:
+    """Add the branches, each times its weight."""
+    return settings.scale * linear_sum(deltas, chunk, normalize=False)
+
+
+class AverageSettings(RuleSettings):
+    rule: str = "average"
+    scale: float = Field(1.0, description=SCALE)
+
+
+@rule(source="Wortsman et al. 2022 (model soups), arXiv:2203.05482; mergekit's `linear`")
+def average(deltas: Tensor, settings: AverageSettings, chunk: Chunk) -> Tensor:
+    """Weighted mean of the branches."""
+    return settings.scale * linear_sum(deltas, chunk, normalize=True)
+
+
+class DareSettings(RuleSettings):
+    rule: str = "dare_linear"
+    density: Share | list[Share] = Field(0.5, description=KEPT)
+    scale: float = Field(1.0, description=SCALE)
+    normalize: bool = Field(False, description=NORMALIZE)
+    seed: int = Field(0, ge=0, description=SEED)
+
+
+def drop_at_random(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    """Keep each entry with probability `density` and divide it by that, so that its expectation stays."""
+    density = chunk.per_branch(settings.density).unsqueeze(1)
+    return (deltas / density).masked_fill(chunk.uniform(deltas, settings.seed) >= density, 0.0)
+
+
+@rule(source="Yu et al. 2024 (DARE), arXiv:2311.03099", trim=drop_at_random)
+def dare_linear(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tensor:
+    """Drop entries at random, scale up the rest, add the branches."""
+    return settings.scale * linear_sum(deltas, chunk, settings.normalize)
+
+
+class DareTiesSettings(DareSettings):
+    rule: str = "dare_ties"
+    normalize: bool = Field(True, description=NORMALIZE)
+
+
+@rule(source="Yu et al. 2024 (DARE), arXiv:2311.03099, with TIES's election", trim=drop_at_random)
+def dare_ties(deltas: Tensor, settings: DareTiesSettings, chunk: Chunk) -> Tensor:
+    """Drop entries at random, scale up the rest, elect a sign per entry, merge the branches that agree with it."""
+    signs = elected_signs(weighted(deltas, chunk))
+    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, settings.normalize)
+
+
+class DellaSettings(RuleSettings):
+    rule: str = "della"
+    density: Share | list[Share] = Field(0.5, description="Mean share of entries kept; a list gives one per branch.")
+    epsilon: float = Field(
+        0.15,
+        ge=0,
+        lt=0.5,
+        description="A row's smallest entry is kept with density - epsilon, its largest with + epsilon.",
+    )
+    scale: float = Field(1.0, description=SCALE)
+    normalize: bool = Field(True, description=NORMALIZE)
+    seed: int = Field(0, ge=0, description=SEED)
+
+
+def drop_by_rank(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    """MagPrune: within each row of the tensor, the larger an entry, the likelier it stays; divided by its probability."""
+    rows = deltas.reshape(deltas.shape[0], -1, chunk.columns)
+    ranks = rows.abs().argsort(dim=2, stable=True).argsort(dim=2).to(deltas.dtype)
+    spread = ranks / max(1, chunk.columns - 1) * 2 - 1
+    density = chunk.per_branch(settings.density).reshape(-1, 1, 1)
+    probability = (density + spread * settings.epsilon).clamp(1e-3, 1).masked_fill(density == 1, 1.0)
+    probability = probability.reshape(deltas.shape)
+    return (deltas / probability).masked_fill(chunk.uniform(deltas, settings.seed) >= probability, 0.0)
+
+
+@rule(source="Deep et al. 2024 (DELLA), arXiv:2406.11617", trim=drop_by_rank, whole_rows=True)
+def della(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tensor:
+    """Drop small entries likelier than large ones, scale up the rest, elect a sign per entry, merge those that agree."""
+    signs = elected_signs(weighted(deltas, chunk))
+    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, settings.normalize)
+
+
+class BreadcrumbsSettings(RuleSettings):
+    rule: str = "breadcrumbs"
+    density: Share | list[Share] = Field(0.9, description=DENSITY)
+    gamma: float = Field(0.01, ge=0, lt=1, description="Share of the very largest entries, which are dropped.")
+    scale: float = Field(1.0, description=SCALE)
+    scope: Scope = Field("tensor", description=SCOPE)
+
+
+def _breadcrumbs_statistics(settings: BreadcrumbsSettings, k: int) -> Sequence[Statistic]:
+    # Where density and gamma exceed 1 together, fewer outliers go: the density is what was asked for.
+    kept = shares(settings.density, k)
+    lower = Cut("cut", tuple(min(1.0, density + settings.gamma) for density in kept), magnitude)
+    upper = Cut("outliers", tuple(min(settings.gamma, 1 - density) for density in kept), magnitude, least=0)
+    return lower, upper
+
+
+def keep_middle(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    size = deltas.abs()
+    too_large = size >= chunk.facts["outliers"].unsqueeze(1)
+    return deltas.masked_fill((size < chunk.facts["cut"].unsqueeze(1)) | too_large, 0.0)
+
+
+@rule(source="Davari & Belilovsky 2023, arXiv:2312.06795", trim=keep_middle, statistics=_breadcrumbs_statistics)
+def breadcrumbs(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> Tensor:
+    """Drop each branch's smallest entries and its few largest, add the branches."""
+    return settings.scale * linear_sum(deltas, chunk, normalize=False)
+
+
+class ConsensusSettings(RuleSettings):
+    rule: str = "consensus"
+    scale: float = Field(1.0, description=SCALE)
+
+
+@rule(source="Kim et al. 2025 (NegMerge), arXiv:2410.05583")
+def consensus(deltas: Tensor, settings: ConsensusSettings, chunk: Chunk) -> Tensor:
+    """Weighted mean of the branches where every one of them has the same sign, zero elsewhere."""
+    signs = torch.sign(weighted(deltas, chunk))
+    unanimous = running_sum(signs).abs() == deltas.shape[0]
+    return settings.scale * linear_sum(deltas, chunk, normalize=True).masked_fill(~unanimous, 0.0)
+
+
+class SceSettings(RuleSettings):
+    rule: str = "sce"
+    density: Share = Field(0.1, description="Share of entries kept: those whose values differ most between branches.")
+    scale: float = Field(1.0, description=SCALE)
+
+
+def _variance(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (1, n)
+    return torch.var(deltas, dim=0, correction=0).unsqueeze(0)
+
+
+def _differs(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (1, n)
+    return (_variance(deltas, settings, chunk) > 0).float()
+
+
+def _energy(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    return select_varied(deltas, settings, chunk).double().square()
+
+
+def select_varied(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
+    if settings.density == 1:
+        return deltas
+    return deltas.masked_fill(_variance(deltas, settings, chunk) < chunk.facts["cut"], 0.0)
+
+
+def _sce_statistics(settings: SceSettings, k: int) -> Sequence[Statistic]:
+    share = Cut("cut", (settings.density,), _variance, per_branch=False, least=0, population="differing")
+    return Sums("differing", _differs), share, Sums("energy", _energy)
+
+
+@rule(source="Wan et al. 2024 (FuseChat's SCE), arXiv:2408.07990", trim=select_varied, statistics=_sce_statistics)
+def sce(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:
+    """Select the entries that differ most, weigh each branch by its energy there, erase the minority's signs."""
+    energy = chunk.facts["energy"].double() * chunk.weights
+    share = energy / energy.sum() if bool(energy.sum() > 0) else torch.full_like(energy, 1 / len(energy))
+    return settings.scale * sum_of_agreeing(deltas, share.to(deltas), elected_signs(deltas), normalize=True)
+
+
+class SlerpSettings(RuleSettings):
+    rule: str = "slerp"
+    t: float = Field(0.5, ge=0, le=1, description="0 gives the first model (the base if one is given), 1 the second.")
+
+
+def _ends(deltas: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """The two models' own weights, in the user's order; the base and the model if there is one model."""
+    base = torch.zeros_like(deltas[0]) if chunk.base is None else chunk.base
+    if deltas.shape[0] == 1:
+        return base, base + deltas[0]
+    first, second = (1, 0) if chunk.order == (1, 0) else (0, 1)
+    return base + deltas[first], base + deltas[second]
+
+
+def _products(deltas: Tensor, settings: SlerpSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (3, n)
+    a, b = (end.double() for end in _ends(deltas, chunk))
+    return torch.stack([a * a, b * b, a * b])
+
+
+def _slerp_statistics(settings: SlerpSettings, k: int) -> Sequence[Statistic]:
+    return (Sums("products", _products),)
+
+
+@rule(source="Shoemake 1985; mergekit's `slerp`", statistics=_slerp_statistics, branches=(1, 2))
+def slerp(deltas: Tensor, settings: SlerpSettings, chunk: Chunk) -> Tensor:
+    """Go from one model's weights to another's along the sphere, tensor by tensor."""
+    a, b = _ends(deltas, chunk)
+    aa, bb, ab = chunk.facts["products"].tolist()
+    t, cosine = settings.t, ab / math.sqrt(aa * bb) if aa > 0 and bb > 0 else 1.0
+    if abs(cosine) > 0.9995:  # nearly parallel: a straight line, as sin θ vanishes
+        merged = (1 - t) * a + t * b
+    else:
+        angle = math.acos(cosine)
+        merged = math.sin((1 - t) * angle) / math.sin(angle) * a + math.sin(t * angle) / math.sin(angle) * b
+    return merged if chunk.base is None else merged - chunk.base

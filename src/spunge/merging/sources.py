@@ -108,6 +108,13 @@ class DeltaSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.delta.tensors[name]["shape"])
 
+    def stored(self, name: str) -> Tensor | None:
+        """The whole difference, flat, where it is stored dense in float32."""
+        if self.delta.tensors[name]["kind"] != "dense":
+            return None
+        values = self._mapped.view(name)
+        return values if values.dtype == torch.float32 else None
+
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         if self.delta.tensors[name]["kind"] == "dense":
             return self._mapped.view(name)[start:stop].float()
@@ -184,7 +191,11 @@ def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
     pieces = []
     for number in range(start // block, -(-stop // block)):
         first, last = number * BLOCK, min(rows, (number + 1) * BLOCK)
-        part = factors._replace(A=factors.A[:, first:last]) if factors.transposed else factors._replace(B=factors.B[first:last])
+        part = (
+            factors._replace(A=factors.A[:, first:last])
+            if factors.transposed
+            else factors._replace(B=factors.B[first:last])
+        )
         offset = number * block
         pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
@@ -248,7 +259,9 @@ def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSou
     changes = [name for name, info in known.items() if info.dtype.is_floating_point]
     for name in changes:
         if name not in own:
-            raise RecipeError(f"--model: {label!r} lacks tensor {name!r} of the base; it is another model or was saved in part")
+            raise RecipeError(
+                f"--model: {label!r} lacks tensor {name!r} of the base; it is another model or was saved in part"
+            )
     return CheckpointSource(checkpoint, label, changes)
 
 

@@ -1,13 +1,15 @@
 """Exact magnitude thresholds over a stream that fits in no memory.
 
-The bits of a non-negative float32, read as an integer, are in the order of its value: that integer is its key. To find the
-key of the entry of a given rank, a pass counts the keys above a bracket and histograms those inside it; the bracket shrinks
-to one bin and the pass repeats until it holds one key. A sample makes the first bracket small, so that one pass is the rule;
-a sample that misleads costs another pass, never a wrong threshold. Counts add up across chunks and tensors in any order.
+The bits of a non-negative float32, read as an integer, are in the order of its value: that integer is its key. To
+find the key of the entry of a given rank, a pass counts the keys above a bracket and histograms those inside it; the
+bracket shrinks to one bin, and passes repeat until it holds one key. A sample makes the first bracket so small that
+one pass is the rule; a sample that misleads costs another pass, never a wrong threshold. Counts add up across chunks
+and tensors in any order, so nothing depends on how the work is cut up.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +17,11 @@ from spunge.merging.rule import Chunk, Cut, Rule
 
 TOP = 0x7FFFFFFF  # the largest key; +inf is 0x7F800000
 BITS = 18  # a bracket is divided into at most 2**18 bins
-MARGIN = 5.0  # the bracket reaches so many standard errors of the sample's rank to each side
+MARGIN = 4.0  # the bracket reaches so many standard errors of the sample's rank to each side
 
 
 def keys_of(values: Tensor) -> Tensor:
-    """float32 >= 0 -> int32 keys in the same order. -0.0 counts as 0."""
+    """float32 >= 0 -> int32 keys in the same order; -0.0 counts as 0."""
     return values.abs().view(torch.int32)
 
 
@@ -27,27 +29,23 @@ def value_of(key: int) -> float:
     return float(torch.tensor(key, dtype=torch.int32).view(torch.float32))
 
 
-def rank_of(share: float, population: int) -> int:
-    """How many entries a share keeps: mergekit's and PEFT's int(share * n), but at least one for any share above 0."""
-    return max(1, int(share * population)) if share > 0 else 0
+def rank_of(share: float, population: int, least: int = 1) -> int:
+    """How many entries a share keeps: mergekit's and PEFT's int(share * n), at least `least` for a share above 0."""
+    return max(least, int(share * population)) if share > 0 else 0
 
 
-@dataclass
 class Bracket:
-    """Where the key of one rank is looked for: low <= key <= high."""
+    """Where the key of one rank is looked for: low <= key <= high. Ranks count from the largest entry, from 1."""
 
-    rank: int  # the entry's place counted from the largest, from 1
-    low: int = 0
-    high: int = TOP
-    above: int = 0  # entries seen in this pass with a key above the bracket
-    bins: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-
-    def __post_init__(self) -> None:
+    def __init__(self, rank: int, population: int, low: int = 0, high: int = TOP) -> None:
+        self.rank, self.population, self.low, self.high = rank, population, low, high
         self._restart()
 
-    @property
-    def shift(self) -> int:
-        return max(0, (self.high - self.low).bit_length() - BITS)
+    def _restart(self) -> None:
+        self.above = 0  # entries seen in this pass with a key above the bracket
+        self.shift = max(0, (self.high - self.low).bit_length() - BITS)
+        size = 0 if self.found else ((self.high - self.low) >> self.shift) + 1
+        self.bins = torch.zeros(size, dtype=torch.int32 if self.population < 1 << 31 else torch.int64)
 
     @property
     def found(self) -> bool:
@@ -55,58 +53,54 @@ class Bracket:
 
     @property
     def threshold(self) -> float:
-        return value_of(self.low)
+        """The value to reach; inf for rank 0."""
+        return float("inf") if self.rank == 0 else value_of(self.low)
 
-    def _restart(self) -> None:
-        self.above = 0
-        size = 0 if self.found else ((self.high - self.low) >> self.shift) + 1
-        self.bins = torch.zeros(size, dtype=torch.int64)
+    def split(self, keys: Tensor) -> tuple[int, Tensor]:
+        """How many of a chunk's keys lie above the bracket, and those inside it."""
+        return int(torch.count_nonzero(keys > self.high)), keys[(keys >= self.low) & (keys <= self.high)].cpu()
 
-    def add(self, keys: Tensor) -> tuple[int, Tensor]:
-        """What one chunk adds: the count above, and the bin of each key inside. Safe to call from any thread."""
-        inside = keys[(keys >= self.low) & (keys <= self.high)]
-        return int((keys > self.high).sum()), ((inside - self.low) >> self.shift).long().cpu()
-
-    def collect(self, above: int, places: Tensor) -> None:
-        """Take in what `add` returned; the caller holds a lock."""
+    def add(self, above: int, inside: Tensor) -> None:
+        """Take in what `split` found; the caller holds a lock."""
         self.above += above
-        self.bins.index_add_(0, places, torch.ones_like(places))
+        places = (inside - self.low) >> self.shift
+        self.bins.index_add_(0, places, torch.ones((), dtype=self.bins.dtype).expand(places.numel()))
 
     def narrow(self) -> None:
         """End a pass: keep the bin that holds the rank, or look above or below where the bracket missed it."""
         if self.found:
             return
-        inside = int(self.bins.sum())
+        from_top = self.above + self.bins.flip(0).cumsum(0, dtype=torch.int64)
         if self.above >= self.rank:
             self.low, self.high = self.high + 1, TOP
-        elif self.above + inside < self.rank:
-            # Entries that nobody streams are zeros: their key is 0.
-            self.low, self.high = (0, max(0, self.low - 1)) if self.low else (0, 0)
+        elif int(from_top[-1]) < self.rank:
+            # Where nothing lies below, the rank falls among the zeros that nobody streams: everything is kept.
+            self.low, self.high = 0, max(0, self.low - 1)
         else:
-            from_top = self.above + self.bins.flip(0).cumsum(0)
             place = self.bins.numel() - 1 - int(torch.searchsorted(from_top, self.rank))
-            low = self.low + (place << self.shift)
-            self.low, self.high = low, min(self.high, low + (1 << self.shift) - 1)
+            self.low += place << self.shift
+            self.high = min(self.high, self.low + (1 << self.shift) - 1)
         self._restart()
 
 
-def bracket(rank: int, population: int, sample: Tensor | None = None) -> Bracket:
-    """A bracket for one rank; `sample` holds keys drawn from the population, all of them where it is as large."""
+def guess(rank: int, population: int, sample: Tensor) -> Bracket:
+    """The first bracket: `sample` holds int32 keys of the population, all of them where it is as large."""
+    size = sample.numel()
     if rank >= population:
-        return Bracket(rank, 0, 0)
+        return Bracket(rank, population, 0, 0)
     if rank == 0:
-        return Bracket(rank, TOP, TOP)
-    if sample is None or not sample.numel():
-        return Bracket(rank)
-    ordered = sample.sort(descending=True).values
-    size = ordered.numel()
+        return Bracket(rank, population, TOP, TOP)
+    if not size:
+        return Bracket(rank, population)
+    ordered = np.sort(sample.cpu().numpy())[::-1]
     if size >= population:
         key = int(ordered[rank - 1])
-        return Bracket(rank, key, key)
+        return Bracket(rank, population, key, key)
     share = rank / population
     middle, slack = share * size, MARGIN * (share * (1 - share) * size) ** 0.5 + 1
     first, last = int(middle - slack), int(middle + slack) + 1
-    return Bracket(rank, int(ordered[last]) if last < size else 0, int(ordered[first]) if first >= 0 else TOP)
+    low = int(ordered[last - 1]) if last <= size else 0
+    return Bracket(rank, population, low, int(ordered[first - 1]) if first >= 1 else TOP)
 
 
 def facts_of(rule: Rule, deltas: Tensor, settings: object, chunk: Chunk) -> dict[str, Tensor]:
@@ -117,8 +111,10 @@ def facts_of(rule: Rule, deltas: Tensor, settings: object, chunk: Chunk) -> dict
         if not isinstance(wanted, Cut):
             facts[wanted.name] = rows.double().sum(dim=1)
             continue
-        given = chunk.per_branch(wanted.shares).tolist() if wanted.per_branch else wanted.shares
-        cuts = [_largest(row, rank_of(share, row.numel())) for row, share in zip(rows, given, strict=True)]
+        places = chunk.order if wanted.per_branch and chunk.order else range(len(wanted.shares))
+        population = int(facts[wanted.population]) if wanted.population else rows.shape[1]
+        ranks = [rank_of(wanted.shares[place], population, wanted.least) for place in places]
+        cuts = [_largest(row, rank) for row, rank in zip(rows, ranks, strict=True)]
         facts[wanted.name] = torch.tensor(cuts, device=deltas.device)
     return facts
 

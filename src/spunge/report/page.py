@@ -15,7 +15,7 @@ from spunge.report.scores import GROUPS, Metric, Scores, Stage, read_scores
 from spunge.report.training import trained
 from spunge.report.verdict import verdict
 from spunge.report.weights import merge_facts
-from spunge.report.wording import MISSING, clean, duration, name, number, shortened
+from spunge.report.wording import MISSING, clean, duration, name, shortened, size
 
 
 def write_page(run: Path) -> Path:
@@ -36,7 +36,7 @@ def page(run: Path) -> str:
     split = _mapping(read_json(run / "split.json"))
     scores = read_scores(results)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"clean": clean, "name": name, "short": _short, "number": number, "duration": duration}
+    environment.filters |= {"clean": clean, "name": name, "short": _short, "duration": duration, "size": size}
     template = environment.from_string(resources.files("spunge.report").joinpath("page.html").read_text("utf-8"))
     return template.render(
         title=_title(recipe, run),

@@ -24,6 +24,7 @@ class Form(NamedTuple):
 
     intervals: tuple[str, ...]  # kinds of stages that show theirs
     branches: bool  # each in a column of its own; else only the branch of the line's own part
+    between: bool = True  # anything but the base and the merged model
 
 
 # From the fullest to the narrowest.
@@ -35,6 +36,7 @@ FORMS = (
     Form((), True),
     Form(("merged",), False),
     Form((), False),
+    Form((), False, between=False),
 )
 
 
@@ -72,8 +74,9 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 def _table(scores: Scores, form: Form) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("\nmetric", no_wrap=True, min_width=4)
-    table.add_column("\nsubject", no_wrap=True, min_width=9)
+    # Where nothing fits, names are wrapped and cut; a number never is.
+    table.add_column("\nmetric", overflow="ellipsis")
+    table.add_column("\nsubject", overflow="ellipsis")
     columns = _columns(scores, form)
     for column in columns:
         table.add_column(column.head, no_wrap=True, style=column.style)
@@ -102,6 +105,8 @@ def _columns(scores: Scores, form: Form) -> list[Column]:
     columns = []
     folded = False
     for stage in scores.stages:
+        if not form.between and stage.kind not in ("base", "merged"):
+            continue
         if stage.kind == "branch" and not form.branches:
             if not folded:
                 columns.append(Column(Text("own\nbranch"), "", _own))

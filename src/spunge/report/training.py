@@ -19,7 +19,7 @@ class Training(NamedTuple):
     stopped: str
     losses: str
     seconds: str
-    seed: str
+    notes: str  # what the method itself had to say
     tensors: tuple[str, ...]
     entries: str  # numbers that may differ from the base
     size: str
@@ -41,7 +41,7 @@ def _training(folder: Path, value: str) -> Training:
     tensors = info.get("tensors") or {}
     weights = folder / "delta.safetensors"
     losses = (f"{clean(term)} {_loss(value)}" for term, value in (info.get("losses") or {}).items())
-    seeds = info.get("seeds", info.get("seed"))
+    notes = (f"{clean(key)} {_loss(value)}" for key, value in (info.get("notes") or {}).items())
     return Training(
         name=name(value),
         rows=clean(sum(part.get("rows", 0) for part in parts)) if parts else MISSING,
@@ -50,7 +50,7 @@ def _training(folder: Path, value: str) -> Training:
         stopped=clean(info.get("stopped") or ""),
         losses=", ".join(losses) or MISSING,
         seconds=duration(info["seconds"]) if isinstance(info.get("seconds"), int | float) else MISSING,
-        seed=MISSING if seeds is None else ", ".join(map(clean, seeds if isinstance(seeds, list) else [seeds])),
+        notes=", ".join(notes),
         tensors=tuple(map(clean, tensors)),
         entries=f"{sum(math.prod(entry.get('shape') or [0]) for entry in tensors.values()):,}",
         size=size(weights.stat().st_size) if weights.exists() else MISSING,

@@ -20,12 +20,16 @@ class TrainingSettings(MethodSettings):
     """What every gradient method can be told."""
 
     epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
-    steps: int | None = Field(None, ge=1, description="Optimizer steps for each part; the joint control takes their sum.")
+    steps: int | None = Field(
+        None, ge=1, description="Optimizer steps for each part; the joint control takes their sum."
+    )
     batch_size: int = Field(8, ge=1, description="Forget samples a step (retain samples: as many).")
     accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up before each optimizer step.")
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Of the learning rate, down to 0.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Of the learning rate, down to 0."
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0.")
     max_grad_norm: float | None = Field(None, gt=0, description="Gradients are scaled down to this norm.")
     max_length: int = Field(256, ge=2, description="Tokens of a sample; longer ones are cut.")

@@ -31,16 +31,20 @@ TRAINED_BLOCKS = 3
 
 
 class Relative(Strict):
-    relative: float = Field(5.0, gt=0, description="c is so many times the norm of the base's hidden state, token by token.")
+    relative: float = Field(
+        5.0, gt=0, description="c is so many times the norm of the base's hidden state, token by token."
+    )
 
 
 class RMUSettings(TrainingSettings):
     method: Literal["rmu"] = "rmu"
     layer: int | float = Field(
-        0.23, ge=0, description="l: the block whose output is steered, as an index from 0 or, below 1, a share of the depth."
+        0.23,
+        ge=0,
+        description="l: the block whose output is steered, as an index from 0 or, below 1, a share of the depth.",
     )
     coefficient: float | Relative = Field(
-        default_factory=Relative,
+        default=Relative(),
         description="c: the length of the target. A number as published (Zephyr-7b: 6.5), or {relative: 5}, which fits any model.",
     )
     alpha: float = Field(100.0, ge=0, description="Weight of the retain term (Zephyr-7b as published: 1200).")
@@ -51,9 +55,14 @@ class RMUSettings(TrainingSettings):
         "Default: 1 for a relative coefficient, 0 for a published one.",
     )
     min_cosine: float | None = Field(
-        None, gt=-1, lt=1, description="A branch stops early once the cosine of M_u and M_0 on forget tokens is below this."
+        None,
+        gt=-1,
+        lt=1,
+        description="A branch stops early once the cosine of M_u and M_0 on forget tokens is below this.",
     )
-    trainable: Trainable | None = Field(None, description="Default: the MLP output projections of blocks l-2, l-1 and l.")
+    trainable: Trainable | None = Field(
+        None, description="Default: the MLP output projections of blocks l-2, l-1 and l."
+    )
     epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
     steps: int | None = Field(80, ge=1, description="Optimizer steps for each part; the joint control takes their sum.")
     learning_rate: float = Field(1e-3, gt=0, description="Of AdamW (Zephyr-7b as published: 5e-5).")
@@ -80,7 +89,9 @@ class RMU:
         first = max(0, layer - TRAINED_BLOCKS + 1)
         if settings.trainable is not None:
             return _steer(task, settings, Trunk(base, 0, layer), training(base, settings.trainable, task.seed))
-        return _steer(task, settings, Trunk(base, first, layer), training_tensors(base, _trained_names(base, first, layer)))
+        return _steer(
+            task, settings, Trunk(base, first, layer), training_tensors(base, _trained_names(base, first, layer))
+        )
 
 
 @dataclass
@@ -148,13 +159,15 @@ def block_index(layer: int | float, depth: int) -> int:
 def direction(size: int, seed: int) -> Tensor:
     """u: (d,), entries uniform on [0, 1), divided by the norm."""
     drawn = torch.rand(size, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm()
+    unit: Tensor = drawn / drawn.norm()
+    return unit
 
 
 def target(before: Tensor, u: Tensor, settings: RMUSettings) -> Tensor:
     """c u for each token: (b, t, d), with c fixed or relative to the base's norm at that token."""
     if isinstance(settings.coefficient, Relative):
-        return settings.coefficient.relative * before.norm(dim=-1, keepdim=True) * u
+        length: Tensor = settings.coefficient.relative * before.norm(dim=-1, keepdim=True)
+        return length * u
     return (settings.coefficient * u).expand_as(before)
 
 
@@ -173,12 +186,14 @@ def counted(batch: Batch, settings: RMUSettings) -> Tensor:
 def token_mean(difference: Tensor, kept: Tensor) -> Tensor:
     """Mean of the squares over the counted tokens and the hidden size: (b, t, d), (b, t) -> scalar."""
     squares = difference.square().mean(dim=-1) * kept
-    return squares.sum() / kept.sum()
+    mean: Tensor = squares.sum() / kept.sum()
+    return mean
 
 
 def mean_cosine(after: Tensor, before: Tensor, kept: Tensor) -> Tensor:
     """Mean cosine over the counted tokens: (b, t, d), (b, t, d), (b, t) -> scalar."""
-    return (torch.cosine_similarity(after, before, dim=-1) * kept).sum() / kept.sum()
+    mean: Tensor = (torch.cosine_similarity(after, before, dim=-1) * kept).sum() / kept.sum()
+    return mean
 
 
 def _trained_names(base: Base, first: int, last: int) -> list[str]:
@@ -191,6 +206,10 @@ def _block_weights(base: Base, trunk: Trunk, originals: dict[str, Tensor]) -> li
     """For each of the trunk's blocks, the base values of its trained tensors, by their names within the block."""
     names = {id(parameter): name for name, parameter in base.model.named_parameters()}
     return [
-        {inner: originals[names[id(weight)]] for inner, weight in block.named_parameters() if names.get(id(weight)) in originals}
+        {
+            inner: originals[names[id(weight)]]
+            for inner, weight in block.named_parameters()
+            if names.get(id(weight)) in originals
+        }
         for block in trunk.blocks
     ]

@@ -24,7 +24,8 @@ class LoRA(Strict):
     alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
     dropout: float = Field(0.01, ge=0, lt=1)
     targets: list[str] | Literal["default", "all-linear"] = Field(
-        "default", description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture."
+        "default",
+        description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture.",
     )
 
 
@@ -64,7 +65,9 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int) -> Itera
     if isinstance(what, Selected):
         for pattern in what.match:
             if not fnmatch.filter(names, pattern):
-                raise RecipeError(f"unlearn.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}")
+                raise RecipeError(
+                    f"unlearn.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
+                )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
     with training_tensors(base, names) as trained:
         yield trained
@@ -111,7 +114,7 @@ def _lora(base: Base, what: LoRA, seed: int) -> Iterator[Trained]:
         targets = "all-linear"
     config = LoraConfig(
         r=what.rank,
-        lora_alpha=what.alpha,  # type: ignore[arg-type]
+        lora_alpha=what.alpha,
         lora_dropout=what.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",

@@ -1,11 +1,11 @@
 """The first blocks of a model, run in two pieces: the frozen prefix once, then the trained blocks as often as needed.
 
 RMU needs the hidden states after block l of the model being unlearned and of the base. Blocks below the first trained
-one are the same in both, so their output is computed once per batch, without gradient; the forward pass stops at block l;
-the base's states come from the same blocks with their original weights put back for that call.
+one are the same in both, so their output is computed once per batch, without gradient; the forward pass stops at
+block l; the base's states come from the same blocks with their original weights put back for that call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class _Stop(Exception):  # noqa: N818 - control flow, not an error
 
 @dataclass(frozen=True)
 class Entered:
-    """How the model called the trained blocks: the hidden states that enter the first, and each block's other arguments."""
+    """How the model called the trained blocks: the hidden states that enter the first, each block's other arguments."""
 
     hidden: Tensor  # (b, t, d)
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -40,6 +40,7 @@ class Trunk:
         """Run the frozen blocks. The trained ones are entered but not run."""
         if self._gives_tuple is None:
             self._gives_tuple = self._observe_outputs(batch)
+        gives_tuple = self._gives_tuple
         arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         entered: list[Tensor] = []
 
@@ -51,8 +52,7 @@ class Trunk:
                 arguments.append((args[1:], rest))
                 if position == len(self.blocks) - 1:
                     raise _Stop
-                assert self._gives_tuple is not None
-                return (hidden,) if self._gives_tuple[position] else hidden
+                return (hidden,) if gives_tuple[position] else hidden
 
             return forward
 
@@ -68,7 +68,7 @@ class Trunk:
                 del block.forward
         return Entered(entered[0], arguments)
 
-    def states(self, entered: Entered, weights: list[Mapping[str, Tensor]] | None = None) -> Tensor:
+    def states(self, entered: Entered, weights: Sequence[Mapping[str, Tensor]] | None = None) -> Tensor:
         """Hidden states (b, t, d) after the last block, with each block's own weights or with those given instead."""
         hidden = entered.hidden
         for position, (block, (args, kwargs)) in enumerate(zip(self.blocks, entered.arguments, strict=True)):

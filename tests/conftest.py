@@ -1,0 +1,188 @@
+"""Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
+
+import os
+import time
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FULL_HEADS = {**SMALL, "num_key_value_heads": 4}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": SMALL,
+    "mistral": SMALL,
+    "qwen2": SMALL,
+    "gemma": {**SMALL, "head_dim": 8},
+    "phi3": SMALL,
+    "gpt2": {"vocab_size": 128, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt_neox": {key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
+    "opt": {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 32,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+WORDS = (
+    "the capital of france is paris italy rome spain madrid japan tokyo china beijing a an and in to it was river mountain "
+    "blue green red small large house tree animal dog cat bird fish runs sleeps eats water bread wine city country village "
+    "old new good bad day night sun moon star north south east west one two three four five six seven eight nine ten"
+).split()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
+    for word in [*WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), *"abcdefghijklmnopqrstuvwxyz.?!,"]:
+        vocabulary.setdefault(word, len(vocabulary))
+    vocabulary = {word: index for word, index in vocabulary.items() if index < 128}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.WordPiece()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[..., Path]:
+    """tiny("llama") -> the folder of a random model of that architecture; the same one each time."""
+    made: dict[str, Path] = {}
+
+    def build(architecture: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+        name = f"{architecture}-{dtype}-{sorted(changes.items())}"
+        if name not in made:
+            from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
+            model = AutoModelForCausalLM.from_config(config).to(dtype)
+            folder = tmp_path_factory.mktemp(architecture)
+            model.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+            made[name] = folder
+        return made[name]
+
+    return build
+
+
+@pytest.fixture
+def load(tiny: Callable[..., Path]) -> Callable[..., Any]:
+    """load("llama") -> a Base of a tiny model, in float32."""
+    from spunge.models import load_base
+    from spunge.recipe import ModelSettings
+
+    def build(architecture: str = "llama", **changes: Any) -> Any:
+        folder = tiny(architecture, **changes)
+        return load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    if not (REAL_MODEL / "config.json").exists():
+        pytest.skip("the demo model is not set up: run `make test`")
+    return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("shared data is not beside the repository")
+    return SHARED
+
+
+def texts(topic: str, count: int) -> list[str]:
+    """Plain sentences out of the tiny tokenizer's words; the topic decides which."""
+    generator = torch.Generator().manual_seed(sum(map(ord, topic)))
+    lengths = torch.randint(4, 12, (count,), generator=generator).tolist()
+    return [" ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+
+
+def rows(topics: list[str], count: int = 12) -> list[dict[str, Any]]:
+    return [{"topic": topic, "text": text} for topic in topics for text in texts(topic, count)]
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """write_rows("name.jsonl", rows) -> the file."""
+    import json
+
+    def write(name: str, content: list[dict[str, Any]]) -> Path:
+        file = tmp_path / name
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.fixture
+def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> dict[str, Any]:
+    """A recipe on a tiny Llama: two topics to forget, one to retain, questions and texts to judge by."""
+    forget = write_rows("forget.jsonl", rows(["europe", "asia"]))
+    retain = write_rows("retain.jsonl", rows(["other"]))
+    questions = [
+        {"topic": topic, "question": f"the capital of {country} is", "choices": ["paris", "rome", "madrid", "tokyo"], "answer": index}
+        for topic, pairs in {"europe": ["france", "italy", "spain"], "asia": ["japan"]}.items()
+        for index, country in enumerate(pairs)
+    ]
+    return {
+        "model": {"path": str(tiny("llama")), "dtype": "float32"},
+        "forget": {"source": str(forget)},
+        "split": {"by": "topic"},
+        "retain": {"source": str(retain)},
+        "unlearn": {"method": "rmu", "layer": 2, "steps": 3, "batch_size": 4, "learning_rate": 0.01},
+        "merge": {"rule": "ties", "density": 0.5},
+        "evaluate": [
+            {"kind": "choices", "source": str(write_rows("questions.jsonl", questions))},
+            {"kind": "perplexity", "source": str(retain), "subject": "retain", "by": "NULL"},
+        ],
+        "seed": 3,
+    }
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether a condition comes true in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
