@@ -132,7 +132,10 @@ def read_header(file: Path) -> list[TensorInfo]:
         start, stop = (8 + length + offset for offset in entry["data_offsets"])
         if stop > size:
             raise RecipeError(f"model.path: {file.name} is truncated: it ends before tensor {name!r}")
-        infos.append(TensorInfo(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop))
+        info = TensorInfo(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop)
+        if info.numel * info.dtype.itemsize != stop - start:
+            raise RecipeError(f"model.path: {file.name} is corrupt: the size of tensor {name!r} is not that of its shape")
+        infos.append(info)
     return sorted(infos, key=lambda info: info.start)
 
 

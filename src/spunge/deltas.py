@@ -122,12 +122,12 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
             }
             pieces = {f"{name}.lora_A": change.A, f"{name}.lora_B": change.B}
         elif isinstance(change, Sparse):
-            entries[name] = {"kind": "sparse", "shape": list(change.shape)}
+            entry = {"kind": "sparse", "shape": list(change.shape)}
             pieces = {f"{name}.mask": change.mask, f"{name}.values": change.values}
         else:
             entry = {"kind": "dense", "shape": list(change.shape)}
             pieces = {name: change}
-        pieces = {key: piece.detach().float().contiguous().cpu() for key, piece in pieces.items()}
+        pieces = {key: _plain(piece) for key, piece in pieces.items()}
         if not all(bool(torch.isfinite(piece).all()) for piece in pieces.values()):
             raise RecipeError(f"unlearn: the change of {name!r} is not finite; lower unlearn.learning_rate")
         if all(bool(piece.any()) for piece in pieces.values()):
@@ -140,6 +140,11 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
     content = {"format": FORMAT, **info, "tensors": entries}
     write_json(folder / "delta.json", content)
     return Delta(folder, content)
+
+
+def _plain(piece: Tensor) -> Tensor:
+    piece = piece.detach().contiguous().cpu()
+    return piece if piece.dtype == torch.uint8 else piece.float()
 
 
 def open_delta(folder: Path) -> Delta:

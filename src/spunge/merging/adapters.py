@@ -71,7 +71,9 @@ def base_name(name: str, base: Checkpoint, label: str) -> str:
         return name
     near = [known for known in base.tensors if known.endswith("." + name) or name.endswith("." + known)]
     if len(near) != 1:
-        raise RecipeError(f"--model: {label!r} adapts {name!r}, which the base lacks{suggestion(name, near or base.tensors)}")
+        raise RecipeError(
+            f"--model: {label!r} adapts {name!r}, which the base lacks{suggestion(name, near or base.tensors)}"
+        )
     return near[0]
 
 

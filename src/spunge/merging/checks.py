@@ -31,7 +31,7 @@ def check(
             )
     for source in sources:
         _check_source(base, source)
-    return []
+    return [note for source in sources for note in getattr(source, "notes", [])]
 
 
 def _check_source(base: Checkpoint, source: Source) -> None:

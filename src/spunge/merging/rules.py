@@ -15,6 +15,7 @@ from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, magnitude, r
 from spunge.recipe import RuleSettings
 
 Share = Annotated[float, Field(gt=0, le=1)]
+NAME = "Name of the merge rule (`spunge list rules`)."
 SCALE = "λ: the merged delta is multiplied by this."
 DENSITY = "Share of entries kept per branch, by magnitude; a list gives one per branch."
 KEPT = "Share of entries kept per branch, at random; a list gives one per branch."
@@ -69,7 +70,7 @@ def linear_sum(deltas: Tensor, chunk: Chunk, normalize: bool) -> Tensor:  # (k, 
 
 
 class TiesSettings(RuleSettings):
-    rule: str = "ties"
+    rule: str = Field("ties", description=NAME)
     density: Share | list[Share] = Field(0.2, description=DENSITY)
     scale: float = Field(1.0, description=SCALE)
     scope: Scope = Field("changed", description=SCOPE)
@@ -99,7 +100,7 @@ def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
 
 
 class TaskArithmeticSettings(RuleSettings):
-    rule: str = "task_arithmetic"
+    rule: str = Field("task_arithmetic", description=NAME)
     scale: float = Field(1.0, description=SCALE)
 
 
@@ -110,7 +111,7 @@ def task_arithmetic(deltas: Tensor, settings: TaskArithmeticSettings, chunk: Chu
 
 
 class AverageSettings(RuleSettings):
-    rule: str = "average"
+    rule: str = Field("average", description=NAME)
     scale: float = Field(1.0, description=SCALE)
 
 
@@ -121,7 +122,7 @@ def average(deltas: Tensor, settings: AverageSettings, chunk: Chunk) -> Tensor:
 
 
 class DareSettings(RuleSettings):
-    rule: str = "dare_linear"
+    rule: str = Field("dare_linear", description=NAME)
     density: Share | list[Share] = Field(0.5, description=KEPT)
     scale: float = Field(1.0, description=SCALE)
     normalize: bool = Field(False, description=NORMALIZE)
@@ -141,7 +142,7 @@ def dare_linear(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tensor:
 
 
 class DareTiesSettings(DareSettings):
-    rule: str = "dare_ties"
+    rule: str = Field("dare_ties", description=NAME)
     normalize: bool = Field(True, description=NORMALIZE)
 
 
@@ -153,7 +154,7 @@ def dare_ties(deltas: Tensor, settings: DareTiesSettings, chunk: Chunk) -> Tenso
 
 
 class DellaSettings(RuleSettings):
-    rule: str = "della"
+    rule: str = Field("della", description=NAME)
     density: Share | list[Share] = Field(0.5, description="Mean share of entries kept; a list gives one per branch.")
     epsilon: float = Field(
         0.15,
@@ -185,7 +186,7 @@ def della(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tensor:
 
 
 class BreadcrumbsSettings(RuleSettings):
-    rule: str = "breadcrumbs"
+    rule: str = Field("breadcrumbs", description=NAME)
     density: Share | list[Share] = Field(0.9, description=DENSITY)
     gamma: float = Field(0.01, ge=0, lt=1, description="Share of the very largest entries, which are dropped.")
     scale: float = Field(1.0, description=SCALE)
@@ -213,7 +214,7 @@ def breadcrumbs(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> 
 
 
 class ConsensusSettings(RuleSettings):
-    rule: str = "consensus"
+    rule: str = Field("consensus", description=NAME)
     scale: float = Field(1.0, description=SCALE)
 
 
@@ -226,7 +227,7 @@ def consensus(deltas: Tensor, settings: ConsensusSettings, chunk: Chunk) -> Tens
 
 
 class SceSettings(RuleSettings):
-    rule: str = "sce"
+    rule: str = Field("sce", description=NAME)
     density: Share = Field(0.1, description="Share of entries kept: those whose values differ most between branches.")
     scale: float = Field(1.0, description=SCALE)
 
@@ -263,7 +264,7 @@ def sce(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:
 
 
 class SlerpSettings(RuleSettings):
-    rule: str = "slerp"
+    rule: str = Field("slerp", description=NAME)
     t: float = Field(0.5, ge=0, le=1, description="0 gives the first model (the base if one is given), 1 the second.")
 
 

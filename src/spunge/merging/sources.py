@@ -22,6 +22,7 @@ from spunge.checkpoints import Checkpoint, TensorInfo
 from spunge.deltas import Delta, LowRank, open_delta
 from spunge.registry import RecipeError
 
+HEAD = "lm_head.weight"
 BLOCK = 128  # rows of a LoRA difference that are formed at once
 
 
@@ -134,6 +135,8 @@ class CheckpointSource:
     checkpoint: Checkpoint
     label: str
     changes: Collection[str]
+    aliases: Mapping[str, str] = field(default_factory=dict)  # the base's tensor -> the one that holds it here
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._mapped = Mapped(self.checkpoint)
@@ -147,11 +150,11 @@ class CheckpointSource:
         return sketch(self.checkpoint)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.checkpoint.tensors[name].shape
+        return self.checkpoint.tensors[self.aliases.get(name, name)].shape
 
     def raw(self, name: str) -> Tensor:
         """The model's own values, flat, in its own dtype."""
-        return self._mapped.view(name)
+        return self._mapped.view(self.aliases.get(name, name))
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         return self.raw(name)[start:stop].float() - base
@@ -253,16 +256,50 @@ def resolve(place: "str | Path", setting: str = "--model") -> Path:
 
 
 def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSource:
-    """A full checkpoint of the base's architecture. Raises RecipeError naming the first tensor that does not fit."""
+    """A full checkpoint of the base's architecture. Raises RecipeError naming the first thing that does not fit."""
     checkpoint = Checkpoint(folder)
+    ours, theirs = config_of(base.folder), config_of(folder)
+    for key, what in (("model_type", "architecture"), ("vocab_size", "vocabulary size")):
+        if key in ours and key in theirs and ours[key] != theirs[key]:
+            raise RecipeError(
+                f"--model: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
+            )
     known, own = base.tensors, checkpoint.tensors
     changes = [name for name, info in known.items() if info.dtype.is_floating_point]
+    aliases: dict[str, str] = {}
     for name in changes:
-        if name not in own:
+        if (
+            name not in own
+            and name == HEAD
+            and (embedding := _embedding(own))
+            and theirs.get("tie_word_embeddings", True)
+        ):
+            aliases[name] = embedding  # tied there, stored apart in the base
+        elif name not in own:
             raise RecipeError(
-                f"--model: {label!r} lacks tensor {name!r} of the base; it is another model or was saved in part"
+                f"--model: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
             )
-    return CheckpointSource(checkpoint, label, changes)
+    for name, info in own.items():
+        if name in known or name.endswith("inv_freq") or not info.dtype.is_floating_point:
+            continue
+        embedding = _embedding(own) if name == HEAD else None
+        if embedding is None or not torch.equal(checkpoint.read(name), checkpoint.read(embedding)):
+            raise RecipeError(f"--model: {label!r} has tensor {name!r}, which the base lacks; is it another model?")
+    return CheckpointSource(checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, folder, label))
+
+
+def _embedding(tensors: Collection[str]) -> str | None:
+    return next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+
+
+def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:
+    """A note where the token ids differ: the merged model keeps the base's tokenizer."""
+    files = [folder / "tokenizer.json" for folder in (base, other)]
+    if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return []
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    words = [(content.get("model", {}).get("vocab"), content.get("added_tokens")) for content in contents]
+    return [] if words[0] == words[1] else [f"the tokens of {label!r} differ from the base's, whose tokenizer is kept"]
 
 
 def config_of(folder: Path) -> dict[str, Any]:

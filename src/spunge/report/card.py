@@ -1,20 +1,90 @@
-"""The model card of a merge: README.md in the Hub's format, with what it was made from and how."""
+"""The model card of a merge: README.md in the Hub's format, with what it was made from, how, and what came out."""
 
+import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from spunge import __version__
 from spunge.merging.outcome import MergeReport
+
+# Models in a Hub cache lie in models--OWNER--NAME/snapshots/REVISION.
+_CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
 
 
 def merge_card(report: MergeReport, base: Path) -> str:
     """Markdown with a YAML head (https://huggingface.co/docs/hub/model-cards)."""
-    head: dict[str, Any] = {"base_model": [report.base], "library_name": "transformers", "tags": ["merge", "spunge"]}
-    lines = ["---", yaml.safe_dump(head, sort_keys=False).strip(), "---", "", f"# {report.base}, merged", ""]
-    lines += [f"Made by spunge with the rule `{report.rule}` from:", ""]
-    lines += [
-        f"- `{source.label}`, weight {source.weight:g}, fingerprint `{source.fingerprint[:16]}`"
-        for source in report.sources
-    ]
-    return "\n".join([*lines, "", "```yaml", yaml.safe_dump(report.settings, sort_keys=False).strip(), "```", ""])
+    name = base_identifier(base)
+    head: dict[str, Any] = {
+        "base_model": [name],
+        "library_name": "transformers",
+        "tags": ["merge", "spunge", report.rule],
+    }
+    head.update(_inherited(base))
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+            "---",
+            "",
+            f"# {_text(report.base)}, merged",
+            "",
+            f"spunge {__version__} merged {len(report.sources)} "
+            f"{'model' if len(report.sources) == 1 else 'models'} into {_text(name)} with the rule `{report.rule}`.",
+            "",
+            "| model | weight | fingerprint | norm of its change |",
+            "|---|---|---|---|",
+            *_rows(report),
+            "",
+            f"The merge changed {len(report.tensors)} tensors; all others are the base's, byte for byte. "
+            f"`merge.json` has the figures per tensor.",
+            "",
+            "```yaml",
+            yaml.safe_dump(report.settings, sort_keys=False).strip(),
+            "```",
+            *(line for note in report.notes for line in ("", f"Note: {_text(note)}.")),
+            "",
+        ]
+    )
+
+
+def base_identifier(base: Path) -> str:
+    """The base's Hub id where it lies in a Hub cache or its config names it; else the folder's name, never its path."""
+    cached = _CACHED.search(base.resolve().as_posix())
+    if cached:
+        return f"{cached['owner']}/{cached['name']}"
+    try:
+        named = str(json.loads((base / "config.json").read_text()).get("_name_or_path") or "")
+    except (OSError, ValueError):
+        named = ""
+    return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else base.resolve().name
+
+
+def _inherited(base: Path) -> dict[str, Any]:
+    """Licence and language, which a merge takes over from its base."""
+    card = base / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.exists() else []
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
+    return {key: head[key] for key in kept if isinstance(head, dict) and key in head}
+
+
+def _rows(report: MergeReport) -> list[str]:
+    lines = []
+    for place, source in enumerate(report.sources):
+        norm = math.sqrt(sum(entry.before[place] ** 2 for entry in report.tensors.values()))
+        lines.append(f"| {_text(source.label)} | {source.weight:g} | `{source.fingerprint[:16]}` | {norm:.4g} |")
+    return lines
+
+
+def _text(value: str) -> str:
+    """Plain text inside Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(value.split()))

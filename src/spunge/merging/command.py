@@ -1,0 +1,178 @@
+"""All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from spunge.checkpoints import Checkpoint
+from spunge.deltas import Sparse, write_delta
+from spunge.merging.adapters import Fit, write_adapter
+from spunge.merging.engine import merge, merged_changes
+from spunge.merging.mergekit import Plan, read_mergekit
+from spunge.merging.outcome import MergeReport
+from spunge.merging.sources import Source, open_source, resolve
+from spunge.recipe import RuleSettings
+from spunge.registry import RULES, RecipeError, suggestion
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `spunge merge` made: a checkpoint with its report, or an adapter with how well it fits, or a delta."""
+
+    out: Path
+    kind: str  # checkpoint, adapter or delta
+    report: MergeReport | None = None
+    fits: list[Fit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        content: dict[str, Any] = {"out": str(self.out), "kind": self.kind, "notes": self.notes}
+        if self.report is not None:
+            content["report"] = self.report.to_json()
+        if self.fits:
+            content["residual"] = {fit.name: fit.residual for fit in self.fits}
+        return content
+
+
+def merge_command(
+    out: Path,
+    base: str | None = None,
+    models: Sequence[str] = (),
+    *,
+    rule: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    weights: Sequence[float] | None = None,
+    mergekit: Path | None = None,
+    as_adapter: int | None = None,
+    as_delta: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Merged:
+    """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
+
+    `settings` are the rule's own (density, scale, ...), `rule` is ties by default; `mergekit` names a configuration file
+    that gives all of these instead. as_adapter: write a LoRA adapter of this rank in place of a checkpoint; as_delta: a
+    sparse delta, which holds the merged change exactly. Raises RecipeError with one line.
+    """
+    plan = _plan(base, models, rule, settings or {}, weights, mergekit)
+    chosen = rule_settings(plan.settings)
+    folder = resolve(plan.base, "--base")
+    sources = [open_source(place, folder) for place in plan.models]
+    if as_adapter is not None and as_delta:
+        raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    if as_adapter is None and not as_delta:
+        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=plan.notes)
+        return Merged(out, "checkpoint", report, notes=report.notes)
+    if out.exists() and any(out.iterdir()):
+        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
+    if as_adapter is not None:
+        return _adapter(out, folder, sources, chosen, plan, as_adapter)
+    return _delta(out, folder, sources, chosen, plan)
+
+
+def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
+    """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
+    name = str(values.get("rule", "ties"))
+    kind: type[RuleSettings] = RULES.get(name).Settings
+    known = kind.model_fields
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"merge.{key}: rule {name!r} has no such setting{suggestion(key, set(known) - {'rule'})}")
+    try:
+        return kind.model_validate({**values, "rule": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"][:1])
+        raise RecipeError(f"merge.{place}: {first.get('input')!r}: {first['msg'].lower()}") from None
+
+
+def _plan(
+    base: str | None,
+    models: Sequence[str],
+    rule: str | None,
+    settings: Mapping[str, Any],
+    weights: Sequence[float] | None,
+    mergekit: Path | None,
+) -> Plan:
+    if mergekit is not None:
+        if base or models or rule or settings or weights:
+            raise RecipeError(
+                "--mergekit: the file says what to merge and how; give no --base, --model or rule beside it"
+            )
+        return read_mergekit(mergekit)
+    if not base:
+        raise RecipeError("--base: missing; give the model that the others were made from")
+    given = list(weights) if weights else [1.0] * len(models)
+    return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
+
+
+def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan, rank: int) -> Merged:
+    if rank < 1:
+        raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
+    fits = write_adapter(out, base, merged_changes(base, sources, settings, plan.weights), rank)
+    worst = max(fits, key=lambda fit: fit.residual)
+    notes = list(plan.notes)
+    if worst.residual > 0.1:
+        whole = math.sqrt(sum(fit.residual**2 for fit in fits) / len(fits))
+        notes.append(
+            f"a rank-{rank} adapter loses much of this merge: {whole:.0%} of the change's size on average, {worst.residual:.0%}"
+            f" in {worst.name}; write the checkpoint, or --as-delta, which is exact"
+        )
+    return Merged(out, "adapter", fits=fits, notes=notes)
+
+
+def _delta(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan) -> Merged:
+    changes = {name: Sparse.of(delta) for name, delta in merged_changes(base, sources, settings, plan.weights)}
+    info = {
+        "base": Checkpoint(base).fingerprint(),
+        "merge": settings.model_dump(mode="json"),
+        "sources": [{"label": source.label, "fingerprint": source.fingerprint} for source in sources],
+    }
+    write_delta(out, changes, info)
+    return Merged(out, "delta", notes=list(plan.notes))
+
+
+def parsed_settings(given: Sequence[str]) -> dict[str, Any]:
+    """`name=value` pairs, with YAML values. Raises RecipeError."""
+    settings = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise RecipeError(f"--set: {pair!r} is not of the form name=value")
+        settings[name.removeprefix("merge.")] = yaml.safe_load(text)
+    return settings
+
+
+def summary(merged: Merged) -> list[str]:
+    """What was made, in a few lines for the terminal."""
+    lines = [] if merged.report is None else _report_lines(merged.report)
+    if merged.fits:
+        mean = sum(fit.residual for fit in merged.fits) / len(merged.fits)
+        lines.append(f"{len(merged.fits)} tensors as an adapter; {mean:.1%} of the change's norm is lost on average")
+        lines += [
+            f"  {fit.name}: {fit.residual:.1%} lost" for fit in sorted(merged.fits, key=lambda fit: -fit.residual)[:5]
+        ]
+    return [*lines, *(f"note: {note}" for note in merged.notes)]
+
+
+def _report_lines(report: MergeReport) -> list[str]:
+    """Sources, sizes and conflicts."""
+    tensors = report.tensors.values()
+    lines = [f"{len(report.tensors)} tensors merged by {report.rule} from {len(report.sources)} models"]
+    for place, source in enumerate(report.sources):
+        kept = sum(entry.kept[place] for entry in tensors) / max(1, len(report.tensors))
+        before = math.sqrt(sum(entry.before[place] ** 2 for entry in tensors))
+        lines.append(
+            f"  {source.label}: weight {source.weight:g}, norm {before:.4g}, keeps {kept:.1%} of a tensor on average"
+        )
+    after = math.sqrt(sum(entry.after**2 for entry in tensors))
+    conflicts = sum(entry.conflicts for entry in tensors) / max(1, len(report.tensors))
+    lines.append(f"  merged: norm {after:.4g}; of the entries that several keep, {conflicts:.1%} have both signs")
+    pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
+    if pairs:
+        lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))
+    return lines

@@ -1,0 +1,209 @@
+"""Reading and splitting rows: sources, conditions, attributes, and what was dropped and why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spunge.data.query import Query
+from spunge.data.rows import read_rows
+from spunge.data.split import Parts, select_rows, slugs, split_rows
+from spunge.recipe import Source, load_recipe
+from spunge.registry import RecipeError
+from spunge.texts import table_sha256
+
+ROWS = [
+    {"text": "one", "topic": "a", "groups": ["x", "y"], "score": 1.0, "flag": True},
+    {"text": "two", "topic": "a", "groups": ["y"], "score": 4.0, "flag": False},
+    {"text": "three", "topic": "b", "groups": [], "score": 5.0, "flag": True},
+    {"text": "four", "topic": None, "groups": None, "score": 3.0, "flag": True},
+    {"text": "five", "topic": "", "groups": ["y", "y"], "score": 2.0, "flag": None},
+]
+
+
+@pytest.fixture
+def split(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) -> Callable[..., Parts]:
+    toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", ROWS))
+
+    def run(*overrides: str) -> Parts:
+        return split_rows(load_recipe(toy_recipe, overrides))
+
+    return run
+
+
+def sizes(parts: Parts) -> dict[str, int]:
+    return {part.value: part.rows for part in parts.parts}
+
+
+def refused(split: Callable[..., Parts], *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        split(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_null_and_empty_values_are_in_no_part(split: Callable[..., Parts]) -> None:
+    parts = split()
+    assert sizes(parts) == {"a": 2, "b": 1}
+    assert parts.unassigned == 2
+    assert parts.parts[0].samples.table["text"].to_pylist() == ["one", "two"]
+
+
+def test_a_list_puts_a_row_into_each_of_its_parts_once(split: Callable[..., Parts]) -> None:
+    parts = split("split.by=groups")
+    assert sizes(parts) == {"x": 1, "y": 3}
+    assert parts.unassigned == 2
+
+
+def test_the_attribute_may_be_an_sql_expression(split: Callable[..., Parts]) -> None:
+    assert sizes(split("split.by=CASE WHEN score > 2.5 THEN 'high' ELSE 'low' END")) == {"high": 3, "low": 2}
+    assert sizes(split("split.by=flag")) == {"false": 1, "true": 3}
+    assert sizes(split("split.by=flag", "split.values=[true]")) == {"true": 3}
+    assert sizes(split("split.by=score", "split.values=[4.0, 5.0]")) == {"4.0": 1, "5.0": 1}
+
+
+def test_spellings_are_gathered_under_one_name_and_the_rest_is_reported(split: Callable[..., Parts]) -> None:
+    parts = split("split.values={letters: [a, b]}")
+    assert sizes(parts) == {"letters": 3}
+    parts = split("split.values=[b]")
+    assert sizes(parts) == {"b": 1}
+    assert parts.dropped == {"a": "2 rows, not in split.values"}
+    assert parts.unassigned == 4
+
+
+def test_small_parts_are_dropped_with_the_reason(split: Callable[..., Parts]) -> None:
+    parts = split("split.min_rows=2")
+    assert sizes(parts) == {"a": 2}
+    assert "fewer than split.min_rows" in parts.dropped["b"]
+    assert "no part is left" in refused(split, "split.min_rows=9")
+
+
+def test_unassigned_rows_may_be_a_part_or_an_error(split: Callable[..., Parts]) -> None:
+    assert sizes(split("split.unassigned=keep")) == {"a": 2, "b": 1, "unassigned": 2}
+    assert "2 rows are in no part" in refused(split, "split.unassigned=error")
+
+
+def test_where_filters_before_the_split(split: Callable[..., Parts]) -> None:
+    parts = split("forget.where=score >= 4")
+    assert sizes(parts) == {"a": 1, "b": 1}
+    assert parts.filtered == 3
+
+
+def test_a_limit_draws_the_same_rows_for_the_same_seed(split: Callable[..., Parts]) -> None:
+    first, second = split("forget.limit=1").parts[0], split("forget.limit=1").parts[0]
+    assert first.rows == 2
+    assert len(first.samples) == 1
+    assert first.samples.sha256 == second.samples.sha256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["forget.where=scoer > 1"], ["forget.where", "scoer", "did you mean 'score'?"]),
+        (["forget.where=score >"], ["forget.where", "no SQL expression"]),
+        (["forget.where=true); SELECT (1"], ["forget.where", "more than one"]),
+        (["forget.where=score > 99"], ["forget.where", "no row of 5"]),
+        (["split.by=tpoic"], ["split.by", "did you mean 'topic'?"]),
+        (["split.values=[c]"], ["split.values", "no row has 'c'"]),
+        (["forget.text=txt"], ["forget.text", "no column 'txt'", "did you mean 'text'?"]),
+        (["forget.text=score"], ["forget.text", "not text"]),
+        (["forget.source=/nowhere/x.jsonl"], ["forget.source", "no such file"]),
+        (["forget.where=text IN (SELECT content FROM read_text('/etc/hostname'))"], ["forget.where", "Permission"]),
+        (["forget.where=EXISTS (FROM 'https://example.org/x.csv')"], ["forget.where"]),
+        (["forget.where=EXISTS (FROM table)"], ["forget.where"]),
+    ],
+)
+def test_a_wrong_source_condition_or_column_is_named(split: Callable[..., Parts], overrides: list[str], said: list[str]) -> None:
+    message = refused(split, *overrides)
+    for part in said:
+        assert part in message, message
+
+
+def test_empty_text_is_refused_with_its_row(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
+) -> None:
+    content = [{"text": "fine", "topic": "a"}, {"text": "  ", "topic": "a"}, {"text": None, "topic": "a"}]
+    toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", content))
+    with pytest.raises(RecipeError, match=r"empty in 2 of 3 rows \(first: row 1"):
+        split_rows(load_recipe(toy_recipe))
+    assert sizes(split_rows(load_recipe(toy_recipe, ["forget.where=trim(text) <> ''"]))) == {"a": 1}
+
+
+def test_every_format_reads_to_the_same_rows(tmp_path: Path) -> None:
+    content = [{"text": "one", "n": 1}, {"text": "two", "n": 2}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, content)))
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "a.csv").write_text("text,n\none,1\ntwo,2\n")
+    pq.write_table(pa.Table.from_pylist(content), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
+        assert read_rows([Source(path=str(tmp_path / name))], "forget.source").to_pylist() == content, name
+
+
+def test_folders_and_globs_and_lists_of_sources_add_up(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    both = [Source(path=str(tmp_path)), Source(path=str(tmp_path / "*.jsonl"), assign={"domain": "bio"})]
+    rows = read_rows(both, "forget.source").to_pylist()
+    assert [(row["text"], row["domain"]) for row in rows] == [("a", None), ("b", None), ("a", "bio"), ("b", "bio")]
+    (tmp_path / "c.csv").write_text("text\nc\n")
+    with pytest.raises(RecipeError, match="several formats"):
+        read_rows([Source(path=str(tmp_path))], "forget.source")
+    (tmp_path / "d.xyz").write_text("x")
+    with pytest.raises(RecipeError, match="unknown format"):
+        read_rows([Source(path=str(tmp_path / "d.xyz"))], "forget.source")
+
+
+def test_a_broken_file_is_named_not_traced(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "one"\n{"te')
+    with pytest.raises(RecipeError, match=r"forget\.source: .*broken\.jsonl.* cannot be read"):
+        read_rows([Source(path=str(tmp_path / "broken.jsonl"))], "forget.source")
+
+
+def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(split: Callable[..., Parts], toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["retain"] = {"where": "score < 3"}
+    recipe = load_recipe(toy_recipe)
+    assert recipe.retain is not None
+    assert select_rows(recipe.retain, recipe, "retain").table["text"].to_pylist() == ["one", "five"]
+
+
+def test_slugs_never_collide_and_never_leave_the_folder() -> None:
+    values = ["Europe", "europe", "a b", "a-b", "A/B", "a/b", "..", "../../x", "", "é", "e", "x" * 400, "x" * 401, "\0", "con"]
+    names = slugs(values)
+    assert len({name.lower() for name in names.values()}) == len(values)
+    assert all(name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) <= 48 for name in names.values())
+    assert slugs(["Europe", "physical disability"]) == {"Europe": "europe", "physical disability": "physical-disability"}
+
+
+def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
+    whole = pa.table({"text": ["a", "b", "c", "d"]})
+    chunked = pa.chunked_array([["x", "b"], ["c"]])
+    assert table_sha256(whole.slice(1, 2)) == table_sha256(pa.table({"text": ["b", "c"]}))
+    assert table_sha256(pa.table({"text": chunked}).slice(1)) == table_sha256(pa.table({"text": ["b", "c"]}))
+    assert table_sha256(whole) != table_sha256(pa.table({"text": ["a", "b", "cd", ""]}))
+
+
+def test_conditions_see_no_python_variables() -> None:
+    table = pa.table({"text": ["a"]})
+    with pytest.raises(RecipeError, match="does not exist"):
+        Query(table).where("EXISTS (FROM table_of_mine)", "forget.where")
+    table_of_mine = table
+    with pytest.raises(RecipeError, match="does not exist"):
+        Query(table).where("EXISTS (FROM table_of_mine)", "forget.where")
+    assert table_of_mine.num_rows == 1
+
+
+def test_real_groups_come_out_of_a_list_column(shared: Path, toy_recipe: dict[str, Any]) -> None:
+    """Counted independently with plain Python."""
+    file = shared / "toxigen_human.jsonl"
+    toy_recipe["forget"] = {"source": str(file), "where": "toxicity_human >= 3"}
+    toy_recipe["split"] = {"by": "target_groups", "values": ["women", "muslim"]}
+    parts = split_rows(load_recipe(toy_recipe))
+    rows = [json.loads(line) for line in file.open()]
+    expected = {
+        group: sum(row["toxicity_human"] >= 3 and group in row["target_groups"] for row in rows) for group in ("women", "muslim")
+    }
+    assert sizes(parts) == expected

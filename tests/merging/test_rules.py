@@ -1,0 +1,179 @@
+"""The rules on small tensors, against peft's merge functions, mergekit's recorded results and closed forms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.utils import merge_utils
+from torch import Tensor
+
+from spunge.merging import rules
+from spunge.merging.rule import Chunk, Rule, merge_tensors
+from spunge.merging.thresholds import facts_of
+from spunge.registry import RULES
+
+MERGEKIT = {
+    name: torch.tensor(value)
+    for name, value in json.loads((Path(__file__).parent / "mergekit.json").read_text()).items()
+}
+ALL = list(RULES.builtin)
+
+
+def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
+    rule: Rule = RULES.get(name)
+    return merge_tensors(rule, deltas, rule.Settings(rule=name, **values), weights)
+
+
+def deltas(k: int, n: int, seed: int = 0) -> Tensor:
+    return torch.randn(k, n, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ties_of_the_papers_figure():
+    # Worked by hand: trim to 2 of 4 entries, elect by the sum, average those that agree.
+    given = torch.tensor([[4.0, -1.0, 0.5, 3.0], [-1.0, 2.0, -0.5, 3.0], [2.0, 3.0, 0.1, -5.0]])
+    # trimmed: [4, 0, 0, 3], [0, 2, 0, 3], [0, 3, 0, -5]; signs +, +, +, +; means 4, 2.5, 0, 3
+    assert merged("ties", given, density=0.5).tolist() == [4.0, 2.5, 0.0, 3.0]
+
+
+@pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 1.0])
+def test_ties_equals_pefts_ties(density):
+    # PEFT multiplies by the weights before the trim, which changes nothing per branch, and divides by a count.
+    given = deltas(4, 1000)
+    expected = merge_utils.ties(list(given), torch.ones(4), density)
+    torch.testing.assert_close(merged("ties", given, density=density), expected)
+
+
+def test_task_arithmetic_equals_pefts():
+    given, weights = deltas(3, 500), torch.tensor([0.5, 1.0, -0.25])
+    expected = merge_utils.task_arithmetic(list(given), weights)
+    torch.testing.assert_close(merged("task_arithmetic", given, weights.tolist()), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("ties", {"density": 0.4}),
+        ("task_arithmetic", {}),
+        ("breadcrumbs", {"density": 0.5, "gamma": 0.1}),
+    ],
+)
+def test_a_rule_equals_mergekits(name, values):
+    result = merged(name, MERGEKIT["deltas"], MERGEKIT["weights"].tolist(), **values)
+    torch.testing.assert_close(result, MERGEKIT[name])
+
+
+def test_sce_equals_mergekits():
+    torch.testing.assert_close(merged("sce", MERGEKIT["deltas"], density=0.3), MERGEKIT["sce"])
+
+
+def test_slerp_equals_mergekits():
+    rule = rules.slerp
+    given, chosen = MERGEKIT["deltas"][:2].reshape(2, -1), rule.Settings(rule="slerp", t=0.3)
+    chunk = Chunk(torch.ones(2), base=MERGEKIT["base"].reshape(-1))
+    chunk = Chunk(chunk.weights, base=chunk.base, facts=facts_of(rule, given, chosen, chunk))
+    torch.testing.assert_close(rule(given, chosen, chunk).reshape(6, 8), MERGEKIT["slerp"], atol=1e-6, rtol=1e-5)
+
+
+def test_every_entry_at_the_threshold_is_kept():
+    given = torch.tensor([[1.0, -1.0, 1.0, 0.5]])
+    assert merged("ties", given, density=0.25).tolist() == [1.0, -1.0, 1.0, 0.0]
+
+
+def test_a_sum_of_zero_elects_plus_or_the_majority():
+    given = torch.tensor([[1.0, -3.0, -2.0], [-1.0, -1.0, -2.0]])
+    assert merged("ties", given, density=1.0).tolist() == [1.0, -2.0, -2.0]
+    assert merged("ties", given, density=1.0, tie="majority").tolist() == [-1.0, -2.0, -2.0]
+
+
+def test_density_may_differ_between_branches():
+    given = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+    kept = rules.ties.trimmed(
+        given,
+        chosen := rules.TiesSettings(density=[0.25, 0.75]),
+        Chunk(torch.ones(2), facts=facts_of(rules.ties, given, chosen, Chunk(torch.ones(2)))),
+    )
+    assert torch.count_nonzero(kept, dim=1).tolist() == [1, 3]
+
+
+def test_consensus_keeps_only_what_all_agree_on():
+    given = torch.tensor([[1.0, 2.0, -1.0, 0.0], [3.0, -2.0, -3.0, 1.0]])
+    assert merged("consensus", given).tolist() == [2.0, 0.0, -2.0, 0.0]
+
+
+def test_average_of_equal_branches_is_that_branch():
+    given = deltas(1, 300).expand(4, -1)
+    torch.testing.assert_close(merged("average", given, [1, 2, 3, 4]), given[0])
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
+def test_random_rules_keep_their_share_and_their_mean(name):
+    given = torch.ones(1, 200, 1000)
+    result = merged(name, given, density=0.3)
+    assert float((result != 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(result.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_della_keeps_large_entries_oftener():
+    given = torch.arange(1.0, 1001.0).repeat(200, 1).unsqueeze(0)
+    kept = (merged("della", given, density=0.5, epsilon=0.2) != 0).float().mean(dim=0)
+    assert float(kept[:100].mean()) == pytest.approx(0.32, abs=0.03)
+    assert float(kept[-100:].mean()) == pytest.approx(0.68, abs=0.03)
+
+
+def test_random_numbers_are_uniform_and_differ_between_branches_and_seeds():
+    chunk = Chunk(torch.ones(2), seeds=(3, 4))
+    numbers = chunk.uniform(torch.zeros(2, 100_000))
+    assert 0 <= float(numbers.min()) and float(numbers.max()) < 1
+    assert float(numbers.mean()) == pytest.approx(0.5, abs=0.005)
+    assert abs(float(torch.corrcoef(numbers)[0, 1])) < 0.02
+    again = chunk.uniform(torch.zeros(2, 100_000), seed=1)
+    assert abs(float(torch.corrcoef(torch.stack([numbers[0], again[0]]))[0, 1])) < 0.02
+    lagged = torch.stack([numbers[0][:-1], numbers[0][1:]])
+    assert abs(float(torch.corrcoef(lagged)[0, 1])) < 0.02
+
+
+@pytest.mark.parametrize("name", ["ties", "task_arithmetic", "average", "consensus", "breadcrumbs"])
+def test_scale_multiplies_the_result(name):
+    given = deltas(3, 200)
+    torch.testing.assert_close(merged(name, given, scale=2.5), 2.5 * merged(name, given))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_rule_declares_itself(name):
+    rule = RULES.get(name)
+    assert rule.summary.endswith(".")
+    assert rule.source
+    assert rule.Settings().rule == name
+    assert all(field.description for field in rule.Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_rule_gives_one_finite_value_per_entry_and_leaves_its_input_alone(name):
+    given = deltas(2, 64).reshape(2, 8, 8)
+    before = given.clone()
+    result = merged(name, given)
+    assert result.shape == (8, 8)
+    assert bool(torch.isfinite(result).all())
+    assert torch.equal(given, before)
+
+
+@pytest.mark.parametrize(
+    "name", ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "della", "breadcrumbs"]
+)
+def test_one_branch_in_full_is_returned_as_it_is(name):
+    given = deltas(1, 500).reshape(1, 20, 25)
+    values = {"density": 1.0} if "density" in RULES.get(name).Settings.model_fields else {}
+    assert torch.equal(merged(name, given, **values), given[0])
+
+
+@given(st.permutations(range(4)), st.floats(0.05, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_ties_does_not_depend_on_the_branches_order(order, density):
+    given = deltas(4, 200)
+    torch.testing.assert_close(
+        merged("ties", given[list(order)], density=density), merged("ties", given, density=density)
+    )
