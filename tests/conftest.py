@@ -35,7 +35,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": SMALL,
     "gemma": {**SMALL, "head_dim": 8},
     "phi3": SMALL,
-    "gpt2": {"vocab_size": 128, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {
+        "vocab_size": 128,
+        "n_embd": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "gpt_neox": {key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
     "opt": {
         "vocab_size": 128,
@@ -67,7 +75,11 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
-    for word in [*WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), *"abcdefghijklmnopqrstuvwxyz.?!,"]:
+    for word in [
+        *WORDS,
+        *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
+        *"abcdefghijklmnopqrstuvwxyz.?!,",
+    ]:
         vocabulary.setdefault(word, len(vocabulary))
     vocabulary = {word: index for word, index in vocabulary.items() if index < 128}
     inner = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
@@ -133,7 +145,9 @@ def texts(topic: str, count: int) -> list[str]:
     """Plain sentences out of the tiny tokenizer's words; the topic decides which."""
     generator = torch.Generator().manual_seed(sum(map(ord, topic)))
     lengths = torch.randint(4, 12, (count,), generator=generator).tolist()
-    return [" ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+    return [
+        " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist()) for n in lengths
+    ]
 
 
 def rows(topics: list[str], count: int = 12) -> list[dict[str, Any]]:
@@ -159,7 +173,12 @@ def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> di
     forget = write_rows("forget.jsonl", rows(["europe", "asia"]))
     retain = write_rows("retain.jsonl", rows(["other"]))
     questions = [
-        {"topic": topic, "question": f"the capital of {country} is", "choices": ["paris", "rome", "madrid", "tokyo"], "answer": index}
+        {
+            "topic": topic,
+            "question": f"the capital of {country} is",
+            "choices": ["paris", "rome", "madrid", "tokyo"],
+            "answer": index,
+        }
         for topic, pairs in {"europe": ["france", "italy", "spain"], "asia": ["japan"]}.items()
         for index, country in enumerate(pairs)
     ]

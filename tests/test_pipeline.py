@@ -62,7 +62,13 @@ def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any
         assert (out / name).exists(), name
     content = json.loads((out / "results.json").read_text())
     assert content["schema"] == 1
-    assert {row["stage"] for row in content["rows"]} == {"base", "branch:europe", "branch:asia", "control:joint", "merged"}
+    assert {row["stage"] for row in content["rows"]} == {
+        "base",
+        "branch:europe",
+        "branch:asia",
+        "control:joint",
+        "merged",
+    }
     assert {(row["subject"], row["metric"]) for row in content["rows"]} == {
         ("europe", "accuracy"),
         ("asia", "accuracy"),
@@ -79,11 +85,15 @@ def test_merged_loads_in_a_process_that_never_heard_of_spunge(toy_recipe: dict[s
         "m = M.from_pretrained(sys.argv[1], dtype='auto'); t = T.from_pretrained(sys.argv[1]);"
         "print(m(**t('the capital of france', return_tensors='pt')).logits.isfinite().all().item(), 'spunge' in sys.modules)"
     )
-    out = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run" / "merged")], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run" / "merged")], capture_output=True, text=True, check=True
+    )
     assert out.stdout.split() == ["True", "False"]
 
 
-def test_only_the_tensors_that_branches_changed_differ_from_the_base(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_only_the_tensors_that_branches_changed_differ_from_the_base(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
     run(toy_recipe, tmp_path / "run")
     base, merged = Checkpoint(Path(toy_recipe["model"]["path"])), Checkpoint(tmp_path / "run" / "merged")
     different = {name for name in base.tensors if not torch.equal(base.read(name), merged.read(name))}
@@ -126,7 +136,10 @@ def test_changing_one_part_trains_that_part_and_the_control(
     lines = file.read_text().splitlines()
     file.write_text("\n".join(line for line in lines if line != lines[-1]) + "\n")
     _, worked = run(toy_recipe, tmp_path / "run")
-    assert [title for title in worked if title.startswith("unlearn")] == ["unlearn branch:asia", "unlearn control:joint"]
+    assert [title for title in worked if title.startswith("unlearn")] == [
+        "unlearn branch:asia",
+        "unlearn control:joint",
+    ]
 
 
 def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -152,7 +165,9 @@ def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, An
     assert len(worked) == 3 + 1 + 5 * 2
 
 
-def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
     class Stopper(Recorder):
         def begin(self, title: str) -> None:
             super().begin(title)

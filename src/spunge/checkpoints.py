@@ -134,7 +134,9 @@ def read_header(file: Path) -> list[TensorInfo]:
             raise RecipeError(f"model.path: {file.name} is truncated: it ends before tensor {name!r}")
         info = TensorInfo(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop)
         if info.numel * info.dtype.itemsize != stop - start:
-            raise RecipeError(f"model.path: {file.name} is corrupt: the size of tensor {name!r} is not that of its shape")
+            raise RecipeError(
+                f"model.path: {file.name} is corrupt: the size of tensor {name!r} is not that of its shape"
+            )
         infos.append(info)
     return sorted(infos, key=lambda info: info.start)
 

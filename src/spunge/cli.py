@@ -109,7 +109,9 @@ def merge(
     settings: Annotated[list[str], typer.Option("--set", help="Another setting of the rule: name=value. Repeat.")] = [],  # noqa: B006
     mergekit: Annotated[str, typer.Option("--mergekit", help="A mergekit configuration, in place of the above.")] = "",
     as_adapter: Annotated[int | None, typer.Option("--as-adapter", help="Write a LoRA adapter of this rank.")] = None,
-    as_delta: Annotated[bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")] = False,
+    as_delta: Annotated[
+        bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""

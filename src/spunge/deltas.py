@@ -39,6 +39,9 @@ class LowRank(NamedTuple):
         return product.T.contiguous() if self.transposed else product
 
 
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # set bits of each byte
+
+
 class Sparse(NamedTuple):
     """Few entries that are not zero: exact, and small where a merge has trimmed most."""
 
@@ -52,9 +55,19 @@ class Sparse(NamedTuple):
         return cls(torch.from_numpy(np.packbits(there.numpy())), dense.reshape(-1)[there].float(), tuple(dense.shape))
 
     def dense(self) -> Tensor:
-        out = torch.zeros(math.prod(self.shape))
-        out[torch.from_numpy(np.unpackbits(self.mask.numpy(), count=out.numel())).bool()] = self.values
-        return out.reshape(self.shape)
+        return self.entries(0, math.prod(self.shape)).reshape(self.shape)
+
+    def entries(self, start: int, stop: int) -> Tensor:
+        """Entries start..stop of the flattened difference, float32."""
+        mask = self.mask.numpy()
+        first = start // 8
+        there = np.unpackbits(mask[first : -(-stop // 8)])[start - 8 * first : stop - 8 * first].astype(bool)
+        skipped = int(_ONES[mask[:first]].sum()) + int(
+            np.unpackbits(mask[first : first + 1])[: start - 8 * first].sum()
+        )
+        out = torch.zeros(stop - start)
+        out[torch.from_numpy(there)] = self.values[skipped : skipped + int(there.sum())]
+        return out
 
 
 Change = Tensor | LowRank | Sparse

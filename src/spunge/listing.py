@@ -3,6 +3,7 @@
 import inspect
 import platform
 import sys
+import types
 import typing
 from typing import Any
 
@@ -26,35 +27,34 @@ def listing(kind: str) -> list[dict[str, Any]]:
 
 def _described(name: str, choice: Any) -> dict[str, Any]:
     summary = getattr(choice, "summary", None) or inspect.getdoc(choice) or ""
-    settings = {
-        field: {"type": _type_name(info.annotation), "default": _default(info), "description": info.description or ""}
-        for field, info in choice.Settings.model_fields.items()
-        if field not in ("method", "rule", "kind")
-    }
     return {
         "name": name,
         "summary": summary.splitlines()[0],
         "source": getattr(choice, "source", ""),
-        "settings": settings,
+        "settings": settings_of(choice.Settings),
+    }
+
+
+def settings_of(block: Any) -> dict[str, dict[str, Any]]:
+    """A block's settings: name -> type, default, description. The key that names the choice itself is left out."""
+    return {
+        field: {"type": _type_name(info.annotation), "default": _default(info), "description": info.description or ""}
+        for field, info in block.model_fields.items()
+        if field not in ("method", "rule", "kind")
     }
 
 
 def _type_name(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(repr(value) for value in typing.get_args(annotation))
-    return (
-        annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else _plain(annotation)
-    )
-
-
-def _plain(annotation: Any) -> str:
-    arguments = typing.get_args(annotation)
-    origin = typing.get_origin(annotation)
-    if arguments and origin not in (list, dict, tuple):
-        return " | ".join(
-            dict.fromkeys(_type_name(inner) for inner in arguments if isinstance(inner, type) or typing.get_args(inner))
-        )
-    return str(annotation).replace("typing.", "").replace("NoneType", "None")
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " | ".join(repr(value) for value in arguments)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(_type_name(inner) for inner in arguments))
+    if origin is not None and arguments:
+        return f"{origin.__name__}[{', '.join(_type_name(inner) for inner in arguments)}]"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _default(info: Any) -> Any:

@@ -190,7 +190,7 @@ def _names_by_content(
     holds the same values."""
     claimed = {spelling for stored in known.values() for spelling in stored}
     unclaimed = [info for info in checkpoint.tensors.values() if info.name not in claimed]
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters():
         if name in known:
             continue

@@ -27,7 +27,7 @@ class Strict(BaseModel):
 class ModelSettings(Strict):
     path: str = Field(description="Hub id, or a folder with a checkpoint.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
         "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
@@ -159,21 +159,27 @@ def _named(registry: Registry, key: str, default: str | None) -> Any:
 
 
 class Recipe(Strict):
-    model: ModelSettings
-    forget: ForgetRows
+    model: ModelSettings = Field(description="The base model.")
+    forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Rows | None = Field(None, description="Rows to keep behaving on, where the method needs them.")
-    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)]
+    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)] = Field(
+        description="The unlearning method and its settings; each part is unlearned by it from the same base."
+    )
     merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
-        default_factory=lambda: {"rule": "ties"}, validate_default=True
+        default_factory=lambda: {"rule": "ties"},
+        validate_default=True,
+        description="How the branches' deltas become one model.",
     )
     controls: list[Literal["joint"]] = Field(
-        default=["joint"], description="Baselines to train beside."
+        default=["joint"],
+        description="Baselines to train beside. joint: the same method and budget on all parts at once.",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
-        default_factory=list
+        default_factory=list,
+        description="What the base, every branch, every control and the merged model are judged by.",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

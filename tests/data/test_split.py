@@ -117,15 +117,15 @@ def test_a_limit_draws_the_same_rows_for_the_same_seed(split: Callable[..., Part
         (["forget.where=EXISTS (FROM table)"], ["forget.where"]),
     ],
 )
-def test_a_wrong_source_condition_or_column_is_named(split: Callable[..., Parts], overrides: list[str], said: list[str]) -> None:
+def test_a_wrong_source_condition_or_column_is_named(
+    split: Callable[..., Parts], overrides: list[str], said: list[str]
+) -> None:
     message = refused(split, *overrides)
     for part in said:
         assert part in message, message
 
 
-def test_empty_text_is_refused_with_its_row(
-    toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
-) -> None:
+def test_empty_text_is_refused_with_its_row(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) -> None:
     content = [{"text": "fine", "topic": "a"}, {"text": "  ", "topic": "a"}, {"text": None, "topic": "a"}]
     toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", content))
     with pytest.raises(RecipeError, match=r"empty in 2 of 3 rows \(first: row 1"):
@@ -163,7 +163,9 @@ def test_a_broken_file_is_named_not_traced(tmp_path: Path) -> None:
         read_rows([Source(path=str(tmp_path / "broken.jsonl"))], "forget.source")
 
 
-def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(split: Callable[..., Parts], toy_recipe: dict[str, Any]) -> None:
+def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(
+    split: Callable[..., Parts], toy_recipe: dict[str, Any]
+) -> None:
     toy_recipe["retain"] = {"where": "score < 3"}
     recipe = load_recipe(toy_recipe)
     assert recipe.retain is not None
@@ -171,11 +173,33 @@ def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(split
 
 
 def test_slugs_never_collide_and_never_leave_the_folder() -> None:
-    values = ["Europe", "europe", "a b", "a-b", "A/B", "a/b", "..", "../../x", "", "é", "e", "x" * 400, "x" * 401, "\0", "con"]
+    values = [
+        "Europe",
+        "europe",
+        "a b",
+        "a-b",
+        "A/B",
+        "a/b",
+        "..",
+        "../../x",
+        "",
+        "é",
+        "e",
+        "x" * 400,
+        "x" * 401,
+        "\0",
+        "con",
+    ]
     names = slugs(values)
     assert len({name.lower() for name in names.values()}) == len(values)
-    assert all(name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) <= 48 for name in names.values())
-    assert slugs(["Europe", "physical disability"]) == {"Europe": "europe", "physical disability": "physical-disability"}
+    assert all(
+        name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) <= 48
+        for name in names.values()
+    )
+    assert slugs(["Europe", "physical disability"]) == {
+        "Europe": "europe",
+        "physical disability": "physical-disability",
+    }
 
 
 def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
@@ -204,6 +228,7 @@ def test_real_groups_come_out_of_a_list_column(shared: Path, toy_recipe: dict[st
     parts = split_rows(load_recipe(toy_recipe))
     rows = [json.loads(line) for line in file.open()]
     expected = {
-        group: sum(row["toxicity_human"] >= 3 and group in row["target_groups"] for row in rows) for group in ("women", "muslim")
+        group: sum(row["toxicity_human"] >= 3 and group in row["target_groups"] for row in rows)
+        for group in ("women", "muslim")
     }
     assert sizes(parts) == expected

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import delta_source, noise, read, weights, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from making import delta_source, noise, read, weights, write_checkpoint
 
 from spunge.deltas import LowRank
 from spunge.merging import engine
@@ -123,7 +123,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
     rule=st.sampled_from(["ties", "dare_linear", "della", "sce", "breadcrumbs", "consensus"]),
     scope=st.sampled_from(["tensor", "model", "changed"]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_result_depends_on_no_order_chunk_thread_or_shard(tmp_path, order, chunk, threads, shards, rule, scope):
     place = tmp_path / "case"
     shutil.rmtree(place, ignore_errors=True)

@@ -16,6 +16,7 @@ from spunge.merging.rules import AverageSettings, TiesSettings
 from spunge.merging.sources import AdapterSource, CheckpointSource, DeltaSource, open_source
 from spunge.registry import RecipeError
 
+LAYERS = ["q_proj", "up_proj"]
 TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -43,7 +44,7 @@ def adapter(model, folder, **values):
     [
         ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
         ("llama", {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj"]}),
-        ("llama", {"r": 4, "lora_alpha": 8, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}, "target_modules": ["q_proj", "up_proj"]}),
+        ("llama", {"r": 4, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}, "target_modules": LAYERS}),
         ("llama", {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
         ("llama", {"r": 4, "target_modules": ["embed_tokens"]}),
         ("gpt2", {"r": 4, "lora_alpha": 16, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
@@ -71,7 +72,7 @@ def test_an_adapter_with_dora_is_refused(tmp_path):
 def test_an_adapter_of_another_model_is_refused_by_name(tmp_path):
     tiny().save_pretrained(tmp_path / "base")
     adapter(tiny("gpt2"), tmp_path / "lora", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
-    with pytest.raises(RecipeError, match="adapts .*c_attn.*the base lacks"):
+    with pytest.raises(RecipeError, match=r"adapts .*c_attn.*the base lacks"):
         open_source(tmp_path / "lora", tmp_path / "base")
 
 

@@ -71,3 +71,13 @@ def test_keys_are_in_the_order_of_values(a, b):
 def test_a_share_above_zero_keeps_at_least_one(share, population, rank):
     assert rank_of(share, population) == rank
     assert thresholds.rank_of(0.01, 10, least=0) == 0
+
+
+def test_keys_too_many_to_list_are_binned_to_the_same_threshold(monkeypatch):
+    stream = torch.randn(50_000, generator=torch.Generator().manual_seed(1)).abs()
+    expected = float(stream.sort(descending=True).values[9_999])
+    for most in (0, 100, 1 << 20):
+        monkeypatch.setattr(thresholds, "LISTED", most)
+        for first in (Bracket(10_000, 50_000), guess(10_000, 50_000, keys_of(stream[:500]))):
+            found(first, stream, 700)
+            assert first.threshold == expected

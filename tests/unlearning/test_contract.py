@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ARCHITECTURES, texts
 
+from conftest import ARCHITECTURES, texts
 from spunge.deltas import applied, open_delta, write_delta
 from spunge.recipe import MethodSettings
 from spunge.registry import METHODS, RecipeError
@@ -36,7 +36,9 @@ def settings_of(method: str, **changes: Any) -> MethodSettings:
     return METHODS.get(method).Settings(**{"method": method, **QUICK[method], **changes})
 
 
-def unlearn(base: Any, method: str, log: Path | None = None, parts: dict[str, Samples] | None = None, **changes: Any) -> Branch:
+def unlearn(
+    base: Any, method: str, log: Path | None = None, parts: dict[str, Samples] | None = None, **changes: Any
+) -> Branch:
     parts = parts or {"a": samples()}
     seeds = {value: sum(map(ord, value)) for value in parts}
     task = Task(base, parts, samples("other", 20), seeds, log)

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ARCHITECTURES, texts
 
+from conftest import ARCHITECTURES, texts
 from spunge.models import down_projection, find_blocks
 from spunge.registry import RecipeError
 from spunge.texts import Batch, Samples, collate, encode
@@ -32,7 +32,11 @@ def transcription(base: Any, settings: RMUSettings, layer: int, seed: int) -> di
     updated, frozen = copy.deepcopy(base.model), base.model
     updated.requires_grad_(False)
     named = dict(updated.named_parameters())
-    trained = {name: named[name] for name in named if any(f".{b}." in name and "down_proj" in name for b in range(layer - 2, layer + 1))}
+    trained = {
+        name: named[name]
+        for name in named
+        if any(f".{b}." in name and "down_proj" in name for b in range(layer - 2, layer + 1))
+    }
     for parameter in trained.values():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=0.0)
@@ -104,7 +108,9 @@ def test_blocks_are_found_by_structure_and_projections_by_name(load: Callable[..
 
 
 def test_padding_does_not_enter_the_loss() -> None:
-    batch = Batch(torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.ones(2, 3, dtype=torch.long))
+    batch = Batch(
+        torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [1, 0, 0]]), torch.ones(2, 3, dtype=torch.long)
+    )
     difference = torch.tensor([[[9.0, 9.0], [1.0, 3.0], [2.0, 0.0]], [[4.0, 0.0], [99.0, 99.0], [99.0, 99.0]]])
     published = RMUSettings(coefficient=6.5)
     # By hand: squares summed over 4 tokens, (81 + 81) + (1 + 9) + 4 + 16 = 192, over 4 tokens and 2 dimensions.
@@ -135,7 +141,7 @@ def test_the_layer_is_an_index_or_a_share_of_the_depth() -> None:
     assert block_index(0, 4) == 0
     assert block_index(0.22, 32) == 7
     assert block_index(RMUSettings().layer, 30) == 7
-    with pytest.raises(RecipeError, match="unlearn.layer: 32: the model has 32 blocks"):
+    with pytest.raises(RecipeError, match=r"unlearn\.layer: 32: the model has 32 blocks"):
         block_index(32, 32)
 
 

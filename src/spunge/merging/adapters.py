@@ -56,7 +56,8 @@ def open_adapter(folder: Path, base: Checkpoint, label: str) -> AdapterSource:
         elif ".lora_" in plain or not plain.endswith((".weight", ".bias")):
             raise RecipeError(f"--model: {label!r} holds {key!r}, which is no LoRA factor; merge it with peft first")
         else:  # a module trained whole (modules_to_save), or a bias
-            replaced[base_name(plain.replace(".modules_to_save.default", ""), base, label)] = stored.read(key)
+            whole = plain.replace(".modules_to_save.default", "").replace(".base_layer.", ".")
+            replaced[base_name(whole, base, label)] = stored.read(key)
     factors = {name: _low_rank(name, pair, config, name in embeddings, label) for name, pair in pairs.items()}
     content = json.dumps(
         {key: config.get(key) for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")}

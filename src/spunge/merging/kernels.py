@@ -25,6 +25,7 @@ def _pointer(context: Any, address: Any) -> Any:
 
 
 _fast = {"nogil": True, "cache": True, "error_model": "numpy"}
+_loose = {**_fast, "fastmath": {"reassoc", "contract"}}  # for sums in any order: statistics, never results
 
 
 @numba.njit(inline="never", **_fast)
@@ -75,8 +76,7 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
         _difference(address, kind, start, count, bits.view(np.float32), scratch, values)
         for i in range(count):
             values[i] = abs(values[i])
-        for i in range(count):
-            above += keys[i] > top
+        above += np.int64(_larger(keys, top, count))
         for i in range(count):
             marks[i] = (keys[i] >= bottom) & (keys[i] <= top)
         marks[count:] = 0
@@ -103,7 +103,7 @@ def sample_keys(address, kind, base, base_kind, starts, length, out):  # type: i
             out[run * length + i] = keys[i] & 0x7FFFFFFF
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@numba.njit(**_loose)
 def _dot(a, b, count):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for i in range(count):
@@ -113,13 +113,38 @@ def _dot(a, b, count):  # type: ignore[no-untyped-def]
 
 # Loops over few arrays each: the compiler gives up on vectors where it would have to check many pairs for overlap.
 @numba.njit(**_fast)
-def _trim(row, cut, count):  # type: ignore[no-untyped-def]
-    """Zero what lies below the cut; returns how many are left and not zero."""
-    kept = 0
+def _trim(row, cut, weight, total, count):  # type: ignore[no-untyped-def]
+    """Zero what lies below the cut, and add what is left, times its weight, to `total`."""
     for i in range(count):
         row[i] = row[i] if abs(row[i]) >= cut else np.float32(0)
-        kept += row[i] != 0
+        total[i] += row[i] * weight
+
+
+# Counts of at most BLOCK in float32, which adds in vectors where Python's integers would not.
+@numba.njit(**_loose)
+def _nonzero(row, count):  # type: ignore[no-untyped-def]
+    kept = np.float32(0)
+    for i in range(count):
+        kept += np.float32(1) if row[i] != 0 else np.float32(0)
     return kept
+
+
+@numba.njit(**_loose)
+def _several(positive, negative, count):  # type: ignore[no-untyped-def]
+    """How many entries two branches or more keep, and how many of those have both signs."""
+    contested, conflicts = np.float32(0), np.float32(0)
+    for i in range(count):
+        contested += np.float32(1) if positive[i] + negative[i] >= 2 else np.float32(0)
+        conflicts += np.float32(1) if min(positive[i], negative[i]) > 0 else np.float32(0)
+    return contested, conflicts
+
+
+@numba.njit(**_loose)
+def _larger(keys, top, count):  # type: ignore[no-untyped-def]
+    above = np.float32(0)
+    for i in range(count):
+        above += np.float32(1) if keys[i] > top else np.float32(0)
+    return above
 
 
 @numba.njit(**_fast)
@@ -150,22 +175,16 @@ def ties_block(deltas, cuts, weights, scale, count, merged, work, counts):  # ty
     merged[:] = np.float32(0)
     total, share, positive, negative = work[0], work[1], work[2], work[3]
     for b in range(k):
-        row, weight = deltas[b], weights[b]
-        counts[b] += _trim(row, cuts[b], count)
-        for i in range(count):
-            total[i] += row[i] * weight
+        _trim(deltas[b], cuts[b], weights[b], total, count)
+        counts[b] += np.int64(_nonzero(deltas[b], count))
     for b in range(k):
         _agreeing(deltas[b], weights[b], total, merged, share, count)
         _signs(deltas[b], positive, negative, count)
-    contested = 0
-    conflicts = 0
-    for i in range(count):
-        contested += positive[i] + negative[i] >= 2
-        conflicts += (positive[i] > 0) & (negative[i] > 0)
+    contested, conflicts = _several(positive, negative, count)
     for i in range(count):
         merged[i] = scale * (merged[i] / share[i] if share[i] != 0 else np.float32(0))
-    counts[k] += contested
-    counts[k + 1] += conflicts
+    counts[k] += np.int64(contested)
+    counts[k + 1] += np.int64(conflicts)
 
 
 @numba.njit(**_fast)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spunge.checkpoints import Checkpoint, TensorInfo
-from spunge.deltas import Delta, LowRank, open_delta
+from spunge.deltas import Change, Delta, LowRank, Sparse, open_delta
 from spunge.registry import RecipeError
 
 HEAD = "lm_head.weight"
@@ -91,7 +91,7 @@ class DeltaSource:
     def __post_init__(self) -> None:
         self.label = self.label or self.delta.folder.name
         self._mapped = Mapped(Checkpoint(self.delta.folder))
-        self._factors: dict[str, LowRank] = {}
+        self._opened: dict[str, Change] = {}
 
     @property
     def names(self) -> Collection[str]:
@@ -119,13 +119,13 @@ class DeltaSource:
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         if self.delta.tensors[name]["kind"] == "dense":
             return self._mapped.view(name)[start:stop].float()
-        factors = self._factors.get(name)
-        if factors is None:
+        change = self._opened.get(name)
+        if change is None:
             change = self.delta.change(name)
-            assert isinstance(change, LowRank)
-            factors = change
-            self._factors = {name: factors}  # the tensors come one after the other
-        return low_rank_entries(factors, start, stop)
+            self._opened = dict([*self._opened.items(), (name, change)][-4:])  # tensors come one after the other
+        if isinstance(change, LowRank):
+            return low_rank_entries(change, start, stop)
+        return change.entries(start, stop) if isinstance(change, Sparse) else change.reshape(-1)[start:stop]
 
 
 @dataclass
@@ -171,7 +171,7 @@ class AdapterSource:
 
     @property
     def names(self) -> Collection[str]:
-        return [*self.factors, *self.replaced]
+        return dict.fromkeys([*self.factors, *self.replaced])
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.replaced:
@@ -181,9 +181,10 @@ class AdapterSource:
         return shape[::-1] if factors.transposed else shape
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
-        if name in self.replaced:
-            return self.replaced[name].reshape(-1)[start:stop].float() - base
-        return low_rank_entries(self.factors[name], start, stop)
+        if name not in self.replaced:
+            return low_rank_entries(self.factors[name], start, stop)
+        stored = self.replaced[name].reshape(-1)[start:stop].float() - base
+        return stored + low_rank_entries(self.factors[name], start, stop) if name in self.factors else stored
 
 
 def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:

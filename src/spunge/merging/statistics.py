@@ -13,7 +13,7 @@ from spunge.merging.thresholds import Bracket, guess, keys_of, rank_of
 from spunge.merging.work import Job, Work, in_order
 
 RUN = 1 << 9  # entries of a sample that lie side by side
-SAMPLE = 1 << 17  # entries of a tensor that are looked at to guess a threshold; eight times as many of a whole model
+SAMPLE = 1 << 16  # entries of a tensor that are looked at to guess a threshold; sixteen times as many of a whole model
 
 Groups = Mapping[str, Sequence[str]]  # group -> its tensors
 
@@ -96,7 +96,7 @@ def _first_brackets(work: Work, group: str, names: Sequence[str], wanted: Cut, f
 
 def _runs(work: Work, names: Sequence[str], total: int) -> Iterator[tuple[str, list[int]]]:
     """Where runs of RUN entries begin, spread evenly over the tensors."""
-    runs = SAMPLE // RUN * (8 if len(names) > 1 else 1)
+    runs = SAMPLE // RUN * (16 if len(names) > 1 else 1)
     for name in names:
         size = work.base.tensors[name].numel
         if size >= RUN:

@@ -1,8 +1,8 @@
 """Exact magnitude thresholds over a stream that fits in no memory.
 
 The bits of a non-negative float32, read as an integer, are in the order of its value: that integer is its key. To
-find the key of the entry of a given rank, a pass counts the keys above a bracket and histograms those inside it; the
-bracket shrinks to one bin, and passes repeat until it holds one key. A sample makes the first bracket so small that
+find the key of the entry of a given rank, a pass counts the keys above a bracket and lists those inside it, or bins them
+where they are many; the bracket shrinks to the key or the bin, and passes repeat until it holds one key. A sample makes the first bracket so small that
 one pass is the rule; a sample that misleads costs another pass, never a wrong threshold. Counts add up across chunks
 and tensors in any order, so nothing depends on how the work is cut up.
 """
@@ -17,6 +17,7 @@ from spunge.merging.rule import Chunk, Cut, Rule
 
 TOP = 0x7FFFFFFF  # the largest key; +inf is 0x7F800000
 BITS = 18  # a bracket is divided into at most 2**18 bins
+LISTED = 1 << 20  # as many keys in a bracket are kept as they are; more are binned
 MARGIN = 4.0  # the bracket reaches so many standard errors of the sample's rank to each side
 
 
@@ -44,8 +45,9 @@ class Bracket:
     def _restart(self) -> None:
         self.above = 0  # entries seen in this pass with a key above the bracket
         self.shift = max(0, (self.high - self.low).bit_length() - BITS)
-        size = 0 if self.found else ((self.high - self.low) >> self.shift) + 1
-        self.bins = torch.zeros(size, dtype=torch.int32 if self.population < 1 << 31 else torch.int64)
+        self.inside: list[Tensor] = []  # the keys in the bracket themselves, while they are few
+        self.listed = 0
+        self.bins: Tensor | None = None  # else a histogram of them
 
     @property
     def found(self) -> bool:
@@ -63,20 +65,37 @@ class Bracket:
     def add(self, above: int, inside: Tensor) -> None:
         """Take in what `split` found; the caller holds a lock."""
         self.above += above
-        places = (inside - self.low) >> self.shift
-        self.bins.index_add_(0, places, torch.ones((), dtype=self.bins.dtype).expand(places.numel()))
+        if self.bins is not None:
+            self._bin(inside)
+            return
+        self.inside.append(inside)
+        self.listed += inside.numel()
+        if self.listed > LISTED:
+            self.bins = torch.zeros(((self.high - self.low) >> self.shift) + 1, dtype=torch.int64)
+            for keys in self.inside:
+                self._bin(keys)
+            self.inside = []
+
+    def _bin(self, keys: Tensor) -> None:
+        if self.bins is not None:
+            places = (keys - self.low) >> self.shift
+            self.bins.index_add_(0, places, torch.ones((), dtype=torch.int64).expand(places.numel()))
 
     def narrow(self) -> None:
-        """End a pass: keep the bin that holds the rank, or look above or below where the bracket missed it."""
+        """End a pass: keep what holds the rank, or look above or below where the bracket missed it."""
         if self.found:
             return
-        from_top = self.above + self.bins.flip(0).cumsum(0, dtype=torch.int64)
+        inside = self.listed if self.bins is None else int(self.bins.sum())
         if self.above >= self.rank:
             self.low, self.high = self.high + 1, TOP
-        elif int(from_top[-1]) < self.rank:
+        elif self.above + inside < self.rank:
             # Where nothing lies below, the rank falls among the zeros that nobody streams: everything is kept.
             self.low, self.high = 0, max(0, self.low - 1)
+        elif self.bins is None:
+            place = inside - (self.rank - self.above)
+            self.low = self.high = int(np.partition(torch.cat(self.inside).numpy(), place)[place])
         else:
+            from_top = self.above + self.bins.flip(0).cumsum(0)
             place = self.bins.numel() - 1 - int(torch.searchsorted(from_top, self.rank))
             self.low += place << self.shift
             self.high = min(self.high, self.low + (1 << self.shift) - 1)

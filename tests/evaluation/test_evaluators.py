@@ -1,0 +1,153 @@
+"""Judging: scores against closed forms, batching that changes nothing, intervals that cover."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from conftest import ARCHITECTURES, texts
+from spunge.evaluation.choices import Choices, ChoicesSettings, answer_index
+from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.likelihood import likelihoods
+from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows_of
+from spunge.evaluation.statistics import score
+from spunge.registry import RecipeError
+from spunge.texts import IGNORED, Encoded, Text, encode
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+def log_likelihood(base: Any, prompt: str, completion: str) -> tuple[float, int]:
+    """The definition, one text at a time, with the model's full logits."""
+    ids = base.tokenizer(f"{prompt} {completion}", return_tensors="pt")["input_ids"]
+    first = len(base.tokenizer(prompt)["input_ids"])
+    with torch.no_grad():
+        logs = base.model(input_ids=ids).logits.log_softmax(-1)
+    total = sum(float(logs[0, place - 1, ids[0, place]]) for place in range(first, ids.shape[1]))
+    return total, ids.shape[1] - first
+
+
+ITEMS = [
+    {"question": "the capital of france is", "choices": ["paris", "rome river", "old new good"], "answer": 0},
+    {"question": "in", "choices": ["the", "sun moon star night"], "answer": "B"},
+    {"question": "the dog", "choices": ["eats bread", "sleeps", "runs in the city"], "answer": "sleeps"},
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("normalize", ["tokens", "characters", "none"])
+def test_choices_pick_the_likeliest_candidate_by_the_definition(
+    load: Callable[..., Any], architecture: str, normalize: Any
+) -> None:
+    base = load(architecture)
+    expected = []
+    for item, answer in zip(ITEMS, (0, 1, 1), strict=True):
+        scores = []
+        for choice in item["choices"]:
+            total, tokens = log_likelihood(base, str(item["question"]), choice)
+            scores.append(total / {"tokens": tokens, "characters": len(choice), "none": 1}[normalize])
+        expected.append(float(int(np.argmax(scores)) == answer))
+    table = pa.table({key: [row[key] if key != "answer" else str(row[key]) for row in ITEMS] for key in ITEMS[0]})
+    [measure] = Choices.measure(base, ChoicesSettings(normalize=normalize), table, silent)
+    assert measure.metric == "accuracy"
+    assert measure.numerator.tolist() == expected
+
+
+@pytest.mark.parametrize("budget", [1, 40, 4096])
+def test_batching_and_padding_change_no_likelihood(load: Callable[..., Any], budget: int) -> None:
+    base = load("llama")
+    prompts, completions = texts("p", 9), texts("c", 9)
+    encoded = [encode(Text(p, " " + c), base.tokenizer, 64) for p, c in zip(prompts, completions, strict=True)]
+    found = likelihoods(base, encoded, silent, budget)
+    for likelihood, prompt, completion in zip(found, prompts, completions, strict=True):
+        total, tokens = log_likelihood(base, prompt, completion)
+        assert likelihood.tokens == tokens
+        assert likelihood.log == pytest.approx(total, rel=1e-4)
+
+
+def test_perplexity_is_the_exponent_of_the_models_own_loss(load: Callable[..., Any]) -> None:
+    base = load("gpt2")
+    rows = texts("plain", 6)
+    loss, tokens = 0.0, 0
+    for text in rows:
+        ids = base.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            mean = float(base.model(input_ids=ids, labels=ids).loss)
+        loss += mean * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    [measure] = Perplexity.measure(base, PerplexitySettings(), pa.table({"text": rows}), silent)
+    assert score(measure, range(6)).value == pytest.approx(np.exp(loss / tokens), rel=1e-4)
+
+
+def test_windows_score_every_token_but_the_first_once() -> None:
+    for length in range(2, 30):
+        for size in (2, 3, 7, 50):
+            ids = list(range(length))
+            scored = [i for window in windows_of(Encoded(ids, ids), size) for i in window.labels[1:]]
+            assert scored == ids[1:]
+            assert all(len(window.ids) <= size for window in windows_of(Encoded(ids, ids), size))
+
+
+def test_texts_without_a_token_to_score_are_refused(load: Callable[..., Any]) -> None:
+    with pytest.raises(RecipeError, match="1 texts have no token to score"):
+        Perplexity.measure(load(), PerplexitySettings(), pa.table({"text": ["the dog", "the"]}), silent)
+    with pytest.raises(RecipeError, match="either text, or prompt and completion"):
+        Perplexity.columns(PerplexitySettings(prompt="a"), {})
+
+
+def test_a_prompt_is_context_and_not_scored(load: Callable[..., Any]) -> None:
+    base = load()
+    table = pa.table({"prompt": ["the capital of france is"], "completion": [" paris"]})
+    [measure] = Perplexity.measure(base, PerplexitySettings(), table, silent)
+    total, tokens = log_likelihood(base, "the capital of france is", "paris")
+    assert measure.denominator.tolist() == [tokens]
+    assert measure.numerator[0] == pytest.approx(-total, rel=1e-4)
+
+
+def test_answers_come_as_index_letter_or_text() -> None:
+    choices = ["red", "green", "blue"]
+    assert [answer_index(answer, choices, 0) for answer in (2, "C", "c", "2", "blue", 2.0)] == [2] * 6
+    for wrong in (3, "D", "yellow", -1, None, 1.5):
+        with pytest.raises(RecipeError, match="none of its 3 candidates"):
+            answer_index(wrong, choices, 0)
+    with pytest.raises(RecipeError, match="no list of two"):
+        answer_index(0, ["only"], 4)
+
+
+def test_bootstrap_intervals_agree_with_the_normal_approximation() -> None:
+    right = np.array([1.0] * 300 + [0.0] * 100)
+    found = score(Measure("accuracy", right, np.ones(400), True), range(400))
+    error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert found.value == 0.75
+    assert found.low == pytest.approx(0.75 - error, abs=0.006)
+    assert found.high == pytest.approx(0.75 + error, abs=0.006)
+    assert found.n == 400
+
+
+def test_intervals_of_a_ratio_weigh_items_by_their_tokens() -> None:
+    measure = Measure("perplexity", np.array([2.0, 30.0]), np.array([1.0, 10.0]), False, "exp")
+    found = score(measure, [0, 1])
+    assert found.value == pytest.approx(np.exp(32 / 11))
+    assert found.low == pytest.approx(np.exp(2.0))
+    assert found.high == pytest.approx(np.exp(3.0))
+
+
+def test_95_percent_intervals_cover_the_truth_about_95_times_in_100() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        right = (generator.random(80) < 0.6).astype(float)
+        found = score(Measure("accuracy", right, np.ones(80), True), range(80))
+        covered += found.low <= 0.6 <= found.high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_labels_outside_the_completion_are_ignored(load: Callable[..., Any]) -> None:
+    coded = encode(Text("the capital", " is paris"), load().tokenizer, 64)
+    assert coded.labels[:2] == [IGNORED, IGNORED]
+    assert coded.labels[2:] == coded.ids[2:]

@@ -1,0 +1,135 @@
+"""`spunge merge` as a process and as a function: the three forms of output, and one-line errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from making import delta_source, noise, read, weights, write_checkpoint
+
+from spunge.deltas import Sparse, open_delta
+from spunge.merging.command import merge_command, summary
+from spunge.merging.sources import open_source
+from spunge.registry import RecipeError
+from spunge.report.card import base_identifier
+
+
+@pytest.fixture
+def places(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    for i in range(2):
+        delta_source(tmp_path / f"d{i}", base, {"a.weight": noise(i, 24, 32, size=0.01)})
+    return str(base), [str(tmp_path / "d0"), str(tmp_path / "d1")]
+
+
+def spunge(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "spunge.cli", "merge", *arguments], capture_output=True, text=True)
+
+
+def test_the_command_merges_and_prints_a_summary(places, tmp_path):
+    base, models = places
+    given = ["--base", base, "--model", models[0], "--model", models[1], "--density", "0.5", "--set", "tie=majority"]
+    done = spunge(*given, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "1 tensors merged by ties from 2 models" in done.stdout
+    assert "cosine" in done.stdout
+    again = spunge(*given, "--out", str(tmp_path / "out"), "--json")
+    assert json.loads(again.stdout)["report"]["settings"]["tie"] == "majority"
+
+
+def test_an_error_is_one_line_and_exits_2(places, tmp_path):
+    base, models = places
+    failed = spunge("--base", base, "--model", models[0], "--out", str(tmp_path / "out"), "--rule", "tees")
+    assert failed.returncode == 2
+    assert "no rule 'tees'; did you mean 'ties'?" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"settings": {"density": 1.5}}, "merge.density: 1.5"),
+        ({"settings": {"gamma": 1}}, "merge.gamma: rule 'ties' has no such setting"),
+        ({"settings": {"scope": "layer"}}, "merge.scope: 'layer'"),
+        ({"settings": {"density": [0.2, 0.3]}}, "merge.density: 2 values for 1 models"),
+        ({"weights": [1.0, 2.0]}, "--weight: 2 weights for 1 models"),
+        ({"weights": [float("nan")]}, "--weight"),
+        ({"as_adapter": 0}, "--as-adapter: 0 is no rank"),
+        ({"as_adapter": 1, "as_delta": True}, "--as-delta"),
+    ],
+)
+def test_a_wrong_call_names_the_setting(places, tmp_path, given, said):
+    base, models = places
+    with pytest.raises(RecipeError) as error:
+        merge_command(tmp_path / "out", base, models[:1], **given)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mergekit_file_gives_the_same_as_the_options(places, tmp_path):
+    base, models = places
+    entries = [{"model": model, "parameters": {"weight": 0.5, "density": 0.3}} for model in models]
+    file = tmp_path / "merge.yaml"
+    file.write_text(yaml.safe_dump({"merge_method": "ties", "base_model": base, "models": entries}))
+    merge_command(tmp_path / "a", mergekit=file)
+    merge_command(tmp_path / "b", base, models, settings={"density": 0.3, "scope": "tensor"}, weights=[0.5, 0.5])
+    assert torch.equal(read(tmp_path / "a")["a.weight"], read(tmp_path / "b")["a.weight"])
+    with pytest.raises(RecipeError, match="--mergekit"):
+        merge_command(tmp_path / "c", base, models, mergekit=file)
+
+
+def test_a_sparse_delta_holds_the_merge_exactly(places, tmp_path):
+    base, models = places
+    merge_command(tmp_path / "whole", base, models)
+    made = merge_command(tmp_path / "delta", base, models, as_delta=True)
+    assert made.kind == "delta"
+    assert open_delta(tmp_path / "delta").tensors["a.weight"]["kind"] == "sparse"
+    merge_command(tmp_path / "again", base, [str(tmp_path / "delta")], settings={"density": 1.0})
+    assert torch.equal(read(tmp_path / "whole")["a.weight"], read(tmp_path / "again")["a.weight"])
+
+
+def test_sparse_is_exact_for_any_pattern():
+    dense = noise(0, 7, 13) * (noise(1, 7, 13) > 0.5)
+    sparse = Sparse.of(dense)
+    assert torch.equal(sparse.dense(), dense)
+    for start, stop in ((0, 1), (3, 9), (8, 16), (13, 77), (90, 91)):
+        assert torch.equal(sparse.entries(start, stop), dense.flatten()[start:stop])
+
+
+def test_an_adapter_that_loses_the_merge_says_so(places, tmp_path):
+    base, models = places
+    made = merge_command(tmp_path / "lora", base, models, as_adapter=2)
+    assert made.fits[0].residual > 0.5
+    assert "loses much of this merge" in "\n".join(summary(made))
+    source = open_source(tmp_path / "lora", tmp_path / "base")
+    assert source.shape("a.weight") == (24, 32)
+
+
+def test_the_model_card_loads_in_the_hubs_format(places, tmp_path):
+    from huggingface_hub import ModelCard
+
+    base, models = places
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\nold text")
+    report = merge_command(tmp_path / "out", base, models).report
+    text = (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.base_model == ["base"]
+    assert card.data.license == "apache-2.0"
+    assert {"merge", "spunge", "ties"} <= set(card.data.tags)
+    assert "old text" not in text
+    assert str(tmp_path) not in text
+    for source in report.sources:
+        assert source.label in text
+        assert source.fingerprint[:16] in text
+
+
+def test_a_base_from_the_hub_is_named_by_its_id(tmp_path):
+    cached = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    assert base_identifier(cached) == "owner/name"
+    (tmp_path / "config.json").write_text('{"_name_or_path": "owner/other"}')
+    assert base_identifier(tmp_path) == "owner/other"
