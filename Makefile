@@ -12,7 +12,7 @@ demo: $(MODEL)/config.json
 	$(OFFLINE) $(BIN)/spunge run demo --set model.path=$(MODEL) --out runs/demo
 
 test: $(MODEL)/config.json
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

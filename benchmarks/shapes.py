@@ -69,7 +69,10 @@ def build(folder: Path, shape: Shape, copy: int = 0, rms: float = 1e-3) -> Path:
         shard[name], where[name] = values, number
         size += values.nbytes
     save_file(shard, folder / f"{number}.safetensors", metadata={"format": "pt"})
-    names = {i: f"model-{i + 1:05d}-of-{number + 1:05d}.safetensors" if number else "model.safetensors" for i in range(number + 1)}
+    names = {
+        i: f"model-{i + 1:05d}-of-{number + 1:05d}.safetensors" if number else "model.safetensors"
+        for i in range(number + 1)
+    }
     for i, name in names.items():
         (folder / f"{i}.safetensors").rename(folder / name)
     if number:

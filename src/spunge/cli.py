@@ -115,7 +115,6 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
-    _quiet()
     from spunge.merging.command import merge_command, parsed_settings, summary
 
     given = {"density": density, "scale": scale, "scope": scope or None}

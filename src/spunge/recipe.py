@@ -283,16 +283,21 @@ def _assign(content: Any, path: list[str], value: Any) -> None:
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
-    """Make the file and folder paths in a recipe absolute."""
+    """Make the paths of files and folders in a recipe absolute."""
     model = content.get("model")
     if isinstance(model, str):
         content["model"] = model = {"path": model}
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
-    blocks = [content.get("forget"), content.get("retain")]
     evaluate = content.get("evaluate")
+    for block, key in [(content.get("unlearn"), "method"), (content.get("merge"), "rule")]:
+        if isinstance(block, dict) and ".py:" in str(block.get(key)):
+            block[key] = _absolute(block[key], folder)
+    blocks = [content.get("forget"), content.get("retain")]
     blocks += evaluate if isinstance(evaluate, list) else []
     for block in blocks:
+        if isinstance(block, dict) and ".py:" in str(block.get("kind")):
+            block["kind"] = _absolute(block["kind"], folder)
         if not isinstance(block, dict) or block.get("source") is None:
             continue
         for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:

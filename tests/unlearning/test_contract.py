@@ -139,3 +139,33 @@ def test_a_delta_puts_the_trained_weights_over_the_base_and_takes_them_off(
             expected = before[name] + delta.dense(name) if name in delta.tensors else before[name]
             assert torch.equal(tensor, expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.parameters.items())
+
+
+def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    import re
+
+    from conftest import ROOT
+
+    import spunge
+
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    file = tmp_path / "ascent.py"
+    file.write_text(example)
+    del toy_recipe["retain"]
+    toy_recipe["unlearn"] = {"method": f"{file}:Ascent", "learning_rate": 1e-3, "epochs": 4}
+    toy_recipe["evaluate"] = [{"kind": "perplexity", "by": "topic"}]
+    results = spunge.run(toy_recipe, tmp_path / "run")
+    for topic in ("europe", "asia"):
+        assert results.value(f"branch:{topic}", topic, "perplexity") > results.value("base", topic, "perplexity")
+
+
+def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    from spunge.recipe import load_recipe
+
+    (tmp_path / "mine.py").write_text("class Asent: ...\n")
+    for method, said in (
+        (f"{tmp_path}/nowhere.py:Ascent", "no file"),
+        (f"{tmp_path}/mine.py:Ascent", "did you mean 'Asent'"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            load_recipe(toy_recipe, [f"unlearn={{method: '{method}'}}"])

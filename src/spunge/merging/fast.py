@@ -1,7 +1,6 @@
-"""The compiled path: finds where each branch's numbers lie in memory and hands them to the kernels, if numba is there."""
+"""The compiled path: finds where each branch's numbers lie in memory and hands them to the kernels."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,10 @@ class Fast:
 
 
 def fast_path(work: Work, wanted: bool | None = None) -> Fast | None:
-    """The compiled path where it helps: None without numba, or when it is not wanted."""
-    if wanted is False or find_spec("numba") is None:
+    """The compiled path; None where numba is missing or does not load, or when it is not wanted."""
+    if wanted is False:
         return None
-    return Fast(work)
+    try:
+        return Fast(work)
+    except ImportError:
+        return None

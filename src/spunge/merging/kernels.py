@@ -1,13 +1,15 @@
-"""Compiled inner loops (numba, an optional extra) for what merges do most: count magnitudes, and TIES.
+"""Compiled inner loops (numba) for what merges do most: count magnitudes, and TIES.
 
 They compute what `thresholds` and `rules` compute in torch, operation for operation and in the same order, so that both
-give the same bits; they only read bf16 and float32 in place and keep a block of entries in the first-level cache.
+give the same bits; they read bf16 and float32 where it lies and keep a block of entries in the first-level cache. Each loop
+goes over few arrays: the compiler gives up on vectors where it would have to check many pairs of them for overlap.
 """
 
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -24,83 +26,106 @@ def _pointer(context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), build
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _widened(context: Any, half: Any) -> Any:
+    """The float32 of a bf16's bits, in one step: numba's own integers would grow to 64 bits on the way."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(types.uint16), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _key(context: Any, value: Any) -> Any:
+    """The bits of a float32's magnitude, as an integer in the same order."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(32))
+        return builder.and_(bits, ir.Constant(ir.IntType(32), 0x7FFFFFFF))
+
+    return types.int32(types.float32), build
+
+
 _fast = {"nogil": True, "cache": True, "error_model": "numpy"}
-_loose = {**_fast, "fastmath": {"reassoc", "contract"}}  # for sums in any order: statistics, never results
+# For sums in any order: statistics, never results. Counts of a block are kept in float32, which adds in vectors.
+_loose = {**_fast, "fastmath": {"reassoc", "contract"}}
 
 
-@numba.njit(inline="never", **_fast)
-def _decode(address, kind, start, count, out):  # type: ignore[no-untyped-def]
-    """`count` values from `start` on, as the bits of float32, into `out` (uint32)."""
-    if kind == 1:
+@numba.njit(**_fast)
+def _values(address, kind, start, count, out):  # type: ignore[no-untyped-def]
+    """`count` values from `start` on, as float32."""
+    if kind == BF16:
         half = numba.carray(_pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
-            out[i] = np.uint32(half[i]) << np.uint32(16)
+            out[i] = _widened(half[i])
     else:
-        full = numba.carray(_pointer(address + 4 * start), count, np.uint32)
+        full = numba.carray(_pointer(address + 4 * start), count, np.float32)
         for i in range(count):
             out[i] = full[i]
 
 
 @numba.njit(**_fast)
-def _difference(address, kind, start, count, base, bits, out):  # type: ignore[no-untyped-def]
-    """A branch's entries minus the base's, float32; `bits` is scratch."""
-    if kind == 3:
+def _difference(address, kind, base, base_kind, start, count, out, scratch):  # type: ignore[no-untyped-def]
+    """A branch's entries minus the base's, float32."""
+    if kind == NOTHING:
         for i in range(count):
             out[i] = np.float32(0)
-        return
-    _decode(address, kind, start, count, bits)
-    values = bits.view(np.float32)
-    if kind == 0:
+    elif kind == BF16 and base_kind == BF16:
+        half = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        plain = numba.carray(_pointer(base + 2 * start), count, np.uint16)
         for i in range(count):
-            out[i] = values[i]
+            out[i] = _widened(half[i]) - _widened(plain[i])
     else:
-        for i in range(count):
-            out[i] = values[i] - base[i]
+        _values(address, kind, start, count, out)
+        if kind != DELTA:
+            _values(base, base_kind, start, count, scratch)
+            for i in range(count):
+                out[i] -= scratch[i]
+
+
+@numba.njit(**_loose)
+def _marked(values, bottom, top, marks, count):  # type: ignore[no-untyped-def]
+    """Mark the entries whose key lies in bottom..top; returns how many lie above."""
+    above = np.float32(0)
+    for i in range(count):
+        key = _key(values[i])
+        marks[i] = (key >= bottom) & (key <= top)
+        above += np.float32(1) if key > top else np.float32(0)
+    return above
 
 
 @numba.njit(**_fast)
 def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # type: ignore[no-untyped-def]
     """Write the keys in low..high to `inside` (int32); returns (how many keys lie above, how many were written)."""
-    values, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
-    scratch = np.empty(BLOCK, np.uint32)
-    keys = values.view(np.int32)
-    marks = np.empty(BLOCK, np.uint8)
+    values, scratch = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    marks = np.zeros(BLOCK, np.uint8)
     eights = marks.view(np.uint64)  # few entries are marked: look for them eight at a time
     above = 0
     found = 0
-    bottom, top = np.int32(low), np.int32(high)
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
-        if kind != 0:
-            _decode(base, base_kind, start, count, bits)
-        _difference(address, kind, start, count, bits.view(np.float32), scratch, values)
-        for i in range(count):
-            values[i] = abs(values[i])
-        above += np.int64(_larger(keys, top, count))
-        for i in range(count):
-            marks[i] = (keys[i] >= bottom) & (keys[i] <= top)
+        _difference(address, kind, base, base_kind, start, count, values, scratch)
+        above += np.int64(_marked(values, np.int32(low), np.int32(high), marks, count))
         marks[count:] = 0
         for eight in range(BLOCK // 8):
             if eights[eight] != 0:
                 for i in range(8 * eight, 8 * eight + 8):
                     if marks[i]:
-                        inside[found] = keys[i]
+                        inside[found] = _key(values[i])
                         found += 1
     return above, found
 
 
 @numba.njit(**_fast)
 def sample_keys(address, kind, base, base_kind, starts, length, out):  # type: ignore[no-untyped-def]
-    """The keys of runs of `length` <= BLOCK entries from each of `starts`, one run after the other, into `out` (int32)."""
-    values, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
-    scratch = np.empty(BLOCK, np.uint32)
-    keys = values.view(np.int32)
+    """The keys of runs of `length` <= BLOCK entries from each of `starts`, run after run, into `out` (int32)."""
+    values, scratch = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for run in range(len(starts)):
-        if kind != 0:
-            _decode(base, base_kind, starts[run], length, bits)
-        _difference(address, kind, starts[run], length, bits.view(np.float32), scratch, values)
+        _difference(address, kind, base, base_kind, starts[run], length, values, scratch)
         for i in range(length):
-            out[run * length + i] = keys[i] & 0x7FFFFFFF
+            out[run * length + i] = _key(values[i])
 
 
 @numba.njit(**_loose)
@@ -111,7 +136,6 @@ def _dot(a, b, count):  # type: ignore[no-untyped-def]
     return total
 
 
-# Loops over few arrays each: the compiler gives up on vectors where it would have to check many pairs for overlap.
 @numba.njit(**_fast)
 def _trim(row, cut, weight, total, count):  # type: ignore[no-untyped-def]
     """Zero what lies below the cut, and add what is left, times its weight, to `total`."""
@@ -120,13 +144,30 @@ def _trim(row, cut, weight, total, count):  # type: ignore[no-untyped-def]
         total[i] += row[i] * weight
 
 
-# Counts of at most BLOCK in float32, which adds in vectors where Python's integers would not.
 @numba.njit(**_loose)
 def _nonzero(row, count):  # type: ignore[no-untyped-def]
     kept = np.float32(0)
     for i in range(count):
         kept += np.float32(1) if row[i] != 0 else np.float32(0)
     return kept
+
+
+@numba.njit(**_fast)
+def _agreeing(row, weight, total, merged, share, count):  # type: ignore[no-untyped-def]
+    """Add the entries that have the sign of `total` to `merged`, and their weight to `share`."""
+    nothing = np.float32(0)
+    for i in range(count):
+        weighted = row[i] * weight
+        agrees = (weighted > 0) if total[i] >= 0 else (weighted < 0)
+        merged[i] += weighted if agrees else nothing
+        share[i] += weight if agrees else nothing
+
+
+@numba.njit(**_fast)
+def _signs(row, positive, negative, count):  # type: ignore[no-untyped-def]
+    for i in range(count):
+        positive[i] += np.float32(1) if row[i] > 0 else np.float32(0)
+        negative[i] += np.float32(1) if row[i] < 0 else np.float32(0)
 
 
 @numba.njit(**_loose)
@@ -137,31 +178,6 @@ def _several(positive, negative, count):  # type: ignore[no-untyped-def]
         contested += np.float32(1) if positive[i] + negative[i] >= 2 else np.float32(0)
         conflicts += np.float32(1) if min(positive[i], negative[i]) > 0 else np.float32(0)
     return contested, conflicts
-
-
-@numba.njit(**_loose)
-def _larger(keys, top, count):  # type: ignore[no-untyped-def]
-    above = np.float32(0)
-    for i in range(count):
-        above += np.float32(1) if keys[i] > top else np.float32(0)
-    return above
-
-
-@numba.njit(**_fast)
-def _agreeing(row, weight, total, merged, share, count):  # type: ignore[no-untyped-def]
-    """Add the entries that have the sign of `total` to `merged`, and their weight to `share`."""
-    nothing = np.float32(0)
-    for i in range(count):
-        weighted = row[i] * weight
-        merged[i] += weighted if ((weighted > 0) if total[i] >= 0 else (weighted < 0)) else nothing
-        share[i] += weight if ((weighted > 0) if total[i] >= 0 else (weighted < 0)) else nothing
-
-
-@numba.njit(**_fast)
-def _signs(row, positive, negative, count):  # type: ignore[no-untyped-def]
-    for i in range(count):
-        positive[i] += np.float32(1) if row[i] > 0 else np.float32(0)
-        negative[i] += np.float32(1) if row[i] < 0 else np.float32(0)
 
 
 @numba.njit(**_fast)
@@ -187,12 +203,19 @@ def ties_block(deltas, cuts, weights, scale, count, merged, work, counts):  # ty
     counts[k + 1] += np.int64(conflicts)
 
 
+@numba.njit(**_loose)
+def _not_finite(values, count):  # type: ignore[no-untyped-def]
+    bad = np.float32(0)
+    for i in range(count):
+        bad += np.float32(1) if _key(values[i]) >= 0x7F800000 else np.float32(0)
+    return bad
+
+
 @numba.njit(**_fast)
-def _store(bits, count, out, out_kind, start):  # type: ignore[no-untyped-def]
+def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
     """Write float32 values, rounded to nearest and even where the output is bf16; returns how many are not finite."""
-    bad = 0
-    values = bits.view(np.float32)
-    if out_kind == 1:
+    bits = values.view(np.uint32)
+    if out_kind == BF16:
         half = numba.carray(_pointer(out + 2 * start), count, np.uint16)
         for i in range(count):
             bits[i] += np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
@@ -202,9 +225,7 @@ def _store(bits, count, out, out_kind, start):  # type: ignore[no-untyped-def]
         full = numba.carray(_pointer(out + 4 * start), count, np.uint32)
         for i in range(count):
             full[i] = bits[i]
-    for i in range(count):
-        bad += not abs(values[i]) < np.float32(np.inf)
-    return bad
+    return np.int64(_not_finite(values, count))
 
 
 @numba.njit(**_fast)
@@ -216,18 +237,16 @@ def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, 
     """
     k = len(addresses)
     deltas, merged = np.empty((k, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-    work = np.empty((4, BLOCK), np.float32)
-    bits, scratch = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.uint32)
-    values = bits.view(np.float32)
+    work, values, scratch = np.empty((4, BLOCK), np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
-        _decode(base, base_kind, start, count, bits)
         for b in range(k):
-            _difference(addresses[b], kinds[b], start, count, values, scratch, deltas[b])
+            _difference(addresses[b], kinds[b], base, base_kind, start, count, deltas[b], scratch)
             for c in range(b + 1):
                 gram[b, c] += _dot(deltas[b], deltas[c], count)
         ties_block(deltas, cuts, weights, scale, count, merged, work, counts)
         gram[k, 0] += _dot(merged, merged, count)
+        _values(base, base_kind, start, count, values)
         for i in range(count):
             values[i] += merged[i]
-        counts[k + 2] += _store(bits, count, out, out_kind, start)
+        counts[k + 2] += _store(values, count, out, out_kind, start)

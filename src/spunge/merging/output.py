@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spunge.merging.outcome import MergeReport, Tally
 from spunge.registry import RecipeError
 
 REPORT = "merge.json"
+PIECE = 1 << 27  # bytes
 NOT_COPIED = {
     ".safetensors",
     ".bin",
@@ -51,6 +53,9 @@ class Output:
         self._copied: set[str] = set()
         self._files: dict[Path, int] = {}
         self._lock = threading.Lock()
+        self._copiers = ThreadPoolExecutor(2, thread_name_prefix="copy")
+        self._copying: list[Future[None]] = []
+        self._stopped = threading.Event()
 
     def earlier(self) -> MergeReport | None:
         """The report of this very merge, where it has been made before. Raises RecipeError for a foreign folder."""
@@ -74,6 +79,8 @@ class Output:
         except OSError as error:
             raise unwritable(self.aside, error) from error
         finally:
+            self._stopped.set()
+            self._copiers.shutdown(cancel_futures=True)
             for handle in self._files.values():
                 os.close(handle)
             self._files.clear()
@@ -107,7 +114,7 @@ class Output:
         return shared
 
     def _copy_unchanged(self) -> None:
-        """Whole files, and in files with changed tensors everything but those."""
+        """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
         for file in self.base.files:
             target = self.aside / file.name
             touched = sorted(
@@ -116,22 +123,28 @@ class Output:
                 if info.file == file and info.name in self.changed
             )
             if file.name not in self._copied:
-                if not touched:
-                    copy_file(file, target)
-                elif not clone(file, target):
-                    self._copy_around(file, target, touched)
-                self._note({"copied": file.name})
+                shared = not target.exists() and clone(file, target)
+                if not shared:
+                    _reserve(target, file.stat().st_size)
+                self._copying.append(
+                    self._copiers.submit(self._copy_around, file, target, [] if shared else touched, shared)
+                )
             if touched:
                 self._files[file] = os.open(target, os.O_RDWR)
 
-    def _copy_around(self, file: Path, target: Path, touched: Sequence[tuple[int, int]]) -> None:
+    def _copy_around(self, file: Path, target: Path, touched: Sequence[tuple[int, int]], shared: bool) -> None:
+        """Everything but the `touched` ranges, in pieces, so that a merge that stops does not wait for the whole file."""
         size = file.stat().st_size
-        with file.open("rb") as reader, target.open("wb") as writer:
-            os.ftruncate(writer.fileno(), size)
-            at = 0
+        at = size if shared else 0
+        with file.open("rb") as reader, target.open("r+b") as writer:
             for start, stop in [*touched, (size, size)]:
-                copy_range(reader.fileno(), writer.fileno(), at, start)
-                at = stop
+                while at < start and not self._stopped.is_set():
+                    piece = min(start, at + PIECE)
+                    copy_range(reader.fileno(), writer.fileno(), at, piece)
+                    at = piece
+                at = max(at, stop)
+        if not self._stopped.is_set():
+            self._note({"copied": file.name})
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Entries from `start` on of a changed tensor, in the base's dtype."""
@@ -154,6 +167,8 @@ class Output:
         """Everything but weights from the base's folder, the report and the model card; then the rename."""
         from spunge.report.card import merge_card
 
+        for copied in self._copying:
+            copied.result()
         for path in sorted(self.base.folder.rglob("*")):
             inside = path.relative_to(self.base.folder)
             hidden = any(part.startswith(".") for part in inside.parts)
@@ -165,6 +180,15 @@ class Output:
         write_json(self.aside / REPORT, report.to_json())
         (self.aside / "journal.jsonl").unlink()
         _replace_folder(self.aside, self.out)
+
+
+def _reserve(target: Path, size: int) -> None:
+    """A file of the final size to write into; what an interrupted merge wrote there stays."""
+    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(handle, size)
+    finally:
+        os.close(handle)
 
 
 def _replace_folder(new: Path, old: Path) -> None:

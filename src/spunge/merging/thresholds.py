@@ -1,10 +1,10 @@
 """Exact magnitude thresholds over a stream that fits in no memory.
 
 The bits of a non-negative float32, read as an integer, are in the order of its value: that integer is its key. To
-find the key of the entry of a given rank, a pass counts the keys above a bracket and lists those inside it, or bins them
-where they are many; the bracket shrinks to the key or the bin, and passes repeat until it holds one key. A sample makes the first bracket so small that
-one pass is the rule; a sample that misleads costs another pass, never a wrong threshold. Counts add up across chunks
-and tensors in any order, so nothing depends on how the work is cut up.
+find the key of the entry of a given rank, a pass counts the keys above a bracket and lists those inside it, or bins
+them where they are many; the bracket shrinks to the key or the bin, and passes repeat until it holds one key. A sample
+makes the first bracket so small that one pass is the rule; a sample that misleads costs another pass, never a wrong
+threshold. Counts add up across chunks and tensors in any order, so nothing depends on how the work is cut up.
 """
 
 from dataclasses import replace
