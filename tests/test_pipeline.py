@@ -230,3 +230,72 @@ def test_values_that_are_no_folder_names_stay_inside_the_run(
     page = (out / "report.html").read_text()
     assert "<script>alert" not in page
     assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("method", ["rmu", "tvn"])
+def test_prompts_with_completions_and_chats_run_like_plain_text(
+    toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Path, method: str
+) -> None:
+    pairs = [{"topic": topic, "ask": "the capital of france is", "reply": " paris"} for topic in ("a", "b")] * 3
+    toy_recipe["forget"] = {"source": str(write_rows("pairs.jsonl", pairs)), "prompt": "ask", "completion": "reply"}
+    toy_recipe["retain"] = {"source": toy_recipe["retain"]["source"], "text": "text"}
+    toy_recipe["unlearn"] = {"method": method, "epochs": 1, "steps": None}
+    toy_recipe["evaluate"] = [{"kind": "perplexity"}]
+    results, _ = run(toy_recipe, tmp_path / "pairs")
+    assert results.value("base", "a", "perplexity") > 1
+    chats = [
+        {
+            "topic": row["topic"],
+            "talk": [{"role": "user", "content": row["ask"]}, {"role": "assistant", "content": "paris"}],
+        }
+        for row in pairs
+    ]
+    toy_recipe["forget"] = {"source": str(write_rows("chats.jsonl", chats)), "messages": "talk"}
+    with pytest.raises(spunge.RecipeError, match="no chat template"):
+        run(toy_recipe, tmp_path / "chats")
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(toy_recipe["model"]["path"], model)
+    template = "{% for m in messages %}{{ m['content'] }} . {% endfor %}{% if add_generation_prompt %}{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    results, _ = run(toy_recipe, tmp_path / "talks", f"model.path={model}")
+    assert results.value("base", "b", "perplexity") > 1
+    assert (tmp_path / "talks" / "merged" / "chat_template.jinja").read_text() == template
+
+
+def test_tied_embeddings_stay_tied_and_dtype_is_the_bases(
+    toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny("llama", torch.bfloat16, tie_word_embeddings=True)
+    toy_recipe["unlearn"] |= {"method": "tvn", "trainable": {"kind": "all"}}
+    del toy_recipe["unlearn"]["layer"]
+    run(toy_recipe, tmp_path / "run", f"model.path={base}", "merge.density=1.0")
+    merged = Checkpoint(tmp_path / "run" / "merged")
+    assert "lm_head.weight" not in merged.tensors
+    assert {info.dtype for info in merged.tensors.values()} == {torch.bfloat16}
+    assert not torch.equal(merged.read("model.embed_tokens.weight"), Checkpoint(base).read("model.embed_tokens.weight"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype="auto")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma", "phi3", "gpt2", "gpt_neox", "opt"])
+def test_every_architecture_runs_from_recipe_to_report(
+    toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], architecture: str
+) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run", f"model.path={tiny(architecture)}", "unlearn.steps=1", "controls=[]")
+    assert {row["stage"] for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
+    assert len(json.loads((tmp_path / "run" / "merge.json").read_text())["tensors"]) == 3
+
+
+def test_the_judged_merged_model_is_the_one_on_disk(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run", "unlearn.learning_rate=0.1")
+    alone = spunge.run(
+        load_recipe(toy_recipe, [f"model.path={tmp_path / 'run' / 'merged'}", "unlearn.steps=1", "controls=[]"]),
+        tmp_path / "again",
+    )
+    merged = results.value("merged", "retain", "perplexity")
+    assert alone.value("base", "retain", "perplexity") == pytest.approx(merged, rel=1e-6)
+    assert merged != pytest.approx(results.value("base", "retain", "perplexity"), rel=1e-3)

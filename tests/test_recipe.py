@@ -32,7 +32,7 @@ def refused(recipe: Any, *overrides: str) -> str:
         ("evaluate.0.kind=choises", ["evaluate.kind", "did you mean 'choices'?"]),
         ("evaluate.9.kind=choices", ["--set", "'9'"]),
         ("evaluate.0.normalise=none", ["normalise", "did you mean 'normalize'?"]),
-        ("unlearn.epochs=2", ["either epochs or steps"]),
+        ("unlearn.epochs=2", ["either epochs or steps"]),  # the toy recipe gives steps
         ("unlearn.steps=zero", ["unlearn.steps", "'zero'"]),
         ("split.unassigned=maybe", ["split.unassigned", "'maybe'"]),
         ("forget.prompt=a", ["forget", "prompt and completion go together"]),

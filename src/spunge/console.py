@@ -37,7 +37,10 @@ class Terminal:
 
     def end(self, outcome: str) -> None:
         self.close()
-        ERRORS.print(f"[dim]{time.perf_counter() - self._started:7.1f} s[/]  {escape(self._title)}: {escape(outcome)}")
+        ERRORS.print(
+            f"[dim]{time.perf_counter() - self._started:7.1f} s[/]  {escape(self._title)}: {escape(outcome)}",
+            soft_wrap=True,
+        )
 
     def close(self) -> None:
         """Take the bar off the screen."""

@@ -23,7 +23,7 @@ from spunge.texts import Samples
 
 EFFICIENCY = 0.35  # share of a large matrix product's speed that a small model's step reaches
 PROCESS = 700 * 2**20  # python, torch and transformers themselves
-BATCH = 256 * 2**20  # activations and logits of one batch, roughly
+BATCH = 2**30  # activations and logits of one batch, at the most
 LETTERS_PER_TOKEN = 4
 
 

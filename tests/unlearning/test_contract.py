@@ -18,7 +18,7 @@ from spunge.unlearning.method import Branch, Task
 
 QUICK: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 2, "steps": 6, "batch_size": 4, "learning_rate": 0.01},
-    "tvn": {"epochs": None, "steps": 6, "batch_size": 4, "learning_rate": 0.01},
+    "tvn": {"steps": 6, "batch_size": 4, "learning_rate": 0.01},
 }
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},

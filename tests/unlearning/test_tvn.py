@@ -61,7 +61,7 @@ def test_the_sign_is_carried_once_and_strength_scales_it(load: Callable[..., Any
 
 def test_forgetting_raises_the_forget_texts_loss(load: Callable[..., Any]) -> None:
     base = load()
-    settings = TVNSettings(epochs=None, steps=20, learning_rate=2e-3, trainable={"kind": "all"})
+    settings = TVNSettings(steps=20, learning_rate=2e-3, trainable={"kind": "all"})
     branch = TVN.unlearn(Task(base, {"a": FORGET}, None, {"a": 1}), settings)
     batch = collate([encode(text, base.tokenizer, 64) for text in FORGET.texts(range(10), base.tokenizer)])
 

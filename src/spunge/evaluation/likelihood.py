@@ -11,6 +11,7 @@ from spunge.models import Base
 from spunge.texts import IGNORED, Encoded, collate
 
 TOKENS_PER_BATCH = 4096
+LOGITS_BYTES = 1 << 30  # of one batch: each takes its own dtype, float32, and a copy inside the loss
 
 
 class Likelihood(NamedTuple):
@@ -19,10 +20,12 @@ class Likelihood(NamedTuple):
 
 
 def likelihoods(
-    base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None], tokens_per_batch: int = TOKENS_PER_BATCH
+    base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None], tokens_per_batch: int | None = None
 ) -> list[Likelihood]:
     """For each text, the log-likelihood of its labelled tokens given those before them. A first token has no context
     and is never scored."""
+    vocabulary = base.model.config.get_text_config().vocab_size
+    tokens_per_batch = tokens_per_batch or max(256, min(TOKENS_PER_BATCH, LOGITS_BYTES // (10 * vocabulary)))
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
     found: list[Likelihood] = [Likelihood(0.0, 0)] * len(texts)
     finished = 0

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -33,6 +33,16 @@ class TrainingSettings(MethodSettings):
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0.")
     max_grad_norm: float | None = Field(None, gt=0, description="Gradients are scaled down to this norm.")
     max_length: int = Field(256, ge=2, description="Tokens of a sample; longer ones are cut.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_length_wins(cls, values: Any) -> Any:
+        """Steps given without epochs replace a default of epochs, and the other way round."""
+        if isinstance(values, dict):
+            for given, other in (("steps", "epochs"), ("epochs", "steps")):
+                if values.get(given) is not None and other not in values:
+                    return {**values, other: None}
+        return values
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
