@@ -299,3 +299,9 @@ def test_the_judged_merged_model_is_the_one_on_disk(toy_recipe: dict[str, Any], 
     merged = results.value("merged", "retain", "perplexity")
     assert alone.value("base", "retain", "perplexity") == pytest.approx(merged, rel=1e-6)
     assert merged != pytest.approx(results.value("base", "retain", "perplexity"), rel=1e-3)
+
+
+def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = run(toy_recipe, tmp_path / "run")
+    again, _ = run(toy_recipe, tmp_path / "run")
+    assert again.content["seconds"] == first.content["seconds"] > 0

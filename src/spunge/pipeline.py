@@ -219,7 +219,6 @@ def run(
     if not isinstance(recipe, Recipe):
         out = out or default_folder(recipe)
         recipe = load_recipe(recipe)
-    started = time.perf_counter()
     work = Run(recipe, Path(out or "runs/run").resolve())
     claim(work)
     try:
@@ -238,7 +237,7 @@ def run(
         merge_branches(work, watcher)
         for stage in work.stages:
             judge(work, stage, memory, watcher)
-        content = results(work, time.perf_counter() - started, memory)
+        content = results(work, memory)
         write_json(work.folder / "results.json", content)
     except OSError as error:
         if isinstance(error.filename, str | Path) or error.errno is not None:
@@ -358,6 +357,7 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
     from spunge.merging.sources import DeltaSource
 
     watcher.begin("merge")
+    started = time.perf_counter()
     (work.folder / "merge.json").unlink(missing_ok=True)
     sources = [DeltaSource(open_delta(job.folder), job.parts[0].value) for job in work.branches]
     report = merge(
@@ -367,7 +367,8 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
         work.folder / "merged",
         progress=lambda done, total: watcher.step(done, total),
     )
-    write_json(work.folder / "merge.json", {"fingerprint": work.merge_key, **report.to_json()})
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(work.folder / "merge.json", {"fingerprint": work.merge_key, "seconds": seconds, **report.to_json()})
     watcher.end(f"{len(report.changed)} tensors changed")
 
 
@@ -379,6 +380,7 @@ def judge(work: Run, stage: str, memory: _Memory, watcher: Watcher) -> None:
     with state(work, stage, memory.base):
         for items in todo:
             watcher.begin(f"judge {stage}: {items.name}")
+            started = time.perf_counter()
             evaluator = EVALUATORS.get(items.settings.kind)
             found = evaluator.measure(
                 memory.base, items.settings, items.table, lambda done, total: watcher.step(done, total)
@@ -389,6 +391,7 @@ def judge(work: Run, stage: str, memory: _Memory, watcher: Watcher) -> None:
                     "fingerprint": work.scores_key(stage, items),
                     "stage": stage,
                     "evaluation": items.name,
+                    "seconds": round(time.perf_counter() - started, 2),
                     "measures": [measure_to_json(measure) for measure in found],
                 },
             )
@@ -424,12 +427,15 @@ def measure_from_json(content: Mapping[str, Any]) -> Measure:
     return Measure(**{**content, **arrays})
 
 
-def results(work: Run, seconds: float, memory: _Memory) -> dict[str, Any]:
-    """The content of results.json: a row for each stage, subject and metric."""
+def results(work: Run, memory: _Memory) -> dict[str, Any]:
+    """The content of results.json: a row for each stage, subject and metric; the seconds that all of it took, whenever."""
     rows = []
+    seconds = (read_json(work.folder / "merge.json") or {}).get("seconds", 0.0)
+    seconds += sum(read_json(job.folder / "delta.json")["seconds"] for job in [*work.branches, *work.controls])
     for stage in work.stages:
         for items in work.evaluations:
             stored = read_json(work.scores_file(stage, items))
+            seconds += stored["seconds"]
             for measure in map(measure_from_json, stored["measures"]):
                 for subject, members in items.subjects.items():
                     rows.append({"stage": stage, "subject": subject, **score(measure, members)._asdict()})
