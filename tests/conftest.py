@@ -1,7 +1,6 @@
 """Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
 
 import os
-import time
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -12,57 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from toys import ARCHITECTURES, ROOT, WORDS, rows
+
 SHARED = ROOT.parent / "shared" / "data"
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
-
-SMALL = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FULL_HEADS = {**SMALL, "num_key_value_heads": 4}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": SMALL,
-    "mistral": SMALL,
-    "qwen2": SMALL,
-    "gemma": {**SMALL, "head_dim": 8},
-    "phi3": SMALL,
-    "gpt2": {
-        "vocab_size": 128,
-        "n_embd": 32,
-        "n_layer": 4,
-        "n_head": 4,
-        "n_positions": 128,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "gpt_neox": {key: value for key, value in SMALL.items() if key != "num_key_value_heads"},
-    "opt": {
-        "vocab_size": 128,
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "word_embed_proj_dim": 32,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-}
-WORDS = (
-    "the capital of france is paris italy rome spain madrid japan tokyo china beijing a an and in to it was river mountain "
-    "blue green red small large house tree animal dog cat bird fish runs sleeps eats water bread wine city country village "
-    "old new good bad day night sun moon star north south east west one two three four five six seven eight nine ten"
-).split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -141,19 +93,6 @@ def shared() -> Path:
     return SHARED
 
 
-def texts(topic: str, count: int) -> list[str]:
-    """Plain sentences out of the tiny tokenizer's words; the topic decides which."""
-    generator = torch.Generator().manual_seed(sum(map(ord, topic)))
-    lengths = torch.randint(4, 12, (count,), generator=generator).tolist()
-    return [
-        " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist()) for n in lengths
-    ]
-
-
-def rows(topics: list[str], count: int = 12) -> list[dict[str, Any]]:
-    return [{"topic": topic, "text": text} for topic in topics for text in texts(topic, count)]
-
-
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """write_rows("name.jsonl", rows) -> the file."""
@@ -195,13 +134,3 @@ def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> di
         ],
         "seed": 3,
     }
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether a condition comes true in time."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import ARCHITECTURES
 from spunge.checkpoints import Checkpoint
 from spunge.models import checkpoint_names, load_base, local_folder, pick_device, swapped, unpickled
 from spunge.recipe import ModelSettings
 from spunge.registry import RecipeError
+from toys import ARCHITECTURES
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

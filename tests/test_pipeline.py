@@ -212,7 +212,7 @@ def test_the_joint_control_takes_the_branches_steps_together(toy_recipe: dict[st
 def test_values_that_are_no_folder_names_stay_inside_the_run(
     toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
-    from conftest import rows
+    from toys import rows
 
     values = ["a/b", "A/B", "../../x", "<script>alert(1)</script>", "x" * 400, "日本", "con"]
     bad: list[Any] = ["", "  ", None]

@@ -2,7 +2,8 @@
 
 `delta.safetensors` holds, for each changed tensor of the base checkpoint (by the checkpoint's own names), the dense
 difference (`NAME`), the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape (out, r)), or
-of a sparse one a bit per entry and the entries that are not zero (`NAME.mask`, `NAME.values`); `delta.json` says which, with the low-rank scale, the base's fingerprint and how the delta was made.
+of a sparse one a bit per entry and the entries that are not zero (`NAME.mask`, `NAME.values`); `delta.json` says which,
+with the low-rank scale, the base's fingerprint and how the delta was made.
 The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
 """
 

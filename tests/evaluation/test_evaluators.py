@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from conftest import ARCHITECTURES, texts
 from spunge.evaluation.choices import Choices, ChoicesSettings, answer_index
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.likelihood import likelihoods
@@ -16,6 +15,7 @@ from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows
 from spunge.evaluation.statistics import score
 from spunge.registry import RecipeError
 from spunge.texts import IGNORED, Encoded, Text, encode
+from toys import ARCHITECTURES, texts
 
 
 def silent(done: int, total: int) -> None:

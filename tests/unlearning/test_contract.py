@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from conftest import ARCHITECTURES, texts
 from spunge.deltas import applied, open_delta, write_delta
 from spunge.recipe import MethodSettings
 from spunge.registry import METHODS, RecipeError
 from spunge.texts import Samples
 from spunge.unlearning.method import Branch, Task
+from toys import ARCHITECTURES, texts
 
 QUICK: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 2, "steps": 6, "batch_size": 4, "learning_rate": 0.01},
@@ -144,9 +144,8 @@ def test_a_delta_puts_the_trained_weights_over_the_base_and_takes_them_off(
 def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     import re
 
-    from conftest import ROOT
-
     import spunge
+    from toys import ROOT
 
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     file = tmp_path / "ascent.py"

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from conftest import ARCHITECTURES, texts
 from spunge.models import down_projection, find_blocks
 from spunge.registry import RecipeError
 from spunge.texts import Batch, Samples, collate, encode
@@ -16,6 +15,7 @@ from spunge.unlearning.batches import batches_of, interleaved
 from spunge.unlearning.method import Task
 from spunge.unlearning.rmu import RMU, RMUSettings, block_index, counted, direction, target, token_mean
 from spunge.unlearning.trunk import Trunk
+from toys import ARCHITECTURES, texts
 
 FORGET = Samples(pa.table({"text": texts("forget", 10)}))
 RETAIN = Samples(pa.table({"text": texts("retain", 15)}))

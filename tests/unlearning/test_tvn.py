@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from conftest import ARCHITECTURES, texts
 from spunge.deltas import LowRank
 from spunge.texts import IGNORED, Samples, Text, collate, encode, token_losses
 from spunge.unlearning.method import Task
 from spunge.unlearning.trained import LoRA, training
 from spunge.unlearning.tvn import TVN, TVNSettings
+from toys import ARCHITECTURES, texts
 
 FORGET = Samples(pa.table({"text": texts("forget", 10)}))
 
