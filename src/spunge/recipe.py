@@ -327,21 +327,25 @@ def _validated(settings: type[SettingsT], content: Any, prefix: str) -> Settings
 
 
 def _explained(error: ValidationError, settings: type[Strict], prefix: str) -> str:
-    """The first error as one line: the setting, the value, the mend."""
-    first = error.errors()[0]
-    place = [str(step) for step in first["loc"]]
-    name = ".".join([prefix, *place] if prefix else place)
+    """One error as one line: the setting, the value, the mend."""
+    # A misspelt key comes before the key that is missing for it.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     kind, given = first["type"], first.get("input")
+    steps, known = _walked(settings, first["loc"])
+    name = ".".join([prefix, *steps] if prefix else steps)
     if kind == "extra_forbidden":
-        known = _fields_at(settings, place[:-1])
-        return f"{name}: no such setting{suggestion(place[-1], known)}"
+        return f"{name}: no such setting{suggestion(steps[-1], known)}"
     if kind == "missing":
         return f"{name}: missing; the recipe must give it"
     if kind == "value_error" and isinstance(first["ctx"]["error"], RecipeError):
         return str(first["ctx"]["error"])
     if kind == "value_error":
-        message = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+        message = str(first["ctx"]["error"])
         return f"{name}: {message}" if name else message
+    if kind == "model_type":
+        return f"{name}: {_shown(given)}: it should be a mapping"
+    if kind == "union_tag_invalid":
+        return f"{name}.kind: {first['ctx']['tag']!r}: it should be one of {first['ctx']['expected_tags']}"
     return f"{name}: {_shown(given)}: {first['msg'].lower().replace('input should', 'it should')}"
 
 
@@ -350,21 +354,33 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fields_at(settings: type[Strict], place: list[str]) -> list[str]:
-    """The known keys of the block at `place`."""
-    block: Any = settings
-    for step in place:
-        fields = getattr(block, "model_fields", {})
-        if step in fields:
-            block = _block_of(fields[step].annotation)
-    return list(getattr(block, "model_fields", {}))
+def _walked(settings: type[Strict], place: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The settings on the way to an error, and the known keys of the block it is in.
+
+    pydantic's own marks for the branch of a union that it tried are left out.
+    """
+    blocks: list[Any] = [settings]
+    steps: list[str] = []
+    for position, step in enumerate(place):
+        inner = [block.model_fields[step].annotation for block in blocks if step in block.model_fields]
+        if inner:
+            steps.append(str(step))
+            last = position == len(place) - 1
+            blocks = blocks if last else [block for annotation in inner for block in _blocks_of(annotation)]
+        elif isinstance(step, int) or (position == len(place) - 1 and not _is_mark(step)):
+            steps.append(str(step))
+        else:
+            chosen = [b for b in blocks if step in (b.__name__, getattr(b.model_fields.get("kind"), "default", None))]
+            blocks = chosen or blocks
+    return steps, [name for block in blocks for name in block.model_fields]
 
 
-def _block_of(annotation: Any) -> Any:
-    """The settings class inside an annotation such as `Rows | None` or `list[Source]`."""
+def _is_mark(step: str) -> bool:
+    return step in ("float", "int", "str", "bool") or "[" in step or "constrained" in step
+
+
+def _blocks_of(annotation: Any) -> list[Any]:
+    """The settings classes inside an annotation such as `Rows | None` or `list[Source]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _block_of(inner)) is not None:
-            return found
-    return None
+        return [annotation]
+    return [block for inner in getattr(annotation, "__args__", ()) for block in _blocks_of(inner)]
