@@ -135,3 +135,17 @@ def test_swapped_puts_another_checkpoints_tensors_in_and_out(
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(RecipeError, match=r"model\.device: 'gpu7'"):
         pick_device("gpu7")
+
+
+def test_a_models_own_code_is_not_run_unless_the_recipe_says_so(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    mark = tmp_path / "ran"
+    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    settings = ModelSettings(path=str(folder))
+    with pytest.raises(RecipeError, match=r"model\.path: .*cannot be loaded"):
+        load_base(local_folder(settings), settings)
+    assert not mark.exists()
