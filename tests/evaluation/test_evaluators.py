@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.evaluation.choices import Choices, ChoicesSettings, answer_index
+from spunge.evaluation.candidates import candidate_likelihoods, question_of
+from spunge.evaluation.choices import Choices, ChoicesSettings, all_likelihoods, answer_index
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows_of
@@ -151,3 +152,39 @@ def test_labels_outside_the_completion_are_ignored(load: Callable[..., Any]) -> 
     coded = encode(Text("the capital", " is paris"), load().tokenizer, 64)
     assert coded.labels[:2] == [IGNORED, IGNORED]
     assert coded.labels[2:] == coded.ids[2:]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_prompt_gives_each_candidate_its_likelihood_by_the_definition(
+    load: Callable[..., Any], architecture: str
+) -> None:
+    base = load(architecture)
+    prompts, candidates = texts("p", 7), texts("c", 21)
+    encoded = [
+        encode(Text(prompt, " " + candidate), base.tokenizer, 64)
+        for at, prompt in enumerate(prompts)
+        for candidate in [*candidates[3 * at : 3 * at + 3], "paris"]
+    ]
+    questions = [question_of(encoded[4 * at : 4 * at + 4]) for at in range(7)]
+    assert sum(question is not None for question in questions) >= 3  # some tokenizers merge across the boundary
+    shared = iter(candidate_likelihoods(base, [question for question in questions if question], silent))
+    found = [next(shared) if question else [] for question in questions]
+    for at, prompt in enumerate(prompts):
+        if questions[at] is None:
+            continue
+        for likelihood, candidate in zip(found[at], [*candidates[3 * at : 3 * at + 3], "paris"], strict=True):
+            total, tokens = log_likelihood(base, prompt, candidate)
+            assert likelihood.tokens == tokens
+            assert likelihood.log == pytest.approx(total, rel=1e-4)
+
+
+def test_candidates_whose_prompts_differ_in_tokens_are_scored_apart(load: Callable[..., Any]) -> None:
+    base = load()
+    ids = [Encoded([5, 6, 7], [IGNORED, IGNORED, 7]), Encoded([5, 9, 8], [IGNORED, IGNORED, 8])]
+    assert question_of(ids) is None
+    assert question_of([Encoded([5], [5]), Encoded([6], [6])]) is None
+    mixed = [*ids, Encoded([5, 6, 7], [IGNORED, IGNORED, 7]), Encoded([5, 6, 8, 9], [IGNORED, IGNORED, 8, 9])]
+    found = all_likelihoods(base, mixed, [2, 2], silent)
+    for likelihood, expected in zip(found, likelihoods(base, mixed, silent), strict=True):
+        assert likelihood.tokens == expected.tokens
+        assert likelihood.log == pytest.approx(expected.log, rel=1e-4)

@@ -4,20 +4,22 @@ Length normalisation as in Brown et al. 2020 (section 2.4): the sum of a candida
 length. Candidates are appended to the prompt as they are, after `separator`.
 """
 
+import itertools
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.models import Base
 from spunge.recipe import EvaluatorSettings
 from spunge.registry import RecipeError
-from spunge.texts import Text, encode
+from spunge.texts import Encoded, Text, encode
 
 
 class ChoicesSettings(EvaluatorSettings):
@@ -54,12 +56,32 @@ class Choices:
             Text(row["question"], settings.separator + str(candidate)) for row in rows for candidate in row["choices"]
         ]
         encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
-        found = iter(zip(texts, likelihoods(base, encoded, progress), strict=True))
+        found = iter(
+            zip(texts, all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], progress), strict=True)
+        )
         right = np.zeros(len(rows))
         for number, row in enumerate(rows):
             scores = [normalised(*next(found), settings) for _ in row["choices"]]
             right[number] = float(int(np.argmax(scores)) == answers[number])
         return [Measure("accuracy", right, np.ones(len(rows)), higher_is_better=True)]
+
+
+def all_likelihoods(
+    base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Callable[[int, int], None]
+) -> list[Likelihood]:
+    """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same."""
+    starts = [0, *itertools.accumulate(counts)]
+    items = [encoded[start:stop] for start, stop in itertools.pairwise(starts)]
+    questions = [question_of(item) for item in items]
+    shared = candidate_likelihoods(base, [question for question in questions if question], progress)
+    apart = likelihoods(
+        base, [text for item, question in zip(items, questions, strict=True) if not question for text in item], progress
+    )
+    together, alone = iter(shared), iter(apart)
+    found: list[Likelihood] = []
+    for item, question in zip(items, questions, strict=True):
+        found += next(together) if question else [next(alone) for _ in item]
+    return found
 
 
 def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) -> float:

@@ -24,15 +24,15 @@ def likelihoods(
 ) -> list[Likelihood]:
     """For each text, the log-likelihood of its labelled tokens given those before them. A first token has no context
     and is never scored."""
-    vocabulary = base.model.config.get_text_config().vocab_size
-    tokens_per_batch = tokens_per_batch or max(256, min(TOKENS_PER_BATCH, LOGITS_BYTES // (10 * vocabulary)))
-    order = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+    sizes = [len(text.ids) for text in texts]
+    order = sorted(range(len(texts)), key=lambda index: -sizes[index])
     found: list[Likelihood] = [Likelihood(0.0, 0)] * len(texts)
     finished = 0
-    for rows in _by_budget(order, texts, tokens_per_batch):
+    for rows in grouped(order, sizes, tokens_per_batch or batch_tokens(base)):
         batch = collate([texts[row] for row in rows], base.device)
-        wanted = batch.labels[:, 1:] != IGNORED
-        labels = batch.labels[:, 1:][wanted]
+        labels = batch.labels[:, 1:]
+        wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
+        labels = labels[labels != IGNORED]
         with torch.inference_mode(), head_at(base.model, wanted):
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
@@ -46,13 +46,13 @@ def likelihoods(
 
 @contextmanager
 def head_at(model: Any, wanted: Tensor) -> Iterator[None]:
-    """Inside the block, the model's output layer sees only the positions in `wanted` (b, t - 1): logits are (1, n, v).
+    """Inside the block, the model's output layer sees only the positions in `wanted` (b, t): logits are (1, n, v).
 
     At a vocabulary of 50,000 and more the logits of every position would be most of the memory and much of the time.
     """
 
     def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][:, :-1][wanted].unsqueeze(0), *inputs[1:])
+        return (inputs[0][wanted].unsqueeze(0), *inputs[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
@@ -61,11 +61,17 @@ def head_at(model: Any, wanted: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _by_budget(order: Sequence[int], texts: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+def batch_tokens(base: Base) -> int:
+    """Tokens of a batch, such that the logits stay within their share of memory."""
+    vocabulary: int = base.model.config.get_text_config().vocab_size
+    return max(256, min(TOKENS_PER_BATCH, LOGITS_BYTES // (10 * vocabulary)))
+
+
+def grouped(order: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Groups of texts in the given order (longest first) whose padded size stays within the budget."""
     rows: list[int] = []
     for index in order:
-        if rows and (len(rows) + 1) * len(texts[rows[0]].ids) > budget:
+        if rows and (len(rows) + 1) * sizes[rows[0]] > budget:
             yield rows
             rows = []
         rows.append(index)
