@@ -104,16 +104,8 @@ class Run:
 
     @cached_property
     def weights(self) -> str:
-        """Fingerprint of the base's weights. Files already hashed in this run folder, and unchanged since, are not read again."""
-        checkpoint = Checkpoint(self.base_folder)
-        stats = {file.name: [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in checkpoint.files}
-        known = read_json(self.folder / "base.json") or {}
-        if known.get("files") == stats and known.get("folder") == str(self.base_folder):
-            return str(known["weights"])
-        found = checkpoint.fingerprint()
-        if self.folder.is_dir():
-            write_json(self.folder / "base.json", {"folder": str(self.base_folder), "files": stats, "weights": found})
-        return found
+        """Fingerprint of the base's weights."""
+        return Checkpoint(self.base_folder).fingerprint()
 
     @cached_property
     def base_key(self) -> str:

@@ -9,13 +9,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from making import delta_source, noise, read, weights, write_checkpoint
+from safetensors.torch import save_file
 
-from spunge.deltas import LowRank
+from spunge.checkpoints import Checkpoint
+from spunge.deltas import LowRank, open_delta, write_delta
 from spunge.merging import engine
 from spunge.merging.engine import merge
 from spunge.merging.rule import merge_tensors
 from spunge.merging.rules import DareSettings, DellaSettings, SlerpSettings, TiesSettings
-from spunge.merging.sources import open_source
+from spunge.merging.sources import DeltaSource, open_source
 from spunge.registry import RULES, RecipeError
 
 NAMES = ("a.weight", "b.weight")
@@ -342,3 +344,19 @@ def test_an_fp32_delta_keeps_what_bf16_weights_lose(tmp_path):
     got = read(tmp_path / "out")["a.weight"] - plain
     assert float((got - exact).norm() / exact.norm()) < 1e-4
     assert float((lossy - exact).norm() / exact.norm()) > 0.5
+
+
+def test_a_source_edited_between_the_samples_of_its_fingerprint_is_merged_again(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    save_file({"w": torch.zeros(400, 400)}, base / "model.safetensors")
+    change = torch.ones(400, 400)
+    merged = []
+    for value in (1.0, 7.0):
+        change[10, 10] = value
+        write_delta(tmp_path / "delta", {"w": change}, {"base": Checkpoint(base).fingerprint()})
+        source = DeltaSource(open_delta(tmp_path / "delta"))
+        merge(base, [source], TiesSettings(density=1.0), tmp_path / "out")
+        merged.append(float(Checkpoint(tmp_path / "out").read("w")[10, 10]))
+    assert merged == [1.0, 7.0]

@@ -129,6 +129,7 @@ def _key(work: Work) -> dict[str, Any]:
         "rule": work.settings.model_dump(mode="json"),
         "version": RULES.version(work.settings.rule),
         "sources": [[source.fingerprint, weight] for source, weight in zip(work.sources, work.weights, strict=True)],
+        "stamps": [getattr(source, "stamps", []) for source in work.sources],
         "order": list(work.places),
     }
 

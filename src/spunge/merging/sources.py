@@ -106,6 +106,10 @@ class DeltaSource:
     def fingerprint(self) -> str:
         return sketch(Checkpoint(self.delta.folder), json.dumps(self.delta.tensors, sort_keys=True))
 
+    @property
+    def stamps(self) -> list[tuple[int, int]]:
+        return stamps(Checkpoint(self.delta.folder))
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.delta.tensors[name]["shape"])
 
@@ -148,6 +152,10 @@ class CheckpointSource:
     @cached_property
     def fingerprint(self) -> str:
         return sketch(self.checkpoint)
+
+    @property
+    def stamps(self) -> list[tuple[int, int]]:
+        return stamps(self.checkpoint)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.tensors[self.aliases.get(name, name)].shape
@@ -203,6 +211,11 @@ def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
         offset = number * block
         pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Size and time of each file: a sketch does not see an edit between its samples, and these tell that there was one."""
+    return [((status := file.stat()).st_size, status.st_mtime_ns) for file in checkpoint.files]
 
 
 def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
