@@ -7,6 +7,7 @@ with the low-rank scale, the base's fingerprint and how the delta was made.
 The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
 """
 
+import errno
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spunge.checkpoints import Checkpoint, read_header
-from spunge.folders import write_json
+from spunge.folders import unwritable, write_json
 from spunge.registry import RecipeError
 
 FORMAT = 1
@@ -150,7 +152,13 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
     if not entries:
         raise RecipeError("unlearn: nothing was changed; raise unlearn.learning_rate or the number of steps")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(stored, folder / "delta.safetensors")
+    file = folder / "delta.safetensors"
+    try:
+        save_file(stored, file)
+    except SafetensorError as error:
+        # The library reports the system's error as text alone, "... (os error 28)".
+        code = errno.ENOSPC if f"os error {errno.ENOSPC})" in str(error) else errno.EIO
+        raise unwritable(file, OSError(code, str(error))) from error
     content = {"format": FORMAT, **info, "tensors": entries}
     write_json(folder / "delta.json", content)
     return Delta(folder, content)
