@@ -105,18 +105,6 @@ class Delta:
         change = self.change(name)
         return change if isinstance(change, Tensor) else change.dense()
 
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows start..stop of one tensor's change, float32; reads and computes no more than those."""
-        entry = self.tensors[name]
-        if entry["kind"] == "dense":
-            return Checkpoint(self.folder).read(name, slice(start, stop))
-        change = self.change(name)
-        if not isinstance(change, LowRank):
-            return self.dense(name)[start:stop]
-        if change.transposed:
-            return change._replace(A=change.A[:, start:stop]).dense()
-        return change._replace(B=change.B[start:stop]).dense()
-
 
 def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any]) -> Delta:
     """Write a delta. `info` joins `delta.json`; it must hold `base` (the base checkpoint's fingerprint).

@@ -33,8 +33,6 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     table = read_rows(entry.source or recipe.forget.source, f"{setting}.source")
     query = Query(table)
     rows = query.where(entry.where, f"{setting}.where")
-    if not len(rows):
-        raise RecipeError(f"{setting}.where: no row of {table.num_rows} meets {entry.where!r}")
     rows = draw(rows, entry.limit, seed_for(recipe.seed, "items", evaluation_name(entry)))
     items = query.project(columns, rows, setting)
     for role in items.column_names:

@@ -30,10 +30,13 @@ class Query:
         self._connection.execute("SET lock_configuration = true")
 
     def where(self, condition: str | None, setting: str) -> np.ndarray:
-        """Row numbers that meet a condition, ascending. Raises RecipeError when it does not parse or names no column."""
+        """Row numbers that meet a condition, ascending. Raises RecipeError when it does not parse, names no column,
+        or is met by no row."""
         if condition is None:
             return np.arange(self.rows)
         table = self._run(f"SELECT {ROW} FROM rows WHERE ({condition}\n) ORDER BY {ROW}", condition, setting)
+        if not table.num_rows:
+            raise RecipeError(f"{setting}: no row of {self.rows} meets {condition!r}")
         return np.asarray(table[ROW].to_numpy())
 
     def has(self, expression: str) -> bool:

@@ -95,15 +95,21 @@ def _reader(files: Sequence[Path], setting: str) -> str:
     return readers.pop()
 
 
+def require_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> None:
+    """Raises RecipeError, with the nearest name, for a column that the table lacks."""
+    for role, name in columns.items():
+        if name not in table.column_names:
+            raise RecipeError(f"{setting}.{role}: no column {name!r}{suggestion(name, table.column_names)}")
+
+
 def text_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> pa.Table:
     """The text columns alone, renamed to their roles (text, prompt, completion, messages).
 
     Raises RecipeError for a column that is not there, is no text, or has an empty text.
     """
+    require_columns(table, columns, setting)
     chosen: dict[str, Any] = {}
     for role, name in columns.items():
-        if name not in table.column_names:
-            raise RecipeError(f"{setting}.{role}: no column {name!r}{suggestion(name, table.column_names)}")
         column = table[name]
         if role != "messages":
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):

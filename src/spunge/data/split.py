@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from spunge.data.query import ROW, Query
-from spunge.data.rows import read_rows, text_columns
+from spunge.data.rows import read_rows, require_columns, text_columns
 from spunge.recipe import Recipe, Rows, Scalar, Split
 from spunge.registry import RecipeError, suggestion
 from spunge.texts import Samples
@@ -64,8 +64,6 @@ def split_rows(recipe: Recipe) -> Parts:
     table = read_rows(recipe.forget.source, "forget.source")
     query = Query(table)
     kept = query.where(recipe.forget.where, "forget.where")
-    if not len(kept):
-        raise RecipeError(f"forget.where: no row of {table.num_rows} meets {recipe.forget.where!r}")
     texts = _own_columns(table, recipe.forget)
     members, unassigned, dropped = _members(query, kept, recipe.split)
     if not members:
@@ -85,8 +83,6 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Samples:
     """The samples of a block such as `retain`; what it does not name (source, columns) is forget's."""
     table = read_rows(rows.source or recipe.forget.source, f"{setting}.source")
     kept = Query(table).where(rows.where, f"{setting}.where")
-    if not len(kept):
-        raise RecipeError(f"{setting}.where: no row of {table.num_rows} meets {rows.where!r}")
     chosen = draw(kept, rows.limit, seed_for(recipe.seed, "select", setting))
     columns = rows.columns or recipe.forget.columns
     return Samples(text_columns(table.take(pa.array(chosen)), columns, setting).combine_chunks())
@@ -94,9 +90,7 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Samples:
 
 def _own_columns(table: pa.Table, forget: Rows) -> pa.Table:
     """The text columns by their own names, so that taking a part's rows copies no others."""
-    for role, name in forget.columns.items():
-        if name not in table.column_names:
-            raise RecipeError(f"forget.{role}: no column {name!r}{suggestion(name, table.column_names)}")
+    require_columns(table, forget.columns, "forget")
     return table.select(list(dict.fromkeys(forget.columns.values())))
 
 
@@ -106,7 +100,7 @@ def _members(query: Query, kept: np.ndarray, split: Split | None) -> tuple[dict[
         return {WHOLE: kept}, 0, {}
     lines = query.values(split.by, "split.by")
     rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
-    inside = np.isin(rows, kept, assume_unique=False)
+    inside = np.isin(rows, kept)
     codes = np.where(
         values.indices.is_null().to_numpy(zero_copy_only=False), -1, values.indices.fill_null(0).to_numpy()
     )
