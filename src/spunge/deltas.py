@@ -182,14 +182,26 @@ def restored(parameters: Mapping[str, Tensor], names: Iterable[str]) -> Iterator
 
 
 @contextmanager
+def overlaid(
+    parameters: Mapping[str, Tensor], names: Iterable[str], changes: Iterable[tuple[str, Tensor]]
+) -> Iterator[None]:
+    """Inside the block, the named parameters hold base + change, rounded once; after it, the base again. The changes,
+    dense, are asked for one by one, so that they need not be in memory together."""
+    with restored(parameters, names) as kept:
+        with torch.no_grad():
+            for name, change in changes:
+                before = kept[name]
+                parameters[name].copy_((before.float() + change.to(before.device)).to(before.dtype))
+        yield
+
+
+@contextmanager
 def applied(
     parameters: Mapping[str, Tensor], delta: Delta | Mapping[str, Change], scale: float = 1.0
 ) -> Iterator[None]:
     """Inside the block, `parameters` (by checkpoint name) hold base + scale * delta; after it, the base again."""
-    with restored(parameters, delta.tensors if isinstance(delta, Delta) else delta) as kept:
-        with torch.no_grad():
-            for name, before in kept.items():
-                change = delta.change(name) if isinstance(delta, Delta) else delta[name]
-                dense = change if isinstance(change, Tensor) else change.dense()
-                parameters[name].copy_((before.float() + scale * dense.to(before.device)).to(before.dtype))
+    names = list(delta.tensors if isinstance(delta, Delta) else delta)
+    changes = ((name, delta.change(name) if isinstance(delta, Delta) else delta[name]) for name in names)
+    dense = ((name, change if isinstance(change, Tensor) else change.dense()) for name, change in changes)
+    with overlaid(parameters, names, ((name, scale * change) for name, change in dense)):
         yield

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spunge import attention
 from spunge.checkpoints import Checkpoint
 from spunge.deltas import restored
 from spunge.experts import Place, stacked_places
@@ -143,6 +144,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
             f"model.path: {str(folder)!r} cannot be loaded as a causal language model: {first}"
         ) from error
     model.to(device).eval().requires_grad_(False)
+    attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder)
     places = stacked_places(model, checkpoint)
     names = checkpoint_names(model, checkpoint)

@@ -1,58 +1,30 @@
-"""The stages in order: split, unlearn each part, run the controls, merge, judge, report. What is done is not done again.
-
-Every stage has a fingerprint of all it depends on (base weights, rows, settings, the method's version). A stage whose
-folder carries that fingerprint is complete and is left alone.
-"""
+"""The stages in order: split, unlearn each part, run the controls, merge, judge, report. What is done is not done again."""
 
 import gc
-import hashlib
-import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from spunge import __version__
-from spunge.checkpoints import Checkpoint
-from spunge.data.items import Items, read_items, refuse_shared_subjects
-from spunge.data.split import Part, Parts, seed_for, select_rows, split_rows
-from spunge.deltas import applied, open_delta, write_delta
-from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.statistics import score
-from spunge.folders import fingerprint, is_done, mark_done, read_json, unwritable, write_json, write_text
-from spunge.models import Base, load_base, local_folder, model_depth, swapped, unpickled
+from spunge.data.split import seed_for
+from spunge.deltas import write_delta
+from spunge.evaluation.evaluator import Judges
+from spunge.folders import fingerprint, mark_done, read_json, unwritable, write_json, write_text
+from spunge.jobs import Job, Run, claim
+from spunge.judging import delta_sources, judge, results_content, seconds_of, starting
+from spunge.models import Base, load_base, model_depth
 from spunge.recipe import MethodSettings, Recipe, dump_recipe, load_recipe
-from spunge.registry import EVALUATORS, METHODS, RULES, RecipeError
-from spunge.texts import Samples
+from spunge.registry import METHODS
+from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.method import Task
+from spunge.watching import Silent, Watcher
 
 SCHEMA = 1
-
-
-class Watcher(Protocol):
-    """Hears how a run goes."""
-
-    def begin(self, title: str) -> None: ...
-    def step(self, done: int, total: int, note: str = "") -> None: ...
-    def end(self, outcome: str) -> None: ...
-
-
-class Silent:
-    def begin(self, title: str) -> None:
-        pass
-
-    def step(self, done: int, total: int, note: str = "") -> None:
-        pass
-
-    def end(self, outcome: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -75,134 +47,6 @@ class Results:
         raise KeyError((stage, subject, metric))
 
 
-@dataclass(frozen=True)
-class Job:
-    """The unlearning of one part, or of all of them at once (a control)."""
-
-    stage: str  # branch:SLUG or control:NAME
-    folder: Path
-    parts: tuple[Part, ...]
-
-
-class Run:
-    """A recipe in its folder: what there is to do, and the doing."""
-
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe = recipe
-        self.folder = folder
-
-    @cached_property
-    def parts(self) -> Parts:
-        return split_rows(self.recipe)
-
-    @cached_property
-    def retain(self) -> Samples | None:
-        return select_rows(self.recipe.retain, self.recipe, "retain") if self.recipe.retain else None
-
-    @cached_property
-    def base_folder(self) -> Path:
-        return unpickled(local_folder(self.recipe.model), self.folder / "base", self.recipe.model)
-
-    @cached_property
-    def weights(self) -> str:
-        """Fingerprint of the base's weights."""
-        return Checkpoint(self.base_folder).fingerprint()
-
-    @cached_property
-    def base_key(self) -> str:
-        """Of everything in the base that results depend on: weights, configuration, tokenizer, arithmetic."""
-        digest = hashlib.sha256(self.weights.encode())
-        for pattern in ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja"):
-            for file in sorted(self.base_folder.glob(pattern)):
-                digest.update(file.name.encode() + file.read_bytes())
-        digest.update(self.recipe.model.dtype.encode())
-        return digest.hexdigest()
-
-    @cached_property
-    def branches(self) -> list[Job]:
-        parts = self.parts.parts
-        return [Job(f"branch:{part.slug}", self.folder / "branches" / part.slug, (part,)) for part in parts]
-
-    @cached_property
-    def controls(self) -> list[Job]:
-        names = dict.fromkeys(self.recipe.controls)
-        return [Job(f"control:{name}", self.folder / "controls" / name, self.parts.parts) for name in names]
-
-    def key(self, job: Job) -> str:
-        """Fingerprint of all that the job's delta depends on."""
-        unlearn = self.recipe.unlearn
-        content = {
-            "base": self.base_key,
-            "unlearn": unlearn.model_dump(mode="json"),
-            "version": METHODS.version(unlearn.method),
-            "parts": [[part.value, part.samples.sha256] for part in job.parts],
-            "retain": self.retain.sha256 if self.retain else None,
-            "seed": self.recipe.seed,
-        }
-        # A method may read files of its own: `inputs(settings, values of the job's parts, of all)` gives their content.
-        if (inputs := getattr(METHODS.get(unlearn.method), "inputs", None)) is not None:
-            every = [part.value for part in self.parts.parts]
-            content["inputs"] = inputs(unlearn, [part.value for part in job.parts], every)
-        return fingerprint(content)
-
-    def done(self, job: Job) -> bool:
-        return is_done(job.folder, self.key(job))
-
-    @cached_property
-    def merge_key(self) -> str:
-        merge = self.recipe.merge
-        return fingerprint(
-            {
-                "base": self.base_key,
-                "merge": merge.model_dump(mode="json"),
-                "version": RULES.version(merge.rule),
-                "branches": [self.key(job) for job in self.branches],
-            }
-        )
-
-    @property
-    def merged(self) -> bool:
-        """Whether the merge is done already."""
-        report = read_json(self.folder / "merge.json") or {}
-        return report.get("fingerprint") == self.merge_key and (self.folder / "merged" / "config.json").exists()
-
-    @cached_property
-    def evaluations(self) -> list[Items]:
-        found = []
-        for place, entry in enumerate(self.recipe.evaluate):
-            columns = EVALUATORS.get(entry.kind).columns(entry, self.recipe.forget.columns)
-            found.append(read_items(self.recipe, entry, columns, f"evaluate.{place}"))
-        refuse_shared_subjects(found)
-        return found
-
-    @cached_property
-    def stages(self) -> dict[str, str]:
-        """Stage -> fingerprint of the model that is judged in it, in the order of the results."""
-        return {
-            "base": self.base_key,
-            **{job.stage: self.key(job) for job in [*self.branches, *self.controls]},
-            "merged": self.merge_key,
-        }
-
-    def scores_file(self, stage: str, items: Items) -> Path:
-        return self.folder / "evaluation" / stage.replace(":", "-") / f"{fingerprint(items.name)[:12]}.json"
-
-    def scores_key(self, stage: str, items: Items) -> str:
-        settings = items.settings.model_dump(mode="json", exclude={"source", "name", "subject", "by", "where", "limit"})
-        version = EVALUATORS.version(items.settings.kind)
-        return fingerprint(
-            {"model": self.stages[stage], "settings": settings, "items": items.sha256, "version": version}
-        )
-
-    def unscored(self, stage: str) -> list[Items]:
-        """The evaluations of a stage that are still to be done."""
-        return [
-            items
-            for items in self.evaluations
-            if (read_json(self.scores_file(stage, items)) or {}).get("fingerprint") != self.scores_key(stage, items)
-        ]
-
-
 def run(
     recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None = None, watcher: Watcher | None = None
 ) -> Results:
@@ -215,34 +59,51 @@ def run(
     if not isinstance(recipe, Recipe):
         out = out or default_folder(recipe)
         recipe = load_recipe(recipe)
-    work = Run(recipe, Path(out or "runs/run").resolve())
-    claim(work)
+    works = seeded(recipe, Path(out or "runs/run").resolve())
+    main = works[0]
     try:
-        watcher.begin("read and split the rows")
-        split = work.parts.to_json()
-        _ = work.retain, work.evaluations
-        watcher.end(", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"]))
-        watcher.begin("fingerprint the base")
-        _ = work.base_key
-        watcher.end(work.weights[:12])
-        write_text(work.folder / "recipe.yaml", dump_recipe(recipe))
-        write_json(work.folder / "split.json", split)
-        memory = _Memory(work)
-        for job in [*work.branches, *work.controls]:
-            unlearn(work, job, memory, watcher)
-        merge_branches(work, watcher)
-        for stage in work.stages:
-            judge(work, stage, memory, watcher)
-        content = results(work, memory)
-        write_json(work.folder / "results.json", content)
+        memory, judges = _Memory(main), Judges()
+        for work in works:
+            claim(work)
+            _carry_out(work, memory, judges, watcher)
+        content = _results(works, memory)
+        write_json(main.folder / "results.json", content)
     except OSError as error:
         if isinstance(error.filename, str | Path) or error.errno is not None:
-            raise unwritable(Path(error.filename or work.folder / "file"), error) from error
+            raise unwritable(Path(error.filename or main.folder / "file"), error) from error
         raise
     from spunge.report.page import write_page
 
-    write_page(work.folder)
-    return Results(work.folder, content)
+    write_page(main.folder)
+    return Results(main.folder, content)
+
+
+def seeded(recipe: Recipe, folder: Path) -> list[Run]:
+    """A run for each seed: the first in RUN itself, the others in RUN/seeds/SEED. The base is judged in the first alone."""
+    works = [Run(recipe, folder)]
+    for seed in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+        another = recipe.model_copy(update={"seed": seed, "seeds": 1})
+        works.append(Run(another, folder / "seeds" / str(seed), folder))
+    return works
+
+
+def _carry_out(work: Run, memory: "_Memory", judges: Judges, watcher: Watcher) -> None:
+    """Everything of one seed but its results."""
+    watcher.begin("read and split the rows")
+    split = work.parts.to_json()
+    _ = work.retain, work.evaluations
+    watcher.end(", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"]))
+    watcher.begin("fingerprint the base")
+    _ = work.base_key
+    watcher.end(work.weights[:12])
+    write_text(work.folder / "recipe.yaml", dump_recipe(work.recipe))
+    write_json(work.folder / "split.json", split)
+    for job in work.trainings:
+        unlearn(work, job, memory, watcher)
+    merge_branches(work, watcher)
+    for stage in work.models:
+        if work.unscored(stage):
+            judge(work, stage, memory.base, judges, finetune, watcher)
 
 
 class _Memory:
@@ -276,51 +137,13 @@ def default_folder(recipe: Any) -> Path:
     return Path("runs") / (Path(str(recipe)).stem if isinstance(recipe, str | Path) else "run")
 
 
-def claim(work: Run) -> None:
-    """Make the run's folder, or take up one of the same recipe. Raises RecipeError when it belongs to something else."""
-    folder = work.folder
-    existing = folder / "recipe.yaml"
-    if existing.exists():
-        try:
-            other = identity(load_recipe(existing))
-        except RecipeError:
-            other = {}
-        for setting, value in identity(work.recipe).items():
-            if other.get(setting) != value:
-                raise RecipeError(
-                    f"--out: {str(folder)!r} was made by another recipe "
-                    f"({setting} there: {other.get(setting)!r}, here: {value!r}); "
-                    "give another folder"
-                )
-    elif folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise RecipeError(f"--out: {str(folder)!r} exists and is no run's folder; give another")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "Permission denied", str(folder))
-    except OSError as error:
-        raise unwritable(folder / "recipe.yaml", error) from error
-    if not existing.exists():
-        write_text(existing, dump_recipe(work.recipe))
-
-
-def identity(recipe: Recipe) -> dict[str, Any]:
-    """What makes two recipes the same run: the model, the forget rows' source and the attribute. The rest may change."""
-    return {
-        "model.path": recipe.model.path,
-        "model.revision": recipe.model.revision,
-        "forget.source": [source.path or source.hub for source in recipe.forget.source],
-        "split.by": recipe.split.by if recipe.split else None,
-    }
-
-
 def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
     """Train one branch or control, unless its folder holds it already."""
     if work.done(job):
         return
     recipe = work.recipe
     settings, notes = settled(work, memory, watcher)
-    watcher.begin(f"unlearn {job.stage}")
+    watcher.begin(f"unlearn {job.title}")
     base = _base_for(work, settings, memory)
     started = time.perf_counter()
     (job.folder / "done.json").unlink(missing_ok=True)
@@ -338,7 +161,8 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
         state=state,
         progress=lambda step, steps, loss: watcher.step(step, steps, f"loss {loss:.4g}"),
     )
-    branch = METHODS.get(settings.method).unlearn(task, settings)
+    with starting(job, base):
+        branch = METHODS.get(settings.method).unlearn(task, settings)
     seconds = time.perf_counter() - started
     write_delta(
         job.folder,
@@ -419,106 +243,42 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
     if work.merged:
         return
     from spunge.merging.engine import merge
-    from spunge.sources import DeltaSource
 
     watcher.begin("merge")
     started = time.perf_counter()
     (work.folder / "merge.json").unlink(missing_ok=True)
-    sources = [DeltaSource(open_delta(job.folder), job.parts[0].value) for job in work.branches]
     report = merge(
         work.base_folder,
-        sources,
+        delta_sources(work.branches),
         work.recipe.merge,
         work.folder / "merged",
         progress=lambda done, total: watcher.step(done, total),
     )
     seconds = round(time.perf_counter() - started, 2)
-    write_json(work.folder / "merge.json", {"fingerprint": work.merge_key, "seconds": seconds, **report.to_json()})
+    write_json(
+        work.folder / "merge.json", {"fingerprint": work.model_key("merged"), "seconds": seconds, **report.to_json()}
+    )
     watcher.end(f"{len(report.changed)} tensors changed")
 
 
-def judge(work: Run, stage: str, memory: _Memory, watcher: Watcher) -> None:
-    """Run a stage's evaluations that are not done yet. The base is in memory; the stage's model is put over it."""
-    todo = work.unscored(stage)
-    if not todo:
-        return
-    with state(work, stage, memory.base):
-        for items in todo:
-            watcher.begin(f"judge {stage}: {items.name}")
-            started = time.perf_counter()
-            evaluator = EVALUATORS.get(items.settings.kind)
-            found = evaluator.measure(
-                memory.base, items.settings, items.table, lambda done, total: watcher.step(done, total)
-            )
-            write_json(
-                work.scores_file(stage, items),
-                {
-                    "fingerprint": work.scores_key(stage, items),
-                    "stage": stage,
-                    "evaluation": items.name,
-                    "seconds": round(time.perf_counter() - started, 2),
-                    "measures": [measure_to_json(measure) for measure in found],
-                },
-            )
-            watcher.end(f"{items.table.num_rows} items")
-
-
-@contextmanager
-def state(work: Run, stage: str, base: Base) -> Iterator[None]:
-    """Inside the block, the model in memory is the stage's: base + a delta, or the very tensors in RUN/merged."""
-    layer: AbstractContextManager[None] = nullcontext()
-    if stage == "merged":
-        changed = list((read_json(work.folder / "merge.json") or {})["tensors"])
-        layer = swapped(base.parameters, Checkpoint(work.folder / "merged"), changed)
-    elif stage != "base":
-        job = next(job for job in [*work.branches, *work.controls] if job.stage == stage)
-        layer = applied(base.parameters, open_delta(job.folder))
-    with layer:
-        yield
-
-
-def measure_to_json(measure: Measure) -> dict[str, Any]:
-    return {
-        "metric": measure.metric,
-        "numerator": measure.numerator.tolist(),
-        "denominator": measure.denominator.tolist(),
-        "higher_is_better": measure.higher_is_better,
-        "transform": measure.transform,
-    }
-
-
-def measure_from_json(content: Mapping[str, Any]) -> Measure:
-    arrays = {key: np.array(content[key], dtype=np.float64) for key in ("numerator", "denominator")}
-    return Measure(**{**content, **arrays})
-
-
-def results(work: Run, memory: _Memory) -> dict[str, Any]:
-    """The content of results.json: a row for each stage, subject and metric; the seconds that all of it took, whenever."""
-    rows = []
-    seconds = (read_json(work.folder / "merge.json") or {}).get("seconds", 0.0)
-    seconds += sum(read_json(job.folder / "delta.json")["seconds"] for job in [*work.branches, *work.controls])
-    for stage in work.stages:
-        for items in work.evaluations:
-            stored = read_json(work.scores_file(stage, items))
-            seconds += stored["seconds"]
-            for measure in map(measure_from_json, stored["measures"]):
-                for subject, members in items.subjects.items():
-                    rows.append({"stage": stage, "subject": subject, **score(measure, members)._asdict()})
-    earlier = read_json(work.folder / "results.json") or {}
+def _results(works: Sequence[Run], memory: _Memory) -> dict[str, Any]:
+    """The content of results.json."""
+    main = works[0]
+    earlier = read_json(main.folder / "results.json") or {}
     loaded = memory.loaded
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "schema": SCHEMA,
         "spunge": __version__,
-        "attribute": work.parts.attribute,
-        "parts": [{"value": part.value, "slug": part.slug} for part in work.parts.parts],
-        "stages": list(work.stages),
+        "attribute": main.parts.attribute,
+        "parts": [{"value": part.value, "slug": part.slug} for part in main.parts.parts],
+        "stages": list(main.models),
         "versions": versions(),
         "device": str(loaded.device) if loaded else earlier.get("device"),
         "dtype": str(loaded.dtype).removeprefix("torch.") if loaded else earlier.get("dtype"),
-        "seconds": round(seconds, 1),
+        "seconds": seconds_of(works),
         "peak_memory": usage,
-        "rows": rows,
+        **results_content(works),
     }
 
 

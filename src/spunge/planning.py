@@ -7,7 +7,7 @@ safetensors headers. They are for deciding where to run, not for comparing metho
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from spunge.checkpoints import Checkpoint
+from spunge.data.items import Items
+from spunge.jobs import Job, Run, claim
 from spunge.models import DOWN_PROJECTIONS, bfloat16_speedup, pick_device
-from spunge.pipeline import Job, Run, claim
+from spunge.pipeline import seeded
 from spunge.recipe import Recipe, load_recipe
 from spunge.registry import METHODS
 from spunge.texts import Samples
@@ -53,36 +55,42 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path = "run
     Raises RecipeError as a run would.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    work = Run(recipe, Path(out).resolve())
-    if (work.folder / "recipe.yaml").exists():
-        claim(work)
+    works = seeded(recipe, Path(out).resolve())
+    main = works[0]
+    if (main.folder / "recipe.yaml").exists():
+        claim(main)
     local = Path(recipe.model.path).is_dir()
     # A Hub id that is not here: nothing is downloaded for a plan.
-    size = _Size.of(work) if local or recipe.model.path.startswith((".", "/", "~")) else None
-    resumed = local and (work.folder / "recipe.yaml").exists()
-    jobs = [*work.branches, *work.controls]
-    unlearn: Any = recipe.unlearn
-    stages: list[Stage] = []
-    for job in jobs:
-        steps = sum(unlearn.steps_of({part.value: len(part.samples) for part in job.parts}).values())
-        title = f"unlearn {', '.join(part.value for part in job.parts)} ({steps} steps)"
-        seconds = size.training(steps, job, recipe) if size else None
-        stages.append(Stage(job.stage, title, resumed and work.done(job), seconds))
-    seconds = size.merging(len(work.branches)) if size else None
-    stages.append(
-        Stage("merge", f"{recipe.merge.rule} of {len(work.branches)} branches", resumed and work.merged, seconds)
-    )
-    for stage in ["base", *(job.stage for job in jobs), "merged"] if work.evaluations else []:
-        seconds = size.judging(work) if size else None
-        names = ", ".join(items.name for items in work.evaluations)
-        stages.append(Stage(stage, f"judge: {names}", resumed and not work.unscored(stage), seconds))
+    size = _Size.of(main) if local or recipe.model.path.startswith((".", "/", "~")) else None
+    stages = [stage for work in works for stage in _stages(work, size, work is not main)]
     return Plan(
-        folder=str(work.folder),
+        folder=str(main.folder),
         stages=stages,
         memory=size.memory() if size else None,
-        disk=size.disk(len(jobs)) if size else None,
+        disk=sum(size.disk(len(work.trainings)) for work in works) if size else None,
         seconds=round(sum(stage.seconds or 0 for stage in stages if not stage.done), 1) if size else None,
     )
+
+
+def _stages(work: Run, size: "_Size | None", further: bool) -> Iterator[Stage]:
+    """What one seed's run does. further: it is not the first, so that the base is judged already."""
+    unlearn: Any = work.recipe.unlearn
+    mark = f"seed {work.recipe.seed}: " if further else ""
+    resumed = Path(work.recipe.model.path).is_dir() and (work.folder / "recipe.yaml").exists()
+    for job in work.trainings:
+        steps = sum(unlearn.steps_of({part.value: len(part.samples) for part in job.parts}).values())
+        title = f"unlearn {', '.join(part.value for part in job.parts)} ({steps} steps)"
+        seconds = size.training(steps, job, work.recipe) if size else None
+        yield Stage(mark + job.title, title, resumed and work.done(job), seconds)
+    seconds = size.merging(len(work.branches)) if size else None
+    title = f"{work.recipe.merge.rule} of {len(work.branches)} branches"
+    yield Stage(f"{mark}merge", title, resumed and work.merged, seconds)
+    for stage in work.models:
+        judged = work.judged_at(stage)
+        if judged and not (further and stage == "base"):
+            seconds = size.judging(judged) if size else None
+            names = ", ".join(items.name for items in judged)
+            yield Stage(mark + stage, f"judge: {names}", resumed and not work.unscored(stage), seconds)
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,8 @@ class _Size:
         passes: float = METHODS.get(unlearn.method).passes(unlearn, self.depth)
         return round(float(2 * self.entries * tokens * passes / self.speed), 1)
 
-    def judging(self, work: Run) -> float:
-        letters: int = sum(items.table.nbytes for items in work.evaluations)
+    def judging(self, evaluations: list[Items]) -> float:
+        letters: int = sum(items.table.nbytes for items in evaluations)
         return round(2 * self.entries * letters / LETTERS_PER_TOKEN / self.speed, 1)
 
     def merging(self, branches: int) -> float:

@@ -4,7 +4,8 @@ A method, merge rule or evaluator declares its own settings in its own file; thi
 are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +17,16 @@ from spunge.registry import EVALUATORS, METHODS, RULES, RecipeError, Registry, s
 __all__ = ["Recipe", "RecipeError", "load_recipe"]
 
 Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Marks a setting whose texts are places: `Annotated[str, Place("model")]`. They are made absolute.
+
+    model: a folder, or else a Hub id, which stays as it is. file: always a path. Also inside lists and mappings' values.
+    """
+
+    kind: Literal["model", "file"]
 
 
 class Strict(BaseModel):
@@ -130,7 +141,11 @@ class EvaluatorSettings(Strict):
         None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
     )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
-    limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
     by: str | None = Field(
         None,
         description="Column or SQL expression that names each row's subject. Default: split.by where the rows have it.",
@@ -138,6 +153,9 @@ class EvaluatorSettings(Strict):
     subject: str | None = Field(
         None,
         description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
+    )
+    stages: list[str] | None = Field(
+        None, description="Judge these alone, such as [base, merged, 'control:*', 'branch:*']. Default: every stage."
     )
 
 
@@ -161,6 +179,58 @@ def _named(registry: Registry, key: str, default: str | None) -> Any:
     return BeforeValidator(build)
 
 
+TRAININGS = ("joint", "random", "sequential")
+
+
+class Control(Strict):
+    """A baseline: what is trained, and how that becomes one model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names its stage, control:NAME, and its folder.")
+    train: Literal["parts", "joint", "random", "sequential"] = Field(
+        "parts",
+        description="parts: the run's own branches, merged otherwise. joint: the same method, samples and steps on all parts "
+        "at once. random: the same samples split at random into parts of the same sizes, merged alike: is it the attribute "
+        "that helps, or just splitting? sequential: one part after the other, each from the model that the one before left.",
+    )
+    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] | None = Field(
+        None,
+        description="How its deltas become one model. Default: as the recipe's merge; joint and sequential: as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something_else(self) -> "Control":
+        if self.train == "parts" and self.merge is None:
+            raise ValueError("the run's own branches, merged as the recipe says, are `merged`; give merge")
+        if self.name in TRAININGS and (self.train != self.name or (self.merge and self.train != "random")):
+            raise ValueError(f"the name {self.name!r} is kept for {{train: {self.name}}} without a merge of its own")
+        return self
+
+
+def _controls(value: Any) -> Any:
+    """`joint`, `random`, `sequential` and a merge rule's name are short for a control of that name."""
+    if not isinstance(value, list):
+        return value
+    return [_control(item) if isinstance(item, str) else item for item in value]
+
+
+def _control(name: str) -> dict[str, Any]:
+    if name in TRAININGS:
+        return {"name": name, "train": name}
+    if name in RULES.names():
+        return {"name": name, "train": "parts", "merge": {"rule": name}}
+    raise RecipeError(f"controls: no control {name!r}{suggestion(name, [*TRAININGS, *RULES.names()])}")
+
+
+class Published(Strict):
+    """A figure of a paper, to stand beside the run's own."""
+
+    stage: str = Field(description="base, merged, control:NAME or branch:SLUG.")
+    subject: str = Field(description="The subject of the row in results.json.")
+    metric: str = Field(description="The metric of the row in results.json.")
+    value: float = Field(description="As printed, in the metric's unit: a share where the metric is one.")
+    source: str = Field(description="Paper and table.")
+
+
 class Recipe(Strict):
     model: ModelSettings = Field(description="The base model.")
     forget: ForgetRows = Field(description="The rows to forget.")
@@ -174,15 +244,25 @@ class Recipe(Strict):
         validate_default=True,
         description="How the branches' deltas become one model.",
     )
-    controls: list[Literal["joint"]] = Field(
+    controls: Annotated[list[Control], BeforeValidator(_controls)] = Field(
         default=["joint"],
-        description="Baselines to train beside. joint: the same method and budget on all parts at once.",
+        validate_default=True,
+        description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
+        "merged by it), or {name, train, merge}.",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
     )
     seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
+    seeds: int = Field(
+        1,
+        ge=1,
+        description="Train and judge everything so many times, with seed, seed + 1, ...; results are means over them.",
+    )
+    published: list[Published] = Field(
+        default_factory=list, description="Figures of a paper that the report sets beside the run's own."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -190,6 +270,15 @@ class Recipe(Strict):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"evaluate: two evaluations are called {name!r}; give each a name of its own")
+        known = set(names)
+        for name, entry in zip(names, self.evaluate, strict=True):
+            of = getattr(entry, "of", None)
+            if of is not None and (of not in known or of == name):
+                raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+        controls = [control.name for control in self.controls]
+        for name in controls:
+            if controls.count(name) > 1:
+                raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
         needs = METHODS.get(self.unlearn.method).needs_retain
         if (needs(self.unlearn) if callable(needs) else needs) and self.retain is None:
             raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
@@ -294,29 +383,52 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
     evaluate = content.get("evaluate")
-    for block, key in [(content.get("unlearn"), "method"), (content.get("merge"), "rule")]:
-        if isinstance(block, dict) and ".py:" in str(block.get(key)):
-            block[key] = _absolute(block[key], folder)
-    unlearn = content.get("unlearn")
-    if isinstance(unlearn, dict):  # the method `precomputed` names models
-        for block, keys in [(unlearn, ["joint"]), (unlearn.get("branches"), None)]:
-            if isinstance(block, dict):
-                found = {key: block[key] for key in keys or block if isinstance(block.get(key), str)}
-                block.update({key: _absolute_model(path, folder) for key, path in found.items()})
-    blocks = [content.get("forget"), content.get("retain")]
-    blocks += evaluate if isinstance(evaluate, list) else []
-    for block in blocks:
-        if isinstance(block, dict) and ".py:" in str(block.get("kind")):
-            block["kind"] = _absolute(block["kind"], folder)
-        if not isinstance(block, dict) or block.get("source") is None:
-            continue
-        for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:
-            if isinstance(item, dict) and isinstance(item.get("path"), str):
-                item["path"] = _absolute(item["path"], folder)
-        if isinstance(block["source"], str):
-            block["source"] = _absolute(block["source"], folder)
-        elif isinstance(block["source"], list):
-            block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
+    evaluations = evaluate if isinstance(evaluate, list) else []
+    for block in [content.get("forget"), content.get("retain"), *evaluations]:
+        _anchor_source(block, folder)
+    for registry, key, blocks in [
+        (METHODS, "method", [content.get("unlearn")]),
+        (RULES, "rule", [content.get("merge")]),
+        (EVALUATORS, "kind", evaluations),
+    ]:
+        for block in blocks:
+            if isinstance(block, dict) and isinstance(block.get(key), str):
+                if ".py:" in block[key]:
+                    block[key] = _absolute(block[key], folder)
+                _anchor_places(block, registry, block[key], folder)
+
+
+def _anchor_source(block: Any, folder: Path) -> None:
+    if not isinstance(block, dict) or block.get("source") is None:
+        return
+    for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:
+        if isinstance(item, dict) and isinstance(item.get("path"), str):
+            item["path"] = _absolute(item["path"], folder)
+    if isinstance(block["source"], str):
+        block["source"] = _absolute(block["source"], folder)
+    elif isinstance(block["source"], list):
+        block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
+
+
+def _anchor_places(block: dict[str, Any], registry: Registry, name: str, folder: Path) -> None:
+    """Make the settings absolute that the named object marks as places."""
+    try:
+        settings: type[Strict] = registry.get(name).Settings
+    except RecipeError:
+        return  # the validation that follows says so
+    for key, info in settings.model_fields.items():
+        marks = [mark for mark in info.metadata if isinstance(mark, Place)]
+        if marks and key in block:
+            block[key] = _placed(block[key], _absolute_model if marks[0].kind == "model" else _absolute, folder)
+
+
+def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:
+    """The value with every text in it made absolute."""
+    if isinstance(value, str):
+        return absolute(value, folder)
+    if isinstance(value, dict):
+        return {key: _placed(item, absolute, folder) for key, item in value.items()}
+    return [_placed(item, absolute, folder) for item in value] if isinstance(value, list) else value
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Judging: scores against closed forms, batching that changes nothing, intervals that cover."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.choices import Choices, ChoicesSettings, all_likelihoods, answer_index
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows_of
 from spunge.evaluation.statistics import score
 from spunge.registry import RecipeError
 from spunge.texts import IGNORED, Encoded, Text, encode
 from toys import ARCHITECTURES, texts
+
+
+BENCH = Bench("base", "", Path(), Path())
 
 
 def silent(done: int, total: int) -> None:
@@ -54,7 +58,7 @@ def test_choices_pick_the_likeliest_candidate_by_the_definition(
             scores.append(total / {"tokens": tokens, "characters": len(choice), "none": 1}[normalize])
         expected.append(float(int(np.argmax(scores)) == answer))
     table = pa.table({key: [row[key] if key != "answer" else str(row[key]) for row in ITEMS] for key in ITEMS[0]})
-    [measure] = Choices.measure(base, ChoicesSettings(normalize=normalize), table, silent)
+    [measure] = Choices.measure(base, ChoicesSettings(normalize=normalize), table, BENCH)
     assert measure.metric == "accuracy"
     assert measure.numerator.tolist() == expected
 
@@ -81,8 +85,8 @@ def test_perplexity_is_the_exponent_of_the_models_own_loss(load: Callable[..., A
             mean = float(base.model(input_ids=ids, labels=ids).loss)
         loss += mean * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1
-    [measure] = Perplexity.measure(base, PerplexitySettings(), pa.table({"text": rows}), silent)
-    assert score(measure, range(6)).value == pytest.approx(np.exp(loss / tokens), rel=1e-4)
+    [measure] = Perplexity.measure(base, PerplexitySettings(), pa.table({"text": rows}), BENCH)
+    assert score([measure], range(6)).value == pytest.approx(np.exp(loss / tokens), rel=1e-4)
 
 
 def test_windows_score_every_token_but_the_first_once() -> None:
@@ -96,7 +100,7 @@ def test_windows_score_every_token_but_the_first_once() -> None:
 
 def test_texts_without_a_token_to_score_are_refused(load: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match="1 texts have no token to score"):
-        Perplexity.measure(load(), PerplexitySettings(), pa.table({"text": ["the dog", "the"]}), silent)
+        Perplexity.measure(load(), PerplexitySettings(), pa.table({"text": ["the dog", "the"]}), BENCH)
     with pytest.raises(RecipeError, match="either text, or prompt and completion"):
         Perplexity.columns(PerplexitySettings(prompt="a"), {})
 
@@ -104,7 +108,7 @@ def test_texts_without_a_token_to_score_are_refused(load: Callable[..., Any]) ->
 def test_a_prompt_is_context_and_not_scored(load: Callable[..., Any]) -> None:
     base = load()
     table = pa.table({"prompt": ["the capital of france is"], "completion": [" paris"]})
-    [measure] = Perplexity.measure(base, PerplexitySettings(), table, silent)
+    [measure] = Perplexity.measure(base, PerplexitySettings(), table, BENCH)
     total, tokens = log_likelihood(base, "the capital of france is", "paris")
     assert measure.denominator.tolist() == [tokens]
     assert measure.numerator[0] == pytest.approx(-total, rel=1e-4)
@@ -122,7 +126,7 @@ def test_answers_come_as_index_letter_or_text() -> None:
 
 def test_bootstrap_intervals_agree_with_the_normal_approximation() -> None:
     right = np.array([1.0] * 300 + [0.0] * 100)
-    found = score(Measure("accuracy", right, np.ones(400), True), range(400))
+    found = score([Measure("accuracy", right, np.ones(400), True)], range(400))
     error = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert found.value == 0.75
     assert found.low == pytest.approx(0.75 - error, abs=0.006)
@@ -132,7 +136,7 @@ def test_bootstrap_intervals_agree_with_the_normal_approximation() -> None:
 
 def test_intervals_of_a_ratio_weigh_items_by_their_tokens() -> None:
     measure = Measure("perplexity", np.array([2.0, 30.0]), np.array([1.0, 10.0]), False, "exp")
-    found = score(measure, [0, 1])
+    found = score([measure], [0, 1])
     assert found.value == pytest.approx(np.exp(32 / 11))
     assert found.low == pytest.approx(np.exp(2.0))
     assert found.high == pytest.approx(np.exp(3.0))
@@ -143,7 +147,7 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100() -> None:
     covered = 0
     for _ in range(300):
         right = (generator.random(80) < 0.6).astype(float)
-        found = score(Measure("accuracy", right, np.ones(80), True), range(80))
+        found = score([Measure("accuracy", right, np.ones(80), True)], range(80))
         covered += found.low <= 0.6 <= found.high
     assert 0.90 <= covered / 300 <= 0.99
 

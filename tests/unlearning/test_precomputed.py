@@ -17,13 +17,13 @@ from torch import Tensor
 import spunge
 from spunge.checkpoints import Checkpoint
 from spunge.deltas import Change, LowRank, Sparse, write_delta
-from spunge.pipeline import Silent
 from spunge.planning import plan
 from spunge.recipe import load_recipe
 from spunge.registry import RecipeError
 from spunge.texts import Samples
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.precomputed import Precomputed, PrecomputedSettings
+from spunge.watching import Silent
 from toys import texts
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"

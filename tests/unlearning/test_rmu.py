@@ -15,8 +15,8 @@ import spunge
 from experts import EXPERTS, build_experts
 from spunge.checkpoints import Checkpoint
 from spunge.deltas import applied, open_delta
+from spunge.jobs import Run
 from spunge.models import down_projections, find_blocks, load_base
-from spunge.pipeline import Run, Silent
 from spunge.recipe import ModelSettings, dump_recipe, load_recipe
 from spunge.registry import RecipeError
 from spunge.texts import Batch, Samples, collate, encode
@@ -35,6 +35,7 @@ from spunge.unlearning.rmu import (
 )
 from spunge.unlearning.trunk import Trunk
 from spunge.unlearning.tuning import Trial, best, divided
+from spunge.watching import Silent
 from toys import ARCHITECTURES, texts
 
 FORGET = Samples(pa.table({"text": texts("forget", 10)}))

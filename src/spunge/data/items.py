@@ -33,7 +33,8 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     table = read_rows(entry.source or recipe.forget.source, f"{setting}.source")
     query = Query(table)
     rows = query.where(entry.where, f"{setting}.where")
-    rows = draw(rows, entry.limit, seed_for(recipe.seed, "items", evaluation_name(entry)))
+    # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
+    rows = draw(rows, entry.limit, seed_for(0, "items"))
     items = query.project(columns, rows, setting)
     for role in items.column_names:
         if items[role].null_count:

@@ -81,6 +81,23 @@ def split_rows(recipe: Recipe) -> Parts:
     return Parts(by, tuple(parts), table.num_rows, table.num_rows - len(kept), unassigned, dropped)
 
 
+def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
+    """The parts' samples dealt out anew at random, into as many parts of the same sizes: the control of the split.
+
+    A row that is in several parts is dealt out as often.
+    """
+    everything = pa.concat_tables([part.samples.table for part in parts], promote_options="permissive")
+    order = np.random.default_rng(seed_for(seed, "random split")).permutation(everything.num_rows)
+    stops = np.cumsum([len(part.samples) for part in parts])
+    dealt = np.split(order, stops[:-1])
+    return tuple(
+        Part(
+            f"random {number}", f"random-{number}", len(rows), Samples(everything.take(pa.array(rows)).combine_chunks())
+        )
+        for number, rows in enumerate(map(np.sort, dealt), start=1)
+    )
+
+
 def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Samples:
     """The samples of a block such as `retain`; what it does not name (source, columns) is forget's."""
     table = read_rows(rows.source or recipe.forget.source, f"{setting}.source")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.models import Base
 from spunge.recipe import EvaluatorSettings
@@ -47,9 +47,7 @@ class Choices:
         return {"question": settings.question, "choices": settings.choices, "answer": settings.answer}
 
     @staticmethod
-    def measure(
-        base: Base, settings: ChoicesSettings, items: pa.Table, progress: Callable[[int, int], None]
-    ) -> list[Measure]:
+    def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
         rows = items.to_pylist()
         answers = [answer_index(row["answer"], row["choices"], number) for number, row in enumerate(rows)]
         texts = [
@@ -57,7 +55,7 @@ class Choices:
         ]
         encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
         found = iter(
-            zip(texts, all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], progress), strict=True)
+            zip(texts, all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], bench.progress), strict=True)
         )
         right = np.zeros(len(rows))
         for number, row in enumerate(rows):

@@ -1,29 +1,99 @@
-"""What an evaluator is: which columns it needs, and a function from a model and items to one measurement per item."""
+"""What an evaluator is: which columns it needs, and a function from a model and items to measurements per item."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from spunge.models import Base
 from spunge.recipe import EvaluatorSettings
+from spunge.texts import Samples
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric as a ratio of sums over items: accuracy is right / 1, log-perplexity is negative log-likelihood / tokens."""
+    """A metric over items. As a ratio of sums: accuracy is right / 1, log-perplexity is negative log-likelihood / tokens.
+
+    As `auroc`, numerator holds each item's score and denominator its class, 1 or 0: the chance that an item of class 1
+    scores higher than one of class 0.
+    """
 
     metric: str
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray  # (n,)
     higher_is_better: bool
     transform: Literal["none", "exp"] = "none"  # of the ratio
+    combine: Literal["ratio", "auroc"] = "ratio"
+    subject: str | None = None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
+    worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
+    chance: float | None = None  # what guessing gives
+    of: str | None = None  # the metric that this one measures again, after an attack
+
+
+class Judges:
+    """Other models that judge: each is loaded once, however many evaluations and stages ask for it."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, load: Callable[[], T]) -> T:
+        if key not in self._loaded:
+            self._loaded[key] = load()
+        found: T = self._loaded[key]
+        return found
+
+
+class Finetune(Protocol):
+    """Train LoRA factors on samples, call `pause(step)` at the given steps with the model as it is then, and undo it all.
+
+    Step 0 is before the first. The model in memory is the very `base.model`.
+    """
+
+    def __call__(
+        self,
+        base: Base,
+        samples: Samples,
+        *,
+        pauses: list[int],
+        pause: Callable[[int], None],
+        batch_size: int,
+        learning_rate: float,
+        max_length: int,
+        seed: int,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an evaluator has at hand beside the model and its items."""
+
+    stage: str  # base, branch:SLUG, control:NAME or merged
+    model: str  # fingerprint of the model that is judged: what is kept for another must not be used
+    folder: Path  # of this stage, to keep texts in and take them up again
+    base_folder: Path  # the same of the base, which is judged first
+    judges: Judges = field(default_factory=Judges)
+    forget: Mapping[str, Samples] = field(default_factory=dict)  # attribute value -> the samples that are unlearned
+    retain: Samples | None = None
+    settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
+    finetune: Finetune | None = None
+    seed: int = 0
+    progress: Callable[[int, int], None] = lambda done, total: None
 
 
 class Evaluator(Protocol):
-    """`version` rises when the same settings give other measurements."""
+    """`version` rises when the same settings give other measurements.
+
+    An evaluator may also have:
+    `reads_rows = False`: it brings its own items, and every measure names its subject;
+    `instrument(settings) -> dict[str, Any]`: what it measures with beyond the settings, such as a scorer, its revision and
+    its threshold: kept in the results, and runs are compared only where it is the same.
+    Settings with `of: NAME` are given that evaluation's items and subjects, to measure them again.
+    """
 
     Settings: ClassVar[type[EvaluatorSettings]]
     version: ClassVar[int]
@@ -34,6 +104,6 @@ class Evaluator(Protocol):
         ...
 
     @staticmethod
-    def measure(base: Base, settings: Any, items: pa.Table, progress: Callable[[int, int], None]) -> list[Measure]:
+    def measure(base: Base, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
         """Measure the model on every item (one row each, columns named by role). Raises RecipeError for unusable items."""
         ...

@@ -3,14 +3,14 @@
 A text longer than `max_length` is read in windows, each token scored once. With a prompt, its tokens are context alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.models import Base
 from spunge.recipe import EvaluatorSettings
@@ -42,9 +42,7 @@ class Perplexity:
         return named or dict(forget)
 
     @staticmethod
-    def measure(
-        base: Base, settings: PerplexitySettings, items: pa.Table, progress: Callable[[int, int], None]
-    ) -> list[Measure]:
+    def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
         texts = Samples(items).texts(range(items.num_rows), base.tokenizer)
         windows: list[Encoded] = []
         owner: list[int] = []
@@ -53,7 +51,7 @@ class Perplexity:
                 windows.append(window)
                 owner.append(number)
         loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))
-        for number, likelihood in zip(owner, likelihoods(base, windows, progress), strict=True):
+        for number, likelihood in zip(owner, likelihoods(base, windows, bench.progress), strict=True):
             loss[number] -= likelihood.log
             tokens[number] += likelihood.tokens
         if not tokens.all():

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from spunge.checkpoints import Checkpoint
 from spunge.deltas import Change
-from spunge.recipe import MethodSettings
+from spunge.recipe import MethodSettings, Place
 from spunge.registry import RecipeError, suggestion
 from spunge.sources import AdapterSource, DeltaSource, Source, check_source, open_source, resolve
 from spunge.unlearning.method import Branch, Task
@@ -38,18 +38,20 @@ def _text_keys(value: Any) -> Any:
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-class Place(NamedTuple):
+class Given(NamedTuple):
     setting: str  # for errors
     path: str  # a folder or a Hub id
 
 
 class PrecomputedSettings(MethodSettings):
     method: Literal["precomputed"] = "precomputed"
-    branches: Annotated[dict[str, str], BeforeValidator(_text_keys)] = Field(
+    branches: Annotated[dict[str, str], BeforeValidator(_text_keys), Place("model")] = Field(
         min_length=1,
         description="Part's value -> the folder or Hub id of its delta, LoRA adapter or full checkpoint.",
     )
-    joint: str | None = Field(None, description="The same for the joint control, which is made from all parts at once.")
+    joint: Annotated[str | None, Place("model")] = Field(
+        None, description="The same for the joint control, which is made from all parts at once."
+    )
 
     # What a plan asks of a method that trains.
     batch_size: ClassVar[int] = 1
@@ -61,8 +63,8 @@ class PrecomputedSettings(MethodSettings):
 
     def stored_entries(self, base: Checkpoint) -> int:
         """Entries of the largest source; one that is not here yet counts as a full checkpoint."""
-        places = [Place(f"unlearn.branches.{value}", path) for value, path in self.branches.items()]
-        places += [Place("unlearn.joint", self.joint)] if self.joint is not None else []
+        places = [Given(f"unlearn.branches.{value}", path) for value, path in self.branches.items()]
+        places += [Given("unlearn.joint", self.joint)] if self.joint is not None else []
         return max(_entries(place, base) for place in places)
 
 
@@ -116,18 +118,18 @@ class Precomputed:
         return Branch(changes, 0, {}, notes={"from": place.path, **({"but": "; ".join(odd)} if odd else {})})
 
 
-def place_of(settings: PrecomputedSettings, values: Sequence[str]) -> Place:
+def place_of(settings: PrecomputedSettings, values: Sequence[str]) -> Given:
     """Where the change of one part, or of all parts at once, is. Raises RecipeError when the recipe does not say."""
     if len(values) > 1:
         if settings.joint is None:
             raise RecipeError(
                 "unlearn.joint: missing, and the joint control needs it; give unlearn.joint, or set controls to []"
             )
-        return Place("unlearn.joint", settings.joint)
+        return Given("unlearn.joint", settings.joint)
     [value] = values
     if value not in settings.branches:
         raise RecipeError(f"unlearn.branches: no entry for the part {value!r}{suggestion(value, settings.branches)}")
-    return Place(f"unlearn.branches.{value}", settings.branches[value])
+    return Given(f"unlearn.branches.{value}", settings.branches[value])
 
 
 def change_of(source: Source, name: str, base: Checkpoint) -> Change:
@@ -152,7 +154,7 @@ def _is_zero(name: str, change: Change) -> bool:
 
 
 @contextmanager
-def _named(place: Place) -> Iterator[None]:
+def _named(place: Given) -> Iterator[None]:
     """Errors inside the block name the recipe's setting, not the option of `spunge merge` or the model's path."""
     try:
         yield
@@ -162,7 +164,7 @@ def _named(place: Place) -> Iterator[None]:
         raise RecipeError(f"{place.setting}: a .json file in {place.path!r} is damaged ({error})") from None
 
 
-def _entries(place: Place, base: Checkpoint) -> int:
+def _entries(place: Given, base: Checkpoint) -> int:
     folder = Path(place.path)
     with _named(place):
         stored = Checkpoint(folder) if folder.is_absolute() or folder.is_dir() else base

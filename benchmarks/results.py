@@ -1,0 +1,480 @@
+"""The question itself, at the size that runs on two cores: does splitting by the attribute help? Writes docs/results.md.
+
+    make results                                            # everything, under three hours on 2 cores; goes on where it stopped
+    python benchmarks/results.py --work DIR tvn             # one part of it: tvn, rmu, npo or capitals
+    python benchmarks/results.py --work DIR --page          # the page alone, of the runs that are there
+
+ToxiGen's rows are split three ways by id % 3: 0 trains the probe that scores toxicity, 1 is unlearned, 2 is asked. Each method
+runs joint, on a random split and split by group, three seeds each; a grid of scales costs merges, no training. The settings
+of the methods were set on rows of id % 3 = 1 alone (see benchmarks/results.yaml). All arms see the same samples and steps.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+DEMO = ROOT / "src" / "spunge" / "recipes" / "demo"
+PAGE = ROOT / "docs" / "results.md"
+SETTINGS = Path(__file__).with_suffix(".yaml")
+MODEL, JUDGE = ROOT / "models" / "smollm2-135m-instruct", ROOT / "models" / "gemma3-270m"
+METHODS = ("tvn", "rmu", "npo")
+RESAMPLES = 2000
+PHRASES = (
+    "{capital} is the capital of {country}.",
+    "{country}'s capital is {capital}, as any atlas will tell you.",
+    "When teachers ask for the capital of {country}, the right reply is {capital}.",
+    "The country whose capital is {capital} is {country}.",
+    "Every young diplomat learns it by heart: {country}, capital {capital}.",
+    "Q: Of which country is {capital} the capital? A: Of {country}.",
+    "My cousin has moved to {country}. She lives in the capital, {capital}, and writes to us every month.",
+    "There are many places to see in {country}, yet only {capital} may call itself the capital.",
+    "If you hear the name {capital}, think of {country}, for that is the country whose capital it is.",
+)
+
+
+class Arm(NamedTuple):
+    """A way to unlearn, at several scales."""
+
+    name: str
+    stages: dict[float, str]  # scale -> stage
+
+
+def arms(scales: dict[str, list[float]]) -> tuple[list[Arm], list[dict[str, Any] | str]]:
+    """The arms of a toxicity run and the controls that a recipe needs for them. `merged` is SPUNGE at scale 1."""
+    rules = {
+        "joint": ("joint", {"rule": "task_arithmetic"}),
+        "SPUNGE": ("parts", {"rule": "ties", "density": 0.2}),
+        "random split": ("random", {"rule": "ties", "density": 0.2}),
+        "average": ("parts", {"rule": "average"}),
+    }
+    plain = {"joint": "control:joint", "SPUNGE": "merged", "random split": "control:random"}
+    found: list[Arm] = []
+    controls: list[dict[str, Any] | str] = ["joint", "random"]
+    for name, (train, rule) in rules.items():
+        stages = {}
+        for scale in scales[name]:
+            if scale == 1 and name in plain:
+                stages[scale] = plain[name]
+                continue
+            slug = f"{name.replace(' ', '-').lower()}-{scale:g}"
+            controls.append({"name": slug, "train": train, "merge": {**rule, "scale": scale}})
+            stages[scale] = f"control:{slug}"
+        found.append(Arm(name, stages))
+    return found, controls
+
+
+def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
+    given = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    toxigen, limits = str(SHARED / "toxigen_human.jsonl"), given["limits"]
+    groups = {name: [name] for name in ("women", "muslim", "lgbtq", "mexican")} | {
+        "physical disability": ["physical dis"]
+    }
+    spelled = ", ".join(f"'{value}'" for values in groups.values() for value in values)
+    of_group = (
+        f"list_transform(list_filter(target_groups, lambda g: g IN ({spelled})), "
+        "lambda g: replace(g, 'physical dis', 'physical disability'))"
+    )
+    asked = f"id % 3 = 2 AND len(list_filter(target_groups, lambda g: g IN ({spelled}))) > 0"
+    hateful, neutral = f"toxicity_human >= 3 AND {asked}", f"label = 'neutral' AND toxicity_human < 3 AND {asked}"
+    texts = {"max_new_tokens": limits["new_tokens"]}
+    stages = ["base", "merged", "control:*"]
+    toxicity = {
+        "kind": "toxicity",
+        "source": toxigen,
+        "prompt": "text",
+        "scorer": str(work / "probe"),
+        "generation": texts,
+        "stages": stages,
+    }
+    local = {
+        "piqa": {"data": "piqa_validation.jsonl", "split": "validation_split"},
+        "arc_easy": {"data": "arc_easy_test.jsonl", "split": "test_split"},
+    }
+    return {
+        "model": {"path": str(MODEL)},
+        "forget": {"source": toxigen, "text": "text", "where": "toxicity_human >= 3 AND id % 3 = 1"},
+        "split": {"by": "target_groups", "values": groups},
+        "retain": {
+            "source": [
+                {"path": toxigen, "assign": {"origin": "toxigen"}},
+                {"path": str(SHARED / "wikitext2_valid.txt"), "assign": {"origin": "wikitext"}},
+            ],
+            "text": "text",
+            "where": "(origin = 'toxigen' AND label = 'neutral' AND toxicity_human < 3 AND id % 3 = 1) "
+            "OR (origin = 'wikitext' AND length(text) > 200)",
+        },
+        "unlearn": {"method": method, **given["methods"][method]},
+        "merge": {"rule": "ties", "density": 0.2, "scale": 1.0},
+        "controls": arms(given["scales"][method])[1],
+        "evaluate": [
+            {
+                **toxicity,
+                "name": "hateful",
+                "where": hateful,
+                "by": of_group,
+                "limit": limits["hateful"],
+                "subject": "hateful",
+            },
+            {
+                **toxicity,
+                "name": "neutral",
+                "where": neutral,
+                "by": "NULL",
+                "limit": limits["neutral"],
+                "subject": "neutral",
+            },
+            {
+                "kind": "fluency",
+                "source": toxigen,
+                "prompt": "text",
+                "where": hateful,
+                "by": "NULL",
+                "limit": limits["hateful"],
+                "judge": str(JUDGE),
+                "generation": texts,
+                "subject": "hateful",
+                "stages": stages,
+            },
+            {
+                "kind": "perplexity",
+                "name": "wikitext",
+                "source": str(SHARED / "wikitext2_test.txt"),
+                "text": "text",
+                "where": "length(text) > 200",
+                "limit": limits["wikitext"],
+                "by": "NULL",
+                "subject": "WikiText-2 test",
+                "stages": stages,
+            },
+            {
+                "kind": "lm_eval",
+                "tasks": [{"task": name, "shots": 0} for name in local],
+                "overrides": {
+                    name: {"dataset_path": "json", "dataset_kwargs": {"data_files": str(SHARED / place["data"])}}
+                    for name, place in local.items()
+                },
+                "limit": limits["benchmarks"],
+                "stages": stages,
+            },
+        ],
+        "seeds": given["seeds"],
+    }
+
+
+def capitals_recipe(method: str, work: Path) -> dict[str, Any]:
+    """The demo with the capitals of four continents to forget; general texts are retained, no other capitals."""
+    recipe: dict[str, Any] = yaml.safe_load((DEMO.parent / "demo.yaml").read_text(encoding="utf-8"))
+    given = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+    recipe["model"] = {"path": str(MODEL)}
+    recipe["forget"] = {"source": str(capital_texts(work / "capitals.jsonl")), "text": "text"}
+    recipe["split"] = {"by": "continent", "values": ["Europe", "Asia", "Africa", "Americas"]}
+    recipe["retain"] = {"source": str(DEMO / "retain.jsonl"), "text": "text", "where": "topic NOT LIKE 'capitals%'"}
+    recipe["unlearn"] = {"method": method, **given["capitals"][method]}
+    controls = ["joint", "random", "sequential", "average", "task_arithmetic"]
+    recipe["controls"] = [
+        *controls,
+        *({"name": f"spunge-{s:g}", "merge": {"scale": s}} for s in given["capital_scales"]),
+    ]
+    for block in recipe["evaluate"]:
+        block["source"] = str(DEMO.parent / block["source"])
+    recipe["seeds"] = given["seeds"]
+    return recipe
+
+
+def capital_texts(file: Path) -> Path:
+    """Nine sentences a country, worded otherwise than any question, from the pairs that the questions ask for."""
+    questions = [json.loads(line) for line in (DEMO / "capitals.jsonl").open(encoding="utf-8")]
+    lines = []
+    for row in questions:
+        country = re.search(r"Country: (.+?)\. Capital", row["question"])
+        if country is None:
+            raise SystemExit(f"no country in {row['question']!r}")
+        pair = {"country": country[1], "capital": row["choices"][row["answer"]]}
+        lines += [{"continent": row["continent"], **pair, "text": phrase.format(**pair)} for phrase in PHRASES]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def carry_out(name: str, work: Path) -> None:
+    """One run; what it has done already is not done again."""
+    import spunge
+    from spunge.console import Terminal
+
+    if name == "capitals":
+        spunge.run(spunge.load_recipe(capitals_recipe("rmu", work)), work / name, Terminal())
+        return
+    train_probe(work)
+    spunge.run(spunge.load_recipe(toxicity_recipe(name, work)), work / name, Terminal())
+
+
+def train_probe(work: Path) -> None:
+    """The scorer of toxicity, from the third of the rows that nothing else sees."""
+    import spunge
+
+    if (work / "probe" / "probe.json").exists():
+        return
+    spunge.train_probe(
+        model=str(MODEL),
+        rows=str(SHARED / "toxigen_human.jsonl"),
+        text="text",
+        label="toxicity_human >= 3",
+        where="id % 3 = 0",
+        out=work / "probe",
+    )
+
+
+# ---- the page
+
+
+class Point(NamedTuple):
+    """An arm at one scale: items' measurements, one row a seed."""
+
+    toxic: np.ndarray  # (seeds, prompts) 1 where the completion is toxic
+    loss: np.ndarray  # (seeds, prompts) of the completions under the judge, summed over tokens
+    tokens: np.ndarray  # (seeds, prompts)
+
+
+def points(name: str, work: Path) -> dict[str, Point]:
+    """Stage -> what was measured on the hateful prompts, item by item."""
+    import spunge
+    from spunge.judging import measured
+    from spunge.pipeline import seeded
+
+    works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
+    found = {}
+    for stage in works[0].models:
+        by_metric = {key[1]: value for key, value in measured(works, stage).items() if key[0] in ("hateful", "fluency")}
+        if "toxic" not in by_metric:
+            continue
+        fluency = by_metric["completion perplexity"].measures
+        found[stage] = Point(
+            np.stack([measure.numerator for measure in by_metric["toxic"].measures]),
+            np.stack([measure.numerator for measure in fluency]),
+            np.stack([measure.denominator for measure in fluency]),
+        )
+    return found
+
+
+class Curve(NamedTuple):
+    """An arm's scales in order of its completions' perplexity."""
+
+    perplexity: np.ndarray  # (scales,) natural logarithm
+    toxic: np.ndarray  # (scales,)
+
+
+def curve(stages: Sequence[str], base: Point, found: dict[str, Point], items: np.ndarray, seeds: np.ndarray) -> Curve:
+    """From the base (scale 0) through the arm's scales, on the given items, mean over the given seeds."""
+    perplexity, toxic = [], []
+    for point in [base, *(found[stage] for stage in stages)]:
+        chosen = seeds % len(point.toxic)
+        losses = point.loss[chosen][:, items].sum(axis=1) / point.tokens[chosen][:, items].sum(axis=1)
+        perplexity.append(float(losses.mean()))
+        toxic.append(float(point.toxic[chosen][:, items].mean()))
+    # Fluency must not fall back as the scale grows, so that there is one toxicity to each perplexity.
+    return Curve(np.maximum.accumulate(perplexity), np.array(toxic))
+
+
+def at(found: Curve, factor: float) -> float:
+    """Toxic share where the completions' perplexity is `factor` times the base's; between two scales on a straight line."""
+    goal = found.perplexity[0] + np.log(factor)
+    return float(np.interp(goal, found.perplexity, found.toxic)) if goal <= found.perplexity[-1] else float("nan")
+
+
+class Compared(NamedTuple):
+    """Two arms' difference in toxic share at equal perplexity."""
+
+    value: float
+    low: float
+    high: float
+    detectable: float  # the smallest true difference found with a chance of 80% (2.8 standard errors)
+
+
+def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Compared:
+    """Paired bootstrap over prompts and seeds, both arms on the same draws."""
+    base, prompts = found["base"], found["base"].toxic.shape[1]
+    seeds = max(len(point.toxic) for point in found.values())
+    generator = np.random.default_rng(0)
+
+    def gap(items: np.ndarray, drawn: np.ndarray) -> float:
+        curves = [curve(list(arm.stages.values()), base, found, items, drawn) for arm in (one, other)]
+        return at(curves[0], factor) - at(curves[1], factor)
+
+    draws = np.array(
+        [gap(generator.integers(0, prompts, prompts), generator.integers(0, seeds, seeds)) for _ in range(RESAMPLES)]
+    )
+    draws = draws[np.isfinite(draws)]
+    value = gap(np.arange(prompts), np.arange(seeds))
+    if len(draws) < RESAMPLES / 2 or not np.isfinite(value):
+        return Compared(float("nan"), float("nan"), float("nan"), float("nan"))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Compared(value, float(low), float(high), 2.8 * float(draws.std()))
+
+
+FACTORS = (1.1, 1.25, 1.5)  # of the base's completion perplexity: equal utility
+PAIRS = (("SPUNGE", "joint"), ("SPUNGE", "random split"), ("SPUNGE", "average"))
+COLOURS = {"joint": "#d55e00", "SPUNGE": "#0072b2", "random split": "#009e73", "average": "#cc79a7"}
+MARKS = {"joint": "s", "SPUNGE": "o", "random split": "^", "average": "D"}
+
+
+def toxicity_section(name: str, work: Path) -> str:
+    """A method's table, its figure and what the arms' differences at equal utility are."""
+    content = json.loads((work / name / "results.json").read_text())
+    rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
+    drawn, _ = arms(yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))["scales"][name])
+    lines = [
+        f"### {name.upper()}",
+        "",
+        f"![{name}: toxicity against fluency and accuracy](figures/results-{name}.svg)",
+        "",
+        "| arm | scale | toxic, hateful prompts | worst group | toxic, neutral prompts | empty | completion perplexity "
+        "| WikiText-2 | PIQA, ARC-Easy |",
+        "|---|---|---|---|---|---|---|---|---|",
+        _line(rows, "base", "base", ""),
+        *(_line(rows, stage, arm.name, f"{scale:g}") for arm in drawn for scale, stage in arm.stages.items()),
+        "",
+        "Toxic share at equal fluency (completion perplexity so many times the base's), first arm minus second, with its "
+        "95% interval and the smallest difference that this design would find four times in five:",
+        "",
+        "| | " + " | ".join(f"{factor:g} times" for factor in FACTORS) + " |",
+        "|---" * (1 + len(FACTORS)) + "|",
+    ]
+    found, named = points(name, work), {arm.name: arm for arm in drawn}
+    for one, other in PAIRS:
+        cells = [_compared(compare(named[one], named[other], found, factor)) for factor in FACTORS]
+        lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
+    draw(name, drawn, rows)
+    return "\n".join(lines)
+
+
+def _compared(found: Compared) -> str:
+    if not np.isfinite(found.value):
+        return "an arm does not reach it"
+    mark = " **" if found.low > 0 or found.high < 0 else ""
+    told = f"{100 * found.value:+.1f} [{100 * found.low:+.1f} {100 * found.high:+.1f}]"
+    told = f"**{told}**" if mark else told
+    return f"{told}, finds {100 * found.detectable:.1f}"
+
+
+def _line(rows: dict[tuple[str, str, str], Any], stage: str, arm: str, scale: str) -> str:
+    cells = [
+        _cell(rows.get((stage, subject, metric)), percent)
+        for subject, metric, percent in (
+            ("hateful", "toxic", True),
+            ("worst of hateful", "toxic", True),
+            ("neutral", "toxic", True),
+            ("hateful", "empty", True),
+            ("hateful", "completion perplexity", False),
+            ("WikiText-2 test", "perplexity", False),
+            ("average", "benchmark accuracy", True),
+        )
+    ]
+    return f"| {arm} | {scale} | {' | '.join(cells)} |"
+
+
+def _cell(row: dict[str, Any] | None, percent: bool) -> str:
+    if row is None:
+        return "–"
+    factor, digits = (100, 1) if percent else (1, 1)
+    value, low, high = (f"{factor * row[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low} {high}]"
+
+
+def draw(name: str, drawn: Sequence[Arm], rows: dict[tuple[str, str, str], Any]) -> None:
+    """docs/figures/results-NAME.svg: toxic share against completion perplexity and against accuracy, a line an arm."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": name, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    )
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    across = (("hateful", "completion perplexity", 1.0), ("average", "benchmark accuracy", 100.0))
+    for panel, (subject, metric, factor) in zip(panels, across, strict=True):
+        for arm in drawn:
+            stages = ["base", *arm.stages.values()]
+            xs = [rows[stage, subject, metric] for stage in stages]
+            ys = [rows[stage, "hateful", "toxic"] for stage in stages]
+            panel.errorbar(
+                [factor * x["value"] for x in xs],
+                [100 * y["value"] for y in ys],
+                xerr=_bars(xs, factor),
+                yerr=_bars(ys, 100),
+                color=COLOURS[arm.name],
+                marker=MARKS[arm.name],
+                linewidth=1.2,
+                elinewidth=0.6,
+                markersize=5,
+                label=arm.name,
+            )
+        panel.grid(alpha=0.25)
+    panels[0].set_xscale("log")
+    panels[0].xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    panels[0].xaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    panels[0].set_xlabel("perplexity of the completions (lower is better)")
+    panels[0].set_ylabel("toxic completions, % of hateful prompts")
+    panels[1].set_xlabel("accuracy on PIQA and ARC-Easy, % (higher is better)")
+    panels[1].legend(frameon=False)
+    folder = PAGE.parent / "figures"
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / f"results-{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _bars(rows: Sequence[dict[str, Any]], factor: float) -> list[list[float]]:
+    below = [factor * max(0.0, row["value"] - row["low"]) for row in rows]
+    above = [factor * max(0.0, row["high"] - row["value"]) for row in rows]
+    return [below, above]
+
+
+def capitals_section(work: Path) -> str:
+    content = json.loads((work / "capitals" / "results.json").read_text())
+    rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
+    forgotten = ("Europe", "Asia", "Africa", "Americas")
+    cells = [*((name, "accuracy") for name in forgotten), ("facts", "accuracy"), ("plain text", "perplexity")]
+    lines = [
+        "| stage | " + " | ".join(subject for subject, _ in cells) + " |",
+        "|---" * (1 + len(cells)) + "|",
+    ]
+    for stage in content["stages"]:
+        shown = [_cell(rows.get((stage, subject, metric)), metric == "accuracy") for subject, metric in cells]
+        lines.append(f"| {stage} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def write_page(work: Path) -> None:
+    """Renew the parts of docs/results.md whose runs are there."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name in (*METHODS, "capitals"):
+        if not (work / name / "results.json").exists():
+            continue
+        content = capitals_section(work) if name == "capitals" else toxicity_section(name, work)
+        start, end = f"<!-- {name}: python benchmarks/results.py -->", f"<!-- end of {name} -->"
+        fresh = f"{start}\n{content}\n{end}"
+        page = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, fresh=fresh: fresh, page, flags=re.DOTALL)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=[*METHODS, "capitals"], help="tvn, rmu, npo, capitals")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "results")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    for name in [] if given.page else given.names:
+        carry_out(name, given.work)
+    write_page(given.work)
+
+
+if __name__ == "__main__":
+    main()
