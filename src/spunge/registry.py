@@ -127,5 +127,11 @@ EVALUATORS = Registry(
     {
         "choices": "spunge.evaluation.choices:Choices",
         "perplexity": "spunge.evaluation.perplexity:Perplexity",
+        "toxicity": "spunge.evaluation.toxicity:Toxicity",
+        "harm": "spunge.evaluation.harm:Harm",
+        "fluency": "spunge.evaluation.fluency:Fluency",
+        "similarity": "spunge.evaluation.similarity:Similarity",
+        "lm_eval": "spunge.evaluation.benchmarks:Benchmarks",
+        "audit": "spunge.evaluation.audit:Audit",
     },
 )

@@ -55,7 +55,11 @@ class Choices:
         ]
         encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
         found = iter(
-            zip(texts, all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], bench.progress), strict=True)
+            zip(
+                texts,
+                all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], bench.progress),
+                strict=True,
+            )
         )
         right = np.zeros(len(rows))
         for number, row in enumerate(rows):

@@ -29,7 +29,9 @@ class Measure:
     higher_is_better: bool
     transform: Literal["none", "exp"] = "none"  # of the ratio
     combine: Literal["ratio", "auroc"] = "ratio"
-    subject: str | None = None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
+    subject: str | None = (
+        None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
+    )
     worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack

@@ -110,9 +110,7 @@ def recovery(
     if not difference(after, before, items).certain:
         return None
     scale = np.log if before[0].transform == "exp" else np.asarray
-    stages = [
-        (scale(_values(each, items).mean()), scale(_draws(each, items))) for each in (before, after, attacked)
-    ]
+    stages = [(scale(_values(each, items).mean()), scale(_draws(each, items))) for each in (before, after, attacked)]
     with np.errstate(divide="ignore", invalid="ignore"):
         value, draws = ((back - gone) / (was - gone) for was, gone, back in zip(*stages, strict=True))
     low, high = _interval(draws)

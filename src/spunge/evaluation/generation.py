@@ -1,0 +1,192 @@
+"""Completions of prompts by the judged model: batched by length, with a cache of keys and values, kept as they come.
+
+They are written to the stage's folder batch after batch, so that a killed run goes on where it stopped and all
+evaluations with the same prompts and settings share one set of texts.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.likelihood import grouped
+from spunge.folders import fingerprint
+from spunge.models import Base
+from spunge.recipe import Strict
+from spunge.registry import RecipeError
+
+TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
+
+
+class GenerationSettings(Strict):
+    """How a model completes a prompt."""
+
+    max_new_tokens: int = Field(50, ge=1, description="Tokens of a completion, at most.")
+    samples: int = Field(
+        1,
+        ge=1,
+        description="Completions of each prompt; RealToxicityPrompts takes 25. More than 1 needs a temperature.",
+    )
+    temperature: float | None = Field(None, gt=0, description="Of sampling. Default: greedy decoding.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of sampling.")
+    chat: bool = Field(False, description="Put the prompt into the model's chat template, as the user's message.")
+    max_prompt: int = Field(1024, ge=1, description="Tokens of a prompt; a longer one loses its start.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What writes the completions; vllm needs a GPU and the package vllm."
+    )
+
+    @model_validator(mode="after")
+    def _several_differ(self) -> "GenerationSettings":
+        if self.samples > 1 and self.temperature is None:
+            raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
+        return self
+
+
+def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
+    """Each prompt's completions, decoded without special tokens; a completion ends at the end token or at the limit."""
+    key = {"model": bench.model, "prompts": list(prompts), "settings": settings.model_dump(mode="json")}
+    if settings.temperature is not None:
+        key["seed"] = bench.seed
+    file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"
+    found = _written(file, len(prompts))
+    if len(found) < len(prompts):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write = _with_vllm if settings.engine == "vllm" else _with_transformers
+        with file.open("a", encoding="utf-8") as out:
+            for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
+                for row, text in zip(rows, texts, strict=True):
+                    found[row] = text
+                    out.write(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
+                out.flush()
+                bench.progress(len(found), len(prompts))
+    return [found[index] for index in range(len(prompts))]
+
+
+def _written(file: Path, count: int) -> dict[int, list[str]]:
+    """What an earlier run wrote; a line that it could not finish is left out, and taken out of the file."""
+    found: dict[int, list[str]] = {}
+    if not file.exists():
+        return found
+    whole = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if 0 <= content["row"] < count:
+            found[content["row"]] = content["texts"]
+            whole.append(line + "\n")
+    file.write_text("".join(whole), encoding="utf-8")
+    return found
+
+
+Written = Iterator[tuple[list[int], list[list[str]]]]  # rows and the completions of each
+
+
+def _with_transformers(
+    base: Base, prompts: Sequence[str], settings: GenerationSettings, seed: int, done: set[int]
+) -> Written:
+    coded = [prompt_ids(base, prompt, settings) for prompt in prompts]
+    sizes = [len(ids) + settings.max_new_tokens for ids in coded]
+    order = sorted(range(len(coded)), key=lambda index: -sizes[index])
+    pad, ends = _special(base)
+    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if settings.temperature is not None:
+        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples)):
+        # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
+        # writes what it would have written.
+        if done.issuperset(rows):
+            continue
+        with _seeded(base, seed * 1_000_003 + rows[0]), torch.inference_mode():
+            ids, mask = _left_padded([coded[row] for row in rows], pad)
+            written = base.model.generate(
+                input_ids=ids.to(base.device),
+                attention_mask=mask.to(base.device),
+                max_new_tokens=settings.max_new_tokens,
+                num_return_sequences=settings.samples,
+                pad_token_id=pad,
+                eos_token_id=ends or None,
+                **options,
+            )[:, ids.shape[1] :].tolist()
+        texts = base.tokenizer.batch_decode([_until(each, ends) for each in written], skip_special_tokens=True)
+        yield rows, [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+
+
+def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings, seed: int, done: set[int]) -> Written:
+    """The judged weights, written to a folder of their own for vllm to load."""
+    import tempfile
+
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError:
+        raise RecipeError(
+            "evaluate.generation.engine: vllm is not installed; pip install vllm, or leave engine out"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        engine = LLM(model=folder, dtype=str(base.dtype).removeprefix("torch."), seed=seed)
+        parameters = SamplingParams(
+            n=settings.samples,
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature or 0.0,
+            top_p=settings.top_p,
+        )
+        coded = [{"prompt_token_ids": prompt_ids(base, prompt, settings)} for prompt in prompts]
+        outputs = engine.generate(coded, parameters)
+        yield list(range(len(prompts))), [[each.text for each in output.outputs] for output in outputs]
+
+
+def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[int]:
+    """A prompt's tokens, at least one."""
+    if settings.chat:
+        if not base.tokenizer.chat_template:
+            raise RecipeError("evaluate.generation.chat: the model's tokenizer has no chat template; set it to false")
+        messages = [{"role": "user", "content": prompt}]
+        text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = base.tokenizer(prompt)["input_ids"]
+        # Some tokenizers close every text with an end token, after which there is nothing to write.
+        if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
+            ids = ids[:-1]
+    ids = list(ids)[-settings.max_prompt :]
+    start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
+    return ids or [0 if start is None else int(start)]
+
+
+def _special(base: Base) -> tuple[int, list[int]]:
+    """The padding's id (masked everywhere, so any would do) and the ids that end a text."""
+    configured = getattr(base.model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    ends = [end for end in dict.fromkeys([*listed, base.tokenizer.eos_token_id]) if end is not None]
+    pad = base.tokenizer.pad_token_id
+    return (ends[0] if ends else 0) if pad is None else pad, ends
+
+
+def _until(ids: list[int], ends: list[int]) -> list[int]:
+    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _left_padded(coded: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(b, t) ids and mask; all prompts end in the last column."""
+    width = max(map(len, coded))
+    ids = torch.full((len(coded), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(coded), width, dtype=torch.long)
+    for row, each in enumerate(coded):
+        ids[row, width - len(each) :] = torch.tensor(each)
+        mask[row, width - len(each) :] = 1
+    return ids, mask
+
+
+@contextmanager
+def _seeded(base: Base, seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        torch.manual_seed(seed % (1 << 63))
+        yield
