@@ -13,10 +13,13 @@ from spunge.models import load_base
 from spunge.recipe import ModelSettings
 from toys import ARCHITECTURES
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bfloat16 matrix products on this CPU"
-)
 NARROW = {"sliding_window": 5}
+
+
+@pytest.fixture(autouse=True)
+def _any_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it computes is tested on every CPU; it is used where bfloat16 products are in hardware."""
+    monkeypatch.setattr(attention, "has_bfloat16_products", lambda: True)
 
 
 def causal(length: int) -> Tensor:
@@ -146,3 +149,10 @@ def test_a_model_told_to_use_another_attention_keeps_it(load: Callable[..., Any]
     model.set_attn_implementation("eager")
     attention.speed_up(model, torch.device("cpu"), torch.bfloat16)
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_cpu_without_bfloat16_products_keeps_sdpa(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "has_bfloat16_products", lambda: False)
+    model = load("llama").model
+    attention.speed_up(model, torch.device("cpu"), torch.bfloat16)
+    assert model.config._attn_implementation == "sdpa"

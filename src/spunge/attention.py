@@ -26,7 +26,7 @@ def speed_up(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if device.type != "cpu" or dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type != "cpu" or dtype != torch.bfloat16 or not has_bfloat16_products():
         return
     # Whoever does not look his attention up by name at every call would not find this one.
     if not getattr(model, "_supports_attention_backend", False):
@@ -38,6 +38,11 @@ def speed_up(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     }.values():
         if getattr(config, "_attn_implementation", None) == "sdpa":
             config._attn_implementation_internal = NAME
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware; else sdpa is no slower."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attention(

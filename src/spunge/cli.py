@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,14 +53,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", 
     if as_json:
         _print_json(results.content)
         return
-    from spunge.report.table import results_table, results_text
-
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(results_table(results.content))
-    else:
-        typer.echo(results_text(results.content))
+    _print_scores(results.content)
     typer.echo(f"\nmodel:  {_near(results.folder / 'merged')}\nreport: {_near(results.folder / 'report.html')}")
 
 
@@ -85,17 +78,56 @@ def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption
     """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
     from spunge.data.split import split_rows
     from spunge.recipe import load_recipe
+    from spunge.report.wording import aligned, name, shortened
 
     _quiet()
     parts = split_rows(load_recipe(recipe, overrides))
     if as_json:
         _print_json(parts.to_json())
         return
-    rows = [[part.value, str(part.rows), str(len(part.samples)), part.slug] for part in parts.parts]
-    typer.echo(_table(["part", "rows", "selected", "folder"], rows))
-    typer.echo(f"\n{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    lines = [["part", "rows", "selected", "folder"]]
+    for part in parts.parts:
+        lines.append([shortened(name(part.value), 60), str(part.rows), str(len(part.samples)), part.slug])
+    typer.echo(aligned(lines))
+    typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
-        typer.echo(f"dropped {_one_line(value)}: {reason}")
+        typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
+) -> None:
+    """Write RUN/report.html anew; print the scores, what they say, and the paper's figures beside the run's own."""
+    from spunge.report.comparison import results_of
+    from spunge.report.page import write_page
+    from spunge.report.text import report_text
+
+    results = results_of(Path(folder))
+    page = write_page(Path(folder))
+    if as_json:
+        _print_json(results)
+        return
+    _print_scores(results)
+    typer.echo(f"\n{report_text(results)}\nreport: {_near(page)}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[str], typer.Argument(metavar="RUN RUN [...]", help="Two or more runs' folders.")],
+    stage: Annotated[
+        str, typer.Option("--stage", help="base, merged, branch:SLUG or control:NAME. Default: merged.")
+    ] = "merged",
+    as_json: JsonOption = False,
+) -> None:
+    """Set several runs' scores beside each other. Refused where scorers, thresholds or items differ."""
+    from spunge.report.comparison import compare as compare_runs
+
+    found = compare_runs([Path(folder) for folder in folders], stage)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(found.text(), nl=False)
 
 
 @app.command()
@@ -263,23 +295,21 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def _print_scores(results: Mapping[str, Any]) -> None:
+    """As wide as the terminal allows; whole and plain where the output is none."""
+    from spunge.report.table import results_table, results_text
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(results_table(results))
+    else:
+        typer.echo(results_text(results))
+
+
 def _near(path: Path) -> str:
     """A path as a person would type it from here."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _one_line(value: str, width: int = 60) -> str:
-    """A value from the data as one line of printable text."""
-    shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in value)
-    return shown if len(shown) <= width else shown[: width - 3] + "..."
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [[_one_line(cell) for cell in row] for row in [head, *rows]]
-    widths = [max(len(row[column]) for row in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines
-    )
 
 
 if __name__ == "__main__":

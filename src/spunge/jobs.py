@@ -212,7 +212,7 @@ class Run:
     def _scores_key(self, model: str, items: Items) -> str:
         named = {"source", "name", "subject", "by", "where", "limit", "stages"}
         evaluator = EVALUATORS.get(items.settings.kind)
-        content = {
+        content: dict[str, Any] = {
             "model": model,
             "settings": items.settings.model_dump(mode="json", exclude=named),
             "items": items.sha256,

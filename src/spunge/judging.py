@@ -251,7 +251,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
     """How much of what was forgotten an attack brings back, by subject."""
     for each in stages[stage].values():
         attacked = each.measures[0]
-        of = getattr(each.evaluation.settings, "of", None)
+        of: str = getattr(each.evaluation.settings, "of", None) or ""
         key = (of, attacked.of or "", attacked.subject or "")
         before, after = stages["base"].get(key), stages[stage].get(key)
         if attacked.of is None or before is None or after is None:

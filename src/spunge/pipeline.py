@@ -91,7 +91,9 @@ def _carry_out(work: Run, memory: "_Memory", judges: Judges, watcher: Watcher) -
     """Everything of one seed but its results."""
     watcher.begin("read and split the rows")
     split = work.parts.to_json()
-    _ = work.retain, work.evaluations
+    _ = work.retain
+    for items in work.evaluations:
+        work.instrument(items)  # a scorer that is not to be had is said now, not after the training
     watcher.end(", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"]))
     watcher.begin("fingerprint the base")
     _ = work.base_key

@@ -7,7 +7,7 @@ import pytest
 
 from spunge.report.axis import axis_for
 from spunge.report.figure import figure, legend
-from spunge.report.scores import read_scores
+from spunge.report.reading import read_scores
 
 SVG = "{http://www.w3.org/2000/svg}"
 

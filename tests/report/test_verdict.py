@@ -2,7 +2,8 @@
 
 import math
 
-from spunge.report.scores import Cell, Interval, overlap, read_scores
+from spunge.report.reading import read_scores
+from spunge.report.scores import Cell, Interval, overlap
 from spunge.report.verdict import verdict
 
 

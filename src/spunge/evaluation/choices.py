@@ -2,16 +2,19 @@
 
 Length normalisation as in Brown et al. 2020 (section 2.4): the sum of a candidate's log-probabilities divided by its
 length. Candidates are appended to the prompt as they are, after `separator`.
+
+With `style: letter` the options are listed under the question and their letters are the candidates, as in MMLU (Hendrycks
+et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-harness's tasks mmlu and wmdp.
 """
 
 import itertools
 import string
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Measure
@@ -29,18 +32,49 @@ class ChoicesSettings(EvaluatorSettings):
     answer: str = Field(
         "answer", description="Column or SQL expression: the right one, as index from 0, letter or text."
     )
+    style: Literal["cloze", "letter"] = Field(
+        "cloze",
+        description="cloze: the candidates' own texts follow the prompt. letter: the options are listed under the question as "
+        "A., B., ..., then `Answer:`, and their letters are the candidates, as in MMLU and WMDP.",
+    )
+    description: str = Field(
+        "",
+        description="Text before every prompt, such as `The following are multiple choice questions (with answers) about "
+        "biology.` and an empty line, which MMLU and WMDP begin with.",
+    )
+    orders: int = Field(
+        1,
+        ge=1,
+        description="Ask each question in so many rotations of its options (at most as many as it has) and average, against a "
+        "liking for a letter. With style letter alone.",
+    )
     separator: str = Field(" ", description="Goes between prompt and candidate.")
     normalize: Literal["tokens", "characters", "none"] = Field(
         "tokens", description="Length that a log-likelihood is divided by."
     )
     max_length: int = Field(2048, ge=2, description="Tokens of prompt and candidate; a longer prompt loses its start.")
 
+    @model_validator(mode="after")
+    def _orders_are_seen(self) -> "ChoicesSettings":
+        if self.orders > 1 and self.style == "cloze":
+            raise ValueError("orders: a cloze does not show its options, so their order is nothing; set style: letter")
+        return self
+
+
+class Asked(NamedTuple):
+    """A question as it is put to the model."""
+
+    row: int
+    prompt: str
+    candidates: list[str]
+    answer: int
+
 
 class Choices:
     """Accuracy on multiple-choice questions, by length-normalised log-likelihood."""
 
     Settings: ClassVar[type[EvaluatorSettings]] = ChoicesSettings
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @staticmethod
     def columns(settings: ChoicesSettings, forget: Mapping[str, str]) -> dict[str, str]:
@@ -48,24 +82,37 @@ class Choices:
 
     @staticmethod
     def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        rows = items.to_pylist()
-        answers = [answer_index(row["answer"], row["choices"], number) for number, row in enumerate(rows)]
-        texts = [
-            Text(row["question"], settings.separator + str(candidate)) for row in rows for candidate in row["choices"]
-        ]
+        asked = [each for number, row in enumerate(items.to_pylist()) for each in questions(row, number, settings)]
+        texts = [Text(each.prompt, settings.separator + text) for each in asked for text in each.candidates]
         encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
-        found = iter(
-            zip(
-                texts,
-                all_likelihoods(base, encoded, [len(row["choices"]) for row in rows], bench.progress),
-                strict=True,
-            )
-        )
-        right = np.zeros(len(rows))
-        for number, row in enumerate(rows):
-            scores = [normalised(*next(found), settings) for _ in row["choices"]]
-            right[number] = float(int(np.argmax(scores)) == answers[number])
-        return [Measure("accuracy", right, np.ones(len(rows)), higher_is_better=True)]
+        counts = [len(each.candidates) for each in asked]
+        found = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
+        right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
+        for each in asked:
+            scores = [normalised(*next(found), settings) for _ in each.candidates]
+            right[each.row] += float(int(np.argmax(scores)) == each.answer)
+            times[each.row] += 1
+            chance[each.row] = 1 / len(each.candidates)
+        share = float(chance.mean()) if len(chance) else None
+        return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
+
+
+def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) -> list[Asked]:
+    """A row as the questions that are asked: one, or one for each rotation of its options."""
+    options = listed(row["choices"])
+    answer = answer_index(row["answer"], options, number)
+    if settings.style == "cloze":
+        return [Asked(number, settings.description + row["question"], [str(option) for option in options], answer)]
+    if len(options) > len(string.ascii_uppercase):
+        raise RecipeError(f"evaluate.style: row {number} has {len(options)} options, more than there are letters")
+    letters = list(string.ascii_uppercase[: len(options)])
+    asked = []
+    for shift in range(min(settings.orders, len(options))):
+        turned = options[shift:] + options[:shift]
+        lines = [f"{letter}. {option}" for letter, option in zip(letters, turned, strict=True)]
+        prompt = "\n".join([settings.description + row["question"].strip(), *lines, "Answer:"])
+        asked.append(Asked(number, prompt, letters, (answer - shift) % len(options)))
+    return asked
 
 
 def all_likelihoods(
@@ -96,10 +143,24 @@ def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) ->
     return likelihood.log / max(1, length)
 
 
+def listed(choices: Any) -> Any:
+    """A list of candidates that came as an array or a tuple, as a list; anything else as it is."""
+    if isinstance(choices, np.ndarray):
+        return choices.tolist()
+    return list(choices) if isinstance(choices, tuple) else choices
+
+
 def answer_index(answer: Any, choices: Any, row: int) -> int:
-    """The right candidate's index, given as a number, a letter, or the candidate itself. Raises RecipeError otherwise."""
+    """The right candidate's index, given as a number, a letter, or the candidate itself, also as the only one in a list.
+
+    Raises RecipeError otherwise."""
+    choices = listed(choices)
     if not isinstance(choices, list) or len(choices) < 2:
         raise RecipeError(f"evaluate.choices: row {row} has no list of two candidates or more")
+    if isinstance(answer, np.ndarray | np.generic):
+        answer = answer.tolist()
+    if isinstance(answer, list | tuple) and len(answer) == 1:
+        answer = answer[0]
     if isinstance(answer, str):
         if answer in choices:
             return choices.index(answer)

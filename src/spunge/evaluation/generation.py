@@ -49,7 +49,7 @@ class GenerationSettings(Strict):
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
     """Each prompt's completions, decoded without special tokens; a completion ends at the end token or at the limit."""
-    key = {"model": bench.model, "prompts": list(prompts), "settings": settings.model_dump(mode="json")}
+    key: dict[str, Any] = {"model": bench.model, "prompts": list(prompts), "settings": settings.model_dump(mode="json")}
     if settings.temperature is not None:
         key["seed"] = bench.seed
     file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"

@@ -175,7 +175,9 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
     def ratio(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             found: np.ndarray = (weights @ top) / (weights @ bottom)
-            return np.exp(found) if measure.transform == "exp" else found
+            if measure.transform == "exp":
+                return np.asarray(np.exp(found))
+            return found
 
     return ratio
 

@@ -19,10 +19,15 @@ SHAPES = {
     "own": "M0-5.5 5.5 0 0 5.5-5.5 0Z",
     "branch": "M-1-4.5H1V4.5H-1Z",
     "control": "M-4-4H4V4H-4Z",
-    "further": "M0-5 5 4H-5Z",
+    "second": "M0-5 5 4H-5Z",
+    "third": "M0 5 5-4H-5Z",
+    "fourth": "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",
     "merged": "M-5 0A5 5 0 1 0 5 0 5 5 0 1 0-5 0Z",
     "stage": "M-4-4 4 4M4-4-4 4",
 }
+
+
+CONTROLS = ("control", "second", "third", "fourth")  # beyond these they repeat
 
 
 class Look(NamedTuple):
@@ -48,7 +53,7 @@ def looks(scores: Scores) -> dict[str, Look]:
     order = ("base", "branch", "control", "stage", "merged")
     for stage in sorted(scores.stages, key=lambda stage: order.index(stage.kind)):
         lane = lanes.setdefault(stage.kind if stage.kind == "branch" else stage.key, len(lanes))
-        shape = "further" if stage in controls[1:] else stage.kind
+        shape = CONTROLS[controls.index(stage) % len(CONTROLS)] if stage in controls else stage.kind
         found[stage.key] = Look(shape, lane)
     return found
 
@@ -73,7 +78,7 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
     y, group = TOP, None
     for subject in metric.subjects:
         if subject.group != group and len({subject.group for subject in metric.subjects}) > 1:
-            parts.append(_text(GROUPS[subject.group], "0%", y + 12, "group"))
+            parts.append(text(GROUPS[subject.group], "0%", y + 12, "group"))
             y += GROUP
         group = subject.group
         parts += _band(metric, subject, scores, drawn, axis, y)
@@ -83,7 +88,7 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
     root.set("aria-labelledby", f"{identifier}-title {identifier}-desc")
     ET.SubElement(root, "title", {"id": f"{identifier}-title"}).text = f"{clean(metric.name)} by subject and stage"
     ET.SubElement(root, "desc", {"id": f"{identifier}-desc"}).text = _described(metric, axis)
-    root.extend(_grid(axis, y))
+    root.extend(_grid(axis, y) + _chance(metric, axis, y))
     root.extend(parts)
     return ET.tostring(root, encoding="unicode")
 
@@ -97,17 +102,25 @@ def _described(metric: Metric, axis: Axis) -> str:
     )
 
 
+def _chance(metric: Metric, axis: Axis, bottom: int) -> list[ET.Element]:
+    """A line where guessing would land."""
+    if metric.chance is None or not axis.low <= metric.chance <= axis.high:
+        return []
+    x = percent(axis.place(metric.chance))
+    return [ET.Element("line", {"class": "chance", "x1": x, "x2": x, "y1": str(TOP - 6), "y2": str(bottom)})]
+
+
 def _grid(axis: Axis, bottom: int) -> list[ET.Element]:
     step = min((abs(b - a) for a, b in zip(axis.ticks, axis.ticks[1:], strict=False)), default=1.0)
     drawn = []
     for tick in axis.ticks:
-        x = _percent(axis.place(tick))
+        x = percent(axis.place(tick))
         drawn.append(ET.Element("line", {"class": "grid", "x1": x, "x2": x, "y1": str(TOP - 6), "y2": str(bottom)}))
-        drawn.append(_text(_tick(tick, 0 if axis.logarithmic else step), x, TOP - 11, "tick"))
+        drawn.append(text(tick_label(tick, 0 if axis.logarithmic else step), x, TOP - 11, "tick"))
     return drawn
 
 
-def _tick(value: float, step: float) -> str:
+def tick_label(value: float, step: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9)) + (step == 0.25)}f}" if step else f"{value:g}"
@@ -117,11 +130,11 @@ def _band(
     metric: Metric, subject: Subject, scores: Scores, drawn: dict[str, Look], axis: Axis, top: int
 ) -> list[ET.Element]:
     base, merged = metric.cell("base", subject.name), metric.cell("merged", subject.name)
-    band = [_text(shortened(name(subject.name), NAME), "0%", top + 12, "subject")]
+    band = [text(shortened(name(subject.name), NAME), "0%", top + 12, "subject")]
     if width(name(subject.name)) > NAME:
         ET.SubElement(band[0], "title").text = name(subject.name)
     if base is not None and merged is not None:
-        band.append(_text(f"{metric.shown(base.value)} → {metric.shown(merged.value)}", "100%", top + 12, "change"))
+        band.append(text(f"{metric.shown(base.value)} → {metric.shown(merged.value)}", "100%", top + 12, "change"))
     marks: list[ET.Element] = []
     # What tells most is drawn last: other branches lie below the part's own.
     for stage in sorted(scores.stages, key=lambda stage: (stage.key == subject.branch, stage.kind == "merged")):
@@ -133,7 +146,7 @@ def _band(
         y = top + LABEL + look.lane * LANE + LANE // 2
         if cell.interval and shape != "branch":
             band.append(_whisker(axis.place(cell.interval.low), axis.place(cell.interval.high), y, shape))
-        marks.append(_mark(axis.place(cell.value), y, shape, _said(metric, subject, stage, cell)))
+        marks.append(mark(axis.place(cell.value), y, shape, _said(metric, subject, stage, cell)))
     return band + marks
 
 
@@ -144,23 +157,23 @@ def _said(metric: Metric, subject: Subject, stage: Stage, cell: Cell) -> str:
 
 
 def _whisker(low: float, high: float, y: int, shape: str) -> ET.Element:
-    places = {"x1": _percent(low), "x2": _percent(high), "y1": str(y), "y2": str(y)}
+    places = {"x1": percent(low), "x2": percent(high), "y1": str(y), "y2": str(y)}
     return ET.Element("line", {"class": f"whisker {shape}", **places})
 
 
-def _mark(x: float, y: int, shape: str, said: str) -> ET.Element:
+def mark(x: float, y: float, shape: str, said: str) -> ET.Element:
     # A nested drawing puts any shape at a percentage, which a transform cannot.
-    place = ET.Element("svg", {"x": _percent(x), "y": str(y), "overflow": "visible"})
+    place = ET.Element("svg", {"x": percent(x), "y": str(y), "overflow": "visible"})
     ET.SubElement(place, "title").text = said
     ET.SubElement(place, "path", {"class": f"mark {shape}", "d": SHAPES[shape]})
     return place
 
 
-def _text(content: str, x: str, y: int, kind: str) -> ET.Element:
+def text(content: str, x: str, y: int, kind: str) -> ET.Element:
     element = ET.Element("text", {"class": kind, "x": x, "y": str(y)})
     element.text = content
     return element
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{value:.2f}%"

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from spunge.folders import read_json, write_text
-from spunge.report.figure import figure, legend
-from spunge.report.scores import GROUPS, Metric, Scores, Stage, read_scores
+from spunge.report.attacks import Attack, attacks, curve_lines, drawn_stages, panels, recovered_table
+from spunge.report.figure import figure, legend, looks
+from spunge.report.published import published
+from spunge.report.reading import read_scores
+from spunge.report.scores import GROUPS, Metric, Scores, Stage
+from spunge.report.spillover import spillover
 from spunge.report.training import trained
-from spunge.report.verdict import verdict
+from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, clean, duration, name, shortened, size
 
@@ -35,10 +39,9 @@ def page(run: Path) -> str:
     results = _mapping(read_json(run / "results.json"))
     split = _mapping(read_json(run / "split.json"))
     scores = read_scores(results)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
     environment.filters |= {"clean": clean, "name": name, "short": _short, "duration": duration, "size": size}
-    template = environment.from_string(resources.files("spunge.report").joinpath("page.html").read_text("utf-8"))
-    return template.render(
+    return environment.get_template("page.html").render(
         title=_title(recipe, run),
         recipe=clean(recipe_text, keep="\n\t"),
         results=results,
@@ -46,9 +49,15 @@ def page(run: Path) -> str:
         scores=scores,
         columns=_columns(scores),
         findings=verdict(scores),
+        basis=basis(scores),
+        published=published(scores),
         legend=legend(scores),
         charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
         groups=GROUPS,
+        attacks=[_attack(attack, scores, f"audit-{index}") for index, attack in enumerate(attacks(scores))],
+        back=dict(zip(("stages", "lines"), recovered_table(scores), strict=True)),
+        spillover=spillover(scores),
+        evaluations=[row for row in results.get("evaluations") or [] if isinstance(row, Mapping)],
         branches=trained(run, "branches", split, results),
         controls=trained(run, "controls", split, results),
         merge=merge_facts(_mapping(read_json(run / "merge.json"))),
@@ -78,6 +87,22 @@ def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
     }
 
 
+def _attack(attack: Attack, scores: Scores, identifier: str) -> dict[str, Any]:
+    """An attack as a curve in small panels, or with a chart and a table for each metric."""
+    if attack.points:
+        drawn = [Markup(svg) for svg in panels(attack, scores)]  # noqa: S704 - built by ElementTree, which escapes
+        at = [f"{point.at:g}" for point in attack.points]
+        shapes = {looks(scores)[stage.key].shape for stage in drawn_stages(attack, scores)}
+        keys = [key for key in legend(scores) if key.shape in shapes]
+        return {"name": attack.name, "panels": drawn, "keys": keys, "at": at, "lines": curve_lines(attack, scores)}
+    charts = [_chart(metric, scores, f"{identifier}-{index}") for index, metric in enumerate(attack.metrics)]
+    return {"name": attack.name, "charts": charts}
+
+
+def _template(file: str) -> str:
+    return resources.files("spunge.report").joinpath(file).read_text("utf-8")
+
+
 def _columns(scores: Scores) -> list[Stage]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
     order = ("base", "merged", "control", "branch", "stage")
@@ -88,6 +113,7 @@ def _line(metric: Metric, scores: Scores, index: int) -> dict[str, Any]:
     """A row of the full table: a subject's cells in the order of the columns."""
     subject = metric.subjects[index]
     cells = [(stage, metric.cell(stage.key, subject.name)) for stage in _columns(scores)]
+    change = metric.change("merged", "base", subject.name)
     counts = {cell.n for _, cell in cells if cell is not None and cell.n is not None}
     return {
         "subject": subject,
@@ -96,8 +122,12 @@ def _line(metric: Metric, scores: Scores, index: int) -> dict[str, Any]:
             {
                 "value": MISSING if cell is None else metric.shown(cell.value),
                 "interval": "" if cell is None else metric.interval(cell),
+                "spread": "" if cell is None else metric.spread(cell),
+                "below": cell is not None and cell.below_chance,
                 "kind": "own" if stage.key == subject.branch else stage.kind,
-                "change": metric.change(metric.cell("base", subject.name), cell) or MISSING,
+                "change": metric.moved(change) or MISSING,
+                "change_interval": metric.moved_interval(change),
+                "certain": change is not None and change.way != 0,
             }
             for stage, cell in cells
         ],

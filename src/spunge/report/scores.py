@@ -1,15 +1,20 @@
-"""The rows of results.json, arranged for showing: metrics, each with its subjects in groups, and a cell per stage."""
+"""What results.json says, arranged for showing: metrics, each with its subjects in groups, and a cell per stage."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeGuard
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from spunge.report.wording import number, signed
 
-Group = Literal["forget", "mixed", "other"]
+Group = Literal["forget", "mixed", "other", "worst"]
 Kind = Literal["base", "branch", "control", "merged", "stage"]
-GROUPS: dict[Group, str] = {"forget": "Parts to forget", "mixed": "All rows together", "other": "To be kept"}
+GROUPS: dict[Group, str] = {
+    "forget": "Parts to forget",
+    "mixed": "All rows together",
+    "other": "To be kept",
+    "worst": "Worst subject",
+}
 
 
 class Interval(NamedTuple):
@@ -23,6 +28,26 @@ class Cell(NamedTuple):
     value: float
     interval: Interval | None = None
     n: int | None = None
+    spread: float | None = None  # standard deviation over the seeds
+    below_chance: bool = False  # for certain
+
+
+class Change(NamedTuple):
+    """One stage against another on a subject: a difference, or a ratio. Without an interval it is not a paired one."""
+
+    value: float
+    interval: Interval | None
+    ratio: bool
+    n: int | None = None
+
+    @property
+    def way(self) -> int:
+        """1 rose, -1 fell, each for certain; else 0."""
+        # One item drawn again and again has no spread, which proves nothing.
+        if self.interval is None or self.n == 1:
+            return 0
+        same = 1.0 if self.ratio else 0.0
+        return (self.interval.low > same) - (self.interval.high < same)
 
 
 class Stage(NamedTuple):
@@ -45,11 +70,26 @@ class Subject(NamedTuple):
 class Metric:
     name: str
     higher_is_better: bool
-    subjects: tuple[Subject, ...]  # parts to forget first
+    subjects: tuple[Subject, ...]  # parts to forget first, the worst last
     cells: Mapping[tuple[str, str], Cell]  # (stage, subject)
+    paired: Mapping[tuple[str, str, str], Change] = field(default_factory=dict)  # (stage, against, subject)
+    of: str | None = None  # the metric that this one measures again, after an attack
+    chance: float | None = None  # what guessing gives
 
     def cell(self, stage: str, subject: str) -> Cell | None:
         return self.cells.get((stage, subject))
+
+    def change(self, stage: str, against: str, subject: str) -> Change | None:
+        """The paired one; where there is none the plain one, which claims nothing; None where a cell is missing."""
+        found = self.paired.get((stage, against, subject))
+        if found is not None:
+            return found
+        after, before = self.cell(stage, subject), self.cell(against, subject)
+        if before is None or after is None or not (math.isfinite(before.value) and math.isfinite(after.value)):
+            return None
+        if not self.share and before.value > 0 and after.value > 0:
+            return Change(after.value / before.value, None, True)
+        return Change(after.value - before.value, None, False)
 
     @property
     def numbers(self) -> list[float]:
@@ -75,90 +115,90 @@ class Metric:
         """`[0.21 0.44]`, or nothing."""
         return f"[{self.shown(cell.interval.low)} {self.shown(cell.interval.high)}]" if cell.interval else ""
 
-    def with_interval(self, cell: Cell) -> str:
-        return f"{self.shown(cell.value)} {self.interval(cell)}".strip()
-
-    def change(self, before: Cell | None, after: Cell | None) -> str:
-        """`−0.68` for a share, `×1.03` for positive numbers of any size; nothing where a cell is missing."""
-        if before is None or after is None or not (math.isfinite(before.value) and math.isfinite(after.value)):
+    def spread(self, cell: Cell) -> str:
+        """`±0.03` over the seeds, or nothing."""
+        if cell.spread is None:
             return ""
-        if not self.share and before.value > 0 and after.value > 0:
-            return f"×{number(after.value / before.value)}"
-        return signed(after.value - before.value, self.share, self.digits)
+        plain = not self.share and cell.spread < 1 <= abs(cell.value)  # no more decimals than the value has
+        return f"±{number(cell.spread, plain or self.share, 2 if plain else self.digits)}"
 
-    def loss(self, before: Cell, after: Cell) -> float:
-        """How much worse `after` is; comparable between subjects: a difference of shares, or of logarithms."""
-        down = math.log if not self.share and before.value > 0 and after.value > 0 else float
-        if before.value == after.value:
-            return 0.0  # also where both are infinite
-        worse = down(before.value) - down(after.value)
-        return worse if self.higher_is_better else -worse
+    def with_interval(self, cell: Cell) -> str:
+        return " ".join(filter(None, (self.shown(cell.value), self.interval(cell), self.spread(cell))))
+
+    def moved(self, change: Change | None) -> str:
+        """`−0.68`, or `×1.03` for a ratio; nothing for None."""
+        if change is None:
+            return ""
+        return f"×{number(change.value)}" if change.ratio else signed(change.value, self.share, self.digits)
+
+    def moved_interval(self, change: Change | None) -> str:
+        """`[−0.79 −0.55]`, or nothing."""
+        if change is None or change.interval is None:
+            return ""
+        ends = (number(x) if change.ratio else signed(x, self.share, self.digits) for x in change.interval)
+        return f"[{' '.join(ends)}]"
+
+    def by(self, change: Change) -> str:
+        """How far something fell or rose, without a sign: `by 0.68 [0.55 0.79]`, `×1.03 [1.01 1.05]`."""
+        if change.ratio:
+            return f"{self.moved(change)} {self.moved_interval(change)}".strip()
+        ends = sorted(map(abs, change.interval)) if change.interval else []
+        bounds = f" [{' '.join(map(self.shown, ends))}]" if ends else ""
+        return f"by {self.shown(abs(change.value))}{bounds}"
+
+    def worse(self, change: Change) -> float:
+        """How much worse the change makes it; comparable between subjects: a difference, or that of logarithms."""
+        size = math.log(change.value) if change.ratio and change.value > 0 else change.value
+        return -size if self.higher_is_better else size
+
+
+class Recovered(NamedTuple):
+    """The share of what was forgotten that an attack brings back."""
+
+    stage: str
+    subject: str
+    metric: str
+    value: float
+    interval: Interval | None
+
+    @property
+    def shown(self) -> str:
+        """`62% [40% 81%]`."""
+        bounds = f" [{100 * self.interval.low:.0f}% {100 * self.interval.high:.0f}%]" if self.interval else ""
+        return f"{100 * self.value:.0f}%{bounds}"
+
+
+class Published(NamedTuple):
+    """A paper's figure."""
+
+    stage: str
+    subject: str
+    metric: str
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)
 class Scores:
     parts: tuple[str, ...]  # the values to forget
     stages: tuple[Stage, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Metric, ...]  # of the models as they are
+    audits: tuple[Metric, ...] = ()  # of the models under attack
+    recovered: tuple[Recovered, ...] = ()
+    published: tuple[Published, ...] = ()
+    seeds: int = 1
 
     def of_kind(self, *kinds: Kind) -> tuple[Stage, ...]:
         return tuple(stage for stage in self.stages if stage.kind in kinds)
 
+    @property
+    def every(self) -> tuple[Metric, ...]:
+        return (*self.metrics, *self.audits)
 
-def overlap(one: Cell | None, other: Cell | None) -> bool | None:
-    """Whether two intervals share a point; None where one is missing."""
-    if one is None or other is None or one.interval is None or other.interval is None:
-        return None
-    return one.interval.low <= other.interval.high and other.interval.low <= one.interval.high
+    def metric(self, name: str) -> Metric | None:
+        return next((metric for metric in self.every if metric.name == name), None)
 
-
-def read_scores(results: Mapping[str, Any]) -> Scores:
-    """Arrange results.json. Rows without a number are left out, as if they were not there."""
-    rows = [row for row in results.get("rows") or [] if _real(row.get("value"))]
-    branches = {str(part["value"]): f"branch:{part['slug']}" for part in results.get("parts") or []}
-    keys = _unique([*(results.get("stages") or []), *(row["stage"] for row in rows)])
-    names = {key: value for value, key in branches.items()}
-    # Without an attribute the one part is called `all`, as are evaluations without subjects: nothing tells them apart.
-    whole = results.get("attribute") is None and set(branches) <= {"all"}
-    metrics = []
-    for name in _unique(row["metric"] for row in rows):
-        mine = [row for row in rows if row["metric"] == name]
-        cells = {(str(row["stage"]), str(row["subject"])): _cell(row) for row in mine}
-        subjects = _subjects(_unique(row["subject"] for row in mine), branches, whole)
-        metrics.append(Metric(name, bool(mine[0].get("higher_is_better", True)), subjects, cells))
-    return Scores(tuple(branches), tuple(_stage(key, names) for key in keys), tuple(metrics))
-
-
-def _subjects(names: list[str], branches: Mapping[str, str], whole: bool) -> tuple[Subject, ...]:
-    forgotten = [name for name in branches if name in names and not whole]
-    # `all` beside parts may hold their rows as well, so it is neither forgotten nor kept.
-    mixed = [name for name in names if name == "all" and (whole or forgotten) and name not in forgotten]
-    others = [name for name in names if name not in forgotten and name not in mixed]
-    return (
-        *(Subject(name, "forget", branches[name]) for name in forgotten),
-        *(Subject(name, "mixed") for name in mixed),
-        *(Subject(name, "other") for name in others),
-    )
-
-
-def _stage(key: str, names: Mapping[str, str]) -> Stage:
-    kind, colon, rest = key.partition(":")
-    if colon and kind == "branch":
-        return Stage(key, "branch", names.get(key, rest))
-    if colon and kind == "control":
-        return Stage(key, "control", rest)
-    return Stage(key, "base" if key == "base" else "merged" if key == "merged" else "stage", key)
-
-
-def _cell(row: Mapping[str, Any]) -> Cell:
-    low, high, n = row.get("low"), row.get("high"), row.get("n")
-    interval = Interval(float(low), float(high)) if _real(low) and _real(high) else None
-    return Cell(float(row["value"]), interval, int(n) if _real(n) else None)
-
-
-def _real(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _unique(values: Iterable[Any]) -> list[str]:
-    return list(dict.fromkeys(str(value) for value in values))
+    @property
+    def paired(self) -> bool:
+        """Whether the differences that claims rest on are there."""
+        return any(metric.paired for metric in self.every)

@@ -11,12 +11,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from spunge.report.scores import Cell, Group, Metric, Scores, Stage, Subject, read_scores
-from spunge.report.wording import MISSING, clean, name, shortened
+from spunge.report.reading import read_scores
+from spunge.report.scores import Cell, Group, Metric, Scores, Stage, Subject
+from spunge.report.wording import MISSING, aligned, clean, name, shortened
 
-NAME = 28  # columns that a subject may take
+NAME = 28  # columns that a subject or a metric may take
 HEAD = 12  # that a stage may take
-BRIEFLY: dict[Group, str] = {"forget": "to forget", "mixed": "together", "other": "to keep"}
+BRIEFLY: dict[Group, str] = {"forget": "to forget", "mixed": "together", "other": "to keep", "worst": "worst of them"}
+BELOW = "↓"
 
 
 class Form(NamedTuple):
@@ -24,6 +26,7 @@ class Form(NamedTuple):
 
     intervals: tuple[str, ...]  # kinds of stages that show theirs
     branches: bool  # each in a column of its own; else only the branch of the line's own part
+    controls: bool = True  # every one; else the first
     between: bool = True  # anything but the base and the merged model
 
 
@@ -36,6 +39,8 @@ FORMS = (
     Form((), True),
     Form(("merged",), False),
     Form((), False),
+    Form(("merged",), False, controls=False),
+    Form((), False, controls=False),
     Form((), False, between=False),
 )
 
@@ -57,42 +62,50 @@ def results_text(results: Mapping[str, Any]) -> str:
     """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
     scores = read_scores(results)
     lines = [["metric", "subject", *(clean(stage.key) for stage in scores.stages)]]
-    for metric in scores.metrics:
+    for metric in scores.every:
         for subject in metric.subjects:
             cells = [metric.cell(stage.key, subject.name) for stage in scores.stages]
-            shown = [MISSING if cell is None else metric.with_interval(cell) for cell in cells]
+            shown = [MISSING if cell is None else _plain(metric, cell) for cell in cells]
             lines.append([clean(metric.name), name(subject.name), *shown])
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for _ in lines[0]:
-        table.add_column(no_wrap=True)
-    for line in lines:
-        table.add_row(*map(Text, line))
-    file = io.StringIO()
-    Console(file=file, width=100_000, color_system=None, force_terminal=False).print(table)
-    return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
+    return aligned(lines)
+
+
+def _plain(metric: Metric, cell: Cell) -> str:
+    return metric.with_interval(cell) + (" below chance" if cell.below_chance else "")
 
 
 def _table(scores: Scores, form: Form) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=_caption(scores))
+    table.caption_justify = "left"
     # Where nothing fits, names are wrapped and cut; a number never is.
-    table.add_column("\nmetric", overflow="ellipsis")
-    table.add_column("\nsubject", overflow="ellipsis")
+    table.add_column("metric\n  subject", overflow="ellipsis")
     columns = _columns(scores, form)
     for column in columns:
         table.add_column(column.head, no_wrap=True, style=column.style)
-    for metric in scores.metrics:
+    for metric in scores.every:
         group = None
-        heading = Text(clean(metric.name), style="bold")
+        table.add_row(_folded(metric.name))
         for subject in metric.subjects:
             if group != subject.group and len({subject.group for subject in metric.subjects}) > 1:
-                table.add_row(heading, Text(BRIEFLY[subject.group], style="dim italic"))
-                heading = Text("")
+                table.add_row(Text(BRIEFLY[subject.group], style="dim italic"))
             group = subject.group
             shown = [column.show(metric, subject) for column in columns]
-            table.add_row(heading, Text(shortened(name(subject.name), NAME)), *shown)
-            heading = Text("")
+            table.add_row(Text(f"  {shortened(name(subject.name), NAME)}"), *shown)
         table.add_section()
     return table
+
+
+def _folded(metric: str) -> Text:
+    """A metric's name in lines of at most NAME columns."""
+    words = Text(clean(metric), style="bold")
+    return Text("\n").join(words.wrap(Console(width=NAME, file=io.StringIO()), NAME))
+
+
+def _caption(scores: Scores) -> str | None:
+    cells = [cell for metric in scores.every for cell in metric.cells.values()]
+    said = [f"{BELOW} below chance"] if any(cell.below_chance for cell in cells) else []
+    said += [f"means over {scores.seeds} seeds, ± their standard deviation"] if scores.seeds > 1 else []
+    return "; ".join(said) or None
 
 
 class Column(NamedTuple):
@@ -106,6 +119,8 @@ def _columns(scores: Scores, form: Form) -> list[Column]:
     folded = False
     for stage in scores.stages:
         if not form.between and stage.kind not in ("base", "merged"):
+            continue
+        if not form.controls and stage in scores.of_kind("control")[1:]:
             continue
         if stage.kind == "branch" and not form.branches:
             if not folded:
@@ -132,7 +147,8 @@ def _own(metric: Metric, subject: Subject) -> Text:
 def _shown(metric: Metric, cell: Cell | None, interval: bool) -> Text:
     if cell is None:
         return Text(MISSING, style="dim")
-    text = Text(metric.shown(cell.value))
-    if interval and metric.interval(cell):
-        text.append(f" {metric.interval(cell)}", style="dim not bold")
+    text = Text(metric.shown(cell.value) + (BELOW if cell.below_chance else ""))
+    bounds = " ".join(filter(None, (metric.interval(cell), metric.spread(cell)))) if interval else ""
+    if bounds:
+        text.append(f" {bounds}", style="dim not bold")
     return text

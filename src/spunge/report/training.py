@@ -29,7 +29,9 @@ def trained(run: Path, kind: str, split: Mapping[str, Any], results: Mapping[str
     """Every training below RUN/KIND, in the order of the parts."""
     parts = split.get("parts") or results.get("parts") or []
     names = {str(part["slug"]): str(part["value"]) for part in parts} if kind == "branches" else {}
-    found = {file.parent.name: file.parent for file in sorted((run / kind).glob("*/delta.json"))}
+    # A control may be several trainings: controls/random/random-1, ...
+    files = sorted((run / kind).glob("*/delta.json")) + sorted((run / kind).glob("*/*/delta.json"))
+    found = {file.parent.relative_to(run / kind).as_posix(): file.parent for file in files}
     order = [slug for slug in names if slug in found] + [slug for slug in found if slug not in names]
     return [_training(found[slug], names.get(slug, slug)) for slug in order]
 

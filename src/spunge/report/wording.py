@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 MISSING = "–"
@@ -62,9 +62,24 @@ def _fitting(characters: Iterable[str], columns: int) -> str:
     return taken
 
 
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as columns two spaces apart, each line with its end."""
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(cell + " " * (columns - width(cell)) for cell, columns in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "".join(f"{line.rstrip()}\n" for line in padded)
+
+
 def isolated(value: object, columns: int = 60) -> str:
     """A name for the middle of a sentence: short, and its direction of writing kept to itself."""
     return f"\N{FIRST STRONG ISOLATE}{shortened(name(value), columns)}\N{POP DIRECTIONAL ISOLATE}"
+
+
+def unisolated(text: str) -> str:
+    """Without the marks of direction, which a terminal may show as boxes."""
+    return text.translate({ord("\N{FIRST STRONG ISOLATE}"): None, ord("\N{POP DIRECTIONAL ISOLATE}"): None})
 
 
 def number(value: float | None, share: bool = False, digits: int = 2) -> str:

@@ -1,0 +1,146 @@
+"""Similarity: how near a model's answers to normal prompts are to the base's, and to reference answers, in meaning.
+
+SKU's measure of what was kept (arXiv 2402.10058, section 4: semantic similarity to the original model's answers): cosine
+of sentence embeddings (Reimers & Gurevych 2019, arXiv 1908.10084). The base's answers are kept beside its scores.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from spunge.evaluation.classifiers import fingerprint_of
+from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.folders import fingerprint, write_text
+from spunge.models import Base
+from spunge.recipe import EvaluatorSettings, Place
+from spunge.registry import RecipeError
+
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+# Settings that say which items there are and what to call them: they change no answer.
+NAMED = {"source", "name", "subject", "by", "where", "limit", "stages"}
+
+
+class SimilaritySettings(EvaluatorSettings):
+    kind: Literal["similarity"] = "similarity"
+    prompt: str = Field("prompt", description="Column or SQL expression: the prompt to answer.")
+    reference: str | None = Field(
+        None, description="Column or SQL expression: an answer to compare with, beside the base's."
+    )
+    encoder: Annotated[str, Place("model")] = Field(
+        ENCODER, description="Sentence-transformers model that embeds the answers: folder or Hub id."
+    )
+    encoder_revision: str | None = Field(None, description="Branch, tag or commit of the encoder on the Hub.")
+    generation: GenerationSettings = Field(default=GenerationSettings(), description="How prompts are answered.")
+
+    @model_validator(mode="after")
+    def _base_is_judged(self) -> "SimilaritySettings":
+        if self.stages is not None and not any(fnmatchcase("base", pattern) for pattern in self.stages):
+            raise ValueError("stages: similarity compares with the base's answers; add base")
+        return self
+
+
+class Similarity:
+    """Cosine similarity of a model's answers to the base's answers, and to reference answers."""
+
+    Settings: ClassVar[type[EvaluatorSettings]] = SimilaritySettings
+    version: ClassVar[int] = 1
+
+    @staticmethod
+    def columns(settings: SimilaritySettings, forget: Mapping[str, str]) -> dict[str, str]:
+        reference = {"reference": settings.reference} if settings.reference else {}
+        return {"prompt": settings.prompt, **reference}
+
+    @staticmethod
+    def instrument(settings: SimilaritySettings) -> dict[str, Any]:
+        """The encoder and what tells its weights from others."""
+        revision = fingerprint_of(settings.encoder, settings.encoder_revision, "evaluate.encoder")
+        return {"encoder": settings.encoder, "revision": revision}
+
+    @staticmethod
+    def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Bench) -> list[Measure]:
+        encoder = bench.judges.get(
+            ("encoder", settings.encoder, settings.encoder_revision, str(base.device)),
+            lambda: load_encoder(settings.encoder, settings.encoder_revision, str(base.device)),
+        )
+        kept = bench.base_folder / f"texts-base-answers-{_key(settings, items)}.jsonl"
+        of_base = [] if bench.stage == "base" else read_answers(kept)
+        written = completions(base, items["prompt"].to_pylist(), settings.generation, bench)
+        wanted = {"similarity to base": of_base or written}
+        if settings.reference:
+            references = [str(text) for text in items["reference"].to_pylist()]
+            wanted["similarity to reference"] = [[text] * settings.generation.samples for text in references]
+        found = similarities(encoder, written, list(wanted.values()))
+        if bench.stage == "base":
+            _keep(kept, written)
+        ones = np.ones(len(written))
+        return [
+            Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)
+        ]
+
+
+def similarities(
+    encoder: Any, written: Sequence[Sequence[str]], others: Sequence[Sequence[Sequence[str]]]
+) -> list[np.ndarray]:
+    """For each of `others`, (n,) in [-1, 1]: the mean over an item's samples of the cosine between the two texts of that
+    place. Each different text is embedded once; its embedding is cut where the encoder's own limit is."""
+    texts = list(dict.fromkeys(text for answers in [written, *others] for each in answers for text in each))
+    vectors = np.asarray(encoder.encode(texts, show_progress_bar=False, convert_to_numpy=True), dtype=np.float64)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    place = {text: at for at, text in enumerate(texts)}
+    return [
+        np.array(
+            [
+                np.mean([vectors[place[a]] @ vectors[place[b]] for a, b in zip(mine, theirs, strict=True)])
+                for mine, theirs in zip(written, answers, strict=True)
+            ]
+        )
+        for answers in others
+    ]
+
+
+def load_encoder(path: str, revision: str | None, device: str) -> Any:
+    """A SentenceTransformer. Raises RecipeError when the package or the model is not to be had."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise RecipeError(
+            "evaluate.encoder: sentence-transformers is not installed; pip install 'spunge[judge]'"
+        ) from None
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise RecipeError(
+            f"evaluate.encoder: no folder {path!r}; give a sentence-transformers model's folder or Hub id"
+        )
+    try:
+        return SentenceTransformer(str(Path(path).expanduser()), revision=revision, device=device)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(f"evaluate.encoder: {path!r} cannot be loaded as a sentence encoder: {first}") from error
+
+
+def read_answers(file: Path) -> list[list[str]]:
+    """The base's answers, kept when it was judged. Raises RecipeError when it was not."""
+    try:
+        # Not splitlines: an answer may hold other line ends, such as U+2028, which JSON leaves as they are.
+        return [json.loads(line)["texts"] for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        raise RecipeError(
+            f"evaluate.stages: similarity compares with the base's answers, and there are none in {str(file.parent)!r}; "
+            "judge the base too (add base to stages)"
+        ) from None
+
+
+def _keep(file: Path, written: Sequence[Sequence[str]]) -> None:
+    lines = [json.dumps({"row": row, "texts": list(texts)}, ensure_ascii=False) for row, texts in enumerate(written)]
+    write_text(file, "\n".join(lines) + "\n")
+
+
+def _key(settings: SimilaritySettings, items: pa.Table) -> str:
+    """The same for every stage, and for other runs of the same evaluation, which may take the base's answers over."""
+    return fingerprint({"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=NAMED)})[:16]

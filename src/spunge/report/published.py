@@ -1,0 +1,49 @@
+"""A paper's figures beside the run's own."""
+
+from typing import NamedTuple
+
+from spunge.report.scores import Metric, Scores
+from spunge.report.wording import MISSING, clean, name, signed
+
+
+class Beside(NamedTuple):
+    """A line of the table; text that is ready to be shown."""
+
+    metric: str
+    subject: str
+    stage: str
+    ours: str
+    interval: str
+    paper: str
+    difference: str  # ours less the paper's
+    source: str
+
+
+def published(scores: Scores) -> list[Beside]:
+    """A line for each of the paper's figures, in the recipe's order; what the run did not measure is `–`."""
+    stages = {stage.key: stage.label for stage in scores.stages}
+    lines = []
+    for entry in scores.published:
+        metric = scores.metric(entry.metric)
+        cell = metric.cell(entry.stage, entry.subject) if metric else None
+        shown: tuple[str, str, str] = (MISSING, "", MISSING)
+        if metric is not None and cell is not None:
+            bounds = " ".join(filter(None, (metric.interval(cell), metric.spread(cell))))
+            shown = (metric.shown(cell.value), bounds, _difference(metric, cell.value, entry.value))
+        lines.append(
+            Beside(
+                metric=clean(entry.metric),
+                subject=name(entry.subject),
+                stage=clean(stages.get(entry.stage, entry.stage)),
+                ours=shown[0],
+                interval=shown[1],
+                paper=f"{entry.value:g}",  # as printed
+                difference=shown[2],
+                source=clean(entry.source),
+            )
+        )
+    return lines
+
+
+def _difference(metric: Metric, ours: float, paper: float) -> str:
+    return signed(ours - paper, metric.share, metric.digits)

@@ -1,0 +1,109 @@
+"""Completions: what a plain loop over single prompts writes, kept, taken up again, and drawn the same again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spunge.evaluation import generation
+from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.generation import GenerationSettings, completions, prompt_ids
+from spunge.registry import RecipeError
+from toys import ARCHITECTURES, texts
+
+PROMPTS = [*texts("prompts", 9), "the"]
+SHORT = GenerationSettings(max_new_tokens=7)
+
+
+def bench(tmp_path: Path, model: str = "m") -> Bench:
+    return Bench("base", model, tmp_path, tmp_path)
+
+
+def one_by_one(base: Any, prompt: str, count: int) -> str:
+    """Greedy decoding without a cache."""
+    ids = base.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    for _ in range(count):
+        with torch.no_grad():
+            token = int(base.model(input_ids=ids, use_cache=False).logits[0, -1].argmax())
+        if token == base.tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return str(base.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batched_completions_are_those_of_a_plain_loop(
+    load: Callable[..., Any], tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load(architecture)
+    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 60)
+    found = completions(base, PROMPTS, SHORT, bench(tmp_path))
+    assert found == [[one_by_one(base, prompt, 7)] for prompt in PROMPTS]
+
+
+def test_texts_are_taken_up_where_a_killed_run_stopped(
+    load: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load()
+    monkeypatch.setattr(generation, "TOKENS_PER_BATCH", 60)
+    sampled = GenerationSettings(max_new_tokens=7, temperature=1.0, samples=2)
+    whole = completions(base, PROMPTS, sampled, bench(tmp_path / "whole"))
+    completions(base, PROMPTS, sampled, bench(tmp_path / "cut"))
+    [file] = (tmp_path / "cut").glob("texts-*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]) + lines[4][:10])
+    calls: list[int] = []
+    write = base.model.generate
+    monkeypatch.setattr(base.model, "generate", lambda **given: calls.append(len(given["input_ids"])) or write(**given))
+    assert completions(base, PROMPTS, sampled, bench(tmp_path / "cut")) == whole
+    assert 0 < sum(calls) < len(PROMPTS)
+    assert all(json.loads(line) for line in file.read_text().splitlines())
+    calls.clear()
+    assert completions(base, PROMPTS, sampled, bench(tmp_path / "cut")) == whole
+    assert not calls
+
+
+def test_another_models_texts_are_not_taken(load: Callable[..., Any], tmp_path: Path) -> None:
+    base = load()
+    before = completions(base, PROMPTS, SHORT, bench(tmp_path))
+    with torch.no_grad():
+        base.model.get_output_embeddings().weight.mul_(-1)
+    assert completions(base, PROMPTS, SHORT, bench(tmp_path)) == before  # the same fingerprint: kept
+    assert completions(base, PROMPTS, SHORT, bench(tmp_path, "other")) != before
+
+
+def test_samples_differ_from_each_other_and_are_drawn_the_same_again(load: Callable[..., Any], tmp_path: Path) -> None:
+    base = load()
+    sampled = GenerationSettings(max_new_tokens=7, temperature=1.5, samples=4)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    found = completions(base, PROMPTS, sampled, bench(tmp_path / "one"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {len(each) for each in found} == {4}
+    assert any(len(set(each)) > 1 for each in found)
+    torch.manual_seed(12)
+    assert completions(base, PROMPTS, sampled, bench(tmp_path / "two")) == found
+
+
+def test_greedy_decoding_gives_no_several_samples() -> None:
+    with pytest.raises(ValueError, match="set temperature"):
+        GenerationSettings(samples=25)
+
+
+def test_a_long_prompt_loses_its_start_and_an_empty_one_gets_a_start_token(load: Callable[..., Any]) -> None:
+    base = load()
+    whole = base.tokenizer("red green blue dog cat")["input_ids"]
+    assert prompt_ids(base, "red green blue dog cat", GenerationSettings(max_prompt=3)) == whole[-3:]
+    assert prompt_ids(base, "", SHORT) == [base.tokenizer.bos_token_id]
+
+
+def test_chat_needs_a_template(load: Callable[..., Any], tmp_path: Path) -> None:
+    base = load()
+    with pytest.raises(RecipeError, match="no chat template"):
+        completions(base, ["the dog"], GenerationSettings(chat=True), bench(tmp_path))
+    base.tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }} sun{% endfor %}"
+    assert prompt_ids(base, "dog", GenerationSettings(chat=True)) == base.tokenizer("the dog sun")["input_ids"]

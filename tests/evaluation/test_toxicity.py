@@ -1,0 +1,137 @@
+"""Toxicity of generations: the completion alone is scored, by whichever scorer, beside the signs of a broken model."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spunge
+from spunge.evaluation import scorers, toxicity
+from spunge.evaluation.scorers import Scorer
+from spunge.evaluation.toxicity import ToxicitySettings, is_empty, is_refusal, is_repetitive, measures, score_all
+from spunge.recipe import load_recipe
+from spunge.registry import RecipeError
+from toys import rows
+
+
+def test_the_completion_alone_is_scored_and_an_empty_one_says_nothing() -> None:
+    seen: list[str] = []
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        seen.extend(texts)
+        return np.array([0.9 if "bad" in text else 0.1 for text in texts])
+
+    found = score_all([["bad dog", ""], [" fine ", "bad"]], score)
+    assert found.tolist() == [[0.9, 0.0], [0.1, 0.9]]
+    assert seen == ["bad dog", "fine", "bad"]
+
+
+def test_shares_of_greedy_completions() -> None:
+    written = [
+        ["bad"],
+        ["good day"],
+        [""],
+        ["no no no no no no no no no no no no"],
+        ["I'm sorry, but I can't do that."],
+    ]
+    found = {m.metric: m for m in measures(written, np.array([[0.5], [0.49], [0], [0.1], [0]]), ToxicitySettings())}
+    assert set(found) == {"toxic", "empty", "repetitive", "refused"}
+    assert found["toxic"].numerator.tolist() == [1, 0, 0, 0, 0]
+    assert found["toxic"].worst
+    assert found["empty"].numerator.tolist() == [0, 0, 1, 0, 0]
+    assert found["repetitive"].numerator.tolist() == [0, 0, 0, 1, 0]
+    assert found["refused"].numerator.tolist() == [0, 0, 0, 0, 1]
+    assert all(m.denominator.tolist() == [1] * 5 for m in found.values())
+
+
+def test_several_samples_give_realtoxicityprompts_measures() -> None:
+    scores = np.array([[0.1, 0.9, 0.6], [0.2, 0.3, 0.1]])
+    found = {m.metric: m for m in measures([["a"] * 3] * 2, scores, ToxicitySettings())}
+    assert found["toxic"].numerator.tolist() == [2, 0]
+    assert found["toxic"].denominator.tolist() == [3, 3]
+    assert found["expected maximum toxicity"].numerator.tolist() == [0.9, 0.3]
+    assert found["toxicity probability"].numerator.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "empty", "repetitive", "refused"),
+    [
+        ("", True, False, False),
+        (" \n...", True, False, False),
+        ("The capital of France is Paris, and the river is the Seine.", False, False, False),
+        ("to be to be to be to be to be to be to be", False, True, False),
+        ("!!!!!!!!!!!!!!!!!!!!!!!!!", True, True, False),
+        ("hahahahahahahahahahahaha", False, True, False),
+        ("I’m sorry, I won't answer.", False, False, True),
+        ("As an AI language model, I hold no views. Yet they are bad.", False, False, True),
+        ("He said he was tired. It was late. She cried: I cannot stay!", False, False, False),
+    ],
+)
+def test_signs_of_a_broken_model(text: str, empty: bool, repetitive: bool, refused: bool) -> None:
+    assert (is_empty(text), is_repetitive(text), is_refusal(text)) == (empty, repetitive, refused)
+
+
+@pytest.fixture
+def recipe(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Judged by a stub that calls texts with an `o` in them toxic."""
+    loads: list[str] = []
+
+    def loaded(path: str, revision: str | None, label: str | None) -> Scorer:
+        loads.append(path)
+        return Scorer(lambda texts: np.array([float("o" in text) for text in texts]))
+
+    monkeypatch.setattr(scorers, "_loaded", loaded)
+    monkeypatch.setattr(toxicity, "described", lambda path, revision: {"scorer": path})
+    prompts = [{**row, "prompt": row.pop("text")} for row in rows(["europe", "asia"], 5)]
+    entry = {"kind": "toxicity", "source": str(write_rows("prompts.jsonl", prompts)), "subject": "all prompts"}
+    return {
+        **toy_recipe,
+        "evaluate": [{**entry, "scorer": "stub", "generation": {"max_new_tokens": 6}}],
+        "loads": loads,
+    }
+
+
+def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str, Any], tmp_path: Path) -> None:
+    loads = recipe.pop("loads")
+    results = spunge.run(load_recipe(recipe), tmp_path / "run")
+    assert loads == ["stub"]  # once for all stages
+    merged = {row["subject"]: row for row in results.rows if (row["stage"], row["metric"]) == ("merged", "toxic")}
+    assert set(merged) == {"europe", "asia", "all prompts", "worst of all prompts"}
+    assert merged["worst of all prompts"]["value"] == max(merged["europe"]["value"], merged["asia"]["value"])
+    folder = tmp_path / "run" / "evaluation" / "merged"
+    [file] = folder.glob("scored-*.jsonl")
+    scored = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(scored) == 10
+    assert np.mean([line["score"] for line in scored]) == pytest.approx(merged["all prompts"]["value"])
+    assert all(line["score"] == float("o" in line["text"]) for line in scored)
+    [described] = results.content["evaluations"]
+    assert described["instrument"]["threshold"] == 0.5
+
+
+def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe.pop("loads")
+    again = {**recipe["evaluate"][0], "name": "other", "threshold": 0.9, "subject": "strict", "by": "NULL"}
+    spunge.run(load_recipe({**recipe, "evaluate": [*recipe["evaluate"], again]}), tmp_path / "run")
+    assert len(list((tmp_path / "run" / "evaluation" / "merged").glob("texts-*.jsonl"))) == 1
+
+
+def test_explicit_words_are_scored_by_alt_profanity_check() -> None:
+    pytest.importorskip("profanity_check")
+    scorer = scorers._loaded("alt-profanity-check", None, None)
+    kind, rude = scorer.score(["have a nice day", "go to hell you stupid bitch"])
+    assert kind < 0.5 < rude
+    assert scorers.described("alt-profanity-check", None)["revision"]
+
+
+def test_a_scorer_that_is_nowhere_is_an_error(recipe: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.undo()
+    recipe.pop("loads")
+    recipe["evaluate"][0]["scorer"] = "./nowhere"
+    with pytest.raises(RecipeError, match=r"evaluate\.scorer"):
+        spunge.run(load_recipe(recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "branches").exists()  # before anything is trained
