@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from spunge.evaluation.generation import GenerationSettings
 from spunge.listing import listing, settings_of
-from spunge.recipe import ForgetRows, ModelSettings, Recipe, Rows, Source, Split
+from spunge.recipe import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "recipe.md"
@@ -22,6 +23,9 @@ BLOCKS: dict[str, Any] = {
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
     "retain": Rows,
+    "controls (each)": Control,
+    "published (each)": Published,
+    "generation (of toxicity, harm, fluency and similarity)": GenerationSettings,
 }
 
 

@@ -19,12 +19,36 @@ def _row(stage: str, subject: str, metric: str, value: float, spread: float = 0.
     )
 
 
+def _pair(results: dict[str, Any], spread: float = 0.1) -> dict[str, Any]:
+    """With differences as the rows have them: every stage against the base, and merged against each control."""
+    known = {(row["stage"], row["subject"], row["metric"]): row for row in results["rows"]}
+    stages = dict.fromkeys(stage for stage, _, _ in known)
+    pairs = [(stage, "base") for stage in stages if stage != "base"]
+    pairs += [("merged", stage) for stage in stages if stage.startswith("control:")]
+    found = []
+    for stage, against in pairs:
+        for (_, subject, metric), row in [item for item in known.items() if item[0][0] == stage]:
+            other = known.get((against, subject, metric))
+            if other is None or row["value"] is None or other["value"] is None:
+                continue
+            ratio = metric == "perplexity"
+            value = row["value"] / other["value"] if ratio else row["value"] - other["value"]
+            half = spread / 3 if ratio else spread
+            bounds = {"low": value - half, "high": value + half, "n": 44}
+            head = {"stage": stage, "against": against, "subject": subject, "metric": metric}
+            found.append(head | {"kind": "ratio" if ratio else "difference", "value": value} | bounds)
+    return results | {"differences": found}
+
+
 def _results(
     parts: Sequence[str] = ("Europe", "Asia"),
     kept: Sequence[str] = ("Africa", "facts"),
     attribute: str | None = "continent",
 ) -> dict[str, Any]:
-    """Parts fall from 0.9 to 0.3 in the merge, what is kept from 0.8 to 0.75; perplexity rises from 12 to 12.6."""
+    """Parts fall from 0.9 to 0.3 in the merge, what is kept from 0.8 to 0.75; perplexity rises from 12 to 12.6.
+
+    Of paired differences those of parts and of perplexity are certain.
+    """
     slugs = [f"p{index}" for index in range(len(parts))]
     stages = ["base", *(f"branch:{slug}" for slug in slugs), "control:joint", "merged"]
     rows = [_row(stage, part, "accuracy", 0.9 if stage == "base" else 0.3) for part in parts for stage in stages]
@@ -40,7 +64,30 @@ def _results(
         "stages": stages,
         "versions": versions,
     }
-    return {**head, "device": "cpu", "dtype": "bfloat16", "seconds": 201.5, "rows": rows}
+    instrument = {"scorer": "tiny/scorer", "revision": "abc123", "threshold": 0.5}
+    evaluations = [
+        {"name": "quiz", "kind": "choices", "metrics": ["accuracy"], "rows": "r1", "instrument": instrument},
+        {"name": "prose", "kind": "perplexity", "metrics": ["perplexity"], "rows": "r2", "instrument": None},
+    ]
+    rest = {"device": "cpu", "dtype": "bfloat16", "seconds": 201.5, "evaluations": evaluations, "seeds": 1}
+    return _pair({**head, **rest, "rows": rows})
+
+
+def _attacked(steps: Sequence[int] = (5, 50)) -> dict[str, Any]:
+    """Results with a relearning attack: after `steps`, the more the more of what was forgotten is back."""
+    found = _results()
+    for count in steps:
+        metric, back = f"accuracy after relearning {count} steps", count / 100
+        for stage in ("base", "control:joint", "merged"):
+            for part in ("Europe", "Asia"):
+                value = 0.9 if stage == "base" else 0.3 + 0.6 * back
+                found["rows"].append(_row(stage, part, metric, value, of="accuracy"))
+                if stage != "base":
+                    share = back + (0.1 if part == "Asia" else 0)
+                    place = {"stage": stage, "subject": part, "metric": metric, "of": "accuracy", "n": 44}
+                    entry = place | {"value": share, "low": share - 0.2, "high": share + 0.2}
+                    found.setdefault("recovered", []).append(entry)
+    return found
 
 
 def _write_run(run: Path, parts: Sequence[str] = ("Europe", "Asia"), kept: Sequence[str] = ("Africa", "facts")) -> Path:
@@ -101,6 +148,16 @@ def row() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def results() -> Callable[..., dict[str, Any]]:
     return _results
+
+
+@pytest.fixture
+def pair() -> Callable[..., dict[str, Any]]:
+    return _pair
+
+
+@pytest.fixture
+def attacked() -> Callable[..., dict[str, Any]]:
+    return _attacked
 
 
 @pytest.fixture

@@ -97,3 +97,25 @@ def test_every_stage_is_in_the_legend_once_with_a_shape_of_its_own(results):
     keys = legend(read_scores(results()))
     assert [key.label for key in keys] == ["base", "branch of this part", "other branches", "joint control", "merged"]
     assert len({key.shape for key in keys}) == len(keys)
+
+
+def test_up_to_four_controls_have_a_shape_each_and_a_stage_that_was_not_judged_has_none(results, row):
+    found = results()
+    names = ("joint", "random", "sequential", "average")
+    found["rows"] += [row(f"control:{name}", "Asia", "accuracy", 0.5) for name in names[1:]]
+    scores = read_scores(found)
+    keys = legend(scores, scores.metrics[0])
+    assert [key.label for key in keys if "control" in key.label] == [f"{name} control" for name in names]
+    assert len({key.path for key in keys}) == len(keys)
+    assert [key.label for key in legend(scores, scores.metrics[1]) if "control" in key.label] == ["joint control"]
+    assert int(drawn(found, 0).get("height")) > int(drawn(results(), 0).get("height"))
+    assert drawn(found, 1).get("height") == drawn(results(), 1).get("height")
+
+
+def test_chance_is_a_line_of_its_own(results):
+    found = results()
+    assert not [line for line in drawn(found).iter(f"{SVG}line") if line.get("class") == "chance"]
+    for row in found["rows"]:
+        row |= {"chance": 0.25} if row["metric"] == "accuracy" else {}
+    lines = [line.get("x1") for line in drawn(found).iter(f"{SVG}line") if line.get("class") == "chance"]
+    assert lines == ["25.00%"]

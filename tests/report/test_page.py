@@ -1,6 +1,8 @@
 """The HTML page: whole, escaped, offline, and tolerant of what is missing."""
 
 import json
+import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -126,3 +128,74 @@ def test_the_training_table_tells_rows_steps_losses_and_size(tmp_path, write_run
     text = Outline(page(write_run(tmp_path))).text
     for said in ("forget 1.25, retain 0.5000", "23.4 s", "2.0 KiB", "48 entries", "coefficient 51.50", "of 2 parts"):
         assert said in text
+
+
+def put(run: Path, content) -> str:
+    (run / "results.json").write_text(json.dumps(content))
+    return page(run)
+
+
+def test_what_attacks_measured_has_a_section_of_its_own(tmp_path, write_run, attacked):
+    run = write_run(tmp_path)
+    assert "Audits" not in page(run)
+    html = put(run, attacked())
+    headings = re.findall(r"<h2>(?:<bdi>)?([^<]*)", html)
+    assert headings[:4] == ["accuracy", "perplexity", "Audits", "Spillover"]
+    text = Outline(html).text
+    assert "accuracy after relearning N steps" in text
+    assert "60% [40% 80%]" in text
+    assert "What attacks bring back" in text
+
+
+def test_an_attack_that_is_no_curve_is_charted_like_any_metric(tmp_path, write_run, attacked):
+    text = Outline(put(write_run(tmp_path), attacked(steps=(5,)))).text
+    assert "accuracy after relearning 5 steps by subject and stage" in text
+
+
+def test_spillover_is_bold_only_where_it_is_certain(tmp_path, write_run, results, pair):
+    found = results()
+    for row in found["rows"]:
+        if (row["stage"], row["subject"]) == ("branch:p0", "Asia"):
+            row["value"] = 0.88
+    html = put(write_run(tmp_path), pair(found))
+    cells = re.findall(r'<td class="change (\w+) (\w+)" title="[^"]*"><span class="value">([^<]*)', html)
+    assert cells.count(("spill", "uncertain", "−0.02")) == 1
+    assert cells.count(("spill", "certain", "−0.60")) == 1
+    assert cells.count(("own", "certain", "−0.60")) == 2
+
+
+def test_the_change_against_the_base_is_the_paired_one_and_bold_where_certain(tmp_path, write_run, results):
+    html = put(write_run(tmp_path), results())
+    assert '<span class="certain">−0.60</span><span class="interval">[−0.70 −0.50]</span>' in html
+    assert '<td>−0.05<span class="interval">[−0.15 +0.05]</span>' in html
+
+
+def test_what_it_was_measured_with_is_told(tmp_path, write_run, results):
+    text = Outline(put(write_run(tmp_path), results())).text
+    assert "scorer: tiny/scorer, revision: abc123, threshold: 0.5" in text
+
+
+def test_the_papers_figures_and_over_forgetting_and_seeds_are_told(tmp_path, write_run, results):
+    found = results() | {"seeds": 3}
+    row = next(row for row in found["rows"] if row["stage"] == "merged")
+    row |= {"below_chance": True, "chance": 0.25, "spread": 0.04}
+    entry = {"stage": "merged", "subject": "Europe", "metric": "accuracy", "value": 0.254, "source": f"T {MARKUP}"}
+    html = put(write_run(tmp_path), found | {"published": [entry]})
+    text = Outline(html).text
+    for said in ("Beside the paper", "0.254", f"T {MARKUP}", "below chance", "±0.04", "means over 3 seeds"):
+        assert said in text
+    assert "the dashed line is chance, 0.25" in text
+    assert 'class="chance"' in html
+
+
+def test_results_of_an_older_version_still_make_a_page(tmp_path, write_run, results):
+    found = {key: value for key, value in results().items() if key in ("schema", "parts", "stages", "rows")}
+    outline = Outline(put(write_run(tmp_path), found))
+    assert outline.open == []
+    assert "no change is claimed" in outline.text
+
+
+def test_each_training_of_a_control_has_its_line(tmp_path, write_run):
+    run = write_run(tmp_path)
+    shutil.copytree(run / "controls" / "joint", run / "controls" / "random" / "random-1")
+    assert "random/random-1" in Outline(page(run)).text

@@ -86,6 +86,7 @@ def test_long_and_wide_values_are_cut_in_the_middle(results):
 
 def test_results_without_rows_give_an_empty_table():
     assert results_text({}).split() == ["metric", "subject"]
+    assert "↓" not in printed({}, 80)
     assert "metric" in printed({}, 80)
 
 
@@ -103,6 +104,54 @@ def test_parts_come_before_everything_else_whatever_the_order_of_the_rows(result
     found["rows"] = list(reversed(found["rows"]))
     subjects = [line.split()[1] for line in results_text(found).splitlines()[1:]]
     assert subjects[1:3] == ["Europe", "Asia"]
+
+
+def test_what_is_below_chance_is_marked_and_the_mark_explained(results):
+    found = results()
+    next(row for row in found["rows"] if row["stage"] == "merged")["below_chance"] = True
+    assert results_text(found).splitlines()[1].endswith("0.30 [0.20 0.40] below chance")
+    text = printed(found, 120)
+    assert text.count("0.30↓") == 1
+    assert "↓ below chance" in text
+    assert "↓" not in printed(results(), 120)
+
+
+def test_several_seeds_show_their_spread(results):
+    found = results() | {"seeds": 3}
+    next(row for row in found["rows"] if row["stage"] == "merged")["spread"] = 0.04
+    assert results_text(found).splitlines()[1].endswith("0.30 [0.20 0.40] ±0.04")
+    text = printed(found, 160)
+    assert "0.30 [0.20 0.40] ±0.04" in text
+    assert "means over 3 seeds" in text
+
+
+def test_the_worst_subject_stands_last_in_a_group_of_its_own(results, row):
+    found = results()
+    found["rows"] = [row("merged", "worst", "accuracy", 0.2), *found["rows"]]
+    subjects = [line.split()[1] for line in results_text(found).splitlines()[1:] if line.startswith("accuracy")]
+    assert subjects == ["Europe", "Asia", "Africa", "facts", "worst"]
+    assert "worst of them" in printed(found, 120)
+
+
+def test_attacks_come_after_what_the_models_are_by_themselves(attacked):
+    lines = results_text(attacked()).splitlines()
+    assert [line.split("  ")[0] for line in lines[5:]] == [
+        "perplexity",
+        *["accuracy after relearning 5 steps"] * 2,
+        *["accuracy after relearning 50 steps"] * 2,
+    ]
+
+
+def test_the_first_control_stays_where_not_all_of_them_fit(results, row):
+    found = results()
+    for name in ("random", "sequential", "average"):
+        found["stages"].insert(-1, f"control:{name}")
+        found["rows"].append(row(f"control:{name}", "Europe", "accuracy", 0.5))
+    assert "sequential" in printed(found, 100)
+    narrow = printed(found, 60)
+    assert "joint" in narrow
+    assert "sequential" not in narrow
+    assert max(map(width, narrow.splitlines())) <= 60
 
 
 @pytest.mark.parametrize(

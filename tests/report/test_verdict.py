@@ -3,37 +3,152 @@
 import math
 
 from spunge.report.reading import read_scores
-from spunge.report.scores import Cell, Interval, overlap
-from spunge.report.verdict import verdict
+from spunge.report.scores import Change, Interval
+from spunge.report.verdict import basis, verdict
+from spunge.report.wording import unisolated
 
 
 def said(results) -> dict[str, str]:
     findings = verdict(read_scores(results))
     plain = {f.heading: " ".join(" ".join((fact.metric, fact.text, *fact.lines)) for fact in f.facts) for f in findings}
-    return {heading.translate(ISOLATES): text.translate(ISOLATES) for heading, text in plain.items()}
+    return {unisolated(heading): unisolated(text) for heading, text in plain.items()}
 
 
-ISOLATES = {0x2068: None, 0x2069: None}
+def put(results, stage, subject, value, spread=0.1, **more):
+    """Other numbers for a row."""
+    for row in results["rows"]:
+        if (row["stage"], row["subject"]) == (stage, subject):
+            row |= {"value": value, "low": value - spread, "high": value + spread} | more
+    return results
 
 
 def without(results, stage, subject):
     rows = [row for row in results["rows"] if (row["stage"], row["subject"]) != (stage, subject)]
-    return results | {"rows": rows}
+    pairs = [row for row in results["differences"] if (row["stage"], row["subject"]) != (stage, subject)]
+    return results | {"rows": rows, "differences": pairs}
 
 
 def test_each_part_is_compared_with_the_base_and_the_control(results):
     text = said(results())["Parts to forget"]
-    assert "accuracy fell on 2 of 2" in text
-    assert "do not overlap on 2 of 2" in text
-    part = "0.90 [0.80 1.00] → 0.30 [0.20 0.40] (−0.60), intervals do not overlap; joint control 0.30 [0.20 0.40]"
-    assert f"Europe: {part}" in text
+    assert "accuracy fell on 2 of 2." in text
+    assert "Europe: fell by 0.60 [0.50 0.70], 0.90 → 0.30 [0.20 0.40]; joint control 0.30 [0.20 0.40]" in text
     assert "Mean over these parts: base 0.90, merged 0.30, joint control 0.30." in text
 
 
-def test_the_largest_loss_on_what_is_kept_is_named(results):
+def test_a_change_is_claimed_where_intervals_overlap_but_the_paired_difference_is_certain(results, pair):
+    """0.80 [0.70 0.90] and 0.75 [0.65 0.85] overlap; the same items fell by 0.05 [0.03 0.07]."""
+    text = said(pair(results(), spread=0.02))["Subjects to be kept"]
+    assert "accuracy got worse on 2 of 2. The largest loss: Africa: fell by 0.05 [0.03 0.07], 0.80 → 0.75" in text
+
+
+def test_no_change_is_claimed_where_the_paired_difference_is_not_certain_though_intervals_lie_apart(results, pair):
+    text = said(pair(results(), spread=0.7))["Parts to forget"]
+    assert "accuracy shows no certain change on 2 of 2." in text
+    assert "Europe: no certain change (−0.60 [−1.30 +0.10]), 0.90 → 0.30" in text
+    assert "fell" not in text
+
+
+def test_the_largest_loss_on_what_is_kept_is_named_and_called_uncertain(results):
     text = said(results())["Subjects to be kept"]
-    assert "accuracy lost most on Africa: 0.80 [0.70 0.90] → 0.75 [0.65 0.85] (−0.05), intervals overlap" in text
-    assert "perplexity lost most on text: 12.00 [11.50 12.50] → 12.60 [12.10 13.10] (×1.05), intervals overlap" in text
+    assert "accuracy shows no certain change on 2 of 2." in text
+    assert "Africa: no certain change (−0.05 [−0.15 +0.05]), 0.80 → 0.75" in text
+    assert "perplexity got worse on 1 of 1. text: rose ×1.05 [1.02 1.08], 12.00 → 12.60" in text
+
+
+def test_a_lower_perplexity_is_better_and_a_lower_accuracy_worse(results, pair):
+    found = put(put(results(), "merged", "text", 11.0), "merged", "facts", 0.2)
+    text = said(pair(found))["Subjects to be kept"]
+    assert "perplexity got better on 1 of 1." in text
+    assert "accuracy got worse on 1 of 2, no certain change on 1." in text
+    assert "facts: fell by 0.60" in text
+
+
+def test_results_without_differences_claim_nothing(results):
+    found = results()
+    del found["differences"]
+    everything = " ".join(said(found).values())
+    assert "0.90 → 0.30 [0.20 0.40]" in everything
+    assert not {"fell", "rose", "worse", "better", "lower", "higher"} & set(everything.split())
+    assert "no change is claimed" in basis(read_scores(found))
+    assert "no change is claimed" not in basis(read_scores(results()))
+
+
+def test_one_item_proves_nothing():
+    assert Change(-1.0, Interval(-1.0, -1.0), False, n=1).way == 0
+    assert Change(-1.0, Interval(-1.0, -1.0), False, n=2).way == -1
+
+
+def test_a_ratio_is_certain_where_its_interval_excludes_one():
+    ways = [Change(1.0, Interval(*bounds), True, 9).way for bounds in ((0.8, 0.9), (0.9, 1.0), (0.9, 1.1), (1.1, 1.2))]
+    assert ways == [-1, 0, 0, 1]
+    assert Change(0.1, Interval(0.0, 0.2), False, 9).way == 0
+
+
+def test_below_chance_is_called_over_forgetting_unless_the_base_is_there_too(results, pair):
+    found = put(
+        put(results(), "merged", "Europe", 0.05, 0.04, below_chance=True),
+        "merged",
+        "Asia",
+        0.05,
+        0.04,
+        below_chance=True,
+    )
+    found = pair(put(found, "base", "Asia", 0.2, below_chance=True))
+    text = said(found)["Parts to forget"]
+    assert "Below chance (over-forgetting) on 1: Europe." in text
+    assert "0.05 [0.01 0.09], below chance (over-forgetting)" in text
+    assert "below chance as 0.20 is" in text
+
+
+def test_several_seeds_are_told_with_their_spread(results):
+    found = put(results() | {"seeds": 3}, "merged", "Europe", 0.3, spread=0.1)
+    next(row for row in found["rows"] if (row["stage"], row["subject"]) == ("merged", "Europe"))["spread"] = 0.04
+    assert "means over 3 seeds" in basis(read_scores(found))
+    assert "0.90 → 0.30 [0.20 0.40] ±0.04" in said(found)["Parts to forget"]
+    assert "seeds" not in basis(read_scores(results()))
+
+
+def test_the_largest_share_that_an_attack_brings_back_is_told_for_each_metric(attacked):
+    text = said(attacked())["What attacks bring back"]
+    assert (
+        "accuracy after relearning 50 steps brings back up to 60% [40% 80%] of the accuracy that was forgotten (on Asia); "
+        "joint control up to 60% [40% 80%] (on Asia)."
+    ) in text
+    assert (
+        "5 steps brings back up to 15% [−5% 35%] of the accuracy that was forgotten (on Asia, not certainly any" in text
+    )
+
+
+def test_what_was_not_forgotten_for_certain_is_not_said_to_come_back(attacked, pair):
+    found = pair(attacked() | {"recovered": []}, spread=0.7)
+    assert (
+        "steps brings back nothing, since nothing was forgotten for certain" in said(found)["What attacks bring back"]
+    )
+    # Forgotten for certain, and yet no share was made: that is not nothing.
+    unknown = said(attacked() | {"recovered": []})["What attacks bring back"]
+    assert "brings back an unknown share" in unknown
+
+
+def test_a_measurement_under_attack_is_no_measurement_of_the_model(attacked):
+    text = said(attacked())
+    assert "relearning" not in text["Parts to forget"]
+
+
+def test_the_worst_subject_is_neither_forgotten_nor_kept(results, row):
+    found = results()
+    for subject in ("worst", "everything", "worst of everything"):
+        found["rows"] += [row("base", subject, "accuracy", 0.9), row("merged", subject, "accuracy", 0.1)]
+    groups = {subject.name: subject.group for subject in read_scores(found).metrics[0].subjects}
+    assert (groups["worst"], groups["worst of everything"], groups["everything"]) == ("worst", "worst", "other")
+    assert list(groups)[-2:] == ["worst", "worst of everything"]
+    text = said(found)
+    assert "worst:" not in text["Subjects to be kept"] + text["Parts to forget"]
+
+
+def test_a_subject_whose_name_begins_like_the_worst_is_kept_like_others(results, row):
+    found = results()
+    found["rows"] += [row("base", "worst of times", "accuracy", 0.9)]
+    assert read_scores(found).metrics[0].subjects[-1].group == "other"
 
 
 def test_a_part_that_was_not_measured_is_said_to_be_so(results):
@@ -42,23 +157,24 @@ def test_a_part_that_was_not_measured_is_said_to_be_so(results):
     assert "Not measured on both base and merged: Asia (1)" in text
 
 
-def test_a_part_that_got_better_is_not_counted_as_fallen(results):
+def test_a_part_that_rose_is_not_counted_as_fallen(results, pair):
     found = results()
     for row in found["rows"]:
         if row["subject"] == "Asia" and row["stage"] == "merged":
             row |= {"value": 0.95, "low": 0.85, "high": 1.0}
-    text = said(found)["Parts to forget"]
-    assert "fell on 1 of 2 and rose on 1 of 2; the 95% intervals of base and merged do not overlap on 1 of 2" in text
+    text = said(pair(found, spread=0.04))["Parts to forget"]
+    assert "accuracy fell on 1 of 2, rose on 1." in text
+    assert "Asia: rose by 0.05 [0.01 0.09], 0.90 → 0.95" in text
 
 
-def test_of_many_parts_those_that_moved_least_are_listed(results):
+def test_of_many_parts_those_that_moved_least_are_listed(results, pair):
     found = results(parts=[f"g{index}" for index in range(9)])
     for row in found["rows"]:
         if row["subject"] == "g7" and row["stage"] == "merged":
             row |= {"value": 0.8, "low": 0.7, "high": 0.9}
-    text = said(found)["Parts to forget"]
-    assert text.index("g7: 0.90") < text.index("g0: 0.90")
-    assert "g5: 0.90" not in text
+    text = said(pair(found))["Parts to forget"]
+    assert text.index("g7: no certain change") < text.index("g0: fell")
+    assert "g5:" not in text
 
 
 def test_nothing_is_claimed_about_parts_without_measurements(results):
@@ -67,38 +183,38 @@ def test_nothing_is_claimed_about_parts_without_measurements(results):
     assert said(found)["Parts to forget"] == "Nothing was measured on the parts to forget."
 
 
-def test_without_intervals_none_are_compared(results):
+def test_differences_without_intervals_claim_nothing(results):
     found = results()
-    found["rows"] = [row | {"low": None, "high": None} for row in found["rows"]]
-    everything = " ".join(said(found).values())
-    assert "no intervals were measured" in everything
-    assert "overlap" not in everything
+    found["differences"] = [row | {"low": None, "high": None} for row in found["differences"]]
+    assert "no certain change (−0.60), 0.90 → 0.30" in said(found)["Parts to forget"]
 
 
 def test_all_beside_parts_is_neither_forgotten_nor_kept(results, row):
     found = results()
     found["rows"] += [row("base", "all", "accuracy", 0.8), row("merged", "all", "accuracy", 0.1)]
     text = said(found)
-    assert "all: 0.80" in text["All rows together"]
+    assert "all: no certain change (−0.70), 0.80 → 0.10" in text["All rows together"]
     assert "all" not in text["Subjects to be kept"].replace("overall", "")
 
 
-def test_a_merge_above_its_control_is_said_to_lie_above(results):
-    found = results()
-    for row in found["rows"]:
-        if row["subject"] == "Asia" and row["stage"] == "merged":
-            row |= {"value": 0.6, "low": 0.5, "high": 0.7}
-    text = said(found)["Merged against the joint control"]
-    assert "overlapping intervals on 1 of 2 parts to forget, merged lies above it on 1" in text
+def test_a_merge_above_its_control_is_said_to_be_higher(results, pair):
+    text = said(pair(put(results(), "merged", "Asia", 0.6)))["Merged against the joint control"]
+    assert (
+        "accuracy is higher on 1 of 2 parts to forget, no certain difference on 1; shows no certain difference" in text
+    )
+    assert "Asia: higher by 0.30 [0.20 0.40], 0.60 [0.50 0.70] against 0.30" in text
+    assert "Europe" not in text
+
+
+def test_a_control_that_is_not_certainly_different_is_not_said_to_be(results):
+    text = said(results())["Merged against the joint control"]
+    assert text.startswith(
+        "accuracy shows no certain difference on 2 of 2 parts to forget; shows no certain difference"
+    )
+    assert not {"lower", "higher", "worse", "better"} & set(text.split())
 
 
 def test_an_infinite_perplexity_is_the_largest_loss(results, row):
     found = results()
     found["rows"] += [row("base", "web", "perplexity", 10.0), row("merged", "web", "perplexity", math.inf)]
-    assert "lost most on web: 10.00 [9.90 10.10] → inf" in said(found)["Subjects to be kept"]
-
-
-def test_intervals_that_touch_overlap():
-    assert overlap(Cell(0.5, Interval(0.4, 0.6)), Cell(0.7, Interval(0.6, 0.8))) is True
-    assert overlap(Cell(0.5, Interval(0.4, 0.59)), Cell(0.7, Interval(0.6, 0.8))) is False
-    assert overlap(Cell(0.5), Cell(0.7, Interval(0.6, 0.8))) is None
+    assert "The largest loss: web: no certain change, 10.00 → inf" in said(found)["Subjects to be kept"]

@@ -92,6 +92,7 @@ class Evaluator(Protocol):
 
     An evaluator may also have:
     `reads_rows = False`: it brings its own items, and every measure names its subject;
+    `uses_samples = True`: its scores depend on the forget and retain rows too;
     `instrument(settings) -> dict[str, Any]`: what it measures with beyond the settings, such as a scorer, its revision and
     its threshold: kept in the results, and runs are compared only where it is the same.
     Settings with `of: NAME` are given that evaluation's items and subjects, to measure them again.

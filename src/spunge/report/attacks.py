@@ -90,9 +90,9 @@ def recovered_table(scores: Scores) -> tuple[tuple[Stage, ...], list[Back]]:
 
 def drawn_stages(attack: Attack, scores: Scores) -> tuple[Stage, ...]:
     """Those that a curve shows: of the attacked ones all but the branches, which would hide the rest."""
-    attacked = {stage for metric in attack.metrics for stage, _ in metric.cells}
-    kinds = ("base", "control", "merged")
-    return tuple(stage for kind in kinds for stage in scores.stages if stage.kind == kind and stage.key in attacked)
+    attacked = {stage.key for metric in attack.metrics for stage in metric.judged(scores.stages)}
+    stages = (*scores.of_kind("base"), *scores.of_kind("control"), *scores.of_kind("merged"))
+    return tuple(stage for stage in stages if stage.key in attacked)
 
 
 def curve_lines(attack: Attack, scores: Scores) -> list[Line]:

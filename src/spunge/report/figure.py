@@ -58,10 +58,12 @@ def looks(scores: Scores) -> dict[str, Look]:
     return found
 
 
-def legend(scores: Scores) -> list[Key]:
+def legend(scores: Scores, metric: Metric | None = None) -> list[Key]:
+    """Of the stages that a metric was measured at; of all without one."""
     drawn = looks(scores)
     keys = []
-    for stage in sorted(scores.stages, key=lambda stage: drawn[stage.key].lane):
+    stages = metric.judged(scores.stages) if metric else scores.stages
+    for stage in sorted(stages, key=lambda stage: drawn[stage.key].lane):
         if stage.kind != "branch":
             keys.append((drawn[stage.key].shape, clean(stage.label)))
         elif ("own", "branch of this part") not in keys:
@@ -72,8 +74,9 @@ def legend(scores: Scores) -> list[Key]:
 def figure(metric: Metric, scores: Scores, identifier: str) -> str:
     """SVG text, well-formed as XML; `identifier` makes its ids unique in the page."""
     axis = axis_for(metric.numbers, metric.share)
-    drawn = looks(scores)
-    lanes = 1 + max((look.lane for look in drawn.values()), default=0)
+    found = {stage.key: looks(scores)[stage.key] for stage in metric.judged(scores.stages)}
+    lanes = sorted({look.lane for look in found.values()})
+    drawn = {key: Look(look.shape, lanes.index(look.lane)) for key, look in found.items()}
     parts: list[ET.Element] = []
     y, group = TOP, None
     for subject in metric.subjects:
@@ -82,7 +85,7 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
             y += GROUP
         group = subject.group
         parts += _band(metric, subject, scores, drawn, axis, y)
-        y += LABEL + lanes * LANE + GAP
+        y += LABEL + len(lanes) * LANE + GAP
     root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(y + 4), "role": "img"})
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("aria-labelledby", f"{identifier}-title {identifier}-desc")

@@ -47,11 +47,9 @@ def page(run: Path) -> str:
         results=results,
         split=split,
         scores=scores,
-        columns=_columns(scores),
         findings=verdict(scores),
         basis=basis(scores),
         published=published(scores),
-        legend=legend(scores),
         charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
         groups=GROUPS,
         attacks=[_attack(attack, scores, f"audit-{index}") for index, attack in enumerate(attacks(scores))],
@@ -78,11 +76,14 @@ def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:
 
 
 def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
-    """A metric with its drawing and its table."""
+    """A metric with its drawing and its table, of the stages that were judged by it."""
+    columns = _columns(metric, scores)
     return {
         "metric": metric,
         "svg": Markup(figure(metric, scores, identifier)),  # noqa: S704 - built by ElementTree, which escapes
-        "rows": [_line(metric, scores, index) for index in range(len(metric.subjects))],
+        "legend": legend(scores, metric),
+        "columns": columns,
+        "rows": [_line(metric, columns, index) for index in range(len(metric.subjects))],
         "grouped": len({subject.group for subject in metric.subjects}) > 1,
     }
 
@@ -93,8 +94,8 @@ def _attack(attack: Attack, scores: Scores, identifier: str) -> dict[str, Any]:
         drawn = [Markup(svg) for svg in panels(attack, scores)]  # noqa: S704 - built by ElementTree, which escapes
         at = [f"{point.at:g}" for point in attack.points]
         shapes = {looks(scores)[stage.key].shape for stage in drawn_stages(attack, scores)}
-        keys = [key for key in legend(scores) if key.shape in shapes]
-        return {"name": attack.name, "panels": drawn, "keys": keys, "at": at, "lines": curve_lines(attack, scores)}
+        told = [key for key in legend(scores) if key.shape in shapes]
+        return {"name": attack.name, "panels": drawn, "legend": told, "at": at, "lines": curve_lines(attack, scores)}
     charts = [_chart(metric, scores, f"{identifier}-{index}") for index, metric in enumerate(attack.metrics)]
     return {"name": attack.name, "charts": charts}
 
@@ -103,16 +104,16 @@ def _template(file: str) -> str:
     return resources.files("spunge.report").joinpath(file).read_text("utf-8")
 
 
-def _columns(scores: Scores) -> list[Stage]:
+def _columns(metric: Metric, scores: Scores) -> list[Stage]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
     order = ("base", "merged", "control", "branch", "stage")
-    return sorted(scores.stages, key=lambda stage: order.index(stage.kind))
+    return sorted(metric.judged(scores.stages), key=lambda stage: order.index(stage.kind))
 
 
-def _line(metric: Metric, scores: Scores, index: int) -> dict[str, Any]:
+def _line(metric: Metric, columns: list[Stage], index: int) -> dict[str, Any]:
     """A row of the full table: a subject's cells in the order of the columns."""
     subject = metric.subjects[index]
-    cells = [(stage, metric.cell(stage.key, subject.name)) for stage in _columns(scores)]
+    cells = [(stage, metric.cell(stage.key, subject.name)) for stage in columns]
     change = metric.change("merged", "base", subject.name)
     counts = {cell.n for _, cell in cells if cell is not None and cell.n is not None}
     return {

@@ -1,7 +1,7 @@
 """What results.json says, arranged for showing: metrics, each with its subjects in groups, and a cell per stage."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -78,6 +78,11 @@ class Metric:
 
     def cell(self, stage: str, subject: str) -> Cell | None:
         return self.cells.get((stage, subject))
+
+    def judged(self, stages: Iterable[Stage]) -> list[Stage]:
+        """Those of the stages that have a score."""
+        known = {stage for stage, _ in self.cells}
+        return [stage for stage in stages if stage.key in known]
 
     def change(self, stage: str, against: str, subject: str) -> Change | None:
         """The paired one; where there is none the plain one, which claims nothing; None where a cell is missing."""
@@ -164,8 +169,8 @@ class Recovered(NamedTuple):
     @property
     def shown(self) -> str:
         """`62% [40% 81%]`."""
-        bounds = f" [{100 * self.interval.low:.0f}% {100 * self.interval.high:.0f}%]" if self.interval else ""
-        return f"{100 * self.value:.0f}%{bounds}"
+        ends = " ".join(f"{100 * end:.0f}%" for end in self.interval or ())
+        return f"{100 * self.value:.0f}%{f' [{ends}]' if ends else ''}".replace("-", "−")
 
 
 class Published(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import Change, Metric, Scores, Stage
+from spunge.report.scores import Change, Kind, Metric, Scores, Stage
 from spunge.report.wording import MISSING
 
 
@@ -49,9 +49,8 @@ def spillover(scores: Scores) -> list[Matrix]:
 
 def _matrix(metric: Metric, scores: Scores) -> Matrix | None:
     parts = [subject for subject in metric.subjects if subject.group == "forget"]
-    known = {stage for stage, _ in metric.cells}
-    order = ("merged", "branch", "control", "stage")
-    stages = [stage for kind in order for stage in scores.stages if stage.kind == kind and stage.key in known]
+    order: tuple[Kind, ...] = ("merged", "branch", "control", "stage")
+    stages = sorted(metric.judged(scores.of_kind(*order)), key=lambda stage: order.index(stage.kind))
     branches = [stage for stage in stages if stage.kind == "branch"]
     if len(parts) < 2 or not branches:
         return None

@@ -202,7 +202,8 @@ def _nothing(before: Metric | None, stage: Stage) -> str:
 
 def _largest(metric: Metric, entry: Recovered) -> str:
     sure = "" if entry.interval is not None and entry.interval.low > 0 else ", not certainly anything"
-    return f"up to {entry.shown} of the {isolated(metric.of)} that was forgotten (on {isolated(entry.subject)}{sure})"
+    what = "" if entry.stage != "merged" else f" of the {isolated(metric.of)} that was forgotten"
+    return f"up to {entry.shown}{what} (on {isolated(entry.subject)}{sure})"
 
 
 def _counted(ways: Sequence[int], words: Words, noun: str = "") -> str:
@@ -247,7 +248,8 @@ def _unknown(names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(isolated(name, 30) for name in names[:LISTED]) + (" ..." if len(names) > LISTED else "")
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(isolated(name, 30) for name in names[:LISTED]) + more
 
 
 def _line(metric: Metric, pair: Pair, controls: Sequence[Stage], words: Words = MOVED) -> str:
