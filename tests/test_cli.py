@@ -31,7 +31,7 @@ def test_help_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("run", "plan", "split", "list", "init", "env"):
+    for command in ("run", "plan", "split", "report", "compare", "list", "init", "env"):
         assert f"\n  {command}" in done.stdout
 
 
@@ -50,6 +50,41 @@ def test_run_prints_the_table_on_stdout_and_progress_on_stderr(recipe_file: Path
     assert all(stage["done"] for stage in plan["stages"])
     changed = json.loads(spunge("plan", str(recipe_file), "--set", "merge.scale=2", "--json", cwd=tmp_path).stdout)
     assert [stage["stage"] for stage in changed["stages"] if not stage["done"]] == ["merge", "merged"]
+
+
+def test_report_and_compare_show_finished_runs(recipe_file: Path, tmp_path: Path) -> None:
+    figure = "published=[{stage: merged, subject: asia, metric: accuracy, value: 0.125, source: A paper}]"
+    for name, more in (("one", ["--set", figure]), ("two", ["--set", "merge.scale=2"])):
+        assert spunge("run", str(recipe_file), *more, "--out", name, cwd=tmp_path).returncode == 0
+    page = tmp_path / "one" / "report.html"
+    page.unlink()
+    done = spunge("report", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert page.exists()
+    for said in (
+        "control:joint",
+        "Parts to forget",
+        "Beside the paper",
+        "0.125",
+        "A paper",
+        "Spillover",
+        "report: one",
+    ):
+        assert said in done.stdout
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert json.loads(spunge("report", "one", "--json", cwd=tmp_path).stdout) == results
+    done = spunge("compare", "one", "two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["metric", "subject", "one", "two"]
+    found = json.loads(spunge("compare", "one", "two", "--stage", "control:joint", "--json", cwd=tmp_path).stdout)
+    assert {row["subject"] for row in found["rows"]} == {"asia", "europe", "retain"}
+    for row in found["rows"]:
+        assert row["scores"][0] == row["scores"][1]
+    results["evaluations"][0]["instrument"] = {"scorer": "another"}
+    (tmp_path / "one" / "results.json").write_text(json.dumps(results))
+    done = spunge("compare", "one", "two", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "measured with different instruments: (scorer: another) in 'one', none in 'two'" in done.stderr
 
 
 def test_plan_says_what_is_to_do_and_writes_nothing(recipe_file: Path, tmp_path: Path) -> None:
@@ -118,6 +153,9 @@ def test_env_names_versions_and_devices() -> None:
         (["split", "RECIPE", "--set", "forget.where=nope > 1"], "forget.where: 'nope > 1'"),
         (["list", "methodes"], "did you mean 'methods'?"),
         (["init", "dmeo"], "did you mean 'demo'?"),
+        (["report", "nowhere"], "'nowhere' holds no results.json"),
+        (["compare", "nowhere"], "give two or more run folders"),
+        (["compare", "nowhere", "elsewhere"], "'nowhere' holds no results.json"),
         (["rnu"], "rnu"),
         (["run", "RECIPE", "--ste", "a=b"], "--ste"),
     ],

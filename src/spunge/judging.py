@@ -50,7 +50,7 @@ def judge(work: Run, stage: str, base: Base, judges: Judges, finetune: Finetune,
     with state(work, stage, base):
         for items in todo:
             watcher.begin(f"judge {stage}: {items.name}")
-            started, before = time.perf_counter(), set(_texts(folder))
+            started, now = time.perf_counter(), time.time()
             found = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
             content = {
                 "fingerprint": work.scores_key(stage, items),
@@ -61,7 +61,7 @@ def judge(work: Run, stage: str, base: Base, judges: Judges, finetune: Finetune,
             }
             write_json(work.scores_file(stage, items), content)
             if stage == "base":
-                _to_cache(content, [file for file in _texts(folder) if file not in before])
+                _to_cache(content, [file for file in _texts(folder) if file.stat().st_mtime >= now - 1])
             watcher.end(f"{items.table.num_rows} items" if items.table.num_rows else f"{len(found)} measures")
 
 

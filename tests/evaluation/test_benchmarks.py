@@ -338,10 +338,10 @@ def test_the_papers_ten_benchmarks_are_asked_with_its_shots(shared: Path) -> Non
 
 
 def test_the_papers_tasks_are_all_known_to_the_harness(folder: Path) -> None:
-    from spunge.evaluation.benchmarks import leaves_of, task_manager
+    from spunge.evaluation.benchmarks import leaves_of, manager_of
 
-    index = task_manager((str(folder),)).task_index
-    settings = BenchmarksSettings(preset="paper-10", limit=1)
+    settings = BenchmarksSettings(preset="paper-10", include_path=[str(folder)])
+    index = manager_of(settings).task_index
     leaves = {entry.task: leaves_of(entry, settings, index) for entry in settings.benchmarks}
     assert len(leaves["mmlu"]) == 57
     assert {leaf.changes["num_fewshot"] for leaf in leaves["mmlu"]} == {5}
@@ -360,7 +360,7 @@ def test_names_that_nobody_has_are_refused_with_a_suggestion(
         measured(base, {**given, "tasks": ["piqa"], "files": {"piqa": {"dev": local["files"]["piqa"]}}}, bench)
     with pytest.raises(RecipeError, match=r"evaluate\.files: no file '/none'"):
         measured(base, {**given, "tasks": ["piqa"], "files": {"piqa": "/none"}}, bench)
-    with pytest.raises(RecipeError, match="'piqa' could not be loaded .*; offline, give its questions by files"):
+    with pytest.raises(RecipeError, match=r"'piqa' could not be loaded .*; offline, give its questions by files"):
         measured(base, {**given, "tasks": ["piqa"]}, bench)
 
 

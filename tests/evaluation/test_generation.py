@@ -32,7 +32,7 @@ def one_by_one(base: Any, prompt: str, count: int) -> str:
         if token == base.tokenizer.eos_token_id:
             break
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
-    return str(base.tokenizer.decode(ids[0, start:], skip_special_tokens=True))
+    return str(base.tokenizer.decode(ids[0], skip_special_tokens=True))[len(base.tokenizer.decode(ids[0, :start])) :]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -107,3 +107,21 @@ def test_chat_needs_a_template(load: Callable[..., Any], tmp_path: Path) -> None
         completions(base, ["the dog"], GenerationSettings(chat=True), bench(tmp_path))
     base.tokenizer.chat_template = "{% for m in messages %}the {{ m['content'] }} sun{% endfor %}"
     assert prompt_ids(base, "dog", GenerationSettings(chat=True)) == base.tokenizer("the dog sun")["input_ids"]
+
+
+def test_the_space_before_a_completion_is_kept_where_a_tokenizer_drops_it(
+    load: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The toy tokenizer joins words with spaces when it decodes, so a completion decoded alone begins without one."""
+    base = load()
+    [[text]] = completions(base, ["the dog runs"], SHORT, bench(tmp_path))
+    assert text.startswith(" ")
+
+
+def test_a_completion_with_unusual_line_breaks_is_taken_up(load: Callable[..., Any], tmp_path: Path) -> None:
+    base = load()
+    completions(base, ["the dog", "the cat"], SHORT, bench(tmp_path))
+    [file] = tmp_path.glob("texts-*.jsonl")
+    odd = [json.dumps({"row": row, "texts": ["one\u2028two\x85three"]}, ensure_ascii=False) for row in (0, 1)]
+    file.write_text("\n".join(odd) + "\n", encoding="utf-8")
+    assert completions(base, ["the dog", "the cat"], SHORT, bench(tmp_path)) == [["one\u2028two\x85three"]] * 2

@@ -12,7 +12,7 @@ def test_metrics_that_differ_in_their_steps_are_one_curve_that_begins_without_an
     (attack,) = attacks(read_scores(attacked(steps=(50, 5, 10))))
     assert attack.name == "accuracy after relearning N steps"
     assert [point.at for point in attack.points] == [0, 5, 10, 50]
-    assert [point.metric.name for point in attack.points][0] == "accuracy"
+    assert attack.points[0].metric.name == "accuracy"
 
 
 def test_one_attack_alone_is_no_curve(attacked):

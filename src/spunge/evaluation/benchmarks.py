@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -242,7 +243,7 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        manager = task_manager(tuple(settings.include_path))
+        manager = manager_of(settings)
         leaves = leaves_of(entry, settings, manager.task_index)
         tasks = loaded(manager, entry, leaves)
         # The harness sets the padding of the tokenizer that it is given.
@@ -326,15 +327,49 @@ def guessing(task: Any, metric: str, samples: Sequence[Mapping[str, Any]]) -> fl
 # ---- the harness's tasks
 
 
-@functools.lru_cache(maxsize=2)
-def task_manager(folders: tuple[str, ...]) -> Any:
-    """The index of all tasks; it takes some ten seconds to read."""
-    from lm_eval.tasks import TaskManager
+def manager_of(settings: BenchmarksSettings) -> Any:
+    """The harness's index of the tasks that are asked for, and of all where they need that.
 
-    for folder in folders:
+    All take it ten seconds and more to read, the folders that define the names alone less than one.
+    """
+    for folder in settings.include_path:
         if not Path(folder).is_dir():
             raise RecipeError(f"evaluate.include_path: no folder {folder!r}")
-    return TaskManager(include_path=list(folders) or None)
+    own, names = tuple(settings.include_path), [entry.task for entry in settings.benchmarks]
+    narrow = task_manager(own, tuple(defining(names)))
+    return narrow if all(is_whole(name, narrow.task_index) for name in names) else task_manager(own, None)
+
+
+@functools.lru_cache(maxsize=4)
+def task_manager(own: tuple[str, ...], folders: tuple[str, ...] | None) -> Any:
+    """Index the given folders of the harness (None: all) and one's own, which come last and win."""
+    from lm_eval.tasks import TaskManager
+
+    # In the harness's own index the first of two equal names wins, between folders the last.
+    return TaskManager(include_path=[*reversed(folders or ()), *own] or None, include_defaults=folders is None)
+
+
+def defining(names: Sequence[str]) -> list[str]:
+    """The harness's folders that define a task or a group of one of the names."""
+    import lm_eval
+
+    wanted = "|".join(map(re.escape, names))
+    pattern = re.compile(rf"""^["']?(?:task|group)["']?\s*:\s*["']?(?:{wanted})["']?\s*$""".encode(), re.MULTILINE)
+    folders = sorted(folder for folder in (Path(lm_eval.__file__).parent / "tasks").iterdir() if folder.is_dir())
+    return [str(folder) for folder in folders if any(pattern.search(f.read_bytes()) for f in folder.rglob("*.yaml"))]
+
+
+def is_whole(name: str, index: Mapping[str, Any]) -> bool:
+    """Whether the index holds all of a task or group. A tag's tasks may lie anywhere."""
+    if name not in index or index[name].kind.name == "TAG":
+        return False
+    if index[name].kind.name != "GROUP":
+        return True
+    return all(isinstance(member, str) and is_whole(member, index) for member in _listed_members(index[name].cfg))
+
+
+def _listed_members(group: Mapping[str, Any]) -> list[Any]:
+    return group["task"] if isinstance(group["task"], list) else [group["task"]]
 
 
 def leaves_of(entry: Benchmark, settings: BenchmarksSettings, index: Mapping[str, Any]) -> list[Leaf]:
@@ -378,7 +413,7 @@ GROUP_KEYS = ("group", "group_alias", "task", "tag", "aggregate_metric_list", "m
 def _inside(group: Mapping[str, Any], index: Mapping[str, Any]) -> list[Leaf]:
     common = {key: value for key, value in group.items() if key not in GROUP_KEYS}
     found = []
-    for member in group["task"] if isinstance(group["task"], list) else [group["task"]]:
+    for member in _listed_members(group):
         content = {"task": member} if isinstance(member, str) else dict(member)
         if isinstance(content["task"], list):
             inner = _inside(content, index)

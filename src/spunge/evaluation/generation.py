@@ -64,6 +64,7 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
                     out.write(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
                 out.flush()
                 bench.progress(len(found), len(prompts))
+    file.touch()  # it belongs to the evaluation that runs now
     return [found[index] for index in range(len(prompts))]
 
 
@@ -73,7 +74,8 @@ def _written(file: Path, count: int) -> dict[int, list[str]]:
     if not file.exists():
         return found
     whole = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    # Not splitlines: a completion may hold other line breaks of Unicode's.
+    for line in file.read_text(encoding="utf-8").split("\n"):
         try:
             content = json.loads(line)
         except json.JSONDecodeError:
@@ -114,7 +116,8 @@ def _with_transformers(
                 eos_token_id=ends or None,
                 **options,
             )[:, ids.shape[1] :].tolist()
-        texts = base.tokenizer.batch_decode([_until(each, ends) for each in written], skip_special_tokens=True)
+        owners = [coded[row] for row in rows for _ in range(settings.samples)]
+        texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
         yield rows, [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
 
 
@@ -168,6 +171,15 @@ def _special(base: Base) -> tuple[int, list[int]]:
     ends = [end for end in dict.fromkeys([*listed, base.tokenizer.eos_token_id]) if end is not None]
     pad = base.tokenizer.pad_token_id
     return (ends[0] if ends else 0) if pad is None else pad, ends
+
+
+def _decoded(base: Base, prompt: list[int], written: list[int]) -> str:
+    """What was written, as it reads after its prompt: decoded alone, some tokenizers drop the space before the first word."""
+    before = base.tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = base.tokenizer.decode([*prompt, *written], skip_special_tokens=True)
+    if whole.startswith(before):
+        return str(whole[len(before) :])
+    return str(base.tokenizer.decode(written, skip_special_tokens=True))
 
 
 def _until(ids: list[int], ends: list[int]) -> list[int]:
