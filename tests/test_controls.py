@@ -105,7 +105,8 @@ def test_a_random_split_deals_out_the_same_rows_in_parts_of_the_same_sizes(toy_r
 
 
 def test_every_control_is_trained_once_and_judged_as_a_stage(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    controls = "controls=[joint, random, sequential, average, {name: joint-2, train: joint, merge: {rule: task_arithmetic, scale: 2}}]"
+    twice = "{name: joint-2, train: joint, merge: {rule: task_arithmetic, scale: 2}}"
+    controls = f"controls=[joint, random, sequential, average, {twice}]"
     results, worked = run(toy_recipe, tmp_path / "run", controls)
     assert [title for title in worked if title.startswith("unlearn")] == [
         "unlearn branch:asia",

@@ -125,7 +125,8 @@ class _Size:
 
     def judging(self, evaluations: list[Items]) -> float:
         letters: int = sum(items.table.nbytes for items in evaluations)
-        return round(2 * self.entries * letters / LETTERS_PER_TOKEN / self.speed, 1)
+        tokens = letters / LETTERS_PER_TOKEN + sum(map(_written_tokens, evaluations))
+        return round(2 * self.entries * tokens / self.speed, 1)
 
     def merging(self, branches: int) -> float:
         return round((self.nbytes + 8 * self.trained * branches) / 5e8, 1)
@@ -136,6 +137,12 @@ class _Size:
 
     def disk(self, deltas: int) -> int:
         return self.nbytes + deltas * 4 * self.trained
+
+
+def _written_tokens(items: Items) -> int:
+    """Tokens of the completions that an evaluation asks for, at most."""
+    settings = getattr(items.settings, "generation", None)
+    return items.table.num_rows * settings.samples * settings.max_new_tokens if settings else 0
 
 
 def _trained_entries(unlearn: Any, checkpoint: Checkpoint) -> int:

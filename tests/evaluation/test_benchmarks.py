@@ -338,10 +338,11 @@ def test_the_papers_ten_benchmarks_are_asked_with_its_shots(shared: Path) -> Non
 
 
 def test_the_papers_tasks_are_all_known_to_the_harness(folder: Path) -> None:
-    from spunge.evaluation.benchmarks import leaves_of, manager_of
+    from spunge.evaluation.benchmarks import leaves_of
+    from spunge.evaluation.harness import manager_of
 
-    settings = BenchmarksSettings(preset="paper-10", include_path=[str(folder)])
-    index = manager_of(settings).task_index
+    settings = BenchmarksSettings(preset="paper-10")
+    index = manager_of([entry.task for entry in settings.benchmarks], [str(folder)]).task_index
     leaves = {entry.task: leaves_of(entry, settings, index) for entry in settings.benchmarks}
     assert len(leaves["mmlu"]) == 57
     assert {leaf.changes["num_fewshot"] for leaf in leaves["mmlu"]} == {5}
@@ -382,7 +383,7 @@ def test_settings_that_cannot_be_meant_are_refused(
 
 
 def test_a_missing_package_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    import spunge.evaluation.benchmarks as module
+    import spunge.evaluation.harness as module
 
     def missing(name: str) -> str:
         raise module.PackageNotFoundError(name)

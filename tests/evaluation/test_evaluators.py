@@ -19,7 +19,6 @@ from spunge.registry import RecipeError
 from spunge.texts import IGNORED, Encoded, Text, encode
 from toys import ARCHITECTURES, texts
 
-
 BENCH = Bench("base", "", Path(), Path())
 
 

@@ -1,6 +1,7 @@
 """Runs beside each other, where what measured them is the same."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def write(tmp_path):
     return run
 
 
-def told(content, name, **changes):
+def told(content, which, **changes):
     """With other facts about an evaluation."""
-    entries = [entry | changes if entry["name"] == name else entry for entry in content["evaluations"]]
+    entries = [entry | changes if entry["name"] == which else entry for entry in content["evaluations"]]
     return content | {"evaluations": entries}
 
 
@@ -34,7 +35,7 @@ def test_each_run_has_a_column_and_each_subject_a_line(write, results):
             row |= {"value": 0.4, "low": 0.3, "high": 0.5}
     lines = compare([write("one", results()), write("two", second)]).text().splitlines()
     assert lines[0].split() == ["metric", "subject", "one", "two"]
-    assert lines[1].split(maxsplit=2) == ["accuracy", "Europe", "0.30 [0.20 0.40]  0.40 [0.30 0.50]"]
+    assert re.split(" {2,}", lines[1]) == ["accuracy", "Europe", "0.30 [0.20 0.40]", "0.40 [0.30 0.50]"]
     assert [line.split()[1] for line in lines[1:]] == ["Europe", "Asia", "Africa", "facts", "text"]
 
 
@@ -107,7 +108,7 @@ def test_a_run_that_does_not_say_what_measured_it_is_refused(write, results):
 
 def test_a_folder_without_results_and_a_single_run_are_refused(write, results, tmp_path):
     one = write("one", results())
-    with pytest.raises(RecipeError, match="holds no results.json"):
+    with pytest.raises(RecipeError, match=r"holds no results\.json"):
         compare([one, tmp_path / "nowhere"])
     with pytest.raises(RecipeError, match="give two or more"):
         compare([one])
@@ -121,4 +122,4 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(write, results):
 def test_the_digits_are_those_that_all_runs_together_ask_for(write, results, row):
     small = results() | {"rows": [row("merged", "Europe", "accuracy", 0.04, 0.01)]}
     line = compare([write("one", results()), write("two", small)]).text().splitlines()[1]
-    assert line.split(maxsplit=2)[2] == "0.30 [0.20 0.40]  0.04 [0.03 0.05]"
+    assert re.split(" {2,}", line)[2:] == ["0.30 [0.20 0.40]", "0.04 [0.03 0.05]"]

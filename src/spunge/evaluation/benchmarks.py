@@ -5,28 +5,20 @@ scores are the harness's own, those of its command line at its default seeds. Ea
 plain mean over tasks; a bootstrap draws from the items of all tasks together, which is close to drawing within each.
 """
 
-import contextlib
 import copy
-import difflib
-import functools
 import hashlib
-import io
 import json
-import logging
 import math
-import random
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 
+from spunge.evaluation import harness
 from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.harness import Files, Leaf
 from spunge.folders import fingerprint, read_json, write_json, write_text
 from spunge.models import Base
 from spunge.recipe import EvaluatorSettings, Place, Strict
@@ -50,9 +42,6 @@ PRESETS = {
 }
 PREFERRED = ("acc_norm", "acc", "exact_match")  # the metric of a task that has several
 SHARES = ("acc", "exact_match")  # what metrics that are shares begin with
-SEED = 1234  # of the harness's command line, for few-shot draws and sampling
-SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 class Benchmark(Strict):
@@ -67,9 +56,6 @@ class Benchmark(Strict):
 
 def _listed(value: Any) -> Any:
     return [{"task": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-
-
-Files = str | list[str]
 
 
 class BenchmarksSettings(EvaluatorSettings):
@@ -116,13 +102,6 @@ class BenchmarksSettings(EvaluatorSettings):
         return list((chosen | {entry.task: entry for entry in self.tasks}).values())
 
 
-class Leaf(NamedTuple):
-    """A single task of the harness, and what is laid over its configuration."""
-
-    name: str
-    changes: dict[str, Any]
-
-
 class Outcome(NamedTuple):
     """What a subject's items gave, as a ratio of sums."""
 
@@ -154,11 +133,11 @@ class Benchmarks:
     def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
         """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
         content: dict[str, Any] = {
-            "lm_eval": installed(),
+            "lm_eval": harness.installed(),
             "tasks": {entry.task: entry.shots for entry in settings.benchmarks},
             "limit": settings.limit,
         }
-        if local := local_files(settings):
+        if local := harness.local_files(settings.files, settings.overrides, settings.include_path):
             content["files"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in local}
         return content | ({"subject": settings.subject} if settings.subject else {})
 
@@ -176,14 +155,6 @@ class Benchmarks:
         measures = [measure_of(outcome) for outcome in found]
         shares = [outcome for outcome in found if outcome.is_share]
         return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
-
-
-def installed() -> str:
-    """The harness's version. Raises RecipeError where it is missing."""
-    try:
-        return version("lm_eval")
-    except PackageNotFoundError:
-        raise RecipeError("evaluate.kind: lm_eval needs lm-evaluation-harness; pip install 'spunge[judge]'") from None
 
 
 def measure_of(outcome: Outcome) -> Measure:
@@ -239,13 +210,13 @@ def outcomes(
 
 def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench) -> list[Outcome]:
     """Ask the model a benchmark's questions."""
-    with quiet(), seeded(base):
+    with harness.quiet(), harness.seeded(base):
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        manager = manager_of(settings)
+        manager = harness.manager_of([each.task for each in settings.benchmarks], settings.include_path)
         leaves = leaves_of(entry, settings, manager.task_index)
-        tasks = loaded(manager, entry, leaves)
+        tasks = harness.loaded(manager, entry.task, entry.shots, leaves)
         # The harness sets the padding of the tokenizer that it is given.
         model = HFLM(pretrained=base.model, tokenizer=copy.deepcopy(base.tokenizer), batch_size=settings.batch_size)
         limit = entry.limit or settings.limit
@@ -256,6 +227,13 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
             lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples[name]]
             write_text(bench.folder / f"samples-{name.replace('/', '_')}.jsonl", "".join(lines))
     return summed(entry, manager.task_index[entry.task], tasks, samples)
+
+
+def leaves_of(entry: Benchmark, settings: BenchmarksSettings, index: Mapping[str, Any]) -> list[Leaf]:
+    """A benchmark's single tasks with their changes. Raises RecipeError for names that nobody has."""
+    changed = {"files": settings.files, "overrides": settings.overrides}
+    harness.check_names([each.task for each in settings.benchmarks], changed, index)
+    return harness.leaves_of(entry.task, entry.shots, settings.files, settings.overrides, index)
 
 
 def summed(entry: Benchmark, listed: Any, tasks: Mapping[str, Any], samples: Mapping[str, Any]) -> list[Outcome]:
@@ -322,207 +300,3 @@ def guessing(task: Any, metric: str, samples: Sequence[Mapping[str, Any]]) -> fl
     if metric not in ("acc", "acc_norm", "acc_bytes") or any(isinstance(sample["target"], list) for sample in samples):
         return None
     return float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
-
-
-# ---- the harness's tasks
-
-
-def manager_of(settings: BenchmarksSettings) -> Any:
-    """The harness's index of the tasks that are asked for, and of all where they need that.
-
-    All take it ten seconds and more to read, the folders that define the names alone less than one.
-    """
-    for folder in settings.include_path:
-        if not Path(folder).is_dir():
-            raise RecipeError(f"evaluate.include_path: no folder {folder!r}")
-    own, names = tuple(settings.include_path), [entry.task for entry in settings.benchmarks]
-    narrow = task_manager(own, tuple(defining(names)))
-    return narrow if all(is_whole(name, narrow.task_index) for name in names) else task_manager(own, None)
-
-
-@functools.lru_cache(maxsize=4)
-def task_manager(own: tuple[str, ...], folders: tuple[str, ...] | None) -> Any:
-    """Index the given folders of the harness (None: all) and one's own, which come last and win."""
-    from lm_eval.tasks import TaskManager
-
-    # In the harness's own index the first of two equal names wins, between folders the last.
-    return TaskManager(include_path=[*reversed(folders or ()), *own] or None, include_defaults=folders is None)
-
-
-def defining(names: Sequence[str]) -> list[str]:
-    """The harness's folders that define a task or a group of one of the names."""
-    import lm_eval
-
-    wanted = "|".join(map(re.escape, names))
-    pattern = re.compile(rf"""^["']?(?:task|group)["']?\s*:\s*["']?(?:{wanted})["']?\s*$""".encode(), re.MULTILINE)
-    folders = sorted(folder for folder in (Path(lm_eval.__file__).parent / "tasks").iterdir() if folder.is_dir())
-    return [str(folder) for folder in folders if any(pattern.search(f.read_bytes()) for f in folder.rglob("*.yaml"))]
-
-
-def is_whole(name: str, index: Mapping[str, Any]) -> bool:
-    """Whether the index holds all of a task or group. A tag's tasks may lie anywhere."""
-    if name not in index or index[name].kind.name == "TAG":
-        return False
-    if index[name].kind.name != "GROUP":
-        return True
-    return all(isinstance(member, str) and is_whole(member, index) for member in _listed_members(index[name].cfg))
-
-
-def _listed_members(group: Mapping[str, Any]) -> list[Any]:
-    return group["task"] if isinstance(group["task"], list) else [group["task"]]
-
-
-def leaves_of(entry: Benchmark, settings: BenchmarksSettings, index: Mapping[str, Any]) -> list[Leaf]:
-    """A benchmark's single tasks with their changes. Raises RecipeError for names that nobody has."""
-    if entry.task not in index:
-        near = difflib.get_close_matches(entry.task, list(index), n=1)
-        raise RecipeError(f"evaluate.tasks: lm_eval has no task {entry.task!r}{suggestion(entry.task, near)}")
-    known = {name for other in settings.benchmarks for name in _names(other.task, index)}
-    for key, given in (("files", settings.files), ("overrides", settings.overrides)):
-        for name in given:
-            if name not in known:
-                raise RecipeError(f"evaluate.{key}: {name!r} is none of the tasks{suggestion(name, sorted(known))}")
-    shots = {} if entry.shots is None else {"num_fewshot": entry.shots}
-    found = []
-    for leaf in _members(entry.task, index):
-        changes = {**leaf.changes, **shots}
-        for name in dict.fromkeys((entry.task, leaf.name)):
-            config = {**(index[leaf.name].cfg or {}), **changes}
-            changes |= laid_over(leaf.name, config, settings.files.get(name), settings.overrides.get(name, {}))
-        found.append(Leaf(leaf.name, changes))
-    return found
-
-
-def _names(name: str, index: Mapping[str, Any]) -> list[str]:
-    return [name, *(leaf.name for leaf in _members(name, index))] if name in index else [name]
-
-
-def _members(name: str, index: Mapping[str, Any]) -> list[Leaf]:
-    """The single tasks of a task, group or tag, with what their groups lay over them."""
-    listed = index[name]
-    if listed.kind.name == "TAG":
-        return [Leaf(task, {}) for task in sorted(listed.tags)]
-    if listed.kind.name != "GROUP":
-        return [Leaf(name, {})]
-    return _inside(listed.cfg, index)
-
-
-GROUP_KEYS = ("group", "group_alias", "task", "tag", "aggregate_metric_list", "metadata", "include", "version")
-
-
-def _inside(group: Mapping[str, Any], index: Mapping[str, Any]) -> list[Leaf]:
-    common = {key: value for key, value in group.items() if key not in GROUP_KEYS}
-    found = []
-    for member in _listed_members(group):
-        content = {"task": member} if isinstance(member, str) else dict(member)
-        if isinstance(content["task"], list):
-            inner = _inside(content, index)
-        elif content["task"] in index:
-            own = {key: value for key, value in content.items() if key not in GROUP_KEYS}
-            inner = [Leaf(leaf.name, {**leaf.changes, **own}) for leaf in _members(content["task"], index)]
-        else:
-            raise RecipeError(f"evaluate.tasks: a group's member {content['task']!r} is no task; name its tasks")
-        found += [Leaf(leaf.name, {**common, **leaf.changes}) for leaf in inner]
-    return found
-
-
-def laid_over(
-    name: str, config: Mapping[str, Any], files: "Files | dict[str, Files] | None", overrides: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Overrides of a task's configuration, with those that reading its questions from local files needs."""
-    options = dict(overrides.get("dataset_kwargs") or {})
-    reader = overrides.get("dataset_path")
-    if files is None and reader in READERS.values():
-        files = options.pop("data_files", None)
-    if files is None:
-        return dict(overrides)
-    asked = config.get("test_split") or config.get("validation_split") or "test"
-    by_split = files if isinstance(files, dict) else {asked: files}
-    if asked not in by_split:
-        if config.get("validation_split") not in by_split:
-            raise RecipeError(f"evaluate.files: {name!r} asks what is in its split {asked!r}; name a file for it")
-        asked = config["validation_split"]
-    first = next(iter(by_split.values()))
-    suffix = Path(first if isinstance(first, str) else first[0]).suffix
-    changes: dict[str, Any] = {
-        "dataset_path": reader or READERS.get(suffix, "json"),
-        "dataset_name": None,
-        "dataset_kwargs": {**options, "data_files": by_split},
-        **{key: config[key] if config.get(key) in by_split else None for key in SPLITS},
-        "test_split": asked,
-        "validation_split": None,
-    }
-    examples = config.get("fewshot_config") or {}
-    if config.get("num_fewshot") and not (
-        changes["training_split"] or changes["fewshot_split"] or "samples" in examples
-    ):
-        changes["fewshot_split"] = asked  # the harness leaves the question itself out then
-    return changes | {key: value for key, value in overrides.items() if key not in ("dataset_path", "dataset_kwargs")}
-
-
-def loaded(manager: Any, entry: Benchmark, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """The tasks by name, with their data. Raises RecipeError where these cannot be had."""
-    # Inside a group, changes are laid over a task that the harness knows; outside they would be all of it.
-    members = [{"task": leaf.name, **leaf.changes} for leaf in leaves]
-    try:
-        tasks: dict[str, Any] = manager.load([{"group": "spunge", "task": members}])["tasks"]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RecipeError(
-            f"evaluate.tasks: {entry.task!r} could not be loaded ({reason}); offline, give its questions by files"
-        ) from error
-    for task in tasks.values():
-        if entry.shots is not None or task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", entry.shots or 0)
-        task.set_fewshot_seed(SEED)
-    return tasks
-
-
-def local_files(settings: BenchmarksSettings) -> list[Path]:
-    """All local files that the outcome depends on. Raises RecipeError for a missing one."""
-    given = list(settings.files.values())
-    given += [(over.get("dataset_kwargs") or {}).get("data_files", []) for over in settings.overrides.values()]
-    named = [
-        file
-        for each in given
-        for part in (each.values() if isinstance(each, dict) else [each])
-        for file in ([part] if isinstance(part, str) else part)
-    ]
-    for file in named:
-        if "://" not in file and not any(mark in file for mark in "*?[") and not Path(file).is_file():
-            raise RecipeError(f"evaluate.files: no file {file!r}")
-    folders = [Path(folder) for folder in settings.include_path]
-    own = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in (".yaml", ".py")]
-    return [*(Path(file) for file in dict.fromkeys(named) if Path(file).is_file()), *own]
-
-
-# ---- its surroundings
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What the harness prints and draws is not shown; its errors are raised."""
-    log = logging.getLogger("lm_eval")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def seeded(base: Base) -> Iterator[None]:
-    """The harness's own seeds inside, and every generator as it was after."""
-    state, numbers, training = random.getstate(), np.random.get_state(), base.model.training
-    try:
-        with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
-            random.seed(0)
-            np.random.seed(SEED)
-            torch.manual_seed(SEED)
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(numbers)
-        base.model.train(training)

@@ -19,7 +19,7 @@ from spunge.texts import IGNORED, Encoded
 
 ENOUGH = {"cpu": 128}  # tokens that keep a device busy; a batch takes more than these only with little padding
 ENOUGH_ELSEWHERE = 1024
-PADDING = 0.1  # share of a batch's tokens that is little
+PADDING = 0.2  # share of a batch's tokens that is little
 
 
 class Question(NamedTuple):
