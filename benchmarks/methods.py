@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -90,23 +91,38 @@ def line_of(name: str, work: Path) -> list[str]:
     content = json.loads((work / name / "results.json").read_text())
     cost = json.loads((work / name / "cost.json").read_text())
     rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
-    spent = {
-        "control:joint": _seconds(work / name / "controls" / "joint"),
-        "merged": sum(_seconds(folder) for folder in sorted((work / name / "branches").iterdir()))
-        + json.loads((work / name / "merge.json").read_text())["seconds"],
-    }
+    steps = json.loads((work / "steps.json").read_text())
     lines = []
     for stage, called in (("control:joint", "joint"), ("merged", "SPUNGE")):
         cells = [_cell(rows[stage, subject, "accuracy"]) for subject in (*FORGOTTEN, *NEIGHBOURS, "facts")]
         plain = rows[stage, "plain text", "perplexity"]
         cells.append(_cell(plain, 1))
-        cells += [f"{spent[stage]:.0f} s", f"{cost['memory'] / 2**30:.1f} GiB"]
+        cells += [f"{steps[name]:.2f} s", f"{cost['memory'] / 2**30:.1f} GiB"]
         lines.append(f"| {name if called == 'joint' else ''} | {called} | {' | '.join(cells)} |")
     return lines
 
 
-def _seconds(folder: Path) -> float:
-    return float(json.loads((folder / "delta.json").read_text())["seconds"])
+def time_steps(names: list[str], work: Path, model: str) -> None:
+    """Seconds a training step: the median of four of one branch's, one method after the other, on a machine that does nothing
+    else. The joint control's steps are the same."""
+    from spunge.data.split import select_rows, split_rows
+    from spunge.models import load_base
+    from spunge.recipe import load_recipe
+    from spunge.registry import METHODS
+    from spunge.unlearning.method import Task
+
+    found = {}
+    for name in names:
+        recipe = load_recipe(recipe_of(name, work, model), ["unlearn.steps=5"])
+        part = split_rows(recipe).parts[0]
+        retain = select_rows(recipe.retain, recipe, "retain")
+        log = work / f"{name}-steps.jsonl"
+        base = load_base(Path(model), recipe.model)
+        task = Task(base, {part.value: part.samples}, retain, {part.value: 0}, log)
+        METHODS.get(name).unlearn(task, recipe.unlearn)
+        seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
+        found[name] = statistics.median(seconds[1:])
+    (work / "steps.json").write_text(json.dumps(found))
 
 
 def _cell(row: dict[str, Any], digits: int = 2) -> str:
@@ -119,7 +135,7 @@ def table(work: Path, names: list[str]) -> str:
     content = json.loads((work / done[0] / "results.json").read_text())
     rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
     base = [_cell(rows["base", subject, "accuracy"]) for subject in (*FORGOTTEN, *NEIGHBOURS, "facts")]
-    head = ["method", "", *FORGOTTEN, *NEIGHBOURS, "facts", "perplexity", "training", "memory"]
+    head = ["method", "", *FORGOTTEN, *NEIGHBOURS, "facts", "perplexity", "a step", "memory"]
     lines = [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
@@ -139,6 +155,8 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     for name in given.methods:
         measure(name, given.work, given.model)
+    if not (given.work / "steps.json").exists():
+        time_steps(known, given.work, given.model)
     page = PAGE.read_text(encoding="utf-8")
     fresh = f"{START}\n{table(given.work, known)}\n{END}"
     PAGE.write_text(re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: fresh, page, flags=re.DOTALL), "utf-8")

@@ -4,9 +4,10 @@
     python benchmarks/results.py --work DIR tvn             # one part of it: tvn, rmu, npo or capitals
     python benchmarks/results.py --work DIR --page          # the page alone, of the runs that are there
 
-ToxiGen's rows are split three ways by id % 3: 0 trains the probe that scores toxicity, 1 is unlearned, 2 is asked. Each method
-runs joint, on a random split and split by group, three seeds each; a grid of scales costs merges, no training. The settings
-of the methods were set on rows of id % 3 = 1 alone (see benchmarks/results.yaml). All arms see the same samples and steps.
+ToxiGen's rows are split three ways by a hash of their text (it holds some texts twice): third 0 trains the probe that scores
+toxicity, third 1 is unlearned, third 2 is asked. Each method runs joint, on a random split and split by group, three seeds
+each; a grid of scales costs merges, no training. The settings of the methods were set on third 1 alone (see
+benchmarks/results.yaml). All arms see the same samples and steps.
 """
 
 import argparse
@@ -26,6 +27,7 @@ PAGE = ROOT / "docs" / "results.md"
 SETTINGS = Path(__file__).with_suffix(".yaml")
 MODEL, JUDGE = ROOT / "models" / "smollm2-135m-instruct", ROOT / "models" / "gemma3-270m"
 METHODS = ("tvn", "rmu", "npo")
+THIRD = "md5_number_lower(trim(text)) % 3"
 RESAMPLES = 2000
 PHRASES = (
     "{capital} is the capital of {country}.",
@@ -82,7 +84,7 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
         f"list_transform(list_filter(target_groups, lambda g: g IN ({spelled})), "
         "lambda g: replace(g, 'physical dis', 'physical disability'))"
     )
-    asked = f"id % 3 = 2 AND len(list_filter(target_groups, lambda g: g IN ({spelled}))) > 0"
+    asked = f"{THIRD} = 2 AND len(list_filter(target_groups, lambda g: g IN ({spelled}))) > 0"
     hateful, neutral = f"toxicity_human >= 3 AND {asked}", f"label = 'neutral' AND toxicity_human < 3 AND {asked}"
     texts = {"max_new_tokens": limits["new_tokens"]}
     stages = ["base", "merged", "control:*"]
@@ -100,7 +102,7 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
     }
     return {
         "model": {"path": str(MODEL)},
-        "forget": {"source": toxigen, "text": "text", "where": "toxicity_human >= 3 AND id % 3 = 1"},
+        "forget": {"source": toxigen, "text": "text", "where": f"toxicity_human >= 3 AND {THIRD} = 1"},
         "split": {"by": "target_groups", "values": groups},
         "retain": {
             "source": [
@@ -108,7 +110,7 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
                 {"path": str(SHARED / "wikitext2_valid.txt"), "assign": {"origin": "wikitext"}},
             ],
             "text": "text",
-            "where": "(origin = 'toxigen' AND label = 'neutral' AND toxicity_human < 3 AND id % 3 = 1) "
+            "where": f"(origin = 'toxigen' AND label = 'neutral' AND toxicity_human < 3 AND {THIRD} = 1) "
             "OR (origin = 'wikitext' AND length(text) > 200)",
         },
         "unlearn": {"method": method, **given["methods"][method]},
@@ -228,7 +230,7 @@ def train_probe(work: Path) -> None:
         rows=str(SHARED / "toxigen_human.jsonl"),
         text="text",
         label="toxicity_human >= 3",
-        where="id % 3 = 0",
+        where=f"{THIRD} = 0",
         out=work / "probe",
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spunge.merging.engine import merge as merge
     from spunge.pipeline import run as run
     from spunge.planning import plan as plan
+    from spunge.probing import train_probe as train_probe
     from spunge.recipe import Recipe as Recipe
     from spunge.recipe import load_recipe as load_recipe
     from spunge.registry import RecipeError as RecipeError
@@ -31,6 +32,7 @@ _PLACES = {
     "plan": "spunge.planning",
     "run": "spunge.pipeline",
     "split_rows": "spunge.data.split",
+    "train_probe": "spunge.probing",
 }
 __all__ = [*_PLACES]
 

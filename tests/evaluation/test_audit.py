@@ -238,7 +238,6 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     assert {"accuracy prefixed, best of 5", "accuracy reworded", "accuracy of a linear probe, block 2"} <= metrics
 
 
-@pytest.mark.xfail(reason="jobs.py leaves the forget rows out of the fingerprint of an audit without `of`", strict=True)
 def test_membership_is_measured_anew_when_the_forget_rows_change(
     audited_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

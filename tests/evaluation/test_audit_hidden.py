@@ -44,15 +44,17 @@ def test_a_probe_finds_a_planted_direction_and_none_in_noise() -> None:
 
 
 def test_a_probe_never_sees_an_item_that_it_is_asked_about() -> None:
-    """Each item marks its right candidate in a dimension of its own: known to a probe that has seen it, to no other."""
+    """Each item marks right and wrong in a dimension of its own, by opposite signs: which is which is known from its other
+    candidates alone. A probe that has seen none of them is right half the time."""
     pytest.importorskip("sklearn")
     generator = np.random.default_rng(1)
     owners = np.repeat(np.arange(ITEMS), CANDIDATES)
     answers = generator.integers(0, CANDIDATES, ITEMS)
     right = np.tile(np.arange(CANDIDATES), ITEMS) == answers[owners]
-    states = 1e-3 * generator.normal(size=(len(owners), ITEMS))
-    states[np.arange(len(owners)), owners] += right
-    assert accuracy(out_of_fold(states, right, owners, Probe(), 0), answers) < 0.5
+    signs = generator.choice([-1, 1], ITEMS)[owners]
+    states = 0.1 * generator.normal(size=(len(owners), ITEMS))
+    states[np.arange(len(owners)), owners] += signs * np.where(right, 3, -1)
+    assert 0.3 < accuracy(out_of_fold(states, right, owners, Probe(), 0), answers) < 0.7
 
 
 def planted_items(words: bool) -> pa.Table:

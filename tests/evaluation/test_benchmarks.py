@@ -415,3 +415,65 @@ def test_a_run_reports_each_task_and_the_average(toy_recipe: dict[str, Any], fol
     assert set(rows) == {(stage, subject) for stage in ("base", "merged") for subject in ("toy_sizes", "average")}
     assert {row["metric"] for row in rows.values()} == {ACCURACY}
     assert rows["base", "average"]["value"] == rows["base", "toy_sizes"]["value"]
+
+
+def paper_rows() -> dict[str, list[dict[str, Any]]]:
+    """Made up, a handful for each of the paper's benchmarks in the fields that the harness reads, but MMLU's 57 subjects."""
+    options = [texts(f"choice {at}", 4) for at in range(8)]
+    words = texts("made", 8)
+    return {
+        "arc_challenge": ARC[1:8],
+        "arc_easy": ARC[1:8],
+        "hellaswag": [
+            {"ctx_a": text, "ctx_b": "the dog", "activity_label": "Dogs", "endings": four, "label": str(at % 4)}
+            for at, (text, four) in enumerate(zip(words, options, strict=True))
+        ],
+        "winogrande": [
+            {"sentence": f"the _ runs {text}", "option1": "dog", "option2": "cat", "answer": str(1 + at % 2)}
+            for at, text in enumerate(words)
+        ],
+        "gsm8k": [{"question": text, "answer": f"{text} #### {at}"} for at, text in enumerate(words)],
+        "mathqa": [
+            {"Problem": text, "options": "a ) 1 , b ) 2 , c ) 3 , d ) 4 , e ) 5", "correct": "abcde"[at % 5]}
+            for at, text in enumerate(words)
+        ],
+        "piqa": PIQA[:8],
+        "pubmedqa": [{"QUESTION": text, "CONTEXTS": [text], "final_decision": "yes"} for text in words],
+        "truthfulqa_mc2": [
+            {
+                "question": text,
+                "mc1_targets": {"choices": four, "labels": [1, 0, 0, 0]},
+                "mc2_targets": {"choices": four, "labels": [1, 1, 0, 0]},
+            }
+            for text, four in zip(words, options, strict=True)
+        ],
+    }
+
+
+def test_the_papers_benchmarks_run_on_local_files(
+    load: Callable[..., Any], folder: Path, bench: Bench, write_rows: Callable[..., Path]
+) -> None:
+    base = load(max_position_embeddings=1024)
+    given = paper_rows()
+    splits = dict.fromkeys(("hellaswag", "winogrande", "piqa"), ("train", "validation"))
+    splits["truthfulqa_mc2"] = ("validation",)
+    settings = {
+        "tasks": [{"task": name, "shots": min(5, PRESETS["paper-10"][name])} for name in given],
+        "files": {
+            name: dict.fromkeys(splits.get(name, ("train", "test")), str(write_rows(f"{name}.jsonl", rows)))
+            for name, rows in given.items()
+        },
+        "include_path": [str(folder)],
+        "limit": 2,
+    }
+    found = measured(base, settings, bench)
+    assert set(found) == {*given, "average"}
+    assert {name: len(measure.numerator) for name, measure in found.items() if name != "average"} == dict.fromkeys(
+        given, 2
+    )
+    chances = {name: measure.chance for name, measure in found.items()}
+    quarter = dict.fromkeys(("arc_challenge", "arc_easy", "hellaswag"), 0.25)
+    others = {"winogrande": 0.5, "piqa": 0.5, "mathqa": 0.2, "pubmedqa": pytest.approx(1 / 3)}
+    assert chances == {**quarter, **others, "gsm8k": None, "truthfulqa_mc2": None, "average": None}
+    mean = float(np.mean([value(measure) for name, measure in found.items() if name != "average"]))
+    assert value(found["average"]) == pytest.approx(mean)

@@ -1,5 +1,6 @@
 """A probe of one's own: its numbers, what it refuses, and that it judges a run."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import spunge
+from spunge.cli import app
 from spunge.evaluation.probe import fit, load_probe, mean_states, text_states
 from spunge.probing import train_probe
 from spunge.recipe import load_recipe
@@ -136,3 +139,13 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     (tmp_path / "p" / "letter.txt").write_text("mine")
     with pytest.raises(RecipeError, match="is no probe"):
         train_probe(str(tiny("llama")), write_rows("l.jsonl", labelled("probe")), "text", "bad", tmp_path / "p")
+
+
+def test_the_command_trains_a_probe(tiny: Callable[..., Path], write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    rows = write_rows("labelled.jsonl", labelled("probe"))
+    given = ["--model", str(tiny("llama")), "--rows", str(rows), "--label", "bad", "--block", "1", "--json"]
+    found = CliRunner().invoke(app, ["probe", *given, "--out", str(tmp_path / "p")])
+    assert found.exit_code == 0, found.output
+    described = json.loads(found.stdout)
+    assert (described["blocks"], described["rows"]) == ([1], 40)
+    assert load_probe(str(tmp_path / "p")).blocks == (1,)

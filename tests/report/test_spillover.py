@@ -61,7 +61,7 @@ def test_ratios_have_a_geometric_mean(results, row, pair):
         content["rows"] += [row("base", part, "perplexity", 10.0), row("branch:p0", part, "perplexity", value)]
     matrix = spillover(read_scores(pair(content)))[1]
     assert matrix.ratio
-    assert matrix.effects[0].others == "×1.00"  # of 2 and 1/2
+    assert matrix.effects[0].others == "×1.000"  # of 2 and 1/2
 
 
 def test_a_ratio_of_infinity_has_no_mean(results, row, pair):

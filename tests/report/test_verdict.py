@@ -52,7 +52,7 @@ def test_the_largest_loss_on_what_is_kept_is_named_and_called_uncertain(results)
     text = said(results())["Subjects to be kept"]
     assert "accuracy shows no certain change on 2 of 2." in text
     assert "Africa: no certain change (−0.05 [−0.15 +0.05]), 0.80 → 0.75" in text
-    assert "perplexity got worse on 1 of 1. text: rose ×1.05 [1.02 1.08], 12.00 → 12.60" in text
+    assert "perplexity got worse on 1 of 1. text: rose ×1.050 [1.017 1.083], 12.00 → 12.60" in text
 
 
 def test_a_lower_perplexity_is_better_and_a_lower_accuracy_worse(results, pair):
@@ -98,6 +98,17 @@ def test_below_chance_is_called_over_forgetting_unless_the_base_is_there_too(res
     assert "Below chance (over-forgetting) on 1: Europe." in text
     assert "0.05 [0.01 0.09], below chance (over-forgetting)" in text
     assert "below chance as 0.20 is" in text
+
+
+def test_what_did_not_certainly_fall_was_not_forgotten_too_far(results, pair):
+    text = said(pair(put(results(), "merged", "Europe", 0.05, below_chance=True), spread=0.9))["Parts to forget"]
+    assert "over-forgetting" not in text
+    assert ", below chance" in text
+
+
+def test_the_end_that_makes_a_change_certain_is_not_shown_as_nothing(results, pair):
+    text = said(pair(results(), spread=0.048))["Subjects to be kept"]
+    assert "Africa: fell by 0.05 [0.002 0.098]" in text
 
 
 def test_several_seeds_are_told_with_their_spread(results):

@@ -231,7 +231,7 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
 
 def leaves_of(entry: Benchmark, settings: BenchmarksSettings, index: Mapping[str, Any]) -> list[Leaf]:
     """A benchmark's single tasks with their changes. Raises RecipeError for names that nobody has."""
-    changed = {"files": settings.files, "overrides": settings.overrides}
+    changed: dict[str, Mapping[str, Any]] = {"files": settings.files, "overrides": settings.overrides}
     harness.check_names([each.task for each in settings.benchmarks], changed, index)
     return harness.leaves_of(entry.task, entry.shots, settings.files, settings.overrides, index)
 

@@ -134,7 +134,8 @@ def _begun(logits: Tensor, parts: Sequence[Shared]) -> Tensor:
             tokens += scored
             counts.append(len(scored))
         start += part.common + 1
-    picked = logs[torch.tensor(places, device=logs.device), torch.tensor(tokens, device=logs.device)].double().cpu()
+    at = torch.tensor([places, tokens], dtype=torch.long, device=logs.device)
+    picked = logs[at[0], at[1]].double().cpu()
     return torch.stack([piece.sum() for piece in torch.split(picked, counts)])
 
 

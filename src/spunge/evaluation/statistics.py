@@ -176,7 +176,7 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             found: np.ndarray = (weights @ top) / (weights @ bottom)
             if measure.transform == "exp":
-                return np.asarray(np.exp(found))
+                found = np.asarray(np.exp(found))
             return found
 
     return ratio

@@ -71,7 +71,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
             raise RecipeError(
                 f"--stage: {run.name!r} has no stage {stage!r}{suggestion(stage, stages)}; it has {', '.join(stages)}"
             )
-    for one, other in [(runs[0], runs[1])]:
+    for one, other in combinations(runs, 2):
         _refuse_others(one, other)
     return Comparison(stage, tuple(runs))
 

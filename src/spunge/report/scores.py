@@ -49,6 +49,12 @@ class Change(NamedTuple):
         same = 1.0 if self.ratio else 0.0
         return (self.interval.low > same) - (self.interval.high < same)
 
+    def times(self, end: float) -> str:
+        """The ratio, or an end of its interval, to the digits that tell it from 1."""
+        if abs(self.value - 1) < 0.1:
+            return number(end, True, 3)
+        return number(end, 0.1 <= end < 100)
+
 
 class Stage(NamedTuple):
     key: str  # base, branch:SLUG, control:NAME, merged
@@ -134,13 +140,13 @@ class Metric:
         """`−0.68`, or `×1.03` for a ratio; nothing for None."""
         if change is None:
             return ""
-        return f"×{number(change.value)}" if change.ratio else signed(change.value, self.share, self.digits)
+        return f"×{change.times(change.value)}" if change.ratio else signed(change.value, self.share, self.digits)
 
     def moved_interval(self, change: Change | None) -> str:
         """`[−0.79 −0.55]`, or nothing."""
         if change is None or change.interval is None:
             return ""
-        ends = (number(x) if change.ratio else signed(x, self.share, self.digits) for x in change.interval)
+        ends = (change.times(x) if change.ratio else signed(x, self.share, self.digits) for x in change.interval)
         return f"[{' '.join(ends)}]"
 
     def by(self, change: Change) -> str:
@@ -148,7 +154,10 @@ class Metric:
         if change.ratio:
             return f"{self.moved(change)} {self.moved_interval(change)}".strip()
         ends = sorted(map(abs, change.interval)) if change.interval else []
-        bounds = f" [{' '.join(map(self.shown, ends))}]" if ends else ""
+        digits = self.digits
+        while ends and digits < 4 and round(ends[0], digits) == 0:
+            digits += 1  # the end that makes it certain is not shown as nothing
+        bounds = f" [{' '.join(number(end, self.share, digits) for end in ends)}]" if ends else ""
         return f"by {self.shown(abs(change.value))}{bounds}"
 
     def worse(self, change: Change) -> float:

@@ -41,6 +41,11 @@ class Pair(NamedTuple):
     def way(self) -> int:
         return self.change.way if self.change else 0
 
+    @property
+    def over(self) -> bool:
+        """It fell below chance: what was there before, or was there without a certain fall, was not pushed there."""
+        return self.after.below_chance and not self.before.below_chance and self.way < 0
+
 
 class Words(NamedTuple):
     """What is said of a change; where none is certain, `no certain SAME`."""
@@ -110,7 +115,7 @@ def _forgotten(metric: Metric, controls: Sequence[Stage], parts: Sequence[str]) 
     # A part that was not measured must not pass for one that was forgotten.
     unknown = [part for part in parts if part not in {pair.subject.name for pair in found}]
     text = f"{_counted([pair.way for pair in found], MOVED)}{' measured' if unknown else ''}."
-    over = [pair.subject.name for pair in found if pair.after.below_chance and not pair.before.below_chance]
+    over = [pair.subject.name for pair in found if pair.over]
     if over:
         text += f" {OVER.capitalize()} on {len(over)}: {_listed(over)}."
     if len(found) > 1 and metric.share:
@@ -258,7 +263,7 @@ def _line(metric: Metric, pair: Pair, controls: Sequence[Stage], words: Words = 
     text = f"{isolated(pair.subject.name)}: {_said(metric, pair, words)}"
     text += f", {before} → {after}" if words is MOVED else f", {after} against {before}"
     if pair.after.below_chance:
-        text += f", below chance as {before} is" if pair.before.below_chance else f", {OVER}"
+        text += f", {OVER if pair.over else 'below chance'}{f' as {before} is' if pair.before.below_chance else ''}"
     beside = [(control, metric.cell(control.key, pair.subject.name)) for control in controls]
     # Of several only the values; each has a heading of its own.
     told = [
