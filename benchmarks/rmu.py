@@ -2,6 +2,7 @@
 
 python benchmarks/rmu.py agree            # the two's losses, step by step, in float32
 python benchmarks/rmu.py step             # seconds a step and peak memory, interleaved step by step, SmolLM2-135M bf16
+python benchmarks/rmu.py flops            # floating-point operations of a step, counted by torch
 python benchmarks/rmu.py seven --work DIR # peak memory at the shape of a 7B Mistral (writes 14.5 GB to DIR)
 python benchmarks/rmu.py run RUN          # a finished run's branches and merge against its joint control
 python benchmarks/rmu.py apart            # a step of each of the demo's branches and of its joint control, in turn
@@ -36,18 +37,21 @@ SIDES = ("ours", "reference", "reference, rest frozen")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agree", "step", "seven", "run", "apart", "retain", "worker"])
+    parser.add_argument("what", choices=["agree", "step", "flops", "seven", "run", "apart", "retain", "worker"])
     parser.add_argument("argument", nargs="?", default="")
     parser.add_argument("--work", default="")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only", choices=["fixed", "relative"], help="of `agree` and `step`: one kind of coefficient")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of `step`")
     options = parser.parse_args()
     if options.what == "worker":
         worker(json.loads(options.argument))
     elif options.what == "agree":
         agree(options.steps, coefficients(options.only))
     elif options.what == "step":
-        step(options.steps, coefficients(options.only))
+        step(options.steps, coefficients(options.only), options.dtype)
+    elif options.what == "flops":
+        flops(coefficients(options.only))
     elif options.what == "seven":
         seven(Path(options.work or tempfile.mkdtemp()), bool(options.work))
     elif options.what == "run":
@@ -79,12 +83,12 @@ def agree(steps: int, kinds: list[Any]) -> None:
             print(f"  step {number + 1:2}: loss {lines[0][number]['loss']:.6f} and {lines[1][number]['loss']:.6f}")
 
 
-def step(steps: int, kinds: list[Any]) -> None:
+def step(steps: int, kinds: list[Any], dtype: str) -> None:
     for coefficient in kinds:
         jobs = [
             {
                 "side": side,
-                "dtype": "bfloat16",
+                "dtype": dtype,
                 "steps": steps,
                 "batch": 4,
                 "length": 256,
@@ -104,6 +108,15 @@ def step(steps: int, kinds: list[Any]) -> None:
                 told += f"; ours: time 1/{wall[place] / wall[0]:.2f} (CPU 1/{cpu[place] / cpu[0]:.2f})"
                 told += f", memory {peaks[0] / peaks[place]:.3f}"
             print(f"  {told}", flush=True)
+
+
+def flops(kinds: list[Any]) -> None:
+    for coefficient in kinds:
+        job = {"dtype": "float32", "steps": 3, "batch": 4, "length": 256, "coefficient": coefficient, "long": True}
+        lines, _ = in_turn([{**job, "side": side, "count": True} for side in SIDES])
+        counts = [side[-1]["flops"] - side[-2]["flops"] for side in lines]
+        for side, count in zip(SIDES, counts, strict=True):
+            print(f"coefficient {coefficient}: {side:24} {count / 1e9:,.1f} GFLOP a step, 1/{count / counts[0]:.2f}")
 
 
 def seven(work: Path, kept: bool) -> None:
@@ -244,12 +257,25 @@ def receive(process: "subprocess.Popen[str]") -> Any:
 
 def tell(**content: Any) -> None:
     """Say how a step went, and wait for the next turn."""
+    if COUNTERS:
+        content["flops"] = COUNTERS[0].get_total_flops()
     print(json.dumps(content), flush=True)
     sys.stdin.readline()
 
 
+COUNTERS: list[Any] = []  # of this process's floating-point operations, where they are counted
+
+
 def worker(job: dict[str, Any]) -> None:
-    (run_ours if job["side"] == "ours" else run_reference)(job)
+    run = run_ours if job["side"] == "ours" else run_reference
+    if job.get("count"):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            COUNTERS.append(counter)
+            run(job)
+    else:
+        run(job)
     print(json.dumps({"peak": status("VmHWM")}), flush=True)
 
 

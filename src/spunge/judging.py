@@ -19,7 +19,7 @@ from spunge.data.items import Items
 from spunge.deltas import applied, open_delta, overlaid
 from spunge.evaluation.evaluator import Bench, Finetune, Judges, Measure
 from spunge.evaluation.statistics import difference, recovery, score, worst
-from spunge.folders import fingerprint, read_json, write_json
+from spunge.folders import read_json, write_json
 from spunge.jobs import Job, Run
 from spunge.models import Base, swapped
 from spunge.registry import EVALUATORS, RecipeError
@@ -266,7 +266,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
 def _described(work: Run, items: Items, stages: Mapping[str, Mapping[Key, Measured]]) -> dict[str, Any]:
     metrics = dict.fromkeys(key[1] for found in stages.values() for key in found if key[0] == items.name)
     content = {"name": items.name, "kind": items.settings.kind, "metrics": list(metrics)}
-    return {**content, "rows": fingerprint([items.sha256, items.name])[:12], "instrument": work.instrument(items)}
+    return {**content, "rows": items.sha256[:12], "instrument": work.instrument(items)}
 
 
 def seconds_of(works: Sequence[Run]) -> float:

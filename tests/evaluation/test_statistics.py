@@ -29,6 +29,17 @@ def test_a_share_of_all_or_none_has_wilsons_interval_and_not_a_point() -> None:
     assert wilson(15, 148) == (pytest.approx(0.0624, abs=1e-4), pytest.approx(0.1605, abs=1e-4))
 
 
+def test_a_share_that_is_none_at_every_seed_has_wilsons_interval_too() -> None:
+    found = score([share(np.zeros(1), chance=0.25)] * 3, range(1))
+    assert (found.low, found.below_chance) == (0.0, False)
+    assert found.high == pytest.approx(0.7935, abs=1e-4)  # 1.96^2 / (1 + 1.96^2)
+
+
+def test_one_item_makes_no_difference_certain() -> None:
+    assert not difference([share(np.ones(1))], [share(np.zeros(1))], range(1)).certain
+    assert difference([share(np.ones(2))], [share(np.zeros(2))], range(2)).certain
+
+
 def test_a_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
     before = coins(400, 0.6)
     after = before.copy()

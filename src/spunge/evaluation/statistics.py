@@ -32,7 +32,8 @@ class Score(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One stage against another on the same items: a difference, or a ratio where the metric is an exponent."""
+    """One stage against another on the same items: a difference, or a ratio where the metric is an exponent. A single item
+    makes nothing certain."""
 
     metric: str
     kind: str  # difference or ratio
@@ -46,7 +47,7 @@ class Difference(NamedTuple):
     def certain(self) -> bool:
         """The interval excludes what no difference would be."""
         same = 1.0 if self.kind == "ratio" else 0.0
-        return not self.low <= same <= self.high
+        return self.n > 1 and not self.low <= same <= self.high
 
 
 class Recovery(NamedTuple):
@@ -63,7 +64,7 @@ def score(measures: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Sco
     items, first = np.asarray(items), measures[0]
     values, draws = _values(measures, items), _draws(measures, items)
     low, high = _interval(draws)
-    if len(measures) == 1 and values[0] in (0, 1) and _is_share(first, items):
+    if values[0] in (0, 1) and (values == values[0]).all() and all(_is_share(each, items) for each in measures):
         low, high = wilson(int(values[0] * len(items)), len(items))
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
     below = bool(high < first.chance) if first.chance is not None else None
@@ -163,7 +164,8 @@ def _draws(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:
     if len(measures) == 1:
         return found[:, 0]
     seeds = generator.integers(0, len(measures), (RESAMPLES, len(measures)))
-    return np.take_along_axis(found, seeds, axis=1).mean(axis=1)
+    means: np.ndarray = np.take_along_axis(found, seeds, axis=1).mean(axis=1)
+    return means
 
 
 def _of_weights(measure: Measure, items: np.ndarray) -> Values:
