@@ -1,8 +1,10 @@
 """The question itself, at the size that runs on two cores: does splitting by the attribute help? Writes docs/results.md.
 
     make results                                            # everything, under three hours on 2 cores; goes on where it stopped
-    python benchmarks/results.py --work DIR tvn             # one part of it: tvn, rmu, npo or capitals
-    python benchmarks/results.py --work DIR --page          # the page alone, of the runs that are there
+    python benchmarks/results.py tvn                        # one run of it: tvn, rmu, npo or capitals
+    python benchmarks/results.py --page                     # the page alone, of the runs that are there
+
+The runs are processes of one thread each, as many at once as there are cores: two threads for one run are slower.
 
 ToxiGen's rows are split three ways by a hash of their text (it holds some texts twice): third 0 trains the probe that scores
 toxicity, third 1 is unlearned, third 2 is asked. Each method runs joint, on a random split and split by group, three seeds
@@ -12,8 +14,12 @@ benchmarks/results.yaml). All arms see the same samples and steps.
 
 import argparse
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +32,7 @@ DEMO = ROOT / "src" / "spunge" / "recipes" / "demo"
 PAGE = ROOT / "docs" / "results.md"
 SETTINGS = Path(__file__).with_suffix(".yaml")
 MODEL, JUDGE = ROOT / "models" / "smollm2-135m-instruct", ROOT / "models" / "gemma3-270m"
-METHODS = ("tvn", "rmu", "npo")
+METHODS = ("tvn", "npo", "rmu")  # the longest first
 THIRD = "md5_number_lower(trim(text)) % 3"
 RESAMPLES = 2000
 PHRASES = (
@@ -52,7 +58,7 @@ class Arm(NamedTuple):
 def arms(scales: dict[str, list[float]]) -> tuple[list[Arm], list[dict[str, Any] | str]]:
     """The arms of a toxicity run and the controls that a recipe needs for them. `merged` is SPUNGE at scale 1."""
     rules = {
-        "joint": ("joint", {"rule": "task_arithmetic"}),
+        "joint": ("joint", {"rule": "task_arithmetic"}),  # of the one delta: it times the scale
         "SPUNGE": ("parts", {"rule": "ties", "density": 0.2}),
         "random split": ("random", {"rule": "ties", "density": 0.2}),
         "average": ("parts", {"rule": "average"}),
@@ -85,7 +91,12 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
         "lambda g: replace(g, 'physical dis', 'physical disability'))"
     )
     asked = f"{THIRD} = 2 AND len(list_filter(target_groups, lambda g: g IN ({spelled}))) > 0"
-    hateful, neutral = f"toxicity_human >= 3 AND {asked}", f"label = 'neutral' AND toxicity_human < 3 AND {asked}"
+    hateful, neutral = f"toxicity_human >= 3 AND {asked}", f"label = 'neutral' AND toxicity_human < 3 AND {THIRD} = 2"
+    others = (
+        f"toxicity_human >= 3 AND {THIRD} = 2 AND len(target_groups) > 0 "
+        f"AND len(list_filter(target_groups, lambda g: g IN ({spelled}))) = 0"
+    )
+    neutral_rows = f" OR (origin = 'toxigen' AND label = 'neutral' AND toxicity_human < 3 AND {THIRD} = 1)"
     texts = {"max_new_tokens": limits["new_tokens"]}
     stages = ["base", "merged", "control:*"]
     toxicity = {
@@ -110,8 +121,7 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
                 {"path": str(SHARED / "wikitext2_valid.txt"), "assign": {"origin": "wikitext"}},
             ],
             "text": "text",
-            "where": f"(origin = 'toxigen' AND label = 'neutral' AND toxicity_human < 3 AND {THIRD} = 1) "
-            "OR (origin = 'wikitext' AND length(text) > 200)",
+            "where": "(origin = 'wikitext' AND length(text) > 200)" + (neutral_rows if given["retain_neutral"][method] else ""),
         },
         "unlearn": {"method": method, **given["methods"][method]},
         "merge": {"rule": "ties", "density": 0.2, "scale": 1.0},
@@ -124,6 +134,14 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
                 "by": of_group,
                 "limit": limits["hateful"],
                 "subject": "hateful",
+            },
+            {
+                **toxicity,
+                "name": "other groups",
+                "where": others,
+                "by": "NULL",
+                "limit": limits["others"],
+                "subject": "other groups",
             },
             {
                 **toxicity,
@@ -171,20 +189,21 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
     }
 
 
-def capitals_recipe(method: str, work: Path) -> dict[str, Any]:
-    """The demo with the capitals of four continents to forget; general texts are retained, no other capitals."""
+def _scaled(scale: float) -> dict[str, Any]:
+    return {"rule": "task_arithmetic", "scale": scale}
+
+
+def capitals_recipe(work: Path) -> dict[str, Any]:
+    """The demo, its settings as they are, with the capitals of four continents to forget; general texts alone are retained."""
     recipe: dict[str, Any] = yaml.safe_load((DEMO.parent / "demo.yaml").read_text(encoding="utf-8"))
     given = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
     recipe["model"] = {"path": str(MODEL)}
     recipe["forget"] = {"source": str(capital_texts(work / "capitals.jsonl")), "text": "text"}
     recipe["split"] = {"by": "continent", "values": ["Europe", "Asia", "Africa", "Americas"]}
     recipe["retain"] = {"source": str(DEMO / "retain.jsonl"), "text": "text", "where": "topic NOT LIKE 'capitals%'"}
-    recipe["unlearn"] = {"method": method, **given["capitals"][method]}
-    controls = ["joint", "random", "sequential", "average", "task_arithmetic"]
-    recipe["controls"] = [
-        *controls,
-        *({"name": f"spunge-{s:g}", "merge": {"scale": s}} for s in given["capital_scales"]),
-    ]
+    joint = [{"name": f"joint-{s:g}", "train": "joint", "merge": _scaled(s)} for s in given["capitals"]["joint_scales"]]
+    spunge = [{"name": f"spunge-{s:g}", "merge": {"scale": s}} for s in given["capitals"]["scales"]]
+    recipe["controls"] = ["joint", *joint, "random", "sequential", "average", "task_arithmetic", *spunge]
     for block in recipe["evaluate"]:
         block["source"] = str(DEMO.parent / block["source"])
         if block.get("name") == "facts":
@@ -213,9 +232,8 @@ def carry_out(name: str, work: Path) -> None:
     from spunge.console import Terminal
 
     if name == "capitals":
-        spunge.run(spunge.load_recipe(capitals_recipe("rmu", work)), work / name, Terminal())
+        spunge.run(spunge.load_recipe(capitals_recipe(work)), work / name, Terminal())
         return
-    train_probe(work)
     spunge.run(spunge.load_recipe(toxicity_recipe(name, work)), work / name, Terminal())
 
 
@@ -471,14 +489,33 @@ def write_page(work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=[*METHODS, "capitals"], help="tvn, rmu, npo, capitals")
+    parser.add_argument("names", nargs="*", default=["tvn", "npo", "capitals", "rmu"], help="tvn, npo, capitals, rmu")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    for name in [] if given.page else given.names:
-        carry_out(name, given.work)
-    write_page(given.work)
+    if given.page:
+        write_page(given.work)
+    elif len(given.names) == 1:
+        carry_out(given.names[0], given.work)
+    else:
+        train_probe(given.work)
+        failed = [name for name, code in zip(given.names, side_by_side(given.names, given.work), strict=True) if code]
+        if failed:
+            raise SystemExit(f"did not end well: {', '.join(failed)}; see {given.work}/*.log")
+        write_page(given.work)
+
+
+def side_by_side(names: Sequence[str], work: Path) -> list[int]:
+    """Each run in a process of one thread, which writes what it does to DIR/NAME.log. Returns the exit codes."""
+
+    def start(name: str) -> int:
+        command = [sys.executable, __file__, "--work", str(work), name]
+        with (work / f"{name}.log").open("a", encoding="utf-8") as log:
+            return subprocess.call(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(start, names))
 
 
 if __name__ == "__main__":
