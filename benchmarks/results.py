@@ -121,7 +121,8 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
                 {"path": str(SHARED / "wikitext2_valid.txt"), "assign": {"origin": "wikitext"}},
             ],
             "text": "text",
-            "where": "(origin = 'wikitext' AND length(text) > 200)" + (neutral_rows if given["retain_neutral"][method] else ""),
+            "where": "(origin = 'wikitext' AND length(text) > 200)"
+            + (neutral_rows if given["retain_neutral"][method] else ""),
         },
         "unlearn": {"method": method, **given["methods"][method]},
         "merge": {"rule": "ties", "density": 0.2, "scale": 1.0},

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
 DEMO = ROOT / "src" / "spunge" / "recipes" / "demo"
 SEED = 3
-SIDES = ("ours", "reference", "reference, rest frozen")
+SIDES = ("ours", "ours, nothing kept", "reference", "reference, rest frozen")
 
 
 def main() -> None:
@@ -67,18 +67,16 @@ def coefficients(only: str | None) -> list[Any]:
 
 
 def agree(steps: int, kinds: list[Any]) -> None:
-    for coefficient in kinds:
-        jobs = [
-            {"side": side, "dtype": "float32", "steps": steps, "batch": 4, "length": 256, "coefficient": coefficient}
-            for side in ("ours", "reference, rest frozen")
-        ]
-        lines, _ = in_turn(jobs)
+    """On short texts with padding, each seen once, and on long ones, seen three times, whose activations are kept."""
+    for coefficient, long in itertools.product(kinds, (False, True)):
+        job = {"dtype": "float32", "steps": steps, "batch": 4, "length": 256, "coefficient": coefficient, "long": long}
+        lines, _ = in_turn([{**job, "side": side} for side in ("ours", "reference, rest frozen")])
         worst = {
             term: max(abs(a[term] - b[term]) / abs(b[term]) if b[term] else 0.0 for a, b in zip(*lines, strict=True))
             for term in ("loss", "forget", "retain")
         }
-        told = ", ".join(f"{term} {value:.1e}" for term, value in worst.items())
-        print(f"coefficient {coefficient}: greatest relative difference over {steps} steps: {told}")
+        told = f"over {steps} steps: " + ", ".join(f"{term} {value:.1e}" for term, value in worst.items())
+        print(f"coefficient {coefficient}, {'long' if long else 'short'} texts: greatest relative difference {told}")
         for number in (0, steps // 2, steps - 1):
             print(f"  step {number + 1:2}: loss {lines[0][number]['loss']:.6f} and {lines[1][number]['loss']:.6f}")
 
@@ -99,15 +97,15 @@ def step(steps: int, kinds: list[Any], dtype: str) -> None:
         ]
         lines, peaks = in_turn(jobs)
         print(f"coefficient {coefficient}, {steps} steps each, of 4 x 256 forget and 4 x 256 retain tokens:")
-        wall, cpu = (
-            [statistics.median(line[clock] for line in side[2:]) for side in lines] for clock in ("seconds", "cpu")
-        )
+        wall, cpu = ([statistics.mean(line[clock] for line in side) for side in lines] for clock in ("seconds", "cpu"))
+        half = [statistics.median(line["seconds"] for line in side[len(side) // 2 :]) for side in lines]
         for place, side in enumerate(SIDES):
-            told = f"{side:24} {wall[place]:.3f} s a step ({cpu[place]:.3f} s of CPU), {peaks[place] / 2**20:,.0f} MiB"
-            if place:
-                told += f"; ours: time 1/{wall[place] / wall[0]:.2f} (CPU 1/{cpu[place] / cpu[0]:.2f})"
-                told += f", memory {peaks[0] / peaks[place]:.3f}"
-            print(f"  {told}", flush=True)
+            told = f"{side:24} {wall[place]:.3f} s a step (second half {half[place]:.3f}; {cpu[place]:.3f} s of CPU)"
+            print(f"  {told}, {peaks[place] / 2**20:,.0f} MiB", flush=True)
+        for ours, other in itertools.product((0, 1), (2, 3)):
+            told = f"{SIDES[ours]} / {SIDES[other]}: time 1/{wall[other] / wall[ours]:.2f}"
+            told += f" (second half 1/{half[other] / half[ours]:.2f}; CPU 1/{cpu[other] / cpu[ours]:.2f})"
+            print(f"  {told}, memory {peaks[ours] / peaks[other]:.3f}")
 
 
 def flops(kinds: list[Any]) -> None:
@@ -267,7 +265,7 @@ COUNTERS: list[Any] = []  # of this process's floating-point operations, where t
 
 
 def worker(job: dict[str, Any]) -> None:
-    run = run_ours if job["side"] == "ours" else run_reference
+    run = run_ours if job["side"].startswith("ours") else run_reference
     if job.get("count"):
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -292,7 +290,7 @@ def prepared(job: dict[str, Any]) -> Any:
     from spunge.models import load_base
     from spunge.recipe import ModelSettings
     from spunge.texts import Samples
-    from spunge.unlearning.method import Task
+    from spunge.unlearning.method import Store, Task
     from spunge.unlearning.rmu import RMU, RMUSettings
 
     settings = our_settings(job)
@@ -307,7 +305,8 @@ def prepared(job: dict[str, Any]) -> Any:
     settings = settings.model_copy(update={"joint_steps": job["steps"]})
     log = Path(tempfile.mkdtemp()) / "log.jsonl"
     assert isinstance(settings, RMUSettings)
-    return base, Task(base, parts, retain, dict.fromkeys(parts, SEED), log), settings
+    kept: Store | None = None if job["side"] == "ours, nothing kept" else {}
+    return base, Task(base, parts, retain, dict.fromkeys(parts, SEED), log, kept=kept), settings
 
 
 def our_settings(job: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from spunge.models import Base, load_base, model_depth
 from spunge.recipe import MethodSettings, Recipe, dump_recipe, load_recipe
 from spunge.registry import METHODS
 from spunge.unlearning.finetuning import finetune
-from spunge.unlearning.method import Task
+from spunge.unlearning.method import Store, Task
 from spunge.watching import Silent, Watcher
 
 SCHEMA = 1
@@ -102,6 +102,7 @@ def _carry_out(work: Run, memory: "_Memory", judges: Judges, watcher: Watcher) -
     write_json(work.folder / "split.json", split)
     for job in work.trainings:
         unlearn(work, job, memory, watcher)
+    memory.kept.clear()
     merge_branches(work, watcher)
     for stage in work.models:
         if work.unscored(stage):
@@ -114,6 +115,7 @@ class _Memory:
     def __init__(self, work: Run) -> None:
         self._work = work
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
+        self.kept: Store = {}  # activations of the base that trainings share
 
     @cached_property
     def base(self) -> Base:
@@ -161,6 +163,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
         seeds={part.value: seed_for(recipe.seed, "branch", part.value) for part in job.parts},
         log=job.folder / "log.jsonl",
         state=state,
+        kept=memory.kept if job.after is None else None,
         progress=lambda step, steps, loss: watcher.step(step, steps, f"loss {loss:.4g}"),
     )
     with starting(job, base):

@@ -27,6 +27,7 @@ class Stream:
         """`max_length`: of all rows, or one a row. `order`: shuffled, in_order or with_replacement."""
         self.samples = samples
         self.base = base
+        self.size = size  # of a batch
         self.drawn = 0
         self.lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
         self._packed = self._pack() if packing else None
@@ -50,14 +51,18 @@ class Stream:
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows as a batch."""
+        return collate(self.encoded(rows), self.base.device)._replace(rows=tuple(rows))
+
+    def encoded(self, rows: Sequence[int]) -> list[Encoded]:
+        """The given rows' tokens."""
         if self._packed is not None:
-            coded = [self._packed[row] for row in rows]
-        else:
-            texts = self.samples.texts(rows, self.base.tokenizer)
-            coded = [
-                encode(text, self.base.tokenizer, self.lengths[row]) for row, text in zip(rows, texts, strict=True)
-            ]
-        return collate(coded, self.base.device)._replace(rows=tuple(rows))
+            return [self._packed[row] for row in rows]
+        texts = self.samples.texts(rows, self.base.tokenizer)
+        return [encode(text, self.base.tokenizer, self.lengths[row]) for row, text in zip(rows, texts, strict=True)]
+
+    @property
+    def packed(self) -> bool:
+        return self._packed is not None
 
     def _pack(self) -> list[Encoded]:
         """All texts in a row, an end token between two, cut into sequences of the greatest length; the last is shorter."""

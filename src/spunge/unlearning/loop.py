@@ -139,7 +139,10 @@ class Loop:
 
         settings = self.settings
         self.accelerator = Accelerator(mixed_precision="no", cpu=self.task.base.device.type == "cpu")
-        optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        # Fused: one pass over each tensor, with no temporaries.
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, settings))
         self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
         self.recent: deque[dict[str, float]] = deque(maxlen=max(1, self.steps // 10))
@@ -207,7 +210,10 @@ class Loop:
             latest = self.damages[-1] if self.damages else 0.0
             calm = settings.max_damage is None or max(damage, latest) <= settings.max_damage / 2
             if calm and self.step - self.good[0] >= max(1, self.steps // SNAPSHOTS):
-                self.good = self.step, [parameter.detach().clone() for parameter in self.parameters]
+                kept = self.good[1] or [torch.empty_like(parameter) for parameter in self.parameters]
+                for value, parameter in zip(kept, self.parameters, strict=True):
+                    value.copy_(parameter.detach())
+                self.good = self.step, kept
             return None
         reason += f" at step {self.step + 1} with unlearn.learning_rate {settings.learning_rate:g}"
         step, kept = self.good

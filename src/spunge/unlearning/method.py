@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from torch import Tensor
+
 from spunge.deltas import Change
 from spunge.models import Base
 from spunge.recipe import MethodSettings
 from spunge.texts import Samples
+
+Store = dict[tuple[object, ...], dict[int, Tensor]]  # what, of which texts -> row -> (t, d)
 
 
 def ignore_progress(step: int, steps: int, loss: float) -> None:
@@ -27,6 +31,8 @@ class Task:
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
     progress: Callable[[int, int, float], None] = ignore_progress
+    # Activations of the base that the run's tasks share; None where the task starts from another model.
+    kept: Store | None = None
 
     @property
     def seed(self) -> int:

@@ -24,8 +24,9 @@ from spunge.models import Base, down_projections, find_blocks
 from spunge.recipe import Strict
 from spunge.registry import RecipeError
 from spunge.texts import Batch, Samples
-from spunge.unlearning.batches import interleaved
+from spunge.unlearning.batches import Stream, interleaved
 from spunge.unlearning.feed import part_stream, retain_stream
+from spunge.unlearning.kept import Activations
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Settled, Task
 from spunge.unlearning.trained import Trainable, training, training_tensors
@@ -105,6 +106,12 @@ class RMUSettings(TrainingSettings):
         lt=1,
         description="A branch, not the joint control, stops early once the cosine of M_u and M_0 on forget tokens is below this.",
     )
+    keep_activations: float = Field(
+        0.5,
+        ge=0,
+        description="GiB. Where a part's or the retain texts' activations fit in so much memory, and each text comes about once or "
+        "more, those that never change are kept for the next time, in other branches too. 0: none are.",
+    )
     trainable: Trainable | None = Field(
         None, description="Default: the MLP output projections of blocks l-2, l-1 and l."
     )
@@ -133,7 +140,7 @@ class RMU:
     Settings: ClassVar[type[TrainingSettings]] = RMUSettings
     source: ClassVar[str] = "Li et al. 2024, arXiv 2403.03218"
     needs_retain: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     @staticmethod
     def passes(settings: RMUSettings, depth: int) -> float:
@@ -196,10 +203,19 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
             with torch.no_grad(), trained.adapter_off():
                 return trunk.states(entered, originals).float()
 
+        def activations(stream: Stream, steps: int, asked: bool) -> Activations:
+            draws, most = steps * settings.accumulation * stream.size, settings.keep_activations * 2**30
+            return Activations(trunk, stream, base_states if asked else None, task.kept, draws, most)
+
+        forget_states = {
+            value: activations(stream, order.count(value), compared) for value, stream in forget_batches.items()
+        }
+        retain_states = activations(retain_batches, len(order), True)
+
         def forget_term(value: str) -> dict[str, float]:
             batch = next(forget_batches[value])
-            entered, kept = trunk.prefix(batch), counted(batch, settings)
-            before = base_states(entered) if compared else None
+            kept = counted(batch, settings)
+            entered, before = forget_states[value].of(batch)
             after = trunk.states(entered).float()
             goal = target(after.detach() if before is None else before, directions[value], settings)
             forget = token_mean(after - goal, kept)
@@ -212,8 +228,9 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
         def next_loss(number: int) -> Loss:
             terms = forget_term(order[number // settings.accumulation])
             batch = next(retain_batches)
-            entered, kept = trunk.prefix(batch), counted(batch, settings)
-            before = base_states(entered)
+            kept = counted(batch, settings)
+            entered, before = retain_states.of(batch)
+            assert before is not None
             retain = token_mean(trunk.states(entered).float() - before, kept)
             damage = float(retain.detach()) / float(token_mean(before, kept))
             return Loss(terms["forget"] + settings.alpha * retain, {**terms, "retain": float(retain.detach())}, damage)

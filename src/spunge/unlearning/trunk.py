@@ -42,7 +42,9 @@ class Trunk:
 
     def __init__(self, base: Base, first: int, last: int, trained: Collection[str] = ()) -> None:
         self._model = base.model
-        self.blocks = list(find_blocks(base.model))[first : last + 1]
+        self.first, self.last = first, last
+        blocks = list(find_blocks(base.model))
+        self._frozen, self.blocks = blocks[:first], blocks[first : last + 1]
         parameters = dict(base.model.named_parameters())
         changing = {id(parameters[name]) for name in trained}
         self._owners = {
@@ -53,13 +55,19 @@ class Trunk:
         self._front: list[nn.Module] = []
         self._gives_tuple: list[bool] | None = None
 
-    def prefix(self, batch: Batch) -> Entered:
-        """Run the frozen blocks. The trained ones are entered but not run."""
+    def prefix(self, batch: Batch, entering: Tensor | None = None) -> Entered:
+        """Run the frozen blocks. The trained ones are entered but not run.
+
+        entering: what the frozen blocks gave for this batch (b, t, d), where that is known; they are not run then.
+        """
         if self._gives_tuple is None:
             self._gives_tuple = self._observe_outputs(batch)
         gives_tuple = self._gives_tuple
         arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         entered: list[Tensor] = []
+
+        def known(*args: Any, **kwargs: Any) -> Any:
+            return (entering,) if gives_tuple[0] else entering
 
         def stand_in(position: int) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -75,13 +83,16 @@ class Trunk:
 
         for position, block in enumerate(self.blocks):
             block.forward = stand_in(position)
+        stood_in = [*self.blocks, *(self._frozen if entering is not None else ())]
+        for block in stood_in[len(self.blocks) :]:
+            block.forward = known
         try:
             with torch.no_grad():
                 self._model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
         except _Stop:
             pass
         finally:
-            for block in self.blocks:
+            for block in stood_in:
                 del block.forward
         return Entered(entered[0], arguments)
 
