@@ -66,9 +66,9 @@ def arms(scales: dict[str, list[float]]) -> tuple[list[Arm], list[dict[str, Any]
     plain = {"joint": "control:joint", "SPUNGE": "merged", "random split": "control:random"}
     found: list[Arm] = []
     controls: list[dict[str, Any] | str] = ["joint", "random"]
-    for name, (train, rule) in rules.items():
-        stages = {}
-        for scale in scales[name]:
+    for name, own in scales.items():
+        (train, rule), stages = rules[name], {}
+        for scale in own:
             if scale == 1 and name in plain:
                 stages[scale] = plain[name]
                 continue
@@ -370,7 +370,7 @@ def toxicity_section(name: str, work: Path) -> str:
         "|---" * (1 + len(FACTORS)) + "|",
     ]
     found, named = points(name, work), {arm.name: arm for arm in drawn}
-    for one, other in PAIRS:
+    for one, other in [pair for pair in PAIRS if set(pair) <= named.keys()]:
         cells = [_compared(compare(named[one], named[other], found, factor)) for factor in FACTORS]
         lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
     draw(name, drawn, rows)

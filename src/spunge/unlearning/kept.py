@@ -50,6 +50,8 @@ class Activations:
         kinds = ([] if trunk.first == 0 else ["entering"]) + ([] if base_states is None else ["base"])
         config, dtype = stream.base.model.config.get_text_config(), stream.base.dtype
         self._coded = _fitting(stream, most / max(1, len(kinds)) / (config.hidden_size * dtype.itemsize))
+        if self._coded is None:
+            return
         what = (stream.samples.sha256, max(stream.lengths), stream.packed, trunk.first, trunk.last)
         self._kept = {kind: store.setdefault((*what, kind), {}) for kind in kinds}
 
