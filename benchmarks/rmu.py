@@ -4,11 +4,9 @@ python benchmarks/rmu.py agree            # the two's losses, step by step, in f
 python benchmarks/rmu.py step             # seconds a step and peak memory, interleaved step by step, SmolLM2-135M bf16
 python benchmarks/rmu.py flops            # floating-point operations of a step, counted by torch
 python benchmarks/rmu.py seven --work DIR # peak memory at the shape of a 7B Mistral (writes 14.5 GB to DIR)
-python benchmarks/rmu.py run RUN          # a finished run's branches and merge against its joint control
-python benchmarks/rmu.py apart            # a step of each of the demo's branches and of its joint control, in turn
-python benchmarks/rmu.py retain           # what keeping the retain texts' base states would save
+python benchmarks/rmu.py whole --steps 90 # the demo's branches and merge against its joint control, step by step in turn
 
-`agree`, `step` and `retain` need the demo's model (`make demo`). The two sides run as processes of their own that take
+`agree`, `step` and `whole` need the demo's model (`make demo`). The two sides run as processes of their own that take
 their steps in turn, on the same batches: never at the same time. Memory is the process's peak resident set (VmHWM).
 """
 
@@ -21,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ SIDES = ("ours", "ours, nothing kept", "reference", "reference, rest frozen")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agree", "step", "flops", "seven", "run", "apart", "retain", "worker"])
+    parser.add_argument("what", choices=["agree", "step", "flops", "seven", "whole", "worker"])
     parser.add_argument("argument", nargs="?", default="")
     parser.add_argument("--work", default="")
     parser.add_argument("--steps", type=int, default=20)
@@ -54,12 +52,8 @@ def main() -> None:
         flops(coefficients(options.only))
     elif options.what == "seven":
         seven(Path(options.work or tempfile.mkdtemp()), bool(options.work))
-    elif options.what == "run":
-        finished_run(Path(options.argument))
-    elif options.what == "apart":
-        apart(options.steps)
     else:
-        retain_share(options.steps)
+        whole(options.steps)
 
 
 def coefficients(only: str | None) -> list[Any]:
@@ -95,7 +89,8 @@ def step(steps: int, kinds: list[Any], dtype: str) -> None:
             }
             for side in SIDES
         ]
-        lines, peaks = in_turn(jobs)
+        lines, ends = in_turn(jobs)
+        peaks = [end["peak"] for end in ends]
         print(f"coefficient {coefficient}, {steps} steps each, of 4 x 256 forget and 4 x 256 retain tokens:")
         wall, cpu = ([statistics.mean(line[clock] for line in side) for side in lines] for clock in ("seconds", "cpu"))
         half = [statistics.median(line["seconds"] for line in side[len(side) // 2 :]) for side in lines]
@@ -133,9 +128,11 @@ def seven(work: Path, kept: bool) -> None:
                 "preset": "zephyr-7b",
                 "long": True,
             }
-            lines, peaks = in_turn([job])
+            lines, ends = in_turn([job])
             seconds = min(line["seconds"] for line in lines[0])
-            print(f"batch {batch} x 512: peak {peaks[0] / 2**30:.2f} GiB of the whole process, {seconds:.1f} s a step")
+            print(
+                f"batch {batch} x 512: peak {ends[0]['peak'] / 2**30:.2f} GiB of the whole process, {seconds:.1f} s a step"
+            )
             for name, value in lines[0][-1]["memory"].items():
                 print(f"  {name}: {value / 2**30:.2f} GiB")
     finally:
@@ -144,77 +141,27 @@ def seven(work: Path, kept: bool) -> None:
             work.rmdir()
 
 
-def finished_run(folder: Path) -> None:
-    """Branches and merge against the joint control: by the whole trainings' seconds, and by the median step's."""
-    branches = [trained(file.parent) for file in sorted(folder.glob("branches/*/delta.json"))]
-    joint = trained(folder / "controls" / "joint")
-    merge = json.loads((folder / "merge.json").read_text())["seconds"]
-    print(f"joint control: {joint['steps']} steps in {joint['seconds']:.1f} s, median step {joint['step']:.3f} s")
-    for each in branches:
-        print(
-            f"branch {each['part']}: {each['steps']} steps in {each['seconds']:.1f} s, median step {each['step']:.3f} s"
-        )
-    print(f"merge: {merge:.1f} s")
-    whole = (sum(each["seconds"] for each in branches) + merge) / joint["seconds"]
-    median = (sum(each["steps"] * each["step"] for each in branches) + merge) / (joint["steps"] * joint["step"])
-    print(f"branches + merge / joint: {whole:.2f}; with every step at its run's median: {median:.2f}")
-
-
-def trained(folder: Path) -> dict[str, Any]:
-    info = json.loads((folder / "delta.json").read_text())
-    lines = [json.loads(line)["seconds"] for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {**{key: info[key] for key in ("steps", "seconds")}, "part": folder.name, "step": statistics.median(lines)}
-
-
-def apart(steps: int) -> None:
-    """With as many steps in all, a run's branches cost what the joint control costs if their steps do."""
-    continents = [["Europe"], ["Asia"], ["Europe", "Asia"]]
+def whole(steps: int) -> None:
+    """The demo's two branches and their merge against its joint control of as many steps, each with its own kept activations."""
     common = {"side": "ours", "dtype": "bfloat16", "batch": 8, "length": 256, "coefficient": {"relative": 5}}
-    lines, _ = in_turn([{**common, "steps": steps, "parts": parts} for parts in continents])
-    cpu = [statistics.mean(line["cpu"] for line in side[1:]) for side in lines]
-    for parts, taken in zip(continents, cpu, strict=True):
-        print(f"{' and '.join(parts):16} {taken:.3f} s of CPU a step (mean of {steps - 1})")
-    print(f"branches / joint, at equal steps: {(cpu[0] + cpu[1]) / 2 / cpu[2]:.3f}")
-
-
-def retain_share(steps: int) -> None:
-    """CPU seconds of a step, and of what a store of the retain texts' base states and frozen prefix would spare."""
-    from dataclasses import replace
-
-    from spunge.unlearning.rmu import RMU
-    from spunge.unlearning.trunk import Trunk
-
-    job = {"dtype": "bfloat16", "steps": steps, "batch": 4, "length": 256, "coefficient": {"relative": 5}, "long": True}
-    _, task, settings = prepared(job)
-    calls: list[float] = []  # of a step: prefix, base, trained on the forget texts, then the same on the retain texts
-    ends: list[tuple[float, int]] = []
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            started = time.process_time()
-            found = call(*arguments)
-            calls.append(time.process_time() - started)
-            return found
-
-        return run
-
-    Trunk.prefix, Trunk.states = timed(Trunk.prefix), timed(Trunk.states)  # type: ignore[method-assign]
-    RMU.unlearn(replace(task, progress=lambda *_: ends.append((time.process_time(), len(calls)))), settings)
-    whole = [after[0] - before[0] for before, after in itertools.pairwise(ends)]
-    prefix, states = (statistics.median(calls[end - back] for _, end in ends[1:]) for back in (3, 2))
-    step_seconds = statistics.median(whole)
-    print(
-        f"{step_seconds:.3f} s of CPU a step; on the retain texts the frozen prefix {prefix / step_seconds:.0%} of it, ",
-        end="",
-    )
-    print(f"the base's states {states / step_seconds:.0%}")
+    jobs = [
+        {**common, "steps": 2 * steps, "part_steps": steps, "tasks": [["Europe"], ["Asia"]]},
+        {**common, "steps": 2 * steps, "part_steps": steps, "tasks": [["Europe", "Asia"]]},
+    ]
+    lines, ends = in_turn(jobs)
+    branches, joint = (sum(line["seconds"] for line in side) for side in lines)
+    cpu = [sum(line["cpu"] for line in side) for side in lines]
+    merge = ends[0]["merge"]
+    print(f"two branches of {steps} steps: {branches:.1f} s ({cpu[0]:.1f} s of CPU), merge {merge:.1f} s")
+    print(f"joint control of {2 * steps} steps: {joint:.1f} s ({cpu[1]:.1f} s of CPU)")
+    print(f"branches + merge / joint: {(branches + merge) / joint:.3f}")
 
 
 # ---- the two sides, each in a process of its own
 
 
-def in_turn(jobs: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[int]]:
-    """Start a process for each job and let them take one step after the other. Each step's line, and each one's peak."""
+def in_turn(jobs: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[dict[str, float]]]:
+    """Start a process for each job and let them take one step after the other. Each step's line, and each one's end."""
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "worker", json.dumps(job)],
@@ -231,12 +178,12 @@ def in_turn(jobs: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], lis
         for process, taken in zip(processes, lines, strict=True):
             send(process)
             taken.append(receive(process))
-    peaks = []
+    ends = []
     for process in processes:
         send(process)
-        peaks.append(receive(process)["peak"])
+        ends.append(receive(process))
         process.wait()
-    return lines, peaks
+    return lines, ends
 
 
 def send(process: "subprocess.Popen[str]") -> None:
@@ -261,6 +208,7 @@ def tell(**content: Any) -> None:
     sys.stdin.readline()
 
 
+END: dict[str, float] = {}  # what a worker says last, beside its peak
 COUNTERS: list[Any] = []  # of this process's floating-point operations, where they are counted
 
 
@@ -274,7 +222,7 @@ def worker(job: dict[str, Any]) -> None:
             run(job)
     else:
         run(job)
-    print(json.dumps({"peak": status("VmHWM")}), flush=True)
+    print(json.dumps({**END, "peak": status("VmHWM")}), flush=True)
 
 
 def status(name: str) -> int:
@@ -286,7 +234,7 @@ def status(name: str) -> int:
 
 
 def prepared(job: dict[str, Any]) -> Any:
-    """The base, the task and the settings of our side."""
+    """The base, the tasks and the settings of our side."""
     from spunge.models import load_base
     from spunge.recipe import ModelSettings
     from spunge.texts import Samples
@@ -298,21 +246,26 @@ def prepared(job: dict[str, Any]) -> Any:
     base = load_base(
         folder, ModelSettings(path=str(folder), dtype=job["dtype"]), RMU.last_block(settings, depth_of(folder))
     )
-    named = job.get("parts", ["part"])
-    parts = {part: Samples(pa.table({"text": texts(job, "forget", part)})) for part in named}
     retain = Samples(pa.table({"text": texts(job, "retain")}))
-    # The joint control of several parts takes as many steps as each branch here.
-    settings = settings.model_copy(update={"joint_steps": job["steps"]})
     log = Path(tempfile.mkdtemp()) / "log.jsonl"
     assert isinstance(settings, RMUSettings)
     kept: Store | None = None if job["side"] == "ours, nothing kept" else {}
-    return base, Task(base, parts, retain, dict.fromkeys(parts, SEED), log, kept=kept), settings
+    tasks = []
+    for named in job.get("tasks", [["part"]]):
+        parts = {part: Samples(pa.table({"text": texts(job, "forget", part)})) for part in named}
+        tasks.append(Task(base, parts, retain, dict.fromkeys(parts, SEED), log, kept=kept))
+    return base, tasks, settings
 
 
 def our_settings(job: dict[str, Any]) -> Any:
     from spunge.unlearning.rmu import RMUSettings
 
-    given = {"steps": job["steps"], "batch_size": job["batch"], "max_length": job["length"], "max_damage": None}
+    given = {
+        "steps": job.get("part_steps", job["steps"]),
+        "batch_size": job["batch"],
+        "max_length": job["length"],
+        "max_damage": None,
+    }
     if "preset" in job:
         return RMUSettings(preset=job["preset"], min_cosine=None, **given)
     return RMUSettings(layer=7, coefficient=job["coefficient"], alpha=100.0, learning_rate=1e-3, **given)
@@ -327,21 +280,40 @@ def run_ours(job: dict[str, Any]) -> None:
 
     from spunge.unlearning.rmu import RMU
 
-    base, task, settings = prepared(job)
+    base, tasks, settings = prepared(job)
     whole = sum(parameter.numel() * parameter.element_size() for parameter in base.model.parameters())
+    log = tasks[0].log
     tell(ready=True)
-
-    began = [time.process_time()]
+    began = [time.perf_counter(), time.process_time()]
 
     def progress(number: int, steps: int, loss: float) -> None:
-        cpu = time.process_time() - began[0]
-        line = json.loads(task.log.read_text().splitlines()[-1])
+        # By our own clock: what is done between two steps, and before the first, counts too.
+        spent = {"seconds": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
+        line = json.loads(log.read_text().splitlines()[-1])
         memory = {"weights read": whole, "resident now": status("VmRSS"), "of it file pages": status("RssFile")}
-        tell(**line, cpu=cpu, memory=memory)
-        began[0] = time.process_time()
+        tell(**{**line, **spent}, memory=memory)
+        began[:] = time.perf_counter(), time.process_time()
 
-    RMU.unlearn(replace(task, progress=progress), settings)
-    shutil.rmtree(task.log.parent)
+    branches = [RMU.unlearn(replace(task, progress=progress), settings) for task in tasks]
+    if len(branches) > 1:
+        END["merge"] = merged(branches, log.parent)
+    shutil.rmtree(log.parent)
+
+
+def merged(branches: list[Any], work: Path) -> float:
+    """Seconds for writing the deltas and merging them into a checkpoint."""
+    from spunge.deltas import open_delta, write_delta
+    from spunge.merging.engine import merge
+    from spunge.merging.rules import TiesSettings
+    from spunge.sources import DeltaSource
+
+    started = time.perf_counter()
+    sources = []
+    for number, branch in enumerate(branches):
+        write_delta(work / str(number), branch.changes, {})
+        sources.append(DeltaSource(open_delta(work / str(number)), str(number)))
+    merge(MODEL, sources, TiesSettings(), work / "merged")
+    return time.perf_counter() - started
 
 
 def run_reference(job: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from spunge.checkpoints import Checkpoint
 from spunge.deltas import open_delta
 from spunge.jobs import Run
 from spunge.recipe import load_recipe
+from spunge.registry import RecipeError
 
 
 class Recorder:
@@ -305,3 +306,12 @@ def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[s
     first, _ = run(toy_recipe, tmp_path / "run")
     again, _ = run(toy_recipe, tmp_path / "run")
     assert again.content["seconds"] == first.content["seconds"] > 0
+
+
+def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["unlearn"]["learning_rate"] = (
+        1e-12  # of AdamW's steps, which the delta's float32 holds and 1 + step does not
+    )
+    with pytest.raises(RecipeError, match=r"unlearn\.learning_rate: all that branch:asia changed is lost in rounding"):
+        spunge.run(toy_recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "branches" / "asia" / "done.json").exists()

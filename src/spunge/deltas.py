@@ -195,6 +195,16 @@ def overlaid(
         yield
 
 
+def moves(parameters: Mapping[str, Tensor], delta: Delta) -> bool:
+    """Whether some entry of base + delta differs from the base's once it is rounded to the base's dtype."""
+    for name in delta.tensors:
+        before = parameters[name].detach()
+        after = (before.float() + delta.dense(name).to(before.device)).to(before.dtype)
+        if not torch.equal(after, before):
+            return True
+    return False
+
+
 @contextmanager
 def applied(
     parameters: Mapping[str, Tensor], delta: Delta | Mapping[str, Change], scale: float = 1.0

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from spunge import __version__
 from spunge.data.split import seed_for
-from spunge.deltas import write_delta
+from spunge.deltas import moves, write_delta
 from spunge.evaluation.evaluator import Judges
 from spunge.folders import fingerprint, mark_done, read_json, unwritable, write_json, write_text
 from spunge.jobs import Job, Run, claim
 from spunge.judging import delta_sources, judge, results_content, seconds_of, starting
 from spunge.models import Base, load_base, model_depth
 from spunge.recipe import MethodSettings, Recipe, dump_recipe, load_recipe
-from spunge.registry import METHODS
+from spunge.registry import METHODS, RecipeError
 from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.method import Store, Task
 from spunge.watching import Silent, Watcher
@@ -169,7 +169,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
     with starting(job, base):
         branch = METHODS.get(settings.method).unlearn(task, settings)
     seconds = time.perf_counter() - started
-    write_delta(
+    delta = write_delta(
         job.folder,
         branch.changes,
         {
@@ -187,6 +187,11 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
             "dtype": str(base.dtype).removeprefix("torch."),
         },
     )
+    if not moves(base.parameters, delta):
+        raise RecipeError(
+            f"unlearn.learning_rate: all that {job.title} changed is lost in rounding when it is added to the base; "
+            "raise it, or the number of steps"
+        )
     mark_done(job.folder, work.key(job))
     state.unlink(missing_ok=True)
     watcher.end(f"{branch.steps} steps in {seconds:.0f} s" + (f" ({branch.stopped})" if branch.stopped else ""))
