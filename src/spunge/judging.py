@@ -213,7 +213,8 @@ def measured(works: Sequence[Run], stage: str) -> dict[Key, Measured]:
 def _rows(stage: str, found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
     for each in found.values():
         first = each.measures[0]
-        extra = {"of": first.of} if first.of is not None else {}
+        extra: dict[str, Any] = {"of": first.of} if first.of is not None else {}
+        extra |= {"side": True} if first.side else {}
         scores = {subject: score(each.measures, members) for subject, members in each.subjects.items()}
         groups = each.evaluation.subjects
         overall = each.evaluation.settings.subject
@@ -265,7 +266,10 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
 
 def _described(work: Run, items: Items, stages: Mapping[str, Mapping[Key, Measured]]) -> dict[str, Any]:
     metrics = dict.fromkeys(key[1] for found in stages.values() for key in found if key[0] == items.name)
-    content = {"name": items.name, "kind": items.settings.kind, "metrics": list(metrics)}
+    content: dict[str, Any] = {"name": items.name, "kind": items.settings.kind, "metrics": list(metrics)}
+    # The subject that holds all rows, those of the parts to forget among them.
+    if {part.value for part in work.parts.parts} & items.subjects.keys() - {items.settings.subject}:
+        content["overall"] = items.settings.subject
     return {**content, "rows": items.sha256[:12], "instrument": work.instrument(items)}
 
 

@@ -229,3 +229,28 @@ def test_an_infinite_perplexity_is_the_largest_loss(results, row):
     found = results()
     found["rows"] += [row("base", "web", "perplexity", 10.0), row("merged", "web", "perplexity", math.inf)]
     assert "The largest loss: web: no certain change, 10.00 → inf" in said(found)["Subjects to be kept"]
+
+
+def test_the_subject_of_all_an_evaluations_rows_is_neither_forgotten_nor_kept(results, row):
+    found = results()
+    found["rows"] += [row("base", "quizzed", "accuracy", 0.8), row("merged", "quizzed", "accuracy", 0.1)]
+    assert "quizzed" in said(found)["Subjects to be kept"]
+    found["evaluations"][0]["overall"] = "quizzed"
+    text = said(found)
+    assert "quizzed: no certain change (−0.70), 0.80 → 0.10" in text["All rows together"]
+    assert "quizzed" not in text["Subjects to be kept"]
+
+
+def test_a_check_beside_a_metric_is_told_where_it_changed_for_certain(results, row, pair):
+    def told(*values: float) -> str:
+        found = results()
+        for part, value in zip(("Europe", "Asia"), values, strict=True):
+            for stage in ("base", "control:joint", "merged"):
+                found["rows"].append(row(stage, part, "empty", value if stage == "merged" else 0.0, 0.0, side=True))
+        return " ".join(said(pair(found)).values())
+
+    assert "empty" not in told(0.0, 0.05)
+    text = told(0.3, 0.05)
+    assert "empty rose on 1 of 2, no certain change on 1. Mean over these parts: base 0.00, merged 0.17" in text
+    assert "Europe: rose by 0.30" in text
+    assert "Asia: no certain change (+0.05" not in text

@@ -99,7 +99,7 @@ def measures(written: Sequence[Sequence[str]], scores: np.ndarray, settings: Tox
         found.append(Measure("toxicity probability", toxic.any(axis=1).astype(float), one, higher_is_better=False))
     for name, test in (("empty", is_empty), ("repetitive", is_repetitive), ("refused", is_refusal)):
         shares = np.array([float(sum(map(test, texts))) for texts in written])
-        found.append(Measure(name, shares, each, higher_is_better=False))
+        found.append(Measure(name, shares, each, higher_is_better=False, side=True))
     return found
 
 

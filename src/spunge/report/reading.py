@@ -1,7 +1,7 @@
 """results.json as Scores. What is missing or is no number is left out, as if it were not there."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from spunge.report.scores import Cell, Change, Interval, Metric, Published, Recovered, Scores, Stage, Subject
@@ -18,10 +18,12 @@ def read_scores(results: Mapping[str, Any]) -> Scores:
     # Without an attribute the one part is called `all`, as are evaluations without subjects: nothing tells them apart.
     whole = results.get("attribute") is None and set(branches) <= {"all"}
     differences = _numbered(results, "differences")
+    evaluations = results.get("evaluations") or []
     metrics = []
     for name in _unique(row["metric"] for row in rows):
         mine = [row for row in rows if row["metric"] == name]
-        subjects = _subjects(_unique(row["subject"] for row in mine), branches, whole)
+        overall = {e.get("overall") for e in evaluations if name in e.get("metrics", ())} | {"all"}
+        subjects = _subjects(_unique(row["subject"] for row in mine), branches, whole, overall)
         metrics.append(_metric(name, mine, subjects, [row for row in differences if row["metric"] == name]))
     seeds = results.get("seeds")
     return Scores(
@@ -50,13 +52,16 @@ def _metric(
         paired={(str(row["stage"]), str(row["against"]), str(row["subject"])): _change(row) for row in differences},
         of=str(rows[0]["of"]) if rows[0].get("of") is not None else None,
         chance=float(chances.pop()) if len(chances) == 1 else None,
+        side=any(row.get("side") is True for row in rows),
     )
 
 
-def _subjects(names: list[str], branches: Mapping[str, str], whole: bool) -> tuple[Subject, ...]:
+def _subjects(
+    names: list[str], branches: Mapping[str, str], whole: bool, overall: Container[str | None]
+) -> tuple[Subject, ...]:
     forgotten = [name for name in branches if name in names and not whole]
-    # `all` beside parts may hold their rows as well, so it is neither forgotten nor kept.
-    mixed = [name for name in names if name == "all" and (whole or forgotten) and name not in forgotten]
+    # What holds all rows, of parts and others, is neither forgotten nor kept.
+    mixed = [name for name in names if name in overall and (whole or forgotten) and name not in forgotten]
     rest = [name for name in names if name not in forgotten and name not in mixed]
     # `worst of X` is the worst of a metric's subjects beside X, which holds them all.
     worst = [name for name in rest if name == WORST or name.removeprefix(f"{WORST} of ") in set(names) - {name}]

@@ -81,6 +81,7 @@ class Metric:
     paired: Mapping[tuple[str, str, str], Change] = field(default_factory=dict)  # (stage, against, subject)
     of: str | None = None  # the metric that this one measures again, after an attack
     chance: float | None = None  # what guessing gives
+    side: bool = False  # a check on another metric
 
     def cell(self, stage: str, subject: str) -> Cell | None:
         return self.cells.get((stage, subject))

@@ -121,10 +121,12 @@ def _forgotten(metric: Metric, controls: Sequence[Stage], parts: Sequence[str]) 
     if len(found) > 1 and metric.share:
         text += f" Mean over these parts: {_means(metric, found, controls)}."
     text += _unknown(unknown)
-    shown = found
-    if len(found) > LISTED:
+    shown = [pair for pair in found if pair.way] if metric.side else found
+    if metric.side and not shown:
+        return None
+    if len(shown) > LISTED:
         way = 1 if 2 * sum(_worse(metric, pair) > 0 for pair in found) >= len(found) else -1
-        shown = sorted(found, key=lambda pair: way * _worse(metric, pair))[:LEAST]
+        shown = sorted(shown, key=lambda pair: way * _worse(metric, pair))[:LEAST]
         text += f" The {LEAST} that moved least that way:"
     return Fact(metric.name, text, tuple(_line(metric, pair, controls) for pair in shown))
 
@@ -143,7 +145,10 @@ def _kept(metric: Metric, controls: Sequence[Stage]) -> Fact | None:
         text += " No value is worse."
     compared = {pair.subject.name for pair in found}
     text += _unknown([s.name for s in metric.subjects if s.group == "other" and s.name not in compared])
-    return Fact(metric.name, text, lines + tuple(filter(None, (_loss_of(metric, control) for control in controls))))
+    lines += tuple(filter(None, (_loss_of(metric, control) for control in controls)))
+    if metric.side and not any(_better(metric, pair) for pair in found):
+        return None
+    return Fact(metric.name, text, lines)
 
 
 def _loss_of(metric: Metric, control: Stage) -> str:
@@ -159,7 +164,7 @@ def _loss_of(metric: Metric, control: Stage) -> str:
 
 
 def _mixed(metric: Metric, controls: Sequence[Stage]) -> Fact | None:
-    found = pairs(metric, "mixed")
+    found = [pair for pair in pairs(metric, "mixed") if pair.way or not metric.side]
     return Fact(metric.name, f"of {_line(metric, found[0], controls)}.") if found else None
 
 
@@ -171,6 +176,8 @@ def _against(metric: Metric, control: Stage) -> Fact | None:
         if found:
             clauses.append(f"{_counted(ways, words, NOUNS[group])}")
         certain += [pair for pair in found if pair.way]
+    if metric.side and not certain:
+        return None
     largest = sorted(certain, key=lambda pair: -abs(_worse(metric, pair)))
     shown = largest if len(largest) <= LISTED else largest[:LEAST]
     end = f". The {LEAST} largest differences:" if len(largest) > LISTED else "."
