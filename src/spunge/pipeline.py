@@ -163,7 +163,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
         seeds={part.value: seed_for(recipe.seed, "branch", part.value) for part in job.parts},
         log=job.folder / "log.jsonl",
         state=state,
-        kept=memory.kept if job.after is None else None,
+        kept=memory.kept if job.after is None else {},  # of another model: a store of its own
         progress=lambda step, steps, loss: watcher.step(step, steps, f"loss {loss:.4g}"),
     )
     with starting(job, base):

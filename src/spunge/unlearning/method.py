@@ -31,7 +31,7 @@ class Task:
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
     progress: Callable[[int, int, float], None] = ignore_progress
-    # Activations of the base that the run's tasks share; None where the task starts from another model.
+    # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
 
     @property
