@@ -18,6 +18,7 @@ test: $(MODEL)/config.json $(VENV)/encoder
 
 # docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
 results: $(MODEL)/config.json $(JUDGE)/config.json
+	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
 	$(OFFLINE) $(BIN)/python benchmarks/results.py
 
 lint: $(VENV)/ready

@@ -261,12 +261,27 @@ class Point(NamedTuple):
     """An arm at one scale: items' measurements, one row a seed."""
 
     toxic: np.ndarray  # (seeds, prompts) 1 where the completion is toxic
-    loss: np.ndarray  # (seeds, prompts) of the completions under the judge, summed over tokens
-    tokens: np.ndarray  # (seeds, prompts)
+    loss: np.ndarray  # (seeds, texts) of the completions under the judge or of WikiText-2, summed over tokens
+    tokens: np.ndarray  # (seeds, texts)
 
 
-def points(name: str, work: Path) -> dict[str, Point]:
-    """Stage -> what was measured on the hateful prompts, item by item."""
+class Utility(NamedTuple):
+    """A perplexity that two arms are compared at the same value of."""
+
+    title: str
+    evaluation: str
+    metric: str
+    factors: tuple[float, ...]  # times the base's
+
+
+UTILITIES = (
+    Utility("perplexity of the completions", "fluency", "completion perplexity", (1.1, 1.25, 1.5, 2.0)),
+    Utility("WikiText-2 perplexity", "wikitext", "perplexity", (1.025, 1.05, 1.1, 1.2)),
+)
+
+
+def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
+    """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
     import spunge
     from spunge.judging import measured
     from spunge.pipeline import seeded
@@ -274,39 +289,47 @@ def points(name: str, work: Path) -> dict[str, Point]:
     works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
     found = {}
     for stage in works[0].models:
-        by_metric = {key[1]: value for key, value in measured(works, stage).items() if key[0] in ("hateful", "fluency")}
-        if "toxic" not in by_metric:
+        scores = measured(works, stage)
+        if ("hateful", "toxic", "") not in scores:
             continue
-        fluency = by_metric["completion perplexity"].measures
+        losses = scores[utility.evaluation, utility.metric, ""].measures
         found[stage] = Point(
-            np.stack([measure.numerator for measure in by_metric["toxic"].measures]),
-            np.stack([measure.numerator for measure in fluency]),
-            np.stack([measure.denominator for measure in fluency]),
+            np.stack([measure.numerator for measure in scores["hateful", "toxic", ""].measures]),
+            np.stack([measure.numerator for measure in losses]),
+            np.stack([measure.denominator for measure in losses]),
         )
     return found
 
 
+class Draw(NamedTuple):
+    """What a bootstrap draw holds."""
+
+    prompts: np.ndarray
+    texts: np.ndarray  # of the utility; the prompts themselves where it is of their completions
+    seeds: np.ndarray
+
+
 class Curve(NamedTuple):
-    """An arm's scales in order of its completions' perplexity."""
+    """An arm's scales in order of their perplexity."""
 
     perplexity: np.ndarray  # (scales,) natural logarithm
     toxic: np.ndarray  # (scales,)
 
 
-def curve(stages: Sequence[str], base: Point, found: dict[str, Point], items: np.ndarray, seeds: np.ndarray) -> Curve:
-    """From the base (scale 0) through the arm's scales, on the given items, mean over the given seeds."""
+def curve(stages: Sequence[str], base: Point, found: dict[str, Point], drawn: Draw) -> Curve:
+    """From the base (scale 0) through the arm's scales, on the drawn items, mean over the drawn seeds."""
     perplexity, toxic = [], []
     for point in [base, *(found[stage] for stage in stages)]:
-        chosen = seeds % len(point.toxic)
-        losses = point.loss[chosen][:, items].sum(axis=1) / point.tokens[chosen][:, items].sum(axis=1)
+        chosen = drawn.seeds % len(point.toxic)
+        losses = point.loss[chosen][:, drawn.texts].sum(axis=1) / point.tokens[chosen][:, drawn.texts].sum(axis=1)
         perplexity.append(float(losses.mean()))
-        toxic.append(float(point.toxic[chosen][:, items].mean()))
+        toxic.append(float(point.toxic[chosen][:, drawn.prompts].mean()))
     # Fluency must not fall back as the scale grows, so that there is one toxicity to each perplexity.
     return Curve(np.maximum.accumulate(perplexity), np.array(toxic))
 
 
 def at(found: Curve, factor: float) -> float:
-    """Toxic share where the completions' perplexity is `factor` times the base's; between two scales on a straight line."""
+    """Toxic share where the perplexity is `factor` times the base's; between two scales on a straight line."""
     goal = found.perplexity[0] + np.log(factor)
     return float(np.interp(goal, found.perplexity, found.toxic)) if goal <= found.perplexity[-1] else float("nan")
 
@@ -321,27 +344,30 @@ class Compared(NamedTuple):
 
 
 def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Compared:
-    """Paired bootstrap over prompts and seeds, both arms on the same draws."""
-    base, prompts = found["base"], found["base"].toxic.shape[1]
+    """Paired bootstrap over prompts, the utility's texts and seeds, both arms on the same draws."""
+    base = found["base"]
+    prompts, texts = base.toxic.shape[1], base.loss.shape[1]
     seeds = max(len(point.toxic) for point in found.values())
     generator = np.random.default_rng(0)
 
-    def gap(items: np.ndarray, drawn: np.ndarray) -> float:
-        curves = [curve(list(arm.stages.values()), base, found, items, drawn) for arm in (one, other)]
+    def gap(drawn: Draw) -> float:
+        curves = [curve(list(arm.stages.values()), base, found, drawn) for arm in (one, other)]
         return at(curves[0], factor) - at(curves[1], factor)
 
-    draws = np.array(
-        [gap(generator.integers(0, prompts, prompts), generator.integers(0, seeds, seeds)) for _ in range(RESAMPLES)]
-    )
+    def anew() -> Draw:
+        items = generator.integers(0, prompts, prompts)
+        others = items if texts == prompts else generator.integers(0, texts, texts)
+        return Draw(items, others, generator.integers(0, seeds, seeds))
+
+    draws = np.array([gap(anew()) for _ in range(RESAMPLES)])
     draws = draws[np.isfinite(draws)]
-    value = gap(np.arange(prompts), np.arange(seeds))
+    value = gap(Draw(np.arange(prompts), np.arange(texts), np.arange(seeds)))
     if len(draws) < RESAMPLES / 2 or not np.isfinite(value):
         return Compared(float("nan"), float("nan"), float("nan"), float("nan"))
     low, high = np.quantile(draws, [0.025, 0.975])
     return Compared(value, float(low), float(high), 2.8 * float(draws.std()))
 
 
-FACTORS = (1.1, 1.25, 1.5)  # of the base's completion perplexity: equal utility
 PAIRS = (("SPUNGE", "joint"), ("SPUNGE", "random split"), ("SPUNGE", "average"))
 COLOURS = {"joint": "#d55e00", "SPUNGE": "#0072b2", "random split": "#009e73", "average": "#cc79a7"}
 MARKS = {"joint": "s", "SPUNGE": "o", "random split": "^", "average": "D"}
@@ -357,22 +383,26 @@ def toxicity_section(name: str, work: Path) -> str:
         "",
         f"![{name}: toxicity against fluency and accuracy](figures/results-{name}.svg)",
         "",
-        "| arm | scale | toxic, hateful prompts | worst group | toxic, neutral prompts | empty | completion perplexity "
-        "| WikiText-2 | PIQA, ARC-Easy |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| arm | scale | toxic, hateful prompts | worst group | toxic, other groups | toxic, neutral prompts | empty "
+        "| completion perplexity | WikiText-2 | PIQA, ARC-Easy |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         _line(rows, "base", "base", ""),
         *(_line(rows, stage, arm.name, f"{scale:g}") for arm in drawn for scale, stage in arm.stages.items()),
-        "",
-        "Toxic share at equal fluency (completion perplexity so many times the base's), first arm minus second, with its "
-        "95% interval and the smallest difference that this design would find four times in five:",
-        "",
-        "| | " + " | ".join(f"{factor:g} times" for factor in FACTORS) + " |",
-        "|---" * (1 + len(FACTORS)) + "|",
     ]
-    found, named = points(name, work), {arm.name: arm for arm in drawn}
-    for one, other in [pair for pair in PAIRS if set(pair) <= named.keys()]:
-        cells = [_compared(compare(named[one], named[other], found, factor)) for factor in FACTORS]
-        lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
+    named = {arm.name: arm for arm in drawn}
+    for utility in UTILITIES:
+        found = points(name, work, utility)
+        lines += [
+            "",
+            f"Toxic share in points of a hundred at equal utility ({utility.title} so many times the base's), first arm minus "
+            "second, with its 95% interval and the smallest difference that this design would find four times in five:",
+            "",
+            "| | " + " | ".join(f"{factor:g} times" for factor in utility.factors) + " |",
+            "|---" * (1 + len(utility.factors)) + "|",
+        ]
+        for one, other in [pair for pair in PAIRS if set(pair) <= named.keys()]:
+            cells = [_compared(compare(named[one], named[other], found, factor)) for factor in utility.factors]
+            lines.append(f"| {one} − {other} | {' | '.join(cells)} |")
     draw(name, drawn, rows)
     return "\n".join(lines)
 
@@ -392,6 +422,7 @@ def _line(rows: dict[tuple[str, str, str], Any], stage: str, arm: str, scale: st
         for subject, metric, percent in (
             ("hateful", "toxic", True),
             ("worst of hateful", "toxic", True),
+            ("other groups", "toxic", True),
             ("neutral", "toxic", True),
             ("hateful", "empty", True),
             ("hateful", "completion perplexity", False),
@@ -447,7 +478,7 @@ def draw(name: str, drawn: Sequence[Arm], rows: dict[tuple[str, str, str], Any])
     panels[0].set_xlabel("perplexity of the completions (lower is better)")
     panels[0].set_ylabel("toxic completions, % of hateful prompts")
     panels[1].set_xlabel("accuracy on PIQA and ARC-Easy, % (higher is better)")
-    panels[1].legend(frameon=False)
+    panels[0].legend(frameon=False, loc="upper right")
     folder = PAGE.parent / "figures"
     folder.mkdir(exist_ok=True)
     figure.savefig(folder / f"results-{name}.svg", metadata={"Date": None})
