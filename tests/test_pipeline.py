@@ -314,3 +314,17 @@ def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: d
     with pytest.raises(RecipeError, match=r"unlearn\.learning_rate: all that branch:asia changed is lost in rounding"):
         spunge.run(toy_recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "branches" / "asia" / "done.json").exists()
+
+
+def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run")
+    holding = "import sys, spunge.jobs, pathlib\nwith spunge.jobs.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    command = [sys.executable, "-c", holding, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RecipeError, match="another process is at work in"):
+            run(toy_recipe, tmp_path / "run")
+        other.communicate("\n")
+    again, worked = run(toy_recipe, tmp_path / "run")
+    assert (again.content, worked) == (results.content, [])

@@ -15,7 +15,7 @@ from spunge.data.split import seed_for
 from spunge.deltas import moves, write_delta
 from spunge.evaluation.evaluator import Judges
 from spunge.folders import fingerprint, mark_done, read_json, unwritable, write_json, write_text
-from spunge.jobs import Job, Run, claim
+from spunge.jobs import Job, Run, alone, claim
 from spunge.judging import delta_sources, judge, results_content, seconds_of, starting
 from spunge.models import Base, load_base, model_depth
 from spunge.recipe import MethodSettings, Recipe, dump_recipe, load_recipe
@@ -63,11 +63,13 @@ def run(
     main = works[0]
     try:
         memory, judges = _Memory(main), Judges()
-        for work in works:
-            claim(work)
-            _carry_out(work, memory, judges, watcher)
-        content = _results(works, memory)
-        write_json(main.folder / "results.json", content)
+        claim(main)
+        with alone(main.folder):
+            for work in works:
+                claim(work)
+                _carry_out(work, memory, judges, watcher)
+            content = _results(works, memory)
+            write_json(main.folder / "results.json", content)
     except OSError as error:
         if isinstance(error.filename, str | Path) or error.errno is not None:
             raise unwritable(Path(error.filename or main.folder / "file"), error) from error
