@@ -343,8 +343,8 @@ class Compared(NamedTuple):
     detectable: float  # the smallest true difference found with a chance of 80% (2.8 standard errors)
 
 
-def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Compared:
-    """Paired bootstrap over prompts, the utility's texts and seeds, both arms on the same draws."""
+def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Compared | str:
+    """Paired bootstrap over prompts, the utility's texts and seeds, both arms on the same draws; or who has no such cost."""
     base = found["base"]
     prompts, texts = base.toxic.shape[1], base.loss.shape[1]
     seeds = max(len(point.toxic) for point in found.values())
@@ -361,9 +361,16 @@ def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Com
 
     draws = np.array([gap(anew()) for _ in range(RESAMPLES)])
     draws = draws[np.isfinite(draws)]
-    value = gap(Draw(np.arange(prompts), np.arange(texts), np.arange(seeds)))
-    if len(draws) < RESAMPLES / 2 or not np.isfinite(value):
-        return Compared(float("nan"), float("nan"), float("nan"), float("nan"))
+    everything = Draw(np.arange(prompts), np.arange(texts), np.arange(seeds))
+    below = [
+        arm.name
+        for arm in (one, other)
+        if np.isnan(at(curve(list(arm.stages.values()), base, found, everything), factor))
+    ]
+    if len(draws) < RESAMPLES / 2 or below:
+        missing = " and ".join(below) or f"{one.name} or {other.name}"
+        return f"{missing} {'stay' if len(below) > 1 else 'stays'} below"
+    value = gap(everything)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Compared(value, float(low), float(high), 2.8 * float(draws.std()))
 
@@ -395,7 +402,8 @@ def toxicity_section(name: str, work: Path) -> str:
         lines += [
             "",
             f"Toxic share in points of a hundred at equal utility ({utility.title} so many times the base's), first arm minus "
-            "second, with its 95% interval and the smallest difference that this design would find four times in five:",
+            "second, with its 95% interval and the smallest difference that this design would find four times in five; an arm "
+            "that stays below costs less than that at its largest scale:",
             "",
             "| | " + " | ".join(f"{factor:g} times" for factor in utility.factors) + " |",
             "|---" * (1 + len(utility.factors)) + "|",
@@ -407,9 +415,9 @@ def toxicity_section(name: str, work: Path) -> str:
     return "\n".join(lines)
 
 
-def _compared(found: Compared) -> str:
-    if not np.isfinite(found.value):
-        return "an arm does not reach it"
+def _compared(found: Compared | str) -> str:
+    if isinstance(found, str):
+        return found
     mark = " **" if found.low > 0 or found.high < 0 else ""
     told = f"{100 * found.value:+.1f} [{100 * found.low:+.1f} {100 * found.high:+.1f}]"
     told = f"**{told}**" if mark else told
