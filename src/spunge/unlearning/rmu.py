@@ -109,7 +109,7 @@ class RMUSettings(TrainingSettings):
     keep_activations: float = Field(
         0.5,
         ge=0,
-        description="GiB on the model's device. Where a part's or the retain texts' activations fit in so much, and each text comes "
+        description="GiB on the model's device. Where a part's or the retain texts' activations fit in so much and each text comes "
         "about once or more, those that never change are kept for the next time, in other branches too. 0: none are.",
     )
     trainable: Trainable | None = Field(
