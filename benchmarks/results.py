@@ -204,7 +204,12 @@ def capitals_recipe(work: Path) -> dict[str, Any]:
     recipe["retain"] = {"source": str(DEMO / "retain.jsonl"), "text": "text", "where": "topic NOT LIKE 'capitals%'"}
     joint = [{"name": f"joint-{s:g}", "train": "joint", "merge": _scaled(s)} for s in given["capitals"]["joint_scales"]]
     spunge = [{"name": f"spunge-{s:g}", "merge": {"scale": s}} for s in given["capitals"]["scales"]]
-    recipe["controls"] = ["joint", *joint, "random", "sequential", "average", "task_arithmetic", *spunge]
+    ties = recipe["merge"]
+    random = [
+        {"name": f"random-{s:g}", "train": "random", "merge": {**ties, "scale": s}}
+        for s in given["capitals"]["random_scales"]
+    ]
+    recipe["controls"] = ["joint", *joint, "random", *random, "sequential", "average", "task_arithmetic", *spunge]
     for block in recipe["evaluate"]:
         block["source"] = str(DEMO.parent / block["source"])
         if block.get("name") == "facts":
