@@ -3,7 +3,8 @@
     python benchmarks/evaluate.py generation    # completions in batches, against `generate` prompt by prompt
     python benchmarks/evaluate.py piqa arc      # multiple choice, against lm-evaluation-harness on the same questions
 
-Both sides use one model in memory in float32, and their outcomes are compared: texts that are the same, items that agree.
+Both sides use one model in memory (in float32, or as --dtype says), and their outcomes are compared: texts that are the same,
+items that agree.
 The harness runs at several batch sizes, and its best one counts. PIQA has two long candidates after a short prompt, ARC-Easy
 four short ones after a longer: how much they share decides. Data lie in ../shared/data; no text is printed.
 """
@@ -197,9 +198,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, help="prompts or questions (64 prompts, 200 questions)")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m-instruct")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "auto"], default="float32")
     given = parser.parse_args()
-    base = load_base(given.model, ModelSettings(path=str(given.model), dtype="float32", device="cpu"))
-    content: dict[str, object] = {"threads": torch.get_num_threads()}
+    base = load_base(given.model, ModelSettings(path=str(given.model), dtype=given.dtype, device="cpu"))
+    content: dict[str, object] = {"threads": torch.get_num_threads(), "dtype": str(base.dtype)}
     for name in given.what:
         if name == "generation":
             content[name] = generation(base, given.count or 64, given.rounds)
