@@ -4,7 +4,7 @@
     python benchmarks/results.py tvn                        # one run of it: tvn, rmu, npo or capitals
     python benchmarks/results.py --page                     # the page alone, of the runs that are there
 
-The runs are processes of one thread each, as many at once as there are cores: two threads for one run are slower.
+The runs are processes of one thread each, as many at once as there are cores.
 
 ToxiGen's rows are split three ways by a hash of their text (it holds some texts twice): third 0 trains the probe that scores
 toxicity, third 1 is unlearned, third 2 is asked. Each method runs joint, on a random split and split by group, three seeds
@@ -240,6 +240,7 @@ def carry_out(name: str, work: Path) -> None:
     if name == "capitals":
         spunge.run(spunge.load_recipe(capitals_recipe(work)), work / name, Terminal())
         return
+    train_probe(work)
     spunge.run(spunge.load_recipe(toxicity_recipe(name, work)), work / name, Terminal())
 
 
@@ -544,7 +545,7 @@ def main() -> None:
     elif len(given.names) == 1:
         carry_out(given.names[0], given.work)
     else:
-        train_probe(given.work)
+        train_probe(given.work)  # before the runs, which would all begin with it
         failed = [name for name, code in zip(given.names, side_by_side(given.names, given.work), strict=True) if code]
         if failed:
             raise SystemExit(f"did not end well: {', '.join(failed)}; see {given.work}/*.log")
