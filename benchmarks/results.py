@@ -190,10 +190,6 @@ def toxicity_recipe(method: str, work: Path) -> dict[str, Any]:
     }
 
 
-def _scaled(scale: float) -> dict[str, Any]:
-    return {"rule": "task_arithmetic", "scale": scale}
-
-
 def capitals_recipe(work: Path) -> dict[str, Any]:
     """The demo, its settings as they are, with the capitals of four continents to forget; general texts alone are retained."""
     recipe: dict[str, Any] = yaml.safe_load((DEMO.parent / "demo.yaml").read_text(encoding="utf-8"))
@@ -202,12 +198,13 @@ def capitals_recipe(work: Path) -> dict[str, Any]:
     recipe["forget"] = {"source": str(capital_texts(work / "capitals.jsonl")), "text": "text"}
     recipe["split"] = {"by": "continent", "values": ["Europe", "Asia", "Africa", "Americas"]}
     recipe["retain"] = {"source": str(DEMO / "retain.jsonl"), "text": "text", "where": "topic NOT LIKE 'capitals%'"}
-    joint = [{"name": f"joint-{s:g}", "train": "joint", "merge": _scaled(s)} for s in given["capitals"]["joint_scales"]]
+    joint = [
+        {"name": f"joint-{s:g}", "train": "joint", "merge": {"rule": "task_arithmetic", "scale": s}}
+        for s in given["capitals"]["joint_scales"]
+    ]
     spunge = [{"name": f"spunge-{s:g}", "merge": {"scale": s}} for s in given["capitals"]["scales"]]
-    ties = recipe["merge"]
     random = [
-        {"name": f"random-{s:g}", "train": "random", "merge": {**ties, "scale": s}}
-        for s in given["capitals"]["random_scales"]
+        {"name": f"random-{s:g}", "train": "random", "merge": {"scale": s}} for s in given["capitals"]["random_scales"]
     ]
     recipe["controls"] = ["joint", *joint, "random", *random, "sequential", "average", "task_arithmetic", *spunge]
     for block in recipe["evaluate"]:
@@ -368,15 +365,12 @@ def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Com
     draws = np.array([gap(anew()) for _ in range(RESAMPLES)])
     draws = draws[np.isfinite(draws)]
     everything = Draw(np.arange(prompts), np.arange(texts), np.arange(seeds))
-    below = [
-        arm.name
-        for arm in (one, other)
-        if np.isnan(at(curve(list(arm.stages.values()), base, found, everything), factor))
-    ]
+    shares = {arm.name: at(curve(list(arm.stages.values()), base, found, everything), factor) for arm in (one, other)}
+    below = [name for name, share in shares.items() if np.isnan(share)]
     if len(draws) < RESAMPLES / 2 or below:
         missing = " and ".join(below) or f"{one.name} or {other.name}"
         return f"{missing} {'stay' if len(below) > 1 else 'stays'} below"
-    value = gap(everything)
+    value = shares[one.name] - shares[other.name]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Compared(value, float(low), float(high), 2.8 * float(draws.std()))
 

@@ -65,8 +65,9 @@ def run(
         memory, judges = _Memory(main), Judges()
         claim(main)
         with alone(main.folder):
-            for work in works:
+            for work in works[1:]:
                 claim(work)
+            for work in works:
                 _carry_out(work, memory, judges, watcher)
             content = _results(works, memory)
             write_json(main.folder / "results.json", content)

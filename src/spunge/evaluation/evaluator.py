@@ -35,9 +35,7 @@ class Measure:
     worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
-    side: bool = (
-        False  # stands beside another metric as a check on it: the report speaks of it where it changed for certain
-    )
+    side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
 
 
 class Judges:
