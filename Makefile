@@ -24,6 +24,7 @@ results: $(MODEL)/config.json $(JUDGE)/config.json
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/check_imports.py
 
 types: $(VENV)/ready
 	$(BIN)/mypy

@@ -30,8 +30,8 @@ import torch
 from spunge.evaluation.choices import Choices, ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
-from spunge.models import Base, load_base
-from spunge.recipe import ModelSettings
+from spunge.model.loading import Base, load_base
+from spunge.recipe.schema import ModelSettings
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

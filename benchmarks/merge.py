@@ -154,7 +154,7 @@ def _paired(mine: list[Run], other: list[Run]) -> float:
 
 def differing(base: Path, models: Sequence[Path], ours: Path, theirs: Path) -> dict[str, float]:
     """Share of the output's entries that differ, and of those, the share at some model's threshold (a tie)."""
-    from spunge.checkpoints import Checkpoint
+    from spunge.weights.checkpoint import Checkpoint
 
     total = count = tied = 0
     folders = [Checkpoint(folder) for folder in (base, *models, ours, theirs)]
@@ -172,8 +172,8 @@ def differing(base: Path, models: Sequence[Path], ours: Path, theirs: Path) -> d
 
 def deltas_into_7b(work: Path, rounds: int) -> dict[str, object]:
     """RMU changes down_proj of three blocks: 3 x 45 million entries per branch."""
-    from spunge.checkpoints import Checkpoint
-    from spunge.deltas import write_delta
+    from spunge.weights.checkpoint import Checkpoint
+    from spunge.weights.delta import write_delta
 
     base = build(work / "7B" / "base", SHAPES["7B"])
     begun = time.perf_counter()

@@ -106,8 +106,8 @@ def time_steps(names: list[str], work: Path, model: str) -> None:
     """Seconds a training step: the median of four of one branch's, one method after the other, on a machine that does nothing
     else. The joint control's steps are the same."""
     from spunge.data.split import select_rows, split_rows
-    from spunge.models import load_base
-    from spunge.recipe import load_recipe
+    from spunge.model.loading import load_base
+    from spunge.recipe.loading import load_recipe
     from spunge.registry import METHODS
     from spunge.unlearning.method import Task
 

@@ -232,7 +232,7 @@ def capital_texts(file: Path) -> Path:
 def carry_out(name: str, work: Path) -> None:
     """One run; what it has done already is not done again."""
     import spunge
-    from spunge.console import Terminal
+    from spunge.progress import Terminal
 
     if name == "capitals":
         spunge.run(spunge.load_recipe(capitals_recipe(work)), work / name, Terminal())
@@ -286,8 +286,8 @@ UTILITIES = (
 def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
     import spunge
-    from spunge.judging import measured
-    from spunge.pipeline import seeded
+    from spunge.run.judging import measured
+    from spunge.run.pipeline import seeded
 
     works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
     found = {}

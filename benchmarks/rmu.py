@@ -235,11 +235,12 @@ def status(name: str) -> int:
 
 def prepared(job: dict[str, Any]) -> Any:
     """The base, the tasks and the settings of our side."""
-    from spunge.models import load_base
-    from spunge.recipe import ModelSettings
-    from spunge.texts import Samples
+    from spunge.data.samples import Samples
+    from spunge.model.loading import load_base
+    from spunge.recipe.schema import ModelSettings
     from spunge.unlearning.method import Store, Task
-    from spunge.unlearning.rmu import RMU, RMUSettings
+    from spunge.unlearning.rmu.rmu import RMU
+    from spunge.unlearning.rmu.settings import RMUSettings
 
     settings = our_settings(job)
     folder = Path(job.get("model") or MODEL)
@@ -258,7 +259,7 @@ def prepared(job: dict[str, Any]) -> Any:
 
 
 def our_settings(job: dict[str, Any]) -> Any:
-    from spunge.unlearning.rmu import RMUSettings
+    from spunge.unlearning.rmu.settings import RMUSettings
 
     given = {
         "steps": job.get("part_steps", job["steps"]),
@@ -278,7 +279,7 @@ def depth_of(folder: Path) -> int:
 def run_ours(job: dict[str, Any]) -> None:
     from dataclasses import replace
 
-    from spunge.unlearning.rmu import RMU
+    from spunge.unlearning.rmu.rmu import RMU
 
     base, tasks, settings = prepared(job)
     whole = sum(parameter.numel() * parameter.element_size() for parameter in base.model.parameters())
@@ -302,10 +303,10 @@ def run_ours(job: dict[str, Any]) -> None:
 
 def merged(branches: list[Any], work: Path) -> float:
     """Seconds for writing the deltas and merging them into a checkpoint."""
-    from spunge.deltas import open_delta, write_delta
     from spunge.merging.engine import merge
     from spunge.merging.rules import TiesSettings
-    from spunge.sources import DeltaSource
+    from spunge.weights.delta import open_delta, write_delta
+    from spunge.weights.sources import DeltaSource
 
     started = time.perf_counter()
     sources = []
@@ -385,7 +386,7 @@ def mean_square(difference: Any, kept: Any) -> Any:
 
 
 def reference_batches(job: dict[str, Any], tokenizer: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    from spunge.texts import shuffled_batches
+    from spunge.data.samples import shuffled_batches
 
     sides = [texts(job, side) for side in ("forget", "retain")]
     numbers = [shuffled_batches(len(side), job["batch"], SEED) for side in sides]

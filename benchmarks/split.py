@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spunge.data.rows import read_rows
 from spunge.data.split import split_rows
-from spunge.recipe import load_recipe
+from spunge.recipe.loading import load_recipe
 
 ROWS = 1_000_000
 

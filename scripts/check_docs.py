@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from spunge.cli.listing import listing, settings_of
 from spunge.evaluation.generation import GenerationSettings
-from spunge.listing import listing, settings_of
-from spunge.recipe import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
+from spunge.recipe.schema import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "recipe.md"

@@ -75,8 +75,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
 @pytest.fixture
 def load(tiny: Callable[..., Path]) -> Callable[..., Any]:
     """load("llama") -> a Base of a tiny model, in float32."""
-    from spunge.models import load_base
-    from spunge.recipe import ModelSettings
+    from spunge.model.loading import load_base
+    from spunge.recipe.schema import ModelSettings
 
     def build(architecture: str = "llama", **changes: Any) -> Any:
         folder = tiny(architecture, **changes)

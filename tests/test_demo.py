@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import spunge
-from spunge.recipe import load_recipe
+from spunge.recipe.loading import load_recipe
 
 REDUCED = ["split.values=[Europe]", "unlearn.steps=60", "merge.density=1.0", "controls=[]"]
 

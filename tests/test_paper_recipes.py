@@ -17,11 +17,11 @@ import yaml
 import spunge
 from spunge.evaluation.benchmarks import METRIC, PRESETS
 from spunge.evaluation.choices import questions
-from spunge.jobs import Run
-from spunge.recipe import load_recipe, recipe_file, shipped_recipes
+from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
 from spunge.report.published import published
 from spunge.report.reading import read_scores
 from spunge.report.wording import MISSING
+from spunge.run.jobs import Run
 from toys import texts
 
 pytest.importorskip("lm_eval")

@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spunge.data.split import split_rows as split_rows
-    from spunge.deltas import open_delta as open_delta
+    from spunge.errors import RecipeError as RecipeError
+    from spunge.evaluation.scorers.training import train_probe as train_probe
     from spunge.merging.engine import merge as merge
-    from spunge.pipeline import run as run
-    from spunge.planning import plan as plan
-    from spunge.probing import train_probe as train_probe
-    from spunge.recipe import Recipe as Recipe
-    from spunge.recipe import load_recipe as load_recipe
-    from spunge.registry import RecipeError as RecipeError
+    from spunge.recipe.loading import load_recipe as load_recipe
+    from spunge.recipe.schema import Recipe as Recipe
+    from spunge.run.pipeline import run as run
+    from spunge.run.plan import plan as plan
+    from spunge.weights.delta import open_delta as open_delta
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Recipe": "spunge.recipe",
-    "RecipeError": "spunge.registry",
-    "load_recipe": "spunge.recipe",
+    "Recipe": "spunge.recipe.schema",
+    "RecipeError": "spunge.errors",
+    "load_recipe": "spunge.recipe.loading",
     "merge": "spunge.merging.engine",
-    "open_delta": "spunge.deltas",
-    "plan": "spunge.planning",
-    "run": "spunge.pipeline",
+    "open_delta": "spunge.weights.delta",
+    "plan": "spunge.run.plan",
+    "run": "spunge.run.pipeline",
     "split_rows": "spunge.data.split",
-    "train_probe": "spunge.probing",
+    "train_probe": "spunge.evaluation.scorers.training",
 }
 __all__ = [*_PLACES]
 

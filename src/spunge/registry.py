@@ -4,29 +4,17 @@ A name is one of the lines below, one from an installed package's entry points (
 `spunge.evaluators`), or `path/to/file.py:Name` for a file of your own.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-
-class RecipeError(ValueError):
-    """The recipe or the call is wrong. One line: the setting, the value, the mend. The command exits 2."""
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words when none is near."""
-    names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+from spunge.errors import RecipeError, suggestion
 
 
 @dataclass(frozen=True)
@@ -89,7 +77,7 @@ METHODS = Registry(
     "method",
     "spunge.methods",
     {
-        "rmu": "spunge.unlearning.rmu:RMU",
+        "rmu": "spunge.unlearning.rmu.rmu:RMU",
         "tvn": "spunge.unlearning.tvn:TVN",
         "sku": "spunge.unlearning.sku:SKU",
         "ga": "spunge.unlearning.ga:GA",

@@ -11,10 +11,11 @@ import pytest
 
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
+from spunge.data.samples import table_sha256
 from spunge.data.split import Parts, select_rows, slugs, split_rows
-from spunge.recipe import Source, load_recipe
-from spunge.registry import RecipeError
-from spunge.texts import table_sha256
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+from spunge.recipe.schema import Source
 
 ROWS = [
     {"text": "one", "topic": "a", "groups": ["x", "y"], "score": 1.0, "flag": True},

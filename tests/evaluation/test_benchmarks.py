@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from spunge.errors import RecipeError
 from spunge.evaluation.benchmarks import PRESETS, Benchmarks, BenchmarksSettings, evened
 from spunge.evaluation.choices import Choices, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
+from spunge.recipe.loading import load_recipe
 from toys import texts
 
 pytest.importorskip("lm_eval")

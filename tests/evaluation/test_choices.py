@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from spunge.errors import RecipeError
 from spunge.evaluation.candidates import Question, alike, candidate_likelihoods, shared
 from spunge.evaluation.choices import Choices, ChoicesSettings, answer_index, questions
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.statistics import score
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
+from spunge.recipe.loading import load_recipe
 from toys import ARCHITECTURES, WORDS, texts
 
 BENCH = Bench("base", "", Path(), Path())

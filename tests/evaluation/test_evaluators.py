@@ -9,14 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from spunge.data.samples import IGNORED, Encoded, Text, encode
+from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.choices import Choices, ChoicesSettings, all_likelihoods, answer_index
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows_of
 from spunge.evaluation.statistics import score
-from spunge.registry import RecipeError
-from spunge.texts import IGNORED, Encoded, Text, encode
 from toys import ARCHITECTURES, texts
 
 BENCH = Bench("base", "", Path(), Path())

@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.checkpoints import Checkpoint
+from spunge.errors import RecipeError
 from spunge.evaluation import fluency
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.fluency import Fluency, FluencySettings
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.statistics import score
-from spunge.models import Base
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
+from spunge.model.loading import Base
+from spunge.recipe.loading import load_recipe
+from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 PROMPTS = ["the capital of france is", "one two three", "dog", *texts("prompts", 6)]

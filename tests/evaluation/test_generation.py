@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from spunge.errors import RecipeError
 from spunge.evaluation import generation
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions, prompt_ids
-from spunge.registry import RecipeError
 from toys import ARCHITECTURES, texts
 
 PROMPTS = [*texts("prompts", 9), "the"]

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.checkpoints import Checkpoint
+from spunge.errors import RecipeError
 from spunge.evaluation import harm
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.harm import Harm, HarmSettings, conversation_ids, guarded, is_unsafe
-from spunge.models import Base
-from spunge.registry import RecipeError
+from spunge.model.loading import Base
+from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<verdict>"

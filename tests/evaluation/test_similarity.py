@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.checkpoints import Checkpoint
+from spunge.errors import RecipeError
 from spunge.evaluation import similarity
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings
 from spunge.evaluation.similarity import Similarity, SimilaritySettings, load_encoder
-from spunge.judging import KEPT_TEXTS
-from spunge.models import Base
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
+from spunge.model.loading import Base
+from spunge.recipe.loading import load_recipe
+from spunge.run.judging import KEPT_TEXTS
+from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 # Length 5, 1 and 2; the cosines are 3/5, 4/5, 24/25 and so on.

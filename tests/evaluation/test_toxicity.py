@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import spunge
-from spunge.evaluation import scorers, toxicity
-from spunge.evaluation.scorers import Scorer
+from spunge.errors import RecipeError
+from spunge.evaluation import toxicity
+from spunge.evaluation.scorers import scorer as scorers
+from spunge.evaluation.scorers.scorer import Scorer
 from spunge.evaluation.toxicity import ToxicitySettings, is_empty, is_refusal, is_repetitive, measures, score_all
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
+from spunge.recipe.loading import load_recipe
 from toys import rows
 
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 import yaml
-from making import delta_source, noise, read, weights, write_checkpoint
 
-from spunge.deltas import Sparse, open_delta
+from making import delta_source, noise, read, weights, write_checkpoint
+from spunge.errors import RecipeError
 from spunge.merging.card import base_identifier
 from spunge.merging.command import merge_command, summary
-from spunge.registry import RecipeError
-from spunge.sources import open_source
+from spunge.weights.delta import Sparse, open_delta
+from spunge.weights.opening import open_source
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_a_sparse_delta_holds_the_merge_exactly(places, tmp_path):
 
 @pytest.mark.parametrize("form", [{"as_delta": True}, {"as_adapter": 2}])
 def test_an_adapter_or_delta_appears_whole_or_not_at_all(places, tmp_path, monkeypatch, form):
-    import spunge.deltas
     import spunge.merging.adapters
+    import spunge.weights.delta
 
     def fail(*args, **kwargs):
         raise RuntimeError("killed")
@@ -103,7 +103,7 @@ def test_an_adapter_or_delta_appears_whole_or_not_at_all(places, tmp_path, monke
     base, models = places
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(spunge.deltas, "write_json", fail)  # the last file that either writes
+        patch.setattr(spunge.weights.delta, "write_json", fail)  # the last file that either writes
         patch.setattr(spunge.merging.adapters, "write_json", fail)
         with pytest.raises(RuntimeError, match="killed"):
             merge_command(out, base, models, **form)

@@ -8,17 +8,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import delta_source, noise, read, weights, write_checkpoint
 from safetensors.torch import save_file
 
-from spunge.checkpoints import Checkpoint
-from spunge.deltas import LowRank, open_delta, write_delta
+from making import delta_source, noise, read, weights, write_checkpoint
+from spunge.errors import RecipeError
 from spunge.merging import engine
 from spunge.merging.engine import merge
-from spunge.merging.rule import merge_tensors
 from spunge.merging.rules import DareSettings, DellaSettings, SlerpSettings, TiesSettings
-from spunge.registry import RULES, RecipeError
-from spunge.sources import DeltaSource, open_source
+from spunge.merging.tensors import merge_tensors
+from spunge.registry import RULES
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import LowRank, open_delta, write_delta
+from spunge.weights.opening import open_source
+from spunge.weights.sources import DeltaSource
 
 NAMES = ("a.weight", "b.weight")
 

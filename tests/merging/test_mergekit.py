@@ -2,8 +2,8 @@
 
 import pytest
 
+from spunge.errors import RecipeError
 from spunge.merging.mergekit import read_mergekit
-from spunge.registry import RecipeError
 
 
 def plan(tmp_path, text):

@@ -12,7 +12,8 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from spunge.merging import rules
-from spunge.merging.rule import Chunk, Rule, merge_tensors
+from spunge.merging.rule import Chunk, Rule
+from spunge.merging.tensors import merge_tensors
 from spunge.merging.thresholds import facts_of
 from spunge.registry import RULES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spunge.registry import RecipeError
+from spunge.errors import RecipeError
 from spunge.report.comparison import compare
 
 

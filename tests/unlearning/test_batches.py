@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from spunge.registry import METHODS, RecipeError
-from spunge.texts import IGNORED, Batch, Samples
+from spunge.data.samples import IGNORED, Batch, Samples
+from spunge.errors import RecipeError
+from spunge.registry import METHODS
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Branch, Task
 from toys import texts

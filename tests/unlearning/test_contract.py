@@ -11,13 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.deltas import LowRank, applied, open_delta, write_delta
-from spunge.recipe import MethodSettings
-from spunge.registry import METHODS, RecipeError
-from spunge.texts import IGNORED, Batch, Encoded, Samples, collate
+from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
+from spunge.errors import RecipeError
+from spunge.recipe.schema import MethodSettings
+from spunge.registry import METHODS
 from spunge.unlearning.loop import History, Loop, Loss
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.scored import scored
+from spunge.weights.delta import LowRank, open_delta, write_delta
+from spunge.weights.overlay import applied
 from toys import ARCHITECTURES, texts
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -586,7 +588,7 @@ def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict
 
 
 def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    from spunge.recipe import load_recipe
+    from spunge.recipe.loading import load_recipe
 
     (tmp_path / "mine.py").write_text("class Asent: ...\n")
     for method, said in (

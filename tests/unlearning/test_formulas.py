@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.models import Base
+from spunge.data.samples import IGNORED, Batch, Encoded, Samples, Text, collate
+from spunge.model.loading import Base
 from spunge.registry import METHODS
-from spunge.texts import IGNORED, Batch, Encoded, Samples, Text, collate
 from spunge.unlearning.dpo import preference
 from spunge.unlearning.loop import History, Loop
 from spunge.unlearning.method import Task

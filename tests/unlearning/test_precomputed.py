@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import spunge
-from spunge.checkpoints import Checkpoint
-from spunge.deltas import Change, LowRank, Sparse, write_delta
-from spunge.planning import plan
-from spunge.recipe import load_recipe
-from spunge.registry import RecipeError
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.errors import RecipeError
+from spunge.progress import Silent
+from spunge.recipe.loading import load_recipe
+from spunge.run.plan import plan
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.precomputed import Precomputed, PrecomputedSettings
-from spunge.watching import Silent
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import Change, LowRank, Sparse, write_delta
 from toys import texts
 
 DOWN, QUERY = "model.layers.1.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"
@@ -167,7 +167,7 @@ def test_a_run_merges_the_given_branches_as_a_merge_of_the_places_themselves(
 ) -> None:
     from spunge.merging.engine import merge
     from spunge.merging.rules import TiesSettings
-    from spunge.sources import open_source
+    from spunge.weights.opening import open_source
 
     results = spunge.run(load_recipe(given), tmp_path / "run")
     base = Path(given["model"]["path"])

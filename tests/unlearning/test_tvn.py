@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.deltas import LowRank
-from spunge.texts import IGNORED, Samples, Text, collate, encode, token_losses
+from spunge.data.samples import IGNORED, Samples, Text, collate, encode, token_losses
 from spunge.unlearning.method import Task
 from spunge.unlearning.trained import LoRA, training
 from spunge.unlearning.tvn import TVN, TVNSettings
+from spunge.weights.delta import LowRank
 from toys import ARCHITECTURES, texts
 
 FORGET = Samples(pa.table({"text": texts("forget", 10)}))

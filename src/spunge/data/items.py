@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
+from spunge.data.samples import table_sha256
 from spunge.data.split import draw, seed_for, subjects_of
-from spunge.recipe import EvaluatorSettings, Recipe, evaluation_name
-from spunge.registry import RecipeError
-from spunge.texts import table_sha256
+from spunge.errors import RecipeError
+from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
 
 EVERYTHING = "all"
 

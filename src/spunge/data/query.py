@@ -6,7 +6,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from spunge.registry import RecipeError, suggestion
+from spunge.errors import RecipeError, suggestion
 
 ROW = "__row__"
 

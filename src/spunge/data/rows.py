@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from spunge.recipe import Source
-from spunge.registry import RecipeError, suggestion
+from spunge.errors import RecipeError, suggestion
+from spunge.recipe.schema import Source
 
 READERS = {
     ".jsonl": "json",

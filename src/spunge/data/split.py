@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows, require_columns, text_columns
-from spunge.recipe import Recipe, Rows, Scalar, Split
-from spunge.registry import RecipeError, suggestion
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.errors import RecipeError, suggestion
+from spunge.recipe.schema import Recipe, Rows, Scalar, Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"

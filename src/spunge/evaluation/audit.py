@@ -15,17 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, model_validator
 
+from spunge.data.samples import Samples, table_sha256
+from spunge.errors import RecipeError
+from spunge.evaluation.attacks.hidden import Probe, probed
+from spunge.evaluation.attacks.membership import Membership, told_apart
+from spunge.evaluation.attacks.quantisation import Quantise, quantised
+from spunge.evaluation.attacks.relearning import Relearn, relearned
+from spunge.evaluation.attacks.rewording import Prefix, Reword, by_question, prefixed, read_rewordings, reworded
+from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.hidden import Probe, probed
-from spunge.evaluation.membership import Membership, told_apart
-from spunge.evaluation.quantisation import Quantise, quantised
-from spunge.evaluation.relearning import Relearn, relearned
-from spunge.evaluation.rewording import Prefix, Reword, by_question, prefixed, read_rewordings, reworded
-from spunge.evaluation.target import Target
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings, Sources
-from spunge.registry import RecipeError
-from spunge.texts import Samples, table_sha256
+from spunge.model.loading import Base
+from spunge.recipe.schema import EvaluatorSettings, Sources
 
 Attack = Annotated[Relearn | Quantise | Reword | Prefix | Probe | Membership, Field(discriminator="kind")]
 

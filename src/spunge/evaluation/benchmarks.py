@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, model_validator
 
+from spunge.errors import RecipeError, suggestion
 from spunge.evaluation import harness
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.harness import Files, Leaf
-from spunge.folders import fingerprint, read_json, write_json, write_text
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings, Place, Strict
-from spunge.registry import RecipeError, suggestion
+from spunge.files import fingerprint, read_json, write_json, write_text
+from spunge.model.loading import Base
+from spunge.recipe.block import Place, Strict
+from spunge.recipe.schema import EvaluatorSettings
 
 METRIC = "benchmark accuracy"
 AVERAGE = "average"

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spunge.data.samples import IGNORED, Encoded
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
-from spunge.models import Base
-from spunge.texts import IGNORED, Encoded
+from spunge.model.loading import Base
 
 ENOUGH = {"cpu": 128}  # tokens that keep a device busy; a batch takes more than these only with little padding
 ENOUGH_ELSEWHERE = 1024

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from spunge.data.samples import Encoded, Text, encode
+from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings
-from spunge.registry import RecipeError
-from spunge.texts import Encoded, Text, encode
+from spunge.model.loading import Base
+from spunge.recipe.schema import EvaluatorSettings
 
 
 class ChoicesSettings(EvaluatorSettings):

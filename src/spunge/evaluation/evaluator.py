@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.model.loading import Base
+from spunge.recipe.schema import EvaluatorSettings
 
 T = TypeVar("T")
 

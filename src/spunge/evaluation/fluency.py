@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.evaluation.classifiers import fingerprint_of
+from spunge.data.samples import Text, encode
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Judges, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import likelihoods
-from spunge.models import Base, load_base, local_folder
-from spunge.recipe import EvaluatorSettings, ModelSettings, Place
-from spunge.registry import RecipeError
-from spunge.texts import Text, encode
+from spunge.evaluation.scorers.classifiers import fingerprint_of
+from spunge.model.hub import local_folder
+from spunge.model.loading import Base, load_base
+from spunge.recipe.block import Place
+from spunge.recipe.schema import EvaluatorSettings, ModelSettings
 
 
 class FluencySettings(EvaluatorSettings):

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.folders import fingerprint
-from spunge.models import Base
-from spunge.recipe import Strict
-from spunge.registry import RecipeError
+from spunge.files import fingerprint
+from spunge.model.loading import Base
+from spunge.recipe.block import Strict
 
 TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
 

@@ -14,14 +14,21 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from spunge.evaluation.classifiers import described, fingerprint_of, harmful_label, labels_of, load_classifier
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.fluency import load_judge
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import grouped
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings, Place
-from spunge.registry import RecipeError
+from spunge.evaluation.scorers.classifiers import (
+    described,
+    fingerprint_of,
+    harmful_label,
+    labels_of,
+    load_classifier,
+)
+from spunge.model.loading import Base
+from spunge.recipe.block import Place
+from spunge.recipe.schema import EvaluatorSettings
 
 TOKENS_PER_BATCH = 8192  # padding included
 VERDICT_TOKENS = 16  # Llama Guard 3 says "\n\nunsafe\nS1"; others put a heading before the word

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from spunge.models import Base
-from spunge.registry import RecipeError, suggestion
+from spunge.errors import RecipeError, suggestion
+from spunge.model.loading import Base
 
 SEED = 1234  # of the harness's command line, for few-shot draws and sampling
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")

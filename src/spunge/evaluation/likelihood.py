@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.models import Base
-from spunge.texts import IGNORED, Encoded, collate
+from spunge.data.samples import IGNORED, Encoded, collate
+from spunge.model.loading import Base
 
 TOKENS_PER_BATCH = 4096
 LOGITS_BYTES = 1 << 30  # of one batch: each takes its own dtype, float32, and a copy inside the loss

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from spunge.data.samples import Encoded, Samples, encode
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings
-from spunge.registry import RecipeError
-from spunge.texts import Encoded, Samples, encode
+from spunge.model.loading import Base
+from spunge.recipe.schema import EvaluatorSettings
 
 
 class PerplexitySettings(EvaluatorSettings):

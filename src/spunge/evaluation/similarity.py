@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from spunge.evaluation.classifiers import fingerprint_of
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
-from spunge.folders import fingerprint, write_text
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings, Place
-from spunge.registry import RecipeError
+from spunge.evaluation.scorers.classifiers import fingerprint_of
+from spunge.files import fingerprint, write_text
+from spunge.model.loading import Base
+from spunge.recipe.block import Place
+from spunge.recipe.schema import EvaluatorSettings
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 # Settings that say which items there are and what to call them: they change no answer.

@@ -16,10 +16,11 @@ from pydantic import Field
 
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
-from spunge.evaluation.scorers import described, scorer_of
-from spunge.folders import fingerprint, write_text
-from spunge.models import Base
-from spunge.recipe import EvaluatorSettings, Place
+from spunge.evaluation.scorers.scorer import described, scorer_of
+from spunge.files import fingerprint, write_text
+from spunge.model.loading import Base
+from spunge.recipe.block import Place
+from spunge.recipe.schema import EvaluatorSettings
 
 # How a model declines, in lower case with straight apostrophes.
 REFUSALS = re.compile(

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spunge.adapters import WEIGHTS
-from spunge.folders import write_json
-from spunge.registry import RecipeError
-from spunge.sources import config_of
+from spunge.errors import RecipeError
+from spunge.files import write_json
+from spunge.weights.adapters import WEIGHTS
+from spunge.weights.sources import config_of
 
 
 class Fit(NamedTuple):

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from spunge.checkpoints import Checkpoint
+from spunge.errors import RecipeError
 from spunge.merging.rule import Rule
-from spunge.registry import RecipeError
-from spunge.sources import Source, check_source
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.opening import check_source
+from spunge.weights.sources import Source
 
 
 def check(

@@ -9,16 +9,18 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from spunge.checkpoints import Checkpoint
-from spunge.deltas import Sparse, write_delta
-from spunge.folders import whole_folder
+from spunge.errors import RecipeError, suggestion
+from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
 from spunge.merging.engine import merge, merged_changes
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
-from spunge.recipe import RuleSettings
-from spunge.registry import RULES, RecipeError, suggestion
-from spunge.sources import Source, open_source, resolve
+from spunge.recipe.schema import RuleSettings
+from spunge.registry import RULES
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import Sparse, write_delta
+from spunge.weights.opening import open_source, resolve
+from spunge.weights.sources import Source
 
 
 @dataclass(frozen=True)

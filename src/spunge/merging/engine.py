@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.checkpoints import Checkpoint
+from spunge.errors import RecipeError
 from spunge.merging.checks import check
-from spunge.merging.fast import Fast, fast_path
+from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, tally
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Job, Work, in_order
-from spunge.recipe import RuleSettings
-from spunge.registry import RULES, RecipeError
-from spunge.sources import Source
+from spunge.recipe.schema import RuleSettings
+from spunge.registry import RULES
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.sources import Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside

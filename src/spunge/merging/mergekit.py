@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from spunge.registry import RecipeError, suggestion
+from spunge.errors import RecipeError, suggestion
 
 RULES: dict[
     str, dict[str, Any]

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.checkpoints import Checkpoint
-from spunge.folders import fingerprint, read_json, unwritable, write_json
+from spunge.errors import RecipeError
+from spunge.files import fingerprint, read_json, unwritable, write_json
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_file, copy_range, write_all
 from spunge.merging.outcome import MergeReport, Tally
-from spunge.registry import RecipeError
+from spunge.weights.checkpoint import Checkpoint
 
 REPORT = "merge.json"
 PIECE = 1 << 27  # bytes

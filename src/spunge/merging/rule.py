@@ -12,13 +12,13 @@ Functions here and in `rules` see a chunk of one tensor at a time, in float32, o
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
 
-from spunge.recipe import RuleSettings
+from spunge.recipe.schema import RuleSettings
 
 Scope = Literal["changed", "model", "tensor"]
 
@@ -140,16 +140,3 @@ def rule(
         return Rule(combine, settings, summary, source, trim, statistics, whole_rows, branches, version)
 
     return build
-
-
-def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[float] | None = None) -> Tensor:
-    """Merge whole deltas held in memory: (k, ...) -> (...), each taken as one tensor (scope `tensor`)."""
-    from spunge.merging.thresholds import facts_of  # thresholds stands on this file
-
-    flat = deltas.reshape(deltas.shape[0], -1).float()
-    chosen = (
-        torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
-    )
-    chunk = Chunk(chosen.float(), columns=deltas.shape[-1])
-    chunk = replace(chunk, facts=facts_of(rule, flat, settings, chunk))
-    return rule(flat, settings, chunk).reshape(deltas.shape[1:])

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from spunge.merging.fast import Fast
+from spunge.merging.fast.compiled import Fast
 from spunge.merging.rule import Cut, Statistic, magnitude
 from spunge.merging.thresholds import Bracket, guess, keys_of, rank_of
 from spunge.merging.work import Job, Work, in_order

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from spunge.checkpoints import Checkpoint
 from spunge.merging.rule import Chunk, Rule
-from spunge.sources import Mapped, Source
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.sources import Mapped, Source
 
 T = TypeVar("T")
 Facts = Mapping[str, Mapping[str, Tensor]]  # tensor's name, or "" for all tensors -> the rule's statistics

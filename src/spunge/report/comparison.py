@@ -6,8 +6,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spunge.folders import read_json
-from spunge.registry import RecipeError, suggestion
+from spunge.errors import RecipeError, suggestion
+from spunge.files import read_json
 from spunge.report.reading import read_scores
 from spunge.report.scores import Cell, Metric, Scores
 from spunge.report.wording import MISSING, aligned, clean, name, shortened

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
-from spunge.folders import read_json, write_text
+from spunge.files import read_json, write_text
 from spunge.report.attacks import Attack, attacks, curve_lines, drawn_stages, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
 from spunge.report.published import published

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spunge.folders import read_json
+from spunge.files import read_json
 from spunge.report.wording import MISSING, clean, duration, name, number, size
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
-from spunge.models import Base
-from spunge.registry import RecipeError
-from spunge.texts import Batch, Encoded, Samples, collate, encode, shuffled_batches
+from spunge.data.samples import Batch, Encoded, Samples, collate, encode, shuffled_batches
+from spunge.errors import RecipeError
+from spunge.model.loading import Base
 
 
 class Stream:
@@ -98,8 +97,3 @@ def interleaved(steps: Mapping[str, int]) -> list[str]:
         for step in range(count)
     ]
     return [value for _, _, value in sorted(places)]
-
-
-def union(parts: Mapping[str, Samples]) -> Samples:
-    """The samples of all parts. A row of two parts stays twice, as the two branches together see it twice."""
-    return Samples(pa.concat_tables([samples.table for samples in parts.values()]))

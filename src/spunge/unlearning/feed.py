@@ -1,7 +1,7 @@
 """A task's streams of batches, with the lengths, sizes and seeds that its settings give them."""
 
-from spunge.texts import Samples
-from spunge.unlearning.batches import Stream, union
+from spunge.data.samples import Samples, union
+from spunge.unlearning.batches import Stream
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Task
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from spunge.models import Base
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.model.loading import Base
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Task

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from spunge.texts import Batch
+from spunge.data.samples import Batch
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, passes_of
 

@@ -18,8 +18,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from spunge.recipe import MethodSettings
-from spunge.registry import RecipeError
+from spunge.errors import RecipeError
+from spunge.recipe.schema import MethodSettings
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from spunge.deltas import Change
-from spunge.models import Base
-from spunge.recipe import MethodSettings
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.model.loading import Base
+from spunge.recipe.schema import MethodSettings
+from spunge.weights.delta import Change
 
 Store = dict[tuple[object, ...], dict[int, Tensor]]  # what, of which texts -> row -> (t, d)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spunge.texts import Batch
+from spunge.data.samples import Batch
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of

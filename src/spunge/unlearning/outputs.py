@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.registry import RecipeError
-from spunge.texts import Batch
+from spunge.data.samples import Batch
+from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings

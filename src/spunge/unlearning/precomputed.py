@@ -21,12 +21,14 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from spunge.checkpoints import Checkpoint
-from spunge.deltas import Change
-from spunge.recipe import MethodSettings, Place
-from spunge.registry import RecipeError, suggestion
-from spunge.sources import AdapterSource, DeltaSource, Source, check_source, open_source, resolve
+from spunge.errors import RecipeError, suggestion
+from spunge.recipe.block import Place
+from spunge.recipe.schema import MethodSettings
 from spunge.unlearning.method import Branch, Task
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import Change
+from spunge.weights.opening import check_source, open_source, resolve
+from spunge.weights.sources import AdapterSource, DeltaSource, Source
 
 DESCRIPTIONS = ("delta.json", "adapter_config.json", "config.json")  # they say what the tensors beside them mean
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spunge.texts import Batch
+from spunge.data.samples import Batch
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import Scored, scored
 from spunge.unlearning.trained import Trained

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.registry import RecipeError
-from spunge.texts import Samples
+from spunge.data.samples import Samples
+from spunge.errors import RecipeError
 from spunge.unlearning.outputs import OutputSettings
 
 REFUSALS = [

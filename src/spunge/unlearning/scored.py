@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.texts import IGNORED, Batch
+from spunge.data.samples import IGNORED, Batch
 
 
 class Scored(NamedTuple):

@@ -25,8 +25,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.registry import RecipeError
-from spunge.texts import IGNORED, Batch, Encoded, Text, collate, encode
+from spunge.data.samples import IGNORED, Batch, Encoded, Text, collate, encode
+from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spunge.deltas import Change, LowRank
-from spunge.models import Base
-from spunge.recipe import Strict
-from spunge.registry import RecipeError
+from spunge.errors import RecipeError
+from spunge.model.loading import Base
+from spunge.recipe.block import Strict
+from spunge.weights.delta import Change, LowRank
 
 
 class LoRA(Strict):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.texts import Batch
+from spunge.data.samples import Batch
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of

@@ -1,0 +1,5 @@
+"""python -m spunge.cli"""
+
+from spunge.cli import main
+
+main()

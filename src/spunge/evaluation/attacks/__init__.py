@@ -1,0 +1,1 @@
+"""Attacks on a model that has forgotten, one file each."""

@@ -1,0 +1,113 @@
+"""Membership inference: do the forget rows still look as if the model had been trained on them?
+
+Min-k% probability (Shi et al. 2023, arXiv 2310.16789): the mean log-probability of a text's least likely k% of tokens,
+compared between forget rows and rows of the same kind that the model has never seen. The AUROC is the chance that a
+forget row scores higher than an unseen one: 0.5 when nothing tells them apart, 1 when the forget rows are all known.
+Below 0.5 they look stranger than unseen ones, which gives away that they were unlearned.
+
+    - {kind: audit, attack: membership, source: held_out.jsonl}
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+
+from spunge.data.samples import IGNORED, Encoded, Samples, collate, encode
+from spunge.data.split import draw, seed_for
+from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.likelihood import batch_tokens, grouped, head_at
+from spunge.model.loading import Base
+from spunge.recipe.block import Strict
+
+EVERYTHING = "all"
+
+
+class Membership(Strict):
+    """Tell forget rows from unseen ones (the audit's own source) by their least likely tokens."""
+
+    kind: Literal["membership"] = "membership"
+    text: str | None = Field(None, description="Column of the unseen rows with the text. Default: forget's columns.")
+    prompt: str | None = Field(None, description="Column with context that is not scored; goes with completion.")
+    completion: str | None = Field(None, description="Column with what is scored after the prompt.")
+    k: float = Field(20.0, gt=0, le=100, description="Percent of a text's tokens, the least likely, that count.")
+    rows: int = Field(200, ge=1, description="At most so many forget rows of each part, drawn at random.")
+    max_length: int = Field(512, ge=2, description="Tokens of a text; longer ones are cut.")
+
+    def columns(self, forget: Mapping[str, str]) -> dict[str, str]:
+        """Role -> column of the unseen rows."""
+        named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(self, role))}
+        if named and set(named) not in ({"text"}, {"prompt", "completion"}):
+            raise RecipeError("evaluate.attack: give either text, or prompt and completion")
+        return named or dict(forget)
+
+
+def told_apart(base: Base, attack: Membership, unseen: Samples, label: str | None, bench: Bench) -> list[Measure]:
+    """The AUROC for each part, and for all of them where there are several. Each measure holds its own items.
+
+    Texts without a token to score (a text of one token) are left out; raises RecipeError where no other is left.
+    """
+    parts = {value: _drawn(samples, attack, bench.seed, value) for value, samples in bench.forget.items()}
+    every = [unseen, *parts.values()]
+    texts = [text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer)]
+    logs = token_logs(base, [encode(text, base.tokenizer, attack.max_length) for text in texts], bench.progress)
+    scores = np.array([min_k(each, attack.k) for each in logs])
+    stops = np.cumsum([len(samples) for samples in every])
+    others, *members = (each[~np.isnan(each)] for each in np.split(scores, stops[:-1]))
+    by_subject = dict(zip(parts, members, strict=True))
+    if len(by_subject) > 1:
+        by_subject.setdefault(EVERYTHING, np.concatenate(members))
+    for subject, known in {"the unseen rows": others, **by_subject}.items():
+        if not len(known):
+            raise RecipeError(f"evaluate.attack: no text of {subject!r} has a token to score")
+    return [_measure(known, others, subject, attack, label) for subject, known in by_subject.items()]
+
+
+def min_k(logs: np.ndarray, percent: float) -> float:
+    """Mean of the lowest `percent` of a text's token log-probabilities, at least one; nan where there is none."""
+    if not len(logs):
+        return float("nan")
+    return float(np.sort(logs)[: max(1, int(len(logs) * percent / 100))].mean())
+
+
+def token_logs(base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None]) -> list[np.ndarray]:
+    """For each text, the log-probability of each labelled token given those before it, natural; never of a first token."""
+    sizes = [len(text.ids) for text in texts]
+    order = sorted(range(len(texts)), key=lambda index: -sizes[index])
+    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    finished = 0
+    for rows in grouped(order, sizes, batch_tokens(base)):
+        batch = collate([texts[row] for row in rows], base.device)
+        labels = batch.labels[:, 1:]
+        wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
+        labels = labels[labels != IGNORED]
+        with torch.inference_mode(), head_at(base.model, wanted):
+            logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
+        pieces = torch.split(logs.double().cpu(), wanted.sum(dim=1).tolist())
+        for row, piece in zip(rows, pieces, strict=True):
+            found[row] = piece.numpy()
+        finished += len(rows)
+        progress(finished, len(texts))
+    return found
+
+
+def _drawn(samples: Samples, attack: Membership, seed: int, value: str) -> Samples:
+    rows = draw(np.arange(len(samples)), attack.rows, seed_for(seed, "membership", value))
+    return Samples(samples.table.take(pa.array(rows)).combine_chunks())
+
+
+def _measure(known: np.ndarray, others: np.ndarray, subject: str, attack: Membership, label: str | None) -> Measure:
+    return Measure(
+        f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
+        np.concatenate([known, others]),
+        np.concatenate([np.ones(len(known)), np.zeros(len(others))]),
+        higher_is_better=False,
+        combine="auroc",
+        subject=subject,
+        chance=0.5,
+    )

@@ -1,0 +1,63 @@
+"""What an attack measures again: an evaluation of the recipe, with its items, under a changed model or changed prompts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Bench, Measure
+from spunge.files import fingerprint
+from spunge.model.loading import Base
+from spunge.recipe.schema import EvaluatorSettings
+from spunge.registry import EVALUATORS
+
+PROMPTS = ("question", "prompt")  # what evaluators call the role of the text that is put to the model
+
+
+@dataclass(frozen=True)
+class Target:
+    """The evaluation named by `of`."""
+
+    settings: EvaluatorSettings
+    items: pa.Table  # one row per item, columns named by role
+    label: str | None = None  # what the recipe calls the attack
+
+    def measured(self, base: Base, bench: Bench, change: object = None, items: pa.Table | None = None) -> list[Measure]:
+        """Its measures as the model is now, on its own items or on others in their form.
+
+        `change` says how the model differs from the stage's (JSON values), so that texts kept for the one are not
+        taken for the other's.
+        """
+        model = bench.model if change is None else fingerprint([bench.model, change])
+        evaluator = EVALUATORS.get(self.settings.kind)
+        found: list[Measure] = evaluator.measure(
+            base, self.settings, self.items if items is None else items, replace(bench, model=model)
+        )
+        return found
+
+    def again(self, measure: Measure, attack: str, detail: str = "") -> Measure:
+        """A measure made after an attack, named for it: `accuracy` becomes `accuracy ATTACK`."""
+        metric = f"{measure.metric} {self.label or attack}{detail}"
+        return replace(measure, metric=metric, of=measure.metric, worst=False)
+
+    @property
+    def prompt_role(self) -> str:
+        """The column that is put to the model. Raises RecipeError where the evaluation has none."""
+        for role in PROMPTS:
+            if role in self.items.column_names:
+                return role
+        raise RecipeError(
+            f"evaluate.of: a {self.settings.kind!r} evaluation has no prompts to change, only {self.items.column_names}; "
+            "name one with questions or prompts"
+        )
+
+    @property
+    def prompts(self) -> list[str]:
+        found: list[str] = self.items[self.prompt_role].to_pylist()
+        return found
+
+
+def share_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+    """The progress of one of several equal rounds."""
+    return lambda done, total: progress(index * total + done, count * total)

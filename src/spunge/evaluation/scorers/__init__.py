@@ -1,0 +1,1 @@
+"""What scores a text: classifiers, probes of one's own, explicit words."""

@@ -1,0 +1,236 @@
+"""Text-classification models that judge texts: any `*ForSequenceClassification` checkpoint, from a folder or the Hub.
+
+A classifier is read whole or not at all: a checkpoint without a trained head would judge at random, and is refused.
+"""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError  # raised for pickled weights that are more than tensors
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from spunge.errors import RecipeError, suggestion
+from spunge.evaluation.likelihood import grouped
+from spunge.model.loading import pick_device, pick_dtype
+from spunge.weights.checkpoint import Checkpoint
+
+TOKENS_PER_BATCH = 8192  # padding included
+# Names of a class that stands for harm, as public classifiers spell it; compared as a whole, so that non_toxic is not toxic.
+HARMFUL = ("toxic", "toxicity", "harmful", "unsafe", "hate", "hateful", "hate_speech", "offensive", "abusive")
+SAFETENSORS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+PICKLES = ("pytorch_model*.bin",)
+WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Described(NamedTuple):
+    """What is known of a model without its weights."""
+
+    config: Mapping[str, Any]  # config.json
+    commit: str | None  # on the Hub; None: a folder
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded text classifier. `labels`: the classes' names, in the order of the columns of `probabilities`."""
+
+    model: Any  # transformers PreTrainedModel, in evaluation mode
+    tokenizer: Any
+    labels: list[str]
+    separate: bool  # the classes do not exclude each other (or there is but one): sigmoid, not softmax
+    max_length: int  # tokens that the model can read; a longer text loses its end
+
+    def probabilities(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> np.ndarray:
+        """(n, classes) in [0, 1], float64: softmax over the classes, or each class's own sigmoid."""
+        found = np.zeros((len(texts), len(self.labels)))
+        sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
+        order = sorted(range(len(texts)), key=lambda index: -sizes[index])
+        done = 0
+        for rows in grouped(order, sizes, TOKENS_PER_BATCH):
+            coded = self._coded([texts[row] for row in rows], padding=True, return_tensors="pt")
+            with torch.inference_mode():
+                logits = self.model(**{name: each.to(self.model.device) for name, each in coded.items()}).logits
+            scores = logits.double().sigmoid() if self.separate else logits.double().softmax(-1)
+            found[rows] = scores.cpu().numpy()
+            done += len(rows)
+            progress(done, len(texts))
+        return found
+
+    def _coded(self, texts: Sequence[str], **options: Any) -> dict[str, Any]:
+        """The tokenizer's output as far as the model takes it (some tokenizers add token types that it does not)."""
+        coded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, **options)
+        taken = inspect.signature(self.model.forward).parameters
+        return {name: value for name, value in coded.items() if name in taken}
+
+
+def load_classifier(path: str, revision: str | None, setting: str, device: str = "auto") -> Classifier:
+    """Load a text classifier from a folder or the Hub, in float32 on a CPU. `setting` is the recipe's key, for errors.
+
+    Pickled weights are taken where there are no others, read by torch's unpickler of tensors alone, which runs no code.
+    Raises RecipeError when there is no such model, or it is no text classifier.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    refuse_unclassifying(described(path, revision, setting).config, path, setting)
+    folder = folder_of(path, revision, setting)
+    place = pick_device(device)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        dtype = torch.float32 if place.type == "cpu" else pick_dtype("auto", place, config)
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
+        raise RecipeError(f"{setting}: {path!r} cannot be loaded as a text classifier: {_first_line(error)}") from error
+    if loaded["missing_keys"]:
+        raise RecipeError(
+            f"{setting}: {path!r} lacks weights of a text classifier (such as {min(loaded['missing_keys'])}); "
+            "give a model that was trained to classify texts"
+        )
+    _padded(model, tokenizer, path, setting)
+    labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+    separate = len(labels) == 1 or config.problem_type == "multi_label_classification"
+    return Classifier(
+        model.to(place).eval().requires_grad_(False), tokenizer, labels, separate, _room(model, tokenizer)
+    )
+
+
+def harmful_label(labels: Sequence[str], wanted: str | None, setting: str) -> int:
+    """The index of the wanted label, or of the one label whose name says harm (of LABEL_0 and LABEL_1, the latter).
+
+    Raises RecipeError, which lists the labels, when there is no such label or no telling which.
+    """
+    names = [re.sub(r"[\s-]+", "_", label.strip().lower()) for label in labels]
+    if wanted is not None:
+        exact = [index for index, label in enumerate(labels) if label == wanted]
+        near = [index for index, label in enumerate(labels) if label.lower() == wanted.lower()]
+        if exact or near:
+            return (exact or near)[0]
+        raise RecipeError(f"{setting}: the judge has no label {wanted!r}{suggestion(wanted, labels)}")
+    if len(labels) == 1:
+        return 0
+    if names == ["label_0", "label_1"]:
+        return 1
+    found = [index for index, name in enumerate(names) if name in HARMFUL]
+    if len(found) == 1:
+        return found[0]
+    raise RecipeError(f"{setting}: the judge's labels do not tell which means harm; give one of: {', '.join(labels)}")
+
+
+def labels_of(config: Mapping[str, Any]) -> list[str]:
+    """The classes' names in a config.json, in order; transformers leaves them out where there are two without a name."""
+    named = config.get("id2label") or {index: f"LABEL_{index}" for index in range(config.get("num_labels", 2))}
+    return [str(name) for _, name in sorted(named.items(), key=lambda pair: int(pair[0]))]
+
+
+def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.scorer") -> str:
+    """What tells a model's weights from others: the commit on the Hub, or a folder's sha256. Raises RecipeError."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if revision is not None and COMMIT.fullmatch(revision):
+            return revision
+        return str(described(path, revision, setting).commit)
+    if any(folder.glob("*.safetensors")):
+        return Checkpoint(folder).fingerprint()
+    total = hashlib.sha256()
+    for file in sorted({file for pattern in WEIGHTS for file in folder.rglob(pattern)}):
+        with file.open("rb") as stream:
+            digest = hashlib.sha256()
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+        total.update(f"{file.relative_to(folder).as_posix()}:{digest.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def described(path: str, revision: str | None, setting: str) -> Described:
+    """A model's configuration, read without its weights. Raises RecipeError when there is none."""
+    folder = _local(path, setting)
+    if folder is not None:
+        file, commit = folder / "config.json", None
+    else:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(path, "config.json", revision=revision))
+        except Exception as error:
+            raise _not_had(path, setting, error) from error
+        commit = file.parent.name  # the cache's folders: models--OWNER--NAME/snapshots/COMMIT
+    try:
+        return Described(json.loads(file.read_text(encoding="utf-8")), commit)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{setting}: {path!r} has no readable config.json ({_first_line(error)})") from error
+
+
+def folder_of(path: str, revision: str | None, setting: str) -> Path:
+    """The model's folder, downloaded if it is a Hub id: safetensors, or pickled weights where there are no others."""
+    folder = _local(path, setting)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(snapshot_download(path, revision=revision, allow_patterns=list(SAFETENSORS)))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(path, revision=revision, allow_patterns=[*SAFETENSORS, *PICKLES]))
+    except Exception as error:
+        raise _not_had(path, setting, error) from error
+    return found
+
+
+def refuse_unclassifying(config: Mapping[str, Any], path: str, setting: str) -> None:
+    """Raises RecipeError when a checkpoint says of itself that it is something else than a text classifier."""
+    architectures = config.get("architectures") or []
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise RecipeError(
+            f"{setting}: {path!r} is a {architectures[0]}, no text classifier; give a model that was trained to classify texts"
+        )
+
+
+def _local(path: str, setting: str) -> Path | None:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith((".", "/", "~")):
+        raise RecipeError(f"{setting}: no folder {path!r}; give a model's folder or a Hub id")
+    return None
+
+
+def _not_had(path: str, setting: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"{setting}: {path!r} is no folder here and could not be had from the Hub ({_first_line(error)})"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _padded(model: Any, tokenizer: Any, path: str, setting: str) -> None:
+    """Give model and tokenizer a token to pad with: decoders that classify often come without."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise RecipeError(
+                f"{setting}: the tokenizer of {path!r} has neither a padding nor an end token; name one in it"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _room(model: Any, tokenizer: Any) -> int:
+    """Tokens of a text that the model has positions for. RoBERTa's count from its padding's id on: 514 are 512."""
+    limits = [int(tokenizer.model_max_length), getattr(model.config, "max_position_embeddings", None) or 1 << 20]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limit for limit in limits if limit > 0)

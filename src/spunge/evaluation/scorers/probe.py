@@ -1,0 +1,190 @@
+"""A probe: logistic regression on the mean-pooled hidden states of a frozen model, trained on rows that somebody labelled.
+
+A folder with `probe.json` (what it was made from) and `probe.safetensors` (its numbers); scikit-learn is needed to train
+one, not to use it. The hashes of the rows that it was trained on are kept, so that it never judges rows it knows.
+(Alain and Bengio 2016, arXiv 1610.01644, on reading hidden states by linear models.)
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from spunge.data.samples import Encoded, Text, collate, encode
+from spunge.errors import RecipeError
+from spunge.evaluation.likelihood import batch_tokens, grouped
+from spunge.files import read_json, write_json
+from spunge.model.architecture import find_blocks
+from spunge.model.hub import local_folder
+from spunge.model.loading import Base, load_base
+from spunge.recipe.schema import ModelSettings
+from spunge.weights.checkpoint import Checkpoint
+
+FILE = "probe.json"
+FOLDS = 5
+STRENGTHS = np.logspace(-4, 1, 6)  # of the regularisation, scikit-learn's C, tried by cross-validation
+
+
+class Fitted(NamedTuple):
+    """Logistic regression: sigmoid(weight (x - mean) / deviation + bias)."""
+
+    weight: np.ndarray  # (d,)
+    bias: float
+    mean: np.ndarray  # (d,)
+    deviation: np.ndarray  # (d,)
+    auroc: float  # out of fold
+    strength: float
+
+    def probabilities(self, states: np.ndarray) -> np.ndarray:  # (n, d) -> (n,)
+        found: np.ndarray = 1 / (1 + np.exp(-((states - self.mean) / self.deviation @ self.weight + self.bias)))
+        return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A trained probe with its model in memory."""
+
+    base: Base
+    blocks: tuple[int, ...]
+    max_length: int
+    fitted: Fitted
+    known: frozenset[int]  # hashes of the rows that it was trained on
+
+    def probabilities(self, texts: Sequence[str]) -> np.ndarray:  # (n,)
+        return self.fitted.probabilities(text_states(self.base, texts, self.blocks, self.max_length))
+
+    def refuse(self, texts: Iterable[str], what: str) -> None:
+        """Raises RecipeError when it was trained on one of the texts."""
+        shared = sum(row_hash(text) in self.known for text in texts)
+        if shared:
+            raise RecipeError(
+                f"evaluate.scorer: the probe was trained on {shared} of the {what}; train it on rows of its own "
+                "(`spunge probe --where`)"
+            )
+
+
+def is_probe(path: str) -> bool:
+    return (Path(path).expanduser() / FILE).is_file()
+
+
+def read_description(path: str) -> dict[str, Any]:
+    """probe.json. Raises RecipeError where it is damaged."""
+    content = read_json(Path(path).expanduser() / FILE)
+    if not isinstance(content, dict) or "blocks" not in content:
+        raise RecipeError(f"evaluate.scorer: {path!r} has a damaged {FILE}; train the probe again")
+    return content
+
+
+def load_probe(path: str) -> Probe:
+    """Raises RecipeError where its model is missing or is not the one that it was trained on."""
+    content, folder = read_description(path), Path(path).expanduser()
+    base = frozen_model(content["model"], content["revision"], max(content["blocks"]))
+    if Checkpoint(base.folder).fingerprint() != content["weights"]:
+        raise RecipeError(
+            f"evaluate.scorer: {content['model']!r} is not the model that the probe {path!r} was trained on"
+        )
+    numbers = load_file(folder / "probe.safetensors")
+    fitted = Fitted(
+        numbers["weight"],
+        float(numbers["bias"][0]),
+        numbers["mean"],
+        numbers["deviation"],
+        content["auroc"],
+        content["strength"],
+    )
+    return Probe(base, tuple(content["blocks"]), content["max_length"], fitted, frozenset(numbers["rows"].tolist()))
+
+
+def frozen_model(path: str, revision: str | None, last: int | None) -> Base:
+    """The first blocks of a model of its own in memory: the judged one's weights change. Always in float32, so that a score
+    does not depend on the machine."""
+    settings = ModelSettings(path=path, revision=revision, dtype="float32")
+    return load_base(local_folder(settings), settings, last)
+
+
+def save_probe(folder: Path, fitted: Fitted, texts: Sequence[str], description: dict[str, Any]) -> None:
+    """Write the folder; probe.json last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hashes = np.array(sorted({row_hash(text) for text in texts}), dtype=np.int64)
+    arrays = {"weight": fitted.weight, "mean": fitted.mean, "deviation": fitted.deviation}
+    save_file({**arrays, "bias": np.array([fitted.bias]), "rows": hashes}, folder / "probe.safetensors")
+    write_json(folder / FILE, {**description, "auroc": fitted.auroc, "strength": fitted.strength})
+
+
+def row_hash(text: str) -> int:
+    """63 bits that stand for a text; white space around it does not count."""
+    return int.from_bytes(hashlib.sha256(text.strip().encode()).digest()[:8], "big") >> 1
+
+
+def default_blocks(depth: int) -> list[int]:
+    """Two blocks, at 0.4 and two thirds of the depth."""
+    return sorted({round(0.4 * depth), min(depth - 1, round(2 * depth / 3))})
+
+
+@torch.inference_mode()
+def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> np.ndarray:
+    """Hidden states after each of the blocks, averaged over a text's tokens: (n, len(blocks) * hidden size) float32."""
+    modules = find_blocks(base.model)
+    sizes = [len(text.ids) for text in coded]
+    order = sorted(range(len(coded)), key=lambda index: -sizes[index])
+    found: dict[int, np.ndarray] = {}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(block: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            seen[block] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [modules[block].register_forward_hook(keep(block)) for block in blocks]
+    try:
+        for rows in grouped(order, sizes, batch_tokens(base)):
+            batch = collate([coded[row] for row in rows], base.device)
+            inner = getattr(base.model, base.model.base_model_prefix, base.model)  # without the output layer
+            inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+            weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
+            means = torch.cat([torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks], dim=1)
+            found.update(zip(rows, means.cpu().numpy(), strict=True))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return np.stack([found[row] for row in range(len(coded))])
+
+
+def text_states(base: Base, texts: Sequence[str], blocks: Sequence[int], max_length: int) -> np.ndarray:
+    """mean_states of plain texts; an empty one counts as its start token, or a space."""
+    coded = [encode(Text("", text), base.tokenizer, max_length) for text in texts]
+    blank = encode(Text("", " "), base.tokenizer, max_length)
+    return mean_states(base, [each if each.ids else blank for each in coded], blocks)
+
+
+def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Fitted:
+    """Logistic regression on standardised states (n, d), labels (n,) 0 or 1; C and the AUROC by cross-validation.
+
+    groups (n,): rows of one group are never on both sides of a fold. Raises RecipeError without scikit-learn.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import StratifiedGroupKFold
+    except ImportError:
+        raise RecipeError("probe: needs scikit-learn; pip install 'spunge[judge]'") from None
+    mean, deviation = states.mean(axis=0), states.std(axis=0) + 1e-6
+    scaled = (states - mean) / deviation
+    names = np.arange(len(labels)) if groups is None else groups
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(scaled, labels, names))
+    found: dict[float, float] = {}
+    for strength in STRENGTHS:
+        scores = np.empty(len(labels))
+        for train, test in folds:
+            model = LogisticRegression(C=strength, max_iter=500).fit(scaled[train], labels[train])
+            scores[test] = model.decision_function(scaled[test])
+        found[strength] = float(roc_auc_score(labels, scores))
+    best = max(found, key=lambda strength: found[strength])
+    model = LogisticRegression(C=best, max_iter=500).fit(scaled, labels)
+    return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, found[best], float(best))

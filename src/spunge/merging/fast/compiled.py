@@ -1,0 +1,132 @@
+"""The compiled path: finds where each branch's numbers lie in memory and hands them to the kernels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spunge.merging.outcome import Tally
+from spunge.merging.rules import TiesSettings, ties
+from spunge.merging.thresholds import Bracket, keys_of
+from spunge.merging.work import Job, Work
+
+KINDS = {torch.bfloat16: 1, torch.float32: 2}  # of kernels.py: a model's own values
+DELTA, NOTHING = 0, 3
+
+
+class Fast:
+    """Kernels on one merge's tensors. The same bits as the torch path, which tests compare."""
+
+    def __init__(self, work: Work) -> None:
+        from spunge.merging.fast import kernels
+
+        self.work = work
+        self.kernels: Any = kernels
+        plain = work.rule is ties and isinstance(work.settings, TiesSettings) and work.settings.tie == "plus"
+        self.merges = (
+            plain and len(work.sources) < kernels.NEGATIVE
+        )  # whether the merge itself is compiled, or the counting alone
+
+    def split(self, job: Job, place: int, row: Bracket) -> tuple[int, Tensor]:
+        """Like Bracket.split, on the magnitudes of the branch at `place`."""
+        address, kind, _owner = self._branch(job, place)
+        if kind == NOTHING:
+            return 0, torch.zeros((job.stop - job.start) if row.low == 0 else 0, dtype=torch.int32)
+        base, base_kind, _base_owner = self._base(job)
+        size = job.stop - job.start
+        inside = np.empty(size + 1, np.int32)
+        above, found = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
+        return above, torch.from_numpy(inside[:found])
+
+    def sample(self, name: str, starts: Sequence[int], length: int) -> Tensor:  # (k, runs * length)
+        """The keys of every branch's magnitudes in runs of entries."""
+        base = self.work.mapped.view(name)
+        rows = np.zeros((len(self.work.sources), len(starts) * length), np.int32)
+        for place, source in enumerate(self.work.sources):
+            part = self._lying(name, place)
+            if part is not None and base.dtype in KINDS:
+                values, kind = part
+                self.kernels.sample_keys(
+                    values.data_ptr(), kind, base.data_ptr(), KINDS[base.dtype], np.array(starts), length, rows[place]
+                )
+            elif self.work.changes(place, name):
+                jobs = [Job(name, start, start + length) for start in starts]
+                parts = [source.read(name, job.start, job.stop, self.work.base_values(job)) for job in jobs]
+                rows[place] = keys_of(torch.cat(parts)).numpy()
+        return torch.from_numpy(rows)
+
+    def merge(self, job: Job) -> tuple[Tally, Tensor, bool]:
+        """TIES on one chunk: its tally, the merged model's values in the base's dtype, and whether all are finite."""
+        k, size = len(self.work.sources), job.stop - job.start
+        branches = [self._branch(job, place) for place in range(k)]
+        base, base_kind, _owner = self._base(job)
+        facts = self.work.facts.get(job.name) or self.work.facts[""]
+        out = torch.empty(size, dtype=torch.bfloat16 if base_kind == KINDS[torch.bfloat16] else torch.float32)
+        gram, counts = np.zeros((k + 1, k)), np.zeros(k + 3, np.int64)
+        self.kernels.ties(
+            np.array([address for address, _, _ in branches]),
+            np.array([kind for _, kind, _ in branches]),
+            base,
+            base_kind,
+            size,
+            facts["cut"].float().numpy(),
+            self.work.weight_row.numpy(),
+            np.float32(self.work.settings.scale),
+            out.data_ptr(),
+            base_kind,
+            gram,
+            counts,
+        )
+        lower = torch.from_numpy(gram[:k])
+        tally = Tally(
+            gram=lower + lower.T - torch.diag(lower.diagonal()),
+            kept=torch.from_numpy(counts[:k].copy()),
+            contested=int(counts[k]),
+            conflicts=int(counts[k + 1]),
+            merged=float(gram[k, 0]),
+            entries=size,
+        )
+        result = out.to(self.work.base.tensors[job.name].dtype)
+        finite = not counts[k + 2] and (result.dtype == out.dtype or bool(torch.isfinite(result).all()))
+        return tally, result, finite
+
+    def _base(self, job: Job) -> tuple[int, int, Tensor]:
+        """Address, kind and owner of the base's values."""
+        values = self.work.mapped.view(job.name)[job.start : job.stop]
+        values = values if values.dtype in KINDS else values.float()
+        return values.data_ptr(), KINDS[values.dtype], values
+
+    def _lying(self, name: str, place: int) -> tuple[Tensor, int] | None:
+        """A branch's whole tensor and its kind, where it lies in a mapped file in a form the kernels read."""
+        if not self.work.changes(place, name):
+            return None
+        source = self.work.sources[place]
+        stored: Tensor | None = getattr(source, "stored", lambda name: None)(name)
+        if stored is not None:
+            return stored, DELTA
+        raw: Tensor | None = getattr(source, "raw", lambda name: None)(name)
+        return (raw, KINDS[raw.dtype]) if raw is not None and raw.dtype in KINDS else None
+
+    def _branch(self, job: Job, place: int) -> tuple[int, int, Tensor | None]:
+        """Address, kind and owner of a branch's numbers: where they lie, or formed for this chunk."""
+        if not self.work.changes(place, job.name):
+            return 0, NOTHING, None
+        lying = self._lying(job.name, place)
+        if lying is not None:
+            part = lying[0][job.start : job.stop]
+            return part.data_ptr(), lying[1], part
+        source = self.work.sources[place]
+        formed = source.read(job.name, job.start, job.stop, self.work.base_values(job)).contiguous()
+        return formed.data_ptr(), DELTA, formed
+
+
+def fast_path(work: Work, wanted: bool | None = None) -> Fast | None:
+    """The compiled path; None where numba is missing or does not load, or when it is not wanted."""
+    if wanted is False:
+        return None
+    try:
+        return Fast(work)
+    except ImportError:
+        return None

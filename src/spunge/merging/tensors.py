@@ -1,0 +1,22 @@
+"""Merge deltas that are in memory, each taken as one tensor."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spunge.merging.rule import Chunk, Rule
+from spunge.merging.thresholds import facts_of
+
+
+def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[float] | None = None) -> Tensor:
+    """Merge whole deltas held in memory: (k, ...) -> (...), each taken as one tensor (scope `tensor`)."""
+    flat = deltas.reshape(deltas.shape[0], -1).float()
+    chosen = (
+        torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
+    )
+    chunk = Chunk(chosen.float(), columns=deltas.shape[-1])
+    chunk = replace(chunk, facts=facts_of(rule, flat, settings, chunk))
+    return rule(flat, settings, chunk).reshape(deltas.shape[1:])

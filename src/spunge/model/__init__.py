@@ -1,0 +1,1 @@
+"""The model in memory: loading it, its architecture, its parameters' names."""

@@ -1,0 +1,51 @@
+"""The parts of any decoder-only model: its blocks and their output projections, found by structure and name."""
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from spunge.errors import RecipeError
+
+# The projection that writes an MLP's result back to the residual stream, as the architectures call it.
+DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "mlp.dense_out")
+
+
+# The same of a mixture of experts: all experts in one tensor, one tensor each, and the expert that every token takes.
+EXPERT_PROJECTIONS = (
+    "*.experts.down_proj",
+    "*.experts.*.down_proj.weight",
+    "*.experts.*.w2.weight",
+    "*.shared_expert.down_proj.weight",
+    "*.shared_experts.down_proj.weight",
+)
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks, found by structure: the list of modules as long as the model is deep that holds most parameters."""
+    depth = model.config.get_text_config().num_hidden_layers  # type: ignore[operator,union-attr]
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if not lists:
+        raise RecipeError(f"model.path: no list of {depth} blocks found in {type(model).__name__}")
+    return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def down_projections(block: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a block's MLP output projections by their names in the block, found by name, never by position.
+
+    One tensor in a dense block; in a mixture of experts those of all experts. Raises RecipeError where there is none.
+    """
+    parameters = dict(block.named_parameters())
+    for name in DOWN_PROJECTIONS:
+        if (weight := parameters.get(f"{name}.weight")) is not None:
+            return {f"{name}.weight": weight}
+    experts = {
+        name: weight
+        for name, weight in parameters.items()
+        if any(fnmatchcase(name, pattern) for pattern in EXPERT_PROJECTIONS)
+    }
+    if not experts:
+        raise RecipeError(
+            f"unlearn: no MLP output projection in {type(block).__name__} (looked for {', '.join(DOWN_PROJECTIONS)} and "
+            "experts' down_proj and w2); name the tensors in unlearn.trainable"
+        )
+    return experts

@@ -1,0 +1,202 @@
+"""Load a base model and its tokenizer, whole or its first blocks alone."""
+
+import copy
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spunge.errors import RecipeError
+from spunge.model import attention
+from spunge.model.architecture import find_blocks
+from spunge.model.experts import Place, stacked_places
+from spunge.model.names import checkpoint_names
+from spunge.recipe.schema import ModelSettings
+from spunge.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model in memory, whole or its first blocks. Whoever changes its parameters puts them back."""
+
+    model: Any  # transformers PreTrainedModel, in evaluation mode
+    tokenizer: Any
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    # The model's parameter -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
+    names: Mapping[str, tuple[str, ...]]
+    depth: int  # blocks of the checkpoint, however many of them are in memory
+    places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The checkpoint's tensor name -> the parameter in memory, or the view of it that is this tensor."""
+        own = dict(self.model.named_parameters())
+        return {stored: view for name in self.names for stored, view in self.stored(name, own[name]).items()}
+
+    def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
+        """A value of a parameter's shape as the checkpoint's tensors: (experts, d, n) becomes a (d, n) for each expert."""
+        return {stored: value[self.places[stored]] if stored in self.places else value for stored in self.names[name]}
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def load_base(folder: Path, settings: ModelSettings, last: int | None = None) -> Base:
+    """Load model and tokenizer for training and judging. Raises RecipeError when the architecture is no causal LM.
+
+    last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
+    model gives hidden states alone; an architecture that cannot be cut is loaded whole.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    device = pick_device(settings.device)
+    trust = settings.trust_remote_code
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        dtype = pick_dtype(settings.dtype, device, config)
+        depth = _depth(config)
+        model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
+        if model is None:
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(
+            f"model.path: {str(folder)!r} cannot be loaded as a causal language model: {first}"
+        ) from error
+    model.to(device).eval().requires_grad_(False)
+    attention.speed_up(model, device, dtype)
+    checkpoint = Checkpoint(folder)
+    places = stacked_places(model, checkpoint)
+    names = checkpoint_names(model, checkpoint)
+    names |= {name: tuple(inner) for name, inner in places.items()}
+    flat = {stored: place for inner in places.values() for stored, place in inner.items()}
+    return Base(model, tokenizer, folder, device, dtype, names, depth, flat)
+
+
+def model_depth(folder: Path, settings: ModelSettings) -> int:
+    """Number of decoder blocks, from the configuration alone. Raises RecipeError when it cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return _depth(AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code))
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def _depth(config: Any) -> int:
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, count: int) -> Any:
+    """The model without its output layer and with its first `count` blocks alone, or None where that is not to be had."""
+    from transformers import AutoModel
+
+    try:
+        with _without_warnings():
+            shorter = _cut(config, count)
+            if not _same_blocks(config, shorter, trust, count):
+                return None
+            model, loaded = AutoModel.from_pretrained(
+                folder, config=shorter, dtype=dtype, trust_remote_code=trust, output_loading_info=True
+            )
+    except Exception:
+        # Whatever an architecture objects to: the whole model is loaded instead, and has its own say.
+        return None
+    return None if loaded["missing_keys"] or loaded["mismatched_keys"] else model
+
+
+def _cut(config: Any, count: int) -> Any:
+    """The configuration of the first `count` blocks: the depth, and every list with an entry for each block."""
+    shorter = copy.deepcopy(config)
+    text, depth = shorter.get_text_config(), _depth(config)
+    lists = {key: value for key, value in vars(text).items() if isinstance(value, list) and len(value) == depth}
+    text.num_hidden_layers = count
+    for key, value in lists.items():
+        setattr(text, key, value[:count])
+    return shorter
+
+
+def _same_blocks(config: Any, shorter: Any, trust: bool, count: int) -> bool:
+    """Whether the first blocks are the same in the whole model and the cut one: modules, shapes and plain attributes.
+
+    Not so where a block's make-up depends on its distance from the end (Gemma 3n shares keys among the last blocks).
+    """
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        whole, part = (AutoModel.from_config(each, trust_remote_code=trust) for each in (config, shorter))
+    pairs = zip(find_blocks(whole), find_blocks(part), strict=False)
+    return len(find_blocks(part)) == count and all(_outline(block) == _outline(other) for block, other in pairs)
+
+
+def _outline(block: nn.Module) -> list[Any]:
+    plain = (bool, int, float, str, type(None))
+    return [
+        *((name, tensor.shape) for name, tensor in block.state_dict().items()),
+        *(
+            (name, type(module), {key: value for key, value in vars(module).items() if isinstance(value, plain)})
+            for name, module in block.named_modules()
+        ),
+    ]
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers lists every tensor of the checkpoint that a cut model has no use for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def pick_device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError:
+            raise RecipeError(f"model.device: {name!r} is no device; give auto, cpu, cuda, cuda:1 or mps") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """`auto` takes the checkpoint's dtype on a GPU and the faster of float32 and bfloat16 on a CPU."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if device.type == "cpu":
+        return torch.bfloat16 if bfloat16_speedup() > 1.2 else torch.float32
+    stored = getattr(config, "dtype", None)
+    reduced = stored in (torch.bfloat16, torch.float16)
+    return torch.bfloat16 if reduced and (device.type != "cuda" or torch.cuda.is_bf16_supported()) else torch.float32
+
+
+@functools.cache
+def bfloat16_speedup() -> float:
+    """float32's time over bfloat16's for a matrix product of a small model's shape, measured here once (about 50 ms)."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            left @ right
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)

@@ -1,0 +1,1 @@
+"""The recipe: its frame, how it is read, and how an error in it is told."""

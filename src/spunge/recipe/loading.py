@@ -1,0 +1,165 @@
+"""Read a recipe: from YAML, a shipped name or a mapping, with `a.b=c` overrides and with every path made absolute."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spunge.errors import RecipeError, suggestion
+from spunge.recipe.block import Place, Strict
+from spunge.recipe.explanation import validated
+from spunge.recipe.schema import Recipe
+from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+
+
+def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from a YAML file, a shipped recipe's name, or a mapping, and apply `a.b=c` overrides.
+
+    Relative paths in a file are relative to that file; in a mapping or an override, to the working directory. All are
+    made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
+    """
+    if isinstance(source, Mapping):
+        content: Any = yaml.safe_load(yaml.safe_dump(_plain(source)))
+        folder = Path.cwd()
+    else:
+        file = recipe_file(str(source))
+        folder = file.parent.resolve()
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`"
+        )
+    _anchor(content, folder)
+    for override in overrides:
+        path, value = _parse_override(override)
+        _assign(content, path, value)
+    _anchor(content, Path.cwd())
+    return validated(Recipe, content, "")
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe given by path or by a shipped recipe's name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_recipes()}
+    if name in shipped:
+        return shipped[name]
+    raise RecipeError(f"recipe: no file {name!r}, nor a shipped recipe of that name{suggestion(name, shipped)}")
+
+
+def shipped_recipes() -> list[Path]:
+    return sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML with every default filled in; it loads to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
+    try:
+        return path.split("."), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set: the value of {path!r} is not YAML: {text!r}; quote it") from None
+
+
+def _assign(content: Any, path: list[str], value: Any) -> None:
+    """Set content[path] = value; a number in the path is a list's index."""
+    at, shown = content, "recipe"
+    for step, following in zip(path, [*path[1:], None], strict=True):
+        shown = f"{shown}.{step}"
+        key: Any = step
+        if isinstance(at, list):
+            if not step.isdigit() or int(step) >= len(at):
+                raise RecipeError(f"--set: {'.'.join(path)!r}: {step!r} is no index into a list of {len(at)}")
+            key = int(step)
+        elif not isinstance(at, dict):
+            raise RecipeError(f"--set: {'.'.join(path)!r}: there are no settings below a plain value at {shown!r}")
+        if following is None:
+            at[key] = value
+        else:
+            if isinstance(at, dict) and at.get(key) is None:
+                at[key] = {}
+            at = at[key]
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make the paths of files and folders in a recipe absolute."""
+    model = content.get("model")
+    if isinstance(model, str):
+        content["model"] = model = {"path": model}
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        model["path"] = _absolute_model(model["path"], folder)
+    evaluate = content.get("evaluate")
+    evaluations = evaluate if isinstance(evaluate, list) else []
+    for block in [content.get("forget"), content.get("retain"), *evaluations]:
+        _anchor_source(block, folder)
+    for registry, key, blocks in [
+        (METHODS, "method", [content.get("unlearn")]),
+        (RULES, "rule", [content.get("merge")]),
+        (EVALUATORS, "kind", evaluations),
+    ]:
+        for block in blocks:
+            if isinstance(block, dict) and isinstance(block.get(key), str):
+                if ".py:" in block[key]:
+                    block[key] = _absolute(block[key], folder)
+                _anchor_places(block, registry, block[key], folder)
+
+
+def _anchor_source(block: Any, folder: Path) -> None:
+    if not isinstance(block, dict) or block.get("source") is None:
+        return
+    for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:
+        if isinstance(item, dict) and isinstance(item.get("path"), str):
+            item["path"] = _absolute(item["path"], folder)
+    if isinstance(block["source"], str):
+        block["source"] = _absolute(block["source"], folder)
+    elif isinstance(block["source"], list):
+        block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
+
+
+def _anchor_places(block: dict[str, Any], registry: Registry, name: str, folder: Path) -> None:
+    """Make the settings absolute that the named object marks as places."""
+    try:
+        settings: type[Strict] = registry.get(name).Settings
+    except RecipeError:
+        return  # the validation that follows says so
+    for key, info in settings.model_fields.items():
+        marks = [mark for mark in info.metadata if isinstance(mark, Place)]
+        if marks and key in block:
+            block[key] = _placed(block[key], _absolute_model if marks[0].kind == "model" else _absolute, folder)
+
+
+def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:
+    """The value with every text in it made absolute."""
+    if isinstance(value, str):
+        return absolute(value, folder)
+    if isinstance(value, dict):
+        return {key: _placed(item, absolute, folder) for key, item in value.items()}
+    return [_placed(item, absolute, folder) for item in value] if isinstance(value, list) else value
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(path).expanduser())
+
+
+def _absolute_model(path: str, folder: Path) -> str:
+    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path."""
+    place = folder / Path(path).expanduser()
+    return str(place) if place.exists() or path.startswith((".", "/", "~")) else path

@@ -1,0 +1,268 @@
+"""The frame of a recipe: which model, which rows to forget, how to split, unlearn, merge and judge.
+
+A method, merge rule or evaluator declares its own settings in its own file; this file finds them by name. Unknown keys
+are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from spunge.errors import RecipeError, suggestion
+from spunge.recipe.block import Strict
+from spunge.recipe.explanation import validated
+from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+
+Scalar = str | int | float | bool
+
+
+class ModelSettings(Strict):
+    path: str = Field(description="Hub id, or a folder with a checkpoint.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
+        "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
+
+
+class Source(Strict):
+    """Where rows come from: files, or a dataset on the Hub."""
+
+    path: str | None = Field(
+        None, description="A .jsonl, .json, .csv, .parquet or .txt file, a folder of them, or a glob."
+    )
+    hub: str | None = Field(None, description="A dataset's id on the Hub.")
+    config: str | None = Field(None, description="The Hub dataset's configuration.")
+    split: str = Field("train", description="The Hub dataset's split.")
+    revision: str | None = Field(None, description="The Hub dataset's branch, tag or commit.")
+    assign: dict[str, Scalar] = Field(
+        default_factory=dict, description="Constant columns to add, such as {domain: bio}."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path or hub")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class Rows(Strict):
+    """Rows of a source, and which of their columns are the text."""
+
+    source: Sources | None = Field(
+        None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
+    )
+    text: str | None = Field(None, description="Column with plain text.")
+    prompt: str | None = Field(None, description="Column with the prompt; the loss is on the completion alone.")
+    completion: str | None = Field(None, description="Column with the completion.")
+    messages: str | None = Field(None, description="Column with chat messages; the loss is on the last answer alone.")
+    where: str | None = Field(None, description="SQL condition that a row must meet.")
+    limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Rows":
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("prompt and completion go together")
+        if sum(column is not None for column in (self.text, self.prompt, self.messages)) > 1:
+            raise ValueError("give one of text, prompt + completion, messages")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column; empty when the recipe names none."""
+        return {role: name for role in ("text", "prompt", "completion", "messages") if (name := getattr(self, role))}
+
+
+class ForgetRows(Rows):
+    source: Sources = Field(description="File, folder, glob, {hub: ..}, or a list of them.")
+    refusal: str | None = Field(
+        None, description="Column with the answer wanted in place of the completion (methods dpo and idk)."
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return super().columns or {"text": "text"}
+
+
+class Split(Strict):
+    by: str = Field(description="The attribute: a column, or an SQL expression. A list puts a row into several parts.")
+    values: list[Scalar] | dict[str, list[Scalar]] | None = Field(
+        None, description="Values to make parts of, or {part: [values]}. Default: every value that occurs."
+    )
+    min_rows: int = Field(1, ge=1, description="Parts with fewer rows are dropped.")
+    unassigned: Literal["drop", "keep", "error"] = Field(
+        "drop", description="Rows whose value is in no part: drop them, keep them as a part of their own, or stop."
+    )
+
+
+class MethodSettings(Strict):
+    method: str = Field(description="Name of the unlearning method (`spunge list methods`).")
+
+
+class RuleSettings(Strict):
+    rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
+
+
+class EvaluatorSettings(Strict):
+    kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
+    name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
+    source: Sources | None = Field(
+        None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
+    )
+    where: str | None = Field(None, description="SQL condition that a row must meet.")
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
+    by: str | None = Field(
+        None,
+        description="Column or SQL expression that names each row's subject. Default: split.by where the rows have it.",
+    )
+    subject: str | None = Field(
+        None,
+        description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
+    )
+    stages: list[str] | None = Field(
+        None, description="Judge these alone, such as [base, merged, 'control:*', 'branch:*']. Default: every stage."
+    )
+
+
+def _named(registry: Registry, key: str, default: str | None) -> Any:
+    """Turn {key: NAME, ...} into the settings class that the named object declares."""
+
+    def build(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {key: value}
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get(key, default)
+        if not isinstance(name, str):
+            raise RecipeError(f"{registry.setting}: missing; known: {', '.join(registry.names())}")
+        settings: type[Strict] = registry.get(name).Settings
+        return validated(settings, {**value, key: name}, registry.setting.rpartition(".")[0])
+
+    return BeforeValidator(build)
+
+
+TRAININGS = ("joint", "random", "sequential")
+
+
+class Control(Strict):
+    """A baseline: what is trained, and how that becomes one model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names its stage, control:NAME, and its folder.")
+    train: Literal["parts", "joint", "random", "sequential"] = Field(
+        "parts",
+        description="parts: the run's own branches, merged otherwise. joint: the same method, samples and steps on all parts "
+        "at once. random: the same samples split at random into parts of the same sizes, merged alike: is it the attribute "
+        "that helps, or just splitting? sequential: one part after the other, each from the model that the one before left.",
+    )
+    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] | None = Field(
+        None,
+        description="How its deltas become one model. Default: as the recipe's merge; joint and sequential: as they are.",
+    )
+
+    @model_validator(mode="after")
+    def _says_something_else(self) -> "Control":
+        if self.train == "parts" and self.merge is None:
+            raise ValueError("the run's own branches, merged as the recipe says, are `merged`; give merge")
+        if self.name in TRAININGS and (self.train != self.name or (self.merge and self.train != "random")):
+            raise ValueError(f"the name {self.name!r} is kept for {{train: {self.name}}} without a merge of its own")
+        return self
+
+
+def _controls(value: Any) -> Any:
+    """`joint`, `random`, `sequential` and a merge rule's name are short for a control of that name."""
+    if not isinstance(value, list):
+        return value
+    return [_control(item) if isinstance(item, str) else item for item in value]
+
+
+def _control(name: str) -> dict[str, Any]:
+    if name in TRAININGS:
+        return {"name": name, "train": name}
+    if name in RULES.names():
+        return {"name": name, "train": "parts", "merge": {"rule": name}}
+    raise RecipeError(f"controls: no control {name!r}{suggestion(name, [*TRAININGS, *RULES.names()])}")
+
+
+class Published(Strict):
+    """A figure of a paper, to stand beside the run's own."""
+
+    stage: str = Field(description="base, merged, control:NAME or branch:SLUG.")
+    subject: str = Field(description="The subject of the row in results.json.")
+    metric: str = Field(description="The metric of the row in results.json.")
+    value: float = Field(description="As printed, in the metric's unit: a share where the metric is one.")
+    source: str = Field(description="Paper and table.")
+
+
+class Recipe(Strict):
+    model: ModelSettings = Field(description="The base model.")
+    forget: ForgetRows = Field(description="The rows to forget.")
+    split: Split | None = Field(None, description="Default: one part that holds every row.")
+    retain: Rows | None = Field(None, description="Rows to keep behaving on, where the method needs them.")
+    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)] = Field(
+        description="The unlearning method and its settings; each part is unlearned by it from the same base."
+    )
+    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
+        default_factory=lambda: {"rule": "ties"},
+        validate_default=True,
+        description="How the branches' deltas become one model.",
+    )
+    controls: Annotated[list[Control], BeforeValidator(_controls)] = Field(
+        default=["joint"],
+        validate_default=True,
+        description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
+        "merged by it), or {name, train, merge}.",
+    )
+    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
+        default_factory=list,
+        description="What the base, every branch, every control and the merged model are judged by.",
+    )
+    seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
+    seeds: int = Field(
+        1,
+        ge=1,
+        description="Train and judge everything so many times, with seed, seed + 1, ...; results are means over them.",
+    )
+    published: list[Published] = Field(
+        default_factory=list, description="Figures of a paper that the report sets beside the run's own."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        names = [evaluation_name(entry) for entry in self.evaluate]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"evaluate: two evaluations are called {name!r}; give each a name of its own")
+        known = set(names)
+        for name, entry in zip(names, self.evaluate, strict=True):
+            of = getattr(entry, "of", None)
+            if of is not None and (of not in known or of == name):
+                raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+        controls = [control.name for control in self.controls]
+        for name in controls:
+            if controls.count(name) > 1:
+                raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
+        needs = METHODS.get(self.unlearn.method).needs_retain
+        if (needs(self.unlearn) if callable(needs) else needs) and self.retain is None:
+            raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
+        return self
+
+
+def evaluation_name(entry: EvaluatorSettings) -> str:
+    return entry.name or entry.kind

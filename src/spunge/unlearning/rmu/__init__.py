@@ -1,0 +1,1 @@
+"""RMU: steering hidden states, and the machinery that makes it cheap."""

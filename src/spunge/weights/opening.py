@@ -1,0 +1,112 @@
+"""Open what was given as a difference from the base, whatever it is, and check that it fits."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from spunge.errors import RecipeError
+from spunge.weights.adapters import open_adapter
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import open_delta
+from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source, config_of
+
+
+def open_source(place: "str | Path", base: Path, label: str | None = None) -> Source:
+    """Open a delta, a full checkpoint or a LoRA adapter, from a folder or a Hub id (`owner/name`, `owner/name@revision`).
+
+    Raises RecipeError when it is none of them, or does not fit the base.
+    """
+    folder = resolve(place)
+    name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
+    if (folder / "delta.json").exists():
+        return DeltaSource(open_delta(folder), name)
+    if (folder / "adapter_config.json").exists():
+        return open_adapter(folder, Checkpoint(base), name)
+    return open_checkpoint(folder, Checkpoint(base), name)
+
+
+def check_source(base: Checkpoint, source: Source) -> None:
+    """Raises RecipeError for a delta made from another base, and for tensors that the base lacks or has in other shapes."""
+    made_from = getattr(source, "base", None)
+    if made_from is not None and made_from != base.fingerprint():
+        raise RecipeError(
+            f"--base: {source.label!r} was made from a base with fingerprint {made_from[:12]}, this one has "
+            f"{base.fingerprint()[:12]}; give the base it was made from"
+        )
+    for name in source.names:
+        if name not in base.tensors:
+            raise RecipeError(
+                f"--model: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
+            )
+        if source.shape(name) != base.tensors[name].shape:
+            raise RecipeError(
+                f"--model: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "
+                f"{list(base.tensors[name].shape)}; is it another model?"
+            )
+
+
+def resolve(place: "str | Path", setting: str = "--model") -> Path:
+    """A folder as it is; a Hub id is fetched into the Hub's cache."""
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder
+    identifier, _, revision = str(place).partition("@")
+    if identifier.count("/") != 1 or str(place).startswith((".", "/", "~")):
+        raise RecipeError(f"{setting}: no folder {str(place)!r}; give a folder, or a Hub id such as owner/name")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md"]
+    try:
+        return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(f"{setting}: {str(place)!r} cannot be fetched from the Hub ({reason})") from None
+
+
+def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSource:
+    """A full checkpoint of the base's architecture. Raises RecipeError naming the first thing that does not fit."""
+    checkpoint = Checkpoint(folder)
+    ours, theirs = config_of(base.folder), config_of(folder)
+    for key, what in (("model_type", "architecture"), ("vocab_size", "vocabulary size")):
+        if key in ours and key in theirs and ours[key] != theirs[key]:
+            raise RecipeError(
+                f"--model: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
+            )
+    known, own = base.tensors, checkpoint.tensors
+    changes = [name for name, info in known.items() if info.dtype.is_floating_point]
+    aliases: dict[str, str] = {}
+    for name in changes:
+        if (
+            name not in own
+            and name == HEAD
+            and (embedding := _embedding(own))
+            and theirs.get("tie_word_embeddings", True)
+        ):
+            aliases[name] = embedding  # tied there, stored apart in the base
+        elif name not in own:
+            raise RecipeError(
+                f"--model: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
+            )
+    for name, info in own.items():
+        if name in known or name.endswith("inv_freq") or not info.dtype.is_floating_point:
+            continue
+        embedding = _embedding(own) if name == HEAD else None
+        if embedding is None or not torch.equal(checkpoint.read(name), checkpoint.read(embedding)):
+            raise RecipeError(f"--model: {label!r} has tensor {name!r}, which the base lacks; is it another model?")
+    return CheckpointSource(checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, folder, label))
+
+
+def _embedding(tensors: Collection[str]) -> str | None:
+    return next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+
+
+def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:
+    """A note where the token ids differ: the merged model keeps the base's tokenizer."""
+    files = [folder / "tokenizer.json" for folder in (base, other)]
+    if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return []
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    words = [(content.get("model", {}).get("vocab"), content.get("added_tokens")) for content in contents]
+    return [] if words[0] == words[1] else [f"the tokens of {label!r} differ from the base's, whose tokenizer is kept"]

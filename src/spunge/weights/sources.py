@@ -1,0 +1,240 @@
+"""Other models as differences from the base: a spunge delta, a full checkpoint, a PEFT LoRA adapter.
+
+A source names the tensors it changes and gives any run of their entries as float32, so that a merge never holds more than
+a few chunks. A LoRA difference is formed in fixed blocks of rows: its rounding does not depend on how the work is cut up.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.delta import Change, Delta, LowRank, Sparse
+
+HEAD = "lm_head.weight"
+BLOCK = 128  # rows of a LoRA difference that are formed at once
+
+
+class Source(Protocol):
+    """One branch of a merge."""
+
+    @property
+    def label(self) -> str:
+        """For messages and reports."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its content."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The base's tensors that this source changes."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a changed tensor."""
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        """Entries start..stop of the flattened difference, float32; `base` holds the base's own, float32."""
+
+
+class Mapped:
+    """Tensors of a checkpoint as flat views into mapped files: nothing is read before it is used, nothing is copied."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._files: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    def view(self, name: str) -> Tensor:
+        """The whole tensor, flat, in its own dtype; do not write into it."""
+        return self._view(self.checkpoint.tensors[name])
+
+    def _view(self, info: TensorInfo) -> Tensor:
+        if not info.numel:
+            return torch.empty(0, dtype=info.dtype)
+        with self._lock:
+            if info.file not in self._files:
+                self._files[info.file] = _map(info.file)
+        mapped = self._files[info.file]
+        if info.start % info.dtype.itemsize:
+            return torch.frombuffer(bytearray(mapped[info.start : info.stop]), dtype=info.dtype)
+        return torch.frombuffer(mapped, dtype=info.dtype, count=info.numel, offset=info.start)
+
+
+def _map(file: Path) -> mmap.mmap:
+    """A private mapping: torch wants writable memory, and MAP_NORESERVE (0x4000 on Linux) reserves none for it."""
+    with file.open("rb") as stream:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if hasattr(mmap, "MAP_POPULATE") else 0)
+            return mmap.mmap(stream.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+@dataclass
+class DeltaSource:
+    """A spunge delta: dense differences or LoRA factors, in float32."""
+
+    delta: Delta
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.delta.folder.name
+        self._mapped = Mapped(Checkpoint(self.delta.folder))
+        self._opened: dict[str, Change] = {}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.delta.tensors
+
+    @property
+    def base(self) -> str | None:
+        """Fingerprint of the base it was made from."""
+        return self.delta.info.get("base")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return sketch(Checkpoint(self.delta.folder), json.dumps(self.delta.tensors, sort_keys=True))
+
+    @property
+    def stamps(self) -> list[tuple[int, int]]:
+        return stamps(Checkpoint(self.delta.folder))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.delta.tensors[name]["shape"])
+
+    def stored(self, name: str) -> Tensor | None:
+        """The whole difference, flat, where it is stored dense in float32."""
+        if self.delta.tensors[name]["kind"] != "dense":
+            return None
+        values = self._mapped.view(name)
+        return values if values.dtype == torch.float32 else None
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        if self.delta.tensors[name]["kind"] == "dense":
+            return self._mapped.view(name)[start:stop].float()
+        change = self._opened.get(name)
+        if change is None:
+            change = self.delta.change(name)
+            self._opened = dict([*self._opened.items(), (name, change)][-4:])  # tensors come one after the other
+        if isinstance(change, LowRank):
+            return low_rank_entries(change, start, stop)
+        return change.entries(start, stop) if isinstance(change, Sparse) else change.reshape(-1)[start:stop]
+
+
+@dataclass
+class CheckpointSource:
+    """A full fine-tuned model: its difference from the base is taken entry by entry, in float32."""
+
+    checkpoint: Checkpoint
+    label: str
+    changes: Collection[str]
+    aliases: Mapping[str, str] = field(default_factory=dict)  # the base's tensor -> the one that holds it here
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._mapped = Mapped(self.checkpoint)
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.changes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return sketch(self.checkpoint)
+
+    @property
+    def stamps(self) -> list[tuple[int, int]]:
+        return stamps(self.checkpoint)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.tensors[self.aliases.get(name, name)].shape
+
+    def raw(self, name: str) -> Tensor:
+        """The model's own values, flat, in its own dtype."""
+        return self._mapped.view(self.aliases.get(name, name))
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        return self.raw(name)[start:stop].float() - base
+
+
+@dataclass
+class AdapterSource:
+    """A PEFT LoRA adapter: scale * B @ A per adapted layer, and the modules it stores whole."""
+
+    label: str
+    fingerprint: str
+    factors: Mapping[str, LowRank]
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`)
+
+    @property
+    def names(self) -> Collection[str]:
+        return dict.fromkeys([*self.factors, *self.replaced])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.replaced:
+            return tuple(self.replaced[name].shape)
+        factors = self.factors[name]
+        shape = (factors.B.shape[0], factors.A.shape[1])
+        return shape[::-1] if factors.transposed else shape
+
+    def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        if name not in self.replaced:
+            return low_rank_entries(self.factors[name], start, stop)
+        stored = self.replaced[name].reshape(-1)[start:stop].float() - base
+        return stored + low_rank_entries(self.factors[name], start, stop) if name in self.factors else stored
+
+
+def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
+    """Entries start..stop of the flattened product, from whole blocks of rows at fixed places."""
+    columns = factors.B.shape[0] if factors.transposed else factors.A.shape[1]
+    rows = factors.A.shape[1] if factors.transposed else factors.B.shape[0]
+    block = BLOCK * columns
+    pieces = []
+    for number in range(start // block, -(-stop // block)):
+        first, last = number * BLOCK, min(rows, (number + 1) * BLOCK)
+        part = (
+            factors._replace(A=factors.A[:, first:last])
+            if factors.transposed
+            else factors._replace(B=factors.B[first:last])
+        )
+        offset = number * block
+        pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
+    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Size and time of each file: a sketch does not see an edit between its samples, and these tell that there was one."""
+    return [((status := file.stat()).st_size, status.st_mtime_ns) for file in checkpoint.files]
+
+
+def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
+    """sha256 over every tensor's name, dtype and shape and over samples of its bytes: quick, and equal for equal content."""
+    total = hashlib.sha256(extra.encode())
+    streams = {file: file.open("rb") for file in checkpoint.files}
+    try:
+        for name in sorted(checkpoint.tensors):
+            info = checkpoint.tensors[name]
+            total.update(f"{name}:{info.dtype}:{list(info.shape)}".encode())
+            for offset in range(8):
+                streams[info.file].seek(info.start + (info.stop - info.start) * offset // 8)
+                total.update(streams[info.file].read(min(512, math.ceil((info.stop - info.start) / 8))))
+    finally:
+        for stream in streams.values():
+            stream.close()
+    return total.hexdigest()
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return content

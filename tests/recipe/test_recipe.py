@@ -1,0 +1,120 @@
+"""What a recipe accepts, what it fills in, and the one line it answers with when something is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from spunge.errors import RecipeError
+from spunge.recipe.loading import dump_recipe, load_recipe, shipped_recipes
+
+
+def refused(recipe: Any, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("unlearn.lerning_rate=1", ["unlearn.lerning_rate", "did you mean 'learning_rate'?"]),
+        ("modle.path=x", ["modle", "did you mean 'model'?"]),
+        ("forget.wheer=x", ["forget.wheer", "did you mean 'where'?"]),
+        ("merge.densty=0.3", ["merge.densty", "did you mean 'density'?"]),
+        ("merge.density=0", ["merge.density: 0: it should be greater than 0"]),
+        ("merge.density=1.5", ["merge.density: 1.5: it should be less than or equal to 1"]),
+        ("unlearn.coefficient=abc", ["unlearn.coefficient: 'abc': it should be a valid number"]),
+        (
+            "unlearn.trainable={kind: lor}",
+            ["unlearn.trainable.kind: 'lor': it should be one of 'lora', 'tensors', 'all'"],
+        ),
+        ("unlearn.trainable={kind: tensors, mach: [a]}", ["unlearn.trainable.mach", "did you mean 'match'?"]),
+        ("split=5", ["split: 5: it should be a mapping"]),
+        ("forget.source={pth: a}", ["forget.source.0.pth: no such setting; did you mean 'path'?"]),
+        ("merge.rule=tise", ["merge.rule", "'tise'", "did you mean 'ties'?"]),
+        ("unlearn.method=rum", ["unlearn.method", "'rum'", "did you mean 'rmu'?"]),
+        ("evaluate.0.kind=choises", ["evaluate.kind", "did you mean 'choices'?"]),
+        ("evaluate.9.kind=choices", ["--set", "'9'"]),
+        ("evaluate.0.normalise=none", ["normalise", "did you mean 'normalize'?"]),
+        ("unlearn.epochs=2", ["either epochs or steps"]),  # the toy recipe gives steps
+        ("unlearn.steps=zero", ["unlearn.steps", "'zero'"]),
+        ("split.unassigned=maybe", ["split.unassigned", "'maybe'"]),
+        ("forget.prompt=a", ["forget", "prompt and completion go together"]),
+        ("retain=null", ["retain", "needs it"]),
+        ("seed", ["--set", "a.b=value"]),
+        ("seed=-1", ["seed", "-1"]),
+        ("controls=[jiont]", ["controls", "'jiont'"]),
+        ("model.path=./nowhere", []),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_mend(toy_recipe: dict[str, Any], override: str, parts: list[str]) -> None:
+    if not parts:
+        assert load_recipe(toy_recipe, [override]).model.path == str(Path.cwd() / "nowhere")
+        return
+    message = refused(toy_recipe, override)
+    for part in parts:
+        assert part in message, message
+
+
+def test_every_default_is_written_out_and_loads_to_the_same_recipe(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = load_recipe(toy_recipe)
+    written = yaml.safe_load(dump_recipe(recipe))
+    assert written["merge"] == {"rule": "ties", "density": 0.5, "scale": 1.0, "scope": "changed"} | written["merge"]
+    assert written["unlearn"]["alpha"] == 100
+    assert written["split"]["unassigned"] == "drop"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe))
+    assert load_recipe(file) == recipe
+
+
+def test_paths_in_a_file_are_relative_to_the_file_and_in_an_override_to_the_working_directory(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_recipe["forget"]["source"] = "rows.jsonl"
+    (tmp_path / "here").mkdir()
+    file = tmp_path / "here" / "recipe.yaml"
+    file.write_text(yaml.safe_dump(toy_recipe))
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(file).forget.source[0].path == str(tmp_path / "here" / "rows.jsonl")
+    assert load_recipe(file, ["forget.source=there.jsonl"]).forget.source[0].path == str(tmp_path / "there.jsonl")
+
+
+def test_a_list_of_sources_keeps_its_assigned_columns(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["forget"]["source"] = [{"path": "/a.jsonl", "assign": {"domain": "bio"}}, {"hub": "org/data"}, "/b.csv"]
+    sources = load_recipe(toy_recipe).forget.source
+    assert [source.path or source.hub for source in sources] == ["/a.jsonl", "org/data", "/b.csv"]
+    assert sources[0].assign == {"domain": "bio"}
+    toy_recipe["forget"]["source"] = {"path": "/a", "hub": "b"}
+    assert "either path or hub" in refused(toy_recipe)
+
+
+def test_a_recipe_that_is_no_mapping_or_no_yaml_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("- a\n- b\n")
+    assert "must be a mapping" in refused(file)
+    file.write_text("a: [\n")
+    assert "not YAML" in refused(file)
+    assert "no file 'dmo'" in refused("dmo")
+    assert "did you mean 'demo'?" in refused("dmo")
+
+
+@pytest.mark.parametrize("file", shipped_recipes(), ids=lambda file: file.stem)
+def test_every_shipped_recipe_is_valid(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert load_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    assert file.read_text().startswith("# ")
+
+
+def test_trust_and_pickles_are_off_unless_the_recipe_says_so(toy_recipe: dict[str, Any]) -> None:
+    model = load_recipe(toy_recipe).model
+    assert not model.trust_remote_code
+    assert not model.allow_pickle
+
+
+def test_two_evaluations_of_one_name_are_refused(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["evaluate"].append(dict(toy_recipe["evaluate"][0]))
+    assert "called 'choices'" in refused(toy_recipe)

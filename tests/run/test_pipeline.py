@@ -1,0 +1,330 @@
+"""The whole run on tiny models: what it writes, what it takes up again, what it refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spunge
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+from spunge.run.jobs import Run
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import open_delta
+
+
+class Recorder:
+    """A watcher that keeps the titles of what was really done."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def begin(self, title: str) -> None:
+        self.titles.append(title)
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        pass
+
+    def end(self, outcome: str) -> None:
+        pass
+
+    def worked(self) -> list[str]:
+        return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge")]
+
+
+def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[str]]:
+    recorder = Recorder()
+    results = spunge.run(load_recipe(recipe, overrides), out, recorder)
+    return results, recorder.worked()
+
+
+def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    results, _ = run(toy_recipe, out)
+    for name in (
+        "recipe.yaml",
+        "split.json",
+        "branches/europe/delta.safetensors",
+        "branches/asia/delta.json",
+        "branches/asia/log.jsonl",
+        "branches/asia/done.json",
+        "controls/joint/delta.json",
+        "merged/model.safetensors",
+        "merged/tokenizer.json",
+        "merge.json",
+        "results.json",
+        "report.html",
+    ):
+        assert (out / name).exists(), name
+    content = json.loads((out / "results.json").read_text())
+    assert content["schema"] == 1
+    assert {row["stage"] for row in content["rows"]} == {
+        "base",
+        "branch:europe",
+        "branch:asia",
+        "control:joint",
+        "merged",
+    }
+    assert {(row["subject"], row["metric"]) for row in content["rows"]} == {
+        ("europe", "accuracy"),
+        ("asia", "accuracy"),
+        ("retain", "perplexity"),
+    }
+    assert all(row["low"] <= row["value"] <= row["high"] for row in content["rows"])
+    assert results.value("base", "retain", "perplexity") > 1
+
+
+def test_merged_loads_in_a_process_that_never_heard_of_spunge(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    program = (
+        "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
+        "m = M.from_pretrained(sys.argv[1], dtype='auto'); t = T.from_pretrained(sys.argv[1]);"
+        "print(m(**t('the capital of france', return_tensors='pt')).logits.isfinite().all().item(), 'spunge' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run" / "merged")], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["True", "False"]
+
+
+def test_only_the_tensors_that_branches_changed_differ_from_the_base(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    run(toy_recipe, tmp_path / "run")
+    base, merged = Checkpoint(Path(toy_recipe["model"]["path"])), Checkpoint(tmp_path / "run" / "merged")
+    different = {name for name in base.tensors if not torch.equal(base.read(name), merged.read(name))}
+    assert different == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
+
+
+def test_a_second_run_does_nothing_again_and_reports_the_same(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    first, worked = run(toy_recipe, tmp_path / "run")
+    assert len(worked) == 3 + 1 + 5 * 2
+    second, worked = run(toy_recipe, tmp_path / "run")
+    assert worked == []
+    assert second.rows == first.rows
+
+
+def test_the_written_recipe_runs_again_as_it_is(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = run(toy_recipe, tmp_path / "run")
+    again = spunge.run(tmp_path / "run" / "recipe.yaml", tmp_path / "again")
+    assert again.rows == first.rows
+    assert (tmp_path / "again" / "recipe.yaml").read_text() == (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_changing_the_merge_trains_nothing(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    _, worked = run(toy_recipe, tmp_path / "run", "merge.scale=2.0")
+    assert worked == ["merge", "judge merged: choices", "judge merged: perplexity"]
+
+
+def test_changing_an_evaluation_repeats_that_one_alone(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    _, worked = run(toy_recipe, tmp_path / "run", "evaluate.0.normalize=characters")
+    assert len(worked) == 5
+    assert all(title.endswith(": choices") for title in worked)
+
+
+def test_changing_one_part_trains_that_part_and_the_control(
+    toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    run(toy_recipe, tmp_path / "run")
+    file = Path(toy_recipe["forget"]["source"])
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if line != lines[-1]) + "\n")
+    _, worked = run(toy_recipe, tmp_path / "run")
+    assert [title for title in worked if title.startswith("unlearn")] == [
+        "unlearn branch:asia",
+        "unlearn control:joint",
+    ]
+
+
+def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    _, worked = run(toy_recipe, tmp_path / "run", "unlearn.alpha=7")
+    assert sum(title.startswith("unlearn") for title in worked) == 3
+    assert not any(title.startswith("judge base") for title in worked)
+
+
+def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "base"
+    shutil.copytree(toy_recipe["model"]["path"], folder)
+    toy_recipe["model"]["path"] = str(folder)
+    run(toy_recipe, tmp_path / "run")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _, worked = run(toy_recipe, tmp_path / "run")
+    assert len(worked) == 3 + 1 + 5 * 2
+
+
+def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    class Stopper(Recorder):
+        def begin(self, title: str) -> None:
+            super().begin(title)
+            if title == "unlearn control:joint":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spunge.run(load_recipe(toy_recipe), tmp_path / "run", Stopper())
+    resumed, worked = run(toy_recipe, tmp_path / "run")
+    assert worked[0] == "unlearn control:joint"
+    whole, _ = run(toy_recipe, tmp_path / "whole")
+    assert resumed.rows == whole.rows
+
+
+def test_a_branch_cut_off_in_the_middle_is_trained_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    before = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
+    (tmp_path / "run" / "branches" / "asia" / "done.json").unlink()
+    _, worked = run(toy_recipe, tmp_path / "run")
+    assert worked == ["unlearn branch:asia"]
+    after = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
+    assert torch.equal(before, after)
+
+
+def test_each_branch_starts_from_the_base_whatever_ran_before_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "both")
+    run(toy_recipe, tmp_path / "one", "split.values=[asia]")
+    names = [tmp_path / where / "branches" / "asia" for where in ("both", "one")]
+    first, second = (open_delta(name).dense("model.layers.2.mlp.down_proj.weight") for name in names)
+    assert torch.equal(first, second)
+
+
+def test_the_joint_control_takes_the_branches_steps_together(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(toy_recipe, tmp_path / "run")
+    steps = [
+        json.loads((tmp_path / "run" / place / "delta.json").read_text())["steps"]
+        for place in ("branches/europe", "branches/asia", "controls/joint")
+    ]
+    assert steps == [3, 3, 6]
+
+
+def test_values_that_are_no_folder_names_stay_inside_the_run(
+    toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    from toys import rows
+
+    values = ["a/b", "A/B", "../../x", "<script>alert(1)</script>", "x" * 400, "日本", "con"]
+    bad: list[Any] = ["", "  ", None]
+    content = [{**row, "topic": value} for value in [*values, *bad] for row in rows(["any"], 2)]
+    toy_recipe["forget"]["source"] = str(write_rows("hostile.jsonl", content))
+    out = tmp_path / "deep" / "run"
+    work = Run(load_recipe(toy_recipe), out)
+    assert {part.value for part in work.parts.parts} == set(values)
+    assert work.parts.unassigned == 6
+    folders = [job.folder for job in work.branches]
+    assert all(folder.parent == out / "branches" for folder in folders)
+    assert len({str(folder).lower() for folder in folders}) == len(values)
+    results, _ = run(toy_recipe, out, "evaluate=[]", "unlearn.steps=1")
+    assert results.folder == out
+    page = (out / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("method", ["rmu", "tvn"])
+def test_prompts_with_completions_and_chats_run_like_plain_text(
+    toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Path, method: str
+) -> None:
+    pairs = [{"topic": topic, "ask": "the capital of france is", "reply": " paris"} for topic in ("a", "b")] * 3
+    toy_recipe["forget"] = {"source": str(write_rows("pairs.jsonl", pairs)), "prompt": "ask", "completion": "reply"}
+    toy_recipe["retain"] = {"source": toy_recipe["retain"]["source"], "text": "text"}
+    toy_recipe["unlearn"] = {"method": method, "epochs": 1, "steps": None}
+    toy_recipe["evaluate"] = [{"kind": "perplexity"}]
+    results, _ = run(toy_recipe, tmp_path / "pairs")
+    assert results.value("base", "a", "perplexity") > 1
+    chats = [
+        {
+            "topic": row["topic"],
+            "talk": [{"role": "user", "content": row["ask"]}, {"role": "assistant", "content": "paris"}],
+        }
+        for row in pairs
+    ]
+    toy_recipe["forget"] = {"source": str(write_rows("chats.jsonl", chats)), "messages": "talk"}
+    with pytest.raises(spunge.RecipeError, match="no chat template"):
+        run(toy_recipe, tmp_path / "chats")
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(toy_recipe["model"]["path"], model)
+    template = "{% for m in messages %}{{ m['content'] }} . {% endfor %}{% if add_generation_prompt %}{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    results, _ = run(toy_recipe, tmp_path / "talks", f"model.path={model}")
+    assert results.value("base", "b", "perplexity") > 1
+    assert (tmp_path / "talks" / "merged" / "chat_template.jinja").read_text() == template
+
+
+def test_tied_embeddings_stay_tied_and_dtype_is_the_bases(
+    toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tiny("llama", torch.bfloat16, tie_word_embeddings=True)
+    toy_recipe["unlearn"] |= {"method": "tvn", "trainable": {"kind": "all"}}
+    del toy_recipe["unlearn"]["layer"]
+    run(toy_recipe, tmp_path / "run", f"model.path={base}", "merge.density=1.0")
+    merged = Checkpoint(tmp_path / "run" / "merged")
+    assert "lm_head.weight" not in merged.tensors
+    assert {info.dtype for info in merged.tensors.values()} == {torch.bfloat16}
+    assert not torch.equal(merged.read("model.embed_tokens.weight"), Checkpoint(base).read("model.embed_tokens.weight"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged", dtype="auto")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2", "gemma", "phi3", "gpt2", "gpt_neox", "opt"])
+def test_every_architecture_runs_from_recipe_to_report(
+    toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], architecture: str
+) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run", f"model.path={tiny(architecture)}", "unlearn.steps=1", "controls=[]")
+    assert {row["stage"] for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
+    assert len(json.loads((tmp_path / "run" / "merge.json").read_text())["tensors"]) == 3
+
+
+def test_the_judged_merged_model_is_the_one_on_disk(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run", "unlearn.learning_rate=0.1")
+    alone = spunge.run(
+        load_recipe(toy_recipe, [f"model.path={tmp_path / 'run' / 'merged'}", "unlearn.steps=1", "controls=[]"]),
+        tmp_path / "again",
+    )
+    merged = results.value("merged", "retain", "perplexity")
+    assert alone.value("base", "retain", "perplexity") == pytest.approx(merged, rel=1e-6)
+    assert merged != pytest.approx(results.value("base", "retain", "perplexity"), rel=1e-3)
+
+
+def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    first, _ = run(toy_recipe, tmp_path / "run")
+    again, _ = run(toy_recipe, tmp_path / "run")
+    assert again.content["seconds"] == first.content["seconds"] > 0
+
+
+def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["model"]["dtype"] = "bfloat16"
+    toy_recipe["unlearn"]["learning_rate"] = 1e-12  # the delta's float32 holds it, base + delta in bfloat16 does not
+    with pytest.raises(RecipeError, match=r"unlearn\.learning_rate: all that branch:asia changed is lost in rounding"):
+        spunge.run(toy_recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "branches" / "asia" / "done.json").exists()
+
+
+def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    results, _ = run(toy_recipe, tmp_path / "run")
+    holding = "import sys, pathlib, spunge.run.jobs as jobs\nwith jobs.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    command = [sys.executable, "-c", holding, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RecipeError, match="another process is at work in"):
+            run(toy_recipe, tmp_path / "run")
+        other.communicate("\n")
+    again, worked = run(toy_recipe, tmp_path / "run")
+    assert (again.content, worked) == (results.content, [])

@@ -1,0 +1,193 @@
+"""What can be merged, and what is refused before anything is written. PEFT's own merge is the oracle for adapters."""
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from making import delta_source, noise, read, weights, write_checkpoint
+from spunge.errors import RecipeError
+from spunge.merging.adapters import factored, write_adapter
+from spunge.merging.engine import merge
+from spunge.merging.rules import AverageSettings, TiesSettings
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.opening import open_source
+from spunge.weights.sources import AdapterSource, CheckpointSource, DeltaSource
+
+LAYERS = ["q_proj", "up_proj"]
+TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def tiny(kind: str = "llama", **values):
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    else:
+        config = transformers.AutoConfig.for_model(kind, **TINY, **values)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def adapter(model, folder, **values):
+    torch.manual_seed(1)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **values))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1)
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
+        ("llama", {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj"]}),
+        ("llama", {"r": 4, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}, "target_modules": LAYERS}),
+        ("llama", {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("llama", {"r": 4, "target_modules": ["embed_tokens"]}),
+        ("gpt2", {"r": 4, "lora_alpha": 16, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    ],
+)  # fmt: skip
+def test_an_adapter_merges_as_peft_merges_it(tmp_path, kind, values):
+    tiny(kind).save_pretrained(tmp_path / "base")
+    model = adapter(tiny(kind), tmp_path / "lora", **values)
+    source = open_source(tmp_path / "lora", tmp_path / "base")
+    assert isinstance(source, AdapterSource)
+    merge(tmp_path / "base", [source], AverageSettings(), tmp_path / "out")
+    expected = model.merge_and_unload().state_dict()
+    got = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_with_dora_is_refused(tmp_path):
+    tiny().save_pretrained(tmp_path / "base")
+    adapter(tiny(), tmp_path / "lora", r=4, target_modules=["q_proj"], use_dora=True)
+    with pytest.raises(RecipeError, match="DoRA"):
+        open_source(tmp_path / "lora", tmp_path / "base")
+
+
+def test_an_adapter_of_another_model_is_refused_by_name(tmp_path):
+    tiny().save_pretrained(tmp_path / "base")
+    adapter(tiny("gpt2"), tmp_path / "lora", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
+    with pytest.raises(RecipeError, match=r"adapts .*c_attn.*the base lacks"):
+        open_source(tmp_path / "lora", tmp_path / "base")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_low_rank_merge_is_written_as_an_adapter_that_peft_loads(tmp_path, kind):
+    tiny(kind).save_pretrained(tmp_path / "base")
+    name = "model.layers.0.self_attn.q_proj.weight" if kind == "llama" else "transformer.h.0.attn.c_attn.weight"
+    shape = Checkpoint(tmp_path / "base").tensors[name].shape
+    change = noise(1, shape[0], 3) @ noise(2, 3, shape[1]) * 0.01
+    (fit,) = write_adapter(tmp_path / "lora", tmp_path / "base", [(name, change)], 3)
+    assert fit.residual < 1e-5
+    loaded = peft.PeftModel.from_pretrained(tiny(kind), tmp_path / "lora").merge_and_unload()
+    torch.testing.assert_close(loaded.state_dict()[name], tiny(kind).state_dict()[name] + change, atol=1e-6, rtol=1e-4)
+
+
+def test_factors_are_the_best_of_their_rank():
+    delta = noise(0, 60, 40)
+    a, b, residual = factored(delta, 10)
+    best = torch.linalg.svdvals(delta)[10:].norm() / delta.norm()
+    assert (a.shape, b.shape) == ((10, 40), (60, 10))
+    assert residual == pytest.approx(float(best), rel=0.02)
+
+
+def test_every_kind_of_source_is_told_by_its_files(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    delta_source(tmp_path / "d", base, {"a.weight": noise(1, 24, 32)})
+    assert isinstance(open_source(tmp_path / "d", base), DeltaSource)
+    assert isinstance(open_source(base, base), CheckpointSource)
+    with pytest.raises(RecipeError, match="no folder"):
+        open_source(tmp_path / "nothing", base)
+
+
+def test_a_sharded_model_reads_like_a_whole_one(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    other = {name: tensor + noise(7, *tensor.shape, size=0.01).bfloat16() for name, tensor in weights().items()}
+    whole, cut = write_checkpoint(tmp_path / "w", other), write_checkpoint(tmp_path / "c", other, shards=3)
+    for folder in (whole, cut):
+        merge(base, [open_source(folder, base)], TiesSettings(), tmp_path / f"out-{folder.name}")
+    assert (tmp_path / "out-w" / "model.safetensors").read_bytes() == (
+        tmp_path / "out-c" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_tied_weights_stay_as_the_base_stores_them(tmp_path):
+    for name, seed in (("base", 0), ("m", 1)):
+        model = tiny(tie_word_embeddings=True)
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+    # One that stores the head a second time, as some tools do.
+    extra = load_file(tmp_path / "m" / "model.safetensors")
+    extra["lm_head.weight"] = extra["model.embed_tokens.weight"].clone()
+    save_file(extra, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    merge(tmp_path / "base", [open_source(tmp_path / "m", tmp_path / "base")], TiesSettings(), tmp_path / "out")
+    assert "lm_head.weight" not in read(tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()
+
+
+def refusal(base, folder) -> str:
+    with pytest.raises(RecipeError) as error:
+        merge(base, [open_source(folder, base)], TiesSettings(), base.parent / "out")
+    assert "\n" not in str(error.value)
+    assert not (base.parent / "out").exists()
+    return str(error.value)
+
+
+def test_models_that_do_not_fit_are_refused_by_name(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights(), vocab_size=40)
+    fewer = {name: tensor for name, tensor in weights().items() if name != "b.weight"}
+    assert "lacks tensor 'b.weight'" in refusal(base, write_checkpoint(tmp_path / "fewer", fewer))
+    more = {**weights(), "c.weight": torch.ones(3)}
+    assert "has tensor 'c.weight'" in refusal(base, write_checkpoint(tmp_path / "more", more))
+    shape = {**weights(), "a.weight": torch.ones(32, 24)}
+    assert "'a.weight' of 'shape' has shape [32, 24]" in refusal(base, write_checkpoint(tmp_path / "shape", shape))
+    assert "vocabulary size 41" in refusal(base, write_checkpoint(tmp_path / "words", weights(), vocab_size=41))
+    family = write_checkpoint(tmp_path / "family", weights())
+    (family / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    assert "architecture 'mamba'" in refusal(base, family)
+
+
+def test_a_delta_of_another_base_is_refused(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    other = write_checkpoint(tmp_path / "other", weights(seed=5))
+    delta_source(tmp_path / "d", other, {"a.weight": noise(1, 24, 32)})
+    assert "made from a base with fingerprint" in refusal(base, tmp_path / "d")
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "sizes", "missing"])
+def test_a_damaged_shard_is_refused_by_name(tmp_path, damage):
+    base = write_checkpoint(tmp_path / "base", weights())
+    model = write_checkpoint(tmp_path / "m", weights(seed=3), shards=2)
+    shard = model / "model-1.safetensors"
+    content = shard.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    if damage == "cut":
+        shard.write_bytes(content[:-10])
+    elif damage == "header":
+        shard.write_bytes(content[:8] + b"\xff" * 20 + content[28:])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        header = json.loads(content[8 : 8 + length])
+        next(value for key, value in header.items() if key != "__metadata__")["shape"][0] += 1
+        text = json.dumps(header).encode()
+        shard.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert "model-1.safetensors" in refusal(base, model)
+
+
+def test_other_tokens_are_noted(tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    model = write_checkpoint(tmp_path / "m", weights(seed=3))
+    for folder, vocabulary in ((base, {"a": 0}), (model, {"b": 0})):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    report = merge(base, [open_source(model, base)], TiesSettings(), tmp_path / "out")
+    assert report.notes == ["the tokens of 'm' differ from the base's, whose tokenizer is kept"]
