@@ -50,9 +50,9 @@ class LowRank(NamedTuple):
     def part(self, region: Region) -> "LowRank":
         """The factors of a region of the difference: an expert's, or those of some rows."""
         leading = self.A.ndim - 2
-        rows, columns, *_ = (*region.index[leading:], slice(None), slice(None))
+        rows, columns, *_ = (*region.at[leading:], slice(None), slice(None))
         inside, outside = (rows, columns) if self.transposed else (columns, rows)
-        expert = (*region.index[:leading], ...)
+        expert = (*region.at[:leading], ...)
         a, b = self.A[expert][..., :, inside], self.B[expert][..., outside, :]
         return LowRank(a, b, self.scale, self.transposed != region.transposed)
 

@@ -24,12 +24,12 @@ Axis = int | tuple[int, int, int]  # one index, or (start, size, the stored tens
 class Region(NamedTuple):
     """Where in a tensor of the model one of the checkpoint's lies: all of it, an expert's matrix, or some of its rows."""
 
-    index: tuple[int | slice, ...] = ()
+    at: tuple[int | slice, ...] = ()
     transposed: bool = False  # stored with its last two dimensions the other way round
 
     def of(self, tensor: Tensor) -> Tensor:
         """The stored tensor, as a view of the model's."""
-        view = tensor[self.index] if self.index else tensor
+        view = tensor[self.at] if self.at else tensor
         return view.transpose(-1, -2) if self.transposed else view
 
 
@@ -105,22 +105,63 @@ class _Pieces(NamedTuple):
     groups: dict[str, list[str]]
 
 
-def _taken(model: nn.Module, stored: Iterable[str], own: Mapping[str, Tensor]) -> tuple[dict[str, _Pieces], set[str]]:
-    """Follows transformers' `convert_and_load_state_dict_in_model`, names alone."""
+class _Tables(NamedTuple):
+    """transformers' translations of stored names for one model."""
+
+    renamings: Sequence[Any]
+    converters: Sequence[Any]
+
+
+def _tables(model: nn.Module) -> _Tables:
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     transforms = get_model_conversion_mapping(model)
     renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    return _Tables(renamings, [each for each in transforms if isinstance(each, WeightConverter)])
+
+
+def _renamed(name: str, tables: _Tables, model: nn.Module, own: Mapping[str, Tensor]) -> tuple[str, str | None]:
+    """A stored name as the model's, and the converter's pattern that it matches, if any."""
+    from transformers.core_model_loading import rename_source_key
+
     prefix = model.base_model_prefix
+    key, pattern = rename_source_key(name, tables.renamings, tables.converters, prefix, own)
+    if key not in own and name in own:
+        key, pattern = rename_source_key(name, [], [], prefix, own)
+    return key, pattern
+
+
+def text_part(model: Any) -> str:
+    """The path of a model's decoder, as it is in a vision-language model too."""
+    return next((path for path, module in model.named_modules() if module is model.get_decoder()), "")
+
+
+def module_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Modules by the names that they once had, or have in a checkpoint -> their names in the model; unknown ones are left out."""
+    tables, own = _tables(model), dict(model.state_dict(keep_vars=True))
+    text = text_part(model)
+    found: dict[str, str] = {}
+    for name in names:
+        key, pattern = _renamed(f"{name}.weight", tables, model, own)
+        # The language part by itself calls `model.layers` what is `model.language_model.layers` in the whole.
+        inside = f"{text}.{name.rpartition('language_model.')[2].removeprefix('model.')}.weight"
+        for candidate in (key if pattern is None else "", inside):
+            if candidate in own:
+                found.setdefault(name, candidate.removesuffix(".weight"))
+    return found
+
+
+def _taken(model: nn.Module, stored: Iterable[str], own: Mapping[str, Tensor]) -> tuple[dict[str, _Pieces], set[str]]:
+    """Follows transformers' `convert_and_load_state_dict_in_model`, names alone; and the names that the model does not take."""
+    from transformers.core_model_loading import dot_natural_key
+
+    tables = _tables(model)
+    by_pattern = {pattern: converter for converter in tables.converters for pattern in converter.source_patterns}
     taken: dict[str, _Pieces] = {}
     unused: set[str] = set()
     for name in sorted(stored, key=dot_natural_key):
-        key, pattern = rename_source_key(name, renamings, converters, prefix, own)
-        if key not in own and name in own:
-            key, pattern = rename_source_key(name, [], [], prefix, own)
+        key, pattern = _renamed(name, tables, model, own)
         if key not in own:
             unused.add(name)
         elif pattern is None:

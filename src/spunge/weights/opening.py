@@ -22,6 +22,11 @@ def open_source(place: "str | Path", base: Path, label: str | None = None) -> So
         return DeltaSource(open_delta(folder), name)
     if (folder / "adapter_config.json").exists():
         return open_adapter(folder, Checkpoint(base), name)
+    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob("*/adapter_config.json"))):
+        names = ", ".join(repr(file.parent.name) for file in inner)
+        raise RecipeError(
+            f"--model: {str(place)!r} holds adapters in folders of their own ({names}); give one of these"
+        )
     return open_checkpoint(folder, Checkpoint(base), name)
 
 
