@@ -54,11 +54,8 @@ def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, 
         if name not in used and name not in spare[1] and not (layouts and _is_tied(name, other, *layouts)):
             raise RecipeError(f"--model: {label!r} has tensor {name!r}, which the base lacks; is it another model?")
     odd = [name for name in theirs if name in spare[1] and name not in ours and not _COMPUTED.search(name)]
-    notes = (
-        [f"{len(odd)} tensors of {label!r} are left out, since the model does not take them ({odd[0]} ...)"]
-        if odd
-        else []
-    )
+    names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+    notes = [f"left out of {label!r}, since the model does not take them: {names}"] if odd else []
     return {name: place for name, place in held.items() if place is not None}, notes
 
 
