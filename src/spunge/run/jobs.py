@@ -197,7 +197,7 @@ class Run:
         evaluator = EVALUATORS.get(entry.kind)
         of = getattr(entry, "of", None)
         if of is not None:
-            return replace(earlier[of], name=evaluation_name(entry), settings=entry)
+            return replace(earlier[of], name=evaluation_name(entry), settings=entry, of=of)
         if not getattr(evaluator, "reads_rows", True):
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
         return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)
