@@ -154,8 +154,7 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def measure_to_json(measure: Measure) -> dict[str, Any]:
-    arrays = {key: getattr(measure, key).tolist() for key in ("numerator", "denominator")}
-    return {**vars(measure), **arrays}
+    return {**vars(measure), "numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
 
 
 def measure_from_json(content: Mapping[str, Any]) -> Measure:
