@@ -10,6 +10,7 @@ probe of hidden states), membership (forget rows against unseen ones). Results s
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -95,6 +96,11 @@ def instrument(settings: AuditSettings) -> dict[str, Any]:
 
 def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """How much of what was forgotten comes back after an attack: relearning, quantisation, other prompts, probes."""
+    found = _attacked(base, settings, items, bench)
+    return [replace(each, attack=settings.attack.kind, label=settings.label) for each in found]
+
+
+def _attacked(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     attack = settings.attack
     if isinstance(attack, Membership):
         return told_apart(base, attack, Samples(items), settings.label, bench)
@@ -130,4 +136,5 @@ AUDIT = Evaluator(
     instrument=instrument,
     of=lambda settings: settings.of,
     uses_samples=True,
+    version=2,  # measures say which attack they are under
 )

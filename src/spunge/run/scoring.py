@@ -99,7 +99,8 @@ def _rows(stage: str, found: Mapping[Key, Measured], parts: set[str]) -> Iterato
         together.setdefault((evaluation, metric), set()).update(each.subjects)
     for (evaluation, metric, _), each in found.items():
         first, groups = each.measures[0], each.subjects
-        facts: dict[str, Any] = {"stage": stage, "of": first.of, "side": first.side, "evaluation": evaluation}
+        told = ("of", "side", "attack", "label", "curve", "at", "unit")
+        facts = {"stage": stage, "evaluation": evaluation} | {name: vars(first)[name] for name in told}
         for subject, members in groups.items():
             group = _group(subject, together[evaluation, metric], each.overall, parts)
             yield Row(subject=subject, group=group, **score(each.measures, members)._asdict(), **facts)

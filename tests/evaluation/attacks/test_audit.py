@@ -141,7 +141,10 @@ def test_a_measure_made_again_names_what_it_repeats() -> None:
     target = Target(INNER, ITEMS)
     found = target.again(measure, "quantised to int8")
     assert (found.metric, found.of, found.worst, found.chance) == ("toxic quantised to int8", "toxic", False, 0.5)
-    assert replace(target, label="crushed").again(measure, "quantised", ", 3").metric == "toxic crushed, 3"
+    assert (found.curve, found.at, found.unit) == (None, None, None)
+    named = replace(target, label="crushed {0}").again(measure, "quantised", ", {} levels", at=3, unit="levels")
+    assert (named.metric, named.curve) == ("toxic crushed {0}, 3 levels", "toxic crushed {0}, N levels")
+    assert (named.at, named.unit) == (3, "levels")
 
 
 AUDITED = {"kind": "audit", "of": "choices"}
