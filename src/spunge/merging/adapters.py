@@ -12,7 +12,7 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.files import write_json
 from spunge.weights.adapters import WEIGHTS
-from spunge.weights.sources import config_of
+from spunge.weights.checkpoint import read_config
 
 
 class Fit(NamedTuple):
@@ -31,7 +31,7 @@ def write_adapter(out: Path, base: Path, changes: Iterable[tuple[str, Tensor]], 
     The factors come from a randomised SVD (Halko et al. 2011, arXiv:0909.4061) with four power iterations. Tensors that
     are no matrices cannot be in an adapter: their residual is 1. Raises RecipeError when none is a matrix.
     """
-    transposed = config_of(base).get("model_type") in ("gpt2", "imagegpt")  # Conv1D stores (in, out)
+    transposed = read_config(base, "--base").get("model_type") in ("gpt2", "imagegpt")  # Conv1D stores (in, out)
     stored: dict[str, Tensor] = {}
     fits: list[Fit] = []
     modules: list[str] = []
