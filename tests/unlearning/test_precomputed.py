@@ -290,4 +290,4 @@ def test_places_that_do_not_fit_the_base_are_refused_by_name(
     (cut / "delta.json").write_text('{"format": 1, ')
     assert "delta.json in" in said(cut)
     (tmp_path / "empty").mkdir()
-    assert "holds no .safetensors file" in said(tmp_path / "empty")
+    assert "holds no weights" in said(tmp_path / "empty")
