@@ -287,7 +287,7 @@ def test_every_architecture_runs_from_recipe_to_report(
     toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], architecture: str
 ) -> None:
     results, _ = run(toy_recipe, tmp_path / "run", f"model.path={tiny(architecture)}", "unlearn.steps=1", "controls=[]")
-    assert {row["stage"] for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
+    assert {row.stage for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
     assert len(json.loads((tmp_path / "run" / "merge.json").read_text())["tensors"]) == 3
 
 
@@ -327,4 +327,4 @@ def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp
             run(toy_recipe, tmp_path / "run")
         other.communicate("\n")
     again, worked = run(toy_recipe, tmp_path / "run")
-    assert (again.content, worked) == (results.content, [])
+    assert (again.rows, worked) == (results.rows, [])
