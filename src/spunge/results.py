@@ -308,8 +308,27 @@ def _reader() -> TypeAdapter[Results]:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of what this version writes."""
-    found = _reader().json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "required": list(found["properties"])}
+    schema: dict[str, Any] = _untitled(_reader().json_schema())
+    optional = [
+        told
+        for each in schema["$defs"].values()
+        for name, told in each["properties"].items()
+        if name not in each["required"]
+    ]
+    for told in optional:  # what is at its default is left out of the file
+        told.pop("default")
+        if "anyOf" in told:
+            told["anyOf"].remove({"type": "null"})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": list(schema["properties"])}
+
+
+def _untitled(schema: Any) -> Any:
+    """Without pydantic's titles, which say the names again."""
+    if isinstance(schema, list):
+        return [_untitled(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _untitled(each) for key, each in schema.items() if key != "title" or not isinstance(each, str)}
 
 
 # ---- files of versions before `models`: the names of stages, subjects and metrics carry what are fields today
