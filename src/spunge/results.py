@@ -288,6 +288,9 @@ def parse_results(content: Any, file: str = FILE) -> Results:
         first = error.errors(include_url=False)[0]
         told = TOLD.get(first["type"], first["msg"].removeprefix("Value error, ").replace("Input should", "it should"))
         raise RecipeError(f"{damaged}: {'.'.join(map(str, first['loc']))}: {told}; {ANEW}") from None
+    stages = [model.stage for model in results.models]
+    if stages != list(results.stages):
+        raise RecipeError(f"{damaged}: stages and models name different ones; {ANEW}")
     seen: set[tuple[str, str, str]] = set()
     for number, row in enumerate(results.rows):
         key = (row.stage, row.subject, row.metric)
@@ -295,7 +298,7 @@ def parse_results(content: Any, file: str = FILE) -> Results:
             raise RecipeError(
                 f"{damaged}: rows.{number}: {row.metric!r} on {row.subject!r} at {row.stage!r} again; {ANEW}"
             )
-        if row.stage not in {model.stage for model in results.models}:
+        if row.stage not in stages:
             raise RecipeError(f"{damaged}: rows.{number}: {row.stage!r} is none of its models; {ANEW}")
         seen.add(key)
     return results

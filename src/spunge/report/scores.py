@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from spunge.report.wording import number, signed
@@ -98,18 +99,18 @@ class Metric:
             return Shift(after.value / before.value, None, True)
         return Shift(after.value - before.value, None, False)
 
-    @property
+    @cached_property
     def numbers(self) -> list[float]:
         """Every finite value and bound."""
         every = (x for row in self.rows.values() for x in (row.value, *(interval(row) or ())))
         return [x for x in every if math.isfinite(x)]
 
-    @property
+    @cached_property
     def share(self) -> bool:
         """Everything lies in [0, 1]: compared by differences; else by ratios, where the numbers allow it."""
         return all(0 <= x <= 1 for x in self.numbers) and all(math.isfinite(row.value) for row in self.rows.values())
 
-    @property
+    @cached_property
     def digits(self) -> int:
         """Decimals of a share: three where the values are small or the counts are large."""
         small = max(self.numbers, default=1.0) < 0.1
