@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from spunge import progress
 from spunge.evaluation.attacks.target import share_of
@@ -23,7 +24,7 @@ def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
 def shown(console: Console) -> str:
     stream = console.file
     assert isinstance(stream, io.StringIO)
-    return stream.getvalue()
+    return Text.from_ansi(stream.getvalue()).plain
 
 
 def test_a_stage_and_its_outcome_are_shown_as_they_are_written(screen: Console) -> None:
