@@ -30,7 +30,6 @@ WEIGHTS = (
     ".msgpack",
     ".onnx",
 )
-WEIGHTS += (".onnx_data", ".npz", ".npy", ".tflite", ".ot", ".mlmodel", ".distcp", ".part", ".incomplete", ".lock")
 OWN = ("merge.json", "README.md", "delta.json", "journal.jsonl")  # written anew, or those of another spunge folder
 STAY = (
     "adapter_config.json",
