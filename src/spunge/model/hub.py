@@ -1,9 +1,9 @@
 """The folder of a recipe's model: here or downloaded, and with safetensors weights; pickled ones only where they are trusted."""
 
-import os
 from pathlib import Path
 
 from spunge.errors import RecipeError
+from spunge.files import whole_folder
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import model_files
 from spunge.weights.hub import fetched
@@ -32,9 +32,9 @@ def unpickled(folder: Path, out: Path, settings: ModelSettings) -> Path:
     if not (out / "config.json").exists():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        aside = out.with_name(out.name + ".part")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
-        model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code).save_pretrained(aside)
-        os.replace(aside, out)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+        with whole_folder(out) as aside:
+            model.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
     return out

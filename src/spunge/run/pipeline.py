@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Judges
-from spunge.files import fingerprint, mark_done, read_json, unwritable, write_json, write_text
+from spunge.files import alone, disk_errors_told, fingerprint, mark_done, read_json, write_json, write_text
 from spunge.model.loading import Base, load_base, model_depth
 from spunge.progress import Silent, Watcher
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import MethodSettings, Recipe
 from spunge.registry import METHODS
 from spunge.results import Part, Published, Results, read_results, write_results
-from spunge.run.jobs import Job, Run, alone, claim
+from spunge.run.jobs import Job, Run, claim
 from spunge.run.judging import delta_sources, judge, judged_models, scores_of, seconds_of, starting
 from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.method import Store, Task
@@ -42,8 +42,8 @@ def run(
         recipe = load_recipe(recipe)
     works = seeded(recipe, Path(out or "runs/run").resolve())
     main = works[0]
-    try:
-        memory, judges = _Memory(main), Judges()
+    memory, judges = _Memory(main), Judges()
+    with disk_errors_told(main.folder):
         claim(main)
         with alone(main.folder):
             for work in works[1:]:
@@ -52,10 +52,6 @@ def run(
                 _carry_out(work, memory, judges, watcher)
             results = _results(works, memory)
             write_results(results)
-    except OSError as error:
-        if isinstance(error.filename, str | Path) or error.errno is not None:
-            raise unwritable(Path(error.filename or main.folder / "file"), error) from error
-        raise
     from spunge.report.page import write_page
 
     write_page(main.folder)

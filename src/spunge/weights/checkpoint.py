@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
+from spunge.files import cache_folder, write_text
 from spunge.weights.header import TensorInfo, read_header
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -236,24 +237,20 @@ class _Remembered:
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.place = Path(home) / "spunge" / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
+        self.file = cache_folder() / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
         # A file written a moment ago may be written again within the clock's step: do not trust its time yet.
         self.settled = all(time.time_ns() - stamp[2] > 2_000_000_000 for stamp in stamps)
 
     def read(self) -> str | None:
         with contextlib.suppress(OSError):
-            text = self.place.read_text()
+            text = self.file.read_text()
             return text if self.settled and len(text) == 64 else None
         return None
 
     def write(self, fingerprint: str) -> None:
         if self.settled:
-            with contextlib.suppress(OSError):
-                self.place.parent.mkdir(parents=True, exist_ok=True)
-                aside = self.place.with_name(f"{self.place.name}.{os.getpid()}")
-                aside.write_text(fingerprint)
-                os.replace(aside, self.place)
+            with contextlib.suppress(RecipeError):
+                write_text(self.file, fingerprint)
 
 
 def _tensor_digest(info: TensorInfo) -> str:
