@@ -6,13 +6,13 @@ indexes, adapters, deltas, and what says how the base was quantised or trained.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from spunge.errors import RecipeError
 from spunge.files import write_json
 from spunge.merging.copying import copy_file
-from spunge.model.loadable import Fit, check_fit
+from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint, model_files
 from spunge.weights.header import TensorInfo, read_header
 
@@ -40,13 +40,21 @@ STAY = (
 )
 
 
+def refuse_own(out: Path, read: Iterable[Path]) -> None:
+    """Raises RecipeError where a merge into `out` would replace a folder that it reads."""
+    place = out.resolve()
+    for folder in read:
+        if place == folder.resolve() or place in folder.resolve().parents:
+            raise RecipeError(f"--out: {str(out)!r} holds {str(folder)!r}, which the merge reads; give another folder")
+
+
 def copied(base: Path, out: Path) -> Iterator[Path]:
     """The files of the base's folder that a merged folder takes over, relative to it. `out`, if it lies inside, is not."""
     for path in sorted(base.rglob("*")):
         inside = path.relative_to(base)
         name = path.name.lower()
         hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or not path.is_file() or out in path.parents:
+        if hidden or not path.is_file() or out in path.resolve().parents:
             continue
         if (
             name.endswith(WEIGHTS)
@@ -81,17 +89,23 @@ def write_index(base: Path, target: Path) -> None:
     write_json(target / chosen.index.relative_to(base), content)
 
 
-def check_folder(target: Path, wanted: Mapping[str, TensorInfo]) -> Fit:
-    """That transformers loads from a finished folder what was meant: these tensors, by name, dtype and shape, and no others.
+def check_folder(target: Path, base: Path, wanted: Mapping[str, TensorInfo]) -> str:
+    """That transformers loads from a finished folder what was meant: these tensors, by name, dtype, shape and file, and no
+    others. `wanted`: with the files of the base's folder, for those of the same name in `target`.
 
-    Reads headers alone. Raises RecipeError where it would load something else.
+    Reads headers alone. Returns what was found, a sentence; raises RecipeError where it would load something else.
     """
     merged = Checkpoint(target, "--out")
-    expected = {name: (info.dtype, info.shape) for name, info in wanted.items()}
-    there = {name: (info.dtype, info.shape) for name, info in merged.tensors.items()}
+    expected, there = (
+        {name: (info.dtype, info.shape, str(info.file.relative_to(folder))) for name, info in infos.items()}
+        for folder, infos in ((base, wanted), (target, merged.tensors))
+    )
     if odd := sorted(name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)):
         raise RecipeError(
-            f"--out: the merged folder would not be loaded as it was merged: tensor {odd[0]!r} is {there.get(odd[0])}, "
-            f"not {expected.get(odd[0])}; this is a fault of spunge, please report it"
+            f"--out: the merged folder would not be loaded as it was merged: {odd[0]!r} would be {there.get(odd[0])}, not "
+            f"{expected.get(odd[0])}; this is a fault of spunge, please report it"
         )
-    return check_fit(merged)
+    loading = check_fit(merged)
+    if loading.architecture is None:
+        return f"the files hold what was merged; they were not tried on config.json ({loading.reason})"
+    return f"transformers loads the {len(there)} merged and copied tensors as {loading.architecture}"
