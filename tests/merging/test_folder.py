@@ -148,7 +148,7 @@ def test_a_folder_that_transformers_would_load_otherwise_is_refused(tmp_path: Pa
         with pytest.raises(RecipeError, match=r"^--out: "):
             check_folder(folder, folder, wanted)
     (folder / WHOLE).unlink()
-    with pytest.raises(RecipeError, match="would not be loaded as it was merged: 'model.norm.weight' would be"):
+    with pytest.raises(RecipeError, match=r"would not be loaded as it was merged: 'model\.norm\.weight' would be"):
         check_folder(folder, folder, {**wanted, "model.norm.weight": wanted["lm_head.weight"]})
 
 
