@@ -14,6 +14,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
 from spunge.merging.engine import merge, merged_changes
+from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
 from spunge.progress import SILENT, Steps, Watcher
@@ -72,6 +73,7 @@ def merge_command(
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
     watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
+        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
         report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
         watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
@@ -203,4 +205,4 @@ def _report_lines(report: MergeReport) -> list[str]:
     pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
     if pairs:
         lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))
-    return lines
+    return [*lines, f"  checked: {report.checked}"] if report.checked else lines

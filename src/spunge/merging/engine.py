@@ -56,7 +56,7 @@ def merge(
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
     if (earlier := output.earlier()) is not None:
@@ -70,7 +70,7 @@ def merge(
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
         report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
-        output.finish(report)
+        report = output.finish(report)
     return report
 
 
@@ -97,7 +97,9 @@ def merged_changes(
     base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
-    work, _notes = prepared(Checkpoint(base), sources, settings, [1.0] * len(sources) if weights is None else weights)
+    work, _notes = prepared(
+        Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
+    )
     with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
         if work.scope != "tensor":
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
