@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
 
@@ -92,7 +93,7 @@ class Bench:
     settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
     finetune: Finetune | None = None
     seed: int = 0
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Steps = SILENT.step
 
 
 @dataclass(frozen=True)
