@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
-
-CONFIG = "adapter_config.json"
+from spunge.weights.checkpoint import ADAPTER, read_object
 
 # Of no consequence for the weights, or read by peft itself when it puts the adapter into the model.
 _COMMON = frozenset(
@@ -32,33 +31,31 @@ STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
 _TO_CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it with peft and give that model"
 
 
-def read_config(folder: Path, label: str) -> dict[str, Any]:
-    """adapter_config.json. Raises RecipeError where it is no such file, or says something that is not understood, by name."""
+def read_config(folder: Path, who: str) -> dict[str, Any]:
+    """The settings. `who` begins the errors: the setting and the adapter's name.
+
+    Raises RecipeError where they are no JSON object, or say something that is not understood, naming the field.
+    """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"--model: {CONFIG} of {label!r} is damaged ({error})") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"--model: {CONFIG} of {label!r} is damaged: it is no table")
+    content = read_object(folder / ADAPTER, who.partition(":")[0])
     kind = content.get("peft_type")
     if kind not in KINDS:
         raise RecipeError(
-            f"--model: {label!r} is an adapter of peft_type {kind!r}; {', '.join(KINDS)} can be merged; merge it with peft "
+            f"{who} is an adapter of peft_type {kind!r}; {', '.join(KINDS)} can be merged; merge it with peft "
             "and give that model"
         )
     usual = vars(PEFT_TYPE_TO_CONFIG_MAPPING[kind]())
     for field, value in content.items():
         if field not in KINDS[kind] and value not in (None, False, "", [], {}) and value != usual.get(field):
             raise RecipeError(
-                f"--model: {label!r} has {field}: {_short(value)} in its {CONFIG}, which is not supported; merge it with peft "
+                f"{who} has {field}: {_short(value)} in its {ADAPTER}, which is not supported; merge it with peft "
                 "and give that model"
             )
     start = content.get("init_lora_weights", True)
     if start not in STARTS:
         raise RecipeError(
-            f"--model: {label!r} has init_lora_weights: {start!r}, which changed the base before training; {_TO_CONVERT}"
+            f"{who} has init_lora_weights: {start!r}, which changed the base before training; {_TO_CONVERT}"
         )
     return content
 
@@ -76,7 +73,7 @@ def other_base(config: Mapping[str, Any], base: Path, label: str) -> list[str]:
         own.add(_last(str(json.loads((base / "config.json").read_text()).get("_name_or_path") or "")))
     if not named or {_last(named).lower(), named.replace("/", "--").lower()} & {name.lower() for name in own}:
         return []
-    return [f"{label!r} was trained on the base {named!r} by its {CONFIG}; it is applied to {base.resolve().name!r}"]
+    return [f"{label!r} was trained on the base {named!r} by its {ADAPTER}; it is applied to {base.resolve().name!r}"]
 
 
 def _last(name: str) -> str:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,28 +30,40 @@ WEIGHTS = "adapter_model.safetensors"
 _METADATA = ("base_model_name_or_path", "revision", "peft_version", "task_type", "auto_mapping", "inference_mode")
 
 
-def open_adapter(folder: Path, base: Checkpoint, label: str) -> AdapterSource:
-    """Open an adapter. Raises RecipeError for kinds and settings that are not understood, naming the field, and for an adapter
-    that does not fit the base in every tensor, naming one that does not."""
-    config = read_config(folder, label)
-    if not (folder / WEIGHTS).exists():
-        raise RecipeError(
-            f"--model: {label!r} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors"
-        )
-    stored = Checkpoint(folder)
+def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSource:
+    """Open the adapter whose tensors are `stored`.
+
+    Raises RecipeError for kinds and settings that are not understood, naming the field, and for an adapter that does not fit
+    the base in every tensor, naming one that does not.
+    """
+    who, file = f"{stored.setting}: {label!r}", stored.folder / WEIGHTS
+    config = read_config(stored.folder, who)
+    if not file.exists():
+        raise RecipeError(f"{who} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors")
     tensors = {key: stored.read(key) for key in stored.tensors}
-    layout, wrapped = fitted(folder, tensors, base, label)
+    layout, wrapped = fitted(stored.folder, tensors, base, who)
     changes = changes_of(wrapped)
     kept = {name: value for name, value in changes.replaced.items() if not _is_the_bases(name, value, layout, base)}
     changes = replace(changes, replaced=kept)
     if not any([*changes.added, *changes.replaced, *changes.layers]) and not any(
         map(_is_something, changes.factors.values())
     ):
-        raise RecipeError(f"--model: {label!r} changes nothing: of every layer, a factor is zero; has it been trained?")
-    _refuse_torn_ties(changes, layout, label)
+        raise RecipeError(f"{who} changes nothing: of every layer, a factor is zero; has it been trained?")
+    _refuse_torn_ties(changes, layout, who)
     content = json.dumps({key: value for key, value in config.items() if key not in _METADATA}, sort_keys=True)
-    digest = hashlib.sha256(content.encode() + (folder / WEIGHTS).read_bytes()).hexdigest()
-    return _source(changes, layout, base, label, digest, other_base(config, base.folder, label))
+    digest = hashlib.sha256(content.encode() + file.read_bytes()).hexdigest()
+    parts = _by_stored_names(changes, layout, base, who)
+    shapes = {name: base.tensors[name].shape for name in parts.merged}
+    notes = other_base(config, base.folder, label)
+    return AdapterSource(label, digest, parts.factors, parts.replaced, parts.merged, shapes, notes)
+
+
+class _Parts(NamedTuple):
+    """What an adapter changes, by the base's names."""
+
+    factors: dict[str, LowRank]
+    replaced: dict[str, Tensor]
+    merged: dict[str, Callable[[], Tensor]]
 
 
 def _is_the_bases(name: str, value: Tensor, layout: Layout, base: Checkpoint) -> bool:
@@ -72,7 +84,7 @@ def _base_value(name: str, layout: Layout, base: Checkpoint) -> Tensor:
     return held.of({stored: base.read(stored) for stored in pieces}).float()
 
 
-def _refuse_torn_ties(changes: Changes, layout: Layout, label: str) -> None:
+def _refuse_torn_ties(changes: Changes, layout: Layout, who: str) -> None:
     """Raises RecipeError where one of two tied tensors is changed alone, or both in other ways: the base stores one for both."""
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
@@ -87,39 +99,36 @@ def _refuse_torn_ties(changes: Changes, layout: Layout, label: str) -> None:
         if len(group) > 1 and not alike and not shared:
             others = ", ".join(repr(each) for each in group if each != name)
             raise RecipeError(
-                f"--model: {label!r} changes {name!r}, which the base ties to {others}: one stored tensor cannot hold both; "
+                f"{who} changes {name!r}, which the base ties to {others}: one stored tensor cannot hold both; "
                 "merge it with peft, which unties them, and give that model with a base that has them apart"
             )
 
 
-def _source(
-    changes: Changes, layout: Layout, base: Checkpoint, label: str, digest: str, notes: list[str]
-) -> AdapterSource:
-    """The changes by the base's names. Raises RecipeError where the base stores no tensor that holds a change as it is."""
+def _by_stored_names(changes: Changes, layout: Layout, base: Checkpoint, who: str) -> _Parts:
+    """Raises RecipeError where the base stores no tensor that holds a change as it is."""
     factors: dict[str, LowRank] = {}
     replaced: dict[str, Tensor] = {}
     merged: dict[str, Callable[[], Tensor]] = {}
     for name, pair in changes.factors.items():
         if pair.shape != layout.shapes.get(name):
             raise RecipeError(
-                f"--model: {label!r} adapts {name!r} of shape {list(pair.shape)}, the base's is {layout.shapes.get(name)}"
+                f"{who} adapts {name!r} of shape {list(pair.shape)}, the base's is {layout.shapes.get(name)}"
             )
-        factors.update({stored: pair.part(region) for stored, region in _stored(name, layout, label).items()})
+        factors.update({stored: pair.part(region) for stored, region in _stored(name, layout, who).items()})
     for name, value in changes.replaced.items():
         if name not in changes.layers:
-            replaced.update({stored: region.of(value) for stored, region in _stored(name, layout, label).items()})
+            replaced.update({stored: region.of(value) for stored, region in _stored(name, layout, who).items()})
     for name in [*changes.layers, *changes.added]:
-        for stored, region in _stored(name, layout, label).items():
+        for stored, region in _stored(name, layout, who).items():
             merged[stored] = partial(_difference, name, region, changes, layout, base)
-    shapes = {stored: base.tensors[stored].shape for stored in merged}
-    return AdapterSource(label, digest, factors, replaced, merged, shapes, notes)
+    return _Parts(factors, replaced, merged)
 
 
-def _stored(name: str, layout: Layout, label: str) -> Mapping[str, Region]:
+def _stored(name: str, layout: Layout, who: str) -> Mapping[str, Region]:
     pieces = layout.regions.get(layout.aliases.get(name, name))
     if pieces is None:
         raise RecipeError(
-            f"--model: {label!r} changes {name!r}, which is no tensor of the base's files, nor made of whole ones; merge it "
+            f"{who} changes {name!r}, which is no tensor of the base's files, nor made of whole ones; merge it "
             "with peft and give that model"
         )
     return pieces

@@ -15,35 +15,33 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError, suggestion
 from spunge.weights.adapted import NAME, fill_hollow
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.names import Layout, layout_of, module_names, skeletons, text_part
+from spunge.weights.names import Layout, UnbuildableError, layout_of, module_names, skeletons, text_part
 
 ROOT = "base_model.model."
 
 
-def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, label: str) -> tuple[Layout, Any]:
+def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: str) -> tuple[Layout, Any]:
     """peft's model with the adapter in it, of the first class that takes all of it, and how that class takes the base.
 
-    Raises RecipeError naming what fits nowhere."""
+    Raises RecipeError naming what fits nowhere. `who` begins its errors: the setting and the adapter's name.
+    """
     from peft import PeftConfig
 
-    try:
-        makers = skeletons(base.folder)
-        for make in makers:
-            make()
-    except (ValueError, OSError, ImportError) as error:
-        raise RecipeError(
-            f"--base: transformers builds no model from {str(base.folder)!r} ({_first_line(error)}), so that no adapter can be "
-            f"fitted to it; merge {label!r} into it with peft and give that model"
-        ) from None
     config = PeftConfig.from_pretrained(str(folder))
     problems: list[str] = []
-    for model, settings, named in _attempts(makers, config, tensors):
-        layout = layout_of(model, base)
-        try:
-            return layout, _put_in(model, settings, named)
-        except _MisfitError as misfit:
-            problems.append(str(misfit))
-    raise RecipeError(f"--model: {label!r} {problems[0]}")
+    try:
+        for model, settings, named in _attempts(skeletons(base.folder), config, tensors):
+            layout = layout_of(model, base)
+            try:
+                return layout, _put_in(model, settings, named)
+            except _MisfitError as misfit:
+                problems.append(str(misfit))
+    except UnbuildableError as reason:
+        raise RecipeError(
+            f"{who} cannot be fitted to the base, of which transformers builds no model ({reason}); merge it with peft and give "
+            "that model"
+        ) from None
+    raise RecipeError(f"{who} {problems[0]}")
 
 
 def _attempts(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.names import WHOLE, Layout, Region, layout_of, skeletons
+from spunge.weights.names import WHOLE, Layout, Region, UnbuildableError, layout_of, skeletons
 
 
 class Held(NamedTuple):
@@ -47,12 +47,14 @@ def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, 
     for name, place in held.items():
         if place is None and name not in spare[0]:
             raise RecipeError(
-                f"--model: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
+                f"{other.setting}: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
             )
     used = {stored for place in held.values() if place is not None for stored, _region in place.pieces}
     for name in theirs:
         if name not in used and name not in spare[1] and not (layouts and _is_tied(name, other, *layouts)):
-            raise RecipeError(f"--model: {label!r} has tensor {name!r}, which the base lacks; is it another model?")
+            raise RecipeError(
+                f"{other.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
+            )
     odd = [name for name in theirs if name in spare[1] and name not in ours and not _COMPUTED.search(name)]
     names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
     notes = [f"left out of {label!r}, since the model does not take them: {names}"] if odd else []
@@ -72,7 +74,7 @@ def _layouts(base: Checkpoint, other: Checkpoint) -> tuple[Layout, Layout] | Non
     try:
         ours = {type(model := make()): layout_of(model, base) for make in skeletons(base.folder)}
         theirs = {type(model := make()): layout_of(model, other) for make in skeletons(other.folder)}
-    except (ValueError, OSError, ImportError):
+    except UnbuildableError:
         return None
     pairs = [(ours[kind], theirs[kind]) for kind in ours if kind in theirs]
     return min(pairs, key=lambda pair: len(pair[0].unused) + len(pair[1].unused)) if pairs else None

@@ -60,11 +60,11 @@ class Layout:
 
 def skeletons(folder: Path) -> list[Callable[[], nn.Module]]:
     """Makers of the models that a checkpoint is loaded as, without memory: the class that its config.json names, the causal
-    language model, the vision-language model. Raises ValueError, OSError or ImportError with transformers' own reason.
+    language model, the vision-language model. They, and this, raise UnbuildableError with transformers' own reason.
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = _building(transformers.AutoConfig.from_pretrained, folder)
     makers: dict[str, Callable[[], nn.Module]] = {}
     for name in config.architectures or []:
         if (kind := getattr(transformers, name, None)) is not None:
@@ -75,9 +75,22 @@ def skeletons(folder: Path) -> list[Callable[[], nn.Module]]:
     return list(makers.values())
 
 
+class UnbuildableError(Exception):
+    """Why transformers builds no model of a configuration, in its own words."""
+
+
 def _on_meta(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     with torch.device("meta"):
-        return make(copy.deepcopy(config)).eval()
+        model: nn.Module = _building(make, copy.deepcopy(config))
+    return model.eval()
+
+
+def _building(step: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return step(argument)
+    except Exception as error:  # configurations of strangers: whatever an architecture objects to
+        lines = str(error).strip().splitlines()
+        raise UnbuildableError(lines[0] if lines else type(error).__name__) from error
 
 
 def layout_of(model: nn.Module, checkpoint: Checkpoint) -> Layout:
