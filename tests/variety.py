@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3": {"text_config": SMALL, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 62},
     "llava": {"text_config": {**SMALL, "model_type": "llama"}, "vision_config": {**VISION, "model_type": "clip_vision_model"}},
     "qwen2_vl": {
-        "text_config": SMALL,
+        "text_config": {**SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
         "vision_config": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14},
     },
     "llama4": {

@@ -2,7 +2,6 @@
 
 import json
 
-import peft
 import pytest
 import torch
 import transformers
@@ -10,10 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
-from spunge.merging.adapters import factored, write_adapter
 from spunge.merging.engine import merge
 from spunge.merging.rules import TiesSettings
-from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.opening import open_source
 from spunge.weights.sources import CheckpointSource, DeltaSource
 
@@ -27,26 +24,6 @@ def tiny(kind: str = "llama", **values):
     else:
         config = transformers.AutoConfig.for_model(kind, **TINY, **values)
     return transformers.AutoModelForCausalLM.from_config(config)
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_low_rank_merge_is_written_as_an_adapter_that_peft_loads(tmp_path, kind):
-    tiny(kind).save_pretrained(tmp_path / "base")
-    name = "model.layers.0.self_attn.q_proj.weight" if kind == "llama" else "transformer.h.0.attn.c_attn.weight"
-    shape = Checkpoint(tmp_path / "base").tensors[name].shape
-    change = noise(1, shape[0], 3) @ noise(2, 3, shape[1]) * 0.01
-    (fit,) = write_adapter(tmp_path / "lora", tmp_path / "base", [(name, change)], 3)
-    assert fit.residual < 1e-5
-    loaded = peft.PeftModel.from_pretrained(tiny(kind), tmp_path / "lora").merge_and_unload()
-    torch.testing.assert_close(loaded.state_dict()[name], tiny(kind).state_dict()[name] + change, atol=1e-6, rtol=1e-4)
-
-
-def test_factors_are_the_best_of_their_rank():
-    delta = noise(0, 60, 40)
-    a, b, residual = factored(delta, 10)
-    best = torch.linalg.svdvals(delta)[10:].norm() / delta.norm()
-    assert (a.shape, b.shape) == ((10, 40), (60, 10))
-    assert residual == pytest.approx(float(best), rel=0.02)
 
 
 def test_every_kind_of_source_is_told_by_its_files(tmp_path):

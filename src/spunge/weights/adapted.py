@@ -77,6 +77,18 @@ def _add_layer(changes: Changes, name: str, layer: Any) -> None:
         changes.added[f"{name}.bias"] = (layer.lora_B[NAME].bias * layer.scaling[NAME]).detach()
 
 
+def is_plain_layer(module: nn.Module) -> bool:
+    """Whether peft can put its layer in a module's place: a linear layer or embeddings that give what such layers give.
+
+    The routers of some mixtures are linear layers that give a tuple: their weight can be adapted as a parameter alone.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return isinstance(module, nn.Embedding) or type(module) is Conv1D
+
+
 def adapted_parameter(layer: Any) -> str:
     """Which of its base layer's parameters a LoRA layer of peft's adapts."""
     from peft.tuners.lora.layer import ParamWrapper
@@ -100,6 +112,25 @@ def factors_of(layer: Any, name: str = NAME) -> LowRank | None:
     experts = layer.num_experts
     a, b = a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
     return LowRank(a, b, scale, not layer._did_swap_in_out_features)
+
+
+def set_factors(layer: Any, a: Tensor, b: Tensor) -> None:
+    """Let a LoRA layer of peft's add b @ a to its parameter, as that lies: a (..., r, columns), b (..., rows, r), for experts in
+    one tensor with a first dimension for them. The opposite of `factors_of`, at a scale of 1.
+    """
+    from peft.tuners.lora.layer import Embedding, ParamWrapper
+
+    experts = isinstance(layer, ParamWrapper) and layer.get_param().ndim == 3
+    turned = isinstance(layer, Embedding) or (not layer._did_swap_in_out_features if experts else layer.fan_in_fan_out)
+    if turned:
+        a, b = b.transpose(-1, -2), a.transpose(-1, -2)
+    if experts:
+        a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+    pair = [nn.Parameter(each.contiguous(), requires_grad=False) for each in (a, b)]
+    if isinstance(layer, Embedding):
+        layer.lora_embedding_A[NAME], layer.lora_embedding_B[NAME] = pair
+    else:
+        layer.lora_A[NAME].weight, layer.lora_B[NAME].weight = pair
 
 
 def merged_by(layer: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

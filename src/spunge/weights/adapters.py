@@ -21,7 +21,7 @@ from spunge.weights.adapter_config import other_base, read_config
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank
 from spunge.weights.fitting import fitted
-from spunge.weights.matching import Held
+from spunge.weights.matching import value_of
 from spunge.weights.names import Layout, Region
 from spunge.weights.sources import AdapterSource
 
@@ -70,18 +70,11 @@ def _is_the_bases(name: str, value: Tensor, layout: Layout, base: Checkpoint) ->
     """Whether a value that the adapter stores whole is the base's own: peft stores adapted embeddings a second time."""
     if layout.shapes.get(name) != tuple(value.shape) or layout.aliases[name] not in layout.regions:
         return False
-    return torch.equal(value.float(), _base_value(name, layout, base))
+    return torch.equal(value.float(), value_of(name, layout, base))
 
 
 def _is_something(factors: LowRank) -> bool:
     return bool(factors.A.any()) and bool(factors.B.any())
-
-
-def _base_value(name: str, layout: Layout, base: Checkpoint) -> Tensor:
-    """A tensor of the model, from the base's checkpoint, in float32."""
-    pieces = layout.regions[layout.aliases[name]]
-    held = Held(tuple(pieces.items()), layout.shapes[name])
-    return held.of({stored: base.read(stored) for stored in pieces}).float()
 
 
 def _refuse_torn_ties(changes: Changes, layout: Layout, who: str) -> None:
@@ -142,6 +135,6 @@ def _difference(name: str, region: Region, changes: Changes, layout: Layout, bas
     values: dict[str, Tensor] = {}
     for each, _ in layer.get_base_layer().named_parameters(recurse=False):
         stored = changes.replaced.get(f"{parent}.{each}")
-        values[each] = _base_value(f"{parent}.{each}", layout, base) if stored is None else stored.float()
+        values[each] = value_of(f"{parent}.{each}", layout, base) if stored is None else stored.float()
     after = merged_by(layer, values)[name.rpartition(".")[2]]
-    return region.of(after - _base_value(name, layout, base))
+    return region.of(after - value_of(name, layout, base))

@@ -32,6 +32,13 @@ class Held(NamedTuple):
         return self.region.of(whole)
 
 
+def value_of(name: str, layout: Layout, checkpoint: Checkpoint) -> Tensor:
+    """One of the model's tensors, from the stored ones, in float32."""
+    pieces = layout.regions[layout.aliases[name]]
+    held = Held(tuple(pieces.items()), layout.shapes[name])
+    return held.of({stored: checkpoint.read(stored) for stored in pieces}).float()
+
+
 def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, Held], list[str]]:
     """The base's floating-point tensors -> how another checkpoint of the same model holds them; and notes on what is odd.
 

@@ -59,19 +59,23 @@ class Layout:
 
 
 def skeletons(folder: Path) -> list[Callable[[], nn.Module]]:
-    """Makers of the models that a checkpoint is loaded as, without memory: the class that its config.json names, the causal
-    language model, the vision-language model. They, and this, raise UnbuildableError with transformers' own reason.
+    """Makers of the models that a checkpoint is loaded as, without memory: the causal language model, the class that its
+    config.json names, the vision-language model. They, and this, raise UnbuildableError with transformers' own reason.
     """
     import transformers
 
     config = _building(transformers.AutoConfig.from_pretrained, folder)
     makers: dict[str, Callable[[], nn.Module]] = {}
-    for name in config.architectures or []:
-        if (kind := getattr(transformers, name, None)) is not None:
-            makers[name] = partial(_on_meta, kind._from_config, config)
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+
+    def add(auto: Any) -> None:
         if type(config) in auto._model_mapping:
             makers.setdefault(auto._model_mapping[type(config)].__name__, partial(_on_meta, auto.from_config, config))
+
+    add(transformers.AutoModelForCausalLM)
+    for name in config.architectures or []:
+        if (kind := getattr(transformers, name, None)) is not None:
+            makers.setdefault(name, partial(_on_meta, kind._from_config, config))
+    add(transformers.AutoModelForImageTextToText)
     return list(makers.values())
 
 
