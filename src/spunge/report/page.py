@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
+from spunge.errors import printable
 from spunge.files import read_json, write_text
 from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
@@ -18,7 +19,7 @@ from spunge.report.spillover import spillover
 from spunge.report.training import trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
-from spunge.report.wording import MISSING, clean, duration, name, shortened, size
+from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
 
 
@@ -41,10 +42,10 @@ def page(run: Path) -> str:
     scores = arranged(results)
     parts = {part.slug: part.value for part in results.parts} or _parts(split)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
-    environment.filters |= {"clean": clean, "name": name, "short": _short, "duration": duration, "size": size}
+    environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
     return environment.get_template("page.html").render(
         title=_title(recipe, run),
-        recipe=clean(recipe_text, keep="\n\t"),
+        recipe=printable(recipe_text, keep="\n\t"),
         results=results,
         split=split,
         scores=scores,

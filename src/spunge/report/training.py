@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spunge.errors import printable
 from spunge.files import read_json
-from spunge.report.wording import MISSING, clean, duration, name, number, size
+from spunge.report.wording import MISSING, duration, name, number, size
 
 
 class Training(NamedTuple):
@@ -41,22 +42,22 @@ def _training(folder: Path, value: str) -> Training:
     parts = info.get("parts") or []
     tensors = info.get("tensors") or {}
     weights = folder / "delta.safetensors"
-    losses = (f"{clean(term)} {_loss(value)}" for term, value in (info.get("losses") or {}).items())
-    notes = (f"{clean(key)} {_loss(value)}" for key, value in (info.get("notes") or {}).items())
+    losses = (f"{printable(term)} {_loss(value)}" for term, value in (info.get("losses") or {}).items())
+    notes = (f"{printable(key)} {_loss(value)}" for key, value in (info.get("notes") or {}).items())
     return Training(
         name=name(value),
-        rows=clean(sum(part.get("rows", 0) for part in parts)) if parts else MISSING,
+        rows=printable(sum(part.get("rows", 0) for part in parts)) if parts else MISSING,
         parts=len(parts),
-        steps=clean(info.get("steps", MISSING)),
-        stopped=clean(info.get("stopped") or ""),
+        steps=printable(info.get("steps", MISSING)),
+        stopped=printable(info.get("stopped") or ""),
         losses=", ".join(losses) or MISSING,
         seconds=duration(info["seconds"]) if isinstance(info.get("seconds"), int | float) else MISSING,
         notes=", ".join(notes),
-        tensors=tuple(map(clean, tensors)),
+        tensors=tuple(map(printable, tensors)),
         entries=f"{sum(math.prod(entry.get('shape') or [0]) for entry in tensors.values()):,}",
         size=size(weights.stat().st_size) if weights.exists() else MISSING,
     )
 
 
 def _loss(value: Any) -> str:
-    return number(float(value)) if isinstance(value, int | float) else clean(value)
+    return number(float(value)) if isinstance(value, int | float) else printable(value)
