@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
@@ -31,7 +31,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", 
         print_json(results.content)
         return
     print_scores(results)
-    typer.echo(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+    say(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 
 def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
@@ -46,7 +46,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "",
     if as_json:
         print_json(planned.to_json())
     else:
-        typer.echo(plan_text(planned))
+        say(plan_text(planned))
 
 
 def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
@@ -63,7 +63,7 @@ def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption
     lines = [["part", "rows", "selected", "folder"]]
     for part in parts.parts:
         lines.append([shortened(name(part.value), 60), str(part.rows), str(len(part.samples)), part.slug])
-    typer.echo(aligned(lines))
-    typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    say(aligned(lines))
+    say(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
-        typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+        say(f"dropped {shortened(name(value), 60)}: {reason}")
