@@ -33,7 +33,7 @@ def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
     """Ready to be shown; what the file lacks stays empty. None for an empty file."""
     if not content:
         return None
-    tensors = {str(name): entry for name, entry in (content.get("tensors") or {}).items() if isinstance(entry, Mapping)}
+    tensors: Mapping[str, Mapping[str, Any]] = content.get("tensors") or {}
     kept = [share for entry in tensors.values() for share in _numbers(entry.get("kept"))]
     conflicts = [share for entry in tensors.values() for share in _numbers(entry.get("conflicts"))]
     settings = content.get("settings") or {}
@@ -73,8 +73,8 @@ def _each(shown: Sequence[str]) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    values = value if isinstance(value, list) else [value]
-    return [float(item) for item in values if isinstance(item, int | float) and not isinstance(item, bool)]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [float(item) for item in values]
 
 
 def _percent(share: float) -> str:
