@@ -74,16 +74,30 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "",
 
 
 @app.command()
-def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
-    """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+def split(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    show: Annotated[
+        int, typer.Option("--show", min=0, help="Show so many samples of each part as the model is given them.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the parts with their sizes, which rows were dropped and why, and what of them is learned. Writes nothing."""
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
     from spunge.report.wording import aligned, name, shortened
 
     _quiet()
-    parts = split_rows(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    parts = split_rows(loaded)
+    samples = []
+    if show:
+        from spunge.cli.samples import print_samples, samples_of
+
+        samples = samples_of(loaded, parts, show)
     if as_json:
-        _print_json(parts.to_json())
+        extra = {"samples": [sample.to_json() for sample in samples]} if show else {}
+        _print_json({**parts.to_json(), "form": parts.parts[0].samples.form, **extra})
         return
     lines = [["part", "rows", "selected", "folder"]]
     for part in parts.parts:
@@ -92,6 +106,9 @@ def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption
     typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
         typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+    typer.echo(f"rows: {parts.parts[0].samples.form}")
+    if show:
+        print_samples(samples)
 
 
 @app.command()

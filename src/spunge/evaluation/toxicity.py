@@ -70,8 +70,7 @@ class Toxicity:
         scorer = scorer_of(settings.scorer, settings.scorer_revision, settings.label, bench.judges)
         scorer.refuse(prompts, "prompts that it judges the completions of")
         for samples in bench.forget.values():
-            columns = [samples.table[name].to_pylist() for name in samples.table.column_names]
-            scorer.refuse([text for column in columns for text in column if isinstance(text, str)], "forget rows")
+            scorer.refuse(samples.words(), "forget rows")
         written = completions(base, prompts, settings.generation, bench)
         scores = score_all(written, scorer.score)
         _keep(settings, written, scores, bench)

@@ -5,6 +5,7 @@ version). What a folder holds under that fingerprint is complete and is left alo
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ class Run:
             for file in sorted(self.base_folder.glob(pattern)):
                 digest.update(file.name.encode() + file.read_bytes())
         digest.update(self.recipe.model.dtype.encode())
+        if self.recipe.model.template:
+            digest.update(json.dumps(self.recipe.model.template, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     @cached_property

@@ -15,14 +15,16 @@ from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Judges
 from spunge.files import fingerprint, mark_done, read_json, unwritable, write_json, write_text
-from spunge.model.loading import Base, load_base, model_depth
+from spunge.model.loading import Base, embeddings_of, load_base, load_tokenizer, model_depth
 from spunge.progress import Silent, Watcher
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import MethodSettings, Recipe
 from spunge.registry import METHODS
 from spunge.run.jobs import Job, Run, alone, claim
 from spunge.run.judging import delta_sources, judge, results_content, seconds_of, starting
+from spunge.unlearning.checking import refuse_unusable
 from spunge.unlearning.finetuning import finetune
+from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Store, Task
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
@@ -103,6 +105,16 @@ def _carry_out(work: Run, memory: "_Memory", judges: Judges, watcher: Watcher) -
     watcher.end(", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"]))
     watcher.begin("fingerprint the base")
     _ = work.base_key
+    if isinstance(work.recipe.unlearn, TrainingSettings) and not all(map(work.done, work.trainings)):
+        tokenizer = load_tokenizer(work.recipe.model, work.base_folder)
+        embeddings = embeddings_of(work.base_folder, work.recipe.model)
+        refuse_unusable(
+            {part.value: part.samples for part in work.parts.parts},
+            work.retain,
+            work.recipe.unlearn,
+            tokenizer,
+            embeddings,
+        )
     watcher.end(work.weights[:12])
     write_text(work.folder / "recipe.yaml", dump_recipe(work.recipe))
     write_json(work.folder / "split.json", split)

@@ -34,15 +34,16 @@ class Membership(Strict):
     text: str | None = Field(None, description="Column of the unseen rows with the text. Default: forget's columns.")
     prompt: str | None = Field(None, description="Column with context that is not scored; goes with completion.")
     completion: str | None = Field(None, description="Column with what is scored after the prompt.")
+    messages: str | None = Field(None, description="Column with conversations, scored as forget's rows are learned.")
     k: float = Field(20.0, gt=0, le=100, description="Percent of a text's tokens, the least likely, that count.")
     rows: int = Field(200, ge=1, description="At most so many forget rows of each part, drawn at random.")
     max_length: int = Field(512, ge=2, description="Tokens of a text; longer ones are cut.")
 
     def columns(self, forget: Mapping[str, str]) -> dict[str, str]:
         """Role -> column of the unseen rows."""
-        named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(self, role))}
-        if named and set(named) not in ({"text"}, {"prompt", "completion"}):
-            raise RecipeError("evaluate.attack: give either text, or prompt and completion")
+        named = {role: value for role in ("text", "prompt", "completion", "messages") if (value := getattr(self, role))}
+        if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
+            raise RecipeError("evaluate.attack: give either text, or prompt and completion, or messages")
         return named or dict(forget)
 
 
@@ -53,7 +54,9 @@ def told_apart(base: Base, attack: Membership, unseen: Samples, label: str | Non
     """
     parts = {value: _drawn(samples, attack, bench.seed, value) for value, samples in bench.forget.items()}
     every = [unseen, *parts.values()]
-    texts = [text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer)]
+    texts = [
+        text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
+    ]
     logs = token_logs(base, [encode(text, base.tokenizer, attack.max_length) for text in texts], bench.progress)
     scores = np.array([min_k(each, attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])
