@@ -45,6 +45,7 @@ class Template:
             raise RecipeError(
                 f"{setting}: the model's tokenizer has no chat template; give prompt and completion as plain text, without chat"
             )
+        self._source = str(self._told(setting, tokenizer.get_chat_template))
 
     def text(self, messages: Sequence[Message], where: str, *, asked: bool = False) -> str:
         """The rendered messages; asked: with the beginning of the assistant's next one. Raises RecipeError where it objects."""
@@ -61,15 +62,14 @@ class Template:
         """The characters that the template itself marks as the assistant's; None where it marks none."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        template = self._tokenizer.get_chat_template()
-        if not MARKED.search(template):
+        if not MARKED.search(self._source):
             return None
         # The tokenizer gives the marks by token, and the rest of the conversation where a mark ends in a character of no token.
         _, marks = self._told(
             where,
             lambda: render_jinja_template(
                 [list(messages)],
-                chat_template=template,
+                chat_template=self._source,
                 return_assistant_tokens_mask=True,
                 **{**self._tokenizer.special_tokens_map, **self._variables},
             ),
@@ -87,7 +87,7 @@ class Template:
 
         try:
             return render()
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RecipeError(f"{where}: the model's chat template does not take the conversation: {reason}") from None
 
@@ -97,7 +97,7 @@ def render(conversation: Conversation, template: Template, where: str) -> Render
 
     Raises RecipeError where the template objects, leaves the answer out, or does not write the wanted end.
     """
-    turns = Turns(_accepted(conversation, template, where), template, where)
+    turns = _accepted(conversation, template, where)
     learned, end = conversation.learned, conversation.end
     text, ends = turns.text, False
     inside = turns.marks(learned) if turns.marked is not None else turns.compared(learned)
@@ -127,7 +127,8 @@ def render(conversation: Conversation, template: Template, where: str) -> Render
 
 
 def _end_length(tail: str, end: str, control: Sequence[str]) -> int | None:
-    """Characters from an answer's last one up to its end: through the first special token, or through any text.
+    """Characters from an answer's last one up to its end: through the first special token and those that follow it at once,
+    or, where there is none, through any text.
 
     0 where only spaces follow; None where the wanted text does not.
     """
@@ -135,8 +136,12 @@ def _end_length(tail: str, end: str, control: Sequence[str]) -> int | None:
         if end in tail:
             return tail.index(end) + len(end)
         return None if tail.strip() else 0
-    stops = [tail.index(token) + len(token) for token in control if token in tail]
-    return min(stops, default=len(tail.rstrip()))
+    first = min((tail.index(token) for token in control if token in tail), default=None)
+    if first is None:
+        return len(tail.rstrip())
+    while following := max((len(token) for token in control if tail.startswith(token, first)), default=0):
+        first += following
+    return first
 
 
 class Turns:
@@ -146,13 +151,51 @@ class Turns:
         self._messages, self._template, self._where = messages, template, where
         self.text = template.text(messages, where)
         self.marked = template.marked(messages, where)
+        self._refuse_lost_calls()
         self._contents: dict[int, Span] = {}
+        self._ended: dict[int, tuple[str, Span | None]] = {}
+
+    def _refuse_lost_calls(self) -> None:
+        for number, message in enumerate(self._messages):
+            if "tool_calls" not in message:
+                continue
+            silent = {key: value for key, value in message.items() if key != "tool_calls"}
+            try:
+                without = self._template.text(
+                    [*self._messages[:number], silent, *self._messages[number + 1 :]], self._where
+                )
+            except RecipeError:
+                continue  # it misses them
+            if without == self.text:
+                raise RecipeError(f"{self._where}: the chat template leaves the tool calls of messages[{number}] out")
 
     def content(self, number: int) -> Span:
         """Where an assistant's message stands, without what is written around every message. Raises where it is left out."""
+        if number == len(self._messages) - 1:
+            return self._last
         if number not in self._contents:
-            self._contents[number] = self._differing(self._messages, number, self.text)
+            alone, span = self._alone(number)
+            # Other than in the whole where a template writes earlier messages otherwise, such as without their thoughts.
+            shared = span is not None and _common(self.text, alone) >= span.stop
+            self._contents[number] = span if span and shared else self._differing(self._messages, number, self.text)
         return self._contents[number]
+
+    @cached_property
+    def _last(self) -> Span:
+        return self._differing(self._messages, len(self._messages) - 1, self.text)
+
+    def _alone(self, number: int) -> tuple[str, Span | None]:
+        """The conversation that ends with a message, and where the message stands in it: there nothing after it changes with
+        it, as a tool's result may. None where no conversation may end there.
+        """
+        if number not in self._ended:
+            messages = self._messages[: number + 1]
+            try:
+                text = self._template.text(messages, self._where)
+                self._ended[number] = text, self._differing(messages, number, text)
+            except RecipeError:
+                self._ended[number] = "", None
+        return self._ended[number]
 
     def compared(self, learned: Sequence[int]) -> np.ndarray:
         """Which characters belong to the learned messages, by comparison."""
@@ -173,23 +216,25 @@ class Turns:
 
     def tail(self, number: int) -> str:
         """What follows an answer and would follow it if it were the last: the end of the turn."""
-        stop = self.content(number).stop
+        after = self.text[self.content(number).stop :]
         if number == len(self._messages) - 1:
-            return self.text[stop:]
-        alone = self._messages[: number + 1]
-        try:
-            ended = self._template.text(alone, self._where)
-            rest = ended[self._differing(alone, number, ended).stop :]
-        except RecipeError:
-            return ""  # no conversation may end here, so nothing is known of the end
-        return self.text[stop : stop + _common(self.text[stop:], rest)]
+            return after
+        alone, span = self._alone(number)
+        own = "" if span is None else alone[span.stop :]
+        shared = own[: _common(after, own)]
+        # What is shared by chance, such as the `<|` of two tokens, ends nothing.
+        return shared if shared == own or any(token in shared for token in self._template.control) else ""
 
     def _beginning(self, number: int, content: Span) -> int:
+        """Where the prompt for an answer ends, if the conversation begins with that prompt."""
         try:
             asked = self._template.text(self._messages[:number], self._where, asked=True)
+            before = self._differing(self._messages, number - 1, self.text)
         except RecipeError:
             return content.start  # nothing comes before that could be asked
-        return len(asked) if self.text.startswith(asked) and len(asked) < content.stop else content.start
+        # The words of the message before are the prompt's, whatever the template makes of a prompt.
+        begun = self.text.startswith(asked) and before.stop <= len(asked) < content.stop
+        return len(asked) if begun else content.start
 
     def _differing(self, messages: Sequence[Message], number: int, text: str) -> Span:
         """Where a rendered conversation changes when a message says something else."""
@@ -203,6 +248,8 @@ class Turns:
         """The conversation with a stand-in for a message; where the template then misses a tool call, for that call."""
         message = messages[number]
         plain = {"role": message["role"], "content": STAND_IN}
+        if isinstance(message["content"], list):
+            plain = _in_parts(plain)
         try:
             return self._template.text([*messages[:number], plain, *messages[number + 1 :]], self._where)
         except RecipeError:
@@ -214,18 +261,25 @@ class Turns:
         return self._template.text([*messages[:number], called, *messages[number + 1 :]], self._where)
 
 
-def _accepted(conversation: Conversation, template: Template, where: str) -> list[Message]:
-    """The messages up to the last learned one; with tool calls' arguments as JSON text where the template wants that."""
+def _accepted(conversation: Conversation, template: Template, where: str) -> "Turns":
+    """The messages up to the last learned one, in the form that the template takes: as they are, with tool calls' arguments as
+    JSON text, or with contents in parts, as many models of text and images have it."""
     messages = conversation.messages[: conversation.learned[-1] + 1]
-    try:
-        template.text(messages, where)
-    except RecipeError:
-        written = [_with_written_arguments(message) for message in messages]
-        if written == messages:
-            raise
-        template.text(written, where)
-        return written
-    return messages
+    first: RecipeError | None = None
+    for form in (lambda message: message, _with_written_arguments, _in_parts):
+        try:
+            turns = Turns([form(message) for message in messages], template, where)
+            for number in conversation.learned:
+                turns.content(number)
+            return turns
+        except RecipeError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _in_parts(message: Message) -> Message:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _with_written_arguments(message: Message) -> Message:
