@@ -286,13 +286,15 @@ UTILITIES = (
 def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
     import spunge
-    from spunge.run.judging import measured
+    from spunge.run.judging import stored_measures
     from spunge.run.pipeline import seeded
+    from spunge.run.scoring import measured
 
     works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
     found = {}
+    seeds = [stored_measures(run) for run in works]
     for stage in works[0].models:
-        scores = measured(works, stage)
+        scores = measured(works[0].evaluations, [seed[stage] for seed in (seeds[:1] if stage == "base" else seeds)])
         if ("hateful", "toxic", "") not in scores:
             continue
         losses = scores[utility.evaluation, utility.metric, ""].measures

@@ -287,7 +287,7 @@ def test_every_architecture_runs_from_recipe_to_report(
     toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], architecture: str
 ) -> None:
     results, _ = run(toy_recipe, tmp_path / "run", f"model.path={tiny(architecture)}", "unlearn.steps=1", "controls=[]")
-    assert {row["stage"] for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
+    assert {row.stage for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
     assert len(json.loads((tmp_path / "run" / "merge.json").read_text())["tensors"]) == 3
 
 
@@ -318,7 +318,7 @@ def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: d
 
 def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     results, _ = run(toy_recipe, tmp_path / "run")
-    holding = "import sys, pathlib, spunge.run.jobs as jobs\nwith jobs.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    holding = "import sys, pathlib, spunge.files as files\nwith files.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -327,4 +327,4 @@ def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp
             run(toy_recipe, tmp_path / "run")
         other.communicate("\n")
     again, worked = run(toy_recipe, tmp_path / "run")
-    assert (again.content, worked) == (results.content, [])
+    assert (again.rows, worked) == (results.rows, [])

@@ -17,7 +17,7 @@ from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.files import fingerprint
+from spunge.files import append_text, fingerprint, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
 
@@ -61,15 +61,14 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
     file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"
     found = _written(file, len(prompts))
     if len(found) < len(prompts):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write = _with_vllm if settings.engine == "vllm" else _with_transformers
-        with file.open("a", encoding="utf-8") as out:
-            for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
-                for row, text in zip(rows, texts, strict=True):
-                    found[row] = text
-                    out.write(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
-                out.flush()
-                bench.progress(len(found), len(prompts))
+        for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
+            lines = []
+            for row, text in zip(rows, texts, strict=True):
+                found[row] = text
+                lines.append(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
+            append_text(file, "".join(lines))
+            bench.progress(len(found), len(prompts))
     file.touch()  # it belongs to the evaluation that runs now
     return [found[index] for index in range(len(prompts))]
 
@@ -89,7 +88,7 @@ def _written(file: Path, count: int) -> dict[int, list[str]]:
         if 0 <= content["row"] < count:
             found[content["row"]] = content["texts"]
             whole.append(line + "\n")
-    file.write_text("".join(whole), encoding="utf-8")
+    write_text(file, "".join(whole))
     return found
 
 

@@ -7,8 +7,7 @@ version). What a folder holds under that fingerprint is complete and is left alo
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
@@ -288,24 +286,6 @@ def claim(work: Run) -> None:
         raise unwritable(folder / "recipe.yaml", error) from error
     if not existing.exists():
         write_text(existing, dump_recipe(work.recipe))
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside the block, no other process can be in a block of the same run's folder. Raises RecipeError where one is."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RecipeError(
-            f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
-        ) from None
-    except NotImplementedError:  # the file system has no locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

@@ -1,34 +1,32 @@
-"""Every stage's model is judged by every evaluation; the scores, their differences and intervals make results.json.
+"""Every stage's model is judged by every evaluation.
 
 What is kept are the items' measurements (RUN/evaluation/STAGE/), so that statistics are made anew without judging again.
 The base's are kept across runs too, in the folder that SPUNGE_CACHE names (by default spunge in the user's cache folder).
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Finetune, Judges, Measure
-from spunge.evaluation.statistics import difference, recovery, score, worst
-from spunge.files import read_json, write_json
+from spunge.files import cache_folder, read_json, write_json
 from spunge.model.loading import Base
 from spunge.progress import Watcher
-from spunge.recipe.schema import measured_again
 from spunge.registry import EVALUATORS
+from spunge.results import Model
 from spunge.run.jobs import Job, Run
+from spunge.run.scoring import Judged, Scored, scored
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 from spunge.weights.overlay import applied, overlaid, swapped
 
-WORST = "worst"  # the subject under which a metric's worst subject is reported
 KEPT_TEXTS = ("texts-*.jsonl", "scored-*.jsonl")
 
 
@@ -48,7 +46,7 @@ def judge(work: Run, stage: str, base: Base, judges: Judges, finetune: Finetune,
         retain=work.retain,
         settings_of={items.name: items.settings for items in work.evaluations},
         finetune=finetune,
-        progress=lambda done, total: watcher.step(done, total),
+        progress=watcher.step,
     )
     with state(work, stage, base):
         for items in todo:
@@ -115,12 +113,6 @@ def delta_sources(jobs: Sequence[Job]) -> list[Any]:
     return [DeltaSource(open_delta(job.folder), job.parts[0].value) for job in jobs]
 
 
-def cache_folder() -> Path:
-    """Where the base's scores are kept across runs."""
-    given = os.environ.get("SPUNGE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
-
-
 def _cached(key: str) -> Path:
     return cache_folder() / "base" / key[:32]
 
@@ -163,116 +155,40 @@ def measure_from_json(content: Mapping[str, Any]) -> Measure:
     return Measure(**{**content, **arrays})
 
 
-class Measured(NamedTuple):
-    """One metric of one evaluation at one stage: a measure for each seed (of the base, one for all)."""
-
-    evaluation: Items
-    measures: list[Measure]
-
-    @property
-    def subjects(self) -> dict[str, np.ndarray]:
-        """Subject -> its items."""
-        first = self.measures[0]
-        if first.subject is not None:
-            return {first.subject: np.arange(len(first.numerator))}
-        return dict(self.evaluation.subjects)
-
-
-Key = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
-
-
-def results_content(works: Sequence[Run]) -> dict[str, Any]:
-    """What results.json says of the scores: rows, paired differences, what comes back after attacks. One run a seed."""
-    main = works[0]
-    stages = {stage: measured(works, stage) for stage in main.models}
-    rows = [row for stage, found in stages.items() for row in _rows(stage, found)]
-    _refuse_twice(rows)
-    controls = [stage for stage in stages if stage.startswith("control:")]
-    pairs = [(stage, "base") for stage in stages if stage != "base"]
-    pairs += [("merged", control) for control in controls]
+def stored_measures(work: Run) -> dict[str, dict[str, list[Measure]]]:
+    """Stage -> evaluation -> what it gave. A run that is not finished has none: TypeError."""
     return {
-        "rows": rows,
-        "differences": [row for stage, against in pairs for row in _differences(stage, against, stages)],
-        "recovered": [row for stage in stages if stage != "base" for row in _recovered(stage, stages)],
-        "evaluations": [_described(main, items, stages) for items in main.evaluations],
-        "published": [entry.model_dump(mode="json") for entry in main.recipe.published],
-        "seeds": len(works),
+        stage: {
+            items.name: [measure_from_json(each) for each in read_json(work.scores_file(stage, items))["measures"]]
+            for items in work.judged_at(stage)
+        }
+        for stage in work.models
     }
 
 
-def measured(works: Sequence[Run], stage: str) -> dict[Key, Measured]:
-    """What a stage's evaluations gave, at every seed. A run that is not finished has none: TypeError."""
-    found: dict[Key, Measured] = {}
-    for work in works[:1] if stage == "base" else works:
-        for items in work.judged_at(stage):
-            stored = read_json(work.scores_file(stage, items))
-            for measure in map(measure_from_json, stored["measures"]):
-                key = (items.name, measure.metric, measure.subject or "")
-                found.setdefault(key, Measured(items, [])).measures.append(measure)
-    return found
+def scores_of(works: Sequence[Run]) -> Scored:
+    """What the results say of the scores of all seeds' runs."""
+    main = works[0]
+    evaluations = [Judged(items, main.instrument(items)) for items in main.evaluations]
+    seeds = [stored_measures(work) for work in works]
+    for further in seeds[1:]:
+        del further["base"]
+    # Without a split the one part holds every row, and is no value of an attribute.
+    parts = [part.value for part in main.parts.parts] if main.parts.attribute is not None else []
+    return scored(evaluations, judged_models(main), seeds, parts)
 
 
-def _rows(stage: str, found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
-    for each in found.values():
-        first = each.measures[0]
-        extra: dict[str, Any] = {"of": first.of} if first.of is not None else {}
-        extra |= {"side": True} if first.side else {}
-        scores = {subject: score(each.measures, members) for subject, members in each.subjects.items()}
-        groups = each.evaluation.subjects
-        overall = each.evaluation.settings.subject
-        parts = {subject: members for subject, members in groups.items() if subject != overall}
-        if first.worst and len(parts) > 1:
-            scores[WORST if overall in (None, "all") else f"{WORST} of {overall}"] = worst(each.measures, parts)
-        for subject, found_score in scores.items():
-            optional = {key: value for key, value in found_score._asdict().items() if value is not None}
-            yield {"stage": stage, "subject": subject, **optional, **extra}
-
-
-def _refuse_twice(rows: Sequence[Mapping[str, Any]]) -> None:
-    seen = set()
-    for row in rows:
-        key = (row["stage"], row["subject"], row["metric"])
-        if key in seen:
-            raise RecipeError(
-                f"evaluate.subject: two evaluations report {row['metric']!r} on {row['subject']!r}; give one of them a "
-                "subject of its own (nothing is judged again then)"
-            )
-        seen.add(key)
-
-
-def _differences(stage: str, against: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iterator[dict[str, Any]]:
-    for key, each in stages[stage].items():
-        other = stages[against].get(key)
-        if other is None:
-            continue
-        for subject, members in each.subjects.items():
-            found = difference(each.measures, other.measures, members)
-            yield {"stage": stage, "against": against, "subject": subject, **found._asdict()}
-
-
-def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iterator[dict[str, Any]]:
-    """How much of what was forgotten an attack brings back, by subject."""
-    for each in stages[stage].values():
-        attacked = each.measures[0]
-        of: str = measured_again(each.evaluation.settings) or ""
-        key = (of, attacked.of or "", attacked.subject or "")
-        before, after = stages["base"].get(key), stages[stage].get(key)
-        if attacked.of is None or before is None or after is None:
-            continue
-        for subject, members in each.subjects.items():
-            found = recovery(before.measures, after.measures, each.measures, members)
-            if found is not None:
-                row = {"stage": stage, "subject": subject, "metric": attacked.metric, "of": attacked.of}
-                yield {**row, **found._asdict()}
-
-
-def _described(work: Run, items: Items, stages: Mapping[str, Mapping[Key, Measured]]) -> dict[str, Any]:
-    metrics = dict.fromkeys(key[1] for found in stages.values() for key in found if key[0] == items.name)
-    content: dict[str, Any] = {"name": items.name, "kind": items.settings.kind, "metrics": list(metrics)}
-    # The subject that holds all rows, those of the parts to forget among them.
-    if {part.value for part in work.parts.parts} & items.subjects.keys() - {items.settings.subject}:
-        content["overall"] = items.settings.subject
-    return {**content, "rows": items.sha256[:12], "instrument": work.instrument(items)}
+def judged_models(work: Run) -> tuple[Model, ...]:
+    """Every stage's model, in the order of the results."""
+    models = [Model(stage="base", kind="base", name="base")]
+    models += [
+        Model(stage=job.title, kind="branch", name=part.value)
+        for job, part in zip(work.branches, work.parts.parts, strict=True)
+    ]
+    models += [
+        Model(stage=f"control:{control.name}", kind="control", name=control.name) for control in work.recipe.controls
+    ]
+    return (*models, Model(stage="merged", kind="merged", name="merged"))
 
 
 def seconds_of(works: Sequence[Run]) -> float:

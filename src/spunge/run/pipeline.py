@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,42 +13,21 @@ from typing import Any, NamedTuple
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Judges
-from spunge.files import fingerprint, mark_done, read_json, unwritable, write_json, write_text
+from spunge.files import alone, disk_errors_told, fingerprint, mark_done, read_json, write_json, write_text
 from spunge.model.loading import Base, embeddings_of, load_base, load_tokenizer, model_depth
-from spunge.progress import Silent, Watcher
+from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import MethodSettings, Recipe
 from spunge.registry import METHODS
-from spunge.run.jobs import Job, Run, alone, claim
-from spunge.run.judging import delta_sources, judge, results_content, seconds_of, starting
+from spunge.results import Part, Published, Results, read_results, write_results
+from spunge.run.jobs import Job, Run, claim
+from spunge.run.judging import delta_sources, judge, judged_models, scores_of, seconds_of, starting
 from spunge.unlearning.checking import refuse_unusable
 from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Store, Task
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
-
-SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Results:
-    """A finished run: its folder and the content of its `results.json`."""
-
-    folder: Path
-    content: Mapping[str, Any]
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.content["rows"]
-        return rows
-
-    def value(self, stage: str, subject: str, metric: str) -> float:
-        """One figure. Raises KeyError when it was not measured."""
-        for row in self.rows:
-            if (row["stage"], row["subject"], row["metric"]) == (stage, subject, metric):
-                return float(row["value"])
-        raise KeyError((stage, subject, metric))
 
 
 def run(
@@ -60,30 +38,26 @@ def run(
     recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name. out: the run's folder, `runs/NAME` by default.
     Raises RecipeError when the recipe, its data or the folder is wrong.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or SILENT
     if not isinstance(recipe, Recipe):
         out = out or default_folder(recipe)
         recipe = load_recipe(recipe)
     works = seeded(recipe, Path(out or "runs/run").resolve())
     main = works[0]
-    try:
-        memory, judges = _Memory(main), Judges()
+    memory, judges = _Memory(main), Judges()
+    with disk_errors_told(main.folder):
         claim(main)
         with alone(main.folder):
             for work in works[1:]:
                 claim(work)
             for work in works:
                 _carry_out(work, memory, judges, watcher)
-            content = _results(works, memory)
-            write_json(main.folder / "results.json", content)
-    except OSError as error:
-        if isinstance(error.filename, str | Path) or error.errno is not None:
-            raise unwritable(Path(error.filename or main.folder / "file"), error) from error
-        raise
+            results = _results(works, memory)
+            write_results(results)
     from spunge.report.page import write_page
 
     write_page(main.folder)
-    return Results(main.folder, content)
+    return results
 
 
 def seeded(recipe: Recipe, folder: Path) -> list[Run]:
@@ -182,7 +156,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
         log=job.folder / "log.jsonl",
         state=state,
         kept=memory.kept if job.after is None else {},  # of another model: a store of its own
-        progress=lambda step, steps, loss: watcher.step(step, steps, f"loss {loss:.4g}"),
+        progress=watcher.step,
     )
     with starting(job, base):
         branch = METHODS.get(settings.method).unlearn(task, settings)
@@ -280,7 +254,7 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
         delta_sources(work.branches),
         work.recipe.merge,
         work.folder / "merged",
-        progress=lambda done, total: watcher.step(done, total),
+        progress=watcher.step,
     )
     seconds = round(time.perf_counter() - started, 2)
     write_json(
@@ -289,25 +263,38 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
     watcher.end(f"{len(report.changed)} tensors changed")
 
 
-def _results(works: Sequence[Run], memory: _Memory) -> dict[str, Any]:
-    """The content of results.json."""
+def _results(works: Sequence[Run], memory: _Memory) -> Results:
     main = works[0]
-    earlier = read_json(main.folder / "results.json") or {}
+    earlier = _earlier(main.folder)
     loaded = memory.loaded
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
-        "schema": SCHEMA,
-        "spunge": version("spunge"),
-        "attribute": main.parts.attribute,
-        "parts": [{"value": part.value, "slug": part.slug} for part in main.parts.parts],
-        "stages": list(main.models),
-        "versions": versions(),
-        "device": str(loaded.device) if loaded else earlier.get("device"),
-        "dtype": str(loaded.dtype).removeprefix("torch.") if loaded else earlier.get("dtype"),
-        "seconds": seconds_of(works),
-        "peak_memory": usage,
-        **results_content(works),
-    }
+    models, found = judged_models(main), scores_of(works)
+    return Results(
+        spunge=version("spunge"),
+        attribute=main.parts.attribute,
+        parts=tuple(Part(value=part.value, slug=part.slug) for part in main.parts.parts),
+        stages=tuple(model.stage for model in models),
+        models=models,
+        versions=versions(),
+        device=str(loaded.device) if loaded else earlier.device,
+        dtype=str(loaded.dtype).removeprefix("torch.") if loaded else earlier.dtype,
+        seconds=seconds_of(works),
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        rows=found.rows,
+        differences=found.differences,
+        recovered=found.recovered,
+        evaluations=found.evaluations,
+        published=tuple(Published(**entry.model_dump()) for entry in main.recipe.published),
+        seeds=len(works),
+        folder=main.folder,
+    )
+
+
+def _earlier(folder: Path) -> Results:
+    """What the folder's results were before; nothing where there are none, or where they are damaged."""
+    try:
+        return read_results(folder)
+    except RecipeError:
+        return Results(rows=())
 
 
 def versions() -> dict[str, str]:
