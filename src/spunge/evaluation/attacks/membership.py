@@ -42,8 +42,13 @@ class MembershipSettings(AttackSettings):
 
 
 def columns(attack: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
-    roles = ("text", "prompt", "completion", "messages")
-    named = {role: value for role in roles if (value := getattr(attack, role))}
+    given = {
+        "text": attack.text,
+        "prompt": attack.prompt,
+        "completion": attack.completion,
+        "messages": attack.messages,
+    }
+    named = {role: value for role, value in given.items() if value}
     if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
         raise RecipeError("evaluate.attack: give either text, or prompt and completion, or messages")
     return named or dict(forget)
