@@ -285,8 +285,9 @@ UTILITIES = (
 
 def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
-    import spunge
     from spunge.run.judging import measured
+
+    import spunge
     from spunge.run.pipeline import seeded
 
     works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)

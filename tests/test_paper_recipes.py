@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from spunge.run.jobs import Run
 
 import spunge
 from spunge.evaluation.benchmarks import METRIC, PRESETS
@@ -21,7 +22,6 @@ from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
 from spunge.report.published import published
 from spunge.report.reading import read_scores
 from spunge.report.wording import MISSING
-from spunge.run.jobs import Run
 from toys import texts
 
 pytest.importorskip("lm_eval")

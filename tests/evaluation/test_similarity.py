@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from spunge.run.judging import KEPT_TEXTS
 
 from spunge.errors import RecipeError
 from spunge.evaluation import similarity
@@ -19,7 +20,6 @@ from spunge.evaluation.generation import GenerationSettings
 from spunge.evaluation.similarity import Similarity, SimilaritySettings, load_encoder
 from spunge.model.loading import Base
 from spunge.recipe.loading import load_recipe
-from spunge.run.judging import KEPT_TEXTS
 from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 

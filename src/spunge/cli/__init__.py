@@ -41,7 +41,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", 
     with _loading():
         from spunge.progress import Terminal
         from spunge.recipe.loading import load_recipe
-        from spunge.run.pipeline import default_folder
+        from spunge.run.folder import default_folder
         from spunge.run.pipeline import run as run_recipe
 
     watcher = Terminal()
@@ -61,7 +61,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", 
 def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
     """Say what a run would do, what is done already, and about how much memory, disk and time it takes. Loads no weights."""
     from spunge.recipe.loading import load_recipe
-    from spunge.run.pipeline import default_folder
+    from spunge.run.folder import default_folder
     from spunge.run.plan import plan as plan_recipe
     from spunge.run.plan import plan_text
 

@@ -80,6 +80,7 @@ class Similarity:
         found = similarities(encoder, written, list(wanted.values()))
         if bench.stage == "base":
             _keep(kept, written)
+            bench.kept.add(kept)
         ones = np.ones(len(written))
         return [
             Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)

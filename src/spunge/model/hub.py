@@ -1,6 +1,5 @@
 """Where a model is: a folder, or a Hub id that is downloaded; pickled weights only where the recipe trusts them."""
 
-import os
 from pathlib import Path
 
 from spunge.errors import RecipeError
@@ -50,16 +49,10 @@ def _downloaded(settings: ModelSettings) -> Path:
         ) from error
 
 
-def unpickled(folder: Path, out: Path, settings: ModelSettings) -> Path:
-    """A folder with safetensors weights: `folder` itself, or a conversion of its pickled weights written to `out`."""
-    if any(folder.glob("*.safetensors")):
-        return folder
-    if not (out / "config.json").exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+def convert_pickles(folder: Path, out: Path, settings: ModelSettings) -> None:
+    """Write a model of pickled weights, with its tokenizer, as safetensors into the folder `out`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        aside = out.with_name(out.name + ".part")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
-        model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code).save_pretrained(aside)
-        os.replace(aside, out)
-    return out
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code).save_pretrained(out)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
+from spunge.files import cache_folder
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -128,8 +129,7 @@ class _Remembered:
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.place = Path(home) / "spunge" / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
+        self.place = cache_folder() / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
         # A file written a moment ago may be written again within the clock's step: do not trust its time yet.
         self.settled = all(time.time_ns() - stamp[2] > 2_000_000_000 for stamp in stamps)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from spunge.run.jobs import Run
 
 import spunge
 from experts import EXPERTS, build_experts
@@ -20,7 +21,6 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import ModelSettings
-from spunge.run.jobs import Run
 from spunge.unlearning.batches import Stream, interleaved
 from spunge.unlearning.method import Task
 from spunge.unlearning.rmu.rmu import RMU
