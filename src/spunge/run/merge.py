@@ -28,6 +28,7 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
     model = lineup.models[-1]
     assert model.merge is not None
     assert model.folder is not None
+    shutil.rmtree(model.folder, ignore_errors=True)  # whatever stands there, nothing vouches for it
     report = merge(
         lineup.inputs.base.folder,
         delta_sources(model.trainings),

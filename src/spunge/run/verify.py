@@ -52,6 +52,9 @@ def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
         _check_files(checked, folder, stamp)
     watcher.end(f"{checked.files} files")
     checked.problems += _broken_chain(folder, stamps)
+    if checked.problems:
+        checked.notes.append("the merged model was not compared with base + merge of the deltas: files are damaged")
+        return checked
     for name, stamp in stamps.items():
         if name == "merged" or name.endswith(":merged"):
             _check_merged(checked, folder / Path(next(iter(stamp.files))).parent, watcher)
