@@ -430,9 +430,9 @@ def test_it_runs_from_the_rows_to_the_report(finished: Callable[[str], Any], nam
     for entry in content["evaluate"]:
         kind, partly = entry["kind"], ["base", "control:joint", "merged"]
         [described] = [each for each in results.content["evaluations"] if each["name"] == entry.get("name", kind)]
-        measured = [row for row in results.rows if row["metric"] in described["metrics"]]
-        assert {row["stage"] for row in measured} == set(partly if kind == "lm_eval" else stages)
-        assert all(math.isfinite(row["value"]) for row in measured)
+        measured = [row for row in results.rows if row.metric in described["metrics"]]
+        assert {row.stage for row in measured} == set(partly if kind == "lm_eval" else stages)
+        assert all(math.isfinite(row.value) for row in measured)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -462,7 +462,7 @@ def test_every_evaluation_asks_the_rows_it_should(finished: Callable[[str], Any]
 def test_every_published_figure_is_one_that_the_run_measures(finished: Callable[[str], Any], name: str) -> None:
     """Two of the ten benchmarks stand for all where these are not asked; the recipe by type asks all ten."""
     results, ten = finished(name), set(PRESETS["paper-10"])
-    measured = {(row["stage"], row["subject"], row["metric"]) for row in results.rows}
+    measured = {(row.stage, row.subject, row.metric) for row in results.rows}
     subjects = {subject for _, subject, metric in measured if metric == METRIC}
     assert not subjects or subjects == {*(ten if name == BY_TYPE else ("piqa", "arc_easy")), "average"}
     lines = published(read_scores(results.content))

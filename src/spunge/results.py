@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
@@ -24,7 +24,7 @@ from spunge.errors import RecipeError
 from spunge.files import write_json
 
 FILE = "results.json"
-SCHEMA = 1
+SCHEMA: Final = 1
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 TOLD = {"missing": "missing", "tuple_type": "it should be a list", "dataclass_type": "it should be a mapping"}
 ANEW = "`spunge run` into its folder writes it anew"

@@ -330,4 +330,4 @@ def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp
             run(toy_recipe, tmp_path / "run")
         other.communicate("\n")
     again, worked = run(toy_recipe, tmp_path / "run")
-    assert (again.content, worked) == (results.content, [])
+    assert (again.rows, worked) == (results.rows, [])

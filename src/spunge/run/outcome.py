@@ -11,14 +11,15 @@ from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import Model, Part, Published, Results, write_results
+from spunge.results import Kind, Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
-from spunge.run.judge import Judging, read_measures
+from spunge.run.judge import Judging
 from spunge.run.models import Lineup
 from spunge.run.scoring import Judged, scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
 
+KINDS: dict[str, Kind] = {"base": "base", "branch": "branch", "control": "control", "merged": "merged"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
 
 
@@ -35,7 +36,7 @@ def write_scores(
     # Without a split the one part holds every row, and is no value of an attribute.
     values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
     evaluations = [Judged(items, first.base.instruments[items.name]) for items in first.base.evaluations]
-    scores = scored(evaluations, models, [_measures(of_seed) for of_seed in judgings], values)
+    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
     # Where everything was trained before, the training says where.
     trained = read_json(seeds[0].trainings[0].folder / "delta.json")
     base = session.loaded
@@ -67,7 +68,7 @@ def write_report(folder: Path) -> Made:
     return Made([write_page(folder)])
 
 
-def _measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Measure]]]:
+def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Measure]]]:
     """Model -> evaluation -> its measurements, of one seed."""
     by_model: dict[str, dict[str, list[Measure]]] = {}
     for judging in judgings:
@@ -81,7 +82,7 @@ def _judged_models(line: Lineup) -> tuple[Model, ...]:
     models = []
     for model in line.models:
         kind, _, name = model.name.partition(":")
-        models.append(Model(stage=model.name, kind=kind, name=names.get(model.name, name or kind)))
+        models.append(Model(stage=model.name, kind=KINDS[kind], name=names.get(model.name, name or kind)))
     return tuple(models)
 
 

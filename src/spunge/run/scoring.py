@@ -75,7 +75,7 @@ def scored(
         rows=tuple(rows),
         differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages)),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
-        evaluations=tuple(_described(each, stages.values(), set(parts)) for each in evaluations),
+        evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
     )
 
 
@@ -135,7 +135,9 @@ def _refuse_twice(rows: Sequence[Row]) -> None:
 def _differences(stage: str, against: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iterator[Difference]:
     for key, each in stages[stage].items():
         other = stages[against].get(key)
-        for subject, members in each.subjects.items() if other is not None else ():
+        if other is None:
+            continue
+        for subject, members in each.subjects.items():
             values = difference(each.measures, other.measures, members)
             yield Difference(stage=stage, against=against, subject=subject, **values._asdict())
 
@@ -144,15 +146,15 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
     """How much of what was forgotten an attack brings back, by subject."""
     for each in stages[stage].values():
         attacked = each.measures[0]
-        if attacked.of is None or each.items.of is None:
-            continue
-        key = (each.items.of, attacked.of, attacked.subject or "")
+        key = (each.items.of or "", attacked.of or "", attacked.subject or "")
         before, after = stages["base"].get(key), stages[stage].get(key)
-        for subject, members in each.subjects.items() if before is not None and after is not None else ():
+        if attacked.of is None or before is None or after is None:
+            continue
+        for subject, members in each.subjects.items():
             share = recovery(before.measures, after.measures, each.measures, members)
             if share is not None:
-                head = {"stage": stage, "subject": subject, "metric": attacked.metric, "of": attacked.of}
-                yield Recovered(**head, **share._asdict())
+                metric, of = attacked.metric, attacked.of
+                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **share._asdict())
 
 
 def _described(judged: Judged, stages: Sequence[Mapping[Key, Measured]], parts: set[str]) -> Evaluation:

@@ -222,18 +222,18 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
 
 def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[str, Any], tmp_path: Path) -> None:
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
-    measured = {(row["stage"], row["subject"], row["metric"]): row for row in results.rows}
-    by_metric = {row["metric"]: row for row in results.content["recovered"] if row["stage"] == "merged"}
+    measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
+    by_metric = {row.metric: row for row in results.recovered if row.stage == "merged"}
     plain, start = "perplexity", "perplexity after relearning on 24 forget rows, 0 steps"
     end, rough = "perplexity after relearning on 24 forget rows, 20 steps", "perplexity quantised to int8"
     for stage in ("base", "merged"):
-        assert measured[stage, "asia", start]["value"] == measured[stage, "asia", plain]["value"]
-        assert measured[stage, "asia", rough]["value"] != measured[stage, "asia", plain]["value"]
+        assert measured[stage, "asia", start].value == measured[stage, "asia", plain].value
+        assert measured[stage, "asia", rough].value != measured[stage, "asia", plain].value
         assert {subject for _, subject, metric in measured if metric == "min-20% AUROC"} == {"asia", "europe", "all"}
-    assert by_metric[start]["value"] == 0
-    assert by_metric[end]["value"] > 0.5, "twenty steps on the forget rows undo ten of gradient ascent"
-    assert abs(by_metric[rough]["value"]) < 0.2
-    assert {row["of"] for row in by_metric.values()} <= {"perplexity", "accuracy"}
+    assert by_metric[start].value == 0
+    assert by_metric[end].value > 0.5, "twenty steps on the forget rows undo ten of gradient ascent"
+    assert abs(by_metric[rough].value) < 0.2
+    assert {row.of for row in by_metric.values()} <= {"perplexity", "accuracy"}
     metrics = {metric for _, _, metric in measured}
     assert {"accuracy prefixed, best of 5", "accuracy reworded", "accuracy of a linear probe, block 2"} <= metrics
 
@@ -246,5 +246,5 @@ def test_membership_is_measured_anew_when_the_forget_rows_change(
     for limit in (12, 6):
         recipe["forget"] = {**recipe["forget"], "limit": limit}
         results = spunge.run(load_recipe(recipe), tmp_path / f"run-{limit}")
-        counts.append({row["n"] for row in results.rows if (row["stage"], row["subject"]) == ("base", "asia")})
+        counts.append({row.n for row in results.rows if (row.stage, row.subject) == ("base", "asia")})
     assert counts == [{22}, {16}]
