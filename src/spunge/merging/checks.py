@@ -32,4 +32,4 @@ def check(
             )
     for source in sources:
         check_source(base, source)
-    return [note for source in sources for note in getattr(source, "notes", [])]
+    return [note for source in sources for note in source.notes]

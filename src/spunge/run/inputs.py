@@ -15,7 +15,7 @@ from spunge.data.samples import Samples
 from spunge.data.split import Parts, select_rows, split_rows
 from spunge.files import checksum, fingerprint
 from spunge.model.hub import PICKLES, local_folder
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
+from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
 from spunge.weights.checkpoint import Checkpoint
 
@@ -89,18 +89,18 @@ class BaseInputs:
         of = measured_again(entry)
         if of is not None:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry, of=of)
-        if not getattr(evaluator, "reads_rows", True):
+        if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
         return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:
         """Evaluation -> what it measures with beyond its settings, such as a scorer and its revision."""
-        found = {}
+        told = {}
         for items in self.evaluations:
-            tell = getattr(EVALUATORS.get(items.settings.kind), "instrument", None)
-            found[items.name] = None if tell is None else tell(items.settings)
-        return found
+            tell = EVALUATORS.get(items.settings.kind).instrument
+            told[items.name] = None if tell is None else tell(items.settings)
+        return told
 
     def judged_at(self, stage: str) -> list[Items]:
         """The evaluations that a model is judged by."""
@@ -125,9 +125,3 @@ class SeedInputs:
     @cached_property
     def retain(self) -> Samples | None:
         return select_rows(self.recipe.retain, self.recipe, "retain") if self.recipe.retain else None
-
-
-def measured_again(entry: EvaluatorSettings) -> str | None:
-    """The evaluation that an entry measures again, as audits do."""
-    of: str | None = getattr(entry, "of", None)
-    return of

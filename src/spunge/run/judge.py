@@ -16,9 +16,9 @@ from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import cache_folder, checksum, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.recipe.schema import measured_again
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
-from spunge.run.inputs import measured_again
 from spunge.run.models import Lineup, Model
 from spunge.run.session import Session
 from spunge.run.train import flattened
@@ -55,7 +55,7 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
         content["of"] = fingerprint(_evaluation(inner, lineup))
-    if of is not None or getattr(EVALUATORS.get(items.settings.kind), "uses_samples", False):
+    if of is not None or EVALUATORS.get(items.settings.kind).uses_samples:
         content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
         content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
     return content

@@ -13,7 +13,7 @@ from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import Kind, Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
-from spunge.run.judge import Judging
+from spunge.run.judge import Judging, read_measures
 from spunge.run.models import Lineup
 from spunge.run.scoring import Judged, scored
 from spunge.run.session import Session

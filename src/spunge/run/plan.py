@@ -16,7 +16,7 @@ import torch
 from spunge.model.loading import bfloat16_speedup, pick_device
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
-from spunge.run.costs import trained_entries
+from spunge.registry import METHODS
 from spunge.run.folder import default_folder, require_own
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
@@ -110,7 +110,8 @@ class _Size:
         entries = sum(info.numel for info in checkpoint.tensors.values())
         cpu = pick_device(model.device).type == "cpu"
         reduced = model.dtype in ("auto", "bfloat16") and (not cpu or bfloat16_speedup() > 1.2)
-        trained = trained_entries(base.recipe.unlearn, checkpoint)
+        unlearn = base.recipe.unlearn
+        trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
         speed = _speed(torch.bfloat16 if reduced else torch.float32)
         return cls(entries, checkpoint.nbytes, trained, speed, 2 if reduced else 4)
 

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 def undecided(settings: MethodSettings) -> list[str]:
     """The settings that are left to the method (`auto`); none where it settles nothing."""
-    if getattr(METHODS.get(settings.method), "settle", None) is None:
+    if METHODS.get(settings.method).settle is None:
         return []
     return [name for name, value in settings if value == "auto"]
 
@@ -50,7 +50,8 @@ def settle(lineup: Lineup, session: Session) -> Made:
     """Let the method choose what the recipe leaves to it; kept in settled.json."""
     inputs, recipe = lineup.inputs, lineup.inputs.recipe
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    method: Any = METHODS.get(recipe.unlearn.method)
+    method = METHODS.get(recipe.unlearn.method)
+    assert method.settle is not None
     settled = method.settle(session.base, parts, inputs.retain, recipe.unlearn, recipe.seed)
     content = {
         "settings": settled.settings.model_dump(mode="json"),
@@ -74,8 +75,7 @@ def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
     inputs, unlearn = lineup.inputs, choice(lineup).settings
     content = settle_inputs(inputs, unlearn) | {f"part {part.value}": part.samples.sha256 for part in training.parts}
-    # A method may read files of its own.
-    if (brought := getattr(METHODS.get(unlearn.method), "inputs", None)) is not None:
+    if (brought := METHODS.get(unlearn.method).inputs) is not None:
         every = [part.value for part in inputs.parts.parts]
         content["files"] = fingerprint(brought(unlearn, [part.value for part in training.parts], every))
     return content
@@ -134,7 +134,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
 
 def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
     """What training needs of the base: its first blocks where the method says that these are enough."""
-    last_block = getattr(METHODS.get(settings.method), "last_block", None)
+    last_block = METHODS.get(settings.method).last_block
     if last_block is None:
         return session.base
     return session.first_blocks(last_block(settings, model_depth(inputs.base.folder, inputs.recipe.model)))
