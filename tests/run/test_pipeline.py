@@ -319,7 +319,7 @@ def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: d
 def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     results, _ = run(toy_recipe, tmp_path / "run")
     holding = (
-        "import sys, pathlib; from spunge.run.folder import alone\n"
+        "import sys, pathlib; from spunge.files import alone\n"
         "with alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     )
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]

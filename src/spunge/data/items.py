@@ -24,7 +24,6 @@ class Items:
     subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
     sha256: str
     overall: str | None = None  # the subject that holds every item
-    of: str | None = None  # the evaluation that is measured again on the same items, after an attack
 
 
 def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, str], setting: str) -> Items:

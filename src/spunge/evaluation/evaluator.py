@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
 
 T = TypeVar("T")
@@ -109,6 +109,9 @@ class Evaluator(Generic[S]):
     instrument: Callable[[S], dict[str, Any]] | None = None
     # Name of the evaluation that it measures again, with that one's items and subjects.
     of: Callable[[S], str | None] = lambda settings: None
+    check: Callable[[S, Recipe], None] = lambda settings, recipe: (
+        None
+    )  # raises RecipeError for a recipe that it cannot judge
     written_tokens: Callable[[S], int] = lambda settings: (
         0
     )  # that the model writes for each item, at the most, for estimates

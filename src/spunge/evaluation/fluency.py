@@ -74,10 +74,9 @@ def load_judge(
 
     def load() -> Base:
         try:
-            return load_base(local_folder(settings), settings)
+            return load_base(local_folder(settings, "evaluate.judge"), settings)
         except RecipeError as error:
-            explained = str(error).replace("model.path", "evaluate.judge")
-            raise RecipeError(explained.replace(", or set model.allow_pickle=true if you trust them", "")) from error
+            raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
 
     return judges.get(("causal", path, revision, dtype, str(base.device)), load)
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.files import fingerprint, sealed, unsealed
+from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
 
@@ -60,15 +60,14 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
     file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"
     found = _written(file, len(prompts))
     if len(found) < len(prompts):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write = _with_vllm if settings.engine == "vllm" else _with_transformers
-        with file.open("a", encoding="utf-8") as out:
-            for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
-                for row, text in zip(rows, texts, strict=True):
-                    found[row] = text
-                    out.write(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
-                out.flush()
-                bench.progress(len(found), len(prompts))
+        for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
+            lines = []
+            for row, text in zip(rows, texts, strict=True):
+                found[row] = text
+                lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
+            append_text(file, "".join(lines))
+            bench.progress(len(found), len(prompts))
     bench.kept.add(file)
     return [found[index] for index in range(len(prompts))]
 
@@ -88,7 +87,7 @@ def _written(file: Path, count: int) -> dict[int, list[str]]:
         if content is not None and 0 <= content["row"] < count:
             found[content["row"]] = content["texts"]
             whole.append(line + "\n")
-    file.write_text("".join(whole), encoding="utf-8")
+    write_text(file, "".join(whole))
     return found
 
 

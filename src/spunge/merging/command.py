@@ -19,7 +19,8 @@ from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.opening import open_source, resolve
+from spunge.weights.hub import fetched
+from spunge.weights.opening import open_source
 from spunge.weights.sources import Source
 
 
@@ -63,7 +64,7 @@ def merge_command(
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = resolve(plan.base, "--base")
+    folder = fetched(plan.base, "--base")
     sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")

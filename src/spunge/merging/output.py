@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import fingerprint, read_json, unwritable, write_json
+from spunge.files import LOCK, alone, append_text, disk_errors_told, fingerprint, read_json, write_json, write_text
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_file, copy_range, write_all
 from spunge.merging.outcome import MergeReport, Tally
@@ -74,11 +74,12 @@ class Output:
     def opened(self) -> Iterator[None]:
         """Take up an interrupted merge of the same inputs or begin; close the files at the end."""
         try:
-            self._begin()
-            self._copy_unchanged()
-            yield
-        except OSError as error:
-            raise unwritable(self.aside, error) from error
+            with disk_errors_told(self.aside):
+                self.aside.mkdir(parents=True, exist_ok=True)
+                with alone(self.aside):
+                    self._begin()
+                    self._copy_unchanged()
+                    yield
         finally:
             self._stopped.set()
             self._copiers.shutdown(cancel_futures=True)
@@ -89,8 +90,11 @@ class Output:
     def _begin(self) -> None:
         lines = _lines(self.aside / "journal.jsonl")
         if lines[:1] != [{"key": self.key}]:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            self.aside.mkdir(parents=True)
+            for left in self.aside.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
             self._note({"key": self.key})
         for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
             if "tensor" in line:
@@ -161,8 +165,8 @@ class Output:
         self._note({"tensor": name, **tally.dump()})
 
     def _note(self, line: dict[str, Any]) -> None:
-        with self._lock, (self.aside / "journal.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with self._lock:
+            append_text(self.aside / "journal.jsonl", json.dumps(line) + "\n")
 
     def finish(self, report: MergeReport) -> None:
         """Everything but weights from the base's folder, the report and the model card; then the rename."""
@@ -175,9 +179,10 @@ class Output:
                 continue
             (self.aside / inside).parent.mkdir(parents=True, exist_ok=True)
             copy_file(path, self.aside / inside)
-        (self.aside / "README.md").write_text(merge_card(report, self.base.folder), encoding="utf-8")
+        write_text(self.aside / "README.md", merge_card(report, self.base.folder))
         write_json(self.aside / REPORT, report.to_json())
-        (self.aside / "journal.jsonl").unlink()
+        for own in ("journal.jsonl", LOCK):
+            (self.aside / own).unlink()
         _replace_folder(self.aside, self.out)
 
 

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from spunge.errors import RecipeError
-from spunge.files import unwritable
+from spunge.files import LOCK, alone, unwritable
 from spunge.recipe.schema import Recipe
 from spunge.run.stamps import faults, read_stamp, stamps_in
 
@@ -25,7 +23,7 @@ def require_own(folder: Path) -> None:
     """Raises RecipeError where the folder holds something that no run wrote."""
     if not folder.exists() or (folder / "recipe.yaml").exists() or (folder / "stamps").is_dir():
         return
-    if not folder.is_dir() or any(entry.name != ".lock" for entry in folder.iterdir()):
+    if not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir()):
         raise RecipeError(f"--out: {str(folder)!r} exists and is no run's folder; give another")
 
 
@@ -44,24 +42,6 @@ def claimed(folder: Path) -> Iterator[None]:
         raise unwritable(folder / "recipe.yaml", error) from error
     with alone(folder):
         yield
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Inside the block, no other process can be in a block of the same run's folder. Raises RecipeError where one is."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RecipeError(
-            f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
-        ) from None
-    except NotImplementedError:  # the file system has no locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
 from spunge.data.split import Parts, select_rows, split_rows
 from spunge.files import checksum, fingerprint
-from spunge.model.hub import PICKLES, local_folder
+from spunge.model.hub import local_folder
 from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
-from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.checkpoint import Checkpoint, model_files
 
 # Of a model's folder, beside its weights: what the results depend on.
 DESCRIPTIONS = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
@@ -45,12 +45,11 @@ class BaseInputs:
     @cached_property
     def pickles(self) -> str:
         """Fingerprint of the pickled weights."""
-        files = [file for pattern in PICKLES for file in sorted(self.given.glob(pattern))]
-        return fingerprint([[file.name, checksum(file)] for file in files])
+        return fingerprint([[file.name, checksum(file)] for file in model_files(self.given).files])
 
     @cached_property
     def pickled(self) -> bool:
-        return not any(self.given.glob("*.safetensors"))
+        return model_files(self.given).pickled
 
     @property
     def folder(self) -> Path:
@@ -88,7 +87,7 @@ class BaseInputs:
         evaluator = EVALUATORS.get(entry.kind)
         of = measured_again(entry)
         if of is not None:
-            return replace(earlier[of], name=evaluation_name(entry), settings=entry, of=of)
+            return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
         return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)

@@ -1,6 +1,5 @@
 """The stage that merges the branches' deltas into RUN/merged, and the stage that converts a base of pickled weights."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,8 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
 
 def convert_base(base: BaseInputs) -> Made:
     """Write a base of pickled weights as safetensors into RUN/base."""
-    aside = base.converted.with_name(".base.part")
-    for folder in (aside, base.converted):
-        shutil.rmtree(folder, ignore_errors=True)
-    convert_pickles(base.given, aside, base.recipe.model)
-    os.replace(aside, base.converted)
+    shutil.rmtree(base.converted, ignore_errors=True)  # whatever stands there, nothing vouches for it
+    convert_pickles(base.given, base.converted, base.recipe.model)
     return Made(files_below(base.converted), "converted to safetensors")
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spunge.files import unwritable
+from spunge.files import disk_errors_told
 from spunge.progress import Silent, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
@@ -34,20 +34,15 @@ def run(
     watcher = watcher or Silent()
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    try:
-        with claimed(folder):
-            if not replace:
-                refuse_replacing(folder, recipe)
-            begun = _begun(recipe, folder, watcher)
-            with session(begun.base, watcher) as opened:
-                for stage in begun.graph.to_do():
-                    _make(begun.graph, stage, opened)
-            _tell_byproducts(begun.graph, watcher)
-            return read_results(folder)
-    except OSError as error:
-        if isinstance(error.filename, str | Path) or error.errno is not None:
-            raise unwritable(Path(error.filename or folder / "file"), error) from error
-        raise
+    with disk_errors_told(folder), claimed(folder):
+        if not replace:
+            refuse_replacing(folder, recipe)
+        begun = _begun(recipe, folder, watcher)
+        with session(begun.base, watcher) as opened:
+            for stage in begun.graph.to_do():
+                _make(begun.graph, stage, opened)
+        _tell_byproducts(begun.graph, watcher)
+        return read_results(folder)
 
 
 def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:

@@ -10,6 +10,7 @@ from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.statistics import difference, recovery, score, worst
+from spunge.recipe.schema import measured_again
 from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
@@ -146,7 +147,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
     """How much of what was forgotten an attack brings back, by subject."""
     for each in stages[stage].values():
         attacked = each.measures[0]
-        key = (each.items.of or "", attacked.of or "", attacked.subject or "")
+        key = (measured_again(each.items.settings) or "", attacked.of or "", attacked.subject or "")
         before, after = stages["base"].get(key), stages[stage].get(key)
         if attacked.of is None or before is None or after is None:
             continue

@@ -13,7 +13,7 @@ import torch
 import spunge
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.relearning import Relearn, chosen
+from spunge.evaluation.attacks.relearning import RelearnSettings, chosen
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.evaluator import Bench, Measure
@@ -92,7 +92,7 @@ def test_relearning_on_few_steps_is_the_start_of_relearning_on_many(load: Callab
 def test_relearned_forget_rows_come_evenly_from_the_parts() -> None:
     def drawn(count: int, seed: int = 0) -> list[str]:
         found: list[str] = (
-            chosen(Relearn(on="forget", samples=count), replace(BENCH, seed=seed)).table["text"].to_pylist()
+            chosen(RelearnSettings(on="forget", samples=count), replace(BENCH, seed=seed)).table["text"].to_pylist()
         )
         return found
 
@@ -111,19 +111,15 @@ def test_relearning_needs_rows(load: Callable[..., Any]) -> None:
 def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., Any]) -> None:
     seen: list[str] = []
 
-    class Spy:
-        @staticmethod
-        def measure(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
-            seen.append(bench.model)
-            bench.progress(1, 2)
-            return [Measure("share", np.ones(1), np.ones(1), True)]
-
-    from spunge.evaluation.attacks import target
+    def spy(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
+        seen.append(bench.model)
+        bench.progress(1, 2)
+        return [Measure("share", np.ones(1), np.ones(1), True)]
 
     done: list[tuple[int, int]] = []
     bench = replace(BENCH, progress=lambda at, total: done.append((at, total)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(target.EVALUATORS), "get", lambda registry, name: Spy)
+        patch.setattr("spunge.evaluation.perplexity.PERPLEXITY", replace(PERPLEXITY, measure=spy))
         for attack in (
             {"kind": "relearn", "steps": [0, 1, 2]},
             {"kind": "relearn", "on": "forget", "steps": [1]},
@@ -151,7 +147,7 @@ AUDITED = {"kind": "audit", "of": "choices"}
     ("entry", "message"),
     [
         ({"kind": "audit", "of": "choices"}, r"evaluate\.attack: missing"),
-        ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: 'relaern'.*relearn"),
+        ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: no attack 'relaern'; did you mean 'relearn'"),
         (
             {**AUDITED, "attack": {"kind": "relearn", "stpes": [1]}},
             r"attack\.stpes: no such setting; did you mean 'steps'",
@@ -176,10 +172,29 @@ def test_audits_that_make_no_sense_are_refused(toy_recipe: dict[str, Any], entry
         load_recipe({**toy_recipe, "evaluate": [*toy_recipe["evaluate"], entry]})
 
 
-def test_an_audit_of_an_audit_is_refused(load: Callable[..., Any]) -> None:
-    bench = replace(BENCH, settings_of={"forgotten": audit({"kind": "quantise"})})
-    with pytest.raises(RecipeError, match="is an audit itself"):
-        AUDIT.measure(load(), audit({"kind": "quantise"}), ITEMS, bench)
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{**AUDITED, "attack": "relearn"}], r"evaluate\.attack\.on: the recipe has no retain rows"),
+        ([{**AUDITED, "attack": {"kind": "prefix", "shots": 1}}], r"attack\.shots: the recipe has no retain rows"),
+        ([{**AUDITED, "of": "texts", "attack": "probe"}], "probe needs a 'choices' evaluation, and this is a 'perpl"),
+        ([{**AUDITED, "of": "texts", "attack": "reword"}], "a 'perplexity' evaluation has no prompts to change"),
+        ([{**AUDITED, "of": "texts", "attack": "prefix"}], "a 'perplexity' evaluation has no prompts to change"),
+        ([{**AUDITED, "attack": "reword", "where": "true"}], r"evaluate\.where: attack reword reads no rows without"),
+        (
+            [{**AUDITED, "attack": "quantise", "name": "rough"}, {**AUDITED, "of": "rough", "attack": "quantise"}],
+            "'rough' is an audit itself",
+        ),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_before_anything_is_trained(
+    toy_recipe: dict[str, Any], entries: list[Any], message: str
+) -> None:
+    recipe = {**toy_recipe, "unlearn": {"method": "ga"}, "evaluate": [*toy_recipe["evaluate"], *entries]}
+    recipe["evaluate"][1]["name"] = "texts"
+    del recipe["retain"]
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe)
 
 
 def test_a_recipe_with_audits_is_written_out_and_read_back(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

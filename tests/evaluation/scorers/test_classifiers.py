@@ -155,7 +155,7 @@ def test_a_model_without_a_trained_head_is_refused(classifier: Callable[..., Pat
 def test_a_missing_folder_or_hub_id_is_one_line_that_names_the_setting(tmp_path: Path) -> None:
     for path, match in [
         (str(tmp_path / "none"), "no folder"),
-        ("nobody/no-such-classifier", "could not be had from the Hub"),
+        ("nobody/no-such-classifier", "cannot be fetched from the Hub"),
         (str(tmp_path), "no readable config.json"),
     ]:
         with pytest.raises(RecipeError, match=f"^evaluate.judge: .*{match}") as caught:

@@ -1,6 +1,6 @@
 """What an attack measures again: an evaluation of the recipe, with its items, under a changed model or changed prompts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -17,11 +17,12 @@ PROMPTS = ("question", "prompt")  # what evaluators call the role of the text th
 
 @dataclass(frozen=True)
 class Target:
-    """The evaluation named by `of`."""
+    """The evaluation named by `of`; for an attack that measures none again, the audit itself, with rows of its own."""
 
     settings: EvaluatorSettings
     items: pa.Table  # one row per item, columns named by role
     label: str | None = None  # what the recipe calls the attack
+    rows: pa.Table | None = None  # of the audit's own source, beside the items; columns named by role
 
     def measured(self, base: Base, bench: Bench, change: object = None, items: pa.Table | None = None) -> list[Measure]:
         """Its measures as the model is now, on its own items or on others in their form.
@@ -31,10 +32,9 @@ class Target:
         """
         model = bench.model if change is None else fingerprint([bench.model, change])
         evaluator = EVALUATORS.get(self.settings.kind)
-        found: list[Measure] = evaluator.measure(
+        return evaluator.measure(
             base, self.settings, self.items if items is None else items, replace(bench, model=model)
         )
-        return found
 
     def again(self, measure: Measure, attack: str, detail: str = "") -> Measure:
         """A measure made after an attack, named for it: `accuracy` becomes `accuracy ATTACK`."""
@@ -44,13 +44,7 @@ class Target:
     @property
     def prompt_role(self) -> str:
         """The column that is put to the model. Raises RecipeError where the evaluation has none."""
-        for role in PROMPTS:
-            if role in self.items.column_names:
-                return role
-        raise RecipeError(
-            f"evaluate.of: a {self.settings.kind!r} evaluation has no prompts to change, only {self.items.column_names}; "
-            "name one with questions or prompts"
-        )
+        return prompt_role(self.settings, self.items.column_names)
 
     @property
     def prompts(self) -> list[str]:
@@ -61,3 +55,14 @@ class Target:
 def share_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
     """The progress of one of several equal rounds."""
     return lambda done, total: progress(index * total + done, count * total)
+
+
+def prompt_role(settings: EvaluatorSettings, roles: Sequence[str]) -> str:
+    """The role of the text that an evaluation puts to the model. Raises RecipeError where it has none."""
+    for role in PROMPTS:
+        if role in roles:
+            return role
+    raise RecipeError(
+        f"evaluate.of: a {settings.kind!r} evaluation has no prompts to change, only {list(roles)}; "
+        "name one with questions or prompts"
+    )
