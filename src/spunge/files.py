@@ -146,7 +146,7 @@ def read_json(file: Path) -> Any:
     """The file's value, or None where there is no such file or it is cut short."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
