@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
 
@@ -90,7 +91,7 @@ class Bench:
         default_factory=set
     )  # files in `folder` that the measurements rest on, told by the evaluator
     seed: int = 0
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Steps = SILENT.step
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.files import disk_errors_told
-from spunge.progress import Silent, Watcher
+from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.results import Results, read_results
@@ -31,7 +31,7 @@ def run(
     replace: finished trainings of another recipe in that folder may be made again. Raises RecipeError when the recipe,
     its data or the folder is wrong.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or SILENT
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     with disk_errors_told(folder), claimed(folder):

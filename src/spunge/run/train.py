@@ -102,7 +102,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         log=folder / "log.jsonl",
         state=state,
         kept=session.activations if training.after is None else {},  # of another model: a store of its own
-        progress=lambda step, steps, loss: session.watcher.step(step, steps, f"loss {loss:.4g}"),
+        progress=session.watcher.step,
     )
     started = time.perf_counter()
     with stacked(training.earlier, base):

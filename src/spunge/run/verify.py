@@ -12,7 +12,7 @@ from spunge.errors import RecipeError
 from spunge.files import read_json
 from spunge.merging.verification import differing_tensors
 from spunge.model.hub import local_folder
-from spunge.progress import Silent, Watcher
+from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, stamps_in
 from spunge.weights.delta import open_delta
@@ -37,7 +37,7 @@ class Verification:
 
 def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
     """Check a run's folder against its stamps. Writes nothing. Raises RecipeError where it is no run's folder."""
-    folder, watcher = Path(folder).resolve(), watcher or Silent()
+    folder, watcher = Path(folder).resolve(), watcher or SILENT
     if not (folder / "stamps").is_dir():
         raise RecipeError(f"{str(folder)!r} holds no stamps; give the folder of a run (spunge run)")
     checked = Verification(str(folder))

@@ -117,7 +117,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
         return [Measure("share", np.ones(1), np.ones(1), True)]
 
     done: list[tuple[int, int]] = []
-    bench = replace(BENCH, progress=lambda at, total: done.append((at, total)))
+    bench = replace(BENCH, progress=lambda at, total, note="": done.append((at, total)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spunge.evaluation.perplexity.PERPLEXITY", replace(PERPLEXITY, measure=spy))
         for attack in (

@@ -1,6 +1,6 @@
 """What an attack measures again: an evaluation of the recipe, with its items, under a changed model or changed prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
 from spunge.registry import EVALUATORS
 
@@ -52,9 +53,13 @@ class Target:
         return found
 
 
-def share_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+def share_of(progress: Steps, index: int, count: int) -> Steps:
     """The progress of one of several equal rounds."""
-    return lambda done, total: progress(index * total + done, count * total)
+
+    def step(done: int, total: int, note: str = "", /) -> None:
+        progress(index * total + done, count * total, note)
+
+    return step
 
 
 def prompt_role(settings: EvaluatorSettings, roles: Sequence[str]) -> str:
