@@ -39,6 +39,11 @@ class Measure:
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
+    attack: str | None = None  # the kind of attack that the model is under; an audit fills it in
+    label: str | None = None  # what the recipe calls the attack
+    curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
+    at: float | None = None  # where on the curve
+    unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
 class Judges:
@@ -87,6 +92,9 @@ class Bench:
     retain: Samples | None = None
     settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
     finetune: Finetune | None = None
+    kept: set[Path] = field(
+        default_factory=set
+    )  # files in `folder` that the measurements rest on, told by the evaluator
     seed: int = 0
     progress: Steps = SILENT.step
 

@@ -37,10 +37,18 @@ class Target:
             base, self.settings, self.items if items is None else items, replace(bench, model=model)
         )
 
-    def again(self, measure: Measure, attack: str, detail: str = "") -> Measure:
-        """A measure made after an attack, named for it: `accuracy` becomes `accuracy ATTACK`."""
-        metric = f"{measure.metric} {self.label or attack}{detail}"
-        return replace(measure, metric=metric, of=measure.metric, worst=False)
+    def again(
+        self, measure: Measure, attack: str, detail: str = "", *, at: float | None = None, unit: str | None = None
+    ) -> Measure:
+        """A measure made under an attack, named for it: `accuracy` becomes `accuracy ATTACK DETAIL`.
+
+        at, unit: where it stands on a curve that the attack draws, such as 20 `steps`; `detail` then holds a {} for it.
+        """
+        name = f"{measure.metric} {self.label or attack}"
+        again = replace(measure, metric=f"{name}{detail}", of=measure.metric, worst=False)
+        if at is None:
+            return again
+        return replace(again, metric=name + detail.format(at), curve=name + detail.format("N"), at=at, unit=unit)
 
     @property
     def prompt_role(self) -> str:
