@@ -1,6 +1,6 @@
 """Validation, with every error as one line: the setting, the value, the mend."""
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -59,9 +59,13 @@ def _walked(settings: type[Strict], place: tuple[int | str, ...]) -> tuple[list[
         elif isinstance(step, int) or (position == len(place) - 1 and not _is_mark(step)):
             steps.append(str(step))
         else:
-            chosen = [b for b in blocks if step in (b.__name__, getattr(b.model_fields.get("kind"), "default", None))]
+            chosen = [block for block in blocks if step in (block.__name__, _kind_of(block))]
             blocks = chosen or blocks
     return steps, [name for block in blocks for name in block.model_fields]
+
+
+def _kind_of(block: type[Strict]) -> Any:
+    return block.model_fields["kind"].default if "kind" in block.model_fields else None
 
 
 def _is_mark(step: str) -> bool:
@@ -72,4 +76,4 @@ def _blocks_of(annotation: Any) -> list[Any]:
     """The settings classes inside an annotation such as `Rows | None` or `list[Source]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [block for inner in getattr(annotation, "__args__", ()) for block in _blocks_of(inner)]
+    return [block for inner in get_args(annotation) for block in _blocks_of(inner)]
