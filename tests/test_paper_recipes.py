@@ -19,7 +19,7 @@ from spunge.evaluation.benchmarks import METRIC, PRESETS
 from spunge.evaluation.choices import questions
 from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
 from spunge.report.published import published
-from spunge.report.reading import read_scores
+from spunge.report.scores import arranged
 from spunge.report.wording import MISSING
 from spunge.run.jobs import Run
 from toys import texts
@@ -465,7 +465,7 @@ def test_every_published_figure_is_one_that_the_run_measures(finished: Callable[
     measured = {(row.stage, row.subject, row.metric) for row in results.rows}
     subjects = {subject for _, subject, metric in measured if metric == METRIC}
     assert not subjects or subjects == {*(ten if name == BY_TYPE else ("piqa", "arc_easy")), "average"}
-    lines = published(read_scores(results.content))
+    lines = published(arranged(results))
     entries = load_recipe(name).published
     assert len(lines) == len(entries)
     assert bool(entries) == (name not in SKU)

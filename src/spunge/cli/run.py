@@ -30,7 +30,7 @@ def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", 
     if as_json:
         print_json(results.content)
         return
-    print_scores(results.content)
+    print_scores(results)
     typer.echo(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 

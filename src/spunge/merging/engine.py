@@ -6,7 +6,7 @@ Everything is written aside and renamed when whole; a journal lets an interrupte
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +23,7 @@ from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, 
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Job, Work, in_order
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -32,8 +33,6 @@ CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay i
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
 
-Progress = Callable[[int, int], None]
-
 
 def merge(
     base: Path,
@@ -42,7 +41,7 @@ def merge(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: Steps = SILENT.step,
     threads: int | None = None,
     compiled: bool | None = None,
     chunk: int | None = None,
@@ -50,14 +49,14 @@ def merge(
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
-    weights: one per source, 1 by default. progress: called with (entries done, entries to do). threads (all cores by
+    weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
     `out` that an earlier merge wrote is replaced, any other refused; one that holds this very merge is left as it is.
     Raises RecipeError when the inputs do not fit, before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
     if (earlier := output.earlier()) is not None:
@@ -66,12 +65,12 @@ def merge(
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
-        tallies = _stream(work, output, pool, fast, progress or _silent)
+        tallies = _stream(work, output, pool, fast, progress)
         tensors, cosine = summed_up({name: tallies[name] for name in work.changed}, work.places)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
         report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
-        output.finish(report)
+        report = output.finish(report)
     return report
 
 
@@ -98,7 +97,9 @@ def merged_changes(
     base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
-    work, _notes = prepared(Checkpoint(base), sources, settings, [1.0] * len(sources) if weights is None else weights)
+    work, _notes = prepared(
+        Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
+    )
     with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
         if work.scope != "tensor":
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
@@ -114,10 +115,6 @@ def _delta_of(work: Work, job: Job) -> Tensor:
     if not bool(torch.isfinite(deltas).all()):
         _refuse_not_finite(work, job, deltas)
     return work.rule(deltas, work.settings, chunk)
-
-
-def _silent(done: int, total: int) -> None:
-    pass
 
 
 def _cores() -> int:
@@ -147,7 +144,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _stream(
-    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Progress
+    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Steps
 ) -> dict[str, Tally]:
     """Statistics, then the merge itself, batch after batch; returns the tally of each tensor."""
     changed = work.changed

@@ -46,7 +46,7 @@ def judge(work: Run, stage: str, base: Base, judges: Judges, finetune: Finetune,
         retain=work.retain,
         settings_of={items.name: items.settings for items in work.evaluations},
         finetune=finetune,
-        progress=lambda done, total: watcher.step(done, total),
+        progress=watcher.step,
     )
     with state(work, stage, base):
         for items in todo:

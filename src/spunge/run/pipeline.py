@@ -15,7 +15,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Judges
 from spunge.files import alone, disk_errors_told, fingerprint, mark_done, read_json, write_json, write_text
 from spunge.model.loading import Base, load_base, model_depth
-from spunge.progress import Silent, Watcher
+from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import MethodSettings, Recipe
 from spunge.registry import METHODS
@@ -36,7 +36,7 @@ def run(
     recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name. out: the run's folder, `runs/NAME` by default.
     Raises RecipeError when the recipe, its data or the folder is wrong.
     """
-    watcher = watcher or Silent()
+    watcher = watcher or SILENT
     if not isinstance(recipe, Recipe):
         out = out or default_folder(recipe)
         recipe = load_recipe(recipe)
@@ -144,7 +144,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
         log=job.folder / "log.jsonl",
         state=state,
         kept=memory.kept if job.after is None else {},  # of another model: a store of its own
-        progress=lambda step, steps, loss: watcher.step(step, steps, f"loss {loss:.4g}"),
+        progress=watcher.step,
     )
     with starting(job, base):
         branch = METHODS.get(settings.method).unlearn(task, settings)
@@ -242,7 +242,7 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
         delta_sources(work.branches),
         work.recipe.merge,
         work.folder / "merged",
-        progress=lambda done, total: watcher.step(done, total),
+        progress=watcher.step,
     )
     seconds = round(time.perf_counter() - started, 2)
     write_json(

@@ -146,7 +146,8 @@ def read_object(file: Path, setting: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} cannot be read ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} cannot be read ({reason})") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} is damaged: it holds no JSON object")
     return content

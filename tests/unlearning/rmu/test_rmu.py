@@ -335,7 +335,7 @@ def test_a_branch_that_was_killed_goes_on_to_the_same_delta(load: Callable[..., 
     class Killed(Exception):
         pass
 
-    def kill(step: int, steps: int, loss: float) -> None:
+    def kill(step: int, steps: int, note: str) -> None:
         if step == 5:
             raise Killed
 
