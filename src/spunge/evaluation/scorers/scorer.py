@@ -15,7 +15,6 @@ from pydantic import Field
 
 from spunge.errors import RecipeError
 from spunge.recipe.block import Strict
-from spunge.recipe.explanation import validated
 from spunge.registry import SCORERS, summary_of
 
 DEFAULT = "classifier"
@@ -76,7 +75,7 @@ def chosen_scorer(given: Mapping[str, Any]) -> Chosen:
     for setting in settings:
         if setting not in scorer.settings.model_fields:
             raise RecipeError(f"evaluate.{setting}: the scorer {name} has no use for it; leave it out")
-    return Chosen(name, scorer, validated(scorer.settings, settings, "evaluate"))
+    return Chosen(name, scorer, scorer.settings.model_validate(settings))
 
 
 def _name_of(text: str) -> str:
