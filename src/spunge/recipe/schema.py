@@ -4,15 +4,16 @@ A method, merge rule or evaluator declares its own settings in its own file; thi
 are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Strict
-from spunge.recipe.explanation import validated
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
@@ -160,10 +161,27 @@ class Named:
         if not isinstance(value, Mapping):
             return value
         name = value.get(self.key, self.default)
-        setting = self.registry.setting
         if not isinstance(name, str):
-            raise RecipeError(f"{setting}: missing; known: {', '.join(self.registry.names())}")
-        return validated(self.registry.get(name).settings, {**value, self.key: name}, setting.rpartition(".")[0])
+            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
+        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
+        return self.registry.get(name).settings.model_validate({**value, self.key: name})
+
+    def chosen(self, value: Any) -> type[Strict] | None:
+        """The settings class of what a value names; None where it names nothing."""
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
+        try:
+            return self.registry.get(name).settings if isinstance(name, str) else None
+        except RecipeError:
+            return None
+
+    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
+        """What is wrong where there is no name: most often the key is misspelt."""
+        if self.key in value:
+            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
+        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
+            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
+        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
+        return {"type": known, "loc": (self.key,), "input": None}
 
 
 def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:
