@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.scorers.scorer import Chosen, Loaded, chosen_scorer
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -148,4 +148,5 @@ TOXICITY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

@@ -159,7 +159,10 @@ AUDITED = {"kind": "audit", "of": "choices"}
             {**AUDITED, "attack": {"kind": "relearn", "stpes": [1]}},
             r"attack\.stpes: no such setting; did you mean 'steps'",
         ),
-        ({**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}}, r"evaluate\.2\.attack\.steps.*greater than or equal"),
+        (
+            {**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}},
+            r"evaluate\.2\.attack\.steps.*greater than or equal",
+        ),
         ({**AUDITED, "attack": {"kind": "quantise", "bits": "int3"}}, r"evaluate\.2\.attack\.bits: 'int3'"),
         ({**AUDITED, "attack": {"kind": "reword", "templates": ["no"]}}, r"templates.*put \{question\} where"),
         ({"kind": "audit", "attack": "relearn"}, r"evaluate\.of: missing; name the evaluation"),
