@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -47,10 +47,18 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
+
+class Writes(Protocol):
+    """Settings of an evaluation that lets the model write."""
+
     @property
-    def tokens(self) -> int:
-        """That are written for each prompt, at the most."""
-        return self.samples * self.max_new_tokens
+    def generation(self) -> GenerationSettings:
+        """How prompts are completed."""
+
+
+def written_tokens(settings: Writes) -> int:
+    """Tokens that the model writes for each prompt, at the most."""
+    return settings.generation.samples * settings.generation.max_new_tokens
 
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
@@ -65,6 +73,8 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
         for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
             lines = []
             for row, text in zip(rows, texts, strict=True):
+                if row in found:  # of a batch that was written in part
+                    continue
                 found[row] = text
                 lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))

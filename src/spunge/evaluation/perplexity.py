@@ -33,8 +33,13 @@ class PerplexitySettings(EvaluatorSettings):
 
 
 def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-    roles = ("text", "prompt", "completion", "messages")
-    named = {role: value for role in roles if (value := getattr(settings, role))}
+    given = {
+        "text": settings.text,
+        "prompt": settings.prompt,
+        "completion": settings.completion,
+        "messages": settings.messages,
+    }
+    named = {role: value for role, value in given.items() if value}
     if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
         raise RecipeError("evaluate.perplexity: give either text, or prompt and completion, or messages")
     return named or dict(forget)
