@@ -21,7 +21,7 @@ class Scorer(NamedTuple):
 
 
 def scorer_of(path: str, revision: str | None, label: str | None, judges: Judges) -> Scorer:
-    """Load a scorer, once however often it is asked for. Raises RecipeError when it is not to be had."""
+    """Load a scorer, once however often it is asked for. Raises RecipeError when it cannot be loaded."""
     return judges.get(("scorer", path, revision, label), lambda: _loaded(path, revision, label))
 
 
