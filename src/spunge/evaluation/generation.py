@@ -46,11 +46,6 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
-    @property
-    def tokens(self) -> int:
-        """That are written for each prompt, at the most."""
-        return self.samples * self.max_new_tokens
-
 
 class Writes(Protocol):
     """Settings of an evaluation that lets the model write."""

@@ -29,7 +29,8 @@ class PerplexitySettings(EvaluatorSettings):
 
 
 def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-    named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(settings, role))}
+    given = {"text": settings.text, "prompt": settings.prompt, "completion": settings.completion}
+    named = {role: value for role, value in given.items() if value}
     if named and set(named) not in ({"text"}, {"prompt", "completion"}):
         raise RecipeError("evaluate.perplexity: give either text, or prompt and completion")
     return named or dict(forget)

@@ -85,7 +85,8 @@ class Rows(Strict):
     @property
     def columns(self) -> dict[str, str]:
         """Role -> column; empty when the recipe names none."""
-        return {role: name for role in ("text", "prompt", "completion", "messages") if (name := getattr(self, role))}
+        roles = {"text": self.text, "prompt": self.prompt, "completion": self.completion, "messages": self.messages}
+        return {role: name for role, name in roles.items() if name}
 
 
 class ForgetRows(Rows):
