@@ -1,11 +1,11 @@
-"""The errors that people see: one line that names the setting, the value and the mend."""
+"""The errors that people see: one line that names the setting, the value and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class RecipeError(ValueError):
-    """The recipe or the call is wrong. One line: the setting, the value, the mend. The command exits 2."""
+    """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -18,7 +18,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(message: str, most: int = 300) -> str:
-    """The message on one line, cut in its middle: the setting stands at the start, the mend at the end."""
+    """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
     line = " ".join(message.split())
     if len(line) <= most:
         return line

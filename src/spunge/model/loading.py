@@ -126,7 +126,7 @@ def _depth(config: Any) -> int:
 
 
 def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, count: int) -> Any:
-    """The model without its output layer and with its first `count` blocks alone, or None where that is not to be had."""
+    """The model without its output layer and with its first `count` blocks alone, or None where the architecture cannot be cut."""
     from transformers import AutoModel
 
     try:
