@@ -1,4 +1,4 @@
-"""The errors that people see: one line that names the setting, the value and the mend, as a terminal can show it."""
+"""The errors that people see: one line that names the setting, the value and what to do, as a terminal can show it."""
 
 import difflib
 import unicodedata
@@ -8,7 +8,7 @@ _DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0
 
 
 class RecipeError(ValueError):
-    """The recipe or the call is wrong. One line: the setting, the value, the mend. The command exits 2."""
+    """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -21,7 +21,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(message: str, most: int = 300) -> str:
-    """The message on one line, cut in its middle: the setting stands at the start, the mend at the end."""
+    """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
     line = printable(" ".join(message.split()))
     if len(line) <= most:
         return line

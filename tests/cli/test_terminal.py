@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import spunge.cli.terminal as terminal
+from spunge.cli.samples import print_samples
 from spunge.results import parse_results
+from spunge.unlearning.showing import Shown
 
 HOSTILE = ":a: \x1b[31m\x1b]0;title\x07\x9b2J\r\u202e[bold]x[/]\ud800"
 
@@ -63,4 +65,18 @@ def test_names_in_the_table_of_scores_are_no_markup_no_emoji_and_no_orders(
         ":heart:",
     ):
         assert name in said
+    assert "\x1b[31m" not in said
+
+
+@pytest.mark.parametrize("colour", ["1", ""])
+def test_samples_are_shown_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", colour)
+    pieces = [(f"a {HOSTILE}\n", False), (f"b {HOSTILE}", True)]
+    print_samples([Shown(part=HOSTILE, of="forget", row=0, pieces=pieces, ids=[1, 2])])
+    said = capsys.readouterr().out
+    assert said.count("[bold]x[/]") == 3
+    assert said.count(":a: ") == 3
+    assert not {"\x07", "\x9b", "\r", "\u202e"} & set(said)
     assert "\x1b[31m" not in said

@@ -10,10 +10,12 @@ from spunge.errors import RecipeError, suggestion
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, rules, evaluators or recipes. Default: all of them.")] = "",
+    what: Annotated[
+        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers or recipes. Default: all of them.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List the unlearning methods, merge rules and evaluators with their settings, and the shipped recipes."""
+    """List what a recipe can name (methods, rules, evaluators, attacks, scorers) with its settings, and the shipped recipes."""
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
