@@ -92,6 +92,9 @@ class Bench:
     retain: Samples | None = None
     settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
     finetune: Finetune | None = None
+    kept: set[Path] = field(
+        default_factory=set
+    )  # files in `folder` that the measurements rest on, told by the evaluator
     seed: int = 0
     progress: Steps = SILENT.step
 

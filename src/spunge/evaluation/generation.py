@@ -8,15 +8,16 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.files import append_text, fingerprint, write_text
+from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
 
@@ -46,10 +47,18 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
+
+class Writes(Protocol):
+    """Settings of an evaluation that lets the model write."""
+
     @property
-    def tokens(self) -> int:
-        """That are written for each prompt, at the most."""
-        return self.samples * self.max_new_tokens
+    def generation(self) -> GenerationSettings:
+        """How prompts are completed."""
+
+
+def written_tokens(settings: Writes) -> int:
+    """Tokens that the model writes for each prompt, at the most."""
+    return settings.generation.samples * settings.generation.max_new_tokens
 
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
@@ -64,27 +73,29 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
         for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
             lines = []
             for row, text in zip(rows, texts, strict=True):
+                if row in found:  # of a batch that was written in part
+                    continue
                 found[row] = text
-                lines.append(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
+                lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))
             bench.progress(len(found), len(prompts))
-    file.touch()  # it belongs to the evaluation that runs now
+    bench.kept.add(file)
     return [found[index] for index in range(len(prompts))]
 
 
 def _written(file: Path, count: int) -> dict[int, list[str]]:
-    """What an earlier run wrote; a line that it could not finish is left out, and taken out of the file."""
+    """What an earlier run wrote; a line that it could not finish, or that was changed since, is taken out of the file."""
     found: dict[int, list[str]] = {}
-    if not file.exists():
+    if not file.is_file():
         return found
     whole = []
     # Not splitlines: a completion may hold other line breaks of Unicode's.
-    for line in file.read_text(encoding="utf-8").split("\n"):
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            content = json.loads(line)
+            content = unsealed(json.loads(line))
         except json.JSONDecodeError:
             continue
-        if 0 <= content["row"] < count:
+        if content is not None and 0 <= content["row"] < count:
             found[content["row"]] = content["texts"]
             whole.append(line + "\n")
     write_text(file, "".join(whole))
@@ -153,10 +164,8 @@ def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings,
 def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[int]:
     """A prompt's tokens, at least one."""
     if settings.chat:
-        if not base.tokenizer.chat_template:
-            raise RecipeError("evaluate.generation.chat: the model's tokenizer has no chat template; set it to false")
-        messages = [{"role": "user", "content": prompt}]
-        text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        template = Template(base.tokenizer, base.template, "evaluate.generation.chat")
+        text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = base.tokenizer(prompt)["input_ids"]

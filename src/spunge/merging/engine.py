@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ from spunge.weights.sources import Source
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
+
+
+class Target(Protocol):
+    """Where a merge writes."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None: ...
 
 
 def merge(
@@ -61,7 +67,7 @@ def merge(
     output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
     if (earlier := output.earlier()) is not None:
         return earlier
-    with output.opened(), _one_thread_each(), ThreadPoolExecutor(threads or _cores()) as pool:
+    with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
@@ -100,7 +106,7 @@ def merged_changes(
     work, _notes = prepared(
         Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
     )
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         if work.scope != "tensor":
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
         for name in work.changed:
@@ -117,7 +123,8 @@ def _delta_of(work: Work, job: Job) -> Tensor:
     return work.rule(deltas, work.settings, chunk)
 
 
-def _cores() -> int:
+def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -133,7 +140,7 @@ def _key(work: Work) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -161,9 +168,7 @@ def _stream(
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
         tallies = {name: Tally.empty(len(work.sources)) for name in batch}
         jobs = list(work.jobs(batch))
-        for job, part in zip(
-            jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
-        ):
+        for job, part in zip(jobs, in_order(pool, lambda job: merge_chunk(work, output, fast, job), jobs), strict=True):
             tallies[job.name].add(part)
             finished += job.stop - job.start
             progress(finished, total)
@@ -183,7 +188,8 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tally:
+def merge_chunk(work: Work, output: Target, fast: Fast | None, job: Job) -> Tally:
+    """Merge one chunk and write it; returns what is reported of it."""
     if fast and fast.merges and len(work.sources) > 1:
         counts, result, finite = fast.merge(job)
     else:

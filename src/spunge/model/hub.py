@@ -25,16 +25,12 @@ def local_folder(settings: ModelSettings, setting: str = "model.path") -> Path:
     return folder
 
 
-def unpickled(folder: Path, out: Path, settings: ModelSettings) -> Path:
-    """A folder with safetensors weights: `folder` itself, or a conversion of its pickled weights written to `out`."""
-    if not model_files(folder).pickled:
-        return folder
-    if not (out / "config.json").exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+def convert_pickles(folder: Path, out: Path, settings: ModelSettings) -> None:
+    """Write a model of pickled weights, with its tokenizer, as safetensors into `out`, which is absent or empty."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-        with whole_folder(out) as aside:
-            model.save_pretrained(aside)
-            tokenizer.save_pretrained(aside)
-    return out
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    with whole_folder(out) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
