@@ -184,7 +184,7 @@ def main() -> None:
     for name, text in generated.items():
         if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
-    for file in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+    for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -100,7 +100,7 @@ def similarities(
 
 
 def load_encoder(path: str, revision: str | None, device: str) -> Any:
-    """A SentenceTransformer. Raises RecipeError when the package or the model is not to be had."""
+    """A SentenceTransformer. Raises RecipeError when the package is missing or the model cannot be loaded."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:

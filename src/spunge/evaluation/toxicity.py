@@ -75,8 +75,7 @@ def measure(base: Base, settings: ToxicitySettings, items: pa.Table, bench: Benc
     loaded: Loaded = bench.judges.get(("scorer", name, chosen.model_dump_json()), lambda: scorer.load(chosen))
     loaded.refuse(prompts, "prompts that it judges the completions of")
     for samples in bench.forget.values():
-        columns = [samples.table[name].to_pylist() for name in samples.table.column_names]
-        loaded.refuse([text for column in columns for text in column if isinstance(text, str)], "forget rows")
+        loaded.refuse(samples.words(), "forget rows")
     written = completions(base, prompts, settings.generation, bench)
     scores = score_all(written, loaded.score)
     _keep(settings, written, scores, bench)
