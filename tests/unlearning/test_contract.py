@@ -170,7 +170,6 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
 def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], method: str) -> None:
     base, value = load(), METHODS.get(method)
     checkpoint = Checkpoint(base.folder)
-    assert value.passes is not None
     for way in ("tensors", "all"):
         branch = unlearn(base, method, steps=1, **WAYS[way])
         stored = sum(change.numel() for change in dense(branch).values())

@@ -102,7 +102,7 @@ def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Trai
     if control.train == "random":
         dealt = random_parts(parts, recipe.seed)
         return tuple(Training(f"control:random/{part.slug}", folder / "random" / part.slug, (part,)) for part in dealt)
-    if METHODS.get(recipe.unlearn.method).passes is None:
+    if not METHODS.get(recipe.unlearn.method).trains:
         raise RecipeError(
             f"controls: {recipe.unlearn.method} trains nothing, so its branches all start from the base; leave `sequential` out"
         )

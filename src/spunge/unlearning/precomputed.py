@@ -157,6 +157,7 @@ PRECOMPUTED = Method(
     settings=PrecomputedSettings,
     source="weights of spunge, peft or transformers",
     unlearn=unlearn,
+    trains=False,
     stored_entries=stored_entries,
     inputs=inputs,
 )
