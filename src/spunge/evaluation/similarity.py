@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class SimilaritySettings(EvaluatorSettings):
-    kind: Literal["similarity"] = "similarity"
+    kind: str = "similarity"
     prompt: str = Field("prompt", description="Column or SQL expression: the prompt to answer.")
     reference: str | None = Field(
         None, description="Column or SQL expression: an answer to compare with, beside the base's."
