@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from toys import ARCHITECTURES, ROOT, WORDS, rows
+from variety import build
 
 SHARED = ROOT.parent / "shared" / "data"
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
@@ -70,6 +71,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
         return made[name]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """base_of("gemma3") -> the folder of a model of `variety`; the same one each time."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(name: str, whole: str = "") -> Path:
+        if (name, whole) not in made:
+            made[name, whole] = build(name, tmp_path_factory.mktemp(name), whole)
+        return made[name, whole]
+
+    return folder
 
 
 @pytest.fixture

@@ -21,11 +21,9 @@ from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-# Settings that say which items there are and what to call them: they change no answer.
-NAMED = {"source", "name", "subject", "by", "where", "limit", "stages"}
 
 
 class SimilaritySettings(EvaluatorSettings):
@@ -137,7 +135,9 @@ def _keep(file: Path, written: Sequence[Sequence[str]]) -> None:
 
 def _key(settings: SimilaritySettings, items: pa.Table) -> str:
     """The same for every stage, and for other runs of the same evaluation, which may take the base's answers over."""
-    return fingerprint({"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=NAMED)})[:16]
+    return fingerprint(
+        {"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))}
+    )[:16]
 
 
 SIMILARITY = Evaluator(
