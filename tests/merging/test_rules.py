@@ -150,14 +150,3 @@ def test_ties_does_not_depend_on_the_branches_order(order, density):
     torch.testing.assert_close(
         merged("ties", given[list(order)], density=density), merged("ties", given, density=density)
     )
-
-
-def test_the_documented_rule_of_your_own_runs_from_its_file(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "merging.md").read_text()
-    lines = text.partition("## A rule of your own")[2].partition("`rule.py` tells")[0].splitlines()
-    code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
-    (tmp_path / "own.py").write_text(code)
-    own = RULES.get(f"{tmp_path / 'own.py'}:median")
-    result = merge_tensors(own, torch.tensor([[1.0], [5.0], [2.0]]), own.settings(rule="median", scale=2.0))
-    assert result.tolist() == [4.0]
-    assert own.summary == "Entry by entry, the median of the branches."
