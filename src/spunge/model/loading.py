@@ -20,6 +20,9 @@ from spunge.model.names import checkpoint_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 
+# What the matrix of learned positions is called; OPT's has two rows more than there are positions.
+LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
+
 
 @dataclass(frozen=True)
 class Base:
@@ -35,6 +38,11 @@ class Base:
     depth: int  # blocks of the checkpoint, however many of them are in memory
     places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
+    positions: int | None = None  # tokens that there are learned positions for; None: positions are computed
+
+    def reach(self, length: int) -> int:
+        """`length` tokens, or as many as the model has positions for where these are fewer."""
+        return length if self.positions is None else min(length, self.positions)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -81,7 +89,9 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
     names = checkpoint_names(model, checkpoint)
     names |= {name: tuple(inner) for name, inner in places.items()}
     flat = {stored: place for inner in places.values() for stored, place in inner.items()}
-    return Base(model, tokenizer, folder, device, dtype, names, depth, flat, settings.template)
+    return Base(
+        model, tokenizer, folder, device, dtype, names, depth, flat, settings.template, _positions(config, checkpoint)
+    )
 
 
 def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
@@ -114,6 +124,21 @@ def _config(folder: Path, settings: ModelSettings) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (ValueError, OSError) as error:
         raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def positions_of(folder: Path, settings: ModelSettings) -> int | None:
+    """Tokens that a model has learned positions for; None where positions are computed. From headers and configuration alone.
+
+    Raises RecipeError when they cannot be read.
+    """
+    return _positions(_config(folder, settings), Checkpoint(folder))
+
+
+def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
+    """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
+    if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
+        return None
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:
