@@ -123,14 +123,12 @@ class Evaluator(Generic[S]):
     instrument: Callable[[S], dict[str, Any]] | None = None
     # Name of the evaluation that it measures again, with that one's items and subjects.
     of: Callable[[S], str | None] = lambda settings: None
-    check: Callable[[S, Recipe], None] = lambda settings, recipe: (
-        None
-    )  # raises RecipeError for a recipe that it cannot judge
+    # Raises RecipeError for a recipe that it cannot judge.
+    check: Callable[[S, Recipe], None] = lambda settings, recipe: None
     # Raises RecipeError, with the row's number, for items that it cannot measure: asked before anything is trained.
     check_items: Callable[[S, pa.Table, Limits], None] = lambda settings, items, limits: None
-    written_tokens: Callable[[S], int] = lambda settings: (
-        0
-    )  # that the model writes for each item, at the most, for estimates
+    # Tokens that the model writes for each item, at the most, for estimates.
+    written_tokens: Callable[[S], int] = lambda settings: 0
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
     uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
     version: int = 1  # rises when the same settings give other measurements
