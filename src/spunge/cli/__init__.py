@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from spunge.cli import judge, merge, report, run, start
-from spunge.cli.terminal import fail
+from spunge.cli.terminal import fail, say
 from spunge.errors import RecipeError
 
 app = typer.Typer(
@@ -50,10 +50,10 @@ def _no_command(
     if version:
         from importlib import metadata
 
-        typer.echo(metadata.version("spunge"))
+        say(metadata.version("spunge"))
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        say(context.get_help())
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spunge.data.split import Parts, select_rows
+from spunge.errors import printable
 from spunge.model.loading import load_tokenizer
 from spunge.recipe.schema import Recipe
 from spunge.unlearning.loop import TrainingSettings
@@ -40,7 +41,7 @@ def print_samples(samples: list[Shown]) -> None:
 
 
 def _titled(sample: Shown) -> str:
-    name = "retain" if sample.of == "retain" else f"part {sample.part}"
+    name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
     row = "" if sample.row is None else f", row {sample.row}"
     learned = "".join(text for text, scored in sample.pieces if scored)
     return (
@@ -51,9 +52,10 @@ def _titled(sample: Shown) -> str:
 def _marked(sample: Shown, coloured: bool) -> Any:
     from rich.text import Text
 
+    pieces = [(printable(text, keep="\n"), scored) for text, scored in sample.pieces]
     if coloured:
-        return Text.assemble(*((text, "reverse" if scored else "") for text, scored in sample.pieces))
-    return Text("".join(_bracketed(sample.pieces)))
+        return Text.assemble(*((text, "reverse" if scored else "") for text, scored in pieces))
+    return Text("".join(_bracketed(pieces)))
 
 
 def _bracketed(pieces: list[tuple[str, bool]]) -> Iterator[str]:

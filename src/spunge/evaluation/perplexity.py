@@ -4,7 +4,6 @@ A text longer than `max_length` is read in windows, each token scored once. With
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from spunge.recipe.schema import EvaluatorSettings
 
 
 class PerplexitySettings(EvaluatorSettings):
-    kind: Literal["perplexity"] = "perplexity"
+    kind: str = "perplexity"
     text: str | None = Field(None, description="Column or SQL expression with the text. Default: forget's columns.")
     prompt: str | None = Field(
         None, description="Column or SQL expression: context that is not scored; goes with completion."
@@ -51,7 +50,7 @@ def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Be
     windows: list[Encoded] = []
     owner: list[int] = []
     for number, text in enumerate(texts):
-        for window in windows_of(encode(text, base.tokenizer, 1 << 30), settings.max_length):
+        for window in windows_of(encode(text, base.tokenizer, 1 << 30), base.reach(settings.max_length)):
             windows.append(window)
             owner.append(number)
     loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))

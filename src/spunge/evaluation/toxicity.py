@@ -8,14 +8,14 @@ expected maximum toxicity and the probability that one of them is toxic are Real
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
+from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.scorer import Chosen, Loaded, chosen_scorer
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -33,7 +33,7 @@ RUN = 4
 
 
 class ToxicitySettings(EvaluatorSettings):
-    kind: Literal["toxicity"] = "toxicity"
+    kind: str = "toxicity"
     prompt: str = Field("prompt", description="Column or SQL expression: the text to complete.")
     scorer: Annotated[str, Place("model")] = Field(
         "tomh/toxigen_roberta",
@@ -65,6 +65,7 @@ def instrument(settings: ToxicitySettings) -> dict[str, Any]:
         **scorer_of(settings).instrument(),
         "label": settings.label,
         "threshold": settings.threshold,
+        **told(settings),
     }
 
 

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model import attention
 from spunge.model.architecture import find_blocks
-from spunge.model.experts import Place, stacked_places
-from spunge.model.names import checkpoint_names
+from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.names import WHOLE, Region
+
+# What the matrix of learned positions is called; OPT's has two rows more than there are positions.
+LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
 
 
 @dataclass(frozen=True)
@@ -30,21 +33,28 @@ class Base:
     folder: Path
     device: torch.device
     dtype: torch.dtype
-    # The model's parameter -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
+    # The model's tensor -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
     names: Mapping[str, tuple[str, ...]]
     depth: int  # blocks of the checkpoint, however many of them are in memory
-    places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
+    regions: Mapping[str, Region] = field(
+        default_factory=dict
+    )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
+    positions: int | None = None  # tokens that there are learned positions for; None: positions are computed
+
+    def reach(self, length: int) -> int:
+        """`length` tokens, or as many as the model has positions for where these are fewer."""
+        return length if self.positions is None else min(length, self.positions)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The checkpoint's tensor name -> the parameter in memory, or the view of it that is this tensor."""
-        own = dict(self.model.named_parameters())
+        """The checkpoint's tensor name -> the parameter (or buffer) in memory, or the view of it that is this tensor."""
+        own = self.model.state_dict(keep_vars=True)
         return {stored: view for name in self.names for stored, view in self.stored(name, own[name]).items()}
 
     def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """A value of a parameter's shape as the checkpoint's tensors: (experts, d, n) becomes a (d, n) for each expert."""
-        return {stored: value[self.places[stored]] if stored in self.places else value for stored in self.names[name]}
+        return {stored: self.regions.get(stored, WHOLE).of(value) for stored in self.names[name]}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
@@ -77,11 +87,9 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
     model.to(device).eval().requires_grad_(False)
     attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder)
-    places = stacked_places(model, checkpoint)
-    names = checkpoint_names(model, checkpoint)
-    names |= {name: tuple(inner) for name, inner in places.items()}
-    flat = {stored: place for inner in places.values() for stored, place in inner.items()}
-    return Base(model, tokenizer, folder, device, dtype, names, depth, flat, settings.template)
+    names, regions = stored_names(model, checkpoint)
+    positions = _positions(config, checkpoint)
+    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template, positions)
 
 
 def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
@@ -114,6 +122,21 @@ def _config(folder: Path, settings: ModelSettings) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (ValueError, OSError) as error:
         raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def positions_of(folder: Path, settings: ModelSettings) -> int | None:
+    """Tokens that a model has learned positions for; None where positions are computed. From headers and configuration alone.
+
+    Raises RecipeError when they cannot be read.
+    """
+    return _positions(_config(folder, settings), Checkpoint(folder))
+
+
+def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
+    """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
+    if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
+        return None
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:

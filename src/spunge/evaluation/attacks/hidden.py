@@ -9,7 +9,7 @@ Azaria and Mitchell 2023 (arXiv 2304.13734). Needs scikit-learn, as in 'spunge[j
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -30,7 +30,7 @@ Index = Annotated[int, Field(ge=0)]
 
 
 class ProbeSettings(AttackSettings):
-    kind: Literal["probe"] = "probe"
+    kind: str = "probe"
     block: Index | Share | list[Index | Share] = Field(
         0.5,
         description="Block whose output is read: its number from 0, or a share of the depth such as 0.5; or several.",
@@ -59,7 +59,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     owners = np.repeat(np.arange(len(rows)), counts)
     right = np.concatenate([np.arange(count) == answer for count, answer in zip(counts, answers, strict=True)])
     texts = [Text(row["question"], settings.separator + str(candidate)) for row in rows for candidate in row["choices"]]
-    coded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
+    coded = [encode(text, base.tokenizer, base.reach(settings.max_length)) for text in texts]
     blocks = block_numbers(attack.block, base.depth)
     states = np.split(mean_states(base, coded, blocks), len(blocks), axis=1)
     found: list[Measure] = []
