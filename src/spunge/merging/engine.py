@@ -1,7 +1,7 @@
 """The streaming pass: base + branches -> merged checkpoint, a few chunks in memory at a time.
 
-The output has the base's own files and layout. Tensors that no branch changed are copied as bytes by the kernel; the
-others are read chunk by chunk, merged in float32, rounded once to the base's dtype, and written to their place.
+The output has the base's own files. Tensors that no branch changed are copied as bytes by the kernel; the others are
+read chunk by chunk, merged in float32, rounded once to the dtype they are to have, and written to their place.
 Everything is written aside and renamed when whole; a journal lets an interrupted merge go on where it stopped.
 """
 
@@ -19,13 +19,22 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.merging.checks import check
 from spunge.merging.fast.compiled import Fast, fast_path
-from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, tally
+from spunge.merging.outcome import (
+    MergeReport,
+    SourceReport,
+    Tally,
+    rounding_notes,
+    summed_up,
+    tally,
+    written_of,
+)
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Job, Work, in_order
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import rounded
 from spunge.weights.sources import Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
@@ -59,7 +68,8 @@ def merge(
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     work, odd = prepared(Checkpoint(base), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
-    output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
+    labels = [source.label for source in sources]
+    output = Output(work.mapped, out, labels, work.changed, _key(work), work.dtypes, settings.dtype)
     if (earlier := output.earlier()) is not None:
         return earlier
     with output.opened(), _one_thread_each(), ThreadPoolExecutor(threads or _cores()) as pool:
@@ -67,10 +77,22 @@ def merge(
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
         tallies = _stream(work, output, pool, fast, progress or _silent)
-        tensors, cosine = summed_up({name: tallies[name] for name in work.changed}, work.places)
+        tallies = {name: tallies[name] for name in work.changed}
+        tensors, cosine = summed_up(tallies, work.places)
+        written = written_of(tallies, work.dtypes)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
-        report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
+        report = MergeReport(
+            rule=settings.rule,
+            settings=plain,
+            base=base.resolve().name,
+            sources=reports,
+            tensors=tensors,
+            cosine=cosine,
+            written=written,
+            key=output.key,
+            notes=[*notes, *rounding_notes(written)],
+        )
         output.finish(report)
     return report
 
@@ -162,7 +184,9 @@ def _stream(
     for batch in _batches(work, left):
         if work.scope == "tensor":
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
-        tallies = {name: Tally.empty(len(work.sources)) for name in batch}
+        chosen = in_order(pool, work.is_rounded_at_random, batch)
+        work.at_random |= {name for name, at_random in zip(batch, chosen, strict=True) if at_random}
+        tallies = {name: Tally.empty(len(work.sources), name in work.at_random) for name in batch}
         jobs = list(work.jobs(batch))
         for job, part in zip(
             jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
@@ -206,13 +230,16 @@ def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:
     kept = work.rule.trimmed(deltas, work.settings, chunk)
     merged = work.rule.combine(kept, work.settings, chunk)
     base = work.base_values(job)
-    result = (base + merged).to(work.base.tensors[job.name].dtype)
+    values = base + merged
     raw = getattr(work.sources[0], "raw", None)
     if len(work.sources) == 1 and raw is not None:
         # base + (model - base) may round; where the merge is that very difference, the model's own value is meant.
         own: Tensor = raw(job.name)[job.start : job.stop]
-        result = torch.where(merged == deltas[0], own.to(result.dtype), result)
-    return tally(deltas, kept, merged), result
+        values = torch.where(merged == deltas[0], own.float(), values)
+    result = rounded(values, work.dtypes[job.name], work.drawn(job))
+    counts = tally(deltas, kept, merged, chunk.weights)
+    counts.note_written(base, merged, result)
+    return counts, result
 
 
 def _recounted(work: Work, job: Job, counts: Tally) -> Tally:

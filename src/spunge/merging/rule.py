@@ -19,8 +19,13 @@ import torch
 from torch import Tensor
 
 from spunge.recipe.schema import RuleSettings
+from spunge.weights.rounding import hashed, wrapped
 
 Scope = Literal["changed", "model", "tensor"]
+
+# What a rule does with the models' weights: `any` serve it; `sum`: it divides by their sum, which must not be 0;
+# `agreeing`: it divides by the sum of those that agree, entry by entry; `shares`: none may be negative; `none`: it reads none.
+Weighting = Literal["any", "sum", "agreeing", "shares", "none"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,8 @@ class Chunk:
         """(k, n) numbers in [0, 1): the same for the same branch, tensor, entry and seed, however the work is cut up."""
         index = torch.arange(self.start, self.start + deltas.shape[1], device=deltas.device)
         seeds = self.seeds or tuple(range(deltas.shape[0]))
-        rows = [_mixed(index + _signed(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
+        rows = [hashed(index + wrapped(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
         return torch.stack([(row & 0xFFFFFF).float() / 0x1000000 for row in rows])
-
-
-def _signed(value: int) -> int:
-    """A Python integer wrapped to int64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """splitmix64's finaliser (Steele et al. 2014) on int64, which wraps; >> is arithmetic, so its copies are masked off."""
-    x = x * _signed(0x9E3779B97F4A7C15)
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 Measure = Callable[[Tensor, Any, Chunk], Tensor]
@@ -95,6 +87,10 @@ class Sums:
     measure: Measure  # (k, n) -> (rows, n)
 
 
+def any_weights(settings: Any) -> Weighting:
+    return "any"
+
+
 Statistic = Cut | Sums
 Trim = Callable[[Tensor, Any, Chunk], Tensor]
 
@@ -112,6 +108,8 @@ class Rule:
     whole_rows: bool = False  # chunks must hold whole rows
     branches: tuple[int, int | None] = (1, None)  # fewest and most
     version: int = 1
+    weighting: Callable[[Any], Weighting] = any_weights  # (settings) -> what weights it can take
+    every_tensor: bool = False  # also those that no model changed: its result is more than a combination of differences
 
     def __call__(self, deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:
         return self.combine(self.trimmed(deltas, settings, chunk), settings, chunk)
@@ -131,12 +129,26 @@ def rule(
     whole_rows: bool = False,
     branches: tuple[int, int | None] = (1, None),
     version: int = 1,
+    weighting: Callable[[Any], Weighting] = any_weights,
+    every_tensor: bool = False,
 ) -> Callable[[Callable[[Tensor, Any, Chunk], Tensor]], Rule]:
     """Make a merge rule of a function (deltas, settings, chunk) -> merged; its settings class is read off its signature."""
 
     def build(combine: Callable[[Tensor, Any, Chunk], Tensor]) -> Rule:
         settings = get_type_hints(combine)["settings"]
         summary = (inspect.getdoc(combine) or "").partition("\n")[0]
-        return Rule(combine, settings, summary, source, trim, statistics, whole_rows, branches, version)
+        return Rule(
+            combine,
+            settings,
+            summary,
+            source,
+            trim,
+            statistics,
+            whole_rows,
+            branches,
+            version,
+            weighting,
+            every_tensor,
+        )
 
     return build

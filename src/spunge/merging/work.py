@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spunge.merging.rule import Chunk, Rule
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import draws, mostly_stays, probes, rounds, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class Work:
 
     def __post_init__(self) -> None:
         self.mapped = Mapped(self.base)
+        self.dtypes = stored_dtypes(self.base, self.settings.dtype)
+        self.at_random: set[str] = set()  # the tensors whose sums are rounded at random
         self.order = tuple(self.places.index(place) for place in range(len(self.sources)))
         self.seeds = tuple(int(source.fingerprint[:15], 16) for source in self.sources)
         self.weight_row = torch.tensor(self.weights, dtype=torch.float32)
@@ -46,7 +49,9 @@ class Work:
 
     @property
     def changed(self) -> list[str]:
-        """The tensors that any source changes, in the base's order."""
+        """The tensors that any source changes, or all where the rule changes all, in the base's order."""
+        if self.rule.every_tensor:
+            return [name for name, info in self.base.tensors.items() if info.dtype.is_floating_point]
         return [name for name in self.base.tensors if any(name in names for names in self._names)]
 
     @property
@@ -93,6 +98,23 @@ class Work:
         facts = self.facts.get(job.name) or self.facts.get("", {})
         chunk = Chunk(self.weight_row, job.name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
         return deltas, chunk
+
+
+    def drawn(self, job: Job) -> Tensor | None:
+        """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
+        return draws(job.name, job.start, job.stop - job.start) if job.name in self.at_random else None
+
+    def is_rounded_at_random(self, name: str) -> bool:
+        """Whether a tensor is, by the settings or by what its probes show; needs the rule's facts about it."""
+        choice = rounds(self.settings.rounding, self.dtypes[name])
+        return choice == "stochastic" or (
+            choice == "auto" and mostly_stays(self._probed(name), self.dtypes[name])
+        )
+
+    def _probed(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for start, stop in probes(self.base.tensors[name]):
+            deltas, chunk = self.load(Job(name, start, stop))
+            yield self.base_values(Job(name, start, stop)), self.rule(deltas, self.settings, chunk)
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:

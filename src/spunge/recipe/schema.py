@@ -114,6 +114,17 @@ class MethodSettings(Strict):
 
 class RuleSettings(Strict):
     rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = Field(
+        "base",
+        description="What the merged checkpoint is written in, and what every stage is judged in the precision of: the base's "
+        "own dtype, or another. float32 holds the merge whole and takes twice the disk of a 16-bit base.",
+    )
+    rounding: Literal["auto", "nearest", "stochastic"] = Field(
+        "auto",
+        description="How 16-bit numbers are rounded. nearest loses changes below half a step; stochastic goes up or down by a "
+        "fixed draw, so that small changes survive in the mean; auto is stochastic in the tensors where nearest would leave most "
+        "of the changed entries as they were.",
+    )
 
 
 class EvaluatorSettings(Strict):

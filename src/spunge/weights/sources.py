@@ -57,9 +57,10 @@ class Mapped:
 
     def view(self, name: str) -> Tensor:
         """The whole tensor, flat, in its own dtype; do not write into it."""
-        return self._view(self.checkpoint.tensors[name])
+        return self.view_of(self.checkpoint.tensors[name])
 
-    def _view(self, info: TensorInfo) -> Tensor:
+    def view_of(self, info: TensorInfo) -> Tensor:
+        """The same for a tensor that another file of the checkpoint holds under the same name."""
         if not info.numel:
             return torch.empty(0, dtype=info.dtype)
         with self._lock:
