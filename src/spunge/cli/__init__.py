@@ -181,6 +181,7 @@ def merge(
     density: Annotated[float | None, typer.Option("--density", help="Share of entries kept per model.")] = None,
     scale: Annotated[float | None, typer.Option("--scale", help="λ: the merged change is multiplied by this.")] = None,
     scope: Annotated[str, typer.Option("--scope", help="What the density counts over: changed, model or tensor.")] = "",
+    dtype: Annotated[str, typer.Option("--dtype", help="What to write: base (default), float32, bfloat16 or float16.")] = "",
     settings: Annotated[list[str], typer.Option("--set", help="Another setting of the rule: name=value. Repeat.")] = [],  # noqa: B006
     mergekit: Annotated[str, typer.Option("--mergekit", help="A mergekit configuration, in place of the above.")] = "",
     as_adapter: Annotated[int | None, typer.Option("--as-adapter", help="Write a LoRA adapter of this rank.")] = None,
@@ -193,7 +194,7 @@ def merge(
     with _loading():
         from spunge.merging.command import merge_command, parsed_settings, summary
 
-    given = {"density": density, "scale": scale, "scope": scope or None}
+    given = {"density": density, "scale": scale, "scope": scope or None, "dtype": dtype or None}
     merged = merge_command(
         Path(out),
         base or None,

@@ -20,7 +20,7 @@ from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Sparse, write_delta
 from spunge.weights.opening import open_source, resolve
-from spunge.weights.sources import Source
+from spunge.weights.sources import Source, config_of
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ def merge_command(
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
     folder = resolve(plan.base, "--base")
+    _check_layers(plan, folder)
     sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
     if as_adapter is None and not as_delta:
         report = merge(folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=plan.notes)
         return Merged(out, "checkpoint", report, notes=report.notes)
+    if unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
+        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
     if as_adapter is not None:
@@ -111,6 +114,18 @@ def _plan(
         raise RecipeError("--base: missing; give the model that the others were made from")
     given = list(weights) if weights else [1.0] * len(models)
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
+
+
+def _check_layers(plan: Plan, base: Path) -> None:
+    """Raises RecipeError where a mergekit file's one slice is less than the model."""
+    if plan.layers is None:
+        return
+    config = config_of(base)
+    depth = config.get("text_config", config).get("num_hidden_layers") or config.get("n_layer")
+    if plan.layers != depth:
+        raise RecipeError(
+            f"--mergekit: layer_range: {plan.layers} layers of {depth}; layers cannot be picked, list whole models"
+        )
 
 
 def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan, rank: int) -> Merged:
@@ -177,6 +192,8 @@ def _report_lines(report: MergeReport) -> list[str]:
     after = math.sqrt(sum(entry.after**2 for entry in tensors))
     conflicts = sum(entry.conflicts for entry in tensors) / max(1, len(report.tensors))
     lines.append(f"  merged: norm {after:.4g}; of the entries that several keep, {conflicts:.1%} have both signs")
+    if report.written is not None:
+        lines.append(f"  written in {report.written.dtype}: {report.written.arrived:.1%} of the change arrives")
     pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
     if pairs:
         lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))

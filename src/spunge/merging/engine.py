@@ -34,7 +34,7 @@ from spunge.merging.work import Job, Work, in_order
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.rounding import rounded
+from spunge.weights.rounding import narrowed, rounded
 from spunge.weights.sources import Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
@@ -79,7 +79,7 @@ def merge(
         tallies = _stream(work, output, pool, fast, progress or _silent)
         tallies = {name: tallies[name] for name in work.changed}
         tensors, cosine = summed_up(tallies, work.places)
-        written = written_of(tallies, work.dtypes)
+        written = written_of(tallies, work.dtypes, work.at_random)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
         report = MergeReport(
@@ -131,6 +131,27 @@ def merged_changes(
             yield name, torch.cat(parts).reshape(work.base.tensors[name].shape)
 
 
+def merged_values(
+    base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that differ from the base's in the checkpoint that `merge` writes, one by one, without writing it."""
+    given = [1.0] * len(sources) if weights is None else weights
+    work, _notes = prepared(Checkpoint(base), sources, settings, given)
+    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+        fast = fast_path(work)
+        if work.scope != "tensor":
+            work.facts = statistics(work, {"": work.changed}, pool, fast)
+        work.choose_rounding(pool)
+        for name in work.changed:
+            if work.scope == "tensor":
+                work.facts = statistics(work, {name: [name]}, pool, fast)
+            parts = list(in_order(pool, lambda job: _written(work, fast, job)[1], list(work.jobs([name]))))
+            yield name, torch.cat(parts).reshape(work.base.tensors[name].shape)
+    for name in narrowed(work.base, work.dtypes):
+        if name not in work.changed:
+            yield name, work.base.read(name).to(work.dtypes[name])
+
+
 def _delta_of(work: Work, job: Job) -> Tensor:
     deltas, chunk = work.load(job)
     if not bool(torch.isfinite(deltas).all()):
@@ -178,15 +199,14 @@ def _stream(
         whole = {"": output.facts} if output.facts else statistics(work, {"": changed}, pool, fast)
         output.note_facts(whole[""])
         work.facts = whole
+    work.choose_rounding(pool)
     total = work.entries(changed)
     finished = total - work.entries(left)
     progress(finished, total)
     for batch in _batches(work, left):
         if work.scope == "tensor":
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
-        chosen = in_order(pool, work.is_rounded_at_random, batch)
-        work.at_random |= {name for name, at_random in zip(batch, chosen, strict=True) if at_random}
-        tallies = {name: Tally.empty(len(work.sources), name in work.at_random) for name in batch}
+        tallies = {name: Tally.empty(len(work.sources)) for name in batch}
         jobs = list(work.jobs(batch))
         for job, part in zip(
             jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
@@ -211,6 +231,13 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tally:
+    counts, result = _written(work, fast, job)
+    output.write(job.name, job.start, result)
+    return counts
+
+
+def _written(work: Work, fast: Fast | None, job: Job) -> tuple[Tally, Tensor]:
+    """What is written of one chunk, and its sums. Raises RecipeError where it is not finite."""
     if fast and fast.merges and len(work.sources) > 1:
         counts, result, finite = fast.merge(job)
     else:
@@ -221,8 +248,7 @@ def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tal
     if not finite:
         dtype = str(result.dtype).removeprefix("torch.")
         raise RecipeError(f"merge.scale: tensor {job.name!r} is not finite after the merge in {dtype}; lower the scale")
-    output.write(job.name, job.start, result)
-    return counts
+    return counts, result
 
 
 def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:

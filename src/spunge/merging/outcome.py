@@ -11,6 +11,9 @@ from torch import Tensor
 from spunge.weights.rounding import counts
 
 
+WARNED = 0.1  # share of the change's norm that rounding may lose without a word
+
+
 @dataclass
 class Tally:
     """Sums over one tensor's chunks; k branches, in the engine's order."""
@@ -25,11 +28,10 @@ class Tally:
     along: float = 0.0  # inner product of the written tensor's change with the merged delta
     changed: int = 0  # entries of the merged delta that are not zero
     stayed: int = 0  # of those, the ones that are written as the base has them
-    at_random: bool = False  # whether the tensor is rounded at random
 
     @classmethod
-    def empty(cls, k: int, at_random: bool = False) -> "Tally":
-        return cls(torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.int64), at_random=at_random)
+    def empty(cls, k: int) -> "Tally":
+        return cls(torch.zeros(k, k, dtype=torch.float64), torch.zeros(k, dtype=torch.int64))
 
     def add(self, other: "Tally") -> None:
         self.gram += other.gram
@@ -81,8 +83,7 @@ class TensorReport:
     conflicts: float  # share of weighted entries with both signs, among those that two branches or more keep
     before: list[float]  # Euclidean norm of each branch's delta
     after: float  # norm of the merged delta
-    rounding: str | None = None  # nearest or stochastic; None in the report of an earlier version, as are the next ones
-    lost: float | None = None  # norm of what is written less what was merged, over the merged delta's norm
+    lost: float | None = None  # norm of what rounding takes away or adds, over the merged delta's; None in older reports
     arrived: float | None = None  # share of the merged delta that the written change has along it: 1 where nothing is lost
     stayed: float | None = None  # share of the changed entries that are written as the base has them
 
@@ -99,10 +100,10 @@ class Written:
     """What rounding made of the merged delta, over all its tensors; see TensorReport."""
 
     dtype: str  # of the merged tensors; several where they differ
+    rounding: str  # nearest or stochastic
     lost: float
     arrived: float
     stayed: float
-    stochastic: int  # tensors that are rounded at random
 
 
 @dataclass(frozen=True)
@@ -169,15 +170,14 @@ def _tensor_report(entry: Tally, places: Sequence[int]) -> TensorReport:
         conflicts=_rounded(entry.conflicts / entry.contested) if entry.contested else 0.0,
         before=[_rounded(math.sqrt(max(0.0, float(entry.gram[place, place])))) for place in places],
         after=_rounded(math.sqrt(entry.merged)),
-        rounding="stochastic" if entry.at_random else "nearest",
         **_shares([entry]),
     )
 
 
-def written_of(tallies: Mapping[str, Tally], dtypes: Mapping[str, torch.dtype]) -> Written:
+def written_of(tallies: Mapping[str, Tally], dtypes: Mapping[str, torch.dtype], at_random: bool) -> Written:
     names = dict.fromkeys(str(dtypes[name]).removeprefix("torch.") for name in tallies)
-    at_random = sum(entry.at_random for entry in tallies.values())
-    return Written(" and ".join(names), **_shares(list(tallies.values())), stochastic=at_random)
+    rounding = "stochastic" if at_random else "nearest"
+    return Written(" and ".join(names), rounding, **_shares(list(tallies.values())))
 
 
 def _shares(tallies: Sequence[Tally]) -> dict[str, float]:
@@ -191,18 +191,17 @@ def _shares(tallies: Sequence[Tally]) -> dict[str, float]:
 
 
 def rounding_notes(written: Written) -> list[str]:
-    """What a person must know of the rounding: that it is random somewhere, or that it loses more than a tenth."""
-    off = f"{written.lost:.0%} of the change's norm"
-    if written.stochastic:
+    """What a person must know of the rounding: that it is random, or that it loses more than a tenth."""
+    if written.rounding == "stochastic":
         return [
-            f"in {written.stochastic} tensors most of the change is below a step of {written.dtype}, so they are rounded at random, "
-            f"by fixed draws: {written.arrived:.0%} of the change arrives in the mean, with noise of {off}; merge.dtype: "
-            "float32 writes it whole"
+            f"rounded to {written.dtype} at random, by fixed draws: {written.arrived:.0%} of the change arrives in the mean over "
+            f"its entries, with noise of {written.lost:.0%} of its norm; merge.dtype: float32 writes it whole"
         ]
-    if written.lost > 0.1:
+    if written.lost > WARNED:
         return [
-            f"rounding to {written.dtype} loses {off}, and {written.stayed:.0%} of the changed entries stay as they were; "
-            "merge.dtype: float32 writes it whole, merge.rounding: stochastic keeps it in the mean"
+            f"rounding to {written.dtype} loses {written.lost:.0%} of the change's norm, and {written.stayed:.0%} of the changed "
+            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); merge.dtype: "
+            "float32 writes it whole, merge.rounding: stochastic keeps it in the mean"
         ]
     return []
 

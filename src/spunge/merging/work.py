@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from spunge.merging.rule import Chunk, Rule
-from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.rounding import draws, mostly_stays, probes, rounds, stored_dtypes
+from spunge.merging.thresholds import facts_of
+from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Work:
     def __post_init__(self) -> None:
         self.mapped = Mapped(self.base)
         self.dtypes = stored_dtypes(self.base, self.settings.dtype)
-        self.at_random: set[str] = set()  # the tensors whose sums are rounded at random
+        self.at_random = self.settings.rounding == "stochastic"  # how sums are rounded to 16 bits
         self.order = tuple(self.places.index(place) for place in range(len(self.sources)))
         self.seeds = tuple(int(source.fingerprint[:15], 16) for source in self.sources)
         self.weight_row = torch.tensor(self.weights, dtype=torch.float32)
@@ -102,19 +103,22 @@ class Work:
 
     def drawn(self, job: Job) -> Tensor | None:
         """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
-        return draws(job.name, job.start, job.stop - job.start) if job.name in self.at_random else None
+        return draws(job.name, job.start, job.stop - job.start) if self.at_random else None
 
-    def is_rounded_at_random(self, name: str) -> bool:
-        """Whether a tensor is, by the settings or by what its probes show; needs the rule's facts about it."""
-        choice = rounds(self.settings.rounding, self.dtypes[name])
-        return choice == "stochastic" or (
-            choice == "auto" and mostly_stays(self._probed(name), self.dtypes[name])
-        )
+    def choose_rounding(self, pool: ThreadPoolExecutor) -> None:
+        """Where it is left to us: at random if nearest would lose more than a tenth of the merged delta."""
+        if self.settings.rounding == "auto":
+            infos = [self.base.tensors[name] for name in self.changed if rounds_at_16_bits(self.dtypes[name])]
+            self.at_random = is_lost(in_order(pool, self._arrival, probes(infos)))
 
-    def _probed(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        for start, stop in probes(self.base.tensors[name]):
-            deltas, chunk = self.load(Job(name, start, stop))
-            yield self.base_values(Job(name, start, stop)), self.rule(deltas, self.settings, chunk)
+    def _arrival(self, probe: tuple[TensorInfo, int, int]) -> Arrival:
+        info, start, stop = probe
+        deltas, chunk = self.load(Job(info.name, start, stop))
+        if not chunk.facts:  # in scope tensor they are found batch by batch, after this; the probe's own are near
+            chunk = replace(chunk, facts=facts_of(self.rule, deltas, self.settings, chunk))
+        base = self.base_values(Job(info.name, start, stop))
+        merged = self.rule(deltas, self.settings, chunk)
+        return arrival(base, merged, (base + merged).to(self.dtypes[info.name]))
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:

@@ -25,7 +25,7 @@ from spunge.registry import EVALUATORS
 from spunge.run.jobs import Job, Run
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
-from spunge.weights.overlay import applied, overlaid, swapped
+from spunge.weights.overlay import applied, as_written, overlaid, swapped
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
 KEPT_TEXTS = ("texts-*.jsonl", "scored-*.jsonl")
@@ -77,19 +77,19 @@ def state(work: Run, stage: str, base: Base) -> Iterator[None]:
 
 
 def _layers(work: Run, stage: str, base: Base) -> Iterator[AbstractContextManager[None]]:
-    model = work.models[stage]
+    model, checkpoint = work.models[stage], Checkpoint(work.base_folder)
     if stage == "merged":
+        merged = Checkpoint(work.folder / "merged")
         changed = list((read_json(work.folder / "merge.json") or {})["tensors"])
-        yield swapped(base.parameters, Checkpoint(work.folder / "merged"), changed)
+        retyped = [name for name, info in merged.tensors.items() if info.dtype != checkpoint.tensors[name].dtype]
+        yield swapped(base.parameters, merged, dict.fromkeys([*changed, *retyped]))
     elif model.merge is None:
-        for job in model.jobs:
-            yield applied(base.parameters, open_delta(job.folder))
+        deltas, merge = [open_delta(job.folder) for job in model.jobs], work.recipe.merge
+        yield overlaid(base.parameters, as_written(checkpoint, deltas, merge.dtype, merge.rounding))
     else:
-        from spunge.merging.engine import merged_changes
+        from spunge.merging.engine import merged_values
 
-        sources = delta_sources(model.jobs)
-        names = dict.fromkeys(name for source in sources for name in source.names)
-        yield overlaid(base.parameters, names, merged_changes(work.base_folder, sources, model.merge))
+        yield overlaid(base.parameters, merged_values(work.base_folder, delta_sources(model.jobs), model.merge))
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from spunge.run.jobs import Job, Run, alone, claim
 from spunge.run.judging import delta_sources, judge, results_content, seconds_of, starting
 from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.method import Store, Task
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
 
@@ -193,7 +194,7 @@ def unlearn(work: Run, job: Job, memory: _Memory, watcher: Watcher) -> None:
             "dtype": str(base.dtype).removeprefix("torch."),
         },
     )
-    if not moves(base.parameters, delta):
+    if not moves(Checkpoint(work.base_folder), delta, recipe.merge.dtype, recipe.merge.rounding):
         raise RecipeError(
             f"unlearn.learning_rate: all that {job.title} changed is lost in rounding when it is added to the base; "
             "raise it, or the number of steps"
@@ -274,7 +275,7 @@ def merge_branches(work: Run, watcher: Watcher) -> None:
     write_json(
         work.folder / "merge.json", {"fingerprint": work.model_key("merged"), "seconds": seconds, **report.to_json()}
     )
-    watcher.end(f"{len(report.changed)} tensors changed")
+    watcher.end("; ".join([f"{len(report.changed)} tensors changed", *report.notes]))
 
 
 def _results(works: Sequence[Run], memory: _Memory) -> dict[str, Any]:

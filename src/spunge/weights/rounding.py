@@ -4,12 +4,12 @@
 `stochastic`: an entry goes to one of its two neighbours, to each with the probability that keeps its mean, so that small
 changes survive in sums over many entries (Gupta et al. 2015, arXiv:1502.02551). The draws are a hash of the tensor's name
 and the entry's place: the same in every run, however the work is cut up, whatever was merged and in which form.
-`auto`, tensor by tensor: nearest, or stochastic where nearest would leave most of the changed entries as they were.
+`auto`: stochastic where nearest would lose more than a tenth of the change, as a sample of its entries tells; else nearest.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ Rounding = Literal["auto", "nearest", "stochastic"]
 
 DRAW = 24  # bits of a draw
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the dtype has no room for
-_RUNS, _RUN = 8, 2048  # where `auto` looks: so many runs of entries, each about so long
+KEPT = 0.9  # share of a change, along its own direction, that `auto` wants to arrive
+_LOOKED_AT, _RUN = 1 << 21, 1 << 11  # entries that `auto` looks at, and how many of them lie side by side
 
 
 def stored_dtypes(base: Checkpoint, wanted: str) -> dict[str, torch.dtype]:
@@ -91,44 +92,50 @@ def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> 
     return torch.where(values.isfinite(), result, values).to(dtype)
 
 
-def probes(info: TensorInfo) -> list[tuple[int, int]]:
-    """Where `auto` looks in a tensor: runs of whole rows, (start, stop) in the flattened tensor, spread evenly over it."""
-    columns = max(1, info.shape[-1] if info.shape else 1)
-    rows, each = info.numel // columns, max(1, _RUN // columns)
-    if rows <= _RUNS * each:
-        return [(0, info.numel)]
-    return [(row * columns, (row + each) * columns) for row in range(0, rows - each + 1, (rows - each) // (_RUNS - 1))]
-
-
 def counts(base: Tensor, change: Tensor, written: Tensor) -> tuple[int, int]:
     """Of (n,) entries: how many change, and how many of these are written as the base has them."""
     changed = change != 0
     return int(changed.sum()), int((changed & (written.float() == base)).sum())
 
 
-def mostly_stays(pieces: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:
-    """Whether nearest would leave most changed entries as they were; pieces: the probes' (base, change), float32."""
-    changed = stayed = 0
-    for base, change in pieces:
-        found = counts(base, change, (base + change).to(dtype))
-        changed, stayed = changed + found[0], stayed + found[1]
-    return 2 * stayed > changed
+def rounds_at_16_bits(dtype: torch.dtype) -> bool:
+    """Whether the two ways of rounding differ: float32's sums are written in float32 as they are."""
+    return dtype in _DROPPED
 
 
-def rounds(rounding: Rounding, dtype: torch.dtype) -> Rounding:
-    """How a tensor of a dtype is rounded: what is not 16 bits wide takes float32's sums as they are."""
-    return rounding if dtype in _DROPPED else "nearest"
+def probes(infos: Sequence[TensorInfo]) -> list[tuple[TensorInfo, int, int]]:
+    """Where `auto` looks: runs of whole rows, (tensor, start, stop) of its entries, spread evenly over some tensors."""
+    total = sum(info.numel for info in infos)
+    runs = []
+    for info in infos:
+        columns = max(1, info.shape[-1] if info.shape else 1)
+        rows, each = info.numel // columns, max(1, _RUN // columns)
+        count = max(1, _LOOKED_AT * info.numel // (max(1, total) * each * columns))
+        if total <= _LOOKED_AT or rows <= count * each:
+            runs.append((info, 0, info.numel))
+            continue
+        step = max(1, (rows - each) // max(1, count - 1))
+        runs += [(info, row * columns, (row + each) * columns) for row in range(0, rows - each + 1, step)[:count]]
+    return runs
 
 
-def written(base: Tensor, change: Tensor, info: TensorInfo, dtype: torch.dtype, rounding: Rounding) -> Tensor:
-    """What a checkpoint holds of base + change: whole tensors in the base's shape, the change in float32."""
-    flat, moved = base.reshape(-1).float(), change.reshape(-1)
-    choice = rounds(rounding, dtype)
-    if choice == "auto":
-        pieces = ((flat[start:stop], moved[start:stop]) for start, stop in probes(info))
-        choice = "stochastic" if mostly_stays(pieces, dtype) else "nearest"
-    drawn = draws(info.name, 0, flat.numel()) if choice == "stochastic" else None
-    return rounded(flat + moved, dtype, drawn).reshape(base.shape)
+class Arrival(NamedTuple):
+    """How much of a change rounding leaves, summed over entries."""
+
+    along: float  # inner product of the written change with the change
+    squares: float  # the change's squared norm
+
+
+def arrival(base: Tensor, change: Tensor, written: Tensor) -> Arrival:
+    """(n,) each, base and change in float32."""
+    wide = change.double()
+    return Arrival(float((written.double() - base.double()).dot(wide)), float(wide.dot(wide)))
+
+
+def is_lost(found: Iterable[Arrival]) -> bool:
+    """Whether more than a tenth of a change is lost, by what arrives of its parts."""
+    parts = list(found)
+    return sum(part.along for part in parts) < KEPT * sum(part.squares for part in parts)
 
 
 def narrowed(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> list[str]:

@@ -78,7 +78,7 @@ class Fast:
             np.float32(self.work.settings.scale),
             out.data_ptr(),
             kind,
-            job.name in self.work.at_random,
+            self.work.at_random,
             np.int64(wrapped(seed_of(job.name) + job.start)),
             gram,
             sums,
