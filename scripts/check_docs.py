@@ -13,7 +13,17 @@ from typing import Any
 
 from spunge.cli.listing import listing, settings_of
 from spunge.evaluation.generation import GenerationSettings
-from spunge.recipe.schema import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
+from spunge.recipe.schema import (
+    Control,
+    ForgetRows,
+    ModelSettings,
+    Published,
+    Recipe,
+    Rows,
+    RuleSettings,
+    Source,
+    Split,
+)
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "recipe.md"
@@ -23,6 +33,7 @@ BLOCKS: dict[str, Any] = {
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
     "retain": Rows,
+    "merge (with every rule)": RuleSettings,
     "controls (each)": Control,
     "published (each)": Published,
     "generation (of toxicity, harm, fluency and similarity)": GenerationSettings,
@@ -55,9 +66,14 @@ def reference() -> str:
                 "",
                 f"{entry['summary']}{source}",
                 "",
-                *table(entry["settings"]),
+                *table({name: setting for name, setting in entry["settings"].items() if not _shared(kind, name)}),
             ]
     return "\n".join(lines) + "\n"
+
+
+def _shared(kind: str, name: str) -> bool:
+    """Whether a setting is every rule's, and stands once."""
+    return kind == "rules" and name in RuleSettings.model_fields
 
 
 def table(settings: dict[str, dict[str, Any]]) -> list[str]:

@@ -114,7 +114,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
         for i, (name, tensor) in enumerate(weights(dtype).items())
     }
     model = write_checkpoint(tmp_path / "m", other)
-    chosen = TiesSettings(density=1.0) if rule == "ties" else RULES.get(rule).Settings(rule=rule)
+    chosen = TiesSettings(density=1.0) if rule == "ties" else RULES.get(rule).settings(rule=rule)
     merge(base, [open_source(model, base)], chosen, tmp_path / "out")
     assert bits(tmp_path / "out") == bits(model)
 
@@ -131,7 +131,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
 def test_the_result_depends_on_no_order_chunk_thread_or_shard(tmp_path, order, chunk, threads, shards, rule, scope):
     place = tmp_path / "case"
     shutil.rmtree(place, ignore_errors=True)
-    kind = RULES.get(rule).Settings
+    kind = RULES.get(rule).settings
     chosen = kind(rule=rule, scope=scope) if "scope" in kind.model_fields else kind(rule=rule)
     base = write_checkpoint(place / "base", weights())
     lora = LowRank(noise(1, 4, 32), noise(2, 24, 4), 0.01)

@@ -12,6 +12,14 @@ def plan(tmp_path, text):
     return read_mergekit(tmp_path / "merge.yaml")
 
 
+def config(method="ties", parameters="weight: 1", models="{model: m}", rest="base_model: b"):
+    return f"{{merge_method: {method}, parameters: {{{parameters}}}, models: [{models}], {rest}}}"
+
+
+def slices(*sources, method="ties", rest=""):
+    return f"{{merge_method: {method}, base_model: b, slices: [{', '.join(f'{{sources: [{each}]{rest}}}' for each in sources)}]}}"
+
+
 def test_mergekits_own_ties_example(tmp_path):
     found = plan(
         tmp_path,
@@ -57,16 +65,15 @@ def test_linear_without_a_base_takes_the_first_model_as_one(tmp_path):
     )
 
 
-@pytest.mark.parametrize("base", ["", "base_model: a, "])
+@pytest.mark.parametrize("base", ["", "base_model: a"])
 def test_linear_without_normalising_is_the_sum_of_the_models(tmp_path, base):
-    text = f"{{merge_method: linear, {base}parameters: {{weight: 1, normalize: false}}, models: [{{model: a}}, {{model: b}}]}}"
-    found = plan(tmp_path, text)
+    found = plan(tmp_path, config("linear", "weight: 1, normalize: false", "{model: a}, {model: b}", base))
     assert (found.base, found.models, found.settings) == ("a", ["a", "b"], {"rule": "weighted_sum"})
 
 
 @pytest.mark.parametrize("normalize", ["true", '"true"', "yes", "1"])
 def test_task_arithmetic_normalised_is_a_mean(tmp_path, normalize):
-    text = f"{{merge_method: task_arithmetic, base_model: b, parameters: {{weight: 1, normalize: {normalize}}}, models: [{{model: m}}]}}"
+    text = config("task_arithmetic", f"weight: 1, normalize: {normalize}")
     assert plan(tmp_path, text).settings == {"rule": "average"}
 
 
@@ -102,7 +109,11 @@ def test_a_parameter_that_is_the_same_everywhere_is_one_number(tmp_path, written
     ],
 )
 def test_the_written_dtype_is_mergekits(tmp_path, written, wanted):
-    plain = {"merge_method": "task_arithmetic", "base_model": "b", "models": [{"model": "m", "parameters": {"weight": 1}}]}
+    plain = {
+        "merge_method": "task_arithmetic",
+        "base_model": "b",
+        "models": [{"model": "m", "parameters": {"weight": 1}}],
+    }
     found = plan(tmp_path, yaml.safe_dump({**plain, **yaml.safe_load(written)}))
     assert found.settings.get("dtype") == wanted
 
@@ -119,7 +130,7 @@ def test_the_written_dtype_is_mergekits(tmp_path, written, wanted):
     ],
 )
 def test_a_model_may_be_referred_to_in_mergekits_ways(tmp_path, reference, name):
-    text = f"{{merge_method: task_arithmetic, base_model: {{model: {{path: b}}}}, parameters: {{weight: 1}}, models: [{{model: {reference}}}]}}"
+    text = config("task_arithmetic", models=f"{{model: {reference}}}", rest="base_model: {model: {path: b}}")
     found = plan(tmp_path, text)
     assert (found.base, found.models) == ("b", [name])
 
@@ -161,51 +172,60 @@ def test_slerp_goes_from_the_base_to_the_other(tmp_path):
     assert (found.models, found.settings) == (["b"], {"rule": "slerp", "t": 0.3})
 
 
+WEIGHED = "{model: m, parameters: {weight: 1, epsilon: 0.1}}, {model: n, parameters: {weight: 1}}"
+HALF = "{model: m, layer_range: [0, 8]}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{slices: [{sources: []}, {sources: []}], merge_method: ties}", "slices"),
-        ("{slices: [{sources: [{model: m, layer_range: [4, 8]}]}], merge_method: ties}", "layer_range"),
-        ("{slices: [{sources: [{model: m, layer_range: [0, 8]}, {model: n, layer_range: [0, 4]}]}], merge_method: ties}", "layer_range"),
-        ("{slices: [{sources: [{model: m, layer_range: [0, 8]}], residual_weight: 0}], merge_method: ties}", "residual_weight"),
+        (slices("", ""), "slices: layers cannot be picked"),
+        (slices("{model: m, layer_range: [4, 8]}"), "layer_range"),
+        (slices(f"{HALF}, {{model: n, layer_range: [0, 4]}}"), "layer_range"),
+        (slices(HALF, rest=", residual_weight: 0"), "slices.residual_weight: not supported"),
         ("{slices: [{sources: []}], models: [{model: m}], merge_method: ties}", "either models or slices"),
         ("{merge_method: karcher, models: []}", "no rule 'karcher'"),
-        ("{merge_method: ties, models: [{model: m}]}", "base_model: missing"),
-        ("{merge_method: ties, base_model: b, models: [{model: m}]}", "weight: missing"),
-        ("{merge_method: ties, base_model: b, models: []}", "nothing to merge"),
-        ("{merge_method: ties, base_model: b, models: [{model: m, parameters: {weight: [0, 1]}}]}", "gradients"),
-        ("{merge_method: ties, base_model: b, models: [{model: m, parameters: {weight: 1, gamma: 1}}]}", "gamma"),
-        ("{merge_method: ties, base_model: b, models: [{model: m+l, parameters: {weight: 1}}]}", "lora: 'l' stands on 'm'"),
-        ("{merge_method: ties, base_model: b+l, models: [{model: m, parameters: {weight: 1}}]}", "base_model: 'b' with an adapter"),
-        ("{merge_method: ties, base_model: b, models: [{model: {path: m, override_architecture: X}}]}", "override_architecture"),
-        ("{merge_method: ties, base_model: b, models: [{model: m, weight: 1}]}", "models.weight: not supported"),
-        ("{merge_method: ties, base_model: b, models: [{model: m, parameters: {weight: a lot}}]}", "weight: 'a lot' is no number"),
-        ("{merge_method: ties, base_model: b, models: [{model: m, parameters: {weight: [{filter: mlp, value: 1}]}}]}", "weight: gradients"),
-        ("{merge_method: ties, base_model: b, parameters: {weight: 1, normalize: false}, models: [{model: m}]}", "normalize: ties always does here"),
-        ("{merge_method: ties, base_model: b, parameters: {weight: 1, normalize: often}, models: [{model: m}]}", "normalize: 'often'"),
-        ("{merge_method: breadcrumbs, base_model: b, parameters: {weight: 1, normalize: true}, models: [{model: m}]}", "normalize: breadcrumbs"),
-        ("{merge_method: task_arithmetic, base_model: b, parameters: {weight: 1, density: 1}, models: [{model: m}]}", "density: task_arithmetic"),
-        ("{merge_method: linear, parameters: {weight: 1, lambda: 1}, models: [{model: m}]}", "lambda: linear has no such parameter"),
-        ("{merge_method: slerp, base_model: b, parameters: {t: 0.5, weight: 0.5}, models: [{model: b}, {model: m}]}", "weight: slerp reads none"),
-        ("{merge_method: slerp, base_model: b, parameters: {t: 0.5}, models: [{model: n}, {model: m}]}", "slerp goes from base_model"),
-        ("{merge_method: sce, base_model: b, models: [{model: m, parameters: {weight: 2}}]}", "weight: sce reads none"),
-        ("{merge_method: dare_ties, base_model: b, parameters: {weight: 1, rescale: false}, models: [{model: m}]}", "rescale: dare_ties always does here"),
-        ("{merge_method: della, base_model: b, parameters: {weight: 1, rescale_norm: linf}, models: [{model: m}]}", "rescale_norm"),
-        ("{merge_method: della, base_model: b, models: [{model: m, parameters: {weight: 1, epsilon: 0.1}}, {model: n, parameters: {weight: 1}}]}", "epsilon: della has one"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], dtype: int8}", "dtype: 'int8'"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], chat_template: chatml}", "chat_template"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], tokenizer: {source: union}}", "tokenizer.source"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], tokenizer: {source: base, tokens: {a: {}}}}", "tokenizer.tokens"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], tokenizer_source: other}", "tokenizer_source"),
-        ("{merge_method: linear, models: [{model: m, parameters: {weight: 1}}], mergemethod: ties}", "mergemethod: not supported"),
-        ("{merge_method: linear}\n---\n{merge_method: ties}", "2 documents"),
-        ("{merge_method: ties, base_model: b, modules: {}}", "modules: not supported"),
-        ("{merge_method: ties, base_model: b, parameters: {rescale: true, weight: 1}, models: [{model: m}]}", "rescale"),
-        ("{merge_method: ties, base_model: b, parameters: {weight: 1}, models: [{model: m}], tokenizer_source: union}", "token"),
+        (config(rest=""), "base_model: missing"),
+        (config(parameters=""), "weight: missing for 'm'"),
+        (config(models=""), "nothing to merge"),
+        (config(models="m"), "has no `model`"),
+        (config(models="{model: m, weight: 1}"), "models.weight: not supported"),
+        (config(models="{model: [m]}"), "give a folder or a Hub id"),
+        (config(models="{model: m+l}"), "lora: 'l' stands on 'm'"),
+        (config(models="{model: {model: m, lora: l}}"), "lora: 'l' stands on 'm'"),
+        (config(models="{model: {model: m, override_architecture: X}}"), "override_architecture"),
+        (config(rest="base_model: b+l"), "base_model: 'b' with an adapter"),
+        (config(rest="base_model: b, modules: {}"), "modules: not supported"),
+        (config(rest="base_model: b, mergemethod: ties"), "mergemethod: not supported; did you mean"),
+        (config(parameters="weight: [0, 1]"), "weight: gradients"),
+        (config(parameters="weight: [{filter: mlp, value: 1}]"), "weight: gradients"),
+        (config(parameters="weight: a lot"), "weight: 'a lot' is no number"),
+        (config(parameters="weight: 1, gamma: 1"), "gamma: ties has no such parameter"),
+        (config(parameters="weight: 1, normalize: false"), "normalize: ties always does here"),
+        (config(parameters="weight: 1, normalize: often"), "normalize: 'often'"),
+        (config(parameters="weight: 1, rescale: true"), "rescale: ties always does not here"),
+        (config("breadcrumbs", "weight: 1, normalize: true"), "normalize: breadcrumbs always does not"),
+        (config("task_arithmetic", "weight: 1, density: 1"), "density: task_arithmetic has no such"),
+        (config("linear", "weight: 1, lambda: 1"), "lambda: linear has no such parameter"),
+        (config("slerp", "t: 0.5, weight: 0.5"), "weight: slerp reads none"),
+        (config("slerp", "t: 0.5", "{model: n}, {model: m}"), "slerp goes from base_model"),
+        (config("sce", "weight: 2"), "weight: sce reads none"),
+        (config("dare_ties", "weight: 1, rescale: false"), "rescale: dare_ties always does here"),
+        (config("della", "weight: 1, rescale_norm: linf"), "rescale_norm"),
+        (config("della", "", WEIGHED), "epsilon: della has one for all"),
+        (config(rest="base_model: b, dtype: int8"), "dtype: 'int8'"),
+        (config(rest="base_model: b, chat_template: chatml"), "chat_template"),
+        (config(rest="base_model: b, tokenizer: {source: union}"), "tokenizer.source"),
+        (config(rest="base_model: b, tokenizer: {source: base, tokens: {a: {}}}"), "tokenizer.tokens"),
+        (config(rest="base_model: b, tokenizer: base"), "tokenizer: 'base' is no mapping"),
+        (config(rest="base_model: b, tokenizer_source: union"), "tokenizer_source"),
+        (config(rest="base_model: b, tokenizer_source: other"), "tokenizer_source"),
+        (config() + "\n---\n" + config(), "2 documents"),
         ("a: [", "not YAML"),
         ("[]", "no merge_method"),
+        ("", "no merge_method"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_supported_is_refused_by_name(tmp_path, text, message):
     with pytest.raises(RecipeError) as error:
         plan(tmp_path, text)

@@ -57,7 +57,7 @@ def samples(topic: str = "a", count: int = 10, answers: bool = False) -> Samples
 
 
 def settings_of(method: str, **changes: Any) -> MethodSettings:
-    return METHODS.get(method).Settings(**{"method": method, **FEW, **QUICK[method], **changes})
+    return METHODS.get(method).settings(**{"method": method, **FEW, **QUICK[method], **changes})
 
 
 def unlearn(
@@ -580,7 +580,7 @@ def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict
     file = tmp_path / "ascent.py"
     file.write_text(example)
     del toy_recipe["retain"]
-    toy_recipe["unlearn"] = {"method": f"{file}:Ascent", "learning_rate": 1e-3, "epochs": 4}
+    toy_recipe["unlearn"] = {"method": f"{file}:ASCENT", "learning_rate": 1e-3, "epochs": 4}
     toy_recipe["evaluate"] = [{"kind": "perplexity", "by": "topic"}]
     results = spunge.run(toy_recipe, tmp_path / "run")
     for topic in ("europe", "asia"):
@@ -590,10 +590,10 @@ def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict
 def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     from spunge.recipe.loading import load_recipe
 
-    (tmp_path / "mine.py").write_text("class Asent: ...\n")
+    (tmp_path / "mine.py").write_text("ASENT = 1\n")
     for method, said in (
-        (f"{tmp_path}/nowhere.py:Ascent", "no file"),
-        (f"{tmp_path}/mine.py:Ascent", "did you mean 'Asent'"),
+        (f"{tmp_path}/nowhere.py:ASCENT", "no file"),
+        (f"{tmp_path}/mine.py:ASCENT", "did you mean 'ASENT'"),
     ):
         with pytest.raises(RecipeError, match=said):
             load_recipe(toy_recipe, [f"unlearn={{method: '{method}'}}"])

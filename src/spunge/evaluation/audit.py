@@ -10,7 +10,7 @@ probe of hidden states), membership (forget rows against unseen ones). Results s
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, model_validator
@@ -23,7 +23,7 @@ from spunge.evaluation.attacks.quantisation import Quantise, quantised
 from spunge.evaluation.attacks.relearning import Relearn, relearned
 from spunge.evaluation.attacks.rewording import Prefix, Reword, by_question, prefixed, read_rewordings, reworded
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.model.loading import Base
 from spunge.recipe.schema import EvaluatorSettings, Sources
 
@@ -82,42 +82,35 @@ class AuditSettings(EvaluatorSettings):
         return self
 
 
-class Audit:
+def columns(settings: AuditSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return settings.attack.columns(forget) if isinstance(settings.attack, Membership) else {}
+
+
+def instrument(settings: AuditSettings) -> dict[str, Any]:
+    """The rewordings' content, which is read from a file of the audit's own."""
+    if isinstance(settings.attack, Reword) and settings.source is not None:
+        return {"rewordings": table_sha256(read_rewordings(settings, settings.attack))}
+    return {}
+
+
+def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """How much of what was forgotten comes back after an attack: relearning, quantisation, other prompts, probes."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = AuditSettings
-    version: ClassVar[int] = 1
-    uses_samples: ClassVar[bool] = True  # scores depend on the forget and retain rows, not on the items alone
-
-    @staticmethod
-    def columns(settings: AuditSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return settings.attack.columns(forget) if isinstance(settings.attack, Membership) else {}
-
-    @staticmethod
-    def instrument(settings: AuditSettings) -> dict[str, Any]:
-        """The rewordings' content, which is read from a file of the audit's own."""
-        if isinstance(settings.attack, Reword) and settings.source is not None:
-            return {"rewordings": table_sha256(read_rewordings(settings, settings.attack))}
-        return {}
-
-    @staticmethod
-    def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        attack = settings.attack
-        if isinstance(attack, Membership):
-            return told_apart(base, attack, Samples(items), settings.label, bench)
-        target = Target(_audited(settings, bench), items, settings.label)
-        match attack:
-            case Relearn():
-                return relearned(base, attack, target, bench)
-            case Quantise():
-                return quantised(base, attack, target, bench)
-            case Reword():
-                given = by_question(read_rewordings(settings, attack)) if settings.source is not None else None
-                return reworded(base, attack, target, bench, given)
-            case Prefix():
-                return prefixed(base, attack, target, bench)
-            case Probe():
-                return probed(base, attack, target, bench)
+    attack = settings.attack
+    if isinstance(attack, Membership):
+        return told_apart(base, attack, Samples(items), settings.label, bench)
+    target = Target(_audited(settings, bench), items, settings.label)
+    match attack:
+        case Relearn():
+            return relearned(base, attack, target, bench)
+        case Quantise():
+            return quantised(base, attack, target, bench)
+        case Reword():
+            given = by_question(read_rewordings(settings, attack)) if settings.source is not None else None
+            return reworded(base, attack, target, bench, given)
+        case Prefix():
+            return prefixed(base, attack, target, bench)
+        case Probe():
+            return probed(base, attack, target, bench)
 
 
 def _audited(settings: AuditSettings, bench: Bench) -> EvaluatorSettings:
@@ -127,3 +120,14 @@ def _audited(settings: AuditSettings, bench: Bench) -> EvaluatorSettings:
             f"evaluate.of: {settings.of!r} is an audit itself; name the evaluation that it measures again"
         )
     return found
+
+
+AUDIT = Evaluator(
+    settings=AuditSettings,
+    source="Lynch et al. 2024, arXiv 2402.16835",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+    of=lambda settings: settings.of,
+    uses_samples=True,
+)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation import harness
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.harness import Files, Leaf
 from spunge.files import fingerprint, read_json, write_json, write_text
 from spunge.model.loading import Base
@@ -119,43 +119,36 @@ class Outcome(NamedTuple):
         return self.metric.startswith(SHARES)
 
 
-class Benchmarks:
+def columns(settings: BenchmarksSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {}
+
+
+def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
+    """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
+    content: dict[str, Any] = {
+        "lm_eval": harness.installed(),
+        "tasks": {entry.task: entry.shots for entry in settings.benchmarks},
+        "limit": settings.limit,
+    }
+    if local := harness.local_files(settings.files, settings.overrides, settings.include_path):
+        content["files"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in local}
+    return content | ({"subject": settings.subject} if settings.subject else {})
+
+
+def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Tasks of lm-evaluation-harness: accuracy of each, and its plain mean over them."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = BenchmarksSettings
-    version: ClassVar[int] = 1
-    reads_rows: ClassVar[bool] = False
-
-    @staticmethod
-    def columns(settings: BenchmarksSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {}
-
-    @staticmethod
-    def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
-        """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
-        content: dict[str, Any] = {
-            "lm_eval": harness.installed(),
-            "tasks": {entry.task: entry.shots for entry in settings.benchmarks},
-            "limit": settings.limit,
-        }
-        if local := harness.local_files(settings.files, settings.overrides, settings.include_path):
-            content["files"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in local}
-        return content | ({"subject": settings.subject} if settings.subject else {})
-
-    @staticmethod
-    def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        instrument = Benchmarks.instrument(settings)
-        found: list[Outcome] = []
-        for number, entry in enumerate(settings.benchmarks):
-            found += outcomes(base, entry, settings, instrument, bench)
-            bench.progress(number + 1, len(settings.benchmarks))
-        subjects = [outcome.subject for outcome in found]
-        for subject in subjects:
-            if subjects.count(subject) > 1:
-                raise RecipeError(f"evaluate.tasks: {subject!r} is measured twice: as a task and in a group or tag")
-        measures = [measure_of(outcome) for outcome in found]
-        shares = [outcome for outcome in found if outcome.is_share]
-        return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
+    described = instrument(settings)
+    found: list[Outcome] = []
+    for number, entry in enumerate(settings.benchmarks):
+        found += outcomes(base, entry, settings, described, bench)
+        bench.progress(number + 1, len(settings.benchmarks))
+    subjects = [outcome.subject for outcome in found]
+    for subject in subjects:
+        if subjects.count(subject) > 1:
+            raise RecipeError(f"evaluate.tasks: {subject!r} is measured twice: as a task and in a group or tag")
+    measures = [measure_of(outcome) for outcome in found]
+    shares = [outcome for outcome in found if outcome.is_share]
+    return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
 
 
 def measure_of(outcome: Outcome) -> Measure:
@@ -197,7 +190,7 @@ def outcomes(
         "include_path": settings.include_path,
         "instrument": {name: value for name, value in instrument.items() if name not in ("tasks", "subject")},
         "batch_size": settings.batch_size,
-        "version": Benchmarks.version,
+        "version": BENCHMARKS.version,
         "log_samples": settings.log_samples,
     }
     file = bench.folder / f"lm_eval-{fingerprint(key)[:16]}.json"
@@ -301,3 +294,13 @@ def guessing(task: Any, metric: str, samples: Sequence[Mapping[str, Any]]) -> fl
     if metric not in ("acc", "acc_norm", "acc_bytes") or any(isinstance(sample["target"], list) for sample in samples):
         return None
     return float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
+
+
+BENCHMARKS = Evaluator(
+    settings=BenchmarksSettings,
+    source="lm-evaluation-harness",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+    reads_rows=False,
+)

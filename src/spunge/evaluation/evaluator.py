@@ -1,9 +1,9 @@
-"""What an evaluator is: which columns it needs, and a function from a model and items to measurements per item."""
+"""What an evaluator is: a value that holds its settings class and a function from a model and items to measures per item."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,10 @@ import pyarrow as pa
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.recipe.schema import EvaluatorSettings
+from spunge.registry import summary_of
 
 T = TypeVar("T")
+S = TypeVar("S", bound=EvaluatorSettings)
 
 
 @dataclass(frozen=True)
@@ -88,26 +90,29 @@ class Bench:
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
-class Evaluator(Protocol):
-    """`version` rises when the same settings give other measurements.
+@dataclass(frozen=True)
+class Evaluator(Generic[S]):
+    """An evaluator. The first line of `measure`'s docstring is what lists say of it."""
 
-    An evaluator may also have:
-    `reads_rows = False`: it brings its own items, and every measure names its subject;
-    `uses_samples = True`: its scores depend on the forget and retain rows too;
-    `instrument(settings) -> dict[str, Any]`: what it measures with beyond the settings, such as a scorer, its revision and
-    its threshold: kept in the results, and runs are compared only where it is the same.
-    Settings with `of: NAME` are given that evaluation's items and subjects, to measure them again.
-    """
+    settings: type[S]
+    source: str  # the paper, or the package that measures
+    # (model, settings, items, bench) -> measures over all items (one row each, columns named by role). The model is left as it
+    # was. Raises RecipeError for items that cannot be used.
+    measure: Callable[[Base, S, pa.Table, Bench], list[Measure]]
+    # (settings, the forget set's text columns) -> role: column or SQL expression over the rows.
+    columns: Callable[[S, Mapping[str, str]], dict[str, str]]
+    # What it measures with beyond the settings, such as a scorer, its revision and its threshold: kept in the results, and runs
+    # are compared only where it is the same.
+    instrument: Callable[[S], dict[str, Any]] | None = None
+    # Name of the evaluation that it measures again, with that one's items and subjects.
+    of: Callable[[S], str | None] = lambda settings: None
+    written_tokens: Callable[[S], int] = lambda settings: (
+        0
+    )  # that the model writes for each item, at the most, for estimates
+    reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
+    uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
+    version: int = 1  # rises when the same settings give other measurements
 
-    Settings: ClassVar[type[EvaluatorSettings]]
-    version: ClassVar[int]
-
-    @staticmethod
-    def columns(settings: Any, forget: Mapping[str, str]) -> dict[str, str]:
-        """Role -> column or SQL expression over the rows; `forget` holds the forget set's text columns, as a default."""
-        ...
-
-    @staticmethod
-    def measure(base: Base, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
-        """Measure the model on every item (one row each, columns named by role). Raises RecipeError for unusable items."""
-        ...
+    @property
+    def summary(self) -> str:
+        return summary_of(self.measure)

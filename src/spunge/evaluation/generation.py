@@ -46,6 +46,11 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
+    @property
+    def tokens(self) -> int:
+        """That are written for each prompt, at the most."""
+        return self.samples * self.max_new_tokens
+
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
     """Each prompt's completions, decoded without special tokens; a completion ends at the end token or at the limit."""

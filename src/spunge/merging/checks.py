@@ -31,7 +31,7 @@ def check(
             )
     for source in sources:
         check_source(base, source)
-    return [*(note for source in sources for note in getattr(source, "notes", [])), *notes]
+    return [*(note for source in sources for note in source.notes), *notes]
 
 
 def check_weights(rule: Rule, settings: Any, weights: Sequence[float]) -> list[str]:

@@ -83,7 +83,7 @@ def merge_command(
 def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
     """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
     name = str(values.get("rule", "ties"))
-    kind: type[RuleSettings] = RULES.get(name).Settings
+    kind: type[RuleSettings] = RULES.get(name).settings
     known = kind.model_fields
     for key in values:
         if key not in known:

@@ -173,7 +173,7 @@ def _key(work: Work) -> dict[str, Any]:
         "rule": work.settings.model_dump(mode="json"),
         "version": RULES.version(work.settings.rule),
         "sources": [[source.fingerprint, weight] for source, weight in zip(work.sources, work.weights, strict=True)],
-        "stamps": [getattr(source, "stamps", []) for source in work.sources],
+        "stamps": [list(source.stamps) for source in work.sources],
         "order": list(work.places),
     }
 
@@ -257,11 +257,9 @@ def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:
     merged = work.rule.combine(kept, work.settings, chunk)
     base = work.base_values(job)
     values = base + merged
-    raw = getattr(work.sources[0], "raw", None)
-    if len(work.sources) == 1 and raw is not None:
+    if len(work.sources) == 1 and (own := work.sources[0].raw(job.name)) is not None:
         # base + (model - base) may round; where the merge is that very difference, the model's own value is meant.
-        own: Tensor = raw(job.name)[job.start : job.stop]
-        values = torch.where(merged == deltas[0], own.float(), values)
+        values = torch.where(merged == deltas[0], own[job.start : job.stop].float(), values)
     result = rounded(values, work.dtypes[job.name], work.drawn(job))
     counts = tally(deltas, kept, merged, chunk.weights)
     counts.note_written(base, merged, result)

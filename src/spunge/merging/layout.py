@@ -90,4 +90,6 @@ def check_finite(name: str, values: torch.Tensor, dtype: torch.dtype) -> None:
     """Raises RecipeError where a tensor of the base is too large for the dtype that it is to be written in."""
     if not bool(torch.isfinite(values).all()):
         shown = str(dtype).removeprefix("torch.")
-        raise RecipeError(f"merge.dtype: tensor {name!r} of the base holds values that {shown} does not; choose float32")
+        raise RecipeError(
+            f"merge.dtype: tensor {name!r} of the base holds values that {shown} does not; choose float32"
+        )

@@ -132,9 +132,7 @@ def _plan(name: str, content: Mapping[str, Any]) -> Plan:
     if base is None:
         raise RecipeError(f"--mergekit: base_model: missing, and {name} needs it")
     # A listed base has no difference from itself, so it counts in a mean or a sum of models and nowhere else.
-    entries = [
-        entry for entry in inputs.entries if name == "linear" or entry.adapter or not _same(entry.model, base)
-    ]
+    entries = [entry for entry in inputs.entries if name == "linear" or entry.adapter or not _same(entry.model, base)]
     if not entries:
         raise RecipeError("--mergekit: models: nothing to merge beside the base")
     if name == "slerp" and len(entries) != 1:
@@ -280,7 +278,9 @@ def _set_normalize(name: str, method: Method, settings: dict[str, Any], values: 
 
 def _check_rescale(name: str, method: Method, key: str, values: Sequence[Any]) -> None:
     if key == "rescale_norm" and any(value not in (None, "l1") for value in values):
-        raise RecipeError(f"--mergekit: rescale_norm: {name} divides by the probability of being kept here; leave it out")
+        raise RecipeError(
+            f"--mergekit: rescale_norm: {name} divides by the probability of being kept here; leave it out"
+        )
     if key == "rescale" and any(value is not None and _truth(key, value) != method.rescale for value in values):
         raise RecipeError(f"--mergekit: rescale: {name} always does{'' if method.rescale else ' not'} here")
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from spunge.weights.rounding import counts
 
-
 WARNED = 0.1  # share of the change's norm that rounding may lose without a word
 
 
@@ -83,8 +82,12 @@ class TensorReport:
     conflicts: float  # share of weighted entries with both signs, among those that two branches or more keep
     before: list[float]  # Euclidean norm of each branch's delta
     after: float  # norm of the merged delta
-    lost: float | None = None  # norm of what rounding takes away or adds, over the merged delta's; None in older reports
-    arrived: float | None = None  # share of the merged delta that the written change has along it: 1 where nothing is lost
+    lost: float | None = (
+        None  # norm of what rounding takes away or adds, over the merged delta's; None in older reports
+    )
+    arrived: float | None = (
+        None  # share of the merged delta that the written change has along it: 1 where nothing is lost
+    )
     stayed: float | None = None  # share of the changed entries that are written as the base has them
 
 

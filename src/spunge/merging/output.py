@@ -141,7 +141,9 @@ class Output:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
         for layout in self.layouts:
             file, target = layout.source, self.aside / layout.source.name
-            touched = [info for name, info in layout.tensors.items() if self.places[name] is info and name in self.changed]
+            touched = [
+                info for name, info in layout.tensors.items() if self.places[name] is info and name in self.changed
+            ]
             if file.name not in self._copied:
                 shared = layout.header is None and not target.exists() and clone(file, target)
                 if not shared:

@@ -93,6 +93,7 @@ def _votes(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (
     source="Yadav et al. 2023, arXiv:2306.01708",
     trim=keep_largest,
     statistics=_ties_statistics,
+    scope=lambda settings: settings.scope,
     weighting=lambda settings: "agreeing",
 )
 def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
@@ -245,7 +246,12 @@ def keep_middle(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> 
     return deltas.masked_fill((size < chunk.facts["cut"].unsqueeze(1)) | too_large, 0.0)
 
 
-@rule(source="Davari & Belilovsky 2023, arXiv:2312.06795", trim=keep_middle, statistics=_breadcrumbs_statistics)
+@rule(
+    source="Davari & Belilovsky 2023, arXiv:2312.06795",
+    trim=keep_middle,
+    statistics=_breadcrumbs_statistics,
+    scope=lambda settings: settings.scope,
+)
 def breadcrumbs(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> Tensor:
     """Drop each branch's smallest entries and its few largest, add the branches."""
     return settings.scale * linear_sum(deltas, chunk, normalize=False)

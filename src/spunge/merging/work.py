@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from spunge.merging.rule import Chunk, Rule
+from spunge.merging.rule import Chunk, Rule, Scope
 from spunge.merging.thresholds import facts_of
 from spunge.weights.checkpoint import Checkpoint, TensorInfo
 from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
@@ -56,8 +56,8 @@ class Work:
         return [name for name in self.base.tensors if any(name in names for names in self._names)]
 
     @property
-    def scope(self) -> str:
-        return str(getattr(self.settings, "scope", "tensor"))
+    def scope(self) -> Scope:
+        return self.rule.scope(self.settings)
 
     def changes(self, place: int, name: str) -> bool:
         """Whether the source at `place` changes a tensor."""
@@ -99,7 +99,6 @@ class Work:
         facts = self.facts.get(job.name) or self.facts.get("", {})
         chunk = Chunk(self.weight_row, job.name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
         return deltas, chunk
-
 
     def drawn(self, job: Job) -> Tensor | None:
         """The draws by which a chunk is rounded; None where it is rounded to the nearest."""

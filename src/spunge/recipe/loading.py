@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.block import Place, Strict
+from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
@@ -110,11 +110,12 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     evaluations = evaluate if isinstance(evaluate, list) else []
     for block in [content.get("forget"), content.get("retain"), *evaluations]:
         _anchor_source(block, folder)
-    for registry, key, blocks in [
+    named: list[tuple[Registry[Any], str, list[Any]]] = [
         (METHODS, "method", [content.get("unlearn")]),
         (RULES, "rule", [content.get("merge")]),
         (EVALUATORS, "kind", evaluations),
-    ]:
+    ]
+    for registry, key, blocks in named:
         for block in blocks:
             if isinstance(block, dict) and isinstance(block.get(key), str):
                 if ".py:" in block[key]:
@@ -134,10 +135,10 @@ def _anchor_source(block: Any, folder: Path) -> None:
         block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
 
 
-def _anchor_places(block: dict[str, Any], registry: Registry, name: str, folder: Path) -> None:
+def _anchor_places(block: dict[str, Any], registry: Registry[Any], name: str, folder: Path) -> None:
     """Make the settings absolute that the named object marks as places."""
     try:
-        settings: type[Strict] = registry.get(name).Settings
+        settings = registry.get(name).settings
     except RecipeError:
         return  # the validation that follows says so
     for key, info in settings.model_fields.items():

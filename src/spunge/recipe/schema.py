@@ -116,14 +116,14 @@ class RuleSettings(Strict):
     rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
     dtype: Literal["base", "float32", "bfloat16", "float16"] = Field(
         "base",
-        description="What the merged checkpoint is written in, and what every stage is judged in the precision of: the base's "
-        "own dtype, or another. float32 holds the merge whole and takes twice the disk of a 16-bit base.",
+        description="What the merged checkpoint is written in: the base's own dtype, or another. Branches and controls are judged "
+        "as they would be written so. float32 holds the merge whole, in twice the disk of a 16-bit base.",
     )
     rounding: Literal["auto", "nearest", "stochastic"] = Field(
         "auto",
-        description="How 16-bit numbers are rounded. nearest loses changes below half a step; stochastic goes up or down by a "
-        "fixed draw, so that small changes survive in the mean; auto is stochastic in the tensors where nearest would leave most "
-        "of the changed entries as they were.",
+        description="How sums are rounded to a 16-bit dtype. nearest loses what is below half a step of it; stochastic goes up or "
+        "down by a fixed draw, so that small changes survive in the mean over many entries; auto: nearest, or stochastic where "
+        "nearest would lose more than a tenth of the change.",
     )
 
 
@@ -152,7 +152,7 @@ class EvaluatorSettings(Strict):
     )
 
 
-def _named(registry: Registry, key: str, default: str | None) -> Any:
+def _named(registry: Registry[Any], key: str, default: str | None) -> Any:
     """Turn {key: NAME, ...} into the settings class that the named object declares."""
 
     def build(value: Any) -> Any:
@@ -163,7 +163,7 @@ def _named(registry: Registry, key: str, default: str | None) -> Any:
         name = value.get(key, default)
         if not isinstance(name, str):
             raise RecipeError(f"{registry.setting}: missing; known: {', '.join(registry.names())}")
-        settings: type[Strict] = registry.get(name).Settings
+        settings = registry.get(name).settings
         return validated(settings, {**value, key: name}, registry.setting.rpartition(".")[0])
 
     return BeforeValidator(build)
@@ -262,18 +262,22 @@ class Recipe(Strict):
                 raise ValueError(f"evaluate: two evaluations are called {name!r}; give each a name of its own")
         known = set(names)
         for name, entry in zip(names, self.evaluate, strict=True):
-            of = getattr(entry, "of", None)
+            of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
         controls = [control.name for control in self.controls]
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
-        needs = METHODS.get(self.unlearn.method).needs_retain
-        if (needs(self.unlearn) if callable(needs) else needs) and self.retain is None:
+        if self.retain is None and METHODS.get(self.unlearn.method).needs_retain(self.unlearn):
             raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
         return self
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:
     return entry.name or entry.kind
+
+
+def measured_again(entry: EvaluatorSettings) -> str | None:
+    """Name of the evaluation whose items an evaluation measures again, after an attack."""
+    return EVALUATORS.get(entry.kind).of(entry)

@@ -24,7 +24,7 @@ from spunge.errors import RecipeError
 from spunge.files import fingerprint, is_done, read_json, unwritable, write_text
 from spunge.model.hub import local_folder, unpickled
 from spunge.recipe.loading import dump_recipe, load_recipe
-from spunge.recipe.schema import Control, EvaluatorSettings, Recipe, RuleSettings, evaluation_name
+from spunge.recipe.schema import Control, EvaluatorSettings, Recipe, RuleSettings, evaluation_name, measured_again
 from spunge.registry import EVALUATORS, METHODS, RULES
 from spunge.weights.checkpoint import Checkpoint
 
@@ -149,8 +149,7 @@ class Run:
         }
         if job.after is not None:
             content["after"] = self.key(job.after)
-        # A method may read files of its own: `inputs(settings, values of the job's parts, of all)` gives their content.
-        if (inputs := getattr(METHODS.get(unlearn.method), "inputs", None)) is not None:
+        if (inputs := METHODS.get(unlearn.method).inputs) is not None:
             every = [part.value for part in self.parts.parts]
             content["inputs"] = inputs(unlearn, [part.value for part in job.parts], every)
         return fingerprint(content)
@@ -187,18 +186,18 @@ class Run:
         found: dict[str, Items] = {}
         entries = self.recipe.evaluate
         # Those that measure another one again come after it, whatever the recipe's order.
-        for place, entry in sorted(enumerate(entries), key=lambda pair: getattr(pair[1], "of", None) is not None):
+        for place, entry in sorted(enumerate(entries), key=lambda pair: measured_again(pair[1]) is not None):
             found[evaluation_name(entry)] = self._items(entry, f"evaluate.{place}", found)
         read = [found[evaluation_name(entry)] for entry in entries]
-        refuse_shared_subjects([items for items in read if getattr(items.settings, "of", None) is None])
+        refuse_shared_subjects([items for items in read if measured_again(items.settings) is None])
         return read
 
     def _items(self, entry: EvaluatorSettings, setting: str, earlier: Mapping[str, Items]) -> Items:
         evaluator = EVALUATORS.get(entry.kind)
-        of = getattr(entry, "of", None)
+        of = measured_again(entry)
         if of is not None:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
-        if not getattr(evaluator, "reads_rows", True):
+        if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
         return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)
 
@@ -222,12 +221,12 @@ class Run:
             "items": items.sha256,
             "version": EVALUATORS.version(items.settings.kind),
         }
-        if hasattr(evaluator, "instrument"):
+        if evaluator.instrument is not None:
             content["instrument"] = self.instrument(items)
-        if (of := getattr(items.settings, "of", None)) is not None:
+        if (of := measured_again(items.settings)) is not None:
             inner = next(other for other in self.evaluations if other.name == of)
             content["of"] = self._scores_key("", inner)
-        if of is not None or getattr(evaluator, "uses_samples", False):
+        if of is not None or evaluator.uses_samples:
             content["rows"] = [[part.value, part.samples.sha256] for part in self.parts.parts]
             content["retain"] = self.retain.sha256 if self.retain else None
         return fingerprint(content)
@@ -235,7 +234,7 @@ class Run:
     def instrument(self, items: Items) -> dict[str, Any] | None:
         """What an evaluation measures with beyond its settings, such as a scorer and its revision."""
         if items.name not in self._instruments:
-            tell = getattr(EVALUATORS.get(items.settings.kind), "instrument", None)
+            tell = EVALUATORS.get(items.settings.kind).instrument
             self._instruments[items.name] = None if tell is None else tell(items.settings)
         return self._instruments[items.name]
 

@@ -21,6 +21,7 @@ from spunge.evaluation.statistics import difference, recovery, score, worst
 from spunge.files import read_json, write_json
 from spunge.model.loading import Base
 from spunge.progress import Watcher
+from spunge.recipe.schema import measured_again
 from spunge.registry import EVALUATORS
 from spunge.run.jobs import Job, Run
 from spunge.weights.checkpoint import Checkpoint
@@ -154,8 +155,7 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def measure_to_json(measure: Measure) -> dict[str, Any]:
-    arrays = {key: getattr(measure, key).tolist() for key in ("numerator", "denominator")}
-    return {**vars(measure), **arrays}
+    return {**vars(measure), "numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
 
 
 def measure_from_json(content: Mapping[str, Any]) -> Measure:
@@ -254,7 +254,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
     """How much of what was forgotten an attack brings back, by subject."""
     for each in stages[stage].values():
         attacked = each.measures[0]
-        of: str = getattr(each.evaluation.settings, "of", None) or ""
+        of: str = measured_again(each.evaluation.settings) or ""
         key = (of, attacked.of or "", attacked.subject or "")
         before, after = stages["base"].get(key), stages[stage].get(key)
         if attacked.of is None or before is None or after is None:

@@ -216,7 +216,7 @@ def settled(work: Run, memory: _Memory, watcher: Watcher) -> _Chosen:
     parts are therefore no part of the fingerprint.
     """
     unlearn = work.recipe.unlearn
-    settle = getattr(METHODS.get(unlearn.method), "settle", None)
+    settle = METHODS.get(unlearn.method).settle
     undecided = [name for name, value in unlearn if value == "auto"]
     if settle is None or not undecided:
         return _Chosen(unlearn, {})
@@ -249,7 +249,7 @@ def settled(work: Run, memory: _Memory, watcher: Watcher) -> _Chosen:
 
 def _base_for(work: Run, settings: Any, memory: _Memory) -> Base:
     """What training needs of the base: its first blocks where the method says that these are enough."""
-    last_block = getattr(METHODS.get(settings.method), "last_block", None)
+    last_block = METHODS.get(settings.method).last_block
     if last_block is None:
         return memory.base
     return memory.first_blocks(last_block(settings, model_depth(work.base_folder, work.recipe.model)))

@@ -16,13 +16,13 @@ import torch
 
 from spunge.data.items import Items
 from spunge.data.samples import Samples
-from spunge.model.architecture import DOWN_PROJECTIONS
 from spunge.model.loading import bfloat16_speedup, pick_device
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
-from spunge.registry import METHODS
+from spunge.registry import EVALUATORS, METHODS
 from spunge.run.jobs import Job, Run, claim
 from spunge.run.pipeline import seeded
+from spunge.unlearning.loop import TrainingSettings
 from spunge.weights.checkpoint import Checkpoint
 
 EFFICIENCY = 0.35  # share of a large matrix product's speed that a small model's step reaches
@@ -76,11 +76,12 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path = "run
 
 def _stages(work: Run, size: "_Size | None", further: bool) -> Iterator[Stage]:
     """What one seed's run does. further: it is not the first, so that the base is judged already."""
-    unlearn: Any = work.recipe.unlearn
+    unlearn = work.recipe.unlearn
     mark = f"seed {work.recipe.seed}: " if further else ""
     resumed = Path(work.recipe.model.path).is_dir() and (work.folder / "recipe.yaml").exists()
     for job in work.trainings:
-        steps = sum(unlearn.steps_of({part.value: len(part.samples) for part in job.parts}).values())
+        rows = {part.value: len(part.samples) for part in job.parts}
+        steps = sum(unlearn.steps_of(rows).values()) if isinstance(unlearn, TrainingSettings) else 0
         title = f"unlearn {', '.join(part.value for part in job.parts)} ({steps} steps)"
         seconds = size.training(steps, job, work.recipe) if size else None
         yield Stage(mark + job.title, title, resumed and work.done(job), seconds)
@@ -113,17 +114,20 @@ class _Size:
         cpu = pick_device(work.recipe.model.device).type == "cpu"
         reduced = work.recipe.model.dtype in ("auto", "bfloat16") and (not cpu or bfloat16_speedup() > 1.2)
         dtype = torch.bfloat16 if reduced else torch.float32
-        trained = _trained_entries(work.recipe.unlearn, checkpoint)
+        unlearn = work.recipe.unlearn
+        trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
         config = json.loads((work.base_folder / "config.json").read_text())
         depth = config.get("num_hidden_layers") or config.get("n_layer") or 1
         return cls(entries, checkpoint.nbytes, trained, _speed(dtype), 2 if reduced else 4, depth)
 
     def training(self, steps: int, job: Job, recipe: Recipe) -> float:
-        unlearn: Any = recipe.unlearn
-        length: float = min(_mean_tokens([part.samples for part in job.parts]), unlearn.max_length)
+        unlearn = recipe.unlearn
+        passes = METHODS.get(unlearn.method).passes
+        if passes is None or not isinstance(unlearn, TrainingSettings):
+            return 0.0
+        length = min(_mean_tokens([part.samples for part in job.parts]), unlearn.max_length)
         tokens = steps * unlearn.batch_size * unlearn.accumulation * length
-        passes: float = METHODS.get(unlearn.method).passes(unlearn, self.depth)
-        return round(float(2 * self.entries * tokens * passes / self.speed), 1)
+        return round(2 * self.entries * tokens * passes(unlearn, self.depth) / self.speed, 1)
 
     def judging(self, evaluations: list[Items]) -> float:
         letters: int = sum(items.table.nbytes for items in evaluations)
@@ -143,30 +147,7 @@ class _Size:
 
 def _written_tokens(items: Items) -> int:
     """Tokens of the completions that an evaluation asks for, at most."""
-    settings = getattr(items.settings, "generation", None)
-    return items.table.num_rows * settings.samples * settings.max_new_tokens if settings else 0
-
-
-def _trained_entries(unlearn: Any, checkpoint: Checkpoint) -> int:
-    """Entries that one branch trains: the factors of LoRA, the chosen tensors, or all; or brings, where nothing is trained."""
-    if (stored := getattr(unlearn, "stored_entries", None)) is not None:
-        return int(stored(checkpoint))
-    what = getattr(unlearn, "trainable", None)
-    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
-    if what is None:
-        sizes = [info.numel for info in matrices if any(f".{name}.weight" in info.name for name in DOWN_PROJECTIONS)]
-        return sum(sorted(sizes)[-3:])
-    if what.kind == "lora":
-        named = what.targets if isinstance(what.targets, list) else ["q_proj", "v_proj", "query_key_value", "c_attn"]
-        chosen = [
-            info for info in matrices if what.targets == "all-linear" or any(f".{name}." in info.name for name in named)
-        ]
-        return sum(what.rank * sum(info.shape) for info in chosen)
-    if what.kind == "tensors":
-        import fnmatch
-
-        return sum(i.numel for i in checkpoint.tensors.values() if any(fnmatch.fnmatch(i.name, p) for p in what.match))
-    return sum(info.numel for info in checkpoint.tensors.values())
+    return int(items.table.num_rows) * EVALUATORS.get(items.settings.kind).written_tokens(items.settings)
 
 
 def _mean_tokens(samples: list[Samples]) -> float:

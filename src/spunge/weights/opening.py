@@ -29,7 +29,7 @@ def open_source(place: "str | Path", base: Path, label: str | None = None) -> So
 
 def check_source(base: Checkpoint, source: Source) -> None:
     """Raises RecipeError for a delta made from another base, and for tensors that the base lacks or has in other shapes."""
-    made_from = getattr(source, "base", None)
+    made_from = source.base
     if made_from is not None and made_from != base.fingerprint():
         raise RecipeError(
             f"--base: {source.label!r} was made from a base with fingerprint {made_from[:12]}, this one has "

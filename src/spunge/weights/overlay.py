@@ -80,7 +80,9 @@ def swapped(parameters: Mapping[str, Tensor], checkpoint: Checkpoint, names: Ite
         yield
 
 
-def as_written(base: Checkpoint, deltas: Sequence[Delta], dtype: str, rounding: Rounding) -> Iterator[tuple[str, Tensor]]:
+def as_written(
+    base: Checkpoint, deltas: Sequence[Delta], dtype: str, rounding: Rounding
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of base + deltas, added one after the other, as a checkpoint holds them: by name, in the base's shapes.
 
     dtype: base, or a dtype's name. Tensors that only take fewer bits than the base has come too.

@@ -34,9 +34,7 @@ def stored_dtypes(base: Checkpoint, wanted: str) -> dict[str, torch.dtype]:
         return {name: info.dtype for name, info in base.tensors.items()}
     target: torch.dtype = getattr(torch, wanted)
     main = main_dtype(base)
-    return {
-        name: target if _takes(info.dtype, main, target) else info.dtype for name, info in base.tensors.items()
-    }
+    return {name: target if _takes(info.dtype, main, target) else info.dtype for name, info in base.tensors.items()}
 
 
 def main_dtype(base: Checkpoint) -> torch.dtype:

@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +37,26 @@ class Source(Protocol):
         """Of its content."""
 
     @property
+    def base(self) -> str | None:
+        """Fingerprint of the base it was made from, where it says so."""
+
+    @property
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Size and time of its files, beside the fingerprint; see `stamps`."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is odd about it, for people."""
+
+    @property
     def names(self) -> Collection[str]:
         """The base's tensors that this source changes."""
+
+    def stored(self, name: str) -> Tensor | None:
+        """The whole difference, flat, where it lies dense and in float32 in a file."""
+
+    def raw(self, name: str) -> Tensor | None:
+        """The model's own values, flat, in its own dtype, where the source is a full model."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a changed tensor."""
@@ -87,6 +105,7 @@ class DeltaSource:
 
     delta: Delta
     label: str = ""
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.label = self.label or self.delta.folder.name
@@ -114,11 +133,13 @@ class DeltaSource:
         return tuple(self.delta.tensors[name]["shape"])
 
     def stored(self, name: str) -> Tensor | None:
-        """The whole difference, flat, where it is stored dense in float32."""
         if self.delta.tensors[name]["kind"] != "dense":
             return None
         values = self._mapped.view(name)
         return values if values.dtype == torch.float32 else None
+
+    def raw(self, name: str) -> Tensor | None:
+        return None
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         if self.delta.tensors[name]["kind"] == "dense":
@@ -140,7 +161,8 @@ class CheckpointSource:
     label: str
     changes: Collection[str]
     aliases: Mapping[str, str] = field(default_factory=dict)  # the base's tensor -> the one that holds it here
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    base: str | None = None
 
     def __post_init__(self) -> None:
         self._mapped = Mapped(self.checkpoint)
@@ -160,8 +182,10 @@ class CheckpointSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.tensors[self.aliases.get(name, name)].shape
 
+    def stored(self, name: str) -> Tensor | None:
+        return None
+
     def raw(self, name: str) -> Tensor:
-        """The model's own values, flat, in its own dtype."""
         return self._mapped.view(self.aliases.get(name, name))
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
@@ -176,10 +200,19 @@ class AdapterSource:
     fingerprint: str
     factors: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`)
+    base: str | None = None
+    stamps: Sequence[tuple[int, int]] = ()
+    notes: Sequence[str] = ()
 
     @property
     def names(self) -> Collection[str]:
         return dict.fromkeys([*self.factors, *self.replaced])
+
+    def stored(self, name: str) -> Tensor | None:
+        return None
+
+    def raw(self, name: str) -> Tensor | None:
+        return None
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.replaced:

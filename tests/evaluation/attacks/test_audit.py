@@ -15,9 +15,9 @@ from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.relearning import Relearn, chosen
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.audit import Audit, AuditSettings
+from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.perplexity import Perplexity, PerplexitySettings
+from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.unlearning.finetuning import finetune
@@ -55,7 +55,7 @@ def weights(base: Any) -> dict[str, torch.Tensor]:
 def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows_back(load: Callable[..., Any]) -> None:
     base = load(initializer_range=0.3)  # as great as a trained model's: LoRA leaves the output head as it is
     before = weights(base)
-    [plain] = Perplexity.measure(base, INNER, ITEMS, BENCH)
+    [plain] = PERPLEXITY.measure(base, INNER, ITEMS, BENCH)
     attack = {
         "kind": "relearn",
         "on": "forget",
@@ -64,7 +64,7 @@ def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows
         "batch_size": 8,
         "learning_rate": 0.02,
     }
-    found = Audit.measure(base, audit(attack), ITEMS, BENCH)
+    found = AUDIT.measure(base, audit(attack), ITEMS, BENCH)
     assert [measure.metric for measure in found] == [
         f"perplexity after relearning on 16 forget rows, {step} steps" for step in (0, 10, 30)
     ]
@@ -84,7 +84,7 @@ def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows
 def test_relearning_on_few_steps_is_the_start_of_relearning_on_many(load: Callable[..., Any]) -> None:
     base = load()
     runs = [{"kind": "relearn", "on": "retain", "steps": steps, **TINY_STEPS} for steps in ([4], [2, 4, 6])]
-    short, long = (Audit.measure(base, audit(attack), ITEMS, BENCH) for attack in runs)
+    short, long = (AUDIT.measure(base, audit(attack), ITEMS, BENCH) for attack in runs)
     assert short[0].metric == long[1].metric == "perplexity after relearning on 20 retain rows, 4 steps"
     assert short[0].numerator.tolist() == long[1].numerator.tolist()
 
@@ -105,7 +105,7 @@ def test_relearned_forget_rows_come_evenly_from_the_parts() -> None:
 
 def test_relearning_needs_rows(load: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match=r"add retain\.source, or set it to forget"):
-        Audit.measure(load(), audit({"kind": "relearn"}), ITEMS, replace(BENCH, retain=None))
+        AUDIT.measure(load(), audit({"kind": "relearn"}), ITEMS, replace(BENCH, retain=None))
 
 
 def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., Any]) -> None:
@@ -130,7 +130,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
             {"kind": "quantise", "bits": "int8"},
             {"kind": "quantise", "bits": "rtn4"},
         ):
-            Audit.measure(load(), audit(attack), ITEMS, bench)
+            AUDIT.measure(load(), audit(attack), ITEMS, bench)
     assert seen[0] == "model", "before the first step it is the stage's own model"
     assert len(set(seen)) == 6
     assert done[:3] == [(1, 6), (3, 6), (5, 6)]
@@ -179,7 +179,7 @@ def test_audits_that_make_no_sense_are_refused(toy_recipe: dict[str, Any], entry
 def test_an_audit_of_an_audit_is_refused(load: Callable[..., Any]) -> None:
     bench = replace(BENCH, settings_of={"forgotten": audit({"kind": "quantise"})})
     with pytest.raises(RecipeError, match="is an audit itself"):
-        Audit.measure(load(), audit({"kind": "quantise"}), ITEMS, bench)
+        AUDIT.measure(load(), audit({"kind": "quantise"}), ITEMS, bench)
 
 
 def test_a_recipe_with_audits_is_written_out_and_read_back(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +305,7 @@ def test_a_run_trains_on_the_first_blocks_and_loads_the_rest_to_judge(
     assert [each for each in seen if not isinstance(each, str)] == [1, None]
     assert seen.index("unlearn branch:asia") < seen.index(1) < seen.index("unlearn branch:europe")
     assert seen.index("merge") < seen.index(None)
-    monkeypatch.setattr(RMU, "last_block", staticmethod(lambda settings, depth: None))
+    monkeypatch.setattr("spunge.unlearning.rmu.rmu.RMU", replace(RMU, last_block=None))
     seen = watched(toy_recipe, tmp_path / "whole", monkeypatch, "unlearn.layer=1")
     assert [each for each in seen if not isinstance(each, str)] == [None]
     for job in ("branches/europe", "branches/asia", "controls/joint"):

@@ -266,7 +266,23 @@ def _compare(base, merged, written, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(**_fast)
-def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, out_kind, at_random, place, gram, sums, counts):  # type: ignore[no-untyped-def]
+def ties(  # type: ignore[no-untyped-def]
+    addresses,
+    kinds,
+    base,
+    base_kind,
+    entries,
+    cuts,
+    weights,
+    scale,
+    out,
+    out_kind,
+    at_random,
+    place,
+    gram,
+    sums,
+    counts,
+):
     """TIES over `entries`; writes the merged model to the memory at `out`, bf16 or float32, or (DELTA) the merged delta.
 
     at_random: whether bf16 is rounded by draws; place: the first entry's, with the tensor's seed. Adds to gram (k, k): inner

@@ -1,0 +1,69 @@
+"""Commands on a recipe: run it, say what a run would do, show its parts."""
+
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
+]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
+OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
+
+
+def run(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
+    with loading():
+        from spunge.progress import Terminal
+        from spunge.recipe.loading import load_recipe
+        from spunge.run.pipeline import default_folder
+        from spunge.run.pipeline import run as run_recipe
+
+    watcher = Terminal()
+    quiet()
+    try:
+        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher)
+    finally:
+        watcher.close()
+    if as_json:
+        print_json(results.content)
+        return
+    print_scores(results.content)
+    typer.echo(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+
+
+def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+    """Say what a run would do, what is done already, and about how much memory, disk and time it takes. Loads no weights."""
+    from spunge.recipe.loading import load_recipe
+    from spunge.run.pipeline import default_folder
+    from spunge.run.plan import plan as plan_recipe
+    from spunge.run.plan import plan_text
+
+    quiet()
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe))
+    if as_json:
+        print_json(planned.to_json())
+    else:
+        typer.echo(plan_text(planned))
+
+
+def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+    from spunge.data.split import split_rows
+    from spunge.recipe.loading import load_recipe
+    from spunge.report.wording import aligned, name, shortened
+
+    quiet()
+    parts = split_rows(load_recipe(recipe, overrides))
+    if as_json:
+        print_json(parts.to_json())
+        return
+    lines = [["part", "rows", "selected", "folder"]]
+    for part in parts.parts:
+        lines.append([shortened(name(part.value), 60), str(part.rows), str(len(part.samples)), part.slug])
+    typer.echo(aligned(lines))
+    typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    for value, reason in parts.dropped.items():
+        typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
