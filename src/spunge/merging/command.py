@@ -146,6 +146,8 @@ def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSet
 
 def _delta(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan) -> Merged:
     changes = {name: Sparse.of(delta) for name, delta in merged_changes(base, sources, settings, plan.weights)}
+    if not changes:
+        raise RecipeError("--model: no model differs from the base; there is nothing to write")
     info = {
         "base": Checkpoint(base).fingerprint(),
         "merge": settings.model_dump(mode="json"),

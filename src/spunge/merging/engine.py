@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
+from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
@@ -35,7 +36,7 @@ from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import narrowed, rounded
-from spunge.weights.sources import Source
+from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
@@ -103,10 +104,17 @@ def prepared(
     """The work of a merge, checked, and notes on what is odd. Raises RecipeError for inputs that do not fit."""
     rule = RULES.get(settings.rule)
     notes = check(base, sources, rule, settings, weights)
-    order = sorted(range(len(sources)), key=lambda i: (sources[i].fingerprint, weights[i], sources[i].label))
+    mapped = Mapped(base)
+    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+        names = [changed_names(source, mapped, pool) for source in sources]
+    identities = [identity(source, own, mapped) for source, own in zip(sources, names, strict=True)]
+    notes += [f"{source.label!r} has the base's own weights" for source, own in zip(sources, names, strict=True) if not own]
+    order = in_own_order(identities, weights, [source.label for source in sources])
     work = Work(
-        base=base,
+        mapped=mapped,
         sources=[sources[place] for place in order],
+        names=[names[place] for place in order],
+        identities=[identities[place] for place in order],
         places=[order.index(place) for place in range(len(sources))],
         weights=[weights[place] for place in order],
         rule=rule,
@@ -122,7 +130,7 @@ def merged_changes(
     """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
     work, _notes = prepared(Checkpoint(base), sources, settings, [1.0] * len(sources) if weights is None else weights)
     with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
-        if work.scope != "tensor":
+        if work.scope != "tensor" and work.changed:
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
         for name in work.changed:
             if work.scope == "tensor":
@@ -139,7 +147,7 @@ def merged_values(
     work, _notes = prepared(Checkpoint(base), sources, settings, given)
     with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
         fast = fast_path(work)
-        if work.scope != "tensor":
+        if work.scope != "tensor" and work.changed:
             work.facts = statistics(work, {"": work.changed}, pool, fast)
         work.choose_rounding(pool)
         for name in work.changed:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,8 +31,10 @@ class Job(NamedTuple):
 class Work:
     """Sources stand in an order that depends on their content alone, so that the user's order changes nothing."""
 
-    base: Checkpoint
+    mapped: Mapped  # the base
     sources: Sequence[Source]
+    names: Sequence[frozenset[str]]  # the tensors that each source changes
+    identities: Sequence[str]  # what random rules are seeded by, hexadecimal
     places: Sequence[int]  # places[i]: where the user's i-th source stands in `sources`
     weights: Sequence[float]  # in the order of `sources`
     rule: Rule
@@ -40,20 +43,19 @@ class Work:
     facts: Facts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.mapped = Mapped(self.base)
+        self.base = self.mapped.checkpoint
         self.dtypes = stored_dtypes(self.base, self.settings.dtype)
         self.at_random = self.settings.rounding == "stochastic"  # how sums are rounded to 16 bits
         self.order = tuple(self.places.index(place) for place in range(len(self.sources)))
-        self.seeds = tuple(int(source.fingerprint[:15], 16) for source in self.sources)
+        self.seeds = tuple(int(identity[:15], 16) for identity in self.identities)
         self.weight_row = torch.tensor(self.weights, dtype=torch.float32)
-        self._names = [frozenset(source.names) for source in self.sources]
 
-    @property
+    @cached_property
     def changed(self) -> list[str]:
         """The tensors that any source changes, or all where the rule changes all, in the base's order."""
         if self.rule.every_tensor:
             return [name for name, info in self.base.tensors.items() if info.dtype.is_floating_point]
-        return [name for name in self.base.tensors if any(name in names for names in self._names)]
+        return [name for name in self.base.tensors if any(name in names for names in self.names)]
 
     @property
     def scope(self) -> Scope:
@@ -61,7 +63,7 @@ class Work:
 
     def changes(self, place: int, name: str) -> bool:
         """Whether the source at `place` changes a tensor."""
-        return name in self._names[place]
+        return name in self.names[place]
 
     def population(self, names: Sequence[str]) -> int:
         """How many entries a share is counted over."""

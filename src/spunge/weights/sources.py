@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -253,18 +253,33 @@ def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:
 
 def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
     """sha256 over every tensor's name, dtype and shape and over samples of its bytes: quick, and equal for equal content."""
-    total = hashlib.sha256(extra.encode())
     streams = {file: file.open("rb") for file in checkpoint.files}
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        info = checkpoint.tensors[name]
+        streams[info.file].seek(info.start + start)
+        return streams[info.file].read(stop - start)
+
     try:
-        for name in sorted(checkpoint.tensors):
-            info = checkpoint.tensors[name]
-            total.update(f"{name}:{info.dtype}:{list(info.shape)}".encode())
-            for offset in range(8):
-                streams[info.file].seek(info.start + (info.stop - info.start) * offset // 8)
-                total.update(streams[info.file].read(min(512, math.ceil((info.stop - info.start) / 8))))
+        described = {name: (info.dtype, list(info.shape)) for name, info in checkpoint.tensors.items()}
+        return sketched(described, read, extra)
     finally:
         for stream in streams.values():
             stream.close()
+
+
+def sketched(
+    described: Mapping[str, tuple[torch.dtype, list[int]]], read: Callable[[str, int, int], bytes], extra: str = ""
+) -> str:
+    """The sketch of tensors that are described by dtype and shape; read: (name, first byte, last byte) -> those bytes."""
+    total = hashlib.sha256(extra.encode())
+    for name in sorted(described):
+        dtype, shape = described[name]
+        total.update(f"{name}:{dtype}:{shape}".encode())
+        size = math.prod(shape) * dtype.itemsize
+        for offset in range(8):
+            start = size * offset // 8
+            total.update(read(name, start, start + min(512, math.ceil(size / 8))))
     return total.hexdigest()
 
 
