@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from spunge.errors import RecipeError, suggestion
 
 if TYPE_CHECKING:
+    from spunge.evaluation.attacks.attack import Attack
     from spunge.evaluation.evaluator import Evaluator
     from spunge.merging.rule import Rule
     from spunge.recipe.block import Strict
@@ -49,7 +50,7 @@ class Value(Protocol):
 T = TypeVar("T", bound=Value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry(Generic[T]):
     setting: str  # the recipe's key, for errors
     noun: str
@@ -202,5 +203,19 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
         "audit": "spunge.evaluation.audit:AUDIT",
+    },
+)
+ATTACKS: "Registry[Attack[Any]]" = Registry(
+    "evaluate.attack.kind",
+    "attack",
+    "spunge.attacks",
+    "spunge.evaluation.attacks.attack:Attack",
+    {
+        "relearn": "spunge.evaluation.attacks.relearning:RELEARN",
+        "quantise": "spunge.evaluation.attacks.quantisation:QUANTISE",
+        "reword": "spunge.evaluation.attacks.rewording:REWORD",
+        "prefix": "spunge.evaluation.attacks.prefixing:PREFIX",
+        "probe": "spunge.evaluation.attacks.hidden:PROBE",
+        "membership": "spunge.evaluation.attacks.membership:MEMBERSHIP",
     },
 )

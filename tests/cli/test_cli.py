@@ -196,9 +196,9 @@ def test_an_unwritable_folder_is_named(recipe_file: Path) -> None:
 def test_a_full_disk_is_named(recipe_file: Path, tmp_path: Path) -> None:
     """Writing a delta fails as safetensors fails on a disk without room (its message read off a full tmpfs)."""
     program = (
-        "import sys; from safetensors import SafetensorError; import spunge.weights.delta\n"
-        "def full(*_): raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')\n"
-        "spunge.weights.delta.save_file = full\n"
+        "import sys; from safetensors import SafetensorError; import spunge.weights.writing\n"
+        "def full(*_, **__): raise SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')\n"
+        "spunge.weights.writing.save_file = full\n"
         "from spunge.cli import main; sys.argv = ['spunge', 'run', sys.argv[1], '--out', sys.argv[2]]; main()"
     )
     done = subprocess.run(

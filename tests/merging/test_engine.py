@@ -260,6 +260,18 @@ def test_the_report_tells_shares_conflicts_norms_and_cosines(base, tmp_path):
     assert engine.MergeReport.from_json(stored) == report
 
 
+def test_two_processes_do_not_write_one_merge(base, branches, tmp_path):
+    from spunge.files import alone
+
+    aside = tmp_path / ".out.merging"
+    aside.mkdir()
+    settings = TiesSettings(rule="ties")
+    with alone(aside), pytest.raises(RecipeError, match="another process is at work in"):
+        merge(base, branches, settings, tmp_path / "out")
+    assert merge(base, branches, settings, tmp_path / "out").tensors
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
 def test_an_interrupted_merge_goes_on_and_gives_the_same(base, branches, tmp_path, monkeypatch):
     merge(base, branches, TiesSettings(), tmp_path / "whole")
     monkeypatch.setattr(engine, "BATCH", 1)

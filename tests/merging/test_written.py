@@ -9,12 +9,14 @@ from safetensors.torch import load_file, save_file
 from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
 from spunge.merging.command import merge_command, summary
-from spunge.merging.engine import merge, merged_values
+from spunge.merging.engine import merge
 from spunge.merging.rules import TaskArithmeticSettings, TiesSettings
+from spunge.merging.values import merged_values
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank
 from spunge.weights.overlay import as_written, moves, overlaid
+from spunge.weights.rounding import Storage
 
 SMALL = 2e-4  # of a weight of deviation 1, whose bfloat16 step is about 0.004
 HALVES = [torch.bfloat16, torch.float16]
@@ -197,7 +199,7 @@ def test_a_branch_is_judged_with_the_values_of_its_written_file(tmp_path, dtype,
     base, source, _ = changed(tmp_path, dtype)
     chosen = TaskArithmeticSettings(**values)
     merge(base, [source], chosen, tmp_path / "out")
-    found = dict(as_written(Checkpoint(base), [source.delta], chosen.dtype, chosen.rounding))
+    found = dict(as_written(Checkpoint(base), [source.delta], Storage(chosen.dtype, chosen.rounding)))
     for name, tensor in read(tmp_path / "out").items():
         assert torch.equal(found.get(name, read(base)[name]), tensor)
 
@@ -218,7 +220,7 @@ def test_a_model_in_float32_is_judged_as_transformers_loads_the_written_file(tin
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     parameters = {key: parameter.data for key, parameter in model.named_parameters()}
     before = {key: value.clone() for key, value in parameters.items()}
-    with overlaid(parameters, as_written(Checkpoint(base), [source.delta], chosen.dtype, chosen.rounding)):
+    with overlaid(parameters, as_written(Checkpoint(base), [source.delta], Storage(chosen.dtype, chosen.rounding))):
         for key, parameter in written.named_parameters():
             assert torch.equal(parameter.detach(), parameters[key])
     assert all(torch.equal(before[key], value) for key, value in parameters.items())
@@ -227,7 +229,7 @@ def test_a_model_in_float32_is_judged_as_transformers_loads_the_written_file(tin
 def test_deltas_laid_one_over_the_other_are_rounded_once(tmp_path):
     base, source, changes = changed(tmp_path)
     deltas = [source.delta] * 40  # each a small part of a step
-    found = dict(as_written(Checkpoint(base), deltas, "base", "nearest"))
+    found = dict(as_written(Checkpoint(base), deltas, Storage("base", "nearest")))
     for name, change in changes.items():
         total = read(base)[name].float()
         for _ in deltas:
@@ -254,7 +256,7 @@ def test_values_laid_over_go_when_what_gives_them_fails(tmp_path):
 def test_a_delta_that_is_lost_in_rounding_moves_nothing(tmp_path, rounding, dtype, moved):
     base = write_checkpoint(tmp_path / "base", {"a.weight": torch.full((60, 50), 0.7).bfloat16()})
     source = delta_source(tmp_path / "delta", base, {"a.weight": torch.full((60, 50), 3e-5)})
-    assert moves(Checkpoint(base), source.delta, dtype, rounding) is moved
+    assert moves(Checkpoint(base), source.delta, Storage(dtype, rounding)) is moved
 
 
 @pytest.mark.parametrize("form", [{"as_delta": True}, {"as_adapter": 2}])

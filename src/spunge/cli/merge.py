@@ -1,6 +1,5 @@
 """`spunge merge`: models that exist already, merged into their base."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,27 +32,30 @@ def merge(
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
     with loading():
-        from spunge.merging.command import merge_command, parsed_settings, summary
+        from spunge.merging.command import merge_command, summary
+        from spunge.progress import Terminal
+        from spunge.recipe.loading import apply_overrides
 
     given = {"density": density, "scale": scale, "scope": scope or None, "dtype": dtype or None}
-    merged = merge_command(
-        Path(out),
-        base or None,
-        model,
-        rule=rule or None,
-        settings={key: value for key, value in given.items() if value is not None} | parsed_settings(settings),
-        weights=weight or None,
-        mergekit=Path(mergekit) if mergekit else None,
-        as_adapter=as_adapter,
-        as_delta=as_delta,
-        progress=_percent if sys.stderr.isatty() else None,
-    )
+    chosen = {key: value for key, value in given.items() if value is not None}
+    apply_overrides({"merge": chosen}, [f"merge.{pair.removeprefix('merge.')}" for pair in settings])
+    watcher = Terminal()
+    try:
+        merged = merge_command(
+            Path(out),
+            base or None,
+            model,
+            rule=rule or None,
+            settings=chosen,
+            weights=weight or None,
+            mergekit=Path(mergekit) if mergekit else None,
+            as_adapter=as_adapter,
+            as_delta=as_delta,
+            watcher=watcher,
+        )
+    finally:
+        watcher.close()
     if as_json:
         print_json(merged.to_json())
         return
     typer.echo("\n".join([*summary(merged), near(merged.out)]))
-
-
-def _percent(done: int, total: int) -> None:
-    """A counter on stderr that overwrites itself."""
-    typer.echo(f"\rmerging {done / max(1, total):4.0%}" + ("\n" if done == total else ""), err=True, nl=False)

@@ -15,7 +15,7 @@ from pydantic import Field
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.model.hub import local_folder
@@ -74,10 +74,9 @@ def load_judge(
 
     def load() -> Base:
         try:
-            return load_base(local_folder(settings), settings)
+            return load_base(local_folder(settings, "evaluate.judge"), settings)
         except RecipeError as error:
-            explained = str(error).replace("model.path", "evaluate.judge")
-            raise RecipeError(explained.replace(", or set model.allow_pickle=true if you trust them", "")) from error
+            raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
 
     return judges.get(("causal", path, revision, dtype, str(base.device)), load)
 
@@ -88,4 +87,5 @@ FLUENCY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

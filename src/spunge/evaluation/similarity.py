@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -74,6 +74,7 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
     found = similarities(encoder, written, list(wanted.values()))
     if bench.stage == "base":
         _keep(kept, written)
+        bench.kept.add(kept)
     ones = np.ones(len(written))
     return [Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)]
 
@@ -145,4 +146,5 @@ SIMILARITY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

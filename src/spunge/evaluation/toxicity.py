@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.scorers.scorer import described, scorer_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -126,7 +126,9 @@ def _keep(settings: ToxicitySettings, written: Sequence[Sequence[str]], scores: 
         for row, (texts, found) in enumerate(zip(written, scores, strict=True))
         for text, score in zip(texts, found, strict=True)
     ]
-    write_text(bench.folder / f"scored-{name}.jsonl", "\n".join(lines) + "\n")
+    file = bench.folder / f"scored-{name}.jsonl"
+    write_text(file, "\n".join(lines) + "\n")
+    bench.kept.add(file)
 
 
 TOXICITY = Evaluator(
@@ -135,4 +137,5 @@ TOXICITY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

@@ -1,26 +1,32 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import SerializeAsAny
+from torch import Tensor
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
-from spunge.merging.engine import merge, merged_changes
+from spunge.merging.engine import merge
+from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
-from spunge.recipe.schema import RuleSettings
+from spunge.merging.values import merged_changes
+from spunge.progress import SILENT, Steps, Watcher
+from spunge.recipe.block import Strict
+from spunge.recipe.explanation import validated
+from spunge.recipe.schema import RuleSettings, named
 from spunge.registry import RULES
-from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.opening import open_source, resolve
-from spunge.weights.sources import Source, config_of
+from spunge.weights.hub import fetched
+from spunge.weights.opening import open_source
+from spunge.weights.sources import Source
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
 
@@ -63,37 +69,47 @@ def merge_command(
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = resolve(plan.base, "--base")
+    folder = fetched(plan.base, "--base")
     _check_layers(plan, folder)
     sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
-        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=plan.notes)
+        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
+        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
+        watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
     if unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
         raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
-    if as_adapter is not None:
-        return _adapter(out, folder, sources, chosen, plan, as_adapter)
-    return _delta(out, folder, sources, chosen, plan)
+    names = {name for source in sources for name in source.names}
+    changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
+    merged = (
+        _delta(out, folder, sources, chosen, changes)
+        if as_adapter is None
+        else _adapter(out, folder, changes, as_adapter)
+    )
+    watcher.end(f"{len(names)} tensors changed")
+    return replace(merged, notes=[*plan.notes, *merged.notes])
+
+
+def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:
+    for number, change in enumerate(changes, 1):
+        yield change
+        progress(number, total)
+
+
+class _Merge(Strict):
+    """The settings of a merge, as in a recipe."""
+
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")]
 
 
 def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
-    """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
-    name = str(values.get("rule", "ties"))
-    kind: type[RuleSettings] = RULES.get(name).settings
-    known = kind.model_fields
-    for key in values:
-        if key not in known:
-            raise RecipeError(f"merge.{key}: rule {name!r} has no such setting{suggestion(key, set(known) - {'rule'})}")
-    try:
-        return kind.model_validate({**values, "rule": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][:1])
-        raise RecipeError(f"merge.{place}: {first.get('input')!r}: {first['msg'].lower()}") from None
+    """A rule's settings, validated as a recipe's are. Raises RecipeError naming the first that is wrong."""
+    return validated(_Merge, {"merge": dict(values)}).merge
 
 
 def _plan(
@@ -120,7 +136,7 @@ def _check_layers(plan: Plan, base: Path) -> None:
     """Raises RecipeError where a mergekit file's one slice is less than the model."""
     if plan.layers is None:
         return
-    config = config_of(base)
+    config = read_config(base, "--base")
     depth = config.get("text_config", config).get("num_hidden_layers") or config.get("n_layer")
     if plan.layers != depth:
         raise RecipeError(
@@ -128,13 +144,13 @@ def _check_layers(plan: Plan, base: Path) -> None:
         )
 
 
-def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan, rank: int) -> Merged:
+def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], rank: int) -> Merged:
     if rank < 1:
         raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
     with whole_folder(out) as aside:
-        fits = write_adapter(aside, base, merged_changes(base, sources, settings, plan.weights), rank)
+        fits = write_adapter(aside, base, changes, rank)
     worst = max(fits, key=lambda fit: fit.residual)
-    notes = list(plan.notes)
+    notes: list[str] = []
     if worst.residual > 0.1:
         whole = math.sqrt(sum(fit.residual**2 for fit in fits) / len(fits))
         notes.append(
@@ -144,9 +160,15 @@ def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSet
     return Merged(out, "adapter", fits=fits, notes=notes)
 
 
-def _delta(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan) -> Merged:
-    changes = {name: Sparse.of(delta) for name, delta in merged_changes(base, sources, settings, plan.weights)}
-    if not changes:
+def _delta(
+    out: Path,
+    base: Path,
+    sources: Sequence[Source],
+    settings: RuleSettings,
+    changes: Iterator[tuple[str, Tensor]],
+) -> Merged:
+    sparse = {name: Sparse.of(delta) for name, delta in changes}
+    if not sparse:
         raise RecipeError("--model: no model differs from the base; there is nothing to write")
     info = {
         "base": Checkpoint(base).fingerprint(),
@@ -154,19 +176,8 @@ def _delta(out: Path, base: Path, sources: Sequence[Source], settings: RuleSetti
         "sources": [{"label": source.label, "fingerprint": source.fingerprint} for source in sources],
     }
     with whole_folder(out) as aside:
-        write_delta(aside, changes, info)
-    return Merged(out, "delta", notes=list(plan.notes))
-
-
-def parsed_settings(given: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs, with YAML values. Raises RecipeError."""
-    settings = {}
-    for pair in given:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise RecipeError(f"--set: {pair!r} is not of the form name=value")
-        settings[name.removeprefix("merge.")] = yaml.safe_load(text)
-    return settings
+        write_delta(aside, sparse, info)
+    return Merged(out, "delta")
 
 
 def summary(merged: Merged) -> list[str]:
@@ -199,4 +210,4 @@ def _report_lines(report: MergeReport) -> list[str]:
     pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
     if pairs:
         lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))
-    return lines
+    return [*lines, f"  checked: {report.checked}"] if report.checked else lines

@@ -5,20 +5,14 @@ read chunk by chunk, merged in float32, rounded once to the dtype they are to ha
 Everything is written aside and renamed when whole; a journal lets an interrupted merge go on where it stopped.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from spunge.errors import RecipeError
 from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
+from spunge.merging.chunks import merge_chunk
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
     MergeReport,
@@ -26,23 +20,20 @@ from spunge.merging.outcome import (
     Tally,
     rounding_notes,
     summed_up,
-    tally,
     written_of,
 )
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
-from spunge.merging.work import Job, Work, in_order
+from spunge.merging.work import Work, in_order, one_thread_each, processors
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.rounding import narrowed, rounded
 from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
-
-Progress = Callable[[int, int], None]
 
 
 def merge(
@@ -52,7 +43,7 @@ def merge(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: Steps = SILENT.step,
     threads: int | None = None,
     compiled: bool | None = None,
     chunk: int | None = None,
@@ -60,24 +51,24 @@ def merge(
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
-    weights: one per source, 1 by default. progress: called with (entries done, entries to do). threads (all cores by
+    weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
     `out` that an earlier merge wrote is replaced, any other refused; one that holds this very merge is left as it is.
     Raises RecipeError when the inputs do not fit, before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     labels = [source.label for source in sources]
     output = Output(work.mapped, out, labels, work.changed, _key(work), work.dtypes, settings.dtype)
     if (earlier := output.earlier()) is not None:
         return earlier
-    with output.opened(), _one_thread_each(), ThreadPoolExecutor(threads or _cores()) as pool:
+    with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
-        tallies = _stream(work, output, pool, fast, progress or _silent)
+        tallies = _stream(work, output, pool, fast, progress)
         tallies = {name: tallies[name] for name in work.changed}
         tensors, cosine = summed_up(tallies, work.places)
         written = written_of(tallies, work.dtypes, work.at_random)
@@ -94,7 +85,7 @@ def merge(
             key=output.key,
             notes=[*notes, *rounding_notes(written)],
         )
-        output.finish(report)
+        report = output.finish(report)
     return report
 
 
@@ -105,10 +96,12 @@ def prepared(
     rule = RULES.get(settings.rule)
     notes = check(base, sources, rule, settings, weights)
     mapped = Mapped(base)
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         names = [changed_names(source, mapped, pool) for source in sources]
     identities = [identity(source, own, mapped) for source, own in zip(sources, names, strict=True)]
-    notes += [f"{source.label!r} has the base's own weights" for source, own in zip(sources, names, strict=True) if not own]
+    notes += [
+        f"{source.label!r} has the base's own weights" for source, own in zip(sources, names, strict=True) if not own
+    ]
     order = in_own_order(identities, weights, [source.label for source in sources])
     work = Work(
         mapped=mapped,
@@ -124,57 +117,6 @@ def prepared(
     return work, notes
 
 
-def merged_changes(
-    base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
-    work, _notes = prepared(Checkpoint(base), sources, settings, [1.0] * len(sources) if weights is None else weights)
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
-        if work.scope != "tensor" and work.changed:
-            work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
-        for name in work.changed:
-            if work.scope == "tensor":
-                work.facts = statistics(work, {name: [name]}, pool, fast_path(work))
-            parts = list(in_order(pool, lambda job: _delta_of(work, job), list(work.jobs([name]))))
-            yield name, torch.cat(parts).reshape(work.base.tensors[name].shape)
-
-
-def merged_values(
-    base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that differ from the base's in the checkpoint that `merge` writes, one by one, without writing it."""
-    given = [1.0] * len(sources) if weights is None else weights
-    work, _notes = prepared(Checkpoint(base), sources, settings, given)
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
-        fast = fast_path(work)
-        if work.scope != "tensor" and work.changed:
-            work.facts = statistics(work, {"": work.changed}, pool, fast)
-        work.choose_rounding(pool)
-        for name in work.changed:
-            if work.scope == "tensor":
-                work.facts = statistics(work, {name: [name]}, pool, fast)
-            parts = list(in_order(pool, lambda job: _written(work, fast, job)[1], list(work.jobs([name]))))
-            yield name, torch.cat(parts).reshape(work.base.tensors[name].shape)
-    for name in narrowed(work.base, work.dtypes):
-        if name not in work.changed:
-            yield name, work.base.read(name).to(work.dtypes[name])
-
-
-def _delta_of(work: Work, job: Job) -> Tensor:
-    deltas, chunk = work.load(job)
-    if not bool(torch.isfinite(deltas).all()):
-        _refuse_not_finite(work, job, deltas)
-    return work.rule(deltas, work.settings, chunk)
-
-
-def _silent(done: int, total: int) -> None:
-    pass
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _key(work: Work) -> dict[str, Any]:
     """What the result depends on, beside the base."""
     return {
@@ -186,24 +128,13 @@ def _key(work: Work) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _stream(
-    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Progress
+    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Steps
 ) -> dict[str, Tally]:
     """Statistics, then the merge itself, batch after batch; returns the tally of each tensor."""
     changed = work.changed
     left = [name for name in changed if name not in output.done]
-    if work.scope != "tensor" and left:
+    if work.scope != "tensor" and changed:
         whole = {"": output.facts} if output.facts else statistics(work, {"": changed}, pool, fast)
         output.note_facts(whole[""])
         work.facts = whole
@@ -216,9 +147,7 @@ def _stream(
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
         tallies = {name: Tally.empty(len(work.sources)) for name in batch}
         jobs = list(work.jobs(batch))
-        for job, part in zip(
-            jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
-        ):
+        for job, part in zip(jobs, in_order(pool, lambda job: merge_chunk(work, output, fast, job), jobs), strict=True):
             tallies[job.name].add(part)
             finished += job.stop - job.start
             progress(finished, total)
@@ -236,54 +165,3 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
-
-
-def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tally:
-    counts, result = _written(work, fast, job)
-    output.write(job.name, job.start, result)
-    return counts
-
-
-def _written(work: Work, fast: Fast | None, job: Job) -> tuple[Tally, Tensor]:
-    """What is written of one chunk, and its sums. Raises RecipeError where it is not finite."""
-    if fast and fast.merges and len(work.sources) > 1:
-        counts, result, finite = fast.merge(job)
-    else:
-        counts, result = _merged_by_torch(work, job)
-        finite = bool(torch.isfinite(result).all())
-    if not bool(torch.isfinite(counts.gram).all()):
-        counts = _recounted(work, job, counts)
-    if not finite:
-        dtype = str(result.dtype).removeprefix("torch.")
-        raise RecipeError(f"merge.scale: tensor {job.name!r} is not finite after the merge in {dtype}; lower the scale")
-    return counts, result
-
-
-def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:
-    deltas, chunk = work.load(job)
-    kept = work.rule.trimmed(deltas, work.settings, chunk)
-    merged = work.rule.combine(kept, work.settings, chunk)
-    base = work.base_values(job)
-    values = base + merged
-    if len(work.sources) == 1 and (own := work.sources[0].raw(job.name)) is not None:
-        # base + (model - base) may round; where the merge is that very difference, the model's own value is meant.
-        values = torch.where(merged == deltas[0], own[job.start : job.stop].float(), values)
-    result = rounded(values, work.dtypes[job.name], work.drawn(job))
-    counts = tally(deltas, kept, merged, chunk.weights)
-    counts.note_written(base, merged, result)
-    return counts, result
-
-
-def _recounted(work: Work, job: Job, counts: Tally) -> Tally:
-    """Squares of large finite numbers overflow float32: count again in float64. Raises RecipeError for NaN and Inf."""
-    deltas, _chunk = work.load(job)
-    _refuse_not_finite(work, job, deltas)
-    return replace(counts, gram=deltas.double() @ deltas.double().T)
-
-
-def _refuse_not_finite(work: Work, job: Job, deltas: Tensor) -> None:
-    if not bool(torch.isfinite(work.base_values(job)).all()):
-        raise RecipeError(f"--base: tensor {job.name!r} of the base holds NaN or Inf; download it again")
-    for source, row in zip(work.sources, deltas, strict=True):
-        if not bool(torch.isfinite(row).all()):
-            raise RecipeError(f"--model: tensor {job.name!r} of {source.label!r} holds NaN or Inf; leave it out")

@@ -1,7 +1,7 @@
 """Where each tensor of the merged checkpoint is written: in the base's files and order, each in the dtype it is to have.
 
 A file whose tensors all keep their dtype is laid out as the base's, byte for byte, header included. Another one gets a
-header of its own (https://huggingface.co/docs/safetensors), and config.json and the index say what it holds.
+header of its own (https://huggingface.co/docs/safetensors), and config.json says which dtype they are to be loaded in.
 """
 
 import json
@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from spunge.errors import RecipeError
 from spunge.files import read_json, write_json
-from spunge.weights.checkpoint import DTYPES, INDEX, Checkpoint, TensorInfo, read_header
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.header import DTYPES, TensorInfo, read_header
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -61,19 +62,12 @@ def _file(file: Path, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
     return FileLayout(file, header, tensors, len(header) + at)
 
 
-def describe(folder: Path, layouts: list[FileLayout], dtype: str) -> None:
-    """Make the copied config.json and index say what the folder's files hold. dtype: base, or a dtype's name."""
-    if dtype == "base":
-        return
+def describe(folder: Path, dtype: str) -> None:
+    """Make the copied config.json say what the folder's weights are stored in. dtype: base, or a dtype's name."""
     config = read_json(folder / "config.json")
-    if isinstance(config, dict):
+    if dtype != "base" and isinstance(config, dict):
         _set_dtype(config, dtype, top=True)
         write_json(folder / "config.json", config)
-    index = read_json(folder / INDEX)
-    if isinstance(index, dict):
-        total = sum(info.stop - info.start for layout in layouts for info in layout.tensors.values())
-        index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
-        write_json(folder / INDEX, index)
 
 
 def _set_dtype(config: dict[str, Any], dtype: str, top: bool = False) -> None:

@@ -122,6 +122,7 @@ class MergeReport:
     written: Written | None = None  # None in the report of an earlier version
     key: str = ""  # fingerprint of the inputs
     notes: list[str] = field(default_factory=list)
+    checked: str = ""  # what transformers makes of the merged folder
 
     @property
     def changed(self) -> list[str]:
@@ -139,6 +140,7 @@ class MergeReport:
             "cosine": self.cosine,
             "notes": self.notes,
             "written": None if self.written is None else vars(self.written),
+            "checked": self.checked,
             "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "key": self.key,
         }
@@ -155,6 +157,7 @@ class MergeReport:
             written=None if content.get("written") is None else Written(**content["written"]),
             key=content["key"],
             notes=content["notes"],
+            checked=content.get("checked", ""),
         )
 
 

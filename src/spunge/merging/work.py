@@ -1,7 +1,9 @@
 """One merge in hand: what goes in, the chunks it is cut into, and what is known about them."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from spunge.merging.rule import Chunk, Rule, Scope
 from spunge.merging.thresholds import facts_of
-from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.header import TensorInfo
 from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
@@ -120,6 +122,22 @@ class Work:
         base = self.base_values(Job(info.name, start, stop))
         merged = self.rule(deltas, self.settings, chunk)
         return arrival(base, merged, (base + merged).to(self.dtypes[info.name]))
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:

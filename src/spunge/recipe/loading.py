@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BeforeValidator
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import Recipe
+from spunge.recipe.schema import Named, Recipe
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
 
@@ -34,11 +35,9 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
             f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`"
         )
     _anchor(content, folder)
-    for override in overrides:
-        path, value = _parse_override(override)
-        _assign(content, path, value)
+    apply_overrides(content, overrides)
     _anchor(content, Path.cwd())
-    return validated(Recipe, content, "")
+    return validated(Recipe, content)
 
 
 def recipe_file(name: str) -> Path:
@@ -67,6 +66,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def apply_overrides(content: Any, overrides: Iterable[str]) -> None:
+    """Set what each `a.b=value` names in a mapping of mappings and lists; values are YAML. Raises RecipeError."""
+    for override in overrides:
+        path, value = _parse_override(override)
+        _assign(content, path, value)
 
 
 def _parse_override(override: str) -> tuple[list[str], Any]:
@@ -110,17 +116,17 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     evaluations = evaluate if isinstance(evaluate, list) else []
     for block in [content.get("forget"), content.get("retain"), *evaluations]:
         _anchor_source(block, folder)
-    named: list[tuple[Registry[Any], str, list[Any]]] = [
-        (METHODS, "method", [content.get("unlearn")]),
-        (RULES, "rule", [content.get("merge")]),
-        (EVALUATORS, "kind", evaluations),
+    if isinstance(evaluate, list):
+        content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]
+    controls = content.get("controls")
+    merges = [content, *(each for each in (controls if isinstance(controls, list) else []) if isinstance(each, dict))]
+    named: list[tuple[dict[str, Any], str, Registry[Any], str]] = [
+        (content, "unlearn", METHODS, "method"),
+        *((block, "merge", RULES, "rule") for block in merges),
     ]
-    for registry, key, blocks in named:
-        for block in blocks:
-            if isinstance(block, dict) and isinstance(block.get(key), str):
-                if ".py:" in block[key]:
-                    block[key] = _absolute(block[key], folder)
-                _anchor_places(block, registry, block[key], folder)
+    for block, setting, registry, key in named:
+        if setting in block:
+            block[setting] = _anchored(block[setting], registry, key, folder)
 
 
 def _anchor_source(block: Any, folder: Path) -> None:
@@ -135,16 +141,26 @@ def _anchor_source(block: Any, folder: Path) -> None:
         block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
 
 
-def _anchor_places(block: dict[str, Any], registry: Registry[Any], name: str, folder: Path) -> None:
-    """Make the settings absolute that the named object marks as places."""
+def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> Any:
+    """A block that names a value, with every path in it made absolute: of the value's own file, those that its settings mark
+    as places, and those of the blocks inside."""
+    if isinstance(block, str):
+        return _absolute(block, folder) if ".py:" in block else block
+    if not isinstance(block, dict) or not isinstance(block.get(key), str):
+        return block
+    block[key] = name = _anchored(block[key], registry, key, folder)
     try:
         settings = registry.get(name).settings
     except RecipeError:
-        return  # the validation that follows says so
-    for key, info in settings.model_fields.items():
-        marks = [mark for mark in info.metadata if isinstance(mark, Place)]
-        if marks and key in block:
-            block[key] = _placed(block[key], _absolute_model if marks[0].kind == "model" else _absolute, folder)
+        return block  # the validation that follows says so
+    for setting, info in settings.model_fields.items():
+        for mark in info.metadata if setting in block else ():
+            if isinstance(mark, Place):
+                place = _absolute_model if mark.kind == "model" else _absolute
+                block[setting] = _placed(block[setting], place, folder)
+            elif isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):
+                block[setting] = _anchored(block[setting], mark.func.registry, mark.func.key, folder)
+    return block
 
 
 def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:

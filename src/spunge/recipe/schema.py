@@ -4,14 +4,16 @@ A method, merge rule or evaluator declares its own settings in its own file; thi
 are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
 """
 
+import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Strict
-from spunge.recipe.explanation import validated
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
@@ -152,21 +154,50 @@ class EvaluatorSettings(Strict):
     )
 
 
-def _named(registry: Registry[Any], key: str, default: str | None) -> Any:
-    """Turn {key: NAME, ...} into the settings class that the named object declares."""
+class AttackSettings(Strict):
+    kind: str = Field(description="Name of the attack (`spunge list attacks`).")
 
-    def build(value: Any) -> Any:
+
+@dataclass(frozen=True)
+class Named:
+    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
+
+    registry: Registry[Any]
+    key: str
+    default: str | None = None
+
+    def __call__(self, value: Any) -> Any:
         if isinstance(value, str):
-            value = {key: value}
+            value = {self.key: value}
         if not isinstance(value, Mapping):
             return value
-        name = value.get(key, default)
+        name = value.get(self.key, self.default)
         if not isinstance(name, str):
-            raise RecipeError(f"{registry.setting}: missing; known: {', '.join(registry.names())}")
-        settings = registry.get(name).settings
-        return validated(settings, {**value, key: name}, registry.setting.rpartition(".")[0])
+            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
+        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
+        return self.registry.get(name).settings.model_validate({**value, self.key: name})
 
-    return BeforeValidator(build)
+    def chosen(self, value: Any) -> type[Strict] | None:
+        """The settings class of what a value names; None where it names nothing."""
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
+        try:
+            return self.registry.get(name).settings if isinstance(name, str) else None
+        except RecipeError:
+            return None
+
+    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
+        """What is wrong where there is no name: most often the key is misspelt."""
+        if self.key in value:
+            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
+        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
+            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
+        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
+        return {"type": known, "loc": (self.key,), "input": None}
+
+
+def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:
+    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
+    return BeforeValidator(Named(registry, key, default))
 
 
 TRAININGS = ("joint", "random", "sequential")
@@ -182,7 +213,7 @@ class Control(Strict):
         "at once. random: the same samples split at random into parts of the same sizes, merged alike: is it the attribute "
         "that helps, or just splitting? sequential: one part after the other, each from the model that the one before left.",
     )
-    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] | None = Field(
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] | None = Field(
         None,
         description="How its deltas become one model. Default: as the recipe's merge; joint and sequential: as they are.",
     )
@@ -226,10 +257,10 @@ class Recipe(Strict):
     forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Rows | None = Field(None, description="Rows to keep behaving on, where the method needs them.")
-    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)] = Field(
+    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
         description="The unlearning method and its settings; each part is unlearned by it from the same base."
     )
-    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
         validate_default=True,
         description="How the branches' deltas become one model.",
@@ -240,7 +271,7 @@ class Recipe(Strict):
         description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
         "merged by it), or {name, train, merge}.",
     )
-    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
+    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
     )
@@ -271,6 +302,8 @@ class Recipe(Strict):
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
         if self.retain is None and METHODS.get(self.unlearn.method).needs_retain(self.unlearn):
             raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
+        for entry in self.evaluate:
+            EVALUATORS.get(entry.kind).check(entry, self)
         return self
 
 

@@ -27,12 +27,13 @@ from spunge.recipe.schema import MethodSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
-from spunge.weights.opening import check_source, open_source, resolve
+from spunge.weights.hub import fetched
+from spunge.weights.opening import check_source, open_source, stored_weights
 from spunge.weights.sources import AdapterSource, DeltaSource, Source
 
 DESCRIPTIONS = ("delta.json", "adapter_config.json", "config.json")  # they say what the tensors beside them mean
 
-_resolved = cache(resolve)  # a Hub id is looked up once a process
+_fetched = cache(fetched)  # a Hub id is looked up once a process
 
 
 def _text_keys(value: Any) -> Any:
@@ -75,10 +76,10 @@ def inputs(settings: PrecomputedSettings, values: Sequence[str], every: Sequence
         raise RecipeError(f"unlearn.joint: {every[0]!r} is the only part, and its branch is the control; leave it out")
     place = place_of(settings, values)
     with _named(place):
-        folder = _resolved(place.path)
+        folder = _fetched(place.path, place.setting)
         described = [folder / name for name in DESCRIPTIONS if (folder / name).exists()]
         digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in described}
-        return {"weights": Checkpoint(folder).fingerprint(), **digests}
+        return {"weights": stored_weights(folder, place.setting).fingerprint(), **digests}
 
 
 def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
@@ -86,7 +87,7 @@ def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
     place = place_of(settings, list(task.parts))
     base = Checkpoint(task.base.folder)
     with _named(place):
-        source = open_source(_resolved(place.path), base.folder, place.path)
+        source = open_source(_fetched(place.path, place.setting), base.folder, place.path, place.setting)
         check_source(base, source)
         found = ((name, change_of(source, name, base)) for name in source.names)
         changes = {name: change for name, change in found if not _is_zero(name, change)}
@@ -148,7 +149,7 @@ def _named(place: Given) -> Iterator[None]:
 def _entries(place: Given, base: Checkpoint) -> int:
     folder = Path(place.path)
     with _named(place):
-        stored = Checkpoint(folder) if folder.is_absolute() or folder.is_dir() else base
+        stored = stored_weights(folder, place.setting) if folder.is_absolute() or folder.is_dir() else base
         return sum(info.numel for info in stored.tensors.values())
 
 

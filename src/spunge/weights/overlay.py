@@ -11,7 +11,7 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, Delta
 from spunge.weights.rounding import (
     Arrival,
-    Rounding,
+    Storage,
     arrival,
     draws,
     is_lost,
@@ -80,14 +80,12 @@ def swapped(parameters: Mapping[str, Tensor], checkpoint: Checkpoint, names: Ite
         yield
 
 
-def as_written(
-    base: Checkpoint, deltas: Sequence[Delta], dtype: str, rounding: Rounding
-) -> Iterator[tuple[str, Tensor]]:
+def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> Iterator[tuple[str, Tensor]]:
     """The tensors of base + deltas, added one after the other, as a checkpoint holds them: by name, in the base's shapes.
 
-    dtype: base, or a dtype's name. Tensors that only take fewer bits than the base has come too.
+    Tensors that no delta changes come too where they take fewer bits than the base has.
     """
-    dtypes = stored_dtypes(base, dtype)
+    dtypes = stored_dtypes(base, storage.dtype)
     names = [name for name in base.tensors if any(name in delta.tensors for delta in deltas)]
 
     def looked_at() -> Iterator[Arrival]:
@@ -99,7 +97,7 @@ def as_written(
                 written = total[start:stop].to(dtypes[info.name])
                 yield arrival(plain.reshape(-1)[start:stop], change[start:stop], written)
 
-    at_random = rounding == "stochastic" or (rounding == "auto" and is_lost(looked_at()))
+    at_random = storage.rounding == "stochastic" or (storage.rounding == "auto" and is_lost(looked_at()))
     for name in names:
         plain, changes = _read(base, deltas, name)
         drawn = draws(name, 0, plain.numel()) if at_random else None
@@ -120,6 +118,6 @@ def _added(base: Tensor, changes: Sequence[Tensor]) -> Tensor:  # (n,)
     return base.reshape(-1)
 
 
-def moves(base: Checkpoint, delta: Delta, dtype: str, rounding: Rounding) -> bool:
+def moves(base: Checkpoint, delta: Delta, storage: Storage) -> bool:
     """Whether some entry of base + delta differs from the base's once it is written."""
-    return any(not torch.equal(value, base.read(name)) for name, value in as_written(base, [delta], dtype, rounding))
+    return any(not torch.equal(value, base.read(name)) for name, value in as_written(base, [delta], storage))

@@ -14,9 +14,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.header import TensorInfo
 
 Rounding = Literal["auto", "nearest", "stochastic"]
+
+
+class Storage(NamedTuple):
+    """What a checkpoint is written in."""
+
+    dtype: str = "base"  # the base's own, or a dtype's name
+    rounding: Rounding = "auto"
+
 
 DRAW = 24  # bits of a draw
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the dtype has no room for

@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, Delta, LowRank, Sparse
+from spunge.weights.header import TensorInfo
 
 HEAD = "lm_head.weight"
 BLOCK = 128  # rows of a LoRA difference that are formed at once
@@ -109,7 +110,7 @@ class DeltaSource:
 
     def __post_init__(self) -> None:
         self.label = self.label or self.delta.folder.name
-        self._mapped = Mapped(Checkpoint(self.delta.folder))
+        self._mapped = Mapped(self.delta.stored)
         self._opened: dict[str, Change] = {}
 
     @property
@@ -123,11 +124,11 @@ class DeltaSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        return sketch(Checkpoint(self.delta.folder), json.dumps(self.delta.tensors, sort_keys=True))
+        return sketch(self.delta.stored, json.dumps(self.delta.tensors, sort_keys=True))
 
     @property
     def stamps(self) -> list[tuple[int, int]]:
-        return stamps(Checkpoint(self.delta.folder))
+        return stamps(self.delta.stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.delta.tensors[name]["shape"])
@@ -281,9 +282,3 @@ def sketched(
             start = size * offset // 8
             total.update(read(name, start, start + min(512, math.ceil(size / 8))))
     return total.hexdigest()
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return content

@@ -11,7 +11,7 @@ import torch
 
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.hidden import Probe, block_numbers, centred, out_of_fold
+from spunge.evaluation.attacks.hidden import ProbeSettings, block_numbers, centred, out_of_fold
 from spunge.evaluation.attacks.membership import min_k, token_logs
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
@@ -37,7 +37,7 @@ def test_a_probe_finds_a_planted_direction_and_none_in_noise() -> None:
     answers = generator.integers(0, CANDIDATES, ITEMS)
     right = np.tile(np.arange(CANDIDATES), ITEMS) == answers[owners]
     planted = noise + 4 * right[:, None] * np.eye(32)[5]
-    attack = Probe(strength=1.0)
+    attack = ProbeSettings(strength=1.0)
     assert accuracy(out_of_fold(centred(planted, owners), right, owners, attack, 0), answers) > 0.9
     # The 99.9% range of 80 guesses at one in four.
     assert 0.09 < accuracy(out_of_fold(centred(noise, owners), right, owners, attack, 0), answers) < 0.42
@@ -54,7 +54,7 @@ def test_a_probe_never_sees_an_item_that_it_is_asked_about() -> None:
     signs = generator.choice([-1, 1], ITEMS)[owners]
     states = 0.1 * generator.normal(size=(len(owners), ITEMS))
     states[np.arange(len(owners)), owners] += signs * np.where(right, 3, -1)
-    assert 0.3 < accuracy(out_of_fold(states, right, owners, Probe(), 0), answers) < 0.7
+    assert 0.3 < accuracy(out_of_fold(states, right, owners, ProbeSettings(), 0), answers) < 0.7
 
 
 def planted_items(words: bool) -> pa.Table:

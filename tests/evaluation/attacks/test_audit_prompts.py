@@ -11,7 +11,8 @@ import pytest
 
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.rewording import PREFIXES, TEMPLATES
+from spunge.evaluation.attacks.prefixing import PREFIXES
+from spunge.evaluation.attacks.rewording import TEMPLATES
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
