@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spunge.data.split import Part, random_parts
@@ -42,7 +42,9 @@ class Model:
     trainings: tuple[Training, ...] = ()
     merge: RuleSettings | None = None
     folder: Path | None = None  # of the merged model, which is a checkpoint
-    storage: Storage = Storage()  # what a checkpoint of it would be written in, where no rule says so
+    storage: Storage = field(
+        default_factory=Storage
+    )  # what a checkpoint of it would be written in, where no rule says so
 
     def laid_over(self, base: Base) -> AbstractContextManager[None]:
         """Inside the block, the base in memory holds this model's values: those in its files, or that its files would hold."""
