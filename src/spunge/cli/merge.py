@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json
+from spunge.cli.terminal import JsonOption, loading, near, print_json, say
 
 
 def merge(
@@ -58,4 +58,4 @@ def merge(
     if as_json:
         print_json(merged.to_json())
         return
-    typer.echo("\n".join([*summary(merged), near(merged.out)]))
+    say("\n".join([*summary(merged), near(merged.out)]))

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import Field, model_validator
 
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
@@ -45,11 +46,6 @@ class GenerationSettings(Strict):
         if self.samples > 1 and self.temperature is None:
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
-
-    @property
-    def tokens(self) -> int:
-        """That are written for each prompt, at the most."""
-        return self.samples * self.max_new_tokens
 
 
 class Writes(Protocol):
@@ -168,10 +164,8 @@ def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings,
 def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[int]:
     """A prompt's tokens, at least one."""
     if settings.chat:
-        if not base.tokenizer.chat_template:
-            raise RecipeError("evaluate.generation.chat: the model's tokenizer has no chat template; set it to false")
-        messages = [{"role": "user", "content": prompt}]
-        text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        template = Template(base.tokenizer, base.template, "evaluate.generation.chat")
+        text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = base.tokenizer(prompt)["input_ids"]

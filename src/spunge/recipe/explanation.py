@@ -1,4 +1,4 @@
-"""Validation, with every error as one line: the setting, the value, the mend."""
+"""Validation, with every error as one line: the setting, the value, what to do."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
@@ -19,7 +19,7 @@ def validated(settings: type[SettingsT], content: Any) -> SettingsT:
 
 
 def _explained(error: ValidationError, settings: type[Strict], content: Any) -> str:
-    """One error as one line: the setting, the value, the mend."""
+    """One error as one line: the setting, the value, what to do."""
     # A misspelt key comes before the key that is missing for it.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     kind, given = first["type"], first.get("input")

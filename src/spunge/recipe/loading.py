@@ -177,6 +177,6 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def _absolute_model(path: str, folder: Path) -> str:
-    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path."""
+    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path or is a value's file."""
     place = folder / Path(path).expanduser()
-    return str(place) if place.exists() or path.startswith((".", "/", "~")) else path
+    return str(place) if place.exists() or path.startswith((".", "/", "~")) or ".py:" in path else path

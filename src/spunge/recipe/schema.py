@@ -28,6 +28,10 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
+    )
     allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 
@@ -70,7 +74,23 @@ class Rows(Strict):
     text: str | None = Field(None, description="Column with plain text.")
     prompt: str | None = Field(None, description="Column with the prompt; the loss is on the completion alone.")
     completion: str | None = Field(None, description="Column with the completion.")
-    messages: str | None = Field(None, description="Column with chat messages; the loss is on the last answer alone.")
+    messages: str | None = Field(
+        None, description="Column with conversations; the loss is on the assistant's messages alone, see `learn`."
+    )
+    chat: bool | None = Field(
+        None,
+        description="Put prompt and completion into the model's chat template, as a user's and an assistant's message. "
+        "Default: no; retain: as forget.",
+    )
+    learn: Literal["last", "all"] | None = Field(
+        None,
+        description="Which of a conversation's assistant messages are learned. Default: the last; retain: as forget.",
+    )
+    answer_end: str | None = Field(
+        None,
+        description="What ends an answer and is learned with it, of prompts and conversations. auto: the chat template's end of "
+        "turn, else the tokenizer's end token. none: nothing. Any other text: that text. Default: auto; retain: as forget.",
+    )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
     limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
 
@@ -80,12 +100,21 @@ class Rows(Strict):
             raise ValueError("prompt and completion go together")
         if sum(column is not None for column in (self.text, self.prompt, self.messages)) > 1:
             raise ValueError("give one of text, prompt + completion, messages")
+        if self.chat is False and self.messages is not None:
+            raise ValueError("chat: conversations always go through the chat template; leave it out")
+        if self.chat and self.text is not None:
+            raise ValueError(
+                "chat: a plain text has no turns; give prompt and completion, or messages, or leave it out"
+            )
+        if self.answer_end == "":
+            raise ValueError("answer_end: an empty text; give none, auto or the text that ends an answer")
         return self
 
     @property
     def columns(self) -> dict[str, str]:
         """Role -> column; empty when the recipe names none."""
-        return {role: name for role in ("text", "prompt", "completion", "messages") if (name := getattr(self, role))}
+        roles = {"text": self.text, "prompt": self.prompt, "completion": self.completion, "messages": self.messages}
+        return {role: name for role, name in roles.items() if name}
 
 
 class ForgetRows(Rows):
@@ -152,6 +181,10 @@ class EvaluatorSettings(Strict):
     stages: list[str] | None = Field(
         None, description="Judge these alone, such as [base, merged, 'control:*', 'branch:*']. Default: every stage."
     )
+
+
+# Settings that say which items an evaluation has and what it is called: for these stands the items' own hash.
+ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
 
 
 class AttackSettings(Strict):
