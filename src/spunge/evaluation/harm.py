@@ -17,7 +17,7 @@ from pydantic import Field
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.fluency import load_judge
-from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
+from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.classifiers import (
     described,
@@ -93,6 +93,7 @@ def instrument(settings: HarmSettings) -> dict[str, Any]:
         "judge_kind": kind,
         "label": label,
         "threshold": settings.threshold if kind == "classifier" else None,
+        **told(settings),
     }
 
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
+from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -53,7 +53,7 @@ def columns(settings: SimilaritySettings, forget: Mapping[str, str]) -> dict[str
 def instrument(settings: SimilaritySettings) -> dict[str, Any]:
     """The encoder and what tells its weights from others."""
     revision = fingerprint_of(settings.encoder, settings.encoder_revision, "evaluate.encoder")
-    return {"encoder": settings.encoder, "revision": revision}
+    return {"encoder": settings.encoder, "revision": revision, **told(settings)}
 
 
 def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Bench) -> list[Measure]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
+from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.scorer import Chosen, Loaded, chosen_scorer
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -65,6 +65,7 @@ def instrument(settings: ToxicitySettings) -> dict[str, Any]:
         **scorer_of(settings).instrument(),
         "label": settings.label,
         "threshold": settings.threshold,
+        **told(settings),
     }
 
 

@@ -82,6 +82,16 @@ def untrained(run: Run) -> list[Lineup]:
     ]
 
 
+def unjudged(run: Run) -> list[Judging]:
+    """The judgings that are still to be made, of all seeds."""
+    return [
+        judging
+        for number, (line, judgings) in enumerate(zip(run.seeds, run.judgings, strict=True))
+        for judging in judgings
+        if not run.graph.state(judging_name(judging, _mark(number, line))).done
+    ]
+
+
 def _mark(number: int, line: Lineup) -> str:
     """What the stages' names of a further seed begin with."""
     return f"seed-{line.inputs.recipe.seed}:" if number else ""

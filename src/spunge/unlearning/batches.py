@@ -24,12 +24,16 @@ class Stream:
         order: str = "shuffled",
         packing: bool = False,
     ) -> None:
-        """`max_length`: of all rows, or one a row. `order`: shuffled, in_order or with_replacement."""
+        """`max_length`: of all rows, or one a row; texts are cut to the model's positions where these are fewer.
+
+        `order`: shuffled, in_order or with_replacement.
+        """
         self.samples = samples
         self.base = base
         self.size = size  # of a batch
         self.drawn = 0
-        self.lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
+        lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
+        self.lengths = [base.reach(length) for length in lengths]
         self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = _row_numbers(self.count, size, seed, order)

@@ -59,7 +59,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     owners = np.repeat(np.arange(len(rows)), counts)
     right = np.concatenate([np.arange(count) == answer for count, answer in zip(counts, answers, strict=True)])
     texts = [Text(row["question"], settings.separator + str(candidate)) for row in rows for candidate in row["choices"]]
-    coded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
+    coded = [encode(text, base.tokenizer, base.reach(settings.max_length)) for text in texts]
     blocks = block_numbers(attack.block, base.depth)
     states = np.split(mean_states(base, coded, blocks), len(blocks), axis=1)
     found: list[Measure] = []

@@ -65,7 +65,9 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
     texts = [
         text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
     ]
-    logs = token_logs(base, [encode(text, base.tokenizer, attack.max_length) for text in texts], bench.progress)
+    logs = token_logs(
+        base, [encode(text, base.tokenizer, base.reach(attack.max_length)) for text in texts], bench.progress
+    )
     scores = np.array([min_k(each, attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])
     others, *members = (each[~np.isnan(each)] for each in np.split(scores, stops[:-1]))

@@ -160,7 +160,7 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
 
 def text_states(base: Base, texts: Sequence[str], blocks: Sequence[int], max_length: int) -> np.ndarray:
     """mean_states of plain texts; an empty one counts as its start token, or a space."""
-    coded = [encode(Text("", text), base.tokenizer, max_length) for text in texts]
+    coded = [encode(Text("", text), base.tokenizer, base.reach(max_length)) for text in texts]
     blank = encode(Text("", " "), base.tokenizer, max_length)
     return mean_states(base, [each if each.ids else blank for each in coded], blocks)
 
