@@ -179,6 +179,7 @@ RULES: "Registry[Rule]" = Registry(
         "ties": "spunge.merging.rules:ties",
         "task_arithmetic": "spunge.merging.rules:task_arithmetic",
         "average": "spunge.merging.rules:average",
+        "weighted_sum": "spunge.merging.rules:weighted_sum",
         "consensus": "spunge.merging.rules:consensus",
         "dare_linear": "spunge.merging.rules:dare_linear",
         "dare_ties": "spunge.merging.rules:dare_ties",
