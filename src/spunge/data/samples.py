@@ -42,6 +42,12 @@ class Batch(NamedTuple):
     mask: Tensor
     labels: Tensor
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
+    step: "tuple[Batch, ...]" = ()  # all batches of its optimizer step, where those are several
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are learned: a first one is context alone."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class Rendering(NamedTuple):

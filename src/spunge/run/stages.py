@@ -17,7 +17,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
-from spunge.run.train import SETTLED, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import SETTLED, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
 
@@ -204,7 +204,10 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
 
 
 def _laid_together(model: Model) -> Any:
-    return (lambda: merged_inputs(model)) if model.merge is not None else dict
+    """What a model's values depend on beside its trainings: how they are merged, or what they would be written in."""
+    if model.merge is not None:
+        return lambda: merged_inputs(model)
+    return lambda: flattened("merge", model.storage._asdict())
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
