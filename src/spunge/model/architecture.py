@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from spunge.errors import RecipeError
+from spunge.weights.names import text_part
 
 # The projection that writes an MLP's result back to the residual stream, as the architectures call it.
 DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "mlp.dense_out")
@@ -23,7 +24,8 @@ EXPERT_PROJECTIONS = (
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, found by structure: the list of modules as long as the model is deep that holds most parameters."""
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[operator,union-attr]
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    part = model.get_submodule(text_part(model))  # the blocks of an image encoder may be as many
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if not lists:
         raise RecipeError(f"model.path: no list of {depth} blocks found in {type(model).__name__}")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
