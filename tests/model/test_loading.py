@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from experts import EXPERTS, build_experts
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
-from spunge.model.hub import local_folder, unpickled
+from spunge.model.conversion import plain_folder
+from spunge.model.hub import local_folder
 from spunge.model.loading import load_base, model_depth, pick_device
 from spunge.model.names import checkpoint_names
 from spunge.recipe.schema import ModelSettings
@@ -57,7 +58,7 @@ def test_pickled_weights_are_refused_unless_allowed(tiny: Callable[..., Path], t
     with pytest.raises(RecipeError, match=r"model\.path: .*pickled weights alone \(pytorch_model\.bin\).*allow_pickle"):
         local_folder(ModelSettings(path=str(folder)))
     allowed = ModelSettings(path=str(folder), allow_pickle=True)
-    converted = unpickled(local_folder(allowed), tmp_path / "run" / "base", allowed)
+    converted = plain_folder(local_folder(allowed), tmp_path / "run" / "base", allowed)
     base, original = Checkpoint(converted), Checkpoint(tiny())
     assert base.fingerprint() == original.fingerprint()
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.merging.rule import Rule
+from spunge.model.conversion import note_of
 from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.opening import check_source
+from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import Source
 
 
@@ -31,7 +33,9 @@ def check(
             raise RecipeError(
                 f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model"
             )
+    refuse_quantised(base)
     check_fit(base)
     for source in sources:
         check_source(base, source)
-    return [note for source in sources for note in source.notes]
+    own = [note] if (note := note_of(base.folder)) else []
+    return [*own, *(note for source in sources for note in source.notes)]

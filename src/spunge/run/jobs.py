@@ -20,7 +20,8 @@ from spunge.data.samples import Samples
 from spunge.data.split import Part, Parts, random_parts, select_rows, split_rows
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, is_done, read_json, unwritable, write_text
-from spunge.model.hub import local_folder, unpickled
+from spunge.model.conversion import plain_folder
+from spunge.model.hub import local_folder
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import Control, EvaluatorSettings, Recipe, RuleSettings, evaluation_name, measured_again
 from spunge.registry import EVALUATORS, METHODS, RULES
@@ -63,7 +64,7 @@ class Run:
 
     @cached_property
     def base_folder(self) -> Path:
-        return unpickled(local_folder(self.recipe.model), self.folder / "base", self.recipe.model)
+        return plain_folder(local_folder(self.recipe.model), self.folder / "base", self.recipe.model)
 
     @cached_property
     def weights(self) -> str:

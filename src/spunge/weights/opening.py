@@ -11,6 +11,7 @@ from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
 from spunge.weights.hub import fetched
+from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source
 
 
@@ -22,6 +23,8 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
     folder = fetched(place, setting)
     name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
     stored = stored_weights(folder, setting)
+    if stored.of != delta.WEIGHTS:
+        refuse_quantised(stored)
     if stored.of == delta.WEIGHTS:
         return DeltaSource(delta.open_delta(folder, setting), name)
     if stored.of == WEIGHTS:
