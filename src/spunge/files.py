@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from spunge.errors import RecipeError
 
@@ -20,13 +22,12 @@ PART = ".part"  # the end of the name of what is not whole yet
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (*FULL, errno.EROFS, errno.EFBIG)  # errors that reading never gives
 
-DONE = "done.json"
+CHECK = "check"  # the key of a sealed value's own checksum
 
 
 def fingerprint(value: Any) -> str:
     """sha256 of a value's canonical JSON: equal for equal content, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
 
 
 @contextmanager
@@ -145,18 +146,34 @@ def read_json(file: Path) -> Any:
     """The file's value, or None where there is no such file or it is cut short."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
-def mark_done(folder: Path, key: str) -> None:
-    """Say that the folder is complete and what it was made from. Written last."""
-    write_json(folder / DONE, {"fingerprint": key})
+def checksum(file: Path) -> str:
+    """XXH3 (128 bits) of a file's bytes, read in pieces. It tells damage, not forgery."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
-def is_done(folder: Path, key: str) -> bool:
-    done = read_json(folder / DONE)
-    return isinstance(done, dict) and done.get("fingerprint") == key
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with a checksum of itself, so that a file that holds it vouches for itself."""
+    return {**value, CHECK: xxhash.xxh3_64_hexdigest(_canonical(value))}
+
+
+def unsealed(value: Any) -> dict[str, Any] | None:
+    """What was sealed; None for anything else, and for what was changed since."""
+    if not isinstance(value, dict) or CHECK not in value:
+        return None
+    content = {key: inner for key, inner in value.items() if key != CHECK}
+    return content if value[CHECK] == xxhash.xxh3_64_hexdigest(_canonical(content)) else None
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
 
 
 @contextmanager

@@ -54,11 +54,13 @@ Kind = Literal["base", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 
 StageName = Annotated[str, Field(description="The judged model: base, branch:SLUG, control:NAME or merged.")]
-Subject = Annotated[str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")]
-Metric = Annotated[
+SubjectName = Annotated[
+    str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")
+]
+MetricName = Annotated[
     str, Field(description="What was measured, in words; all that the words tell is a field of its own.")
 ]
-Of = Annotated[str | None, Field(description="The metric that this one measures again, under an attack.")]
+Attacked = Annotated[str | None, Field(description="The metric that this one measures again, under an attack.")]
 Low = Annotated[Real | None, Field(description="Lower end of the 95% interval.")]
 High = Annotated[Real | None, Field(description="Upper end of the 95% interval.")]
 Items = Annotated[Count | None, Field(description="Items that it is measured on.")]
@@ -91,8 +93,8 @@ class Row:
     """The score of a model by a metric on a subject."""
 
     stage: StageName
-    subject: Subject
-    metric: Metric
+    subject: SubjectName
+    metric: MetricName
     value: Annotated[Score, Field(description="The score; with several seeds their mean.")]
     low: Low = None
     high: High = None
@@ -103,7 +105,7 @@ class Row:
     spread: Annotated[
         Real | None, Field(description="Standard deviation over the seeds, of which there are several.")
     ] = None
-    of: Of = None
+    of: Attacked = None
     side: Annotated[Flag, Field(description="A check on another metric, to be told of only where it changed.")] = False
     evaluation: Annotated[str | None, Field(description="Name of the evaluation.")] = None
     group: Annotated[
@@ -132,8 +134,8 @@ class Difference:
 
     stage: StageName
     against: Annotated[str, Field(description="The stage that it is compared with.")]
-    subject: Subject
-    metric: Metric
+    subject: SubjectName
+    metric: MetricName
     kind: Annotated[
         Literal["difference", "ratio"],
         Field(description="stage - against; stage / against of metrics that are exponents."),
@@ -150,9 +152,9 @@ class Recovered:
     """The share of what was forgotten for certain that an attack brings back."""
 
     stage: StageName
-    subject: Subject
-    metric: Metric
-    of: Of = None
+    subject: SubjectName
+    metric: MetricName
+    of: Attacked = None
     value: Annotated[Score, Field(description="(attacked - after) / (before - after): 0 nothing, 1 all of it.")]
     low: Low = None
     high: High = None
@@ -181,8 +183,8 @@ class Published:
     """A paper's figure, to stand beside the run's own."""
 
     stage: StageName
-    subject: Subject
-    metric: Metric
+    subject: SubjectName
+    metric: MetricName
     value: Annotated[Score, Field(description="As printed.")]
     source: Annotated[str, Field(description="Paper and table.")]
 
@@ -220,7 +222,7 @@ class Results:
     def content(self) -> dict[str, Any]:
         """What the file holds, as JSON values."""
         names = [each.name for each in dataclasses.fields(self) if each.name != "folder"]
-        return {name: _json(vars(self)[name]) for name in names}
+        return {name: json_value(vars(self)[name]) for name in names}
 
     def value(self, stage: str, subject: str, metric: str) -> float:
         """One score. Raises KeyError when it was not measured."""
@@ -235,14 +237,15 @@ def write_results(results: Results) -> None:
     write_json(results.folder / FILE, results.content)
 
 
-def _json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """As JSON values: a dataclass as a mapping without what is at its default, a number that is not finite as its name."""
     if is_dataclass(value):
         known = {each.name: vars(value)[each.name] for each in dataclasses.fields(value) if not _left_out(value, each)}
-        return {name: _json(inner) for name, inner in known.items()}
+        return {name: json_value(inner) for name, inner in known.items()}
     if isinstance(value, Mapping):
-        return {str(key): _json(inner) for key, inner in value.items()}
+        return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
+        return [json_value(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -285,6 +288,9 @@ def parse_results(content: Any, file: str = FILE) -> Results:
         first = error.errors(include_url=False)[0]
         told = TOLD.get(first["type"], first["msg"].removeprefix("Value error, ").replace("Input should", "it should"))
         raise RecipeError(f"{damaged}: {'.'.join(map(str, first['loc']))}: {told}; {ANEW}") from None
+    stages = [model.stage for model in results.models]
+    if stages != list(results.stages):
+        raise RecipeError(f"{damaged}: stages and models name different ones; {ANEW}")
     seen: set[tuple[str, str, str]] = set()
     for number, row in enumerate(results.rows):
         key = (row.stage, row.subject, row.metric)
@@ -292,7 +298,7 @@ def parse_results(content: Any, file: str = FILE) -> Results:
             raise RecipeError(
                 f"{damaged}: rows.{number}: {row.metric!r} on {row.subject!r} at {row.stage!r} again; {ANEW}"
             )
-        if row.stage not in {model.stage for model in results.models}:
+        if row.stage not in stages:
             raise RecipeError(f"{damaged}: rows.{number}: {row.stage!r} is none of its models; {ANEW}")
         seen.add(key)
     return results
@@ -305,8 +311,27 @@ def _reader() -> TypeAdapter[Results]:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of what this version writes."""
-    found = _reader().json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "required": list(found["properties"])}
+    schema: dict[str, Any] = _untitled(_reader().json_schema())
+    optional = [
+        told
+        for each in schema["$defs"].values()
+        for name, told in each["properties"].items()
+        if name not in each["required"]
+    ]
+    for told in optional:  # what is at its default is left out of the file
+        told.pop("default")
+        if "anyOf" in told:
+            told["anyOf"].remove({"type": "null"})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": list(schema["properties"])}
+
+
+def _untitled(schema: Any) -> Any:
+    """Without pydantic's titles, which say the names again."""
+    if isinstance(schema, list):
+        return [_untitled(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _untitled(each) for key, each in schema.items() if key != "title" or not isinstance(each, str)}
 
 
 # ---- files of versions before `models`: the names of stages, subjects and metrics carry what are fields today

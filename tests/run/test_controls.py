@@ -15,8 +15,7 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import Control
-from spunge.run.jobs import Run
-from spunge.run.judging import state
+from spunge.run.stages import lineups
 from spunge.weights.delta import open_delta
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -29,9 +28,13 @@ class Recorder(Silent):
     def begin(self, title: str) -> None:
         self.titles.append(title)
 
+    def end(self, outcome: str) -> None:
+        if outcome == "from the cache":
+            self.titles.pop()
+
     @property
     def worked(self) -> list[str]:
-        return [title for title in self.titles if not title.startswith(("read", "fingerprint"))]
+        return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge", "choose")]
 
 
 def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[str]]:
@@ -41,10 +44,10 @@ def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[s
 
 def weight_of(recipe: dict[str, Any], out: Path, stage: str, *overrides: str) -> torch.Tensor:
     """A tensor of the model that is judged as a stage."""
-    work = Run(load_recipe(recipe, overrides), out)
-    base = load_base(work.base_folder, work.recipe.model)
+    [line] = lineups(load_recipe(recipe, overrides), out)
+    base = load_base(line.inputs.base.folder, line.inputs.recipe.model)
     before = base.parameters[NAME].detach().clone()
-    with state(work, stage, base):
+    with next(model for model in line.models if model.name == stage).laid_over(base):
         found = base.parameters[NAME].detach().clone()
     assert torch.equal(base.parameters[NAME], before)
     return found

@@ -131,7 +131,7 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
     before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
     untrained, trained = logits_of(base.model), torch.empty(0)
 
-    def progress(step: int, steps: int, loss: float) -> None:
+    def progress(step: int, steps: int, note: str) -> None:
         nonlocal trained
         if step == steps:
             trained = logits_of(base.model)  # the model in training: its layers are changed in place
@@ -247,7 +247,7 @@ def test_a_killed_branch_goes_on_to_the_same_delta(
     whole = unlearn(base, method, tmp_path / "whole.jsonl", **changes)
     steps: list[int] = []
 
-    def progress(step: int, total: int, loss: float) -> None:
+    def progress(step: int, total: int, note: str) -> None:
         steps.append(step)
         if len(steps) == 3:
             raise Killed
@@ -449,7 +449,7 @@ def test_a_branch_that_was_killed_and_goes_wrong_keeps_the_weights_it_would_have
 
     kills = [8, 7]  # the steps at which it is killed: when the mean damage is on its way up
 
-    def killed(step: int, steps: int, loss: float) -> None:
+    def killed(step: int, steps: int, note: str) -> None:
         if kills and step == kills[-1]:
             kills.pop()
             raise Killed
@@ -475,7 +475,7 @@ def test_an_early_stop_is_not_put_off_by_a_kill(load: Callable[..., Any], tmp_pa
 
     kills = [whole.steps]
 
-    def killed(step: int, steps: int, loss: float) -> None:
+    def killed(step: int, steps: int, note: str) -> None:
         if kills and step == kills[-1]:
             kills.pop()
             raise Killed

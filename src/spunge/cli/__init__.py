@@ -22,7 +22,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make an open-weight language model forget, part by part, and prove what was forgotten and what was kept.",
 )
-for command in (run.run, run.plan, run.split, report.report, report.compare, judge.probe, merge.merge):
+for command in (
+    run.run,
+    run.plan,
+    run.split,
+    run.status,
+    run.verify,
+    report.report,
+    report.compare,
+    judge.probe,
+    merge.merge,
+):
     app.command()(command)
 app.command("list")(start.list_)
 app.command()(start.init)

@@ -79,7 +79,7 @@ def environment() -> dict[str, str]:
     import torch
 
     from spunge.model.loading import bfloat16_speedup
-    from spunge.run.pipeline import versions
+    from spunge.run.outcome import versions
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["none"]
     return {

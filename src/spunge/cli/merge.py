@@ -1,6 +1,5 @@
 """`spunge merge`: models that exist already, merged into their base."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,31 +25,39 @@ def merge(
     as_delta: Annotated[
         bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")
     ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take pickled weights (.bin), which can run code when read.")
+    ] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Take the values of quantised models, and write them unquantised.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
     with loading():
         from spunge.merging.command import merge_command, parsed_settings, summary
+        from spunge.progress import Terminal
 
     given = {"density": density, "scale": scale, "scope": scope or None}
-    merged = merge_command(
-        Path(out),
-        base or None,
-        model,
-        rule=rule or None,
-        settings={key: value for key, value in given.items() if value is not None} | parsed_settings(settings),
-        weights=weight or None,
-        mergekit=Path(mergekit) if mergekit else None,
-        as_adapter=as_adapter,
-        as_delta=as_delta,
-        progress=_percent if sys.stderr.isatty() else None,
-    )
+    watcher = Terminal()
+    try:
+        merged = merge_command(
+            Path(out),
+            base or None,
+            model,
+            rule=rule or None,
+            settings={key: value for key, value in given.items() if value is not None} | parsed_settings(settings),
+            weights=weight or None,
+            mergekit=Path(mergekit) if mergekit else None,
+            as_adapter=as_adapter,
+            as_delta=as_delta,
+            allow_pickle=allow_pickle,
+            dequantize=dequantize,
+            watcher=watcher,
+        )
+    finally:
+        watcher.close()
     if as_json:
         print_json(merged.to_json())
         return
     typer.echo("\n".join([*summary(merged), near(merged.out)]))
-
-
-def _percent(done: int, total: int) -> None:
-    """A counter on stderr that overwrites itself."""
-    typer.echo(f"\rmerging {done / max(1, total):4.0%}" + ("\n" if done == total else ""), err=True, nl=False)

@@ -12,14 +12,14 @@ def report(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
 ) -> None:
     """Write RUN/report.html anew; print the scores, what they say, and the paper's figures beside the run's own."""
-    from spunge.report.comparison import results_of
     from spunge.report.page import write_page
     from spunge.report.text import report_text
+    from spunge.results import read_results
 
-    results = results_of(Path(folder))
-    page = write_page(Path(folder))
+    results = read_results(folder)
+    page = write_page(results.folder)
     if as_json:
-        print_json(results)
+        print_json(results.content)
         return
     print_scores(results)
     typer.echo(f"\n{report_text(results)}\nreport: {near(page)}")

@@ -4,14 +4,17 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from spunge.errors import one_line
+
+if TYPE_CHECKING:
+    from spunge.results import Results
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -49,7 +52,7 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_scores(results: Mapping[str, Any]) -> None:
+def print_scores(results: "Results") -> None:
     """As wide as the terminal allows; whole and plain where the output is none."""
     from spunge.report.table import results_table, results_text
 

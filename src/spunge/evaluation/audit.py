@@ -9,6 +9,7 @@ The attacks are the registry's (`spunge list attacks`), or `attack: path/to/file
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -77,7 +78,8 @@ def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) 
     """How much of what was forgotten comes back after an attack: relearning, quantisation, other prompts, probes."""
     measured = settings if settings.of is None else bench.settings_of[settings.of]
     target = Target(measured, items, settings.label, rows_beside(settings))
-    return ATTACKS.get(settings.attack.kind).run(base, settings.attack, target, bench)
+    under = ATTACKS.get(settings.attack.kind).run(base, settings.attack, target, bench)
+    return [replace(each, attack=settings.attack.kind, label=settings.label) for each in under]
 
 
 def columns(settings: AuditSettings, forget: Mapping[str, str]) -> dict[str, str]:
@@ -120,4 +122,5 @@ AUDIT = Evaluator(
     of=lambda settings: settings.of,
     check=check,
     uses_samples=True,
+    version=2,  # measures say which attack they are under
 )

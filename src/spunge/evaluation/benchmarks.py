@@ -20,7 +20,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.evaluation import harness
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.harness import Files, Leaf
-from spunge.files import fingerprint, read_json, write_json, write_text
+from spunge.files import fingerprint, read_json, sealed, unsealed, write_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place, Strict
 from spunge.recipe.schema import EvaluatorSettings
@@ -194,11 +194,14 @@ def outcomes(
         "log_samples": settings.log_samples,
     }
     file = bench.folder / f"lm_eval-{fingerprint(key)[:16]}.json"
-    kept = read_json(file)
-    if kept is not None:
-        return [Outcome(**outcome) for outcome in kept]
+    bench.kept.add(file)
+    kept = unsealed(read_json(file))
+    if kept is not None and all((bench.folder / name).is_file() for name in kept["samples"]):
+        bench.kept.update(bench.folder / name for name in kept["samples"])
+        return [Outcome(**outcome) for outcome in kept["outcomes"]]
     found = run(base, entry, settings, bench)
-    write_json(file, [outcome._asdict() for outcome in found])
+    samples = sorted(other.name for other in bench.kept if other.name.startswith("samples-"))
+    write_json(file, sealed({"outcomes": [outcome._asdict() for outcome in found], "samples": samples}))
     return found
 
 
@@ -219,7 +222,9 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
     if settings.log_samples:
         for name in tasks:
             lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples[name]]
-            write_text(bench.folder / f"samples-{name.replace('/', '_')}.jsonl", "".join(lines))
+            file = bench.folder / f"samples-{name.replace('/', '_')}.jsonl"
+            write_text(file, "".join(lines))
+            bench.kept.add(file)
     return summed(entry, manager.task_index[entry.task], tasks, samples)
 
 

@@ -9,7 +9,7 @@ et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-h
 
 import itertools
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
 
 
@@ -109,9 +110,7 @@ def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) ->
     return asked
 
 
-def all_likelihoods(
-    base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Callable[[int, int], None]
-) -> list[Likelihood]:
+def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Steps) -> list[Likelihood]:
     """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same."""
     starts = [0, *itertools.accumulate(counts)]
     items = [encoded[start:stop] for start, stop in itertools.pairwise(starts)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
 
@@ -38,6 +39,11 @@ class Measure:
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
+    attack: str | None = None  # the kind of attack that the model is under; an audit fills it in
+    label: str | None = None  # what the recipe calls the attack
+    curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
+    at: float | None = None  # where on the curve
+    unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
 class Judges:
@@ -86,8 +92,11 @@ class Bench:
     retain: Samples | None = None
     settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
     finetune: Finetune | None = None
+    kept: set[Path] = field(
+        default_factory=set
+    )  # files in `folder` that the measurements rest on, told by the evaluator
     seed: int = 0
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Steps = SILENT.step
 
 
 @dataclass(frozen=True)

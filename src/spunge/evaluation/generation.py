@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.files import append_text, fingerprint, write_text
+from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
 
@@ -65,26 +65,26 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
             lines = []
             for row, text in zip(rows, texts, strict=True):
                 found[row] = text
-                lines.append(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
+                lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))
             bench.progress(len(found), len(prompts))
-    file.touch()  # it belongs to the evaluation that runs now
+    bench.kept.add(file)
     return [found[index] for index in range(len(prompts))]
 
 
 def _written(file: Path, count: int) -> dict[int, list[str]]:
-    """What an earlier run wrote; a line that it could not finish is left out, and taken out of the file."""
+    """What an earlier run wrote; a line that it could not finish, or that was changed since, is taken out of the file."""
     found: dict[int, list[str]] = {}
-    if not file.exists():
+    if not file.is_file():
         return found
     whole = []
     # Not splitlines: a completion may hold other line breaks of Unicode's.
-    for line in file.read_text(encoding="utf-8").split("\n"):
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            content = json.loads(line)
+            content = unsealed(json.loads(line))
         except json.JSONDecodeError:
             continue
-        if 0 <= content["row"] < count:
+        if content is not None and 0 <= content["row"] < count:
             found[content["row"]] = content["texts"]
             whole.append(line + "\n")
     write_text(file, "".join(whole))

@@ -6,7 +6,7 @@ answer as a conversation and says `safe` or `unsafe` on its first line.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from spunge.evaluation.scorers.classifiers import (
     load_classifier,
 )
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings
 
@@ -145,7 +146,7 @@ def judged(pairs: Sequence[tuple[str, str]], settings: HarmSettings, base: Base,
     return (scores >= settings.threshold).astype(np.float64)
 
 
-def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None]) -> np.ndarray:
+def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Steps) -> np.ndarray:
     """(n,) 1 where a guard writes `unsafe` of (prompt, answer), 0 where `safe`. Raises RecipeError where neither."""
     coded = [conversation_ids(guard.tokenizer, prompt, answer) for prompt, answer in pairs]
     sizes = [len(ids) + VERDICT_TOKENS for ids in coded]

@@ -74,6 +74,7 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
     found = similarities(encoder, written, list(wanted.values()))
     if bench.stage == "base":
         _keep(kept, written)
+        bench.kept.add(kept)
     ones = np.ones(len(written))
     return [Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)]
 

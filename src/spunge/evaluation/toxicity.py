@@ -126,7 +126,9 @@ def _keep(settings: ToxicitySettings, written: Sequence[Sequence[str]], scores: 
         for row, (texts, found) in enumerate(zip(written, scores, strict=True))
         for text, score in zip(texts, found, strict=True)
     ]
-    write_text(bench.folder / f"scored-{name}.jsonl", "\n".join(lines) + "\n")
+    file = bench.folder / f"scored-{name}.jsonl"
+    write_text(file, "\n".join(lines) + "\n")
+    bench.kept.add(file)
 
 
 TOXICITY = Evaluator(

@@ -6,9 +6,9 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.merging.rule import Rule
-from spunge.model.conversion import note_of
 from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import note_of
 from spunge.weights.opening import check_source
 from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import Source

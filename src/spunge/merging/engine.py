@@ -6,12 +6,12 @@ Everything is written aside and renamed when whole; a journal lets an interrupte
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,16 +23,22 @@ from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, 
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Job, Work, in_order
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import name_of
 from spunge.weights.sources import Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
 
-Progress = Callable[[int, int], None]
+
+class Target(Protocol):
+    """Where a merge writes."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None: ...
 
 
 def merge(
@@ -42,7 +48,7 @@ def merge(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: Steps = SILENT.step,
     threads: int | None = None,
     compiled: bool | None = None,
     chunk: int | None = None,
@@ -50,7 +56,7 @@ def merge(
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
-    weights: one per source, 1 by default. progress: called with (entries done, entries to do). threads (all cores by
+    weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
     `out` that an earlier merge wrote is replaced, any other refused; one that holds this very merge is left as it is.
     Raises RecipeError when the inputs do not fit, before anything is written, and when NaN or Inf turns up, with
@@ -62,15 +68,15 @@ def merge(
     output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
     if (earlier := output.earlier()) is not None:
         return earlier
-    with output.opened(), _one_thread_each(), ThreadPoolExecutor(threads or _cores()) as pool:
+    with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
-        tallies = _stream(work, output, pool, fast, progress or _silent)
+        tallies = _stream(work, output, pool, fast, progress)
         tensors, cosine = summed_up({name: tallies[name] for name in work.changed}, work.places)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
-        report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
+        report = MergeReport(settings.rule, plain, name_of(base), reports, tensors, cosine, output.key, notes)
         report = output.finish(report)
     return report
 
@@ -101,7 +107,7 @@ def merged_changes(
     work, _notes = prepared(
         Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
     )
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         if work.scope != "tensor":
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
         for name in work.changed:
@@ -118,11 +124,8 @@ def _delta_of(work: Work, job: Job) -> Tensor:
     return work.rule(deltas, work.settings, chunk)
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
-def _cores() -> int:
+def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -138,7 +141,7 @@ def _key(work: Work) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -149,7 +152,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _stream(
-    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Progress
+    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Steps
 ) -> dict[str, Tally]:
     """Statistics, then the merge itself, batch after batch; returns the tally of each tensor."""
     changed = work.changed
@@ -166,9 +169,7 @@ def _stream(
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
         tallies = {name: Tally.empty(len(work.sources)) for name in batch}
         jobs = list(work.jobs(batch))
-        for job, part in zip(
-            jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
-        ):
+        for job, part in zip(jobs, in_order(pool, lambda job: merge_chunk(work, output, fast, job), jobs), strict=True):
             tallies[job.name].add(part)
             finished += job.stop - job.start
             progress(finished, total)
@@ -188,7 +189,8 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tally:
+def merge_chunk(work: Work, output: Target, fast: Fast | None, job: Job) -> Tally:
+    """Merge one chunk and write it; returns what is reported of it."""
     if fast and fast.merges and len(work.sources) > 1:
         counts, result, finite = fast.merge(job)
     else:

@@ -17,6 +17,8 @@ def refuse_own(out: Path, read: Iterable[Path]) -> None:
     """Raises RecipeError where a merge into `out` would replace a folder that it reads."""
     place = out.resolve()
     for folder in read:
+        if not folder.is_dir():
+            continue  # a Hub id
         if place == folder.resolve() or place in folder.resolve().parents:
             raise RecipeError(f"--out: {str(out)!r} holds {str(folder)!r}, which the merge reads; give another folder")
 

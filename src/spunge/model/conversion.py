@@ -6,6 +6,7 @@ compressed-tensors and bitsandbytes. The whole model is in memory meanwhile.
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from typing import Any
 import torch
 
 from spunge.errors import RecipeError
-from spunge.files import read_json, whole_folder, write_json
+from spunge.files import whole_folder, write_json
 from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
-from spunge.weights.folder import copied
+from spunge.weights.folder import NOTE, copied
 from spunge.weights.quantised import EIGHT_BITS, SCALE, described, packed_weights, quantisation
 
-NOTE = "converted.json"
 BY_FLAG = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")  # their configurations take `dequantize`
 UNDONE = (*BY_FLAG, "bitsandbytes")
 WIDE = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,7 +61,7 @@ def refuse_untrusted(folder: Path, settings: ModelSettings, setting: str = "mode
         return
     if needed.quantised is not None and not (settings.dequantize and _can_be_undone(folder, needed)):
         asked = "set model.dequantize=true" if recipe else "add --dequantize"
-        choice = f", or {asked} to take its values in bfloat16" if _can_be_undone(folder, needed) else ""
+        choice = f", or {asked} to take its values" if _can_be_undone(folder, needed) else ""
         raise RecipeError(
             f"{where} is quantised ({needed.quantised}), and packed numbers are no weights to train or to merge; "
             f"give the unquantised model{choice}"
@@ -81,43 +81,31 @@ def _can_be_undone(folder: Path, needed: Conversion) -> bool:
     return needed.gguf or (method in UNDONE and not any(file.name.endswith(".bin") for file in needed.files))
 
 
-def plain_folder(folder: Path, out: Path, settings: ModelSettings, setting: str = "model.path") -> Path:
-    """The folder itself where its weights are plain safetensors, else `out`, into which they are converted once.
-
-    `out` is used again as long as the files that it was made from are the same. Raises RecipeError.
-    """
-    refuse_untrusted(folder, settings, setting)
-    needed = conversion(folder, setting)
-    if needed is None:
-        return folder
-    made_from = [[file.name, (status := file.stat()).st_size, status.st_mtime_ns] for file in needed.files]
-    note = read_json(out / NOTE)
-    if not isinstance(note, dict) or note.get("from") != made_from:
-        shutil.rmtree(out, ignore_errors=True)
-        with whole_folder(out) as aside:
-            convert(folder, aside, settings, setting)
-            write_json(aside / NOTE, {"quantised": needed.quantised, "from": made_from})
-    return out
-
-
 def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "model.path") -> None:
-    """Write a folder's model into `out` as plain safetensors, with all that lies beside it. Raises RecipeError."""
+    """Write a model of pickled or quantised weights as plain safetensors into `out`, absent or empty, with all that lies
+    beside it. Raises RecipeError."""
     needed = conversion(folder, setting)
     if needed is None:
         raise RecipeError(f"{setting}: {str(folder)!r} needs no conversion")
-    for inside in copied(folder, out):
-        (out / inside).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / inside, out / inside)
-    try:
-        with quiet():
-            _convert(folder, out, needed, settings, setting)
-    except RecipeError:
-        raise
-    except Exception as error:
-        # Whatever transformers or a library of the format objects to, the missing library above all.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise RecipeError(f"{setting}: {str(folder)!r} cannot be converted by transformers ({reason})") from error
-    check_fit(Checkpoint(out, setting))
+    with whole_folder(out) as aside:
+        for inside in copied(folder, out):
+            (aside / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / inside, aside / inside)
+        try:
+            with quiet():
+                _convert(folder, aside, needed, settings, setting)
+        except RecipeError:
+            raise
+        except Exception as error:
+            # Whatever transformers or a library of the format objects to, the missing library above all.
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            quantised = f"is quantised ({needed.quantised}) and " if needed.quantised else ""
+            raise RecipeError(
+                f"{setting}: {str(folder)!r} {quantised}cannot be converted by transformers ({reason})"
+            ) from error
+        check_fit(Checkpoint(aside, setting))
+        named = settings.path if not Path(settings.path).expanduser().is_dir() else folder.resolve().name
+        write_json(aside / NOTE, {"model": named, "quantised": needed.quantised})
 
 
 def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSettings, setting: str) -> None:
@@ -137,25 +125,32 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
         folder, config=config, dtype=dtype, trust_remote_code=trust, output_loading_info=True, **named
     )
     if isinstance(said, dict) and said.get("quant_method", "bitsandbytes") == "bitsandbytes" and needed.quantised:
-        model = model.dequantize()
+        model = model.dequantize(dtype=model.dtype)
     if needed.quantised is not None:
         _check_undone(folder, needed, model, loaded, setting)
     plain = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **named)
     if said is not None:
         del plain.quantization_config
-    plain.dtype = model.dtype
     with torch.device("meta"):
         # A model that does not know how it was stored: transformers would store the loaded one quantised again.
-        bare = type(model)(plain)
+        bare = type(model)(plain).to(model.dtype)
     bare.save_pretrained(out, state_dict=model.state_dict())
     if needed.gguf and not any(out.glob("tokenizer*")):
         AutoTokenizer.from_pretrained(folder, **named).save_pretrained(out)
 
 
+def _scales_alone(unread: Iterable[str]) -> list[str]:
+    """The scales among tensors that were not read, but for those of a weight that was not read either (a layer that
+    transformers leaves out)."""
+    scales = [name for name in unread if SCALE.search(name.rpartition(".")[2])]
+    left_out = {name.rpartition(".")[0] for name in set(unread) - set(scales)}
+    return [name for name in scales if name.rpartition(".")[0] not in left_out]
+
+
 def _check_undone(folder: Path, needed: Conversion, model: Any, loaded: dict[str, Any], setting: str) -> None:
     """Raises RecipeError where transformers left something packed, or took packed numbers without their scales."""
     left = [name for name, value in model.named_parameters() if value.dtype not in WIDE]
-    unread = [name for name in loaded["unexpected_keys"] if SCALE.search(name.rpartition(".")[2])]
+    unread = _scales_alone(loaded["unexpected_keys"])
     bare: list[str] = []
     if not needed.gguf:
         tensors = Checkpoint(folder, setting).tensors
@@ -172,11 +167,3 @@ def _check_undone(folder: Path, needed: Conversion, model: Any, loaded: dict[str
                 f"{setting}: {str(folder)!r} is quantised ({needed.quantised}) in a way that transformers does not undo: "
                 f"{names[0]!r} {problem}; give the unquantised model"
             )
-
-
-def note_of(folder: Path) -> str | None:
-    """What is to be said of a converted folder's model: that it was quantised."""
-    note = read_json(folder / NOTE)
-    if not isinstance(note, dict) or not note.get("quantised"):
-        return None
-    return f"{folder.name!r} is quantised ({note['quantised']}); its values were taken, and what is written is not quantised"

@@ -1,13 +1,17 @@
 """The folder of a model that a recipe names: here, or downloaded from the Hub."""
 
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from spunge.errors import RecipeError
-from spunge.model.conversion import refuse_untrusted
+from spunge.model.conversion import conversion, convert, refuse_untrusted
 from spunge.model.loadable import check_fit
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, model_files
 from spunge.weights.hub import fetched
+from spunge.weights.opening import stored_weights
 from spunge.weights.quantised import quantisation
 
 
@@ -20,6 +24,30 @@ def local_folder(settings: ModelSettings, setting: str = "model.path") -> Path:
     folder = fetched(settings.path, setting, settings.revision, pickles=settings.allow_pickle)
     refuse_untrusted(folder, settings, setting)
     return folder
+
+
+@contextmanager
+def plain_folders(given: Sequence[ModelSettings], aside: Path) -> Iterator[list[Path]]:
+    """The folders of a base, which comes first, and of models, adapters or deltas. Pickled and quantised models among them are
+    converted into folders below `aside`, which vanishes when the block ends.
+
+    Raises RecipeError, before anything is written, where one is missing or must not be converted.
+    """
+    folders = []
+    for number, settings in enumerate(given):
+        setting = "--model" if number else "--base"
+        folder = fetched(settings.path, setting, pickles=settings.allow_pickle)
+        needed = conversion(folder, setting) if stored_weights(folder, setting).of is None else None
+        if needed is not None:
+            refuse_untrusted(folder, settings, setting)
+        folders.append((setting, folder, aside / str(number) if needed else folder))
+    try:
+        for settings, (setting, folder, plain) in zip(given, folders, strict=True):
+            if plain != folder:
+                convert(folder, plain, settings, setting)
+        yield [plain for _, _, plain in folders]
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def judges_folder(settings: ModelSettings, setting: str) -> Path:

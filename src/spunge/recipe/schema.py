@@ -31,7 +31,7 @@ class ModelSettings(Strict):
     dequantize: bool = Field(
         False,
         description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
-        "packages are installed) and write what comes of it unquantised, in bfloat16.",
+        "packages are installed) and write what comes of it unquantised.",
     )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 

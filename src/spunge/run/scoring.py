@@ -53,7 +53,7 @@ class Measured(NamedTuple):
         return self.items.overall if self.measures[0].subject is None else EVERYTHING
 
 
-Key = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
+MetricKey = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
 Stored = Mapping[str, Sequence[Measure]]  # evaluation -> its measures, of one stage and seed
 
 
@@ -80,9 +80,9 @@ def scored(
     )
 
 
-def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[Key, Measured]:
+def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
     """What the evaluations gave at one stage, seed by seed."""
-    found: dict[Key, Measured] = {}
+    found: dict[MetricKey, Measured] = {}
     for stored in seeds:
         for items in evaluations:
             for measure in stored.get(items.name, ()):
@@ -91,7 +91,7 @@ def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[Key,
     return found
 
 
-def _rows(stage: str, found: Mapping[Key, Measured], parts: set[str]) -> Iterator[Row]:
+def _rows(stage: str, found: Mapping[MetricKey, Measured], parts: set[str]) -> Iterator[Row]:
     together: dict[
         tuple[str, str], set[str]
     ] = {}  # the subjects of an evaluation's metric, which measures may be of one each
@@ -99,7 +99,8 @@ def _rows(stage: str, found: Mapping[Key, Measured], parts: set[str]) -> Iterato
         together.setdefault((evaluation, metric), set()).update(each.subjects)
     for (evaluation, metric, _), each in found.items():
         first, groups = each.measures[0], each.subjects
-        facts: dict[str, Any] = {"stage": stage, "of": first.of, "side": first.side, "evaluation": evaluation}
+        told = ("of", "side", "attack", "label", "curve", "at", "unit")
+        facts = {"stage": stage, "evaluation": evaluation} | {name: vars(first)[name] for name in told}
         for subject, members in groups.items():
             group = _group(subject, together[evaluation, metric], each.overall, parts)
             yield Row(subject=subject, group=group, **score(each.measures, members)._asdict(), **facts)
@@ -133,7 +134,7 @@ def _refuse_twice(rows: Sequence[Row]) -> None:
         seen.add(key)
 
 
-def _differences(stage: str, against: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iterator[Difference]:
+def _differences(stage: str, against: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Difference]:
     for key, each in stages[stage].items():
         other = stages[against].get(key)
         if other is None:
@@ -143,7 +144,7 @@ def _differences(stage: str, against: str, stages: Mapping[str, Mapping[Key, Mea
             yield Difference(stage=stage, against=against, subject=subject, **values._asdict())
 
 
-def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iterator[Recovered]:
+def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:
     """How much of what was forgotten an attack brings back, by subject."""
     for each in stages[stage].values():
         attacked = each.measures[0]
@@ -158,7 +159,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[Key, Measured]]) -> Iter
                 yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **share._asdict())
 
 
-def _described(judged: Judged, stages: Sequence[Mapping[Key, Measured]], parts: set[str]) -> Evaluation:
+def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]) -> Evaluation:
     items = judged.items
     metrics = dict.fromkeys(metric for found in stages for name, metric, _ in found if name == items.name)
     others = items.subjects.keys() - {items.overall}

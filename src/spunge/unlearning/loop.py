@@ -163,7 +163,7 @@ class Loop:
                 seconds = round(time.perf_counter() - started, 4)
                 line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
                 append_text(self.task.log, json.dumps(line) + "\n")
-            self.task.progress(self.step, self.steps, terms["loss"])
+            self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}")
             if self.task.state and stopped is None and time.monotonic() - saved >= self.task.save_seconds:
                 self._save(self.task.state)
                 saved = time.monotonic()

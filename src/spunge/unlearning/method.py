@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import summary_of
 from spunge.weights.checkpoint import Checkpoint
@@ -17,10 +18,6 @@ from spunge.weights.delta import Change
 S = TypeVar("S", bound=MethodSettings)
 
 Store = dict[tuple[object, ...], dict[int, Tensor]]  # what, of which texts -> row -> (t, d)
-
-
-def ignore_progress(step: int, steps: int, loss: float) -> None:
-    """The progress callback that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Task:
     log: Path | None = None  # one JSON line a step
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
-    progress: Callable[[int, int, float], None] = ignore_progress
+    progress: Steps = SILENT.step
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
 

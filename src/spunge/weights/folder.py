@@ -7,11 +7,15 @@ something else stay behind: other weights and their indexes, adapters, deltas, a
 from collections.abc import Iterator
 from pathlib import Path
 
+from spunge.files import read_json
+
+NOTE = "converted.json"  # in a folder into which pickled or quantised weights were converted
+
 WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx"),
     *(".onnx_data", ".npz", ".npy", ".tflite", ".ot", ".mlmodel", ".distcp", ".part", ".incomplete", ".lock"),
 )
-OWN = ("merge.json", "delta.json", "journal.jsonl", "converted.json")  # of spunge's own folders
+OWN = ("merge.json", "delta.json", "journal.jsonl", NOTE)  # of spunge's own folders
 STAY = (
     "adapter_config.json",
     "quantize_config.json",
@@ -33,3 +37,17 @@ def copied(folder: Path, out: Path) -> Iterator[Path]:
         if name.endswith(WEIGHTS) or name in OWN or name in STAY or (".index" in name and name.endswith(".json")):
             continue
         yield inside
+
+
+def name_of(folder: Path) -> str:
+    """A model's name: its folder's, or that of the model that the folder was converted from."""
+    note = read_json(folder / NOTE)
+    return str(note["model"]) if isinstance(note, dict) and note.get("model") else folder.resolve().name
+
+
+def note_of(folder: Path) -> str | None:
+    """What is to be said of a model that was quantised."""
+    note = read_json(folder / NOTE)
+    if not isinstance(note, dict) or not note.get("quantised"):
+        return None
+    return f"{name_of(folder)!r} is quantised ({note['quantised']}): its values were taken, and what is written is not quantised"

@@ -10,6 +10,7 @@ from spunge.errors import RecipeError
 from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
+from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
 from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source
@@ -92,9 +93,9 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
             raise RecipeError(
                 f"{checkpoint.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
             )
-    return CheckpointSource(
-        checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, checkpoint.folder, label)
-    )
+    converted = [note] if (note := note_of(checkpoint.folder)) else []
+    notes = [*converted, *_tokenizer_notes(base.folder, checkpoint.folder, label)]
+    return CheckpointSource(checkpoint, label, changes, aliases, notes)
 
 
 def _embedding(tensors: Collection[str]) -> str | None:

@@ -34,7 +34,10 @@ SCALE = re.compile(
     r"(scale|absmax|scb$|qzero|zero_point|quant_|qtype|codebook|centroid|bias_lut|w_q$|meta$)", re.IGNORECASE
 )
 _BUFFERS = re.compile(r"(^|[._])(bias|masked_bias|mask|position_ids|token_type_ids|num_batches_tracked|index|ids)$")
-_WEIGHT = re.compile(r"(^|[._])(weight|qweight|qzeros|w_q|codes|_data|qdata|weight_packed|blocks|proj)$", re.IGNORECASE)
+_WEIGHT = re.compile(
+    r"(^|[._])(weights?|qweight|qzeros|w_q|codes|_data|qdata|weight_packed|blocks|proj)$|^(indices|qidxs|trellis)$",
+    re.IGNORECASE,
+)
 EIGHT_BITS = tuple(
     getattr(torch, name)
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")

@@ -1,10 +1,12 @@
 """Audits in a recipe: what is written, what is refused, what relearning brings back, and that the model stays as it was."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,7 +23,9 @@ from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.unlearning.finetuning import finetune
-from toys import texts
+from toys import ROOT, texts
+
+VALID = jsonschema.Draft202012Validator(json.loads((ROOT / "docs" / "results.schema.json").read_text()))
 
 FORGET = {"asia": Samples(pa.table({"text": texts("asia", 8)})), "europe": Samples(pa.table({"text": texts("eu", 8)}))}
 RETAIN = Samples(pa.table({"text": texts("other", 20)}))
@@ -117,7 +121,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
         return [Measure("share", np.ones(1), np.ones(1), True)]
 
     done: list[tuple[int, int]] = []
-    bench = replace(BENCH, progress=lambda at, total: done.append((at, total)))
+    bench = replace(BENCH, progress=lambda at, total, note="": done.append((at, total)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("spunge.evaluation.perplexity.PERPLEXITY", replace(PERPLEXITY, measure=spy))
         for attack in (
@@ -137,7 +141,10 @@ def test_a_measure_made_again_names_what_it_repeats() -> None:
     target = Target(INNER, ITEMS)
     found = target.again(measure, "quantised to int8")
     assert (found.metric, found.of, found.worst, found.chance) == ("toxic quantised to int8", "toxic", False, 0.5)
-    assert replace(target, label="crushed").again(measure, "quantised", ", 3").metric == "toxic crushed, 3"
+    assert (found.curve, found.at, found.unit) == (None, None, None)
+    named = replace(target, label="crushed {0}").again(measure, "quantised", ", {} levels", at=3, unit="levels")
+    assert (named.metric, named.curve) == ("toxic crushed {0}, 3 levels", "toxic crushed {0}, N levels")
+    assert (named.at, named.unit) == (3, "levels")
 
 
 AUDITED = {"kind": "audit", "of": "choices"}
@@ -238,6 +245,7 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
 def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[str, Any], tmp_path: Path) -> None:
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
     measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
+    VALID.validate(json.loads((tmp_path / "run" / "results.json").read_text()))
     by_metric = {row.metric: row for row in results.recovered if row.stage == "merged"}
     plain, start = "perplexity", "perplexity after relearning on 24 forget rows, 0 steps"
     end, rough = "perplexity after relearning on 24 forget rows, 20 steps", "perplexity quantised to int8"
@@ -249,6 +257,15 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     assert by_metric[end].value > 0.5, "twenty steps on the forget rows undo ten of gradient ascent"
     assert abs(by_metric[rough].value) < 0.2
     assert {row.of for row in by_metric.values()} <= {"perplexity", "accuracy"}
+    assert (measured["merged", "asia", end].curve, measured["merged", "asia", end].unit) == (
+        end[:-8] + "N steps",
+        "steps",
+    )
+    attacks = {(row.metric, row.attack, row.of, row.at) for row in results.rows if row.subject == "asia"}
+    assert {(plain, None, None, None), (start, "relearn", plain, 0), (end, "relearn", plain, 20)} <= attacks
+    assert {(rough, "quantise", plain, None), ("min-20% AUROC", "membership", None, None)} <= attacks
+    assert ("accuracy of a linear probe, block 2", "probe", "accuracy", 2) in attacks
+    assert ("accuracy prefixed, best of 5", "prefix", None, None) in attacks
     metrics = {metric for _, _, metric in measured}
     assert {"accuracy prefixed, best of 5", "accuracy reworded", "accuracy of a linear probe, block 2"} <= metrics
 

@@ -73,7 +73,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
             higher_is_better=True,
             chance=float((1 / counts).mean()),
         )
-        found.append(target.again(plain, "of a linear probe", f", block {block}"))
+        found.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))
         bench.progress(number, len(blocks))
     return found
 

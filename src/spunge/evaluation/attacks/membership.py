@@ -8,7 +8,7 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
     - {kind: audit, attack: membership, source: held_out.jsonl}
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import batch_tokens, grouped, head_at
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import AttackSettings
 
 EVERYTHING = "all"
@@ -77,7 +78,7 @@ def min_k(logs: np.ndarray, percent: float) -> float:
     return float(np.sort(logs)[: max(1, int(len(logs) * percent / 100))].mean())
 
 
-def token_logs(base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None]) -> list[np.ndarray]:
+def token_logs(base: Base, texts: Sequence[Encoded], progress: Steps) -> list[np.ndarray]:
     """For each text, the log-probability of each labelled token given those before it, natural; never of a first token."""
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])

@@ -57,7 +57,13 @@ def run(base: Base, attack: RelearnSettings, target: Target, bench: Bench) -> li
         change = ["relearn", attack.model_dump(mode="json", exclude={"steps"}), samples.sha256, bench.seed, step]
         for measure in target.measured(base, round_bench, change if step else None):
             found.append(
-                target.again(measure, f"after relearning on {len(samples)} {attack.on} rows", f", {step} steps")
+                target.again(
+                    measure,
+                    f"after relearning on {len(samples)} {attack.on} rows",
+                    ", {} steps",
+                    at=step,
+                    unit="steps",
+                )
             )
 
     if bench.finetune is None:

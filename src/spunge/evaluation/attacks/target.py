@@ -1,6 +1,6 @@
 """What an attack measures again: an evaluation of the recipe, with its items, under a changed model or changed prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
 from spunge.registry import EVALUATORS
 
@@ -36,10 +37,18 @@ class Target:
             base, self.settings, self.items if items is None else items, replace(bench, model=model)
         )
 
-    def again(self, measure: Measure, attack: str, detail: str = "") -> Measure:
-        """A measure made after an attack, named for it: `accuracy` becomes `accuracy ATTACK`."""
-        metric = f"{measure.metric} {self.label or attack}{detail}"
-        return replace(measure, metric=metric, of=measure.metric, worst=False)
+    def again(
+        self, measure: Measure, attack: str, detail: str = "", *, at: float | None = None, unit: str | None = None
+    ) -> Measure:
+        """A measure made under an attack, named for it: `accuracy` becomes `accuracy ATTACK DETAIL`.
+
+        at, unit: where it stands on a curve that the attack draws, such as 20 `steps`; `detail` then holds a {} for it.
+        """
+        name = f"{measure.metric} {self.label or attack}"
+        again = replace(measure, metric=f"{name}{detail}", of=measure.metric, worst=False)
+        if at is None:
+            return again
+        return replace(again, metric=name + detail.format(at), curve=name + detail.format("N"), at=at, unit=unit)
 
     @property
     def prompt_role(self) -> str:
@@ -52,9 +61,13 @@ class Target:
         return found
 
 
-def share_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+def share_of(progress: Steps, index: int, count: int) -> Steps:
     """The progress of one of several equal rounds."""
-    return lambda done, total: progress(index * total + done, count * total)
+
+    def step(done: int, total: int, note: str = "", /) -> None:
+        progress(index * total + done, count * total, note)
+
+    return step
 
 
 def prompt_role(settings: EvaluatorSettings, roles: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ A classifier is read whole or not at all: a checkpoint without a trained head wo
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # raised for pickled weights that are more than tensors
@@ -18,6 +18,7 @@ import torch
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.likelihood import grouped
 from spunge.model.loading import pick_device, pick_dtype
+from spunge.progress import SILENT, Steps
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
 from spunge.weights.hub import fetched
 
@@ -45,9 +46,7 @@ class Classifier:
     separate: bool  # the classes do not exclude each other (or there is but one): sigmoid, not softmax
     max_length: int  # tokens that the model can read; a longer text loses its end
 
-    def probabilities(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> np.ndarray:
+    def probabilities(self, texts: Sequence[str], progress: Steps = SILENT.step) -> np.ndarray:
         """(n, classes) in [0, 1], float64: softmax over the classes, or each class's own sigmoid."""
         found = np.zeros((len(texts), len(self.labels)))
         sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
