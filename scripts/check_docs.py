@@ -5,20 +5,42 @@ python scripts/check_docs.py --write    # write the generated files anew
 """
 
 import ast
+import inspect
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from spunge.cli.listing import listing, settings_of
-from spunge.evaluation.generation import GenerationSettings
-from spunge.recipe.schema import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
+from spunge.cli.listing import (
+    NAMING,
+    REGISTRIES,
+    block_name,
+    blocks_of,
+    listing,
+    reads_text,
+    settings_of,
+)
+from spunge.recipe.block import Strict
+from spunge.recipe.schema import (
+    Control,
+    EvaluatorSettings,
+    ForgetRows,
+    ModelSettings,
+    Published,
+    Recipe,
+    Rows,
+    Source,
+    Split,
+)
 from spunge.results import json_schema
+from spunge.unlearning.loop import TrainingSettings
+from spunge.unlearning.outputs import OutputSettings
+from spunge.unlearning.refusals import RefusalSettings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-BLOCKS: dict[str, Any] = {
+BLOCKS: dict[str, type[Strict]] = {
     "model": ModelSettings,
     "forget": ForgetRows,
     "source (of forget, retain and evaluate)": Source,
@@ -26,7 +48,20 @@ BLOCKS: dict[str, Any] = {
     "retain": Rows,
     "controls (each)": Control,
     "published (each)": Published,
-    "generation (of toxicity, harm, fluency and similarity)": GenerationSettings,
+}
+# Settings that several values share stand once, under these titles; a value's own table has what is new or differs.
+SHARED: dict[type[Strict], str] = {
+    TrainingSettings: "unlearn: every method that trains",
+    OutputSettings: "unlearn: every method on the model's outputs",
+    RefusalSettings: "unlearn: every method that teaches refusals",
+    EvaluatorSettings: "evaluate: every evaluator",
+}
+KEYS = {
+    "methods": "unlearn.method",
+    "rules": "merge.rule",
+    "evaluators": "evaluate.kind",
+    "attacks": "evaluate.attack",
+    "scorers": "evaluate.scorer",
 }
 
 
@@ -47,18 +82,67 @@ def reference() -> str:
     lines += [f"| `{name}` | {info.description or ''} |" for name, info in Recipe.model_fields.items()]
     for title, block in BLOCKS.items():
         lines += ["", f"## {title}", "", *table(settings_of(block))]
-    for kind, key in (("methods", "unlearn.method"), ("rules", "merge.rule"), ("evaluators", "evaluate.kind")):
+    told: set[type[Strict]] = set()
+    inner: dict[type[Strict], set[str]] = {}
+    for kind, key in KEYS.items():
         for entry in listing(kind):
-            source = f" {entry['source']}." if entry["source"] else ""
-            lines += [
-                "",
-                f"## {key}: {entry['name']}",
-                "",
-                f"{entry['summary']}{source}",
-                "",
-                *table(entry["settings"]),
-            ]
-    return "\n".join(lines) + "\n"
+            block = REGISTRIES[kind].get(entry["name"]).settings
+            gather(block, inner)
+            for base in shared_by(block):
+                if base not in told:
+                    told.add(base)
+                    lines += ["", f"## {SHARED[base]}", "", *with_shared(base, NAMING[kind])]
+            lines += ["", f"## {key}: {entry['name']}", "", *described(entry), *with_shared(block, NAMING[kind])]
+    return "\n".join([*lines, *inner_blocks(inner)]) + "\n"
+
+
+def described(entry: dict[str, Any]) -> list[str]:
+    source = f" Source: {entry['source']}." if entry["source"] else ""
+    reads = f" {reads_text(entry)}" if "reads" in entry else ""
+    return [f"{entry['summary']}{source}{reads}", ""]
+
+
+def shared_by(block: type[Strict]) -> list[type[Strict]]:
+    """The shared blocks that a block builds on, the most general first."""
+    return [base for base in reversed(block.__mro__) if base in SHARED and base is not block]
+
+
+def with_shared(block: type[Strict], naming: str) -> list[str]:
+    """A pointer to the settings that stand elsewhere, and the table of those that are new or differ."""
+    bases = shared_by(block)
+    above = settings_of(bases[-1]) if bases else {}
+    described = {name: setting for name, setting in settings_of(block).items() if name != naming}
+    own = {name: setting for name, setting in described.items() if above.get(name) != setting}
+    pointers = [f"[{SHARED[base].partition(': ')[2]}](#{anchor(SHARED[base])})" for base in bases[-1:]]
+    lines = [f"It takes what {pointer} takes{', and:' if own else '.'}" for pointer in pointers]
+    if not own:
+        return lines or ["No settings."]
+    return [*lines, *([""] if lines else []), *table(own)]
+
+
+def anchor(title: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def gather(block: type[Strict], inner: dict[type[Strict], set[str]]) -> None:
+    """Note the blocks inside a block, with the settings that hold them."""
+    for name, info in block.model_fields.items():
+        for each in blocks_of(info):
+            if each not in BLOCKS.values():
+                inner.setdefault(each, set()).add(name)
+                gather(each, inner)
+
+
+def inner_blocks(inner: dict[type[Strict], set[str]]) -> list[str]:
+    """A section for each block that a setting may hold."""
+    lines: list[str] = []
+    for block, holders in inner.items():
+        lines += ["", f"## {', '.join(sorted(holders))}: `{block_name(block)}`", ""]
+        lines += [(inspect.getdoc(block) or "").partition("\n")[0], ""] if block.__doc__ else []
+        own = {name: setting for name, setting in settings_of(block).items() if name != "kind"}
+        lines += table(own) if own else ["No settings."]
+    return lines
 
 
 def table(settings: dict[str, dict[str, Any]]) -> list[str]:
@@ -100,7 +184,7 @@ def main() -> None:
     for name, text in generated.items():
         if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
-    for file in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+    for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -52,7 +52,7 @@ def test_an_error_is_one_line_and_exits_2(places, tmp_path):
     ("given", "said"),
     [
         ({"settings": {"density": 1.5}}, "merge.density: 1.5"),
-        ({"settings": {"gamma": 1}}, "merge.gamma: rule 'ties' has no such setting"),
+        ({"settings": {"gamma": 1}}, "merge.gamma: no such setting; known: rule, density"),
         ({"settings": {"scope": "layer"}}, "merge.scope: 'layer'"),
         ({"settings": {"density": [0.2, 0.3]}}, "merge.density: 2 values for 1 models"),
         ({"weights": [1.0, 2.0]}, "--weight: 2 weights for 1 models"),

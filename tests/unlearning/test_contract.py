@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
+from spunge.data.samples import IGNORED, Batch, Encoded, Rendering, Samples, collate, sample_table
 from spunge.errors import RecipeError
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import METHODS
@@ -537,7 +537,8 @@ def test_chat_messages_are_their_template_filled_in(load: Callable[..., Any], me
         "completion": [f"{reply} . " for reply in replies],
     }
     told, refusal = ({"refusals": ["no idea"]}, {"refusals": ["no idea . "]}) if method in {"dpo", "idk"} else ({}, {})
-    chat = unlearn(base, method, parts={"a": Samples(pa.table({"messages": chats}))}, **told)
+    rows = Samples(sample_table(pa.table({"messages": chats}), Rendering(), "forget", range(6)))
+    chat = unlearn(base, method, parts={"a": rows}, **told)
     plain = unlearn(base, method, parts={"a": Samples(pa.table(filled))}, **refusal)
     assert same(chat, plain)
 

@@ -8,12 +8,13 @@ import pyarrow as pa
 
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
-from spunge.data.samples import table_sha256
-from spunge.data.split import draw, seed_for, subjects_of
+from spunge.data.samples import sample_table, table_sha256
+from spunge.data.split import draw, rendering_of, seed_for, subjects_of
 from spunge.errors import RecipeError
 from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
 
 EVERYTHING = "all"
+SAMPLES = ({"prompt", "completion"}, {"messages"})
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
             raise RecipeError(
                 f"{setting}.{role}: {columns[role]!r} is null in {items[role].null_count} rows; filter them out"
             )
+    if set(columns) in SAMPLES:  # texts to be scored as they would be learned
+        items = sample_table(items, rendering_of(recipe, recipe.forget), setting, rows.tolist())
     by = entry.by
     if by is None and recipe.split is not None and query.has(recipe.split.by):
         by = recipe.split.by

@@ -111,15 +111,12 @@ def text_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> p
     chosen: dict[str, Any] = {}
     for role, name in columns.items():
         column = table[name]
-        if role != "messages":
+        conversations = role == "messages" or (role != "text" and pa.types.is_nested(column.type))
+        if not conversations:  # what those hold is read later, row by row
             if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
                 raise RecipeError(f"{setting}.{role}: column {name!r} holds {column.type}, not text")
             if role != "prompt":
                 _refuse_empty(column, f"{setting}.{role}: column {name!r}", name)
-        elif column.null_count:
-            raise RecipeError(
-                f"{setting}.messages: column {name!r} is null in {column.null_count} rows; filter them out"
-            )
         chosen[role] = column
     return pa.table(chosen)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows, require_columns, text_columns
-from spunge.data.samples import Samples
+from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.schema import Recipe, Rows, Scalar, Split
 
@@ -75,8 +75,8 @@ def split_rows(recipe: Recipe) -> Parts:
     parts = []
     for value, rows in members.items():
         chosen = draw(rows, recipe.forget.limit, seed_for(recipe.seed, "select", value))
-        samples = text_columns(texts.take(pa.array(chosen)), columns, "forget")
-        parts.append(Part(value, names[value], len(rows), Samples(samples.combine_chunks())))
+        samples = read_samples(texts, columns, rendering_of(recipe, recipe.forget), "forget", chosen)
+        parts.append(Part(value, names[value], len(rows), samples))
     by = recipe.split.by if recipe.split else None
     return Parts(by, tuple(parts), table.num_rows, table.num_rows - len(kept), unassigned, dropped)
 
@@ -104,7 +104,24 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Samples:
     kept = Query(table).where(rows.where, f"{setting}.where")
     chosen = draw(kept, rows.limit, seed_for(recipe.seed, "select", setting))
     columns = rows.columns or recipe.forget.columns
-    return Samples(text_columns(table.take(pa.array(chosen)), columns, setting).combine_chunks())
+    return read_samples(table, columns, rendering_of(recipe, rows), setting, chosen)
+
+
+def read_samples(
+    table: pa.Table, columns: Mapping[str, str], rendering: Rendering, setting: str, rows: np.ndarray
+) -> Samples:
+    """The samples of the given rows of a table."""
+    named = text_columns(table.take(pa.array(rows)), columns, setting)
+    return Samples(sample_table(named, rendering, setting, rows.tolist()).combine_chunks())
+
+
+def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
+    """How a block's rows become texts; what it does not say is forget's, or the default."""
+    known: dict[str, Any] = {"variables": recipe.model.template}
+    for block in (recipe.forget, rows):
+        given = {"chat": block.chat, "learn": block.learn, "end": block.answer_end}
+        known |= {key: value for key, value in given.items() if value is not None}
+    return Rendering(**known)
 
 
 def _members(query: Query, kept: np.ndarray, split: Split | None) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:

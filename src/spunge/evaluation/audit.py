@@ -33,9 +33,7 @@ class AuditSettings(EvaluatorSettings):
     attack: Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")] = Field(
         description="Name of the attack (`spunge list attacks`), or {kind: its name, ...} with its settings."
     )
-    of: str | None = Field(
-        None, description="Name of the evaluation that is measured again. Every attack but membership needs it."
-    )
+    of: str | None = Field(None, description="Name of the evaluation that is measured again, which most attacks do.")
     label: str | None = Field(
         None, description="What metrics call the attack, where two attacks' would be called the same."
     )

@@ -17,7 +17,7 @@ from pydantic import Field
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.fluency import load_judge
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.classifiers import (
     described,
@@ -216,4 +216,5 @@ HARM = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

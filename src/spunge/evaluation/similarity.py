@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
@@ -100,7 +100,7 @@ def similarities(
 
 
 def load_encoder(path: str, revision: str | None, device: str) -> Any:
-    """A SentenceTransformer. Raises RecipeError when the package or the model is not to be had."""
+    """A SentenceTransformer. Raises RecipeError when the package is missing or the model cannot be loaded."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -146,4 +146,5 @@ SIMILARITY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import SerializeAsAny
 from torch import Tensor
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
 from spunge.merging.engine import merge, merged_changes
@@ -19,7 +18,9 @@ from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
 from spunge.model.hub import plain_folders
 from spunge.progress import SILENT, Steps, Watcher
-from spunge.recipe.schema import ModelSettings, RuleSettings
+from spunge.recipe.block import Strict
+from spunge.recipe.explanation import validated
+from spunge.recipe.schema import ModelSettings, RuleSettings, named
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Sparse, write_delta
@@ -118,20 +119,15 @@ def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps)
         progress(number, total)
 
 
+class _Merge(Strict):
+    """The settings of a merge, as in a recipe."""
+
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")]
+
+
 def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
-    """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
-    name = str(values.get("rule", "ties"))
-    kind: type[RuleSettings] = RULES.get(name).settings
-    known = kind.model_fields
-    for key in values:
-        if key not in known:
-            raise RecipeError(f"merge.{key}: rule {name!r} has no such setting{suggestion(key, set(known) - {'rule'})}")
-    try:
-        return kind.model_validate({**values, "rule": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][:1])
-        raise RecipeError(f"merge.{place}: {first.get('input')!r}: {first['msg'].lower()}") from None
+    """A rule's settings, validated as a recipe's are. Raises RecipeError naming the first that is wrong."""
+    return validated(_Merge, {"merge": dict(values)}).merge
 
 
 def _plan(
@@ -186,17 +182,6 @@ def _delta(
     with whole_folder(out) as aside:
         write_delta(aside, sparse, info)
     return Merged(out, "delta")
-
-
-def parsed_settings(given: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs, with YAML values. Raises RecipeError."""
-    settings = {}
-    for pair in given:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise RecipeError(f"--set: {pair!r} is not of the form name=value")
-        settings[name.removeprefix("merge.")] = yaml.safe_load(text)
-    return settings
 
 
 def summary(merged: Merged) -> list[str]:

@@ -34,6 +34,7 @@ class Base:
     names: Mapping[str, tuple[str, ...]]
     depth: int  # blocks of the checkpoint, however many of them are in memory
     places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
+    template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
@@ -67,7 +68,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = load_tokenizer(settings, folder)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(
@@ -80,17 +81,44 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
     names = checkpoint_names(model, checkpoint)
     names |= {name: tuple(inner) for name, inner in places.items()}
     flat = {stored: place for inner in places.values() for stored, place in inner.items()}
-    return Base(model, tokenizer, folder, device, dtype, names, depth, flat)
+    return Base(model, tokenizer, folder, device, dtype, names, depth, flat, settings.template)
+
+
+def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
+    """A model's tokenizer: of its checkpoint's folder where that is known, else of `model.path`, without the weights.
+
+    Raises RecipeError where there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    own = folder or Path(settings.path).expanduser()
+    options = {"trust_remote_code": settings.trust_remote_code}
+    try:
+        if own.is_dir():
+            return AutoTokenizer.from_pretrained(own, **options)
+        return AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **options)
+    except (ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(f"model.path: {settings.path!r} has no tokenizer that can be read: {first}") from error
 
 
 def model_depth(folder: Path, settings: ModelSettings) -> int:
     """Number of decoder blocks, from the configuration alone. Raises RecipeError when it cannot be read."""
+    return _depth(_config(folder, settings))
+
+
+def _config(folder: Path, settings: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     try:
-        return _depth(AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (ValueError, OSError) as error:
         raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def embeddings_of(folder: Path, settings: ModelSettings) -> int:
+    """Number of tokens that the model has embeddings for, from the configuration. Raises RecipeError when it cannot be read."""
+    return int(_config(folder, settings).get_text_config().vocab_size)
 
 
 def _depth(config: Any) -> int:
@@ -98,7 +126,7 @@ def _depth(config: Any) -> int:
 
 
 def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, count: int) -> Any:
-    """The model without its output layer and with its first `count` blocks alone, or None where that is not to be had."""
+    """The model without its output layer and with its first `count` blocks alone, or None where the architecture cannot be cut."""
     from transformers import AutoModel
 
     try:

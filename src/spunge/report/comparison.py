@@ -6,9 +6,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError, printable, suggestion
 from spunge.report.scores import Metric, Scores, arranged, interval
-from spunge.report.wording import MISSING, aligned, clean, name, shortened
+from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Evaluation, Results, Row, json_value, read_results
 
 NAME = 40  # columns that a metric's or subject's name may take
@@ -43,10 +43,10 @@ class Comparison(NamedTuple):
 
     def text(self) -> str:
         """A line per metric and subject, a column per run."""
-        lines = [["metric", "subject", *(clean(run.name) for run in self.runs)]]
+        lines = [["metric", "subject", *(printable(run.name) for run in self.runs)]]
         for metric, subject, rows in self.lines():
             shown = (MISSING if row is None else metric.with_interval(row) for row in rows)
-            lines.append([shortened(clean(metric.name), NAME), shortened(name(subject), NAME), *shown])
+            lines.append([shortened(printable(metric.name), NAME), shortened(name(subject), NAME), *shown])
         return aligned(lines)
 
     def to_json(self) -> dict[str, Any]:

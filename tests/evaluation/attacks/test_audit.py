@@ -153,14 +153,17 @@ AUDITED = {"kind": "audit", "of": "choices"}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "audit", "of": "choices"}, r"evaluate\.attack: missing"),
+        ({"kind": "audit", "of": "choices"}, r"evaluate\.2\.attack: missing"),
         ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: no attack 'relaern'; did you mean 'relearn'"),
         (
             {**AUDITED, "attack": {"kind": "relearn", "stpes": [1]}},
             r"attack\.stpes: no such setting; did you mean 'steps'",
         ),
-        ({**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}}, r"evaluate\.attack\.steps.*greater than or equal"),
-        ({**AUDITED, "attack": {"kind": "quantise", "bits": "int3"}}, r"evaluate\.attack\.bits: 'int3'"),
+        (
+            {**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}},
+            r"evaluate\.2\.attack\.steps.*greater than or equal",
+        ),
+        ({**AUDITED, "attack": {"kind": "quantise", "bits": "int3"}}, r"evaluate\.2\.attack\.bits: 'int3'"),
         ({**AUDITED, "attack": {"kind": "reword", "templates": ["no"]}}, r"templates.*put \{question\} where"),
         ({"kind": "audit", "attack": "relearn"}, r"evaluate\.of: missing; name the evaluation"),
         ({"kind": "audit", "attack": "relearn", "of": "choicse"}, r"did you mean 'choices'"),
