@@ -12,6 +12,7 @@ import transformers
 import quantising
 from spunge.errors import RecipeError
 from spunge.run.pipeline import run
+from spunge.run.verify import verify
 
 
 @pytest.fixture
@@ -43,3 +44,6 @@ def test_a_quantised_base_is_unlearned_by_the_values_that_it_stands_for(recipe: 
     assert changed
     assert all("down_proj" in name for name in changed)
     assert run(recipe, tmp_path / "run").folder == tmp_path / "run"  # the conversion is vouched for, and not made again
+    checked = verify(tmp_path / "run")
+    assert (checked.problems, checked.notes) == ([], [])
+    assert checked.tensors == len(after)
