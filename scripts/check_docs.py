@@ -33,7 +33,7 @@ from spunge.recipe.schema import (
     Source,
     Split,
 )
-from spunge.results import json_schema
+from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.outputs import OutputSettings
 from spunge.unlearning.refusals import RefusalSettings
@@ -94,6 +94,66 @@ def reference() -> str:
                     lines += ["", f"## {SHARED[base]}", "", *with_shared(base, NAMING[kind])]
             lines += ["", f"## {key}: {entry['name']}", "", *described(entry), *with_shared(block, NAMING[kind])]
     return "\n".join([*lines, *inner_blocks(inner)]) + "\n"
+
+
+RESULTS_HEAD = """# results.json
+
+Generated from the code by `python scripts/check_docs.py --write`; do not edit. The same as a JSON Schema:
+[results.schema.json](results.schema.json).
+
+`RUN/results.json` holds what a run measured. In Python, `spunge.run` returns it and `spunge.read_results` reads it; each object
+below is a frozen dataclass of `spunge.results`:
+
+```python
+results = spunge.read_results("runs/demo")
+results.value("merged", "Europe", "accuracy")
+[row.value for row in results.rows if row.stage == "merged" and row.group == "forget"]
+```
+
+- The file is valid JSON. A number that JSON has no word for is one of the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, as in
+  Protocol Buffers' JSON; Python's `float` and JavaScript's `Number` take them. A bare `NaN`, which earlier versions wrote, and a
+  score that is null are read as NaN.
+- What is not known of a row is left out of it.
+- What a row is about stands in its fields. Names are for people: nothing has to be read out of a metric's, subject's or stage's.
+- Files of earlier versions, which have no `models`, are read: there the names say it, as they did then.
+- A file that was cut off or changed, or is of something else, is refused in one line with its name and the place in it.
+
+Fields that earlier versions did not have: `models`; of rows `evaluation`, `group`, `worst_of`, `attack`, `label`, `curve`, `at` and
+`unit`; of evaluations `settings`. No field is gone, and no metric or subject is called otherwise.
+"""
+
+
+def results_reference() -> str:
+    """What results.json holds, as Markdown."""
+    schema = json_schema()
+    lines = [RESULTS_HEAD, *fields_table(schema)]
+    for name, definition in schema["$defs"].items():
+        lines += ["", f"## {name}", "", definition["description"], "", *fields_table(definition)]
+    return "\n".join(lines) + "\n"
+
+
+def fields_table(definition: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| `{name}` | {schema_type(told)} | {'always' if name in definition['required'] else 'if known'} | {told['description']} |"
+        for name, told in definition["properties"].items()
+    ]
+    return ["| field | type | written | what |", "|---|---|---|---|", *rows]
+
+
+def schema_type(told: dict[str, Any]) -> str:
+    """A property's type in a word or two."""
+    if "$ref" in told:
+        name = told["$ref"].split("/")[-1]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in told:
+        return " or ".join(schema_type(each) for each in told["anyOf"] if each != {"enum": list(NOT_FINITE)})
+    if "enum" in told:
+        return ", ".join(f"`{value}`" for value in told["enum"])
+    if "const" in told:
+        return f"`{told['const']}`"
+    if told["type"] == "array":
+        return f"list of {schema_type(told['items'])}"
+    return {"object": "mapping", "boolean": "true or false"}.get(told["type"], str(told["type"]))
 
 
 def described(entry: dict[str, Any]) -> list[str]:
@@ -176,7 +236,7 @@ def broken_examples(file: Path) -> list[str]:
 
 def main() -> None:
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    generated = {"recipe.md": reference(), "results.schema.json": schema}
+    generated = {"recipe.md": reference(), "results-json.md": results_reference(), "results.schema.json": schema}
     if "--write" in sys.argv:
         for name, text in generated.items():
             (DOCS / name).write_text(text, encoding="utf-8")

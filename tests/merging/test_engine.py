@@ -265,14 +265,14 @@ def test_an_interrupted_merge_goes_on_and_gives_the_same(base, branches, tmp_pat
             raise KeyboardInterrupt
         return merge_chunk(work, output, fast, job)
 
-    merge_chunk = engine._merge_chunk
-    monkeypatch.setattr(engine, "_merge_chunk", stop_at_second)
+    merge_chunk = engine.merge_chunk
+    monkeypatch.setattr(engine, "merge_chunk", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         merge(base, branches, TiesSettings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     resumed = []
     monkeypatch.setattr(
-        engine, "_merge_chunk", lambda w, o, f, job: resumed.append(job.name) or merge_chunk(w, o, f, job)
+        engine, "merge_chunk", lambda w, o, f, job: resumed.append(job.name) or merge_chunk(w, o, f, job)
     )
     merge(base, branches, TiesSettings(), tmp_path / "out")
     assert set(resumed) == {"b.weight"}

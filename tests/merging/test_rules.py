@@ -21,7 +21,6 @@ MERGEKIT = {
     name: torch.tensor(value)
     for name, value in json.loads((Path(__file__).parent / "mergekit.json").read_text()).items()
 }
-ALL = list(RULES.builtin)
 
 
 def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
@@ -144,34 +143,6 @@ def test_scale_multiplies_the_result(name):
     torch.testing.assert_close(merged(name, given, scale=2.5), 2.5 * merged(name, given))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_rule_declares_itself(name):
-    rule = RULES.get(name)
-    assert rule.summary.endswith(".")
-    assert rule.source
-    assert rule.settings().rule == name
-    assert all(field.description for field in rule.settings.model_fields.values())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_rule_gives_one_finite_value_per_entry_and_leaves_its_input_alone(name):
-    given = deltas(2, 64).reshape(2, 8, 8)
-    before = given.clone()
-    result = merged(name, given)
-    assert result.shape == (8, 8)
-    assert bool(torch.isfinite(result).all())
-    assert torch.equal(given, before)
-
-
-@pytest.mark.parametrize(
-    "name", ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "della", "breadcrumbs"]
-)
-def test_one_branch_in_full_is_returned_as_it_is(name):
-    given = deltas(1, 500).reshape(1, 20, 25)
-    values = {"density": 1.0} if "density" in RULES.get(name).settings.model_fields else {}
-    assert torch.equal(merged(name, given, **values), given[0])
-
-
 @given(st.permutations(range(4)), st.floats(0.05, 1.0))
 @settings(max_examples=30, deadline=None)
 def test_ties_does_not_depend_on_the_branches_order(order, density):
@@ -179,14 +150,3 @@ def test_ties_does_not_depend_on_the_branches_order(order, density):
     torch.testing.assert_close(
         merged("ties", given[list(order)], density=density), merged("ties", given, density=density)
     )
-
-
-def test_the_documented_rule_of_your_own_runs_from_its_file(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "merging.md").read_text()
-    lines = text.partition("## A rule of your own")[2].partition("`rule.py` tells")[0].splitlines()
-    code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
-    (tmp_path / "own.py").write_text(code)
-    own = RULES.get(f"{tmp_path / 'own.py'}:median")
-    result = merge_tensors(own, torch.tensor([[1.0], [5.0], [2.0]]), own.settings(rule="median", scale=2.0))
-    assert result.tolist() == [4.0]
-    assert own.summary == "Entry by entry, the median of the branches."

@@ -18,6 +18,7 @@ from spunge.registry import METHODS
 from spunge.unlearning.loop import History, Loop, Loss
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.scored import scored
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank, open_delta, write_delta
 from spunge.weights.overlay import applied
 from toys import ARCHITECTURES, texts
@@ -163,6 +164,20 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
         found = logits_of(base.model)
     assert (found - untrained).abs().max() > 1e-3
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], method: str) -> None:
+    base, value = load(), METHODS.get(method)
+    checkpoint = Checkpoint(base.folder)
+    for way in ("tensors", "all"):
+        branch = unlearn(base, method, steps=1, **WAYS[way])
+        stored = sum(change.numel() for change in dense(branch).values())
+        assert value.stored_entries(settings_of(method, **WAYS[way]), checkpoint) == stored
+    for way in WAYS:
+        settings = settings_of(method, **WAYS[way])
+        assert 0 < value.stored_entries(settings, checkpoint) <= sum(i.numel for i in checkpoint.tensors.values())
+        assert value.passes(settings, base.depth) > 0
 
 
 # All with LoRA, some with all tensors.
@@ -569,23 +584,6 @@ def test_a_delta_puts_the_trained_weights_over_the_base_and_takes_them_off(
             expected = before[name] + delta.dense(name) if name in delta.tensors else before[name]
             assert torch.equal(tensor, expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.parameters.items())
-
-
-def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    import re
-
-    import spunge
-    from toys import ROOT
-
-    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    file = tmp_path / "ascent.py"
-    file.write_text(example)
-    del toy_recipe["retain"]
-    toy_recipe["unlearn"] = {"method": f"{file}:ASCENT", "learning_rate": 1e-3, "epochs": 4}
-    toy_recipe["evaluate"] = [{"kind": "perplexity", "by": "topic"}]
-    results = spunge.run(toy_recipe, tmp_path / "run")
-    for topic in ("europe", "asia"):
-        assert results.value(f"branch:{topic}", topic, "perplexity") > results.value("base", topic, "perplexity")
 
 
 def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -117,3 +117,12 @@ def test_what_a_configuration_says_is_believed(tmp_path: Path, config: Any, said
     assert described({"text_config": {"quantization_config": config}}) == said
     checkpoint = stored(tmp_path, PLAIN["bfloat16"], {"model_type": "toy", "quantization_config": config})
     assert quantisation(checkpoint) == (f"{said}, says its config.json" if said else None)
+
+
+def test_an_adapter_is_told_by_its_tensors_alone(tmp_path: Path) -> None:
+    """Trainers put the configuration of the 4-bit base, on which they trained it, beside an adapter."""
+    config = {"model_type": "toy", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    stored(tmp_path, PLAIN["bfloat16"], config)
+    assert quantisation(Checkpoint(tmp_path, "--model", WHOLE)) is None
+    stored(tmp_path, FORMATS["integers alone"], config)
+    assert quantisation(Checkpoint(tmp_path, "--model", WHOLE)) is not None

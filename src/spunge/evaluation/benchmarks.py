@@ -60,7 +60,7 @@ def _listed(value: Any) -> Any:
 
 
 class BenchmarksSettings(EvaluatorSettings):
-    kind: Literal["lm_eval"] = "lm_eval"
+    kind: str = "lm_eval"
     preset: Literal["paper-10"] | None = Field(None, description="paper-10: the ten benchmarks of SPUNGE's paper.")
     tasks: Annotated[list[Benchmark], BeforeValidator(_listed)] = Field(
         default_factory=list,

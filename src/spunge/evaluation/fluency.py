@@ -25,7 +25,7 @@ from spunge.recipe.schema import EvaluatorSettings, ModelSettings
 
 
 class FluencySettings(EvaluatorSettings):
-    kind: Literal["fluency"] = "fluency"
+    kind: str = "fluency"
     prompt: str = Field("prompt", description="Column or SQL expression: the text to complete.")
     judge: Annotated[str, Place("model")] = Field(
         description="Causal language model that judges the completions: folder or Hub id."

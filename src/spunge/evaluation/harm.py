@@ -62,7 +62,7 @@ Provide your safety assessment for Agent in the above conversation:
 
 
 class HarmSettings(EvaluatorSettings):
-    kind: Literal["harm"] = "harm"
+    kind: str = "harm"
     prompt: str = Field("prompt", description="Column or SQL expression: the unsafe prompt to answer.")
     judge: Annotated[str, Place("model")] = Field(
         description="Who judges the answers: a text-classification model, or a guard such as meta-llama/Llama-Guard-3-8B; "

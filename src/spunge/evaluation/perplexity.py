@@ -4,7 +4,6 @@ A text longer than `max_length` is read in windows, each token scored once. With
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from spunge.recipe.schema import EvaluatorSettings
 
 
 class PerplexitySettings(EvaluatorSettings):
-    kind: Literal["perplexity"] = "perplexity"
+    kind: str = "perplexity"
     text: str | None = Field(None, description="Column or SQL expression with the text. Default: forget's columns.")
     prompt: str | None = Field(
         None, description="Column or SQL expression: context that is not scored; goes with completion."

@@ -8,7 +8,7 @@ expected maximum toxicity and the probability that one of them is toxic are Real
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ RUN = 4
 
 
 class ToxicitySettings(EvaluatorSettings):
-    kind: Literal["toxicity"] = "toxicity"
+    kind: str = "toxicity"
     prompt: str = Field("prompt", description="Column or SQL expression: the text to complete.")
     scorer: Annotated[str, Place("model")] = Field(
         "tomh/toxigen_roberta",

@@ -1,7 +1,7 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +107,7 @@ def _write(
     merged = (
         _delta(out, folder, sources, chosen, changes)
         if as_adapter is None
-        else _adapter(out, folder, changes, as_adapter)
+        else _adapter(out, folder, changes, names, as_adapter)
     )
     watcher.end(f"{len(names)} tensors changed")
     return replace(merged, notes=[*plan.notes, *merged.notes])
@@ -150,20 +150,24 @@ def _plan(
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
 
 
-def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], rank: int) -> Merged:
+def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], names: Collection[str], rank: int) -> Merged:
     if rank < 1:
         raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
     with whole_folder(out) as aside:
-        fits = write_adapter(aside, base, changes, rank)
-    worst = max(fits, key=lambda fit: fit.residual)
+        fits = write_adapter(aside, Checkpoint(base, "--base"), changes, names, rank)
+    worst = max(fits, key=lambda fit: fit.residual * fit.norm)
     notes: list[str] = []
-    if worst.residual > 0.1:
-        whole = math.sqrt(sum(fit.residual**2 for fit in fits) / len(fits))
+    if (lost := _lost(fits)) > 0.1:
         notes.append(
-            f"a rank-{rank} adapter loses much of this merge: {whole:.0%} of the change's size on average, {worst.residual:.0%}"
-            f" in {worst.name}; write the checkpoint, or --as-delta, which is exact"
+            f"a rank-{rank} adapter loses much of this merge: {lost:.0%} of the change's norm, most of it in {worst.name} "
+            f"({worst.residual:.0%} of its own); write the checkpoint, or --as-delta, which is exact"
         )
     return Merged(out, "adapter", fits=fits, notes=notes)
+
+
+def _lost(fits: Sequence[Fit]) -> float:
+    """The norm of all that is left out, over the norm of the whole change."""
+    return math.sqrt(sum((fit.residual * fit.norm) ** 2 for fit in fits) / sum(fit.norm**2 for fit in fits))
 
 
 def _delta(
@@ -188,11 +192,9 @@ def summary(merged: Merged) -> list[str]:
     """What was made, in a few lines for the terminal."""
     lines = [] if merged.report is None else _report_lines(merged.report)
     if merged.fits:
-        mean = sum(fit.residual for fit in merged.fits) / len(merged.fits)
-        lines.append(f"{len(merged.fits)} tensors as an adapter; {mean:.1%} of the change's norm is lost on average")
-        lines += [
-            f"  {fit.name}: {fit.residual:.1%} lost" for fit in sorted(merged.fits, key=lambda fit: -fit.residual)[:5]
-        ]
+        lines.append(f"{len(merged.fits)} tensors as an adapter; {_lost(merged.fits):.1%} of the change's norm is lost")
+        most = sorted(merged.fits, key=lambda fit: -fit.residual * fit.norm)[:5]
+        lines += [f"  {fit.name}: {fit.residual:.1%} lost" for fit in most]
     return [*lines, *(f"note: {note}" for note in merged.notes)]
 
 

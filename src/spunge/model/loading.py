@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model import attention
 from spunge.model.architecture import find_blocks
-from spunge.model.experts import Place, stacked_places
-from spunge.model.names import checkpoint_names
+from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.names import WHOLE, Region
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,23 @@ class Base:
     folder: Path
     device: torch.device
     dtype: torch.dtype
-    # The model's parameter -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
+    # The model's tensor -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
     names: Mapping[str, tuple[str, ...]]
     depth: int  # blocks of the checkpoint, however many of them are in memory
-    places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
+    regions: Mapping[str, Region] = field(
+        default_factory=dict
+    )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The checkpoint's tensor name -> the parameter in memory, or the view of it that is this tensor."""
-        own = dict(self.model.named_parameters())
+        """The checkpoint's tensor name -> the parameter (or buffer) in memory, or the view of it that is this tensor."""
+        own = self.model.state_dict(keep_vars=True)
         return {stored: view for name in self.names for stored, view in self.stored(name, own[name]).items()}
 
     def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """A value of a parameter's shape as the checkpoint's tensors: (experts, d, n) becomes a (d, n) for each expert."""
-        return {stored: value[self.places[stored]] if stored in self.places else value for stored in self.names[name]}
+        return {stored: self.regions.get(stored, WHOLE).of(value) for stored in self.names[name]}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
@@ -76,12 +78,8 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         ) from error
     model.to(device).eval().requires_grad_(False)
     attention.speed_up(model, device, dtype)
-    checkpoint = Checkpoint(folder)
-    places = stacked_places(model, checkpoint)
-    names = checkpoint_names(model, checkpoint)
-    names |= {name: tuple(inner) for name, inner in places.items()}
-    flat = {stored: place for inner in places.values() for stored, place in inner.items()}
-    return Base(model, tokenizer, folder, device, dtype, names, depth, flat, settings.template)
+    names, regions = stored_names(model, Checkpoint(folder))
+    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template)
 
 
 def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:

@@ -177,6 +177,10 @@ class EvaluatorSettings(Strict):
     )
 
 
+# Settings that say which items an evaluation has and what it is called: for these stands the items' own hash.
+ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
+
+
 class AttackSettings(Strict):
     kind: str = Field(description="Name of the attack (`spunge list attacks`).")
 

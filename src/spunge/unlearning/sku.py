@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SKUSettings(TrainingSettings):
-    method: Literal["sku"] = "sku"
+    method: str = "sku"
     mode: Literal["paper", "reference"] = Field(
         "paper", description="paper: the three terms as printed; reference: what the authors' public code comes to."
     )

@@ -1,10 +1,7 @@
 """Open what was given as a difference from the base, whatever it is, and check that it fits."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
-
-import torch
 
 from spunge.errors import RecipeError
 from spunge.weights import delta
@@ -12,8 +9,9 @@ from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
 from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
+from spunge.weights.matching import matched
 from spunge.weights.quantised import refuse_quantised
-from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source
+from spunge.weights.sources import CheckpointSource, DeltaSource, Source
 
 
 def open_source(place: "str | Path", base: Path, label: str | None = None, setting: str = "--model") -> Source:
@@ -24,21 +22,25 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
     folder = fetched(place, setting)
     name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
     stored = stored_weights(folder, setting)
-    if stored.of != delta.WEIGHTS:
-        refuse_quantised(stored)
     if stored.of == delta.WEIGHTS:
         return DeltaSource(delta.open_delta(folder, setting), name)
     if stored.of == WEIGHTS:
-        return open_adapter(folder, Checkpoint(base), name)
+        return open_adapter(stored, Checkpoint(base), name)
+    refuse_quantised(stored)
     return open_checkpoint(stored, Checkpoint(base), name)
 
 
 def stored_weights(folder: Path, setting: str) -> Checkpoint:
-    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for two of them."""
+    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for several adapters."""
     if (folder / delta.DESCRIPTION).exists():
         return Checkpoint(folder, setting, delta.WEIGHTS)
     if (folder / ADAPTER).exists() and not has_model(folder):
         return Checkpoint(folder, setting, WEIGHTS)
+    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob(f"*/{ADAPTER}"))):
+        names = ", ".join(repr(file.parent.name) for file in inner)
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} holds adapters in folders of their own ({names}); give one of these"
+        )
     return Checkpoint(folder, setting)
 
 
@@ -70,36 +72,10 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
             raise RecipeError(
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
-    known, own = base.tensors, checkpoint.tensors
-    changes = [name for name, info in known.items() if info.dtype.is_floating_point]
-    aliases: dict[str, str] = {}
-    for name in changes:
-        if (
-            name not in own
-            and name == HEAD
-            and (embedding := _embedding(own))
-            and theirs.get("tie_word_embeddings", True)
-        ):
-            aliases[name] = embedding  # tied there, stored apart in the base
-        elif name not in own:
-            raise RecipeError(
-                f"{checkpoint.setting}: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
-            )
-    for name, info in own.items():
-        if name in known or name.endswith("inv_freq") or not info.dtype.is_floating_point:
-            continue
-        embedding = _embedding(own) if name == HEAD else None
-        if embedding is None or not torch.equal(checkpoint.read(name), checkpoint.read(embedding)):
-            raise RecipeError(
-                f"{checkpoint.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
-            )
+    held, notes = matched(base, checkpoint, label)
     converted = [note] if (note := note_of(checkpoint.folder)) else []
-    notes = [*converted, *_tokenizer_notes(base.folder, checkpoint.folder, label)]
-    return CheckpointSource(checkpoint, label, changes, aliases, notes)
-
-
-def _embedding(tensors: Collection[str]) -> str | None:
-    return next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    tokens = _tokenizer_notes(base.folder, checkpoint.folder, label)
+    return CheckpointSource(checkpoint, label, held, [*converted, *notes, *tokens])
 
 
 def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:

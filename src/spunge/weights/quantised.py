@@ -46,7 +46,9 @@ EIGHT_BITS = tuple(
 
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
-    """How a model's checkpoint is quantised, in a few words; None where it is not."""
+    """How a checkpoint is quantised, in a few words; None where it is not."""
+    if checkpoint.of is not None:  # an adapter's config.json is that of the base it was trained on
+        return _of_tensors(checkpoint.tensors)
     said = described(read_config(checkpoint.folder, checkpoint.setting))
     return f"{said}, says its config.json" if said else _of_tensors(checkpoint.tensors)
 

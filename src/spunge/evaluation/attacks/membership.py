@@ -9,7 +9,6 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,7 @@ EVERYTHING = "all"
 
 
 class MembershipSettings(AttackSettings):
-    kind: Literal["membership"] = "membership"
+    kind: str = "membership"
     text: str | None = Field(None, description="Column of the unseen rows with the text. Default: forget's columns.")
     prompt: str | None = Field(None, description="Column with context that is not scored; goes with completion.")
     completion: str | None = Field(None, description="Column with what is scored after the prompt.")
