@@ -42,12 +42,18 @@ class Shared(NamedTuple):
 
 
 def question_of(encoded: Sequence[Encoded]) -> Question | None:
-    """The shared prompt of an item's texts; None where their prompts' tokens differ or there is no token before one."""
+    """The shared prompt of an item's texts; None where their prompts' tokens differ or there is no token before one.
+
+    What a tokenizer puts behind every text is no token of the candidate.
+    """
     starts = [next((at for at, label in enumerate(text.labels) if label != IGNORED), len(text.ids)) for text in encoded]
     prompts = [text.ids[:start] for text, start in zip(encoded, starts, strict=True)]
     if not prompts[0] or any(prompt != prompts[0] for prompt in prompts):
         return None
-    return Question(prompts[0], [text.ids[start:] for text, start in zip(encoded, starts, strict=True)])
+    scored = [[token for token in text.labels if token != IGNORED] for text in encoded]
+    if any(text.ids[start : start + len(own)] != own for text, start, own in zip(encoded, starts, scored, strict=True)):
+        return None
+    return Question(prompts[0], scored)
 
 
 def shared(question: Question) -> Shared:

@@ -37,7 +37,8 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
     )
     file = lineup.folder / "merge.json"
     write_json(file, report.to_json())
-    return Made([file, *files_below(model.folder)], f"{len(report.changed)} tensors changed")
+    told = "; ".join([f"{len(report.changed)} tensors changed", *report.notes])
+    return Made([file, *files_below(model.folder)], told)
 
 
 def convert_base(base: BaseInputs) -> Made:

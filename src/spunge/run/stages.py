@@ -17,7 +17,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
-from spunge.run.train import SETTLED, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import SETTLED, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
 
@@ -79,6 +79,16 @@ def untrained(run: Run) -> list[Lineup]:
         line
         for number, line in enumerate(run.seeds)
         if any(not run.graph.state(_mark(number, line) + training.name).done for training in line.trainings)
+    ]
+
+
+def unjudged(run: Run) -> list[Judging]:
+    """The judgings that are still to be made, of all seeds."""
+    return [
+        judging
+        for number, (line, judgings) in enumerate(zip(run.seeds, run.judgings, strict=True))
+        for judging in judgings
+        if not run.graph.state(judging_name(judging, _mark(number, line))).done
     ]
 
 
@@ -194,7 +204,10 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
 
 
 def _laid_together(model: Model) -> Any:
-    return (lambda: merged_inputs(model)) if model.merge is not None else dict
+    """What a model's values depend on beside its trainings: how they are merged, or what they would be written in."""
+    if model.merge is not None:
+        return lambda: merged_inputs(model)
+    return lambda: flattened("merge", model.storage._asdict())
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:

@@ -40,7 +40,9 @@ class TrainingSettings(MethodSettings):
     retain_order: Literal["shuffled", "in_order", "with_replacement"] = Field(
         "shuffled", description="How retain rows are drawn; shuffled: each once before any comes again."
     )
-    accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up before each optimizer step.")
+    accumulation: int = Field(
+        1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
+    )
     learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(

@@ -65,7 +65,9 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
     texts = [
         text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
     ]
-    logs = token_logs(base, [encode(text, base.tokenizer, attack.max_length) for text in texts], bench.progress)
+    logs = token_logs(
+        base, [encode(text, base.tokenizer, base.reach(attack.max_length)) for text in texts], bench.progress
+    )
     scores = np.array([min_k(each, attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])
     others, *members = (each[~np.isnan(each)] for each in np.split(scores, stops[:-1]))
@@ -89,7 +91,7 @@ def token_logs(base: Base, texts: Sequence[Encoded], progress: Steps) -> list[np
     """For each text, the log-probability of each labelled token given those before it, natural; never of a first token."""
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
-    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    logs_of: list[np.ndarray] = [np.zeros(0)] * len(texts)
     finished = 0
     for rows in grouped(order, sizes, batch_tokens(base)):
         batch = collate([texts[row] for row in rows], base.device)
@@ -101,10 +103,10 @@ def token_logs(base: Base, texts: Sequence[Encoded], progress: Steps) -> list[np
         logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
         pieces = torch.split(logs.double().cpu(), wanted.sum(dim=1).tolist())
         for row, piece in zip(rows, pieces, strict=True):
-            found[row] = piece.numpy()
+            logs_of[row] = piece.numpy()
         finished += len(rows)
         progress(finished, len(texts))
-    return found
+    return logs_of
 
 
 def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:

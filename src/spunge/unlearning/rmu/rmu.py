@@ -62,5 +62,5 @@ RMU = Method(
     stored_entries=stored_entries,
     last_block=last_block,
     settle=settle,
-    version=2,
+    version=3,
 )

@@ -10,7 +10,7 @@ from spunge.data.samples import Batch
 from spunge.errors import RecipeError
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import Base
-from spunge.unlearning.batches import Stream, interleaved
+from spunge.unlearning.batches import Stream, interleaved, share
 from spunge.unlearning.feed import part_stream, retain_stream
 from spunge.unlearning.loop import Loop, Loss
 from spunge.unlearning.method import Branch, Task
@@ -76,13 +76,16 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
         }
         retain_states = activations(retain_batches, len(order), True)
 
+        def tokens(batch: Batch) -> float:
+            return float(counted(batch, settings).sum())
+
         def forget_term(value: str) -> dict[str, float]:
             batch = next(forget_batches[value])
             kept = counted(batch, settings)
             entered, before = forget_states[value].of(batch)
             after = trunk.states(entered).float()
             goal = target(after.detach() if before is None else before, directions[value], settings)
-            forget = token_mean(after - goal, kept)
+            forget = token_mean(after - goal, kept) * share(batch, tokens)
             loop.backward(forget)
             if before is None:
                 return {"forget": float(forget.detach())}
@@ -97,6 +100,7 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
             assert before is not None
             retain = token_mean(trunk.states(entered).float() - before, kept)
             damage = float(retain.detach()) / float(token_mean(before, kept))
+            retain = retain * share(batch, tokens)
             return Loss(terms["forget"] + settings.alpha * retain, {**terms, "retain": float(retain.detach())}, damage)
 
         streams = [*forget_batches.values(), retain_batches]
