@@ -332,7 +332,7 @@ def test_a_run_trains_on_the_first_blocks_and_loads_the_rest_to_judge(
     seen = watched(toy_recipe, tmp_path / "whole", monkeypatch, "unlearn.layer=1")
     assert [each for each in seen if not isinstance(each, str)] == [None]
     for job in ("branches/europe", "branches/asia", "controls/joint"):
-        first, whole = (Checkpoint(tmp_path / name / job) for name in ("run", "whole"))
+        first, whole = (open_delta(tmp_path / name / job).stored for name in ("run", "whole"))
         assert first.fingerprint() == whole.fingerprint()
     first, whole = (json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("run", "whole"))
     assert first == whole
