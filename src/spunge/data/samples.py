@@ -323,9 +323,6 @@ def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[list[int]]:
         yield from (order[start : start + size] for start in range(0, rows, size))
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each token given those before it: (b, t, v), (b, t) -> (b, t - 1); 0 where IGNORED."""
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(labels.shape[0], -1)
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:  # (n, v), (n,) -> (n,) float32
+    """Negative log-likelihood, in nats, of each label under the logits that predict it."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -48,8 +48,10 @@ def evaluation_folder(folder: Path, model: str) -> Path:
 
 def judging_inputs(judging: Judging) -> dict[str, Any]:
     """What the measurements depend on beside the model."""
-    items, lineup = judging.items, judging.lineup
+    items, lineup, model = judging.items, judging.lineup, judging.model
     content = _evaluation(items, lineup)
+    if model.trainings and model.merge is None:  # judged as it would be written
+        content |= flattened("merge", model.storage._asdict())
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)

@@ -80,7 +80,7 @@ def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
         if "judge:" in name:
             judged.setdefault(name.rpartition("/")[0], []).append(name)
         elif stage.make is not None and name not in ("results", "page") and not name.endswith("recipe"):
-            yield _step(graph, size, stage.name, stage.title, [name])
+            yield _step(graph, size, stage.name, stage.told or stage.title, [name])
     for group, names in judged.items():
         titles = [graph.stages[name].title.partition(": ")[2] for name in names]
         yield _step(graph, size, group.replace("judge:", ""), f"judge: {', '.join(titles)}", names)
