@@ -61,7 +61,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     require_own(folder)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    size = _Size.of(base) if base.local and (not base.pickled or graph.state("pickles").done) else None
+    size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
     trainings = sum(len(line.trainings) for line in begun.seeds)
     return Plan(
