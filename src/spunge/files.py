@@ -15,6 +15,12 @@ from spunge.errors import RecipeError
 DONE = "done.json"
 
 
+def cache_folder() -> Path:
+    """Where rows and scores are kept across runs: SPUNGE_CACHE, by default in the user's cache folder."""
+    given = os.environ.get("SPUNGE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
+
+
 def fingerprint(value: Any) -> str:
     """sha256 of a value's canonical JSON: equal for equal content, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

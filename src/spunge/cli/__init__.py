@@ -76,22 +76,28 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "",
 @app.command()
 def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
     """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+    from spunge.data.selection import select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
     from spunge.report.wording import aligned, name, shortened
 
     _quiet()
-    parts = split_rows(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    parts = split_rows(loaded)
+    content = split_content(parts, select_retain(loaded, parts))
     if as_json:
-        _print_json(parts.to_json())
+        _print_json(content)
         return
-    lines = [["part", "rows", "selected", "folder"]]
+    lines = [["part", "rows", "empty", "selected", "folder"]]
     for part in parts.parts:
-        lines.append([shortened(name(part.value), 60), str(part.rows), str(len(part.samples)), part.slug])
+        sizes = [str(part.rows), str(part.empty), str(len(part.samples))]
+        lines.append([shortened(name(part.value), 60), *sizes, part.slug])
     typer.echo(aligned(lines))
     typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
         typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+    for note in content["notes"]:
+        typer.echo(f"note: {note}")
 
 
 @app.command()

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.split import Part, Parts, random_parts, select_rows, split_rows
+from spunge.data.selection import Selection, select_retain
+from spunge.data.split import Part, Parts, random_parts, split_rows
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, is_done, read_json, unwritable, write_text
 from spunge.model.hub import local_folder, unpickled
@@ -60,8 +61,12 @@ class Run:
         return split_rows(self.recipe)
 
     @cached_property
+    def retained(self) -> Selection | None:
+        return select_retain(self.recipe, self.parts)
+
+    @property
     def retain(self) -> Samples | None:
-        return select_rows(self.recipe.retain, self.recipe, "retain") if self.recipe.retain else None
+        return self.retained.samples if self.retained else None
 
     @cached_property
     def base_folder(self) -> Path:

@@ -4,7 +4,6 @@ What is kept are the items' measurements (RUN/evaluation/STAGE/), so that statis
 The base's are kept across runs too, in the folder that SPUNGE_CACHE names (by default spunge in the user's cache folder).
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Finetune, Judges, Measure
 from spunge.evaluation.statistics import difference, recovery, score, worst
-from spunge.files import read_json, write_json
+from spunge.files import cache_folder, read_json, write_json
 from spunge.model.loading import Base
 from spunge.progress import Watcher
 from spunge.registry import EVALUATORS
@@ -112,12 +111,6 @@ def delta_sources(jobs: Sequence[Job]) -> list[Any]:
     from spunge.weights.sources import DeltaSource
 
     return [DeltaSource(open_delta(job.folder), job.parts[0].value) for job in jobs]
-
-
-def cache_folder() -> Path:
-    """Where the base's scores are kept across runs."""
-    given = os.environ.get("SPUNGE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
 
 
 def _cached(key: str) -> Path:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spunge.data.selection import split_content
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Judges
@@ -96,11 +97,11 @@ def seeded(recipe: Recipe, folder: Path) -> list[Run]:
 def _carry_out(work: Run, memory: "_Memory", judges: Judges, watcher: Watcher) -> None:
     """Everything of one seed but its results."""
     watcher.begin("read and split the rows")
-    split = work.parts.to_json()
-    _ = work.retain
+    split = split_content(work.parts, work.retained)
     for items in work.evaluations:
         work.instrument(items)  # a scorer that is not to be had is said now, not after the training
-    watcher.end(", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"]))
+    sizes = ", ".join(f"{part['value']}: {part['selected']}" for part in split["parts"])
+    watcher.end("; ".join([sizes, *split["notes"]]))
     watcher.begin("fingerprint the base")
     _ = work.base_key
     watcher.end(work.weights[:12])

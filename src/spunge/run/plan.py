@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from spunge.data.items import Items
 from spunge.data.samples import Samples
+from spunge.data.selection import split_content
 from spunge.model.architecture import DOWN_PROJECTIONS
 from spunge.model.loading import bfloat16_speedup, pick_device
 from spunge.recipe.loading import load_recipe
@@ -46,6 +47,7 @@ class Plan:
     memory: int | None  # bytes of the whole process at its peak
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet
+    notes: list[str] = field(default_factory=list)  # on the rows: what is left out, what looks like a slip
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,6 +73,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path = "run
         memory=size.memory() if size else None,
         disk=sum(size.disk(len(work.trainings)) for work in works) if size else None,
         seconds=round(sum(stage.seconds or 0 for stage in stages if not stage.done), 1) if size else None,
+        notes=split_content(main.parts, main.retained)["notes"],
     )
 
 
@@ -202,7 +205,7 @@ def plan_text(planned: Plan) -> str:
             f"about {planned.memory / 2**30:.1f} GiB of memory, {planned.disk / 2**30:.2f} GiB of disk, "
             f"{_duration(planned.seconds)} for what is to do"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *planned.notes])
 
 
 def _duration(seconds: float) -> str:

@@ -116,10 +116,10 @@ def prefixed(base: Base, attack: Prefix, target: Target, bench: Bench) -> list[M
 
 def read_rewordings(settings: EvaluatorSettings, attack: Reword) -> pa.Table:
     """The source's rows: original and reworded. Raises RecipeError as for any source."""
-    table = read_rows(settings.source or (), "evaluate.source")
-    query = Query(table)
+    query = Query(read_rows(settings.source or (), "evaluate.source"))
     rows = query.where(settings.where, "evaluate.where")
-    return query.project({"original": attack.original, "reworded": attack.reworded}, rows, "evaluate.attack")
+    columns = {"original": attack.original, "reworded": attack.reworded}
+    return query.project(columns, "evaluate.attack.").take(pa.array(rows))
 
 
 def by_question(table: pa.Table) -> dict[str, list[str]]:
