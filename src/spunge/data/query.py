@@ -90,10 +90,10 @@ class Query:
             raise RecipeError(f"{setting}: no row of {self.rows} meets {condition!r}")
         return np.asarray(table[ROW].to_numpy())
 
-    def has(self, expression: str) -> bool:
+    def has(self, given: str) -> bool:
         """Whether these rows have a column, or an expression can be evaluated on them."""
         try:
-            self._run(f"SELECT {self.sql(expression, '')} FROM rows LIMIT 0", expression, "")
+            self._kind(given, "")
         except RecipeError:
             return False
         return True
@@ -107,6 +107,7 @@ class Query:
             if name is not None:
                 picked[role] = self.records.table[name]
             else:
+                self._kind(given, prefix + role)
                 sql = f"SELECT {self.sql(given, prefix + role)} AS value FROM rows ORDER BY {ROW}"
                 picked[role] = self._run(sql, given, prefix + role)["value"]
         return pa.table(picked)
@@ -117,13 +118,11 @@ class Query:
         A row whose value is null, blank text, or an empty list has one line, with null. A value stays as it is written,
         with the spaces around it.
         """
-        value = self.sql(given, setting)
-        kind = self._run(f"SELECT {value} AS value FROM rows LIMIT 0", given, setting)["value"].type
-        source = f"SELECT {ROW}, {value} AS value FROM rows"
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        source = f"SELECT {ROW}, {self.sql(given, setting)} AS value FROM rows"
+        if pa.types.is_list(self._kind(given, setting)):
             source = (
-                f"SELECT {ROW}, unnest(CASE WHEN len(value) > 0 THEN list_distinct(value) END) AS value FROM ({source}) "
-                f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(value), 0) = 0"
+                f"SELECT {ROW}, unnest(list_distinct(value)) AS value FROM ({source}) "
+                f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(list_distinct(value)), 0) = 0"
             )
         lines = self._run(
             f"SELECT {ROW}, CAST(value AS VARCHAR) AS value FROM ({source}) ORDER BY {ROW}, value", given, setting
@@ -133,9 +132,16 @@ class Query:
 
     def is_number(self, given: str, setting: str) -> bool:
         """Whether the values of a column or an expression (or the items of its lists) are numbers and not text."""
-        kind = self._run(f"SELECT {self.sql(given, setting)} AS value FROM rows LIMIT 0", given, setting)["value"].type
-        inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        kind = self._kind(given, setting)
+        inner = kind.value_type if pa.types.is_list(kind) else kind
         return any(is_such(inner) for is_such in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+    def _kind(self, given: str, setting: str) -> pa.DataType:
+        """The type of a column or an expression. Raises RecipeError where it is neither, or more than one."""
+        types = self._run(f"SELECT {self.sql(given, setting)} AS value FROM rows LIMIT 0", given, setting).schema.types
+        if len(types) != 1:
+            raise RecipeError(f"{setting}: {given!r} is more than one expression")
+        return types[0]
 
     def _run(self, sql: str, given: str, setting: str) -> pa.Table:
         timer = threading.Timer(SECONDS, self._connection.interrupt)
