@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from spunge.evaluation.choices import Choices, ChoicesSettings
+from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.model.loading import Base, load_base
@@ -176,7 +176,7 @@ def choices(base: Base, task: Task, count: int, rounds: int) -> dict[str, object
     bench = Bench("base", "", Path(), Path())
 
     def ours() -> np.ndarray:
-        return Choices.measure(base, ChoicesSettings(normalize="none"), items, bench)[0].numerator
+        return CHOICES.measure(base, ChoicesSettings(normalize="none"), items, bench)[0].numerator
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"

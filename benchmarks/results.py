@@ -286,13 +286,15 @@ UTILITIES = (
 def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
     import spunge
-    from spunge.run.judging import measured
-    from spunge.run.pipeline import seeded
+    from spunge.run.outcome import stored_measures
+    from spunge.run.scoring import measured
+    from spunge.run.stages import build
 
-    works = seeded(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
+    begun = build(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
+    seeds = [stored_measures(judgings) for judgings in begun.judgings]
     found = {}
-    for stage in works[0].models:
-        scores = measured(works, stage)
+    for stage in (model.name for model in begun.seeds[0].models):
+        scores = measured(begun.base.evaluations, [seed.get(stage, {}) for seed in seeds])
         if ("hateful", "toxic", "") not in scores:
             continue
         losses = scores[utility.evaluation, utility.metric, ""].measures

@@ -287,7 +287,7 @@ def run_ours(job: dict[str, Any]) -> None:
     tell(ready=True)
     began = [time.perf_counter(), time.process_time()]
 
-    def progress(number: int, steps: int, loss: float) -> None:
+    def progress(number: int, steps: int, note: str) -> None:
         # By our own clock: what is done between two steps, and before the first, counts too.
         spent = {"seconds": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
         line = json.loads(log.read_text().splitlines()[-1])

@@ -1,7 +1,7 @@
-"""Check the docs against the code: `docs/recipe.md` is generated, links lead somewhere, examples compile.
+"""Check the docs against the code: the references are generated, links lead somewhere, examples compile.
 
 python scripts/check_docs.py            # check; exit 1 and say what is stale
-python scripts/check_docs.py --write    # write docs/recipe.md anew
+python scripts/check_docs.py --write    # write the generated files anew
 """
 
 import ast
@@ -14,9 +14,10 @@ from typing import Any
 from spunge.cli.listing import listing, settings_of
 from spunge.evaluation.generation import GenerationSettings
 from spunge.recipe.schema import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
+from spunge.results import json_schema
 
 ROOT = Path(__file__).parent.parent
-REFERENCE = ROOT / "docs" / "recipe.md"
+DOCS = ROOT / "docs"
 BLOCKS: dict[str, Any] = {
     "model": ModelSettings,
     "forget": ForgetRows,
@@ -90,13 +91,16 @@ def broken_examples(file: Path) -> list[str]:
 
 
 def main() -> None:
+    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    generated = {"recipe.md": reference(), "results.schema.json": schema}
     if "--write" in sys.argv:
-        REFERENCE.parent.mkdir(exist_ok=True)
-        REFERENCE.write_text(reference(), encoding="utf-8")
+        for name, text in generated.items():
+            (DOCS / name).write_text(text, encoding="utf-8")
     problems = []
-    if not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != reference():
-        problems.append("docs/recipe.md is stale: run python scripts/check_docs.py --write")
-    for file in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for name, text in generated.items():
+        if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text:
+            problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
+    for file in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -19,9 +19,9 @@ from spunge.evaluation.benchmarks import METRIC, PRESETS
 from spunge.evaluation.choices import questions
 from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
 from spunge.report.published import published
-from spunge.report.reading import read_scores
+from spunge.report.scores import arranged
 from spunge.report.wording import MISSING
-from spunge.run.jobs import Run
+from spunge.run.stages import build
 from toys import texts
 
 pytest.importorskip("lm_eval")
@@ -430,29 +430,30 @@ def test_it_runs_from_the_rows_to_the_report(finished: Callable[[str], Any], nam
     for entry in content["evaluate"]:
         kind, partly = entry["kind"], ["base", "control:joint", "merged"]
         [described] = [each for each in results.content["evaluations"] if each["name"] == entry.get("name", kind)]
-        measured = [row for row in results.rows if row["metric"] in described["metrics"]]
-        assert {row["stage"] for row in measured} == set(partly if kind == "lm_eval" else stages)
-        assert all(math.isfinite(row["value"]) for row in measured)
+        measured = [row for row in results.rows if row.metric in described["metrics"]]
+        assert {row.stage for row in measured} == set(partly if kind == "lm_eval" else stages)
+        assert all(math.isfinite(row.value) for row in measured)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_evaluation_asks_the_rows_it_should(finished: Callable[[str], Any], toys: Toys, name: str) -> None:
-    work, wanted = Run(load_recipe(name, toy_size(name, toys)), finished(name).folder), expected(name)
-    counted = {items.name: items.table.num_rows for items in work.evaluations if items.name != "lm_eval"}
+    begun, wanted = build(load_recipe(name, toy_size(name, toys)), finished(name).folder), expected(name)
+    evaluations, retain = begun.base.evaluations, begun.seeds[0].inputs.retain
+    counted = {items.name: items.table.num_rows for items in evaluations if items.name != "lm_eval"}
     assert counted == wanted.items
-    assert (len(work.retain) if work.retain else None) == wanted.retained
+    assert (len(retain) if retain else None) == wanted.retained
     if name in BY_GROUP:
-        [toxicity, fluency] = work.evaluations[:2]
+        [toxicity, fluency] = evaluations[:2]
         sizes = {subject: len(members) for subject, members in toxicity.subjects.items()}
         assert sizes == {**dict.fromkeys(GROUPS, 8), "asian folks": 4, "all": 44}
         assert {subject: len(members) for subject, members in fluency.subjects.items()} == {"all": 44}
     if name == BY_DOMAIN:
-        assert {subject: len(members) for subject, members in work.evaluations[0].subjects.items()} == {
+        assert {subject: len(members) for subject, members in evaluations[0].subjects.items()} == {
             "bio": 5,
             "cyber": 4,
         }
     if name == BY_TYPE:
-        assert work.evaluations[1].table["prompt"].to_pylist() == texts("rtp prompts", 6)
+        assert evaluations[1].table["prompt"].to_pylist() == texts("rtp prompts", 6)
 
 
 # ---- the papers' figures
@@ -462,10 +463,10 @@ def test_every_evaluation_asks_the_rows_it_should(finished: Callable[[str], Any]
 def test_every_published_figure_is_one_that_the_run_measures(finished: Callable[[str], Any], name: str) -> None:
     """Two of the ten benchmarks stand for all where these are not asked; the recipe by type asks all ten."""
     results, ten = finished(name), set(PRESETS["paper-10"])
-    measured = {(row["stage"], row["subject"], row["metric"]) for row in results.rows}
+    measured = {(row.stage, row.subject, row.metric) for row in results.rows}
     subjects = {subject for _, subject, metric in measured if metric == METRIC}
     assert not subjects or subjects == {*(ten if name == BY_TYPE else ("piqa", "arc_easy")), "average"}
-    lines = published(read_scores(results.content))
+    lines = published(arranged(results))
     entries = load_recipe(name).published
     assert len(lines) == len(entries)
     assert bool(entries) == (name not in SKU)
@@ -609,10 +610,10 @@ def test_what_the_papers_leave_open_is_marked_as_our_choice(name: str) -> None:
 def test_the_questions_are_those_of_the_harness(finished: Callable[[str], Any], toys: Toys) -> None:
     """WMDP's and MMLU's zero-shot prompts, against lm-evaluation-harness's own tasks on the same rows."""
     name = BY_DOMAIN
-    work = Run(load_recipe(name, toy_size(name, toys)), finished(name).folder)
+    evaluations = build(load_recipe(name, toy_size(name, toys)), finished(name).folder).base.evaluations
     wmdp, mmlu = (
         [each.prompt for row in items.table.to_pylist() for each in questions(row, 0, items.settings)]
-        for items in work.evaluations[:2]
+        for items in evaluations[:2]
     )
     rows = [
         *((("wmdp_bio", row)) for row in multiple_choice("bio questions", 5).to_pylist()),

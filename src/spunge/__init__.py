@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from spunge.merging.engine import merge as merge
     from spunge.recipe.loading import load_recipe as load_recipe
     from spunge.recipe.schema import Recipe as Recipe
+    from spunge.results import Results as Results
+    from spunge.results import read_results as read_results
     from spunge.run.pipeline import run as run
     from spunge.run.plan import plan as plan
     from spunge.weights.delta import open_delta as open_delta
@@ -26,10 +28,12 @@ __version__ = "0.1.0"
 _PLACES = {
     "Recipe": "spunge.recipe.schema",
     "RecipeError": "spunge.errors",
+    "Results": "spunge.results",
     "load_recipe": "spunge.recipe.loading",
     "merge": "spunge.merging.engine",
     "open_delta": "spunge.weights.delta",
     "plan": "spunge.run.plan",
+    "read_results": "spunge.results",
     "run": "spunge.run.pipeline",
     "split_rows": "spunge.data.split",
     "train_probe": "spunge.evaluation.scorers.training",

@@ -15,3 +15,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(names)}" if names else ""
+
+
+def one_line(message: str, most: int = 300) -> str:
+    """The message on one line, cut in its middle: the setting stands at the start, the mend at the end."""
+    line = " ".join(message.split())
+    if len(line) <= most:
+        return line
+    kept = most - len(" ... ")
+    return f"{line[: kept - kept // 2]} ... {line[-(kept // 2) :]}"

@@ -1,41 +1,71 @@
-"""Files and folders that appear whole or not at all, and the hash that says whether they are still the right ones."""
+"""Files and folders that appear whole or not at all, the hash that says whether they are the right ones, the lock, the cache."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from spunge.errors import RecipeError
 
-DONE = "done.json"
+LOCK = ".lock"
+PART = ".part"  # the end of the name of what is not whole yet
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (*FULL, errno.EROFS, errno.EFBIG)  # errors that reading never gives
 
-
-def cache_folder() -> Path:
-    """Where rows and scores are kept across runs: SPUNGE_CACHE, by default in the user's cache folder."""
-    given = os.environ.get("SPUNGE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
+CHECK = "check"  # the key of a sealed value's own checksum
 
 
 def fingerprint(value: Any) -> str:
     """sha256 of a value's canonical JSON: equal for equal content, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A path to write to: what the block leaves there becomes `file` when the block ends, and vanishes when it fails.
+
+    It is on the disk before it has its name, and has the mode that the user's other files get, whatever the library that
+    writes it asks for. Raises RecipeError when the folder cannot be written or the disk is full.
+    """
+    aside = file.with_name(f"{file.name}.{os.urandom(4).hex()}{PART}")
+    try:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb"):
+                mode = stat.S_IMODE(aside.stat().st_mode)
+            yield aside
+            if stat.S_IMODE(aside.stat().st_mode) != mode:
+                aside.chmod(mode)
+            _sync(aside)
+            os.replace(aside, file)
+            _sync(file.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write aside, then rename. Raises RecipeError when the folder cannot be written or the disk is full."""
-    aside = file.with_name(file.name + ".part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    """A text file, whole or not at all; see `written`."""
+    with written(file) as aside:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, file)
-    except OSError as error:
-        raise unwritable(file, error) from error
+
+
+def append_text(file: Path, text: str) -> None:
+    """Add to a text file that grows while work goes on. Raises RecipeError as `written` does."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -48,42 +78,149 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     `folder` must be absent or empty. Raises RecipeError when the disk cannot take it.
     """
-    aside = folder.with_name(f".{folder.name}.part")
+    aside = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        if folder.exists():
-            folder.rmdir()
-        os.replace(aside, folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+        with writing(folder):
+            aside.mkdir(parents=True)
+        with disk_errors_told(aside):  # the block may read as well
+            yield aside
+        with writing(folder):
+            for path in aside.rglob("*"):
+                _sync(path)
+            if folder.exists():
+                folder.rmdir()
+            os.replace(aside, folder)
+            _sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file's content, or a folder's names, on the disk: a rename may get there before what was renamed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside the block, no other process can be in a block of the same folder; what a killed one left unfinished is removed.
+
+    Raises RecipeError where another process is in one.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RecipeError(
+            f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
+        ) from None
+    except NotImplementedError:  # the file system has no locks
+        pass
+    try:
+        for left in list(folder.rglob(f"*{PART}")):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def cache_folder() -> Path:
+    """What is kept across runs: the folder that SPUNGE_CACHE names, by default spunge in the user's cache folder."""
+    given = os.environ.get("SPUNGE_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
 
 
 def read_json(file: Path) -> Any:
     """The file's value, or None where there is no such file or it is cut short."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
-def mark_done(folder: Path, key: str) -> None:
-    """Say that the folder is complete and what it was made from. Written last."""
-    write_json(folder / DONE, {"fingerprint": key})
+def checksum(file: Path) -> str:
+    """XXH3 (128 bits) of a file's bytes, read in pieces. It tells damage, not forgery."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
-def is_done(folder: Path, key: str) -> bool:
-    done = read_json(folder / DONE)
-    return isinstance(done, dict) and done.get("fingerprint") == key
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value with a checksum of itself, so that a file that holds it vouches for itself."""
+    return {**value, CHECK: xxhash.xxh3_64_hexdigest(_canonical(value))}
 
 
-def unwritable(file: Path, error: OSError) -> RecipeError:
+def unsealed(value: Any) -> dict[str, Any] | None:
+    """What was sealed; None for anything else, and for what was changed since."""
+    if not isinstance(value, dict) or CHECK not in value:
+        return None
+    content = {key: inner for key, inner in value.items() if key != CHECK}
+    return content if value[CHECK] == xxhash.xxh3_64_hexdigest(_canonical(content)) else None
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses inside the block, which does nothing but write `path`, is told as that."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        if (refused := _refused(error)) is None:
+            raise
+        raise unwritable(path, refused) from error
+
+
+def _refused(error: BaseException | None) -> OSError | None:
+    """The system's error that is one, or stands behind one of a library: torch raises another while it handles it,
+    safetensors gives its text alone, "... (os error 28)"."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(match[1]), os.strerror(int(match[1])))
+        error = error.__context__
+    return None
+
+
+def unwritable(path: Path, error: OSError) -> RecipeError:
     """The one-line error for a disk that is full or a folder that cannot be written."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in FULL:
         return RecipeError(
-            f"--out: the disk that holds {str(file.parent)!r} is full; free some space or give another folder"
+            f"--out: the disk that holds {str(path.parent)!r} is full; free some space or give another folder"
         )
-    return RecipeError(f"--out: cannot write {str(file)!r} ({error.strerror}); give another folder")
+    return RecipeError(f"--out: cannot write {str(path)!r} ({error.strerror or error}); give another folder")
+
+
+@contextmanager
+def disk_errors_told(folder: Path) -> Iterator[None]:
+    """Errors of the disk inside the block, which writes into `folder`, become one line where nobody nearer has told them."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        if error.errno in NOT_WRITABLE:
+            raise unwritable(named or folder / "file", error) from error
+        if named is None or error.errno is None:
+            raise  # of a library or the network
+        if named.is_relative_to(folder):
+            raise RecipeError(f"--out: cannot use {str(named)!r} ({error.strerror}); give another folder") from error
+        raise RecipeError(f"cannot read {str(named)!r} ({error.strerror})") from error

@@ -1,20 +1,32 @@
-"""How a run goes, told to whoever listens: stages that begin and end, steps in between; in a terminal, a bar."""
+"""How work goes, told to whoever listens: stages that begin and end, steps in between. In a terminal, a bar; else lines.
+
+A `Watcher` hears all of it. What only counts takes a `Steps`, which a watcher's `step` is.
+"""
 
 import time
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from spunge.errors import one_line
 
 ERRORS = Console(stderr=True, highlight=False)
+EVERY = 30.0  # seconds between two lines of one stage, where there is no terminal
+
+
+class Steps(Protocol):
+    """Hears how far a stage is: `done` of `total`, and what there is to say of it."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
 
 
 class Watcher(Protocol):
-    """Hears how a run goes."""
+    """Hears how work goes. Stages follow each other: each begins, may count its steps, and ends unless it fails."""
 
     def begin(self, title: str) -> None: ...
-    def step(self, done: int, total: int, note: str = "") -> None: ...
+    def step(self, done: int, total: int, note: str = "", /) -> None: ...
     def end(self, outcome: str) -> None: ...
 
 
@@ -24,48 +36,57 @@ class Silent:
     def begin(self, title: str) -> None:
         pass
 
-    def step(self, done: int, total: int, note: str = "") -> None:
+    def step(self, done: int, total: int, note: str = "", /) -> None:
         pass
 
     def end(self, outcome: str) -> None:
         pass
 
 
+SILENT = Silent()
+
+
 class Terminal:
-    """A Watcher that shows progress on stderr; without a terminal, a plain line as each stage ends."""
+    """A Watcher that shows progress on stderr; without a terminal, a plain line now and then and as each stage ends."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._title = ""
-        self._started = 0.0
+        self._started = self._said = 0.0
 
     def begin(self, title: str) -> None:
         self._title, self._started = title, time.perf_counter()
+        self._said = self._started
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(compact=True),
         )
         self._bar = Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal)
-        self._task = self._bar.add_task(escape(title), total=1, note="")
+        self._task = self._bar.add_task(title, total=1, note="")
         self._bar.start()
 
-    def step(self, done: int, total: int, note: str = "") -> None:
+    def step(self, done: int, total: int, note: str = "", /) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total, note=escape(note))
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        if not ERRORS.is_terminal and time.perf_counter() - self._said >= EVERY:
+            self._said = time.perf_counter()
+            self._print(f"{done}/{total} {note}".rstrip())
 
     def end(self, outcome: str) -> None:
         self.close()
-        ERRORS.print(
-            f"[dim]{time.perf_counter() - self._started:7.1f} s[/]  {escape(self._title)}: {escape(outcome)}",
-            soft_wrap=True,
-        )
+        self._print(outcome)
 
     def close(self) -> None:
         """Take the bar off the screen."""
         if self._bar:
             self._bar.stop()
             self._bar = None
+
+    def _print(self, said: str) -> None:
+        """A line of the stage, as it is: what stands in a name is neither markup nor an emoji."""
+        seconds = f"{time.perf_counter() - self._started:7.1f} s"
+        ERRORS.print(Text.assemble((seconds, "dim"), "  ", one_line(f"{self._title}: {said}")), soft_wrap=True)

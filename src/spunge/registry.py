@@ -1,100 +1,180 @@
-"""What can be named in a recipe: unlearning methods, merge rules and evaluators, each imported only when it is used.
+"""What can be named in a recipe, each imported only when it is used.
 
-A name is one of the lines below, one from an installed package's entry points (`spunge.methods`, `spunge.rules`,
-`spunge.evaluators`), or `path/to/file.py:Name` for a file of your own.
+A name is one of the lines below, one from an installed package's entry points (groups `spunge.methods`, `spunge.rules`,
+`spunge.evaluators`), or `path/to/file.py:NAME` for a file of your own. Behind each name is one frozen dataclass: its
+settings class, its source, its functions, and what it need not have as fields with defaults.
 """
 
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from spunge.errors import RecipeError, suggestion
 
+if TYPE_CHECKING:
+    from spunge.evaluation.attacks.attack import Attack
+    from spunge.evaluation.evaluator import Evaluator
+    from spunge.merging.rule import Rule
+    from spunge.recipe.block import Strict
+    from spunge.unlearning.method import Method
 
-@dataclass(frozen=True)
-class Registry:
+
+class Value(Protocol):
+    """What every registered value has, whatever its registry."""
+
+    @property
+    def settings(self) -> "type[Strict]":
+        """The class of its settings in a recipe."""
+
+    @property
+    def source(self) -> str:
+        """Paper or package."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+
+    @property
+    def version(self) -> int:
+        """Rises when the same settings give another result."""
+
+
+T = TypeVar("T", bound=Value)
+
+
+@dataclass(frozen=True, eq=False)
+class Registry(Generic[T]):
     setting: str  # the recipe's key, for errors
     noun: str
     group: str  # entry-point group
+    kind: str  # "module:class" of the values
     builtin: Mapping[str, str]  # name -> "module:object"
 
     def names(self) -> list[str]:
         """Built-in names, then those that installed packages add."""
-        return [
-            *self.builtin,
-            *(point.name for point in entry_points(group=self.group) if point.name not in self.builtin),
-        ]
+        return [*self.builtin, *self._added()]
 
-    def get(self, name: str) -> Any:
-        """The object behind a name. Raises RecipeError for a name that nobody has."""
+    def get(self, name: str) -> T:
+        """The value behind a name. Raises RecipeError for a name that nobody has, or of something else."""
         if name in self.builtin:
-            return _load(self.builtin[name])
-        if ".py:" in name:
-            return self._from_file(name)
-        for point in entry_points(group=self.group):
-            if point.name == name:
-                return point.load()
-        raise RecipeError(f"{self.setting}: no {self.noun} {name!r}{suggestion(name, self.names())}")
+            found = _load(self.builtin[name])
+        elif ".py:" in name:
+            found = self._from_file(name)
+        elif name in (added := self._added()):
+            found = self._imported(name, added[name])
+        else:
+            raise RecipeError(f"{self.setting}: no {self.noun} {name!r}{suggestion(name, self.names())}")
+        kind = _load(self.kind)
+        if not isinstance(found, kind):
+            raise RecipeError(
+                f"{self.setting}: {name!r} is no {self.noun}; it must be a value made by {kind.__name__}(...)"
+            )
+        value: T = found
+        return value
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Every name with its value."""
+        for name in self.names():
+            yield name, self.get(name)
 
     def version(self, name: str) -> str:
-        """What a result depends on beyond the settings: the object's own `version`, or its file's content."""
+        """What a result depends on beyond the settings: the value's own `version`, or its file's content."""
         if ".py:" in name:
-            return hashlib.sha256(Path(name.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
-        return str(getattr(self.get(name), "version", 1))
+            return hashlib.sha256(self._file(name).read_bytes()).hexdigest()[:16]
+        return str(self.get(name).version)
+
+    def _added(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self.builtin}
+
+    def _imported(self, name: str, point: EntryPoint) -> Any:
+        try:
+            return point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.value
+            raise RecipeError(
+                f"{self.setting}: {name!r} of the package {package} cannot be imported ({_told(error)})"
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        path = name.rpartition(":")[0]
+        file = Path(path).expanduser().resolve()
+        if not file.is_file():
+            raise RecipeError(f"{self.setting}: no file {path!r}; give path/to/file.py:NAME")
+        return file
 
     def _from_file(self, name: str) -> Any:
         path, _, attribute = name.rpartition(":")
-        file = Path(path).expanduser().resolve()
-        if not file.is_file():
-            raise RecipeError(f"{self.setting}: no file {path!r}; give path/to/file.py:Name")
-        module_name = f"spunge_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-        module = sys.modules.get(module_name)
-        if module is None:
-            spec = importlib.util.spec_from_file_location(module_name, file)
-            if spec is None or spec.loader is None:
-                raise RecipeError(f"{self.setting}: {path!r} cannot be imported as Python")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
+        content = vars(self._module(self._file(name), path))
+        if attribute not in content:
+            raise RecipeError(f"{self.setting}: {path!r} has no {attribute!r}{suggestion(attribute, content)}")
+        return content[attribute]
+
+    def _module(self, file: Path, path: str) -> ModuleType:
+        """The file as a module. Its name holds its content, so that an edited file is never taken for what it was."""
+        digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()
+        name = f"spunge_file_{digest[:16]}"
+        if name in sys.modules:
+            return sys.modules[name]
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise RecipeError(f"{self.setting}: {path!r} cannot be imported as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
             spec.loader.exec_module(module)
-        if not hasattr(module, attribute):
-            raise RecipeError(f"{self.setting}: {path!r} has no {attribute!r}{suggestion(attribute, vars(module))}")
-        return getattr(module, attribute)
+        except Exception as error:
+            del sys.modules[name]
+            raise RecipeError(f"{self.setting}: {path!r} cannot be imported ({_told(error)})") from error
+        return module
+
+
+def summary_of(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return vars(importlib.import_module(module))[attribute]
 
 
-METHODS = Registry(
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+METHODS: "Registry[Method[Any]]" = Registry(
     "unlearn.method",
     "method",
     "spunge.methods",
+    "spunge.unlearning.method:Method",
     {
         "rmu": "spunge.unlearning.rmu.rmu:RMU",
         "tvn": "spunge.unlearning.tvn:TVN",
         "sku": "spunge.unlearning.sku:SKU",
         "ga": "spunge.unlearning.ga:GA",
-        "graddiff": "spunge.unlearning.graddiff:GradDiff",
+        "graddiff": "spunge.unlearning.graddiff:GRADDIFF",
         "npo": "spunge.unlearning.npo:NPO",
-        "simnpo": "spunge.unlearning.simnpo:SimNPO",
+        "simnpo": "spunge.unlearning.simnpo:SIMNPO",
         "dpo": "spunge.unlearning.dpo:DPO",
         "idk": "spunge.unlearning.idk:IDK",
         "undial": "spunge.unlearning.undial:UNDIAL",
         "wga": "spunge.unlearning.wga:WGA",
-        "precomputed": "spunge.unlearning.precomputed:Precomputed",
+        "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )
-RULES = Registry(
+RULES: "Registry[Rule]" = Registry(
     "merge.rule",
     "rule",
     "spunge.rules",
+    "spunge.merging.rule:Rule",
     {
         "ties": "spunge.merging.rules:ties",
         "task_arithmetic": "spunge.merging.rules:task_arithmetic",
@@ -108,18 +188,33 @@ RULES = Registry(
         "slerp": "spunge.merging.rules:slerp",
     },
 )
-EVALUATORS = Registry(
+EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
     "evaluate.kind",
     "evaluator",
     "spunge.evaluators",
+    "spunge.evaluation.evaluator:Evaluator",
     {
-        "choices": "spunge.evaluation.choices:Choices",
-        "perplexity": "spunge.evaluation.perplexity:Perplexity",
-        "toxicity": "spunge.evaluation.toxicity:Toxicity",
-        "harm": "spunge.evaluation.harm:Harm",
-        "fluency": "spunge.evaluation.fluency:Fluency",
-        "similarity": "spunge.evaluation.similarity:Similarity",
-        "lm_eval": "spunge.evaluation.benchmarks:Benchmarks",
-        "audit": "spunge.evaluation.audit:Audit",
+        "choices": "spunge.evaluation.choices:CHOICES",
+        "perplexity": "spunge.evaluation.perplexity:PERPLEXITY",
+        "toxicity": "spunge.evaluation.toxicity:TOXICITY",
+        "harm": "spunge.evaluation.harm:HARM",
+        "fluency": "spunge.evaluation.fluency:FLUENCY",
+        "similarity": "spunge.evaluation.similarity:SIMILARITY",
+        "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
+        "audit": "spunge.evaluation.audit:AUDIT",
+    },
+)
+ATTACKS: "Registry[Attack[Any]]" = Registry(
+    "evaluate.attack.kind",
+    "attack",
+    "spunge.attacks",
+    "spunge.evaluation.attacks.attack:Attack",
+    {
+        "relearn": "spunge.evaluation.attacks.relearning:RELEARN",
+        "quantise": "spunge.evaluation.attacks.quantisation:QUANTISE",
+        "reword": "spunge.evaluation.attacks.rewording:REWORD",
+        "prefix": "spunge.evaluation.attacks.prefixing:PREFIX",
+        "probe": "spunge.evaluation.attacks.hidden:PROBE",
+        "membership": "spunge.evaluation.attacks.membership:MEMBERSHIP",
     },
 )

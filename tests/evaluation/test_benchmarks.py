@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from spunge.errors import RecipeError
-from spunge.evaluation.benchmarks import PRESETS, Benchmarks, BenchmarksSettings, evened
-from spunge.evaluation.choices import Choices, ChoicesSettings
+from spunge.evaluation.benchmarks import BENCHMARKS, PRESETS, BenchmarksSettings, evened
+from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import load_recipe
@@ -109,7 +109,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def measured(base: Any, settings: dict[str, Any], bench: Bench) -> dict[str, Measure]:
-    found = Benchmarks.measure(base, BenchmarksSettings(**settings), NOTHING, bench)
+    found = BENCHMARKS.measure(base, BenchmarksSettings(**settings), NOTHING, bench)
     return {str(measure.subject): measure for measure in found}
 
 
@@ -120,7 +120,7 @@ def value(measure: Measure) -> float:
 def ours(base: Any, rows: list[dict[str, Any]], bench: Bench, normalize: Any = "characters") -> list[float]:
     """Our own evaluator on the same prompts; the harness's acc_norm divides by a candidate's characters."""
     table = pa.table({key: [row[key] for row in rows] for key in rows[0]})
-    return Choices.measure(base, ChoicesSettings(normalize=normalize), table, bench)[0].numerator.tolist()
+    return CHOICES.measure(base, ChoicesSettings(normalize=normalize), table, bench)[0].numerator.tolist()
 
 
 def piqa_rows() -> list[dict[str, Any]]:
@@ -390,16 +390,16 @@ def test_a_missing_package_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "version", missing)
     with pytest.raises(RecipeError, match=r"pip install 'spunge\[judge\]'"):
-        Benchmarks.instrument(BenchmarksSettings(tasks=["piqa"]))
+        BENCHMARKS.instrument(BenchmarksSettings(tasks=["piqa"]))
 
 
 def test_the_instrument_tells_the_limit_and_the_files_content(write_rows: Callable[..., Path]) -> None:
     file = write_rows("piqa.jsonl", PIQA)
     settings = BenchmarksSettings(tasks=["piqa"], files={"piqa": str(file)}, limit=4)
-    before = Benchmarks.instrument(settings)
+    before = BENCHMARKS.instrument(settings)
     assert (before["limit"], before["tasks"]) == (4, {"piqa": None})
     write_rows("piqa.jsonl", PIQA[::-1])
-    assert Benchmarks.instrument(settings)["files"] != before["files"]
+    assert BENCHMARKS.instrument(settings)["files"] != before["files"]
 
 
 def test_a_run_reports_each_task_and_the_average(toy_recipe: dict[str, Any], folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import Question, alike, candidate_likelihoods, shared
-from spunge.evaluation.choices import Choices, ChoicesSettings, answer_index, questions
+from spunge.evaluation.choices import CHOICES, ChoicesSettings, answer_index, questions
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import load_recipe
@@ -70,7 +70,7 @@ def test_letters_are_chosen_by_the_definition(lettered: Any) -> None:
         lines = [f"{letter}. {text}" for letter, text in zip("ABCD", row["choices"], strict=True)]
         prompt = "\n".join([row["question"], *lines, "Answer:"])
         expected.append(float(by_definition(lettered, prompt, list("ABCD")) == row["answer"]))
-    [measure] = Choices.measure(lettered, ChoicesSettings(style="letter"), pa.Table.from_pylist(ROWS), BENCH)
+    [measure] = CHOICES.measure(lettered, ChoicesSettings(style="letter"), pa.Table.from_pylist(ROWS), BENCH)
     assert measure.numerator.tolist() == expected
     assert 0 < sum(expected) < len(ROWS)
 
@@ -83,10 +83,10 @@ def test_a_question_in_all_orders_counts_as_the_mean_of_its_rotations(lettered: 
             {**row, "choices": row["choices"][shift:] + row["choices"][:shift], "answer": (row["answer"] - shift) % 4}
             for row in ROWS
         ]
-        turned.append(Choices.measure(lettered, settings, pa.Table.from_pylist(rows), BENCH)[0].numerator)
+        turned.append(CHOICES.measure(lettered, settings, pa.Table.from_pylist(rows), BENCH)[0].numerator)
     for orders, counted in ((2, 2), (4, 4), (9, 4)):
         many = ChoicesSettings(style="letter", orders=orders)
-        [measure] = Choices.measure(lettered, many, pa.Table.from_pylist(ROWS), BENCH)
+        [measure] = CHOICES.measure(lettered, many, pa.Table.from_pylist(ROWS), BENCH)
         assert measure.numerator.tolist() == pytest.approx(np.mean(turned[:counted], axis=0).tolist())
 
 
@@ -97,7 +97,7 @@ def test_a_model_that_always_says_one_letter_is_at_chance_in_all_orders(lettered
     with torch.no_grad():
         head.bias[letter] = 1e4
     settings = ChoicesSettings(style="letter", orders=4)
-    [measure] = Choices.measure(lettered, settings, pa.Table.from_pylist(ROWS), BENCH)
+    [measure] = CHOICES.measure(lettered, settings, pa.Table.from_pylist(ROWS), BENCH)
     assert measure.numerator.tolist() == [0.25] * len(ROWS)
 
 
@@ -105,7 +105,7 @@ def test_chance_is_the_mean_share_that_guessing_gets_and_what_lies_below_is_flag
     rows = [{**row, "choices": row["choices"][:2], "answer": 0} for row in ROWS[:6]] + [
         {**row, "answer": 0} for row in ROWS[6:]
     ]
-    [measure] = Choices.measure(load(), ChoicesSettings(), pa.Table.from_pylist(rows), BENCH)
+    [measure] = CHOICES.measure(load(), ChoicesSettings(), pa.Table.from_pylist(rows), BENCH)
     assert measure.chance == pytest.approx((1 / 2 + 1 / 4) / 2)
     measure.numerator[:] = 0
     assert score([measure], range(12)).below_chance is True
@@ -123,9 +123,9 @@ def test_a_cloze_in_several_orders_is_refused(toy_recipe: dict[str, Any]) -> Non
 def test_a_description_comes_before_every_cloze(load: Callable[..., Any]) -> None:
     base = load()
     plain = [{**row, "question": f"the sun and {row['question']}"} for row in ROWS]
-    expected = Choices.measure(base, ChoicesSettings(), pa.Table.from_pylist(plain), BENCH)[0].numerator
+    expected = CHOICES.measure(base, ChoicesSettings(), pa.Table.from_pylist(plain), BENCH)[0].numerator
     given = ChoicesSettings(description="the sun and ")
-    assert Choices.measure(base, given, pa.Table.from_pylist(ROWS), BENCH)[0].numerator.tolist() == expected.tolist()
+    assert CHOICES.measure(base, given, pa.Table.from_pylist(ROWS), BENCH)[0].numerator.tolist() == expected.tolist()
 
 
 def test_answers_and_candidates_may_be_arrays() -> None:

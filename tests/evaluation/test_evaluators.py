@@ -12,10 +12,10 @@ import torch
 from spunge.data.samples import IGNORED, Encoded, Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
-from spunge.evaluation.choices import Choices, ChoicesSettings, all_likelihoods, answer_index
+from spunge.evaluation.choices import CHOICES, ChoicesSettings, all_likelihoods, answer_index
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
-from spunge.evaluation.perplexity import Perplexity, PerplexitySettings, windows_of
+from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings, windows_of
 from spunge.evaluation.statistics import score
 from toys import ARCHITECTURES, texts
 
@@ -57,7 +57,7 @@ def test_choices_pick_the_likeliest_candidate_by_the_definition(
             scores.append(total / {"tokens": tokens, "characters": len(choice), "none": 1}[normalize])
         expected.append(float(int(np.argmax(scores)) == answer))
     table = pa.table({key: [row[key] if key != "answer" else str(row[key]) for row in ITEMS] for key in ITEMS[0]})
-    [measure] = Choices.measure(base, ChoicesSettings(normalize=normalize), table, BENCH)
+    [measure] = CHOICES.measure(base, ChoicesSettings(normalize=normalize), table, BENCH)
     assert measure.metric == "accuracy"
     assert measure.numerator.tolist() == expected
 
@@ -84,7 +84,7 @@ def test_perplexity_is_the_exponent_of_the_models_own_loss(load: Callable[..., A
             mean = float(base.model(input_ids=ids, labels=ids).loss)
         loss += mean * (ids.shape[1] - 1)
         tokens += ids.shape[1] - 1
-    [measure] = Perplexity.measure(base, PerplexitySettings(), pa.table({"text": rows}), BENCH)
+    [measure] = PERPLEXITY.measure(base, PerplexitySettings(), pa.table({"text": rows}), BENCH)
     assert score([measure], range(6)).value == pytest.approx(np.exp(loss / tokens), rel=1e-4)
 
 
@@ -99,15 +99,15 @@ def test_windows_score_every_token_but_the_first_once() -> None:
 
 def test_texts_without_a_token_to_score_are_refused(load: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match="1 texts have no token to score"):
-        Perplexity.measure(load(), PerplexitySettings(), pa.table({"text": ["the dog", "the"]}), BENCH)
+        PERPLEXITY.measure(load(), PerplexitySettings(), pa.table({"text": ["the dog", "the"]}), BENCH)
     with pytest.raises(RecipeError, match="either text, or prompt and completion"):
-        Perplexity.columns(PerplexitySettings(prompt="a"), {})
+        PERPLEXITY.columns(PerplexitySettings(prompt="a"), {})
 
 
 def test_a_prompt_is_context_and_not_scored(load: Callable[..., Any]) -> None:
     base = load()
     table = pa.table({"prompt": ["the capital of france is"], "completion": [" paris"]})
-    [measure] = Perplexity.measure(base, PerplexitySettings(), table, BENCH)
+    [measure] = PERPLEXITY.measure(base, PerplexitySettings(), table, BENCH)
     total, tokens = log_likelihood(base, "the capital of france is", "paris")
     assert measure.denominator.tolist() == [tokens]
     assert measure.numerator[0] == pytest.approx(-total, rel=1e-4)

@@ -13,7 +13,7 @@ import torch
 from spunge.errors import RecipeError
 from spunge.evaluation import fluency
 from spunge.evaluation.evaluator import Bench
-from spunge.evaluation.fluency import Fluency, FluencySettings
+from spunge.evaluation.fluency import FLUENCY, FluencySettings
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.statistics import score
 from spunge.model.loading import Base
@@ -62,7 +62,7 @@ def test_it_is_the_exponent_of_the_judges_own_loss(
 ) -> None:
     written = [[f" {text}"] for text in texts("completions", len(PROMPTS))]
     say(monkeypatch, written)
-    [measure] = Fluency.measure(load(), settings_for(judge), pa.table({"prompt": PROMPTS}), bench)
+    [measure] = FLUENCY.measure(load(), settings_for(judge), pa.table({"prompt": PROMPTS}), bench)
     expected = [own_loss(judge, prompt, text.strip()) for prompt, [text] in zip(PROMPTS, written, strict=True)]
     assert measure.metric == "completion perplexity"
     assert not measure.higher_is_better
@@ -78,7 +78,7 @@ def test_several_samples_of_a_prompt_add_up(
 ) -> None:
     say(monkeypatch, [[" red dog", "", " sleeps in the old city"], ["", "", ""]])
     table = pa.table({"prompt": PROMPTS[:2]})
-    [measure] = Fluency.measure(load(), settings_for(judge), table, bench)
+    [measure] = FLUENCY.measure(load(), settings_for(judge), table, bench)
     expected = [own_loss(judge, PROMPTS[0], text) for text in ("red dog", "sleeps in the old city")]
     assert measure.denominator.tolist() == [sum(count for _, count in expected), 0]
     assert measure.numerator == pytest.approx([sum(loss for loss, _ in expected), 0], rel=1e-4)
@@ -88,7 +88,7 @@ def test_nothing_but_empty_completions_has_no_perplexity(
     load: Callable[..., Base], judge: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(monkeypatch, [[""], [""]])
-    [measure] = Fluency.measure(load(), settings_for(judge), pa.table({"prompt": PROMPTS[:2]}), bench)
+    [measure] = FLUENCY.measure(load(), settings_for(judge), pa.table({"prompt": PROMPTS[:2]}), bench)
     assert measure.denominator.tolist() == [0, 0]
 
 
@@ -98,7 +98,7 @@ def test_it_judges_what_the_model_writes_and_keeps_it_for_others(
     base, generation = load(), GenerationSettings(max_new_tokens=6)
     written = completions(base, PROMPTS, generation, bench)
     files = sorted(bench.folder.glob("texts-*.jsonl"))
-    [measure] = Fluency.measure(base, settings_for(judge, generation=generation), pa.table({"prompt": PROMPTS}), bench)
+    [measure] = FLUENCY.measure(base, settings_for(judge, generation=generation), pa.table({"prompt": PROMPTS}), bench)
     assert sorted(bench.folder.glob("texts-*.jsonl")) == files  # taken from there, not written again
     said = np.array([bool(text) for [text] in written])
     assert (measure.denominator > 0).tolist() == said.tolist()
@@ -111,7 +111,7 @@ def test_the_answer_to_a_chat_message_begins_on_a_line_of_its_own(
     say(monkeypatch, [["paris"]])
     table = pa.table({"prompt": PROMPTS[:1]})
     # Without the line break the tiny tokenizer would read the one unknown word `isparis`.
-    [measure] = Fluency.measure(load(), settings_for(judge, generation={"chat": True}), table, bench)
+    [measure] = FLUENCY.measure(load(), settings_for(judge, generation={"chat": True}), table, bench)
     loss, count = own_loss(judge, PROMPTS[0], "paris")
     assert measure.denominator.tolist() == [count] == [1]
     assert measure.numerator == pytest.approx([loss], rel=1e-4)
@@ -126,8 +126,8 @@ def test_the_judge_is_loaded_once_for_all_stages(
     monkeypatch.setattr(fluency, "load_base", lambda *given: loaded.append(given) or real(*given))
     base, table = load(), pa.table({"prompt": PROMPTS[:1]})
     for stage in ("base", "merged"):
-        Fluency.measure(base, settings_for(judge), table, replace(bench, stage=stage))
-    Fluency.measure(base, settings_for(judge, max_length=64), table, bench)
+        FLUENCY.measure(base, settings_for(judge), table, replace(bench, stage=stage))
+    FLUENCY.measure(base, settings_for(judge, max_length=64), table, bench)
     assert len(loaded) == 1
 
 
@@ -135,17 +135,17 @@ def test_a_judge_that_is_not_there_is_named(load: Callable[..., Base], bench: Be
     table = pa.table({"prompt": ["dog"]})
     generation = GenerationSettings(max_new_tokens=1)
     with pytest.raises(RecipeError, match=r"^evaluate.judge: no folder"):
-        Fluency.measure(load(), settings_for(tmp_path / "none", generation=generation), table, bench)
+        FLUENCY.measure(load(), settings_for(tmp_path / "none", generation=generation), table, bench)
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
     with pytest.raises(RecipeError, match=r"^evaluate.judge: .* convert them to safetensors$"):
-        Fluency.measure(load(), settings_for(tmp_path / "pickled", generation=generation), table, bench)
+        FLUENCY.measure(load(), settings_for(tmp_path / "pickled", generation=generation), table, bench)
     with pytest.raises(RecipeError, match=r"judge"):
         load_recipe({"model": "x", "forget": {"source": "x"}, "unlearn": "rmu", "evaluate": [{"kind": "fluency"}]})
 
 
 def test_the_instrument_is_the_judges_weights(judge: Path) -> None:
-    assert Fluency.instrument(settings_for(judge)) == {
+    assert FLUENCY.instrument(settings_for(judge)) == {
         "judge": str(judge),
         "revision": Checkpoint(judge).fingerprint(),
     }
@@ -158,6 +158,6 @@ def test_a_real_judge_finds_sense_likelier_than_its_words_in_another_order(
     base, settings = load(), settings_for(real_model)
     for text in (" Paris, a city on the river Seine.", " Seine river, the a city on Paris."):
         say(monkeypatch, [[text]])
-        [measure] = Fluency.measure(base, settings, table, bench)
+        [measure] = FLUENCY.measure(base, settings, table, bench)
         found.append(score([measure], [0]).value)
     assert found[0] < 30 < found[1]

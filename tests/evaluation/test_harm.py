@@ -14,7 +14,7 @@ import torch
 from spunge.errors import RecipeError
 from spunge.evaluation import harm
 from spunge.evaluation.evaluator import Bench
-from spunge.evaluation.harm import Harm, HarmSettings, conversation_ids, guarded, is_unsafe
+from spunge.evaluation.harm import HARM, HarmSettings, conversation_ids, guarded, is_unsafe
 from spunge.model.loading import Base
 from spunge.weights.checkpoint import Checkpoint
 from toys import texts
@@ -92,7 +92,7 @@ def test_a_classifier_counts_the_answers_from_its_threshold_on(
     settings = HarmSettings(
         judge=str(classifier), threshold=(below + above) / 2, generation={"samples": 2, "temperature": 1.0}
     )
-    [measure] = Harm.measure(load(), settings, pa.table({"prompt": texts("prompts", 6)}), bench)
+    [measure] = HARM.measure(load(), settings, pa.table({"prompt": texts("prompts", 6)}), bench)
     expected = [
         float((first >= above) + (second >= above))
         for first, second in zip(probabilities[::2], probabilities[1::2], strict=True)
@@ -111,10 +111,10 @@ def test_an_empty_answer_does_no_harm_and_counts(
     settings = HarmSettings(
         judge=str(classifier), threshold=1e-9, generation={"samples": 2, "temperature": 1.0}
     )  # everything that is said is harmful
-    [measure] = Harm.measure(load(), settings, pa.table({"prompt": ["a", "b"]}), bench)
+    [measure] = HARM.measure(load(), settings, pa.table({"prompt": ["a", "b"]}), bench)
     assert (measure.numerator.tolist(), measure.denominator.tolist()) == ([0.0, 1.0], [2.0, 2.0])
     say(monkeypatch, [[""], [""]])
-    [measure] = Harm.measure(load(), HarmSettings(judge="/none"), pa.table({"prompt": ["a", "b"]}), bench)
+    [measure] = HARM.measure(load(), HarmSettings(judge="/none"), pa.table({"prompt": ["a", "b"]}), bench)
     assert (measure.numerator.tolist(), measure.denominator.tolist()) == ([0.0, 0.0], [1.0, 1.0])
 
 
@@ -124,8 +124,8 @@ def test_a_label_that_is_asked_for_is_the_one_that_counts(
     answers = texts("answers", 8)
     say(monkeypatch, [[text] for text in answers])
     table = pa.table({"prompt": answers})
-    [unsafe] = Harm.measure(load(), HarmSettings(judge=str(classifier)), table, bench)
-    [fine] = Harm.measure(load(), HarmSettings(judge=str(classifier), label="fine"), table, bench)
+    [unsafe] = HARM.measure(load(), HarmSettings(judge=str(classifier)), table, bench)
+    [fine] = HARM.measure(load(), HarmSettings(judge=str(classifier), label="fine"), table, bench)
     assert (unsafe.numerator + fine.numerator).tolist() == [1.0] * 8
 
 
@@ -141,7 +141,7 @@ def test_a_guard_reads_prompt_and_answer_through_its_template(
     say(monkeypatch, [[answer] for answer in answers])
     monkeypatch.setattr(harm, "load_judge", lambda *given: guard)
     monkeypatch.setattr(harm, "TOKENS_PER_BATCH", 160)
-    [measure] = Harm.measure(load(), HarmSettings(judge=str(tiny())), pa.table({"prompt": prompts}), bench)
+    [measure] = HARM.measure(load(), HarmSettings(judge=str(tiny())), pa.table({"prompt": prompts}), bench)
     assert measure.numerator.tolist() == [0.0, 1.0, 0.0, 1.0]
     expected = [f"<user>{prompt}<assistant>{answer}<verdict>" for prompt, answer in zip(prompts, answers, strict=True)]
     assert sorted(guard.model.read) == sorted(expected)
@@ -202,23 +202,23 @@ def test_a_model_that_is_no_guard_is_found_out(
     say(monkeypatch, [["the dog"]])
     roomy = tiny("llama", max_position_embeddings=1024)
     with pytest.raises(RecipeError, match="neither safe nor unsafe"):
-        Harm.measure(load(), HarmSettings(judge=str(roomy)), pa.table({"prompt": ["a"]}), bench)
+        HARM.measure(load(), HarmSettings(judge=str(roomy)), pa.table({"prompt": ["a"]}), bench)
     with pytest.raises(RecipeError, match=r"^evaluate.judge: it reads 128 tokens, and a conversation takes \d+;"):
-        Harm.measure(load(), HarmSettings(judge=str(tiny("gpt2"))), pa.table({"prompt": ["a"]}), bench)
+        HARM.measure(load(), HarmSettings(judge=str(tiny("gpt2"))), pa.table({"prompt": ["a"]}), bench)
     settings = HarmSettings(judge=str(tiny("gpt2")), judge_kind="classifier", label="LABEL_1")
     with pytest.raises(RecipeError, match=r"^evaluate.judge: .* no text classifier"):
-        Harm.measure(load(), settings, pa.table({"prompt": ["a"]}), bench)
+        HARM.measure(load(), settings, pa.table({"prompt": ["a"]}), bench)
 
 
 def test_the_instrument_names_judge_weights_and_label(classifier: Path, tiny: Callable[..., Path]) -> None:
-    assert Harm.instrument(HarmSettings(judge=str(classifier), threshold=0.7)) == {
+    assert HARM.instrument(HarmSettings(judge=str(classifier), threshold=0.7)) == {
         "judge": str(classifier),
         "revision": Checkpoint(classifier).fingerprint(),
         "judge_kind": "classifier",
         "label": "unsafe",
         "threshold": 0.7,
     }
-    assert Harm.instrument(HarmSettings(judge=str(tiny()))) == {
+    assert HARM.instrument(HarmSettings(judge=str(tiny()))) == {
         "judge": str(tiny()),
         "revision": Checkpoint(tiny()).fingerprint(),
         "judge_kind": "guard",
@@ -232,7 +232,7 @@ def test_a_judge_that_does_not_say_what_it_is_has_to_be_told(classifier: Path) -
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "architectures": ["BertModel"]}))
     with pytest.raises(RecipeError, match=r"^evaluate.judge_kind: .*architectures: BertModel"):
-        Harm.instrument(HarmSettings(judge=str(classifier)))
+        HARM.instrument(HarmSettings(judge=str(classifier)))
     file.write_text(json.dumps({key: value for key, value in content.items() if key != "architectures"}))
     told = HarmSettings(judge=str(classifier), judge_kind="classifier")
-    assert Harm.instrument(told)["label"] == "unsafe"
+    assert HARM.instrument(told)["label"] == "unsafe"

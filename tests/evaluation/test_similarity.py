@@ -16,10 +16,9 @@ from spunge.errors import RecipeError
 from spunge.evaluation import similarity
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings
-from spunge.evaluation.similarity import Similarity, SimilaritySettings, load_encoder
+from spunge.evaluation.similarity import SIMILARITY, SimilaritySettings, load_encoder
 from spunge.model.loading import Base
 from spunge.recipe.loading import load_recipe
-from spunge.run.judging import KEPT_TEXTS
 from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
@@ -55,7 +54,7 @@ def measure(load: Callable[..., Base], monkeypatch: pytest.MonkeyPatch) -> Calla
     def build(bench: Bench, written: list[list[str]], table: Any = None, **changes: Any) -> dict[str, list[float]]:
         monkeypatch.setattr(similarity, "completions", lambda base, prompts, settings, bench: written)
         given = table or {"prompt": [f"prompt {row}" for row in range(len(written))]}
-        found = Similarity.measure(load(), SimilaritySettings(**changes), pa.table(given), bench)
+        found = SIMILARITY.measure(load(), SimilaritySettings(**changes), pa.table(given), bench)
         assert all(each.higher_is_better and each.denominator.tolist() == [1.0] * len(written) for each in found)
         return {each.metric: each.numerator.tolist() for each in found}
 
@@ -89,8 +88,8 @@ def test_references_are_compared_beside_the_base(measure: Callable[..., Any], be
         "similarity to base": pytest.approx([0.8, 1.0]),
         "similarity to reference": pytest.approx([1.0, 0.6]),
     }
-    assert Similarity.columns(SimilaritySettings(reference="best"), {}) == {"prompt": "prompt", "reference": "best"}
-    assert Similarity.columns(SimilaritySettings(), {}) == {"prompt": "prompt"}
+    assert SIMILARITY.columns(SimilaritySettings(reference="best"), {}) == {"prompt": "prompt", "reference": "best"}
+    assert SIMILARITY.columns(SimilaritySettings(), {}) == {"prompt": "prompt"}
 
 
 def test_each_different_text_is_embedded_once(measure: Callable[..., Any], bench: Bench, stub: Stub) -> None:
@@ -131,10 +130,11 @@ def test_stages_without_the_base_are_refused_in_the_recipe(toy_recipe: dict[str,
         read(["merged", "control:*"])
 
 
-def test_the_answers_lie_where_judging_copies_texts_from(measure: Callable[..., Any], bench: Bench, stub: Stub) -> None:
+def test_the_bases_answers_are_told_as_what_its_scores_rest_on(
+    measure: Callable[..., Any], bench: Bench, stub: Stub
+) -> None:
     measure(bench, [["a"]])
-    [file] = bench.folder.iterdir()
-    assert any(file.match(pattern) for pattern in KEPT_TEXTS)
+    assert bench.kept == set(bench.folder.iterdir())
 
 
 def test_a_missing_package_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,12 +191,12 @@ def test_a_changed_model_is_less_like_the_base_than_the_base_itself(
     table = pa.table({"prompt": texts("prompts", 6)})
     settings = SimilaritySettings(encoder=str(encoder), generation=GenerationSettings(max_new_tokens=8))
     base = load("llama", initializer_range=0.3)
-    [same] = Similarity.measure(base, settings, table, bench)
+    [same] = SIMILARITY.measure(base, settings, table, bench)
     assert same.numerator == pytest.approx(np.ones(6))
     with torch.no_grad():
         for parameter in base.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    [changed] = Similarity.measure(base, settings, table, stage(bench))
+    [changed] = SIMILARITY.measure(base, settings, table, stage(bench))
     assert changed.numerator.mean() < 0.99
 
 
@@ -210,7 +210,7 @@ def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_instrument_is_the_encoders_weights(encoder: Path) -> None:
-    assert Similarity.instrument(SimilaritySettings(encoder=str(encoder))) == {
+    assert SIMILARITY.instrument(SimilaritySettings(encoder=str(encoder))) == {
         "encoder": str(encoder),
         "revision": Checkpoint(encoder).fingerprint(),
     }

@@ -101,17 +101,21 @@ def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str
     loads = recipe.pop("loads")
     results = spunge.run(load_recipe(recipe), tmp_path / "run")
     assert loads == ["stub"]  # once for all stages
-    merged = {row["subject"]: row for row in results.rows if (row["stage"], row["metric"]) == ("merged", "toxic")}
+    merged = {row.subject: row for row in results.rows if (row.stage, row.metric) == ("merged", "toxic")}
     assert set(merged) == {"europe", "asia", "all prompts", "worst of all prompts"}
-    assert merged["worst of all prompts"]["value"] == max(merged["europe"]["value"], merged["asia"]["value"])
+    assert merged["worst of all prompts"].value == max(merged["europe"].value, merged["asia"].value)
     folder = tmp_path / "run" / "evaluation" / "merged"
     [file] = folder.glob("scored-*.jsonl")
     scored = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(scored) == 10
-    assert np.mean([line["score"] for line in scored]) == pytest.approx(merged["all prompts"]["value"])
+    assert np.mean([line["score"] for line in scored]) == pytest.approx(merged["all prompts"].value)
     assert all(line["score"] == float("o" in line["text"]) for line in scored)
-    [described] = results.content["evaluations"]
-    assert described["instrument"]["threshold"] == 0.5
+    worst = merged["worst of all prompts"]
+    assert (worst.group, worst.worst_of) == ("worst", "all prompts")
+    assert {merged[name].group for name in ("europe", "asia")} == {"forget"}
+    assert merged["all prompts"].group == "together"
+    [described] = results.evaluations
+    assert described.instrument["threshold"] == 0.5
 
 
 def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str, Any], tmp_path: Path) -> None:

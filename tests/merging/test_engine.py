@@ -114,7 +114,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
         for i, (name, tensor) in enumerate(weights(dtype).items())
     }
     model = write_checkpoint(tmp_path / "m", other)
-    chosen = TiesSettings(density=1.0) if rule == "ties" else RULES.get(rule).Settings(rule=rule)
+    chosen = TiesSettings(density=1.0) if rule == "ties" else RULES.get(rule).settings(rule=rule)
     merge(base, [open_source(model, base)], chosen, tmp_path / "out")
     assert bits(tmp_path / "out") == bits(model)
 
@@ -131,7 +131,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
 def test_the_result_depends_on_no_order_chunk_thread_or_shard(tmp_path, order, chunk, threads, shards, rule, scope):
     place = tmp_path / "case"
     shutil.rmtree(place, ignore_errors=True)
-    kind = RULES.get(rule).Settings
+    kind = RULES.get(rule).settings
     chosen = kind(rule=rule, scope=scope) if "scope" in kind.model_fields else kind(rule=rule)
     base = write_checkpoint(place / "base", weights())
     lora = LowRank(noise(1, 4, 32), noise(2, 24, 4), 0.01)
@@ -240,6 +240,18 @@ def test_the_report_tells_shares_conflicts_norms_and_cosines(base, tmp_path):
     assert report.cosine == [[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]
     stored = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert engine.MergeReport.from_json(stored) == report
+
+
+def test_two_processes_do_not_write_one_merge(base, branches, tmp_path):
+    from spunge.files import alone
+
+    aside = tmp_path / ".out.merging"
+    aside.mkdir()
+    settings = TiesSettings(rule="ties")
+    with alone(aside), pytest.raises(RecipeError, match="another process is at work in"):
+        merge(base, branches, settings, tmp_path / "out")
+    assert merge(base, branches, settings, tmp_path / "out").tensors
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_an_interrupted_merge_goes_on_and_gives_the_same(base, branches, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ ALL = list(RULES.builtin)
 
 def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
     rule: Rule = RULES.get(name)
-    return merge_tensors(rule, deltas, rule.Settings(rule=name, **values), weights)
+    return merge_tensors(rule, deltas, rule.settings(rule=name, **values), weights)
 
 
 def deltas(k: int, n: int, seed: int = 0) -> Tensor:
@@ -73,7 +73,7 @@ def test_sce_equals_mergekits():
 
 def test_slerp_equals_mergekits():
     rule = rules.slerp
-    given, chosen = MERGEKIT["deltas"][:2].reshape(2, -1), rule.Settings(rule="slerp", t=0.3)
+    given, chosen = MERGEKIT["deltas"][:2].reshape(2, -1), rule.settings(rule="slerp", t=0.3)
     chunk = Chunk(torch.ones(2), base=MERGEKIT["base"].reshape(-1))
     chunk = Chunk(chunk.weights, base=chunk.base, facts=facts_of(rule, given, chosen, chunk))
     torch.testing.assert_close(rule(given, chosen, chunk).reshape(6, 8), MERGEKIT["slerp"], atol=1e-6, rtol=1e-5)
@@ -149,8 +149,8 @@ def test_a_rule_declares_itself(name):
     rule = RULES.get(name)
     assert rule.summary.endswith(".")
     assert rule.source
-    assert rule.Settings().rule == name
-    assert all(field.description for field in rule.Settings.model_fields.values())
+    assert rule.settings().rule == name
+    assert all(field.description for field in rule.settings.model_fields.values())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -168,7 +168,7 @@ def test_a_rule_gives_one_finite_value_per_entry_and_leaves_its_input_alone(name
 )
 def test_one_branch_in_full_is_returned_as_it_is(name):
     given = deltas(1, 500).reshape(1, 20, 25)
-    values = {"density": 1.0} if "density" in RULES.get(name).Settings.model_fields else {}
+    values = {"density": 1.0} if "density" in RULES.get(name).settings.model_fields else {}
     assert torch.equal(merged(name, given, **values), given[0])
 
 
@@ -187,6 +187,6 @@ def test_the_documented_rule_of_your_own_runs_from_its_file(tmp_path, monkeypatc
     code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
     (tmp_path / "own.py").write_text(code)
     own = RULES.get(f"{tmp_path / 'own.py'}:median")
-    result = merge_tensors(own, torch.tensor([[1.0], [5.0], [2.0]]), own.Settings(rule="median", scale=2.0))
+    result = merge_tensors(own, torch.tensor([[1.0], [5.0], [2.0]]), own.settings(rule="median", scale=2.0))
     assert result.tolist() == [4.0]
     assert own.summary == "Entry by entry, the median of the branches."

@@ -86,44 +86,6 @@ def test_a_broken_folder_is_named(
     assert str(caught.value).startswith("model.path: ")
 
 
-def test_a_truncated_weight_file_is_named(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    content = (tiny() / "model.safetensors").read_bytes()
-    for cut in (4, 200, len(content) - 10):
-        file.write_bytes(content[:cut])
-        with pytest.raises(RecipeError, match=r"model\.safetensors is truncated"):
-            _ = Checkpoint(tmp_path).tensors
-
-
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "model-1-of-1.safetensors"}})
-    )
-    with pytest.raises(RecipeError, match=r"model-1-of-1\.safetensors is named .* but missing"):
-        _ = Checkpoint(tmp_path).files
-
-
-def test_the_fingerprint_depends_on_content_and_not_on_sharding(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(3, 4), "b": torch.randn(2), "c": torch.zeros(0, 3)}
-    for name in ("one", "two", "other"):
-        (tmp_path / name).mkdir()
-    save_file(tensors, tmp_path / "one" / "model.safetensors")
-    save_file({"a": tensors["a"]}, tmp_path / "two" / "model-00001-of-00002.safetensors")
-    save_file({"b": tensors["b"], "c": tensors["c"]}, tmp_path / "two" / "model-00002-of-00002.safetensors")
-    save_file({**tensors, "b": tensors["b"] + 1}, tmp_path / "other" / "model.safetensors")
-    one, two, other = (Checkpoint(tmp_path / name).fingerprint() for name in ("one", "two", "other"))
-    assert one == two != other
-
-
-def test_rows_are_read_without_the_rest(tmp_path: Path) -> None:
-    whole = torch.randn(7, 5).bfloat16()
-    save_file({"w": whole, "s": torch.tensor(3.0)}, tmp_path / "model.safetensors")
-    checkpoint = Checkpoint(tmp_path)
-    assert torch.equal(checkpoint.read("w", slice(2, 5)), whole[2:5])
-    assert torch.equal(checkpoint.read("w"), whole)
-    assert checkpoint.read("s").item() == 3.0
-
-
 def test_swapped_puts_another_checkpoints_tensors_in_and_out(
     load: Callable[..., Any], tiny: Callable[..., Path]
 ) -> None:

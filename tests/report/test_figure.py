@@ -7,13 +7,19 @@ import pytest
 
 from spunge.report.axis import axis_for
 from spunge.report.figure import figure, legend
-from spunge.report.reading import read_scores
+from spunge.report.scores import arranged
+from spunge.results import parse_results
+
+
+def scores_of(content):
+    return arranged(parse_results(content))
+
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def drawn(results, metric=0):
-    scores = read_scores(results)
+    scores = scores_of(results)
     return ElementTree.fromstring(figure(scores.metrics[metric], scores, "chart"))
 
 
@@ -94,7 +100,7 @@ def test_only_the_branch_of_a_part_is_drawn_as_its_own(results):
 
 
 def test_every_stage_is_in_the_legend_once_with_a_shape_of_its_own(results):
-    keys = legend(read_scores(results()))
+    keys = legend(scores_of(results()))
     assert [key.label for key in keys] == ["base", "branch of this part", "other branches", "joint control", "merged"]
     assert len({key.shape for key in keys}) == len(keys)
 
@@ -103,7 +109,7 @@ def test_up_to_four_controls_have_a_shape_each_and_a_stage_that_was_not_judged_h
     found = results()
     names = ("joint", "random", "sequential", "average")
     found["rows"] += [row(f"control:{name}", "Asia", "accuracy", 0.5) for name in names[1:]]
-    scores = read_scores(found)
+    scores = scores_of(found)
     keys = legend(scores, scores.metrics[0])
     assert [key.label for key in keys if "control" in key.label] == [f"{name} control" for name in names]
     assert len({key.path for key in keys}) == len(keys)

@@ -2,14 +2,18 @@
 
 import math
 
-from spunge.report.reading import read_scores
-from spunge.report.scores import Change, Interval
+from spunge.report.scores import Interval, Shift, arranged
 from spunge.report.verdict import basis, verdict
 from spunge.report.wording import unisolated
+from spunge.results import parse_results
+
+
+def scores_of(content):
+    return arranged(parse_results(content))
 
 
 def said(results) -> dict[str, str]:
-    findings = verdict(read_scores(results))
+    findings = verdict(scores_of(results))
     plain = {f.heading: " ".join(" ".join((fact.metric, fact.text, *fact.lines)) for fact in f.facts) for f in findings}
     return {unisolated(heading): unisolated(text) for heading, text in plain.items()}
 
@@ -69,19 +73,19 @@ def test_results_without_differences_claim_nothing(results):
     everything = " ".join(said(found).values())
     assert "0.90 → 0.30 [0.20 0.40]" in everything
     assert not {"fell", "rose", "worse", "better", "lower", "higher"} & set(everything.split())
-    assert "no change is claimed" in basis(read_scores(found))
-    assert "no change is claimed" not in basis(read_scores(results()))
+    assert "no change is claimed" in basis(scores_of(found))
+    assert "no change is claimed" not in basis(scores_of(results()))
 
 
 def test_one_item_proves_nothing():
-    assert Change(-1.0, Interval(-1.0, -1.0), False, n=1).way == 0
-    assert Change(-1.0, Interval(-1.0, -1.0), False, n=2).way == -1
+    assert Shift(-1.0, Interval(-1.0, -1.0), False, n=1).way == 0
+    assert Shift(-1.0, Interval(-1.0, -1.0), False, n=2).way == -1
 
 
 def test_a_ratio_is_certain_where_its_interval_excludes_one():
-    ways = [Change(1.0, Interval(*bounds), True, 9).way for bounds in ((0.8, 0.9), (0.9, 1.0), (0.9, 1.1), (1.1, 1.2))]
+    ways = [Shift(1.0, Interval(*bounds), True, 9).way for bounds in ((0.8, 0.9), (0.9, 1.0), (0.9, 1.1), (1.1, 1.2))]
     assert ways == [-1, 0, 0, 1]
-    assert Change(0.1, Interval(0.0, 0.2), False, 9).way == 0
+    assert Shift(0.1, Interval(0.0, 0.2), False, 9).way == 0
 
 
 def test_below_chance_is_called_over_forgetting_unless_the_base_is_there_too(results, pair):
@@ -114,9 +118,9 @@ def test_the_end_that_makes_a_change_certain_is_not_shown_as_nothing(results, pa
 def test_several_seeds_are_told_with_their_spread(results):
     found = put(results() | {"seeds": 3}, "merged", "Europe", 0.3, spread=0.1)
     next(row for row in found["rows"] if (row["stage"], row["subject"]) == ("merged", "Europe"))["spread"] = 0.04
-    assert "means over 3 seeds" in basis(read_scores(found))
+    assert "means over 3 seeds" in basis(scores_of(found))
     assert "0.90 → 0.30 [0.20 0.40] ±0.04" in said(found)["Parts to forget"]
-    assert "seeds" not in basis(read_scores(results()))
+    assert "seeds" not in basis(scores_of(results()))
 
 
 def test_the_largest_share_that_an_attack_brings_back_is_told_for_each_metric(attacked):
@@ -149,8 +153,8 @@ def test_the_worst_subject_is_neither_forgotten_nor_kept(results, row):
     found = results()
     for subject in ("worst", "everything", "worst of everything"):
         found["rows"] += [row("base", subject, "accuracy", 0.9), row("merged", subject, "accuracy", 0.1)]
-    groups = {subject.name: subject.group for subject in read_scores(found).metrics[0].subjects}
-    assert (groups["worst"], groups["worst of everything"], groups["everything"]) == ("worst", "worst", "other")
+    groups = {subject.name: subject.group for subject in scores_of(found).metrics[0].subjects}
+    assert (groups["worst"], groups["worst of everything"], groups["everything"]) == ("worst", "worst", "keep")
     assert list(groups)[-2:] == ["worst", "worst of everything"]
     text = said(found)
     assert "worst:" not in text["Subjects to be kept"] + text["Parts to forget"]
@@ -159,7 +163,7 @@ def test_the_worst_subject_is_neither_forgotten_nor_kept(results, row):
 def test_a_subject_whose_name_begins_like_the_worst_is_kept_like_others(results, row):
     found = results()
     found["rows"] += [row("base", "worst of times", "accuracy", 0.9)]
-    assert read_scores(found).metrics[0].subjects[-1].group == "other"
+    assert scores_of(found).metrics[0].subjects[-1].group == "keep"
 
 
 def test_a_part_that_was_not_measured_is_said_to_be_so(results):

@@ -15,8 +15,7 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import Control
-from spunge.run.jobs import Run
-from spunge.run.judging import state
+from spunge.run.stages import lineups
 from spunge.weights.delta import open_delta
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -29,9 +28,13 @@ class Recorder(Silent):
     def begin(self, title: str) -> None:
         self.titles.append(title)
 
+    def end(self, outcome: str) -> None:
+        if outcome == "from the cache":
+            self.titles.pop()
+
     @property
     def worked(self) -> list[str]:
-        return [title for title in self.titles if not title.startswith(("read", "fingerprint"))]
+        return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge", "choose")]
 
 
 def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[str]]:
@@ -41,10 +44,10 @@ def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[s
 
 def weight_of(recipe: dict[str, Any], out: Path, stage: str, *overrides: str) -> torch.Tensor:
     """A tensor of the model that is judged as a stage."""
-    work = Run(load_recipe(recipe, overrides), out)
-    base = load_base(work.base_folder, work.recipe.model)
+    [line] = lineups(load_recipe(recipe, overrides), out)
+    base = load_base(line.inputs.base.folder, line.inputs.recipe.model)
     before = base.parameters[NAME].detach().clone()
-    with state(work, stage, base):
+    with next(model for model in line.models if model.name == stage).laid_over(base):
         found = base.parameters[NAME].detach().clone()
     assert torch.equal(base.parameters[NAME], before)
     return found
@@ -121,7 +124,7 @@ def test_every_control_is_trained_once_and_judged_as_a_stage(toy_recipe: dict[st
     stages = ["base", "branch:asia", "branch:europe"]
     stages += [f"control:{name}" for name in ("joint", "random", "sequential", "average", "joint-2")]
     assert results.content["stages"] == [*stages, "merged"]
-    assert {row["stage"] for row in results.rows} == {*stages, "merged"}
+    assert {row.stage for row in results.rows} == {*stages, "merged"}
     _, again = run(toy_recipe, tmp_path / "run", controls)
     assert again == []
     planned = spunge.plan(load_recipe(toy_recipe, [controls]), tmp_path / "run")
@@ -200,11 +203,11 @@ def test_several_seeds_give_means_with_their_spread(toy_recipe: dict[str, Any], 
         alone, _ = run(toy_recipe, tmp_path / f"alone-{seed}", f"seed={seed}")
         values.append(alone.value("merged", "retain", "perplexity"))
     assert len(set(values)) == 3
-    row = next(r for r in results.rows if (r["stage"], r["metric"]) == ("merged", "perplexity"))
-    assert row["value"] == pytest.approx(sum(values) / 3)
-    assert row["spread"] == pytest.approx(float(torch.tensor(values, dtype=torch.float64).std()))
-    base = next(r for r in results.rows if (r["stage"], r["metric"]) == ("base", "perplexity"))
-    assert "spread" not in base
+    row = next(r for r in results.rows if (r.stage, r.metric) == ("merged", "perplexity"))
+    assert row.value == pytest.approx(sum(values) / 3)
+    assert row.spread == pytest.approx(float(torch.tensor(values, dtype=torch.float64).std()))
+    base = next(r for r in results.rows if (r.stage, r.metric) == ("base", "perplexity"))
+    assert base.spread is None
     _, again = run(toy_recipe, tmp_path / "run", "seeds=3")
     assert again == []
     _, more = run(toy_recipe, tmp_path / "run", "seeds=4")
@@ -217,16 +220,14 @@ def test_the_base_is_judged_once_across_runs(toy_recipe: dict[str, Any], tmp_pat
     assert sum(title.startswith("judge base") for title in worked) == 2
     second, worked = run(toy_recipe, tmp_path / "two", "unlearn.alpha=7")
     assert not any(title.startswith("judge base") for title in worked)
-    assert [row for row in first.rows if row["stage"] == "base"] == [
-        row for row in second.rows if row["stage"] == "base"
-    ]
+    assert [row for row in first.rows if row.stage == "base"] == [row for row in second.rows if row.stage == "base"]
     _, worked = run(toy_recipe, tmp_path / "three", "evaluate.0.normalize=characters", "unlearn.alpha=8")
     assert [title for title in worked if title.startswith("judge base")] == ["judge base: choices"]
 
 
 def test_an_evaluation_may_be_of_some_stages_alone(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     results, _ = run(toy_recipe, tmp_path / "run", "evaluate.0.stages=[base, 'control:*']")
-    judged = {(row["stage"], row["metric"]) for row in results.rows}
+    judged = {(row.stage, row.metric) for row in results.rows}
     assert {stage for stage, metric in judged if metric == "accuracy"} == {"base", "control:joint"}
     assert {stage for stage, metric in judged if metric == "perplexity"} == set(results.content["stages"])
 

@@ -13,7 +13,7 @@ import torch
 import spunge
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
-from spunge.run.jobs import Run
+from spunge.run.stages import lineups
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 
@@ -52,7 +52,7 @@ def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any
         "branches/europe/delta.safetensors",
         "branches/asia/delta.json",
         "branches/asia/log.jsonl",
-        "branches/asia/done.json",
+        "stamps/branch/asia.json",
         "controls/joint/delta.json",
         "merged/model.safetensors",
         "merged/tokenizer.json",
@@ -186,7 +186,7 @@ def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
 def test_a_branch_cut_off_in_the_middle_is_trained_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     run(toy_recipe, tmp_path / "run")
     before = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
-    (tmp_path / "run" / "branches" / "asia" / "done.json").unlink()
+    (tmp_path / "run" / "stamps" / "branch" / "asia.json").unlink()
     _, worked = run(toy_recipe, tmp_path / "run")
     assert worked == ["unlearn branch:asia"]
     after = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
@@ -220,10 +220,10 @@ def test_values_that_are_no_folder_names_stay_inside_the_run(
     content = [{**row, "topic": value} for value in [*values, *bad] for row in rows(["any"], 2)]
     toy_recipe["forget"]["source"] = str(write_rows("hostile.jsonl", content))
     out = tmp_path / "deep" / "run"
-    work = Run(load_recipe(toy_recipe), out)
-    assert {part.value for part in work.parts.parts} == set(values)
-    assert work.parts.unassigned == 6
-    folders = [job.folder for job in work.branches]
+    [line] = lineups(load_recipe(toy_recipe), out)
+    assert {part.value for part in line.inputs.parts.parts} == set(values)
+    assert line.inputs.parts.unassigned == 6
+    folders = [training.folder for training in line.trainings if training.name.startswith("branch:")]
     assert all(folder.parent == out / "branches" for folder in folders)
     assert len({str(folder).lower() for folder in folders}) == len(values)
     results, _ = run(toy_recipe, out, "evaluate=[]", "unlearn.steps=1")
@@ -287,7 +287,7 @@ def test_every_architecture_runs_from_recipe_to_report(
     toy_recipe: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], architecture: str
 ) -> None:
     results, _ = run(toy_recipe, tmp_path / "run", f"model.path={tiny(architecture)}", "unlearn.steps=1", "controls=[]")
-    assert {row["stage"] for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
+    assert {row.stage for row in results.rows} == {"base", "branch:europe", "branch:asia", "merged"}
     assert len(json.loads((tmp_path / "run" / "merge.json").read_text())["tensors"]) == 3
 
 
@@ -313,12 +313,15 @@ def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: d
     toy_recipe["unlearn"]["learning_rate"] = 1e-12  # the delta's float32 holds it, base + delta in bfloat16 does not
     with pytest.raises(RecipeError, match=r"unlearn\.learning_rate: all that branch:asia changed is lost in rounding"):
         spunge.run(toy_recipe, tmp_path / "run")
-    assert not (tmp_path / "run" / "branches" / "asia" / "done.json").exists()
+    assert not (tmp_path / "run" / "stamps" / "branch" / "asia.json").exists()
 
 
 def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     results, _ = run(toy_recipe, tmp_path / "run")
-    holding = "import sys, pathlib, spunge.run.jobs as jobs\nwith jobs.alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    holding = (
+        "import sys, pathlib; from spunge.files import alone\n"
+        "with alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    )
     command = [sys.executable, "-c", holding, str(tmp_path / "run")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -327,4 +330,4 @@ def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp
             run(toy_recipe, tmp_path / "run")
         other.communicate("\n")
     again, worked = run(toy_recipe, tmp_path / "run")
-    assert (again.content, worked) == (results.content, [])
+    assert (again.rows, worked) == (results.rows, [])

@@ -43,7 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 def unlearn(base: Any, method: str = "graddiff", parts: dict[str, Samples] | None = None, **changes: Any) -> Branch:
     parts = parts or {"a": samples("a")}
     given = {"steps": 6, "batch_size": 4, "trainable": {"kind": "tensors", "match": ["*.1.mlp.*weight"]}, **changes}
-    settings = METHODS.get(method).Settings(method=method, **given)
+    settings = METHODS.get(method).settings(method=method, **given)
     task = Task(base, parts, RETAIN, {value: sum(map(ord, value)) for value in parts})
     return METHODS.get(method).unlearn(task, settings)
 
@@ -182,14 +182,14 @@ def test_packed_sequences_hold_every_text_whole_and_no_padding_but_in_the_last(
 
 def test_packing_needs_steps_and_plain_texts(load: Callable[..., Any]) -> None:
     with pytest.raises(ValidationError, match="give steps in place of epochs"):
-        METHODS.get("graddiff").Settings(packing=True)
+        METHODS.get("graddiff").settings(packing=True)
     with pytest.raises(RecipeError, match=r"unlearn\.packing: prompts and completions are not packed"):
         unlearn(load(), parts={"a": answers("a")}, packing=True)
 
 
 def test_packing_leaves_retain_prompts_as_they_are(load: Callable[..., Any], drawn: Drawn) -> None:
     base, kept = load(), answers("c", 6)
-    settings = METHODS.get("graddiff").Settings(packing=True, steps=3, batch_size=2, max_length=16)
+    settings = METHODS.get("graddiff").settings(packing=True, steps=3, batch_size=2, max_length=16)
     METHODS.get("graddiff").unlearn(Task(base, {"a": samples("a")}, kept, {"a": 1}), settings)
     prompts = [batch for given, batch in drawn if given is kept]
     assert len(prompts) == 3

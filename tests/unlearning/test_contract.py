@@ -57,7 +57,7 @@ def samples(topic: str = "a", count: int = 10, answers: bool = False) -> Samples
 
 
 def settings_of(method: str, **changes: Any) -> MethodSettings:
-    return METHODS.get(method).Settings(**{"method": method, **FEW, **QUICK[method], **changes})
+    return METHODS.get(method).settings(**{"method": method, **FEW, **QUICK[method], **changes})
 
 
 def unlearn(
@@ -131,7 +131,7 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
     before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
     untrained, trained = logits_of(base.model), torch.empty(0)
 
-    def progress(step: int, steps: int, loss: float) -> None:
+    def progress(step: int, steps: int, note: str) -> None:
         nonlocal trained
         if step == steps:
             trained = logits_of(base.model)  # the model in training: its layers are changed in place
@@ -247,7 +247,7 @@ def test_a_killed_branch_goes_on_to_the_same_delta(
     whole = unlearn(base, method, tmp_path / "whole.jsonl", **changes)
     steps: list[int] = []
 
-    def progress(step: int, total: int, loss: float) -> None:
+    def progress(step: int, total: int, note: str) -> None:
         steps.append(step)
         if len(steps) == 3:
             raise Killed
@@ -449,7 +449,7 @@ def test_a_branch_that_was_killed_and_goes_wrong_keeps_the_weights_it_would_have
 
     kills = [8, 7]  # the steps at which it is killed: when the mean damage is on its way up
 
-    def killed(step: int, steps: int, loss: float) -> None:
+    def killed(step: int, steps: int, note: str) -> None:
         if kills and step == kills[-1]:
             kills.pop()
             raise Killed
@@ -475,7 +475,7 @@ def test_an_early_stop_is_not_put_off_by_a_kill(load: Callable[..., Any], tmp_pa
 
     kills = [whole.steps]
 
-    def killed(step: int, steps: int, loss: float) -> None:
+    def killed(step: int, steps: int, note: str) -> None:
         if kills and step == kills[-1]:
             kills.pop()
             raise Killed
@@ -580,7 +580,7 @@ def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict
     file = tmp_path / "ascent.py"
     file.write_text(example)
     del toy_recipe["retain"]
-    toy_recipe["unlearn"] = {"method": f"{file}:Ascent", "learning_rate": 1e-3, "epochs": 4}
+    toy_recipe["unlearn"] = {"method": f"{file}:ASCENT", "learning_rate": 1e-3, "epochs": 4}
     toy_recipe["evaluate"] = [{"kind": "perplexity", "by": "topic"}]
     results = spunge.run(toy_recipe, tmp_path / "run")
     for topic in ("europe", "asia"):
@@ -590,10 +590,10 @@ def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict
 def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     from spunge.recipe.loading import load_recipe
 
-    (tmp_path / "mine.py").write_text("class Asent: ...\n")
+    (tmp_path / "mine.py").write_text("ASENT = 1\n")
     for method, said in (
-        (f"{tmp_path}/nowhere.py:Ascent", "no file"),
-        (f"{tmp_path}/mine.py:Ascent", "did you mean 'Asent'"),
+        (f"{tmp_path}/nowhere.py:ASCENT", "no file"),
+        (f"{tmp_path}/mine.py:ASCENT", "did you mean 'ASENT'"),
     ):
         with pytest.raises(RecipeError, match=said):
             load_recipe(toy_recipe, [f"unlearn={{method: '{method}'}}"])

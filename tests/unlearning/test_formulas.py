@@ -98,7 +98,7 @@ def first_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
         monkeypatch.setattr(Loop, "run", run)
         task = Task(letters(), {"part": samples(forget)}, samples(RETAIN), {"part": 1})
         settings = {"method": method, "trainable": {"kind": "all"}, "batch_size": 8, "steps": 1, **changes}
-        METHODS.get(method).unlearn(task, METHODS.get(method).Settings(**settings))
+        METHODS.get(method).unlearn(task, METHODS.get(method).settings(**settings))
         return seen[0]
 
     return find
@@ -329,7 +329,7 @@ def test_skus_three_terms_are_those_of_the_paper(first_loss: Callable[..., Found
 def test_skus_random_answers_are_other_prompts_own(first_loss: Callable[..., Found]) -> None:
     tokenizer = Letters()
     given = [Text(*row) for row in [*ANSWERED, ("dde", "cd")]]
-    settings = METHODS.get("sku").Settings(answers=4)
+    settings = METHODS.get("sku").settings(answers=4)
     batch = Batch(torch.zeros(4, 1), torch.ones(4, 1), torch.zeros(4, 1), (0, 1, 2, 3))
     drawn = [Answers(given, [64] * 4, tokenizer, settings, 1).mismatched(batch, turn) for turn in range(20)]
     other = {text.completion for text in given}
@@ -476,7 +476,7 @@ def test_a_stored_reference_is_the_live_one(load: Callable[..., Any], method: st
     for reference in ("live", "stored"):
         log = tmp_path / f"{reference}.jsonl"
         task = Task(base, {"part": answers("part", 10)}, retain, {"part": 1}, log)
-        settings = METHODS.get(method).Settings(
+        settings = METHODS.get(method).settings(
             method=method,
             reference=reference,
             retain_loss="kl",
@@ -552,7 +552,7 @@ def test_dpo_is_trls_times_two_over_beta(
         return History(1, {}, None)
 
     monkeypatch.setattr(Loop, "run", run)
-    settings = METHODS.get("dpo").Settings(
+    settings = METHODS.get("dpo").settings(
         beta=beta, alpha=0, refusals=[refusal], trainable={"kind": "all"}, steps=1, batch_size=8
     )
     METHODS.get("dpo").unlearn(Task(base, {"part": rows}, None, {"part": 1}), settings)

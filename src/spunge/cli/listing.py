@@ -1,6 +1,5 @@
 """What there is to choose from, read off the code: methods, rules, evaluators, recipes; and what this machine has."""
 
-import inspect
 import platform
 import sys
 import types
@@ -10,7 +9,7 @@ from typing import Any
 from spunge.recipe.loading import shipped_recipes
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
-REGISTRIES: dict[str, Registry] = {"methods": METHODS, "rules": RULES, "evaluators": EVALUATORS}
+REGISTRIES: dict[str, Registry[Any]] = {"methods": METHODS, "rules": RULES, "evaluators": EVALUATORS}
 KINDS = (*REGISTRIES, "recipes")
 
 
@@ -21,18 +20,10 @@ def listing(kind: str) -> list[dict[str, Any]]:
             {"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))}
             for file in shipped_recipes()
         ]
-    registry = REGISTRIES[kind]
-    return [_described(name, registry.get(name)) for name in registry.names()]
-
-
-def _described(name: str, choice: Any) -> dict[str, Any]:
-    summary = getattr(choice, "summary", None) or inspect.getdoc(choice) or ""
-    return {
-        "name": name,
-        "summary": summary.splitlines()[0],
-        "source": getattr(choice, "source", ""),
-        "settings": settings_of(choice.Settings),
-    }
+    return [
+        {"name": name, "summary": value.summary, "source": value.source, "settings": settings_of(value.settings)}
+        for name, value in REGISTRIES[kind].items()
+    ]
 
 
 def settings_of(block: Any) -> dict[str, dict[str, Any]]:
@@ -88,7 +79,7 @@ def environment() -> dict[str, str]:
     import torch
 
     from spunge.model.loading import bfloat16_speedup
-    from spunge.run.pipeline import versions
+    from spunge.run.outcome import versions
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["none"]
     return {

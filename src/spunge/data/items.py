@@ -27,6 +27,7 @@ class Items:
     table: pa.Table  # one row per item, one column per role
     subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
     sha256: str
+    overall: str | None = None  # the subject that holds every item
 
 
 def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, str], setting: str) -> Items:
@@ -54,7 +55,7 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     if overall is not None:
         subjects[overall] = list(range(len(rows)))
     arrays = {name: np.array(members) for name, members in subjects.items()}
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items))
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
 
 
 def _refuse_gaps(query: Query, column: pa.ChunkedArray, role: str, given: str, rows: np.ndarray, setting: str) -> None:

@@ -5,7 +5,6 @@ as it is now.
 """
 
 import contextlib
-import hashlib
 import os
 import time
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from spunge.errors import RecipeError
-from spunge.files import cache_folder
+from spunge.files import cache_folder, checksum, fingerprint
 
 VERSION = 1  # rises when the same file gives other rows
 IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
@@ -94,11 +93,7 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
 
 def content_key(file: Path, *options: object) -> str:
     """Of a file's bytes and of all else that its rows depend on."""
-    digest = hashlib.sha256(repr((VERSION, options)).encode())
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return fingerprint([VERSION, checksum(file), *options])
 
 
 def _mapped(file: Path) -> pa.Table:

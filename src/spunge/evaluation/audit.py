@@ -4,41 +4,34 @@
     - {kind: audit, of: capitals, attack: relearn}
     - {kind: audit, of: capitals, attack: {kind: quantise, bits: int8}}
 
-The attacks: relearn (a little fine-tuning), quantise (rounded weights), reword and prefix (other prompts), probe (a linear
-probe of hidden states), membership (forget rows against unseen ones). Results say how much came back: (attacked - after) /
-(before - after). The base is attacked as well, for comparison. The model is left as it was, bit for bit.
+The attacks are the registry's (`spunge list attacks`), or `attack: path/to/file.py:NAME`. Results say how much came back:
+(attacked - after) / (before - after). The base is attacked as well, for comparison. The model is left as it was, bit for bit.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from spunge.data.samples import Samples, table_sha256
+from spunge.data.query import Query
+from spunge.data.rows import read_rows
+from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.hidden import Probe, probed
-from spunge.evaluation.attacks.membership import Membership, told_apart
-from spunge.evaluation.attacks.quantisation import Quantise, quantised
-from spunge.evaluation.attacks.relearning import Relearn, relearned
-from spunge.evaluation.attacks.rewording import Prefix, Reword, by_question, prefixed, read_rewordings, reworded
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings, Sources
+from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe, Sources, evaluation_name, named
+from spunge.registry import ATTACKS
 
-Attack = Annotated[Relearn | Quantise | Reword | Prefix | Probe | Membership, Field(discriminator="kind")]
-
-
-def _block(value: Any) -> Any:
-    """An attack's name stands for its defaults."""
-    return {"kind": value} if isinstance(value, str) else value
+OWN = ("source", "where", "limit", "by", "subject")  # settings of rows of the audit's own, which not every attack reads
 
 
 class AuditSettings(EvaluatorSettings):
     kind: Literal["audit"] = "audit"
-    attack: Annotated[Attack, BeforeValidator(_block)] = Field(
-        description="relearn, quantise, reword, prefix, probe or membership; or {kind: one of these, ...} with its settings."
+    attack: Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")] = Field(
+        description="Name of the attack (`spunge list attacks`), or {kind: its name, ...} with its settings."
     )
     of: str | None = Field(
         None, description="Name of the evaluation that is measured again. Every attack but membership needs it."
@@ -47,7 +40,7 @@ class AuditSettings(EvaluatorSettings):
         None, description="What metrics call the attack, where two attacks' would be called the same."
     )
     source: Sources | None = Field(
-        None, description="membership: rows that the model has not seen. reword: rows with original and reworded."
+        None, description="Rows that the attack reads itself: file, folder, glob, {hub: ..}, or a list of them."
     )
 
     @model_validator(mode="before")
@@ -56,74 +49,78 @@ class AuditSettings(EvaluatorSettings):
         """By default an audit is called by what it does: `relearn capitals`."""
         if not isinstance(values, Mapping) or values.get("name") is not None:
             return values
-        block = _block(values.get("attack"))
-        words = [block.get("kind") if isinstance(block, Mapping) else None, values.get("of")]
-        return {**values, "name": " ".join(str(word) for word in words if word) or None}
+        attack = values.get("attack")
+        kind = str((attack.get("kind") if isinstance(attack, Mapping) else attack) or "")
+        words = [kind.rpartition(".py:")[2], str(values.get("of") or "")]
+        return {**values, "name": " ".join(word for word in words if word) or None}
 
     @model_validator(mode="after")
     def _makes_sense(self) -> "AuditSettings":
-        kind = self.attack.kind
-        if (self.of is None) != (kind == "membership"):
+        kind, attack = self.attack.kind, ATTACKS.get(self.attack.kind)
+        if (self.of is not None) != attack.of:
             raise RecipeError(
                 f"evaluate.of: missing; name the evaluation that attack {kind} measures again"
-                if self.of is None
-                else "evaluate.of: attack membership measures nothing again; it reads unseen rows of its own (source)"
+                if attack.of
+                else f"evaluate.of: attack {kind} measures nothing again; it reads {attack.rows} (source)"
             )
-        if self.of is None and self.source is None and self.where is None:
-            raise RecipeError("evaluate.source: missing; attack membership needs rows that the model has not seen")
-        own = {"membership": {"source", "where", "limit", "subject"}, "reword": {"source", "where"}}.get(kind, set())
-        for setting in ("source", "where", "limit", "by", "subject"):
-            if getattr(self, setting) is not None and setting not in own:
-                raise RecipeError(
-                    f"evaluate.{setting}: attack {kind} has no use for it; items and subjects are those of {self.of!r}"
-                    if self.of
-                    else f"evaluate.{setting}: attack {kind} has no use for it; its subjects are the parts"
-                )
+        if not attack.of and self.source is None and self.where is None:
+            raise RecipeError(f"evaluate.source: missing; attack {kind} needs {attack.rows}")
+        whose = f"items and subjects are those of {self.of!r}" if attack.of else "its subjects are the parts"
+        for setting in OWN:
+            if dict(self)[setting] is not None and setting not in attack.reads:
+                raise RecipeError(f"evaluate.{setting}: attack {kind} has no use for it; {whose}")
+            if attack.of and self.source is None and dict(self)[setting] is not None:
+                raise RecipeError(f"evaluate.{setting}: attack {kind} reads no rows without a source; add source")
         return self
 
 
-class Audit:
+def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """How much of what was forgotten comes back after an attack: relearning, quantisation, other prompts, probes."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = AuditSettings
-    version: ClassVar[int] = 1
-    uses_samples: ClassVar[bool] = True  # scores depend on the forget and retain rows, not on the items alone
-
-    @staticmethod
-    def columns(settings: AuditSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return settings.attack.columns(forget) if isinstance(settings.attack, Membership) else {}
-
-    @staticmethod
-    def instrument(settings: AuditSettings) -> dict[str, Any]:
-        """The rewordings' content, which is read from a file of the audit's own."""
-        if isinstance(settings.attack, Reword) and settings.source is not None:
-            return {"rewordings": table_sha256(read_rewordings(settings, settings.attack))}
-        return {}
-
-    @staticmethod
-    def measure(base: Base, settings: AuditSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        attack = settings.attack
-        if isinstance(attack, Membership):
-            return told_apart(base, attack, Samples(items), settings.label, bench)
-        target = Target(_audited(settings, bench), items, settings.label)
-        match attack:
-            case Relearn():
-                return relearned(base, attack, target, bench)
-            case Quantise():
-                return quantised(base, attack, target, bench)
-            case Reword():
-                given = by_question(read_rewordings(settings, attack)) if settings.source is not None else None
-                return reworded(base, attack, target, bench, given)
-            case Prefix():
-                return prefixed(base, attack, target, bench)
-            case Probe():
-                return probed(base, attack, target, bench)
+    measured = settings if settings.of is None else bench.settings_of[settings.of]
+    target = Target(measured, items, settings.label, rows_beside(settings))
+    under = ATTACKS.get(settings.attack.kind).run(base, settings.attack, target, bench)
+    return [replace(each, attack=settings.attack.kind, label=settings.label) for each in under]
 
 
-def _audited(settings: AuditSettings, bench: Bench) -> EvaluatorSettings:
-    found = bench.settings_of[str(settings.of)]
-    if found.kind == settings.kind:
+def columns(settings: AuditSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return ATTACKS.get(settings.attack.kind).columns(settings.attack, forget)
+
+
+def rows_beside(settings: AuditSettings) -> pa.Table | None:
+    """Rows of the audit's own source beside the evaluation's items. Raises RecipeError as for any source."""
+    if settings.of is None or settings.source is None:
+        return None
+    query = Query(read_rows(settings.source, "evaluate.source"))
+    rows = draw(query.where(settings.where, "evaluate.where"), settings.limit, seed_for(0, "items"))
+    return query.project(columns(settings, {}), "evaluate.attack.").take(pa.array(rows))
+
+
+def instrument(settings: AuditSettings) -> dict[str, Any]:
+    """What the attack measures with, and its version where that is not the first."""
+    found = ATTACKS.get(settings.attack.kind).instrument(settings.attack, rows_beside(settings))
+    version = ATTACKS.version(settings.attack.kind)
+    return found if version == "1" else {**found, "attack version": version}
+
+
+def check(settings: AuditSettings, recipe: Recipe) -> None:
+    """Raises RecipeError for an evaluation that the attack cannot measure again."""
+    others = {evaluation_name(entry): entry for entry in recipe.evaluate}
+    other = others[settings.of] if settings.of is not None else None
+    if isinstance(other, AuditSettings):
         raise RecipeError(
             f"evaluate.of: {settings.of!r} is an audit itself; name the evaluation that it measures again"
         )
-    return found
+    ATTACKS.get(settings.attack.kind).check(settings.attack, other, recipe)
+
+
+AUDIT = Evaluator(
+    settings=AuditSettings,
+    source="Lynch et al. 2024, arXiv 2402.16835",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+    of=lambda settings: settings.of,
+    check=check,
+    uses_samples=True,
+    version=2,  # measures say which attack they are under
+)

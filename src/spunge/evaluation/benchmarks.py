@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation import harness
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.harness import Files, Leaf
-from spunge.files import fingerprint, read_json, write_json, write_text
+from spunge.files import fingerprint, read_json, sealed, unsealed, write_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place, Strict
 from spunge.recipe.schema import EvaluatorSettings
@@ -119,43 +119,36 @@ class Outcome(NamedTuple):
         return self.metric.startswith(SHARES)
 
 
-class Benchmarks:
+def columns(settings: BenchmarksSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {}
+
+
+def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
+    """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
+    content: dict[str, Any] = {
+        "lm_eval": harness.installed(),
+        "tasks": {entry.task: entry.shots for entry in settings.benchmarks},
+        "limit": settings.limit,
+    }
+    if local := harness.local_files(settings.files, settings.overrides, settings.include_path):
+        content["files"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in local}
+    return content | ({"subject": settings.subject} if settings.subject else {})
+
+
+def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Tasks of lm-evaluation-harness: accuracy of each, and its plain mean over them."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = BenchmarksSettings
-    version: ClassVar[int] = 1
-    reads_rows: ClassVar[bool] = False
-
-    @staticmethod
-    def columns(settings: BenchmarksSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {}
-
-    @staticmethod
-    def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
-        """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
-        content: dict[str, Any] = {
-            "lm_eval": harness.installed(),
-            "tasks": {entry.task: entry.shots for entry in settings.benchmarks},
-            "limit": settings.limit,
-        }
-        if local := harness.local_files(settings.files, settings.overrides, settings.include_path):
-            content["files"] = {str(file): hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in local}
-        return content | ({"subject": settings.subject} if settings.subject else {})
-
-    @staticmethod
-    def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        instrument = Benchmarks.instrument(settings)
-        found: list[Outcome] = []
-        for number, entry in enumerate(settings.benchmarks):
-            found += outcomes(base, entry, settings, instrument, bench)
-            bench.progress(number + 1, len(settings.benchmarks))
-        subjects = [outcome.subject for outcome in found]
-        for subject in subjects:
-            if subjects.count(subject) > 1:
-                raise RecipeError(f"evaluate.tasks: {subject!r} is measured twice: as a task and in a group or tag")
-        measures = [measure_of(outcome) for outcome in found]
-        shares = [outcome for outcome in found if outcome.is_share]
-        return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
+    described = instrument(settings)
+    found: list[Outcome] = []
+    for number, entry in enumerate(settings.benchmarks):
+        found += outcomes(base, entry, settings, described, bench)
+        bench.progress(number + 1, len(settings.benchmarks))
+    subjects = [outcome.subject for outcome in found]
+    for subject in subjects:
+        if subjects.count(subject) > 1:
+            raise RecipeError(f"evaluate.tasks: {subject!r} is measured twice: as a task and in a group or tag")
+    measures = [measure_of(outcome) for outcome in found]
+    shares = [outcome for outcome in found if outcome.is_share]
+    return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
 
 
 def measure_of(outcome: Outcome) -> Measure:
@@ -197,15 +190,18 @@ def outcomes(
         "include_path": settings.include_path,
         "instrument": {name: value for name, value in instrument.items() if name not in ("tasks", "subject")},
         "batch_size": settings.batch_size,
-        "version": Benchmarks.version,
+        "version": BENCHMARKS.version,
         "log_samples": settings.log_samples,
     }
     file = bench.folder / f"lm_eval-{fingerprint(key)[:16]}.json"
-    kept = read_json(file)
-    if kept is not None:
-        return [Outcome(**outcome) for outcome in kept]
+    bench.kept.add(file)
+    kept = unsealed(read_json(file))
+    if kept is not None and all((bench.folder / name).is_file() for name in kept["samples"]):
+        bench.kept.update(bench.folder / name for name in kept["samples"])
+        return [Outcome(**outcome) for outcome in kept["outcomes"]]
     found = run(base, entry, settings, bench)
-    write_json(file, [outcome._asdict() for outcome in found])
+    samples = sorted(other.name for other in bench.kept if other.name.startswith("samples-"))
+    write_json(file, sealed({"outcomes": [outcome._asdict() for outcome in found], "samples": samples}))
     return found
 
 
@@ -226,7 +222,9 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
     if settings.log_samples:
         for name in tasks:
             lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples[name]]
-            write_text(bench.folder / f"samples-{name.replace('/', '_')}.jsonl", "".join(lines))
+            file = bench.folder / f"samples-{name.replace('/', '_')}.jsonl"
+            write_text(file, "".join(lines))
+            bench.kept.add(file)
     return summed(entry, manager.task_index[entry.task], tasks, samples)
 
 
@@ -301,3 +299,13 @@ def guessing(task: Any, metric: str, samples: Sequence[Mapping[str, Any]]) -> fl
     if metric not in ("acc", "acc_norm", "acc_bytes") or any(isinstance(sample["target"], list) for sample in samples):
         return None
     return float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
+
+
+BENCHMARKS = Evaluator(
+    settings=BenchmarksSettings,
+    source="lm-evaluation-harness",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+    reads_rows=False,
+)

@@ -7,7 +7,7 @@ others by a second pass over them alone, in batches of like length.
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, Encoded
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
 from spunge.model.loading import Base
+from spunge.progress import Steps
 
 ENOUGH = {"cpu": 128}  # tokens that keep a device busy; a batch takes more than these only with little padding
 ENOUGH_ELSEWHERE = 1024
@@ -56,9 +57,7 @@ def shared(question: Question) -> Shared:
     return Shared(context, common, [candidate[common:] for candidate in question.candidates])
 
 
-def candidate_likelihoods(
-    base: Base, questions: Sequence[Question], progress: Callable[[int, int], None]
-) -> list[list[Likelihood]]:
+def candidate_likelihoods(base: Base, questions: Sequence[Question], progress: Steps) -> list[list[Likelihood]]:
     """For each question, the log-likelihood of every candidate given the prompt."""
     found: list[list[Likelihood]] = [[] for _ in questions]
     parts = [shared(question) for question in questions]

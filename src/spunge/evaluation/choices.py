@@ -9,8 +9,8 @@ et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-h
 
 import itertools
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from spunge.data.samples import Encoded, Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
 
 
@@ -70,31 +71,25 @@ class Asked(NamedTuple):
     answer: int
 
 
-class Choices:
+def columns(settings: ChoicesSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {"question": settings.question, "choices": settings.choices, "answer": settings.answer}
+
+
+def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Accuracy on multiple-choice questions, by length-normalised log-likelihood."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = ChoicesSettings
-    version: ClassVar[int] = 2
-
-    @staticmethod
-    def columns(settings: ChoicesSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {"question": settings.question, "choices": settings.choices, "answer": settings.answer}
-
-    @staticmethod
-    def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        asked = [each for number, row in enumerate(items.to_pylist()) for each in questions(row, number, settings)]
-        texts = [Text(each.prompt, settings.separator + text) for each in asked for text in each.candidates]
-        encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
-        counts = [len(each.candidates) for each in asked]
-        found = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
-        right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
-        for each in asked:
-            scores = [normalised(*next(found), settings) for _ in each.candidates]
-            right[each.row] += float(int(np.argmax(scores)) == each.answer)
-            times[each.row] += 1
-            chance[each.row] = 1 / len(each.candidates)
-        share = float(chance.mean()) if len(chance) else None
-        return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
+    asked = [each for number, row in enumerate(items.to_pylist()) for each in questions(row, number, settings)]
+    texts = [Text(each.prompt, settings.separator + text) for each in asked for text in each.candidates]
+    encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
+    counts = [len(each.candidates) for each in asked]
+    found = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
+    right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
+    for each in asked:
+        scores = [normalised(*next(found), settings) for _ in each.candidates]
+        right[each.row] += float(int(np.argmax(scores)) == each.answer)
+        times[each.row] += 1
+        chance[each.row] = 1 / len(each.candidates)
+    share = float(chance.mean()) if len(chance) else None
+    return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
 
 
 def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) -> list[Asked]:
@@ -115,9 +110,7 @@ def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) ->
     return asked
 
 
-def all_likelihoods(
-    base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Callable[[int, int], None]
-) -> list[Likelihood]:
+def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Steps) -> list[Likelihood]:
     """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same."""
     starts = [0, *itertools.accumulate(counts)]
     items = [encoded[start:stop] for start, stop in itertools.pairwise(starts)]
@@ -171,3 +164,12 @@ def answer_index(answer: Any, choices: Any, row: int) -> int:
     if isinstance(answer, int | float) and answer == int(answer) and 0 <= answer < len(choices):
         return int(answer)
     raise RecipeError(f"evaluate.answer: row {row}: {answer!r} is none of its {len(choices)} candidates")
+
+
+CHOICES = Evaluator(
+    settings=ChoicesSettings,
+    source="Brown et al. 2020, arXiv 2005.14165, section 2.4",
+    measure=measure,
+    columns=columns,
+    version=2,
+)

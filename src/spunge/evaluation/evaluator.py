@@ -1,18 +1,21 @@
-"""What an evaluator is: which columns it needs, and a function from a model and items to measurements per item."""
+"""What an evaluator is: a value that holds its settings class and a function from a model and items to measures per item."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.progress import SILENT, Steps
+from spunge.recipe.schema import EvaluatorSettings, Recipe
+from spunge.registry import summary_of
 
 T = TypeVar("T")
+S = TypeVar("S", bound=EvaluatorSettings)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Measure:
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
+    attack: str | None = None  # the kind of attack that the model is under; an audit fills it in
+    label: str | None = None  # what the recipe calls the attack
+    curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
+    at: float | None = None  # where on the curve
+    unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
 class Judges:
@@ -84,30 +92,39 @@ class Bench:
     retain: Samples | None = None
     settings_of: Mapping[str, EvaluatorSettings] = field(default_factory=dict)  # of the recipe's evaluations, by name
     finetune: Finetune | None = None
+    kept: set[Path] = field(
+        default_factory=set
+    )  # files in `folder` that the measurements rest on, told by the evaluator
     seed: int = 0
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Steps = SILENT.step
 
 
-class Evaluator(Protocol):
-    """`version` rises when the same settings give other measurements.
+@dataclass(frozen=True)
+class Evaluator(Generic[S]):
+    """An evaluator. The first line of `measure`'s docstring is what lists say of it."""
 
-    An evaluator may also have:
-    `reads_rows = False`: it brings its own items, and every measure names its subject;
-    `uses_samples = True`: its scores depend on the forget and retain rows too;
-    `instrument(settings) -> dict[str, Any]`: what it measures with beyond the settings, such as a scorer, its revision and
-    its threshold: kept in the results, and runs are compared only where it is the same.
-    Settings with `of: NAME` are given that evaluation's items and subjects, to measure them again.
-    """
+    settings: type[S]
+    source: str  # the paper, or the package that measures
+    # (model, settings, items, bench) -> measures over all items (one row each, columns named by role). The model is left as it
+    # was. Raises RecipeError for items that cannot be used.
+    measure: Callable[[Base, S, pa.Table, Bench], list[Measure]]
+    # (settings, the forget set's text columns) -> role: column or SQL expression over the rows.
+    columns: Callable[[S, Mapping[str, str]], dict[str, str]]
+    # What it measures with beyond the settings, such as a scorer, its revision and its threshold: kept in the results, and runs
+    # are compared only where it is the same.
+    instrument: Callable[[S], dict[str, Any]] | None = None
+    # Name of the evaluation that it measures again, with that one's items and subjects.
+    of: Callable[[S], str | None] = lambda settings: None
+    check: Callable[[S, Recipe], None] = lambda settings, recipe: (
+        None
+    )  # raises RecipeError for a recipe that it cannot judge
+    written_tokens: Callable[[S], int] = lambda settings: (
+        0
+    )  # that the model writes for each item, at the most, for estimates
+    reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
+    uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
+    version: int = 1  # rises when the same settings give other measurements
 
-    Settings: ClassVar[type[EvaluatorSettings]]
-    version: ClassVar[int]
-
-    @staticmethod
-    def columns(settings: Any, forget: Mapping[str, str]) -> dict[str, str]:
-        """Role -> column or SQL expression over the rows; `forget` holds the forget set's text columns, as a default."""
-        ...
-
-    @staticmethod
-    def measure(base: Base, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
-        """Measure the model on every item (one row each, columns named by role). Raises RecipeError for unusable items."""
-        ...
+    @property
+    def summary(self) -> str:
+        return summary_of(self.measure)

@@ -6,7 +6,7 @@ of completions count. An empty completion has none; see toxicity's `empty` for t
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Judges, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
@@ -38,38 +38,32 @@ class FluencySettings(EvaluatorSettings):
     )
 
 
-class Fluency:
+def columns(settings: FluencySettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {"prompt": settings.prompt}
+
+
+def instrument(settings: FluencySettings) -> dict[str, Any]:
+    """The judge and what tells its weights from others."""
+    return {
+        "judge": settings.judge,
+        "revision": fingerprint_of(settings.judge, settings.judge_revision, "evaluate.judge"),
+    }
+
+
+def measure(base: Base, settings: FluencySettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Perplexity of completions under a judge."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = FluencySettings
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def columns(settings: FluencySettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {"prompt": settings.prompt}
-
-    @staticmethod
-    def instrument(settings: FluencySettings) -> dict[str, Any]:
-        """The judge and what tells its weights from others."""
-        return {
-            "judge": settings.judge,
-            "revision": fingerprint_of(settings.judge, settings.judge_revision, "evaluate.judge"),
-        }
-
-    @staticmethod
-    def measure(base: Base, settings: FluencySettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        prompts: list[str] = items["prompt"].to_pylist()
-        written = completions(base, prompts, settings.generation, bench)
-        judge = load_judge(settings.judge, settings.judge_revision, settings.judge_dtype, base, bench.judges)
-        # An answer to a chat message does not go on where the message ends.
-        between = "\n" if settings.generation.chat else ""
-        said = [(row, text) for row, texts in enumerate(written) for text in texts if text]
-        coded = [encode(Text(prompts[row] + between, text), judge.tokenizer, settings.max_length) for row, text in said]
-        loss, tokens = np.zeros(len(prompts)), np.zeros(len(prompts))
-        for (row, _), likelihood in zip(said, likelihoods(judge, coded, bench.progress), strict=True):
-            loss[row] -= likelihood.log
-            tokens[row] += likelihood.tokens
-        return [Measure("completion perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+    prompts: list[str] = items["prompt"].to_pylist()
+    written = completions(base, prompts, settings.generation, bench)
+    judge = load_judge(settings.judge, settings.judge_revision, settings.judge_dtype, base, bench.judges)
+    # An answer to a chat message does not go on where the message ends.
+    between = "\n" if settings.generation.chat else ""
+    said = [(row, text) for row, texts in enumerate(written) for text in texts if text]
+    coded = [encode(Text(prompts[row] + between, text), judge.tokenizer, settings.max_length) for row, text in said]
+    loss, tokens = np.zeros(len(prompts)), np.zeros(len(prompts))
+    for (row, _), likelihood in zip(said, likelihoods(judge, coded, bench.progress), strict=True):
+        loss[row] -= likelihood.log
+        tokens[row] += likelihood.tokens
+    return [Measure("completion perplexity", loss, tokens, higher_is_better=False, transform="exp")]
 
 
 def load_judge(
@@ -80,9 +74,17 @@ def load_judge(
 
     def load() -> Base:
         try:
-            return load_base(local_folder(settings), settings)
+            return load_base(local_folder(settings, "evaluate.judge"), settings)
         except RecipeError as error:
-            explained = str(error).replace("model.path", "evaluate.judge")
-            raise RecipeError(explained.replace(", or set model.allow_pickle=true if you trust them", "")) from error
+            raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
 
     return judges.get(("causal", path, revision, dtype, str(base.device)), load)
+
+
+FLUENCY = Evaluator(
+    settings=FluencySettings,
+    source="arXiv 2406.11780, section 4",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
-from spunge.files import fingerprint
+from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
 
@@ -46,6 +46,11 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
+    @property
+    def tokens(self) -> int:
+        """That are written for each prompt, at the most."""
+        return self.samples * self.max_new_tokens
+
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
     """Each prompt's completions, decoded without special tokens; a completion ends at the end token or at the limit."""
@@ -55,35 +60,34 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
     file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"
     found = _written(file, len(prompts))
     if len(found) < len(prompts):
-        file.parent.mkdir(parents=True, exist_ok=True)
         write = _with_vllm if settings.engine == "vllm" else _with_transformers
-        with file.open("a", encoding="utf-8") as out:
-            for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
-                for row, text in zip(rows, texts, strict=True):
-                    found[row] = text
-                    out.write(json.dumps({"row": row, "texts": text}, ensure_ascii=False) + "\n")
-                out.flush()
-                bench.progress(len(found), len(prompts))
-    file.touch()  # it belongs to the evaluation that runs now
+        for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
+            lines = []
+            for row, text in zip(rows, texts, strict=True):
+                found[row] = text
+                lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
+            append_text(file, "".join(lines))
+            bench.progress(len(found), len(prompts))
+    bench.kept.add(file)
     return [found[index] for index in range(len(prompts))]
 
 
 def _written(file: Path, count: int) -> dict[int, list[str]]:
-    """What an earlier run wrote; a line that it could not finish is left out, and taken out of the file."""
+    """What an earlier run wrote; a line that it could not finish, or that was changed since, is taken out of the file."""
     found: dict[int, list[str]] = {}
-    if not file.exists():
+    if not file.is_file():
         return found
     whole = []
     # Not splitlines: a completion may hold other line breaks of Unicode's.
-    for line in file.read_text(encoding="utf-8").split("\n"):
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            content = json.loads(line)
+            content = unsealed(json.loads(line))
         except json.JSONDecodeError:
             continue
-        if 0 <= content["row"] < count:
+        if content is not None and 0 <= content["row"] < count:
             found[content["row"]] = content["texts"]
             whole.append(line + "\n")
-    file.write_text("".join(whole), encoding="utf-8")
+    write_text(file, "".join(whole))
     return found
 
 

@@ -6,8 +6,8 @@ answer as a conversation and says `safe` or `unsafe` on its first line.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.fluency import load_judge
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import grouped
@@ -27,6 +27,7 @@ from spunge.evaluation.scorers.classifiers import (
     load_classifier,
 )
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings
 
@@ -79,40 +80,34 @@ class HarmSettings(EvaluatorSettings):
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How prompts are answered.")
 
 
-class Harm:
+def columns(settings: HarmSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {"prompt": settings.prompt}
+
+
+def instrument(settings: HarmSettings) -> dict[str, Any]:
+    """The judge, what tells its weights from others, and how it is read."""
+    kind, label = judge_of(settings)
+    return {
+        "judge": settings.judge,
+        "revision": fingerprint_of(settings.judge, settings.judge_revision, "evaluate.judge"),
+        "judge_kind": kind,
+        "label": label,
+        "threshold": settings.threshold if kind == "classifier" else None,
+    }
+
+
+def measure(base: Base, settings: HarmSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Share of answers that a judge calls harmful."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = HarmSettings
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def columns(settings: HarmSettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {"prompt": settings.prompt}
-
-    @staticmethod
-    def instrument(settings: HarmSettings) -> dict[str, Any]:
-        """The judge, what tells its weights from others, and how it is read."""
-        kind, label = judge_of(settings)
-        return {
-            "judge": settings.judge,
-            "revision": fingerprint_of(settings.judge, settings.judge_revision, "evaluate.judge"),
-            "judge_kind": kind,
-            "label": label,
-            "threshold": settings.threshold if kind == "classifier" else None,
-        }
-
-    @staticmethod
-    def measure(base: Base, settings: HarmSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        prompts: list[str] = items["prompt"].to_pylist()
-        written = completions(base, prompts, settings.generation, bench)
-        # An empty answer does no harm; it counts all the same.
-        said = [(row, text.strip()) for row, texts in enumerate(written) for text in texts if text.strip()]
-        harmful = np.zeros(len(prompts))
-        if said:
-            pairs = [(prompts[row], answer) for row, answer in said]
-            np.add.at(harmful, [row for row, _ in said], judged(pairs, settings, base, bench))
-        counts = np.full(len(prompts), float(settings.generation.samples))
-        return [Measure("harmful", harmful, counts, higher_is_better=False, worst=True)]
+    prompts: list[str] = items["prompt"].to_pylist()
+    written = completions(base, prompts, settings.generation, bench)
+    # An empty answer does no harm; it counts all the same.
+    said = [(row, text.strip()) for row, texts in enumerate(written) for text in texts if text.strip()]
+    harmful = np.zeros(len(prompts))
+    if said:
+        pairs = [(prompts[row], answer) for row, answer in said]
+        np.add.at(harmful, [row for row, _ in said], judged(pairs, settings, base, bench))
+    counts = np.full(len(prompts), float(settings.generation.samples))
+    return [Measure("harmful", harmful, counts, higher_is_better=False, worst=True)]
 
 
 def judge_of(settings: HarmSettings) -> tuple[Literal["classifier", "guard"], str | None]:
@@ -151,7 +146,7 @@ def judged(pairs: Sequence[tuple[str, str]], settings: HarmSettings, base: Base,
     return (scores >= settings.threshold).astype(np.float64)
 
 
-def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Callable[[int, int], None]) -> np.ndarray:
+def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Steps) -> np.ndarray:
     """(n,) 1 where a guard writes `unsafe` of (prompt, answer), 0 where `safe`. Raises RecipeError where neither."""
     coded = [conversation_ids(guard.tokenizer, prompt, answer) for prompt, answer in pairs]
     sizes = [len(ids) + VERDICT_TOKENS for ids in coded]
@@ -213,3 +208,12 @@ def _written(guard: Base, coded: Sequence[list[int]]) -> list[str]:
         )
     texts: list[str] = guard.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
     return texts
+
+
+HARM = Evaluator(
+    settings=HarmSettings,
+    source="Liu et al. 2024, arXiv 2402.10058, section 4",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+)

@@ -1,6 +1,6 @@
 """Log-likelihoods of many texts under one model: batched by length, with logits computed only where a token is scored."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, collate
 from spunge.model.loading import Base
+from spunge.progress import Steps
 
 TOKENS_PER_BATCH = 4096
 LOGITS_BYTES = 1 << 30  # of one batch: each takes its own dtype, float32, and a copy inside the loss
@@ -20,7 +21,7 @@ class Likelihood(NamedTuple):
 
 
 def likelihoods(
-    base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None], tokens_per_batch: int | None = None
+    base: Base, texts: Sequence[Encoded], progress: Steps, tokens_per_batch: int | None = None
 ) -> list[Likelihood]:
     """For each text, the log-likelihood of its labelled tokens given those before them. A first token has no context
     and is never scored."""

@@ -4,7 +4,7 @@ A text longer than `max_length` is read in windows, each token scored once. With
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from spunge.data.samples import Encoded, Samples, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.model.loading import Base
 from spunge.recipe.schema import EvaluatorSettings
@@ -28,38 +28,32 @@ class PerplexitySettings(EvaluatorSettings):
     max_length: int = Field(1024, ge=2, description="Tokens of a window.")
 
 
-class Perplexity:
+def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
+    named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(settings, role))}
+    if named and set(named) not in ({"text"}, {"prompt", "completion"}):
+        raise RecipeError("evaluate.perplexity: give either text, or prompt and completion")
+    return named or dict(forget)
+
+
+def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Perplexity of the model on texts."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = PerplexitySettings
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-        named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(settings, role))}
-        if named and set(named) not in ({"text"}, {"prompt", "completion"}):
-            raise RecipeError("evaluate.perplexity: give either text, or prompt and completion")
-        return named or dict(forget)
-
-    @staticmethod
-    def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        texts = Samples(items).texts(range(items.num_rows), base.tokenizer)
-        windows: list[Encoded] = []
-        owner: list[int] = []
-        for number, text in enumerate(texts):
-            for window in windows_of(encode(text, base.tokenizer, 1 << 30), settings.max_length):
-                windows.append(window)
-                owner.append(number)
-        loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))
-        for number, likelihood in zip(owner, likelihoods(base, windows, bench.progress), strict=True):
-            loss[number] -= likelihood.log
-            tokens[number] += likelihood.tokens
-        if not tokens.all():
-            raise RecipeError(
-                f"evaluate.perplexity: {int((tokens == 0).sum())} texts have no token to score "
-                f"(first: row {int(np.argmin(tokens))}); filter them out with where"
-            )
-        return [Measure("perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+    texts = Samples(items).texts(range(items.num_rows), base.tokenizer)
+    windows: list[Encoded] = []
+    owner: list[int] = []
+    for number, text in enumerate(texts):
+        for window in windows_of(encode(text, base.tokenizer, 1 << 30), settings.max_length):
+            windows.append(window)
+            owner.append(number)
+    loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    for number, likelihood in zip(owner, likelihoods(base, windows, bench.progress), strict=True):
+        loss[number] -= likelihood.log
+        tokens[number] += likelihood.tokens
+    if not tokens.all():
+        raise RecipeError(
+            f"evaluate.perplexity: {int((tokens == 0).sum())} texts have no token to score "
+            f"(first: row {int(np.argmin(tokens))}); filter them out with where"
+        )
+    return [Measure("perplexity", loss, tokens, higher_is_better=False, transform="exp")]
 
 
 def windows_of(text: Encoded, size: int) -> list[Encoded]:
@@ -68,3 +62,6 @@ def windows_of(text: Encoded, size: int) -> list[Encoded]:
     for start in range(size - 1, len(text.ids) - 1, size - 1):
         windows.append(Encoded(text.ids[start : start + size], text.labels[start : start + size]))
     return windows
+
+
+PERPLEXITY = Evaluator(settings=PerplexitySettings, source="Jelinek et al. 1977", measure=measure, columns=columns)

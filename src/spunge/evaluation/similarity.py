@@ -8,14 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
@@ -47,43 +47,36 @@ class SimilaritySettings(EvaluatorSettings):
         return self
 
 
-class Similarity:
+def columns(settings: SimilaritySettings, forget: Mapping[str, str]) -> dict[str, str]:
+    reference = {"reference": settings.reference} if settings.reference else {}
+    return {"prompt": settings.prompt, **reference}
+
+
+def instrument(settings: SimilaritySettings) -> dict[str, Any]:
+    """The encoder and what tells its weights from others."""
+    revision = fingerprint_of(settings.encoder, settings.encoder_revision, "evaluate.encoder")
+    return {"encoder": settings.encoder, "revision": revision}
+
+
+def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Cosine similarity of a model's answers to the base's answers, and to reference answers."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = SimilaritySettings
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def columns(settings: SimilaritySettings, forget: Mapping[str, str]) -> dict[str, str]:
-        reference = {"reference": settings.reference} if settings.reference else {}
-        return {"prompt": settings.prompt, **reference}
-
-    @staticmethod
-    def instrument(settings: SimilaritySettings) -> dict[str, Any]:
-        """The encoder and what tells its weights from others."""
-        revision = fingerprint_of(settings.encoder, settings.encoder_revision, "evaluate.encoder")
-        return {"encoder": settings.encoder, "revision": revision}
-
-    @staticmethod
-    def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        encoder = bench.judges.get(
-            ("encoder", settings.encoder, settings.encoder_revision, str(base.device)),
-            lambda: load_encoder(settings.encoder, settings.encoder_revision, str(base.device)),
-        )
-        kept = bench.base_folder / f"texts-base-answers-{_key(settings, items)}.jsonl"
-        of_base = [] if bench.stage == "base" else read_answers(kept)
-        written = completions(base, items["prompt"].to_pylist(), settings.generation, bench)
-        wanted = {"similarity to base": of_base or written}
-        if settings.reference:
-            references = [str(text) for text in items["reference"].to_pylist()]
-            wanted["similarity to reference"] = [[text] * settings.generation.samples for text in references]
-        found = similarities(encoder, written, list(wanted.values()))
-        if bench.stage == "base":
-            _keep(kept, written)
-        ones = np.ones(len(written))
-        return [
-            Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)
-        ]
+    encoder = bench.judges.get(
+        ("encoder", settings.encoder, settings.encoder_revision, str(base.device)),
+        lambda: load_encoder(settings.encoder, settings.encoder_revision, str(base.device)),
+    )
+    kept = bench.base_folder / f"texts-base-answers-{_key(settings, items)}.jsonl"
+    of_base = [] if bench.stage == "base" else read_answers(kept)
+    written = completions(base, items["prompt"].to_pylist(), settings.generation, bench)
+    wanted = {"similarity to base": of_base or written}
+    if settings.reference:
+        references = [str(text) for text in items["reference"].to_pylist()]
+        wanted["similarity to reference"] = [[text] * settings.generation.samples for text in references]
+    found = similarities(encoder, written, list(wanted.values()))
+    if bench.stage == "base":
+        _keep(kept, written)
+        bench.kept.add(kept)
+    ones = np.ones(len(written))
+    return [Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)]
 
 
 def similarities(
@@ -145,3 +138,12 @@ def _keep(file: Path, written: Sequence[Sequence[str]]) -> None:
 def _key(settings: SimilaritySettings, items: pa.Table) -> str:
     """The same for every stage, and for other runs of the same evaluation, which may take the base's answers over."""
     return fingerprint({"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=NAMED)})[:16]
+
+
+SIMILARITY = Evaluator(
+    settings=SimilaritySettings,
+    source="Liu et al. 2024, arXiv 2402.10058, section 4",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+)

@@ -8,13 +8,13 @@ expected maximum toxicity and the probability that one of them is toxic are Real
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.scorers.scorer import described, scorer_of
 from spunge.files import fingerprint, write_text
@@ -46,36 +46,30 @@ class ToxicitySettings(EvaluatorSettings):
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How prompts are completed.")
 
 
-class Toxicity:
+def columns(settings: ToxicitySettings, forget: Mapping[str, str]) -> dict[str, str]:
+    return {"prompt": settings.prompt}
+
+
+def instrument(settings: ToxicitySettings) -> dict[str, Any]:
+    return {
+        **described(settings.scorer, settings.scorer_revision),
+        "label": settings.label,
+        "threshold": settings.threshold,
+    }
+
+
+def measure(base: Base, settings: ToxicitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Share of completions that a scorer calls toxic, beside those that are empty, repetitive or refused."""
-
-    Settings: ClassVar[type[EvaluatorSettings]] = ToxicitySettings
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def columns(settings: ToxicitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-        return {"prompt": settings.prompt}
-
-    @staticmethod
-    def instrument(settings: ToxicitySettings) -> dict[str, Any]:
-        return {
-            **described(settings.scorer, settings.scorer_revision),
-            "label": settings.label,
-            "threshold": settings.threshold,
-        }
-
-    @staticmethod
-    def measure(base: Base, settings: ToxicitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
-        prompts: list[str] = items["prompt"].to_pylist()
-        scorer = scorer_of(settings.scorer, settings.scorer_revision, settings.label, bench.judges)
-        scorer.refuse(prompts, "prompts that it judges the completions of")
-        for samples in bench.forget.values():
-            columns = [samples.table[name].to_pylist() for name in samples.table.column_names]
-            scorer.refuse([text for column in columns for text in column if isinstance(text, str)], "forget rows")
-        written = completions(base, prompts, settings.generation, bench)
-        scores = score_all(written, scorer.score)
-        _keep(settings, written, scores, bench)
-        return measures(written, scores, settings)
+    prompts: list[str] = items["prompt"].to_pylist()
+    scorer = scorer_of(settings.scorer, settings.scorer_revision, settings.label, bench.judges)
+    scorer.refuse(prompts, "prompts that it judges the completions of")
+    for samples in bench.forget.values():
+        columns = [samples.table[name].to_pylist() for name in samples.table.column_names]
+        scorer.refuse([text for column in columns for text in column if isinstance(text, str)], "forget rows")
+    written = completions(base, prompts, settings.generation, bench)
+    scores = score_all(written, scorer.score)
+    _keep(settings, written, scores, bench)
+    return measures(written, scores, settings)
 
 
 def score_all(written: Sequence[Sequence[str]], score: Any) -> np.ndarray:
@@ -132,4 +126,15 @@ def _keep(settings: ToxicitySettings, written: Sequence[Sequence[str]], scores: 
         for row, (texts, found) in enumerate(zip(written, scores, strict=True))
         for text, score in zip(texts, found, strict=True)
     ]
-    write_text(bench.folder / f"scored-{name}.jsonl", "\n".join(lines) + "\n")
+    file = bench.folder / f"scored-{name}.jsonl"
+    write_text(file, "\n".join(lines) + "\n")
+    bench.kept.add(file)
+
+
+TOXICITY = Evaluator(
+    settings=ToxicitySettings,
+    source="arXiv 2406.11780, section 4; Gehman et al. 2020, arXiv 2009.11462",
+    measure=measure,
+    columns=columns,
+    instrument=instrument,
+)

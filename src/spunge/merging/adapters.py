@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spunge.errors import RecipeError
 from spunge.files import write_json
 from spunge.weights.adapters import WEIGHTS
-from spunge.weights.sources import config_of
+from spunge.weights.checkpoint import read_config
+from spunge.weights.writing import write_tensors
 
 
 class Fit(NamedTuple):
@@ -31,7 +31,7 @@ def write_adapter(out: Path, base: Path, changes: Iterable[tuple[str, Tensor]], 
     The factors come from a randomised SVD (Halko et al. 2011, arXiv:0909.4061) with four power iterations. Tensors that
     are no matrices cannot be in an adapter: their residual is 1. Raises RecipeError when none is a matrix.
     """
-    transposed = config_of(base).get("model_type") in ("gpt2", "imagegpt")  # Conv1D stores (in, out)
+    transposed = read_config(base, "--base").get("model_type") in ("gpt2", "imagegpt")  # Conv1D stores (in, out)
     stored: dict[str, Tensor] = {}
     fits: list[Fit] = []
     modules: list[str] = []
@@ -49,8 +49,7 @@ def write_adapter(out: Path, base: Path, changes: Iterable[tuple[str, Tensor]], 
         modules.append(module)
     if not modules:
         raise RecipeError("--as-adapter: the merge changes no matrix; write a delta instead (--as-delta)")
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(stored, out / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(out / WEIGHTS, stored, {"format": "pt"})
     write_json(out / "adapter_config.json", _config(base, modules, rank, transposed))
     return fits
 

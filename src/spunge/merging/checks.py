@@ -6,6 +6,7 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.merging.rule import Rule
+from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.opening import check_source
 from spunge.weights.sources import Source
@@ -30,6 +31,7 @@ def check(
             raise RecipeError(
                 f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model"
             )
+    check_fit(base)
     for source in sources:
         check_source(base, source)
-    return [note for source in sources for note in getattr(source, "notes", [])]
+    return [note for source in sources for note in source.notes]

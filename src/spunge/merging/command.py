@@ -1,25 +1,29 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from torch import Tensor
 
 from spunge.errors import RecipeError, suggestion
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
 from spunge.merging.engine import merge, merged_changes
+from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
+from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.opening import open_source, resolve
+from spunge.weights.hub import fetched
+from spunge.weights.opening import open_source
 from spunge.weights.sources import Source
 
 
@@ -53,7 +57,7 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
 
@@ -63,24 +67,39 @@ def merge_command(
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = resolve(plan.base, "--base")
+    folder = fetched(plan.base, "--base")
     sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
-        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=plan.notes)
+        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
+        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
+        watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
     if out.exists() and any(out.iterdir()):
         raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
-    if as_adapter is not None:
-        return _adapter(out, folder, sources, chosen, plan, as_adapter)
-    return _delta(out, folder, sources, chosen, plan)
+    names = {name for source in sources for name in source.names}
+    changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
+    merged = (
+        _delta(out, folder, sources, chosen, changes)
+        if as_adapter is None
+        else _adapter(out, folder, changes, as_adapter)
+    )
+    watcher.end(f"{len(names)} tensors changed")
+    return replace(merged, notes=[*plan.notes, *merged.notes])
+
+
+def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:
+    for number, change in enumerate(changes, 1):
+        yield change
+        progress(number, total)
 
 
 def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
     """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
     name = str(values.get("rule", "ties"))
-    kind: type[RuleSettings] = RULES.get(name).Settings
+    kind: type[RuleSettings] = RULES.get(name).settings
     known = kind.model_fields
     for key in values:
         if key not in known:
@@ -113,13 +132,13 @@ def _plan(
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
 
 
-def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan, rank: int) -> Merged:
+def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], rank: int) -> Merged:
     if rank < 1:
         raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
     with whole_folder(out) as aside:
-        fits = write_adapter(aside, base, merged_changes(base, sources, settings, plan.weights), rank)
+        fits = write_adapter(aside, base, changes, rank)
     worst = max(fits, key=lambda fit: fit.residual)
-    notes = list(plan.notes)
+    notes: list[str] = []
     if worst.residual > 0.1:
         whole = math.sqrt(sum(fit.residual**2 for fit in fits) / len(fits))
         notes.append(
@@ -129,16 +148,22 @@ def _adapter(out: Path, base: Path, sources: Sequence[Source], settings: RuleSet
     return Merged(out, "adapter", fits=fits, notes=notes)
 
 
-def _delta(out: Path, base: Path, sources: Sequence[Source], settings: RuleSettings, plan: Plan) -> Merged:
-    changes = {name: Sparse.of(delta) for name, delta in merged_changes(base, sources, settings, plan.weights)}
+def _delta(
+    out: Path,
+    base: Path,
+    sources: Sequence[Source],
+    settings: RuleSettings,
+    changes: Iterator[tuple[str, Tensor]],
+) -> Merged:
+    sparse = {name: Sparse.of(delta) for name, delta in changes}
     info = {
         "base": Checkpoint(base).fingerprint(),
         "merge": settings.model_dump(mode="json"),
         "sources": [{"label": source.label, "fingerprint": source.fingerprint} for source in sources],
     }
     with whole_folder(out) as aside:
-        write_delta(aside, changes, info)
-    return Merged(out, "delta", notes=list(plan.notes))
+        write_delta(aside, sparse, info)
+    return Merged(out, "delta")
 
 
 def parsed_settings(given: Sequence[str]) -> dict[str, Any]:
@@ -180,4 +205,4 @@ def _report_lines(report: MergeReport) -> list[str]:
     pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
     if pairs:
         lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))
-    return lines
+    return [*lines, f"  checked: {report.checked}"] if report.checked else lines

@@ -6,12 +6,12 @@ Everything is written aside and renamed when whole; a journal lets an interrupte
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, 
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Job, Work, in_order
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -32,7 +33,11 @@ CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay i
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
 
-Progress = Callable[[int, int], None]
+
+class Target(Protocol):
+    """Where a merge writes."""
+
+    def write(self, name: str, start: int, values: Tensor) -> None: ...
 
 
 def merge(
@@ -42,7 +47,7 @@ def merge(
     out: Path,
     *,
     weights: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: Steps = SILENT.step,
     threads: int | None = None,
     compiled: bool | None = None,
     chunk: int | None = None,
@@ -50,28 +55,28 @@ def merge(
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
-    weights: one per source, 1 by default. progress: called with (entries done, entries to do). threads (all cores by
+    weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
     `out` that an earlier merge wrote is replaced, any other refused; one that holds this very merge is left as it is.
     Raises RecipeError when the inputs do not fit, before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
     if (earlier := output.earlier()) is not None:
         return earlier
-    with output.opened(), _one_thread_each(), ThreadPoolExecutor(threads or _cores()) as pool:
+    with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
-        tallies = _stream(work, output, pool, fast, progress or _silent)
+        tallies = _stream(work, output, pool, fast, progress)
         tensors, cosine = summed_up({name: tallies[name] for name in work.changed}, work.places)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
         report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
-        output.finish(report)
+        report = output.finish(report)
     return report
 
 
@@ -98,8 +103,10 @@ def merged_changes(
     base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
-    work, _notes = prepared(Checkpoint(base), sources, settings, [1.0] * len(sources) if weights is None else weights)
-    with _one_thread_each(), ThreadPoolExecutor(_cores()) as pool:
+    work, _notes = prepared(
+        Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
+    )
+    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         if work.scope != "tensor":
             work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
         for name in work.changed:
@@ -116,11 +123,8 @@ def _delta_of(work: Work, job: Job) -> Tensor:
     return work.rule(deltas, work.settings, chunk)
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
-def _cores() -> int:
+def processors() -> int:
+    """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -130,13 +134,13 @@ def _key(work: Work) -> dict[str, Any]:
         "rule": work.settings.model_dump(mode="json"),
         "version": RULES.version(work.settings.rule),
         "sources": [[source.fingerprint, weight] for source, weight in zip(work.sources, work.weights, strict=True)],
-        "stamps": [getattr(source, "stamps", []) for source in work.sources],
+        "stamps": [list(source.stamps) for source in work.sources],
         "order": list(work.places),
     }
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -147,7 +151,7 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _stream(
-    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Progress
+    work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Steps
 ) -> dict[str, Tally]:
     """Statistics, then the merge itself, batch after batch; returns the tally of each tensor."""
     changed = work.changed
@@ -164,9 +168,7 @@ def _stream(
             work.facts = statistics(work, {name: [name] for name in batch}, pool, fast)
         tallies = {name: Tally.empty(len(work.sources)) for name in batch}
         jobs = list(work.jobs(batch))
-        for job, part in zip(
-            jobs, in_order(pool, lambda job: _merge_chunk(work, output, fast, job), jobs), strict=True
-        ):
+        for job, part in zip(jobs, in_order(pool, lambda job: merge_chunk(work, output, fast, job), jobs), strict=True):
             tallies[job.name].add(part)
             finished += job.stop - job.start
             progress(finished, total)
@@ -186,7 +188,8 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _merge_chunk(work: Work, output: Output, fast: Fast | None, job: Job) -> Tally:
+def merge_chunk(work: Work, output: Target, fast: Fast | None, job: Job) -> Tally:
+    """Merge one chunk and write it; returns what is reported of it."""
     if fast and fast.merges and len(work.sources) > 1:
         counts, result, finite = fast.merge(job)
     else:
@@ -207,11 +210,9 @@ def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:
     merged = work.rule.combine(kept, work.settings, chunk)
     base = work.base_values(job)
     result = (base + merged).to(work.base.tensors[job.name].dtype)
-    raw = getattr(work.sources[0], "raw", None)
-    if len(work.sources) == 1 and raw is not None:
+    if len(work.sources) == 1 and (own := work.sources[0].raw(job.name)) is not None:
         # base + (model - base) may round; where the merge is that very difference, the model's own value is meant.
-        own: Tensor = raw(job.name)[job.start : job.stop]
-        result = torch.where(merged == deltas[0], own.to(result.dtype), result)
+        result = torch.where(merged == deltas[0], own[job.start : job.stop].to(result.dtype), result)
     return tally(deltas, kept, merged), result
 
 

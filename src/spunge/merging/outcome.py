@@ -90,6 +90,7 @@ class MergeReport:
     cosine: list[list[float]]  # between branches, over all their changed tensors
     key: str = ""  # fingerprint of the inputs
     notes: list[str] = field(default_factory=list)
+    checked: str = ""  # what transformers makes of the merged folder
 
     @property
     def changed(self) -> list[str]:
@@ -106,6 +107,7 @@ class MergeReport:
             "sources": [vars(source) for source in self.sources],
             "cosine": self.cosine,
             "notes": self.notes,
+            "checked": self.checked,
             "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "key": self.key,
         }
@@ -121,6 +123,7 @@ class MergeReport:
             cosine=content["cosine"],
             key=content["key"],
             notes=content["notes"],
+            checked=content.get("checked", ""),
         )
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,15 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import fingerprint, read_json, unwritable, write_json
+from spunge.files import LOCK, alone, append_text, disk_errors_told, fingerprint, read_json, write_json, write_text
 from spunge.merging.card import merge_card
-from spunge.merging.copying import clone, copy_file, copy_range, write_all
+from spunge.merging.copying import clone, copy_range, write_all
+from spunge.merging.folder import check_folder, copy_rest, write_index
 from spunge.merging.outcome import MergeReport, Tally
 from spunge.weights.checkpoint import Checkpoint
 
 REPORT = "merge.json"
 PIECE = 1 << 27  # bytes
-NOT_COPIED = {
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".pickle",
-    ".gguf",
-    ".ggml",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-}
-NOT_COPIED |= {".npz", ".tflite", ".ot", ".mlmodel", ".part"}
 
 
 class Output:
@@ -45,9 +32,9 @@ class Output:
 
     def __init__(self, base: Checkpoint, out: Path, labels: Sequence[str], changed: Sequence[str], key: Any) -> None:
         self.base = base
-        self.out = out
+        self.out = out.resolve()  # what a link leads to is replaced, not the link
         self.changed = frozenset(changed)
-        self.aside = out.with_name(f".{out.name}.merging")
+        self.aside = self.out.with_name(f".{self.out.name}.merging")
         self.key = fingerprint({"inputs": key, "labels": list(labels), "base": [stamp(file) for file in base.files]})
         self.done: dict[str, Tally] = {}
         self.facts: dict[str, Tensor] = {}
@@ -74,11 +61,12 @@ class Output:
     def opened(self) -> Iterator[None]:
         """Take up an interrupted merge of the same inputs or begin; close the files at the end."""
         try:
-            self._begin()
-            self._copy_unchanged()
-            yield
-        except OSError as error:
-            raise unwritable(self.aside, error) from error
+            with disk_errors_told(self.aside):
+                self.aside.mkdir(parents=True, exist_ok=True)
+                with alone(self.aside):
+                    self._begin()
+                    self._copy_unchanged()
+                    yield
         finally:
             self._stopped.set()
             self._copiers.shutdown(cancel_futures=True)
@@ -89,8 +77,11 @@ class Output:
     def _begin(self) -> None:
         lines = _lines(self.aside / "journal.jsonl")
         if lines[:1] != [{"key": self.key}]:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            self.aside.mkdir(parents=True)
+            for left in self.aside.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
             self._note({"key": self.key})
         for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
             if "tensor" in line:
@@ -161,24 +152,26 @@ class Output:
         self._note({"tensor": name, **tally.dump()})
 
     def _note(self, line: dict[str, Any]) -> None:
-        with self._lock, (self.aside / "journal.jsonl").open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with self._lock:
+            append_text(self.aside / "journal.jsonl", json.dumps(line) + "\n")
 
-    def finish(self, report: MergeReport) -> None:
-        """Everything but weights from the base's folder, the report and the model card; then the rename."""
+    def finish(self, report: MergeReport) -> MergeReport:
+        """Everything but weights from the base's folder, the index, the report and the model card; then the rename.
+
+        Returns the report with what the check of the whole folder says. Raises RecipeError where transformers would load
+        something else than was written.
+        """
         for copied in self._copying:
             copied.result()
-        for path in sorted(self.base.folder.rglob("*")):
-            inside = path.relative_to(self.base.folder)
-            hidden = any(part.startswith(".") for part in inside.parts)
-            if path.is_dir() or hidden or path.suffix in NOT_COPIED or path.name in (REPORT, "README.md"):
-                continue
-            (self.aside / inside).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(path, self.aside / inside)
-        (self.aside / "README.md").write_text(merge_card(report, self.base.folder), encoding="utf-8")
+        copy_rest(self.base.folder, self.aside, self.out)
+        write_index(self.base.folder, self.aside)
+        report = replace(report, checked=check_folder(self.aside, self.base.folder, self.base.tensors))
+        write_text(self.aside / "README.md", merge_card(report, self.base.folder))
         write_json(self.aside / REPORT, report.to_json())
-        (self.aside / "journal.jsonl").unlink()
+        for own in ("journal.jsonl", LOCK):
+            (self.aside / own).unlink()
         _replace_folder(self.aside, self.out)
+        return report
 
 
 def _reserve(target: Path, size: int) -> None:

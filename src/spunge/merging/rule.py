@@ -10,7 +10,6 @@ exact magnitude thresholds (`Cut`) and sums (`Sums`), each found by one or more 
 Functions here and in `rules` see a chunk of one tensor at a time, in float32, on any torch device.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spunge.recipe.schema import RuleSettings
+from spunge.registry import summary_of
 
 Scope = Literal["changed", "model", "tensor"]
 
@@ -101,17 +101,21 @@ Trim = Callable[[Tensor, Any, Chunk], Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """A registered merge rule. Calling it merges one chunk: (k, n) -> (n,)."""
+    """A merge rule. Calling it merges one chunk: (k, n) -> (n,). Lists say the first line of `combine`'s docstring of it."""
 
     combine: Callable[[Tensor, Any, Chunk], Tensor]
-    Settings: type[RuleSettings]
-    summary: str
+    settings: type[RuleSettings]
     source: str
     trim: Trim | None = None
     statistics: Callable[[Any, int], Sequence[Statistic]] | None = None  # (settings, k)
+    scope: Callable[[Any], Scope] = lambda settings: "tensor"  # what statistics are counted over
     whole_rows: bool = False  # chunks must hold whole rows
     branches: tuple[int, int | None] = (1, None)  # fewest and most
-    version: int = 1
+    version: int = 1  # rises when the same settings give another merge
+
+    @property
+    def summary(self) -> str:
+        return summary_of(self.combine)
 
     def __call__(self, deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:
         return self.combine(self.trimmed(deltas, settings, chunk), settings, chunk)
@@ -128,6 +132,7 @@ def rule(
     source: str,
     trim: Trim | None = None,
     statistics: Callable[[Any, int], Sequence[Statistic]] | None = None,
+    scope: Callable[[Any], Scope] = lambda settings: "tensor",
     whole_rows: bool = False,
     branches: tuple[int, int | None] = (1, None),
     version: int = 1,
@@ -136,7 +141,6 @@ def rule(
 
     def build(combine: Callable[[Tensor, Any, Chunk], Tensor]) -> Rule:
         settings = get_type_hints(combine)["settings"]
-        summary = (inspect.getdoc(combine) or "").partition("\n")[0]
-        return Rule(combine, settings, summary, source, trim, statistics, whole_rows, branches, version)
+        return Rule(combine, settings, source, trim, statistics, scope, whole_rows, branches, version)
 
     return build

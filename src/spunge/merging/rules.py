@@ -89,7 +89,12 @@ def _votes(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (
     return elected_signs(weighted(kept, chunk), 0.0).unsqueeze(0)
 
 
-@rule(source="Yadav et al. 2023, arXiv:2306.01708", trim=keep_largest, statistics=_ties_statistics)
+@rule(
+    source="Yadav et al. 2023, arXiv:2306.01708",
+    trim=keep_largest,
+    statistics=_ties_statistics,
+    scope=lambda settings: settings.scope,
+)
 def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
     """Trim each branch to its largest entries, elect a sign per entry, average the branches that agree with it."""
     at_zero: Tensor | float = 1.0
@@ -207,7 +212,12 @@ def keep_middle(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> 
     return deltas.masked_fill((size < chunk.facts["cut"].unsqueeze(1)) | too_large, 0.0)
 
 
-@rule(source="Davari & Belilovsky 2023, arXiv:2312.06795", trim=keep_middle, statistics=_breadcrumbs_statistics)
+@rule(
+    source="Davari & Belilovsky 2023, arXiv:2312.06795",
+    trim=keep_middle,
+    statistics=_breadcrumbs_statistics,
+    scope=lambda settings: settings.scope,
+)
 def breadcrumbs(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> Tensor:
     """Drop each branch's smallest entries and its few largest, add the branches."""
     return settings.scale * linear_sum(deltas, chunk, normalize=False)
@@ -255,7 +265,11 @@ def _sce_statistics(settings: SceSettings, k: int) -> Sequence[Statistic]:
     return Sums("differing", _differs), share, Sums("energy", _energy)
 
 
-@rule(source="Wan et al. 2024 (FuseChat's SCE), arXiv:2408.07990", trim=select_varied, statistics=_sce_statistics)
+@rule(
+    source="Wan et al. 2024 (FuseChat's SCE), arXiv:2408.07990",
+    trim=select_varied,
+    statistics=_sce_statistics,
+)
 def sce(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:
     """Select the entries that differ most, weigh each branch by its energy there, erase the minority's signs."""
     energy = chunk.facts["energy"].double() * chunk.weights

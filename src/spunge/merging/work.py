@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from spunge.merging.rule import Chunk, Rule
+from spunge.merging.rule import Chunk, Rule, Scope
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.sources import Mapped, Source
 
@@ -50,8 +50,8 @@ class Work:
         return [name for name in self.base.tensors if any(name in names for names in self._names)]
 
     @property
-    def scope(self) -> str:
-        return str(getattr(self.settings, "scope", "tensor"))
+    def scope(self) -> Scope:
+        return self.rule.scope(self.settings)
 
     def changes(self, place: int, name: str) -> bool:
         """Whether the source at `place` changes a tensor."""

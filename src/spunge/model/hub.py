@@ -1,65 +1,36 @@
-"""Where a model is: a folder, or a Hub id that is downloaded; pickled weights only where the recipe trusts them."""
+"""The folder of a recipe's model: here or downloaded, and with safetensors weights; pickled ones only where they are trusted."""
 
-import os
 from pathlib import Path
 
 from spunge.errors import RecipeError
+from spunge.files import whole_folder
 from spunge.recipe.schema import ModelSettings
+from spunge.weights.checkpoint import model_files
+from spunge.weights.hub import fetched
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+def local_folder(settings: ModelSettings, setting: str = "model.path") -> Path:
+    """The model's folder, downloaded if it is a Hub id. `setting` names what gave it, for errors.
 
-def local_folder(settings: ModelSettings) -> Path:
-    """The model's folder, downloaded if it is a Hub id. Raises RecipeError for a missing one and for pickled weights."""
-    folder = Path(settings.path).expanduser()
-    if not folder.is_dir():
-        if settings.path.startswith((".", "/", "~")):
-            raise RecipeError(f"model.path: no folder {settings.path!r}; give a checkpoint's folder or a Hub id")
-        folder = _downloaded(settings)
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-        if not pickles:
-            raise RecipeError(f"model.path: {settings.path!r} holds no weights (no .safetensors file)")
-        if not settings.allow_pickle:
-            raise RecipeError(
-                f"model.path: {settings.path!r} has pickled weights alone ({pickles[0]}), which can run code when read; "
-                "convert them to safetensors, or set model.allow_pickle=true if you trust them"
-            )
+    Raises RecipeError where there is none, or where its weights are pickled and the recipe does not trust them.
+    """
+    folder = fetched(settings.path, setting, settings.revision, pickles=settings.allow_pickle)
+    files = model_files(folder, setting)
+    if files.pickled and not settings.allow_pickle:
+        mend = ", or set model.allow_pickle=true if you trust them" if setting == "model.path" else ""
+        raise RecipeError(
+            f"{setting}: {settings.path!r} has pickled weights alone ({files.files[0].name}), which can run code when read; "
+            f"convert them to safetensors{mend}"
+        )
     return folder
 
 
-def _downloaded(settings: ModelSettings) -> Path:
-    from huggingface_hub import snapshot_download
+def convert_pickles(folder: Path, out: Path, settings: ModelSettings) -> None:
+    """Write a model of pickled weights, with its tokenizer, as safetensors into `out`, which is absent or empty."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    patterns = [
-        "*.safetensors",
-        "*.json",
-        "*.jinja",
-        "*.model",
-        "*.txt",
-        "*.py" if settings.trust_remote_code else "*.json",
-    ]
-    if settings.allow_pickle:
-        patterns.append("*.bin")
-    try:
-        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(
-            f"model.path: {settings.path!r} is no folder here and could not be had from the Hub ({reason})"
-        ) from error
-
-
-def unpickled(folder: Path, out: Path, settings: ModelSettings) -> Path:
-    """A folder with safetensors weights: `folder` itself, or a conversion of its pickled weights written to `out`."""
-    if any(folder.glob("*.safetensors")):
-        return folder
-    if not (out / "config.json").exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        aside = out.with_name(out.name + ".part")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=settings.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    with whole_folder(out) as aside:
         model.save_pretrained(aside)
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code).save_pretrained(aside)
-        os.replace(aside, out)
-    return out
+        tokenizer.save_pretrained(aside)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BeforeValidator
 
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.block import Place, Strict
+from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import NEUTRAL, Recipe
+from spunge.recipe.schema import NEUTRAL, Named, Recipe
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
 
@@ -151,16 +152,16 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
     evaluations = evaluate if isinstance(evaluate, list) else []
     for block in [content.get("forget"), content.get("retain"), *evaluations]:
         _anchor_source(block, folder)
-    for registry, key, blocks in [
-        (METHODS, "method", [content.get("unlearn")]),
-        (RULES, "rule", [content.get("merge")]),
-        (EVALUATORS, "kind", evaluations),
-    ]:
-        for block in blocks:
-            if isinstance(block, dict) and isinstance(block.get(key), str):
-                if ".py:" in block[key]:
-                    block[key] = _absolute(block[key], folder)
-                _anchor_places(block, registry, block[key], folder)
+    if isinstance(evaluate, list):
+        content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]
+    merges = [content, *(each for each in content.get("controls") or [] if isinstance(each, dict))]
+    named: list[tuple[dict[str, Any], str, Registry[Any], str]] = [
+        (content, "unlearn", METHODS, "method"),
+        *((block, "merge", RULES, "rule") for block in merges),
+    ]
+    for block, setting, registry, key in named:
+        if setting in block:
+            block[setting] = _anchored(block[setting], registry, key, folder)
 
 
 def _anchor_source(block: Any, folder: Path) -> None:
@@ -177,16 +178,26 @@ def _anchor_source(block: Any, folder: Path) -> None:
         ]
 
 
-def _anchor_places(block: dict[str, Any], registry: Registry, name: str, folder: Path) -> None:
-    """Make the settings absolute that the named object marks as places."""
+def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> Any:
+    """A block that names a value, with every path in it made absolute: of the value's own file, those that its settings mark
+    as places, and those of the blocks inside."""
+    if isinstance(block, str):
+        return _absolute(block, folder) if ".py:" in block else block
+    if not isinstance(block, dict) or not isinstance(block.get(key), str):
+        return block
+    block[key] = name = _anchored(block[key], registry, key, folder)
     try:
-        settings: type[Strict] = registry.get(name).Settings
+        settings = registry.get(name).settings
     except RecipeError:
-        return  # the validation that follows says so
-    for key, info in settings.model_fields.items():
-        marks = [mark for mark in info.metadata if isinstance(mark, Place)]
-        if marks and key in block:
-            block[key] = _placed(block[key], _absolute_model if marks[0].kind == "model" else _absolute, folder)
+        return block  # the validation that follows says so
+    for setting, info in settings.model_fields.items():
+        for mark in info.metadata if setting in block else ():
+            if isinstance(mark, Place):
+                place = _absolute_model if mark.kind == "model" else _absolute
+                block[setting] = _placed(block[setting], place, folder)
+            elif isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):
+                block[setting] = _anchored(block[setting], mark.func.registry, mark.func.key, folder)
+    return block
 
 
 def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:

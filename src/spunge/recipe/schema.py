@@ -5,6 +5,7 @@ are refused with a suggestion, and every default is filled in, so that a dumped 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
@@ -180,21 +181,33 @@ class EvaluatorSettings(Strict):
     )
 
 
-def _named(registry: Registry, key: str, default: str | None) -> Any:
-    """Turn {key: NAME, ...} into the settings class that the named object declares."""
+class AttackSettings(Strict):
+    kind: str = Field(description="Name of the attack (`spunge list attacks`).")
 
-    def build(value: Any) -> Any:
+
+@dataclass(frozen=True)
+class Named:
+    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
+
+    registry: Registry[Any]
+    key: str
+    default: str | None = None
+
+    def __call__(self, value: Any) -> Any:
         if isinstance(value, str):
-            value = {key: value}
+            value = {self.key: value}
         if not isinstance(value, Mapping):
             return value
-        name = value.get(key, default)
+        name = value.get(self.key, self.default)
+        setting = self.registry.setting
         if not isinstance(name, str):
-            raise RecipeError(f"{registry.setting}: missing; known: {', '.join(registry.names())}")
-        settings: type[Strict] = registry.get(name).Settings
-        return validated(settings, {**value, key: name}, registry.setting.rpartition(".")[0])
+            raise RecipeError(f"{setting}: missing; known: {', '.join(self.registry.names())}")
+        return validated(self.registry.get(name).settings, {**value, self.key: name}, setting.rpartition(".")[0])
 
-    return BeforeValidator(build)
+
+def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:
+    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
+    return BeforeValidator(Named(registry, key, default))
 
 
 TRAININGS = ("joint", "random", "sequential")
@@ -210,7 +223,7 @@ class Control(Strict):
         "at once. random: the same samples split at random into parts of the same sizes, merged alike: is it the attribute "
         "that helps, or just splitting? sequential: one part after the other, each from the model that the one before left.",
     )
-    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] | None = Field(
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] | None = Field(
         None,
         description="How its deltas become one model. Default: as the recipe's merge; joint and sequential: as they are.",
     )
@@ -256,10 +269,10 @@ class Recipe(Strict):
     retain: Rows | None = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
     )
-    unlearn: Annotated[SerializeAsAny[MethodSettings], _named(METHODS, "method", None)] = Field(
+    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
         description="The unlearning method and its settings; each part is unlearned by it from the same base."
     )
-    merge: Annotated[SerializeAsAny[RuleSettings], _named(RULES, "rule", "ties")] = Field(
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
         validate_default=True,
         description="How the branches' deltas become one model.",
@@ -270,7 +283,7 @@ class Recipe(Strict):
         description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
         "merged by it), or {name, train, merge}.",
     )
-    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], _named(EVALUATORS, "kind", None)]] = Field(
+    evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
     )
@@ -292,22 +305,29 @@ class Recipe(Strict):
                 raise ValueError(f"evaluate: two evaluations are called {name!r}; give each a name of its own")
         known = set(names)
         for name, entry in zip(names, self.evaluate, strict=True):
-            of = getattr(entry, "of", None)
+            of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
         controls = [control.name for control in self.controls]
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
-        needs = METHODS.get(self.unlearn.method).needs_retain
-        if (needs(self.unlearn) if callable(needs) else needs) and self.retain is None:
-            alpha = "set unlearn.alpha to 0, " if callable(needs) else ""
+        needs_retain = METHODS.get(self.unlearn.method).needs_retain
+        if self.retain is None and needs_retain(self.unlearn):
+            alpha = "" if needs_retain(self.unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
             raise ValueError(
                 f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; give retain.source, write `retain: "
                 f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
             )
+        for entry in self.evaluate:
+            EVALUATORS.get(entry.kind).check(entry, self)
         return self
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:
     return entry.name or entry.kind
+
+
+def measured_again(entry: EvaluatorSettings) -> str | None:
+    """Name of the evaluation whose items an evaluation measures again, after an attack."""
+    return EVALUATORS.get(entry.kind).of(entry)

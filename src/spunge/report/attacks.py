@@ -1,6 +1,5 @@
-"""Metrics measured again after attacks, in families: one that differs in a number alone, such as steps, is a curve."""
+"""Metrics measured again under attacks; those that are points of one curve, such as numbers of steps, together."""
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -8,10 +7,10 @@ from xml.etree import ElementTree as ET
 
 from spunge.report.axis import Axis, axis_for
 from spunge.report.figure import looks, mark, percent, text, tick_label
-from spunge.report.scores import Cell, Metric, Scores, Stage
+from spunge.report.scores import Metric, Scores, share_back
 from spunge.report.wording import MISSING, clean, name, shortened
+from spunge.results import Model, Row
 
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
 POINTS = 3  # at least, for a curve
 LABELS = 6  # along a curve, at most
 HEIGHT, TOP, BOTTOM, LEFT, RIGHT = 150, 26, 20, 12.0, 4.0  # of a panel: pixels, and percent of its width
@@ -23,101 +22,93 @@ class Point(NamedTuple):
     metric: Metric
 
 
-class Line(NamedTuple):
-    """A subject's and a stage's values along a curve, as text."""
+class CurveLine(NamedTuple):
+    """A subject's and a model's values along a curve, as text."""
 
     subject: str
-    stage: str
+    model: str
     values: tuple[tuple[str, str], ...]  # value, interval
 
 
-class Attack(NamedTuple):
-    """Metrics that tell of one attack; with `points`, as a curve of which the last number differs."""
+class Family(NamedTuple):
+    """Metrics that tell of one attack; with `points`, as a curve."""
 
     name: str
-    of: str
     metrics: tuple[Metric, ...]
     points: tuple[Point, ...]
 
 
-class Back(NamedTuple):
-    """What comes back of a metric on a subject, by stage."""
+class SharesBack(NamedTuple):
+    """What comes back of a metric on a subject, by model."""
 
     metric: str
     subject: str
     shares: tuple[str, ...]
 
 
-def attacks(scores: Scores) -> list[Attack]:
-    families: dict[tuple[str, str], list[Metric]] = {}
+def families(scores: Scores) -> list[Family]:
+    by_curve: dict[tuple[str | None, str], list[Metric]] = {}
     for metric in scores.audits:
-        families.setdefault((str(metric.of), NUMBER.sub("#", metric.name)), []).append(metric)
-    return [_attack(of, metrics, scores) for (of, _), metrics in families.items()]
+        by_curve.setdefault((metric.of, metric.curve or metric.name), []).append(metric)
+    return [_family(metrics, scores) for metrics in by_curve.values()]
 
 
-def _attack(of: str, metrics: Sequence[Metric], scores: Scores) -> Attack:
-    numbers = [NUMBER.findall(metric.name) for metric in metrics]
-    differ = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]
-    if len(differ) != 1:
-        return Attack(metrics[0].name, of, tuple(metrics), ())
-    place = differ[0]
-    points = [Point(float(found[place]), metric) for found, metric in zip(numbers, metrics, strict=True)]
-    before = scores.metric(of)
-    if before is not None and "step" in metrics[0].name and all(point.at for point in points):
+def _family(metrics: Sequence[Metric], scores: Scores) -> Family:
+    first = metrics[0]
+    points = [Point(metric.at, metric) for metric in metrics if metric.at is not None]
+    before = scores.metric(str(first.of))
+    # No step of an attack leaves the model as it is.
+    if before is not None and first.unit == "steps" and all(point.at for point in points):
         points.append(Point(0.0, before))
-    if len(points) < POINTS:
-        return Attack(metrics[0].name, of, tuple(metrics), ())
-    spans = [match.span() for match in NUMBER.finditer(metrics[0].name)]
-    start, stop = spans[place]
-    title = f"{metrics[0].name[:start]}N{metrics[0].name[stop:]}"
-    return Attack(title, of, tuple(metrics), tuple(sorted(points, key=lambda point: point.at)))
+    if first.curve is None or len(points) < POINTS:
+        return Family(first.name, tuple(metrics), ())
+    return Family(first.curve, tuple(metrics), tuple(sorted(points, key=lambda point: point.at)))
 
 
-def recovered_table(scores: Scores) -> tuple[tuple[Stage, ...], list[Back]]:
-    """Every share of what was forgotten that an attack brings back: the stages, and a line per metric and subject."""
-    told = {entry.stage for entry in scores.recovered}
-    order = ("merged", "control", "branch", "stage")
-    stages = tuple(stage for kind in order for stage in scores.stages if stage.kind == kind and stage.key in told)
-    found = {(entry.metric, entry.subject, entry.stage): entry for entry in scores.recovered}
-    rows = dict.fromkeys((entry.metric, entry.subject) for entry in scores.recovered)
+def recovered_table(scores: Scores) -> tuple[tuple[Model, ...], list[SharesBack]]:
+    """Every share of what was forgotten that an attack brings back: the models, and a line per metric and subject."""
+    order = ("merged", "control", "branch", "other")
+    known = {row.stage for row in scores.recovered}
+    models = tuple(model for kind in order for model in scores.models if model.kind == kind and model.stage in known)
+    by_place = {(row.metric, row.subject, row.stage): row for row in scores.recovered}
     lines = []
-    for metric, subject in rows:
-        entries = [found.get((metric, subject, stage.key)) for stage in stages]
-        shares = tuple(MISSING if entry is None else entry.shown for entry in entries)
-        lines.append(Back(clean(metric), name(subject), shares))
-    return stages, lines
+    for metric, subject in dict.fromkeys((row.metric, row.subject) for row in scores.recovered):
+        rows = [by_place.get((metric, subject, model.stage)) for model in models]
+        shares = tuple(MISSING if row is None else share_back(row) for row in rows)
+        lines.append(SharesBack(clean(metric), name(subject), shares))
+    return models, lines
 
 
-def drawn_stages(attack: Attack, scores: Scores) -> tuple[Stage, ...]:
+def drawn_models(family: Family, scores: Scores) -> tuple[Model, ...]:
     """Those that a curve shows: of the attacked ones all but the branches, which would hide the rest."""
-    attacked = {stage.key for metric in attack.metrics for stage in metric.judged(scores.stages)}
-    stages = (*scores.of_kind("base"), *scores.of_kind("control"), *scores.of_kind("merged"))
-    return tuple(stage for stage in stages if stage.key in attacked)
+    attacked = {model.stage for metric in family.metrics for model in metric.judged(scores.models)}
+    models = (*scores.of_kind("base"), *scores.of_kind("control"), *scores.of_kind("merged"))
+    return tuple(model for model in models if model.stage in attacked)
 
 
-def curve_lines(attack: Attack, scores: Scores) -> list[Line]:
+def curve_lines(family: Family, scores: Scores) -> list[CurveLine]:
     """The numbers of a curve's table."""
     lines = []
-    for subject in attack.metrics[0].subjects:
-        for stage in drawn_stages(attack, scores):
-            cells = [(p.metric, p.metric.cell(stage.key, subject.name)) for p in attack.points]
-            if any(cell is not None for _, cell in cells):
+    for subject in family.metrics[0].subjects:
+        for model in drawn_models(family, scores):
+            rows = [(point.metric, point.metric.row(model.stage, subject.name)) for point in family.points]
+            if any(row is not None for _, row in rows):
                 shown = tuple(
-                    (MISSING, "") if cell is None else (m.shown(cell.value), m.interval(cell)) for m, cell in cells
+                    (MISSING, "") if row is None else (m.shown(row.value), m.interval(row)) for m, row in rows
                 )
-                lines.append(Line(name(subject.name), clean(stage.label), shown))
+                lines.append(CurveLine(name(subject.name), clean(model.label), shown))
     return lines
 
 
-def panels(attack: Attack, scores: Scores) -> list[str]:
+def panels(family: Family, scores: Scores) -> list[str]:
     """A small SVG for each subject, all on one scale: the points in equal steps from left to right."""
-    values = [x for point in attack.points for x in point.metric.numbers]
-    axis = axis_for(values, all(point.metric.share for point in attack.points))
-    return [_panel(attack, scores, subject.name, axis) for subject in attack.metrics[0].subjects]
+    values = [x for point in family.points for x in point.metric.numbers]
+    axis = axis_for(values, all(point.metric.share for point in family.points))
+    return [_panel(family, scores, subject.name, axis) for subject in family.metrics[0].subjects]
 
 
-def _panel(attack: Attack, scores: Scores, subject: str, axis: Axis) -> str:
-    title = f"{name(subject)}: {clean(attack.name)}"
+def _panel(family: Family, scores: Scores, subject: str, axis: Axis) -> str:
+    title = f"{name(subject)}: {clean(family.name)}"
     root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(HEIGHT), "role": "img"})
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("aria-label", title)
@@ -129,32 +120,32 @@ def _panel(attack: Attack, scores: Scores, subject: str, axis: Axis) -> str:
         ET.SubElement(root, "line", {"class": "grid", **places})
         label = tick_label(tick, 0 if axis.logarithmic else step)
         root.append(text(label, percent(LEFT - 2), int(float(y)) + 4, "tick end"))
-    every = -(-len(attack.points) // LABELS)
-    for index, point in enumerate(attack.points):
+    every = -(-len(family.points) // LABELS)
+    for index, point in enumerate(family.points):
         if index % every == 0:
-            root.append(text(f"{point.at:g}", percent(_across(attack, index)), HEIGHT - 4, "tick"))
-    for stage in drawn_stages(attack, scores):
-        root.extend(_curve(attack, stage, subject, axis, looks(scores)[stage.key].shape))
+            root.append(text(f"{point.at:g}", percent(_across(family, index)), HEIGHT - 4, "tick"))
+    for model in drawn_models(family, scores):
+        root.extend(_curve(family, model, subject, axis, looks(scores)[model.stage].shape))
     return ET.tostring(root, encoding="unicode")
 
 
-def _curve(attack: Attack, stage: Stage, subject: str, axis: Axis, shape: str) -> list[ET.Element]:
-    cells = [(index, point.metric.cell(stage.key, subject)) for index, point in enumerate(attack.points)]
-    known: list[tuple[int, Cell]] = [(index, cell) for index, cell in cells if cell is not None]
-    spots = [(percent(_across(attack, index)), _height(axis, cell.value)) for index, cell in known]
+def _curve(family: Family, model: Model, subject: str, axis: Axis, shape: str) -> list[ET.Element]:
+    rows = [(index, point.metric.row(model.stage, subject)) for index, point in enumerate(family.points)]
+    known: list[tuple[int, Row]] = [(index, row) for index, row in rows if row is not None]
+    spots = [(percent(_across(family, index)), _height(axis, row.value)) for index, row in known]
     drawn = [
         ET.Element("line", {"class": f"whisker {shape}", "x1": x, "y1": str(y), "x2": right, "y2": str(below)})
         for (x, y), (right, below) in pairwise(spots)
     ]
-    for (index, cell), (_, y) in zip(known, spots, strict=True):
-        metric, at = attack.points[index].metric, attack.points[index].at
-        said = f"{name(subject)}, {clean(stage.label)}, {at:g}: {metric.with_interval(cell)}"
-        drawn.append(mark(_across(attack, index), y, shape, said))
+    for (index, row), (_, y) in zip(known, spots, strict=True):
+        metric, at = family.points[index].metric, family.points[index].at
+        said = f"{name(subject)}, {clean(model.label)}, {at:g}: {metric.with_interval(row)}"
+        drawn.append(mark(_across(family, index), y, shape, said))
     return drawn
 
 
-def _across(attack: Attack, index: int) -> float:
-    return LEFT + 3 + (100 - LEFT - 3 - RIGHT) * index / (len(attack.points) - 1)
+def _across(family: Family, index: int) -> float:
+    return LEFT + 3 + (100 - LEFT - 3 - RIGHT) * index / (len(family.points) - 1)
 
 
 def _height(axis: Axis, value: float) -> float:

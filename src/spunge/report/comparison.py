@@ -1,16 +1,15 @@
 """The scores of several runs beside each other, refused where they were not measured with the same instrument."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError, suggestion
-from spunge.files import read_json
-from spunge.report.reading import read_scores
-from spunge.report.scores import Cell, Metric, Scores
+from spunge.report.scores import Metric, Scores, arranged, interval
 from spunge.report.wording import MISSING, aligned, clean, name, shortened
+from spunge.results import Evaluation, Results, Row, json_value, read_results
 
 NAME = 40  # columns that a metric's or subject's name may take
 
@@ -19,7 +18,7 @@ class Finished(NamedTuple):
     """A run that is compared."""
 
     name: str
-    content: Mapping[str, Any]
+    results: Results
     scores: Scores
 
 
@@ -27,33 +26,36 @@ class Comparison(NamedTuple):
     stage: str
     runs: tuple[Finished, ...]
 
-    def lines(self) -> Iterator[tuple[Metric, str, tuple[Cell | None, ...]]]:
+    def lines(self) -> Iterator[tuple[Metric, str, tuple[Row | None, ...]]]:
         """A metric, a subject and each run's score of it: all that any run has at the stage."""
         for metric in dict.fromkeys(metric.name for run in self.runs for metric in run.scores.every):
-            mine = [run.scores.metric(metric) for run in self.runs]
-            known = [found for found in mine if found is not None]
+            each = [run.scores.metric(metric) for run in self.runs]
+            known = [one for one in each if one is not None]
             # The same digits for all: those that all runs' numbers together ask for.
-            cells = {(f"{at} {stage}", of): c for at, m in enumerate(known) for (stage, of), c in m.cells.items()}
-            together = Metric(metric, known[0].higher_is_better, (), cells)
-            for subject in dict.fromkeys(subject.name for found in known for subject in found.subjects):
-                scored = tuple(found.cell(self.stage, subject) if found else None for found in mine)
+            rows = {
+                (f"{run} {stage}", of): row for run, one in enumerate(known) for (stage, of), row in one.rows.items()
+            }
+            together = Metric(metric, known[0].higher_is_better, (), rows)
+            for subject in dict.fromkeys(subject.name for one in known for subject in one.subjects):
+                scored = tuple(one.row(self.stage, subject) if one else None for one in each)
                 if any(scored):
                     yield together, subject, scored
 
     def text(self) -> str:
         """A line per metric and subject, a column per run."""
         lines = [["metric", "subject", *(clean(run.name) for run in self.runs)]]
-        for metric, subject, cells in self.lines():
-            shown = (MISSING if cell is None else metric.with_interval(cell) for cell in cells)
+        for metric, subject, rows in self.lines():
+            shown = (MISSING if row is None else metric.with_interval(row) for row in rows)
             lines.append([shortened(clean(metric.name), NAME), shortened(name(subject), NAME), *shown])
         return aligned(lines)
 
     def to_json(self) -> dict[str, Any]:
-        rows = []
-        for metric, subject, cells in self.lines():
-            found = [None if cell is None else _cell_json(cell) for cell in cells]
-            rows.append({"metric": metric.name, "subject": subject, "scores": found})
-        return {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": rows}
+        lines = []
+        for metric, subject, rows in self.lines():
+            scores = [None if row is None else _score_json(row) for row in rows]
+            lines.append({"metric": metric.name, "subject": subject, "scores": scores})
+        content = {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": lines}
+        return {key: json_value(value) for key, value in content.items()}
 
 
 def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
@@ -66,7 +68,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
         raise RecipeError("compare: one run alone; give two or more run folders")
     runs = [_finished(folder, shown) for folder, shown in zip(folders, _names(folders), strict=True)]
     for run in runs:
-        stages = [found.key for found in run.scores.stages]
+        stages = [model.stage for model in run.scores.models]
         if stage not in stages:
             raise RecipeError(
                 f"--stage: {run.name!r} has no stage {stage!r}{suggestion(stage, stages)}; it has {', '.join(stages)}"
@@ -76,17 +78,9 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     return Comparison(stage, tuple(runs))
 
 
-def results_of(folder: Path) -> Mapping[str, Any]:
-    """The content of RUN/results.json. Raises RecipeError where there is none."""
-    content = read_json(folder / "results.json")
-    if not isinstance(content, Mapping):
-        raise RecipeError(f"{str(folder)!r} holds no results.json; give the folder of a finished run (spunge run)")
-    return content
-
-
 def _finished(folder: Path, shown: str) -> Finished:
-    content = results_of(folder)
-    return Finished(shown, content, read_scores(content))
+    results = read_results(folder)
+    return Finished(shown, results, arranged(results))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -108,27 +102,26 @@ def _refuse_others(one: Finished, other: Finished) -> None:
                 _refuse(metric, one, entry, other, next(iter(theirs.values())))
 
 
-def _evaluations(run: Finished, metric: str) -> dict[str, Mapping[str, Any]]:
-    """Name -> entry, of those that report a metric."""
-    entries = run.content.get("evaluations") or []
-    found = {str(entry["name"]): entry for entry in entries if metric in entry["metrics"]}
-    if not found:
+def _evaluations(run: Finished, metric: str) -> dict[str, Evaluation]:
+    """Name -> evaluation, of those that report a metric."""
+    reporting = {each.name: each for each in run.results.evaluations if metric in each.metrics}
+    if not reporting:
         raise RecipeError(
             f"compare: {run.name!r} does not say what {metric!r} was measured with, being of an older version; "
             "`spunge run` on it again writes that down"
         )
-    return found
+    return reporting
 
 
-def _problem(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    if mine.get("instrument") != theirs.get("instrument"):
+def _problem(mine: Evaluation, theirs: Evaluation) -> str | None:
+    if mine.instrument != theirs.instrument:
         return "instrument"
-    return "items" if mine.get("rows") != theirs.get("rows") else None
+    return "items" if mine.rows != theirs.rows else None
 
 
-def _refuse(metric: str, one: Finished, mine: Mapping[str, Any], other: Finished, theirs: Mapping[str, Any]) -> None:
+def _refuse(metric: str, one: Finished, mine: Evaluation, other: Finished, theirs: Evaluation) -> None:
     problem = _problem(mine, theirs)
-    called = {str(entry["name"]): None for entry in (mine, theirs)}
+    called = dict.fromkeys([mine.name, theirs.name])
     head = f"compare: {metric!r} of the evaluation {' and '.join(map(repr, called))}"
     if problem == "instrument":
         raise RecipeError(
@@ -142,11 +135,11 @@ def _refuse(metric: str, one: Finished, mine: Mapping[str, Any], other: Finished
         )
 
 
-def _told(entry: Mapping[str, Any]) -> str:
-    instrument = entry.get("instrument") or {}
+def _told(evaluation: Evaluation) -> str:
+    instrument = evaluation.instrument or {}
     return f"({', '.join(f'{key}: {value}' for key, value in instrument.items())})" if instrument else "none"
 
 
-def _cell_json(cell: Cell) -> dict[str, Any]:
-    interval = cell.interval._asdict() if cell.interval else {"low": None, "high": None}
-    return {"value": cell.value, **interval, "n": cell.n}
+def _score_json(row: Row) -> dict[str, Any]:
+    ends = interval(row)
+    return {"value": row.value, "low": ends and ends.low, "high": ends and ends.high, "n": row.n}

@@ -1,7 +1,7 @@
-"""A metric as an inline SVG: a band per subject, a lane per kind of stage, a mark at the value, a whisker beside it.
+"""A metric as an inline SVG: a band per subject, a lane per kind of model, a mark at the value, a whisker beside it.
 
 Places along the axis are percentages and nothing is scaled, so one drawing fits a phone and a desk, with text of one
-size. Shapes as well as colours tell the stages apart; colours are near Okabe and Ito's, set by the page's style.
+size. Shapes as well as colours tell the models apart; colours are near Okabe and Ito's, set by the page's style.
 """
 
 import math
@@ -9,8 +9,9 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from spunge.report.axis import Axis, axis_for
-from spunge.report.scores import GROUPS, Cell, Metric, Scores, Stage, Subject
+from spunge.report.scores import GROUPS, Metric, Scores, Subject, interval
 from spunge.report.wording import MISSING, clean, name, number, shortened, width
+from spunge.results import Model, Row
 
 LANE, LABEL, GAP, TOP, GROUP = 12, 18, 10, 24, 24  # pixels
 NAME = 30  # columns that a subject may take
@@ -23,7 +24,7 @@ SHAPES = {
     "third": "M0 5 5-4H-5Z",
     "fourth": "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",
     "merged": "M-5 0A5 5 0 1 0 5 0 5 5 0 1 0-5 0Z",
-    "stage": "M-4-4 4 4M4-4-4 4",
+    "other": "M-4-4 4 4M4-4-4 4",
 }
 
 
@@ -31,14 +32,14 @@ CONTROLS = ("control", "second", "third", "fourth")  # beyond these they repeat
 
 
 class Look(NamedTuple):
-    """How a stage is drawn: its shape's and colour's name, and its lane from the top."""
+    """How a model is drawn: its shape's and colour's name, and its lane from the top."""
 
     shape: str
     lane: int
 
 
-class Key(NamedTuple):
-    """A line of the legend."""
+class LegendLine(NamedTuple):
+    """A shape and what it stands for."""
 
     shape: str
     path: str
@@ -46,37 +47,37 @@ class Key(NamedTuple):
 
 
 def looks(scores: Scores) -> dict[str, Look]:
-    """Stage -> look. All branches share a lane; every other stage has its own."""
-    found: dict[str, Look] = {}
+    """Stage -> look of its model. All branches share a lane; every other model has its own."""
+    by_stage: dict[str, Look] = {}
     lanes: dict[str, int] = {}
     controls = scores.of_kind("control")
-    order = ("base", "branch", "control", "stage", "merged")
-    for stage in sorted(scores.stages, key=lambda stage: order.index(stage.kind)):
-        lane = lanes.setdefault(stage.kind if stage.kind == "branch" else stage.key, len(lanes))
-        shape = CONTROLS[controls.index(stage) % len(CONTROLS)] if stage in controls else stage.kind
-        found[stage.key] = Look(shape, lane)
-    return found
+    order = ("base", "branch", "control", "other", "merged")
+    for model in sorted(scores.models, key=lambda model: order.index(model.kind)):
+        lane = lanes.setdefault(model.kind if model.kind == "branch" else model.stage, len(lanes))
+        shape = CONTROLS[controls.index(model) % len(CONTROLS)] if model in controls else model.kind
+        by_stage[model.stage] = Look(shape, lane)
+    return by_stage
 
 
-def legend(scores: Scores, metric: Metric | None = None) -> list[Key]:
-    """Of the stages that a metric was measured at; of all without one."""
+def legend(scores: Scores, metric: Metric | None = None) -> list[LegendLine]:
+    """Of the models that a metric was measured on; of all without one."""
     drawn = looks(scores)
-    keys = []
-    stages = metric.judged(scores.stages) if metric else scores.stages
-    for stage in sorted(stages, key=lambda stage: drawn[stage.key].lane):
-        if stage.kind != "branch":
-            keys.append((drawn[stage.key].shape, clean(stage.label)))
-        elif ("own", "branch of this part") not in keys:
-            keys += [("own", "branch of this part"), ("branch", "other branches")]
-    return [Key(shape, SHAPES[shape], label) for shape, label in keys]
+    shapes = []
+    models = metric.judged(scores.models) if metric else scores.models
+    for model in sorted(models, key=lambda model: drawn[model.stage].lane):
+        if model.kind != "branch":
+            shapes.append((drawn[model.stage].shape, clean(model.label)))
+        elif ("own", "branch of this part") not in shapes:
+            shapes += [("own", "branch of this part"), ("branch", "other branches")]
+    return [LegendLine(shape, SHAPES[shape], label) for shape, label in shapes]
 
 
 def figure(metric: Metric, scores: Scores, identifier: str) -> str:
     """SVG text, well-formed as XML; `identifier` makes its ids unique in the page."""
     axis = axis_for(metric.numbers, metric.share)
-    found = {stage.key: looks(scores)[stage.key] for stage in metric.judged(scores.stages)}
-    lanes = sorted({look.lane for look in found.values()})
-    drawn = {key: Look(look.shape, lanes.index(look.lane)) for key, look in found.items()}
+    judged = {model.stage: looks(scores)[model.stage] for model in metric.judged(scores.models)}
+    lanes = sorted({look.lane for look in judged.values()})
+    drawn = {stage: Look(look.shape, lanes.index(look.lane)) for stage, look in judged.items()}
     parts: list[ET.Element] = []
     y, group = TOP, None
     for subject in metric.subjects:
@@ -132,7 +133,7 @@ def tick_label(value: float, step: float) -> str:
 def _band(
     metric: Metric, subject: Subject, scores: Scores, drawn: dict[str, Look], axis: Axis, top: int
 ) -> list[ET.Element]:
-    base, merged = metric.cell("base", subject.name), metric.cell("merged", subject.name)
+    base, merged = metric.row("base", subject.name), metric.row("merged", subject.name)
     band = [text(shortened(name(subject.name), NAME), "0%", top + 12, "subject")]
     if width(name(subject.name)) > NAME:
         ET.SubElement(band[0], "title").text = name(subject.name)
@@ -140,23 +141,24 @@ def _band(
         band.append(text(f"{metric.shown(base.value)} → {metric.shown(merged.value)}", "100%", top + 12, "change"))
     marks: list[ET.Element] = []
     # What tells most is drawn last: other branches lie below the part's own.
-    for stage in sorted(scores.stages, key=lambda stage: (stage.key == subject.branch, stage.kind == "merged")):
-        cell = metric.cell(stage.key, subject.name)
-        if cell is None:
+    for model in sorted(scores.models, key=lambda model: (model.stage == subject.branch, model.kind == "merged")):
+        row = metric.row(model.stage, subject.name)
+        if row is None:
             continue
-        look = drawn[stage.key]
-        shape = "own" if stage.key == subject.branch else look.shape
+        look = drawn[model.stage]
+        shape = "own" if model.stage == subject.branch else look.shape
         y = top + LABEL + look.lane * LANE + LANE // 2
-        if cell.interval and shape != "branch":
-            band.append(_whisker(axis.place(cell.interval.low), axis.place(cell.interval.high), y, shape))
-        marks.append(mark(axis.place(cell.value), y, shape, _said(metric, subject, stage, cell)))
+        ends = interval(row)
+        if ends and shape != "branch":
+            band.append(_whisker(axis.place(ends.low), axis.place(ends.high), y, shape))
+        marks.append(mark(axis.place(row.value), y, shape, _said(metric, subject, model, row)))
     return band + marks
 
 
-def _said(metric: Metric, subject: Subject, stage: Stage, cell: Cell) -> str:
-    count = f", n = {cell.n}" if cell.n is not None else ""
-    off = "" if math.isfinite(cell.value) else " (beyond the axis)"
-    return f"{name(subject.name)}, {clean(stage.label)}: {metric.with_interval(cell) or MISSING}{off}{count}"
+def _said(metric: Metric, subject: Subject, model: Model, row: Row) -> str:
+    count = f", n = {row.n}" if row.n is not None else ""
+    off = "" if math.isfinite(row.value) else " (beyond the axis)"
+    return f"{name(subject.name)}, {clean(model.label)}: {metric.with_interval(row) or MISSING}{off}{count}"
 
 
 def _whisker(low: float, high: float, y: int, shape: str) -> ET.Element:

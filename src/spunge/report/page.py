@@ -10,16 +10,16 @@ from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from spunge.files import read_json, write_text
-from spunge.report.attacks import Attack, attacks, curve_lines, drawn_stages, panels, recovered_table
+from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
 from spunge.report.published import published
-from spunge.report.reading import read_scores
-from spunge.report.scores import GROUPS, Metric, Scores, Stage
+from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.training import trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, clean, duration, name, shortened, size
+from spunge.results import FILE, Model, Results, read_results
 
 
 def write_page(run: Path) -> Path:
@@ -36,9 +36,10 @@ def page(run: Path) -> str:
     """The page's HTML. Everything from the run's files is escaped."""
     recipe_text = _read(run / "recipe.yaml")
     recipe = _mapping(_yaml(recipe_text))
-    results = _mapping(read_json(run / "results.json"))
+    results = read_results(run) if (run / FILE).exists() else Results(rows=())
     split = _mapping(read_json(run / "split.json"))
-    scores = read_scores(results)
+    scores = arranged(results)
+    parts = {part.slug: part.value for part in results.parts} or _parts(split)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
     environment.filters |= {"clean": clean, "name": name, "short": _short, "duration": duration, "size": size}
     return environment.get_template("page.html").render(
@@ -52,12 +53,11 @@ def page(run: Path) -> str:
         published=published(scores),
         charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
         groups=GROUPS,
-        attacks=[_attack(attack, scores, f"audit-{index}") for index, attack in enumerate(attacks(scores))],
-        back=dict(zip(("stages", "lines"), recovered_table(scores), strict=True)),
+        attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
+        back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
         spillover=spillover(scores),
-        evaluations=[row for row in results.get("evaluations") or [] if isinstance(row, Mapping)],
-        branches=trained(run, "branches", split, results),
-        controls=trained(run, "controls", split, results),
+        branches=trained(run, "branches", parts),
+        controls=trained(run, "controls", parts),
         merge=merge_facts(_mapping(read_json(run / "merge.json"))),
         missing=MISSING,
     )
@@ -76,7 +76,7 @@ def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:
 
 
 def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
-    """A metric with its drawing and its table, of the stages that were judged by it."""
+    """A metric with its drawing and its table, of the models that were judged by it."""
     columns = _columns(metric, scores)
     return {
         "metric": metric,
@@ -88,52 +88,56 @@ def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
     }
 
 
-def _attack(attack: Attack, scores: Scores, identifier: str) -> dict[str, Any]:
+def _attack(family: Family, scores: Scores, identifier: str) -> dict[str, Any]:
     """An attack as a curve in small panels, or with a chart and a table for each metric."""
-    if attack.points:
-        drawn = [Markup(svg) for svg in panels(attack, scores)]  # noqa: S704 - built by ElementTree, which escapes
-        at = [f"{point.at:g}" for point in attack.points]
-        shapes = {looks(scores)[stage.key].shape for stage in drawn_stages(attack, scores)}
-        told = [key for key in legend(scores) if key.shape in shapes]
-        return {"name": attack.name, "panels": drawn, "legend": told, "at": at, "lines": curve_lines(attack, scores)}
-    charts = [_chart(metric, scores, f"{identifier}-{index}") for index, metric in enumerate(attack.metrics)]
-    return {"name": attack.name, "charts": charts}
+    if family.points:
+        drawn = [Markup(svg) for svg in panels(family, scores)]  # noqa: S704 - built by ElementTree, which escapes
+        at = [f"{point.at:g}" for point in family.points]
+        shapes = {looks(scores)[model.stage].shape for model in drawn_models(family, scores)}
+        told = [line for line in legend(scores) if line.shape in shapes]
+        return {"name": family.name, "panels": drawn, "legend": told, "at": at, "lines": curve_lines(family, scores)}
+    charts = [_chart(metric, scores, f"{identifier}-{index}") for index, metric in enumerate(family.metrics)]
+    return {"name": family.name, "charts": charts}
 
 
 def _template(file: str) -> str:
     return resources.files("spunge.report").joinpath(file).read_text("utf-8")
 
 
-def _columns(metric: Metric, scores: Scores) -> list[Stage]:
+def _columns(metric: Metric, scores: Scores) -> list[Model]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
-    order = ("base", "merged", "control", "branch", "stage")
-    return sorted(metric.judged(scores.stages), key=lambda stage: order.index(stage.kind))
+    order = ("base", "merged", "control", "branch", "other")
+    return sorted(metric.judged(scores.models), key=lambda model: order.index(model.kind))
 
 
-def _line(metric: Metric, columns: list[Stage], index: int) -> dict[str, Any]:
-    """A row of the full table: a subject's cells in the order of the columns."""
+def _line(metric: Metric, columns: list[Model], index: int) -> dict[str, Any]:
+    """A line of the full table: a subject's scores in the order of the columns."""
     subject = metric.subjects[index]
-    cells = [(stage, metric.cell(stage.key, subject.name)) for stage in columns]
-    change = metric.change("merged", "base", subject.name)
-    counts = {cell.n for _, cell in cells if cell is not None and cell.n is not None}
+    cells = [(model, metric.row(model.stage, subject.name)) for model in columns]
+    shift = metric.shift("merged", "base", subject.name)
+    counts = {row.n for _, row in cells if row is not None and row.n is not None}
     return {
         "subject": subject,
         "first": index == 0 or metric.subjects[index - 1].group != subject.group,
         "cells": [
             {
-                "value": MISSING if cell is None else metric.shown(cell.value),
-                "interval": "" if cell is None else metric.interval(cell),
-                "spread": "" if cell is None else metric.spread(cell),
-                "below": cell is not None and cell.below_chance,
-                "kind": "own" if stage.key == subject.branch else stage.kind,
-                "change": metric.moved(change) or MISSING,
-                "change_interval": metric.moved_interval(change),
-                "certain": change is not None and change.way != 0,
+                "value": MISSING if row is None else metric.shown(row.value),
+                "interval": "" if row is None else metric.interval(row),
+                "spread": "" if row is None else metric.spread(row),
+                "below": row is not None and row.below_chance,
+                "kind": "own" if model.stage == subject.branch else model.kind,
+                "change": metric.moved(shift) or MISSING,
+                "change_interval": metric.moved_interval(shift),
+                "certain": shift is not None and shift.way != 0,
             }
-            for stage, cell in cells
+            for model, row in cells
         ],
         "n": "/".join(map(str, sorted(counts))) or MISSING,
     }
+
+
+def _parts(split: Mapping[str, Any]) -> dict[str, str]:
+    return {str(part["slug"]): str(part["value"]) for part in split.get("parts") or []}
 
 
 def _short(value: object, columns: int) -> str:

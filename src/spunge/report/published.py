@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from spunge.report.scores import Metric, Scores
+from spunge.report.scores import Scores
 from spunge.report.wording import MISSING, clean, name, signed
 
 
@@ -21,20 +21,21 @@ class Beside(NamedTuple):
 
 def published(scores: Scores) -> list[Beside]:
     """A line for each of the paper's figures, in the recipe's order; what the run did not measure is `–`."""
-    stages = {stage.key: stage.label for stage in scores.stages}
+    labels = {model.stage: model.label for model in scores.models}
     lines = []
     for entry in scores.published:
         metric = scores.metric(entry.metric)
-        cell = metric.cell(entry.stage, entry.subject) if metric else None
+        row = metric.row(entry.stage, entry.subject) if metric else None
         shown: tuple[str, str, str] = (MISSING, "", MISSING)
-        if metric is not None and cell is not None:
-            bounds = " ".join(filter(None, (metric.interval(cell), metric.spread(cell))))
-            shown = (metric.shown(cell.value), bounds, _difference(metric, cell.value, entry.value))
+        if metric is not None and row is not None:
+            bounds = " ".join(filter(None, (metric.interval(row), metric.spread(row))))
+            difference = signed(row.value - entry.value, metric.share, metric.digits)
+            shown = (metric.shown(row.value), bounds, difference)
         lines.append(
             Beside(
                 metric=clean(entry.metric),
                 subject=name(entry.subject),
-                stage=clean(stages.get(entry.stage, entry.stage)),
+                stage=clean(labels.get(entry.stage, entry.stage)),
                 ours=shown[0],
                 interval=shown[1],
                 paper=f"{entry.value:g}",  # as printed
@@ -43,7 +44,3 @@ def published(scores: Scores) -> list[Beside]:
             )
         )
     return lines
-
-
-def _difference(metric: Metric, ours: float, paper: float) -> str:
-    return signed(ours - paper, metric.share, metric.digits)

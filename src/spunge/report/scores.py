@@ -1,18 +1,18 @@
-"""What results.json says, arranged for showing: metrics, each with its subjects in groups, and a cell per stage."""
+"""What results.json says, arranged for showing: metrics, each with its subjects in groups, and a row per model."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 from spunge.report.wording import number, signed
+from spunge.results import Difference, Group, Kind, Model, Published, Recovered, Results, Row
 
-Group = Literal["forget", "mixed", "other", "worst"]
-Kind = Literal["base", "branch", "control", "merged", "stage"]
 GROUPS: dict[Group, str] = {
     "forget": "Parts to forget",
-    "mixed": "All rows together",
-    "other": "To be kept",
+    "together": "All rows together",
+    "keep": "To be kept",
     "worst": "Worst subject",
 }
 
@@ -22,18 +22,21 @@ class Interval(NamedTuple):
     high: float
 
 
-class Cell(NamedTuple):
-    """One measurement, with its 95% interval."""
-
-    value: float
-    interval: Interval | None = None
-    n: int | None = None
-    spread: float | None = None  # standard deviation over the seeds
-    below_chance: bool = False  # for certain
+def interval(row: Row | Difference | Recovered) -> Interval | None:
+    """The 95% interval, where it is known."""
+    if row.low is None or row.high is None or math.isnan(row.low) or math.isnan(row.high):
+        return None
+    return Interval(row.low, row.high)
 
 
-class Change(NamedTuple):
-    """One stage against another on a subject: a difference, or a ratio. Without an interval it is not a paired one."""
+def share_back(row: Recovered) -> str:
+    """`62% [40% 81%]`."""
+    ends = " ".join(f"{100 * end:.0f}%" for end in interval(row) or ())
+    return f"{100 * row.value:.0f}%{f' [{ends}]' if ends else ''}".replace("-", "−")
+
+
+class Shift(NamedTuple):
+    """How far one model lies from another on a subject: a difference, or a ratio. Without an interval it is not a paired one."""
 
     value: float
     interval: Interval | None
@@ -56,20 +59,10 @@ class Change(NamedTuple):
         return number(end, 0.1 <= end < 100)
 
 
-class Stage(NamedTuple):
-    key: str  # base, branch:SLUG, control:NAME, merged
-    kind: Kind
-    name: str  # the branch's value, the control's name, else the key
-
-    @property
-    def label(self) -> str:
-        return {"branch": f"branch {self.name}", "control": f"{self.name} control"}.get(self.kind, self.name)
-
-
 class Subject(NamedTuple):
     name: str
     group: Group
-    branch: str | None = None  # the stage that unlearned this subject
+    branch: str | None = None  # the stage whose model unlearned this subject
 
 
 @dataclass(frozen=True)
@@ -77,134 +70,112 @@ class Metric:
     name: str
     higher_is_better: bool
     subjects: tuple[Subject, ...]  # parts to forget first, the worst last
-    cells: Mapping[tuple[str, str], Cell]  # (stage, subject)
-    paired: Mapping[tuple[str, str, str], Change] = field(default_factory=dict)  # (stage, against, subject)
-    of: str | None = None  # the metric that this one measures again, after an attack
+    rows: Mapping[tuple[str, str], Row]  # (stage, subject)
+    paired: Mapping[tuple[str, str, str], Shift] = field(default_factory=dict)  # (stage, against, subject)
+    of: str | None = None  # the metric that this one measures again, under an attack
+    curve: str | None = None  # what all points of its curve are called together
+    at: float | None = None  # where on the curve
+    unit: str | None = None  # of `at`
     chance: float | None = None  # what guessing gives
     side: bool = False  # a check on another metric
 
-    def cell(self, stage: str, subject: str) -> Cell | None:
-        return self.cells.get((stage, subject))
+    def row(self, stage: str, subject: str) -> Row | None:
+        return self.rows.get((stage, subject))
 
-    def judged(self, stages: Iterable[Stage]) -> list[Stage]:
-        """Those of the stages that have a score."""
-        known = {stage for stage, _ in self.cells}
-        return [stage for stage in stages if stage.key in known]
+    def judged(self, models: Iterable[Model]) -> list[Model]:
+        """Those of the models that have a score."""
+        known = {stage for stage, _ in self.rows}
+        return [model for model in models if model.stage in known]
 
-    def change(self, stage: str, against: str, subject: str) -> Change | None:
-        """The paired one; where there is none the plain one, which claims nothing; None where a cell is missing."""
-        found = self.paired.get((stage, against, subject))
-        if found is not None:
-            return found
-        after, before = self.cell(stage, subject), self.cell(against, subject)
+    def shift(self, stage: str, against: str, subject: str) -> Shift | None:
+        """The paired one; where there is none the plain one, which claims nothing; None where a row is missing."""
+        paired = self.paired.get((stage, against, subject))
+        if paired is not None:
+            return paired
+        after, before = self.row(stage, subject), self.row(against, subject)
         if before is None or after is None or not (math.isfinite(before.value) and math.isfinite(after.value)):
             return None
         if not self.share and before.value > 0 and after.value > 0:
-            return Change(after.value / before.value, None, True)
-        return Change(after.value - before.value, None, False)
+            return Shift(after.value / before.value, None, True)
+        return Shift(after.value - before.value, None, False)
 
-    @property
+    @cached_property
     def numbers(self) -> list[float]:
         """Every finite value and bound."""
-        every = (x for cell in self.cells.values() for x in (cell.value, *(cell.interval or ())))
+        every = (x for row in self.rows.values() for x in (row.value, *(interval(row) or ())))
         return [x for x in every if math.isfinite(x)]
 
-    @property
+    @cached_property
     def share(self) -> bool:
         """Everything lies in [0, 1]: compared by differences; else by ratios, where the numbers allow it."""
-        return all(0 <= x <= 1 for x in self.numbers) and all(math.isfinite(cell.value) for cell in self.cells.values())
+        return all(0 <= x <= 1 for x in self.numbers) and all(math.isfinite(row.value) for row in self.rows.values())
 
-    @property
+    @cached_property
     def digits(self) -> int:
         """Decimals of a share: three where the values are small or the counts are large."""
         small = max(self.numbers, default=1.0) < 0.1
-        return 3 if small or max((cell.n or 0 for cell in self.cells.values()), default=0) >= 1000 else 2
+        return 3 if small or max((row.n or 0 for row in self.rows.values()), default=0) >= 1000 else 2
 
     def shown(self, value: float | None) -> str:
         return number(value, self.share, self.digits)
 
-    def interval(self, cell: Cell) -> str:
+    def interval(self, row: Row) -> str:
         """`[0.21 0.44]`, or nothing."""
-        return f"[{self.shown(cell.interval.low)} {self.shown(cell.interval.high)}]" if cell.interval else ""
+        ends = interval(row)
+        return f"[{self.shown(ends.low)} {self.shown(ends.high)}]" if ends else ""
 
-    def spread(self, cell: Cell) -> str:
+    def spread(self, row: Row) -> str:
         """`±0.03` over the seeds, or nothing."""
-        if cell.spread is None:
+        if row.spread is None or math.isnan(row.spread):
             return ""
-        plain = not self.share and cell.spread < 1 <= abs(cell.value)  # no more decimals than the value has
-        return f"±{number(cell.spread, plain or self.share, 2 if plain else self.digits)}"
+        plain = not self.share and row.spread < 1 <= abs(row.value)  # no more decimals than the value has
+        return f"±{number(row.spread, plain or self.share, 2 if plain else self.digits)}"
 
-    def with_interval(self, cell: Cell) -> str:
-        return " ".join(filter(None, (self.shown(cell.value), self.interval(cell), self.spread(cell))))
+    def with_interval(self, row: Row) -> str:
+        return " ".join(filter(None, (self.shown(row.value), self.interval(row), self.spread(row))))
 
-    def moved(self, change: Change | None) -> str:
+    def moved(self, shift: Shift | None) -> str:
         """`−0.68`, or `×1.03` for a ratio; nothing for None."""
-        if change is None:
+        if shift is None:
             return ""
-        return f"×{change.times(change.value)}" if change.ratio else signed(change.value, self.share, self.digits)
+        return f"×{shift.times(shift.value)}" if shift.ratio else signed(shift.value, self.share, self.digits)
 
-    def moved_interval(self, change: Change | None) -> str:
+    def moved_interval(self, shift: Shift | None) -> str:
         """`[−0.79 −0.55]`, or nothing."""
-        if change is None or change.interval is None:
+        if shift is None or shift.interval is None:
             return ""
-        ends = (change.times(x) if change.ratio else signed(x, self.share, self.digits) for x in change.interval)
+        ends = (shift.times(x) if shift.ratio else signed(x, self.share, self.digits) for x in shift.interval)
         return f"[{' '.join(ends)}]"
 
-    def by(self, change: Change) -> str:
+    def by(self, shift: Shift) -> str:
         """How far something fell or rose, without a sign: `by 0.68 [0.55 0.79]`, `×1.03 [1.01 1.05]`."""
-        if change.ratio:
-            return f"{self.moved(change)} {self.moved_interval(change)}".strip()
-        ends = sorted(map(abs, change.interval)) if change.interval else []
+        if shift.ratio:
+            return f"{self.moved(shift)} {self.moved_interval(shift)}".strip()
+        ends = sorted(map(abs, shift.interval)) if shift.interval else []
         digits = self.digits
         while ends and digits < 4 and round(ends[0], digits) == 0:
             digits += 1  # the end that makes it certain is not shown as nothing
         bounds = f" [{' '.join(number(end, self.share, digits) for end in ends)}]" if ends else ""
-        return f"by {self.shown(abs(change.value))}{bounds}"
+        return f"by {self.shown(abs(shift.value))}{bounds}"
 
-    def worse(self, change: Change) -> float:
-        """How much worse the change makes it; comparable between subjects: a difference, or that of logarithms."""
-        size = math.log(change.value) if change.ratio and change.value > 0 else change.value
+    def worse(self, shift: Shift) -> float:
+        """How much worse it makes the model; comparable between subjects: a difference, or that of logarithms."""
+        size = math.log(shift.value) if shift.ratio and shift.value > 0 else shift.value
         return -size if self.higher_is_better else size
-
-
-class Recovered(NamedTuple):
-    """The share of what was forgotten that an attack brings back."""
-
-    stage: str
-    subject: str
-    metric: str
-    value: float
-    interval: Interval | None
-
-    @property
-    def shown(self) -> str:
-        """`62% [40% 81%]`."""
-        ends = " ".join(f"{100 * end:.0f}%" for end in self.interval or ())
-        return f"{100 * self.value:.0f}%{f' [{ends}]' if ends else ''}".replace("-", "−")
-
-
-class Published(NamedTuple):
-    """A paper's figure."""
-
-    stage: str
-    subject: str
-    metric: str
-    value: float
-    source: str
 
 
 @dataclass(frozen=True)
 class Scores:
     parts: tuple[str, ...]  # the values to forget
-    stages: tuple[Stage, ...]
+    models: tuple[Model, ...]
     metrics: tuple[Metric, ...]  # of the models as they are
     audits: tuple[Metric, ...] = ()  # of the models under attack
     recovered: tuple[Recovered, ...] = ()
     published: tuple[Published, ...] = ()
     seeds: int = 1
 
-    def of_kind(self, *kinds: Kind) -> tuple[Stage, ...]:
-        return tuple(stage for stage in self.stages if stage.kind in kinds)
+    def of_kind(self, *kinds: Kind) -> tuple[Model, ...]:
+        return tuple(model for model in self.models if model.kind in kinds)
 
     @property
     def every(self) -> tuple[Metric, ...]:
@@ -217,3 +188,60 @@ class Scores:
     def paired(self) -> bool:
         """Whether the differences that claims rest on are there."""
         return any(metric.paired for metric in self.every)
+
+
+def arranged(results: Results) -> Scores:
+    """The results by metric. What has no value, such as a share of no items, is left out."""
+    by_metric: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if not math.isnan(row.value):
+            by_metric.setdefault(row.metric, []).append(row)
+    paired: dict[str, list[Difference]] = {}
+    for difference in results.differences:
+        if not math.isnan(difference.value):
+            paired.setdefault(difference.metric, []).append(difference)
+    metrics = [_metric(rows, paired.get(name, []), results) for name, rows in by_metric.items()]
+    return Scores(
+        parts=tuple(part.value for part in results.parts),
+        models=results.models,
+        metrics=tuple(metric for metric in metrics if metric.of is None),
+        audits=tuple(metric for metric in metrics if metric.of is not None),
+        recovered=tuple(share for share in results.recovered if not math.isnan(share.value)),
+        published=results.published,
+        seeds=results.seeds,
+    )
+
+
+def _metric(rows: Sequence[Row], differences: Sequence[Difference], results: Results) -> Metric:
+    first = rows[0]
+    chances = {row.chance for row in rows if row.chance is not None}
+    return Metric(
+        name=first.metric,
+        higher_is_better=first.higher_is_better,
+        subjects=_subjects(rows, results),
+        rows={(row.stage, row.subject): row for row in rows},
+        paired={(each.stage, each.against, each.subject): _shift(each) for each in differences},
+        of=first.of,
+        curve=first.curve,
+        at=first.at,
+        unit=first.unit,
+        chance=chances.pop() if len(chances) == 1 else None,
+        side=any(row.side for row in rows),
+    )
+
+
+def _subjects(rows: Sequence[Row], results: Results) -> tuple[Subject, ...]:
+    groups = {row.subject: row.group for row in rows}
+    branches = {model.name: model.stage for model in results.models if model.kind == "branch"}
+    parts = [part.value for part in results.parts if groups.get(part.value) == "forget"]
+    names = dict.fromkeys([*parts, *groups])  # parts in the order of the run
+    return tuple(
+        Subject(name, group, branches.get(name) if group == "forget" else None)
+        for group in GROUPS
+        for name in names
+        if groups[name] == group
+    )
+
+
+def _shift(row: Difference) -> Shift:
+    return Shift(row.value, interval(row), row.kind == "ratio", row.n)

@@ -1,20 +1,21 @@
-"""What each branch changes besides its own part: the matrix of parts and stages, and a line for each branch."""
+"""What each branch changes besides its own part: the matrix of parts and models, and a line for each branch."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import Change, Kind, Metric, Scores, Stage
+from spunge.report.scores import Metric, Scores, Shift, Subject
 from spunge.report.wording import MISSING
+from spunge.results import Kind, Model
 
 
 class Spill(NamedTuple):
-    """A cell: what a stage changed on a part, against the base."""
+    """A cell: what a model has changed on a part, against the base."""
 
     value: str
     interval: str
-    kind: str  # own, spill (a branch's on another part), control, merged or stage
+    kind: str  # own, spill (a branch's on another part), control, merged or other
     certain: bool
     said: str  # for readers who see no colours
 
@@ -22,7 +23,7 @@ class Spill(NamedTuple):
 class Effect(NamedTuple):
     """What one branch changed: on its own part, and on average over the others."""
 
-    stage: Stage
+    model: Model
     own: Spill | None
     others: str
     certain: int  # of the others, those that changed for certain
@@ -31,8 +32,8 @@ class Effect(NamedTuple):
 
 class Matrix(NamedTuple):
     metric: Metric
-    stages: tuple[Stage, ...]  # all but the base
-    lines: tuple[tuple[str, str, tuple[Spill | None, ...]], ...]  # part, the base's value, a cell per stage
+    models: tuple[Model, ...]  # all but the base
+    lines: tuple[tuple[str, str, tuple[Spill | None, ...]], ...]  # part, the base's value, a cell per model
     effects: tuple[Effect, ...]
 
     @property
@@ -43,59 +44,55 @@ class Matrix(NamedTuple):
 
 def spillover(scores: Scores) -> list[Matrix]:
     """A matrix for every metric that branches were judged by on two parts or more."""
-    found = [_matrix(metric, scores) for metric in scores.metrics]
-    return [matrix for matrix in found if matrix is not None]
+    matrices = [_matrix(metric, scores) for metric in scores.metrics]
+    return [matrix for matrix in matrices if matrix is not None]
 
 
 def _matrix(metric: Metric, scores: Scores) -> Matrix | None:
     parts = [subject for subject in metric.subjects if subject.group == "forget"]
-    order: tuple[Kind, ...] = ("merged", "branch", "control", "stage")
-    stages = sorted(metric.judged(scores.of_kind(*order)), key=lambda stage: order.index(stage.kind))
-    branches = [stage for stage in stages if stage.kind == "branch"]
+    order: tuple[Kind, ...] = ("merged", "branch", "control", "other")
+    models = sorted(metric.judged(scores.of_kind(*order)), key=lambda model: order.index(model.kind))
+    branches = [model for model in models if model.kind == "branch"]
     if len(parts) < 2 or not branches:
         return None
     lines = []
     for part in parts:
-        base = metric.cell("base", part.name)
-        cells = tuple(_spill(metric, stage, part.name, stage.key == part.branch) for stage in stages)
+        base = metric.row("base", part.name)
+        cells = tuple(_spill(metric, model, part.name, model.stage == part.branch) for model in models)
         lines.append((part.name, metric.shown(base.value) if base else MISSING, cells))
-    effects = tuple(_effect(metric, stage, [part.name for part in parts]) for stage in branches)
-    return Matrix(metric, tuple(stages), tuple(lines), effects)
+    effects = tuple(_effect(metric, model, parts) for model in branches)
+    return Matrix(metric, tuple(models), tuple(lines), effects)
 
 
-def _spill(metric: Metric, stage: Stage, part: str, own: bool) -> Spill | None:
-    change = metric.change(stage.key, "base", part)
-    if change is None:
+def _spill(metric: Metric, model: Model, part: str, own: bool) -> Spill | None:
+    shift = metric.shift(model.stage, "base", part)
+    if shift is None:
         return None
-    kind = "own" if own else "spill" if stage.kind == "branch" else stage.kind
+    kind = "own" if own else "spill" if model.kind == "branch" else model.kind
     said = {"own": "the branch's own part", "spill": "spillover"}.get(kind, "")
-    said = ", ".join(filter(None, (said, "a certain change" if change.way else "no certain change")))
-    return Spill(metric.moved(change), metric.moved_interval(change), kind, bool(change.way), said)
+    said = ", ".join(filter(None, (said, "a certain change" if shift.way else "no certain change")))
+    return Spill(metric.moved(shift), metric.moved_interval(shift), kind, bool(shift.way), said)
 
 
-def _effect(metric: Metric, stage: Stage, parts: Sequence[str]) -> Effect:
-    mine = next((part for part in parts if _branch_of(metric, part) == stage.key), None)
-    changes = [metric.change(stage.key, "base", part) for part in parts if part != mine]
-    found = [change for change in changes if change is not None]
+def _effect(metric: Metric, model: Model, parts: Sequence[Subject]) -> Effect:
+    own = next((part.name for part in parts if part.branch == model.stage), None)
+    shifts = [metric.shift(model.stage, "base", part.name) for part in parts if part.name != own]
+    known = [shift for shift in shifts if shift is not None]
     return Effect(
-        stage=stage,
-        own=_spill(metric, stage, mine, True) if mine is not None else None,
-        others=metric.moved(_mean(found)) or MISSING,
-        certain=sum(change.way != 0 for change in found),
-        measured=len(found),
+        model=model,
+        own=_spill(metric, model, own, True) if own is not None else None,
+        others=metric.moved(_mean(known)) or MISSING,
+        certain=sum(shift.way != 0 for shift in known),
+        measured=len(known),
     )
 
 
-def _branch_of(metric: Metric, part: str) -> str | None:
-    return next((subject.branch for subject in metric.subjects if subject.name == part), None)
-
-
-def _mean(changes: Sequence[Change]) -> Change | None:
+def _mean(shifts: Sequence[Shift]) -> Shift | None:
     """The mean of differences, the geometric mean of ratios; None where there are none or of both kinds."""
-    ratio = bool(changes) and changes[0].ratio
-    values = [change.value for change in changes]
-    if not changes or any(change.ratio != ratio for change in changes) or not all(map(math.isfinite, values)):
+    ratio = bool(shifts) and shifts[0].ratio
+    values = [shift.value for shift in shifts]
+    if not shifts or any(shift.ratio != ratio for shift in shifts) or not all(map(math.isfinite, values)):
         return None
     if not ratio:
-        return Change(fmean(values), None, False)
-    return Change(math.exp(fmean(map(math.log, values))), None, True) if min(values) > 0 else None
+        return Shift(fmean(values), None, False)
+    return Shift(math.exp(fmean(map(math.log, values))), None, True) if min(values) > 0 else None

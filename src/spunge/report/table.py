@@ -2,8 +2,8 @@
 
 import io
 import shutil
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -11,20 +11,20 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from spunge.report.reading import read_scores
-from spunge.report.scores import Cell, Group, Metric, Scores, Stage, Subject
+from spunge.report.scores import Metric, Scores, Subject, arranged
 from spunge.report.wording import MISSING, aligned, clean, name, shortened
+from spunge.results import Group, Model, Results, Row
 
 NAME = 28  # columns that a subject or a metric may take
-HEAD = 12  # that a stage may take
-BRIEFLY: dict[Group, str] = {"forget": "to forget", "mixed": "together", "other": "to keep", "worst": "worst of them"}
+HEAD = 12  # that a model may take
+BRIEFLY: dict[Group, str] = {"forget": "to forget", "together": "together", "keep": "to keep", "worst": "worst of them"}
 BELOW = "↓"
 
 
 class Form(NamedTuple):
     """How much is shown."""
 
-    intervals: tuple[str, ...]  # kinds of stages that show theirs
+    intervals: tuple[str, ...]  # kinds of models that show theirs
     branches: bool  # each in a column of its own; else only the branch of the line's own part
     controls: bool = True  # every one; else the first
     between: bool = True  # anything but the base and the merged model
@@ -45,9 +45,9 @@ FORMS = (
 )
 
 
-def results_table(results: Mapping[str, Any], width: int | None = None) -> Table:
+def results_table(results: Results, width: int | None = None) -> Table:
     """The fullest form that fits into `width` columns (the terminal's by default): a line per metric and subject."""
-    scores = read_scores(results)
+    scores = arranged(results)
     room = width or shutil.get_terminal_size((100, 24)).columns
     # Measured as if there were no end to the line, so that a table which does not fit says so.
     endless = Console(width=100_000, file=io.StringIO())
@@ -58,20 +58,20 @@ def results_table(results: Mapping[str, Any], width: int | None = None) -> Table
     return table
 
 
-def results_text(results: Mapping[str, Any]) -> str:
+def results_text(results: Results) -> str:
     """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
-    scores = read_scores(results)
-    lines = [["metric", "subject", *(clean(stage.key) for stage in scores.stages)]]
+    scores = arranged(results)
+    lines = [["metric", "subject", *(clean(model.stage) for model in scores.models)]]
     for metric in scores.every:
         for subject in metric.subjects:
-            cells = [metric.cell(stage.key, subject.name) for stage in scores.stages]
-            shown = [MISSING if cell is None else _plain(metric, cell) for cell in cells]
+            rows = [metric.row(model.stage, subject.name) for model in scores.models]
+            shown = [MISSING if row is None else _plain(metric, row) for row in rows]
             lines.append([clean(metric.name), name(subject.name), *shown])
     return aligned(lines)
 
 
-def _plain(metric: Metric, cell: Cell) -> str:
-    return metric.with_interval(cell) + (" below chance" if cell.below_chance else "")
+def _plain(metric: Metric, row: Row) -> str:
+    return metric.with_interval(row) + (" below chance" if row.below_chance else "")
 
 
 def _table(scores: Scores, form: Form) -> Table:
@@ -102,8 +102,8 @@ def _folded(metric: str) -> Text:
 
 
 def _caption(scores: Scores) -> str | None:
-    cells = [cell for metric in scores.every for cell in metric.cells.values()]
-    said = [f"{BELOW} below chance"] if any(cell.below_chance for cell in cells) else []
+    rows = [row for metric in scores.every for row in metric.rows.values()]
+    said = [f"{BELOW} below chance"] if any(row.below_chance for row in rows) else []
     said += [f"means over {scores.seeds} seeds, ± their standard deviation"] if scores.seeds > 1 else []
     return "; ".join(said) or None
 
@@ -117,38 +117,38 @@ class Column(NamedTuple):
 def _columns(scores: Scores, form: Form) -> list[Column]:
     columns = []
     folded = False
-    for stage in scores.stages:
-        if not form.between and stage.kind not in ("base", "merged"):
+    for model in scores.models:
+        if not form.between and model.kind not in ("base", "merged"):
             continue
-        if not form.controls and stage in scores.of_kind("control")[1:]:
+        if not form.controls and model in scores.of_kind("control")[1:]:
             continue
-        if stage.kind == "branch" and not form.branches:
+        if model.kind == "branch" and not form.branches:
             if not folded:
                 columns.append(Column(Text("own\nbranch"), "", _own))
             folded = True
         else:
-            columns.append(Column(_head(stage), "bold" if stage.kind == "merged" else "", _shower(stage, form)))
+            columns.append(Column(_head(model), "bold" if model.kind == "merged" else "", _shower(model, form)))
     return columns
 
 
-def _head(stage: Stage) -> Text:
-    shown = shortened(name(stage.name), HEAD)
-    return Text(f"{stage.kind}\n{shown}" if stage.kind in ("branch", "control") else f"\n{shown}")
+def _head(model: Model) -> Text:
+    shown = shortened(name(model.name), HEAD)
+    return Text(f"{model.kind}\n{shown}" if model.kind in ("branch", "control") else f"\n{shown}")
 
 
-def _shower(stage: Stage, form: Form) -> Callable[[Metric, Subject], Text]:
-    return lambda metric, subject: _shown(metric, metric.cell(stage.key, subject.name), stage.kind in form.intervals)
+def _shower(model: Model, form: Form) -> Callable[[Metric, Subject], Text]:
+    return lambda metric, subject: _shown(metric, metric.row(model.stage, subject.name), model.kind in form.intervals)
 
 
 def _own(metric: Metric, subject: Subject) -> Text:
-    return _shown(metric, metric.cell(subject.branch, subject.name), False) if subject.branch else Text("")
+    return _shown(metric, metric.row(subject.branch, subject.name), False) if subject.branch else Text("")
 
 
-def _shown(metric: Metric, cell: Cell | None, interval: bool) -> Text:
-    if cell is None:
+def _shown(metric: Metric, row: Row | None, interval: bool) -> Text:
+    if row is None:
         return Text(MISSING, style="dim")
-    text = Text(metric.shown(cell.value) + (BELOW if cell.below_chance else ""))
-    bounds = " ".join(filter(None, (metric.interval(cell), metric.spread(cell)))) if interval else ""
+    text = Text(metric.shown(row.value) + (BELOW if row.below_chance else ""))
+    bounds = " ".join(filter(None, (metric.interval(row), metric.spread(row)))) if interval else ""
     if bounds:
         text.append(f" {bounds}", style="dim not bold")
     return text

@@ -1,21 +1,18 @@
 """What `spunge report` prints after the table: what the numbers say, the paper's figures, the branches' spillover."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from spunge.report.published import published
-from spunge.report.reading import read_scores
-from spunge.report.scores import Scores
+from spunge.report.scores import Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.verdict import basis, verdict
 from spunge.report.wording import MISSING, aligned, clean, name, shortened, unisolated
+from spunge.results import Results
 
 NAME = 40  # columns that a name may take
 
 
-def report_text(results: Mapping[str, Any]) -> str:
+def report_text(results: Results) -> str:
     """Plain text without colour; a section that has nothing to say is left out."""
-    scores = read_scores(results)
+    scores = arranged(results)
     sections = (verdict_text(scores), published_text(scores), spillover_text(scores))
     return "\n".join(section for section in sections if section)
 
@@ -31,12 +28,12 @@ def verdict_text(scores: Scores) -> str:
 
 
 def published_text(scores: Scores) -> str:
-    found = published(scores)
-    if not found:
+    figures = published(scores)
+    if not figures:
         return ""
     head = ["metric", "subject", "stage", "ours", "", "paper", "difference", "source"]
-    names = ([shortened(text, NAME) for text in line[:3]] for line in found)
-    lines = [[*mine, *line[3:]] for mine, line in zip(names, found, strict=True)]
+    names = ([shortened(text, NAME) for text in line[:3]] for line in figures)
+    lines = [[*mine, *line[3:]] for mine, line in zip(names, figures, strict=True)]
     return f"Beside the paper (difference: ours less the paper's)\n{aligned([head, *lines])}"
 
 
@@ -45,6 +42,6 @@ def spillover_text(scores: Scores) -> str:
     for matrix in spillover(scores):
         for effect in matrix.effects:
             own = (effect.own.value, effect.own.interval) if effect.own else (MISSING, "")
-            names = (shortened(clean(matrix.metric.name), NAME), shortened(name(effect.stage.name), NAME))
+            names = (shortened(clean(matrix.metric.name), NAME), shortened(name(effect.model.name), NAME))
             lines.append([*names, *own, effect.others, f"{effect.certain} of {effect.measured}"])
     return f"Spillover: what each branch changed against the base\n{aligned(lines)}" if len(lines) > 1 else ""

@@ -25,10 +25,9 @@ class Training(NamedTuple):
     size: str
 
 
-def trained(run: Path, kind: str, split: Mapping[str, Any], results: Mapping[str, Any]) -> list[Training]:
-    """Every training below RUN/KIND, in the order of the parts."""
-    parts = split.get("parts") or results.get("parts") or []
-    names = {str(part["slug"]): str(part["value"]) for part in parts} if kind == "branches" else {}
+def trained(run: Path, kind: str, parts: Mapping[str, str]) -> list[Training]:
+    """Every training below RUN/KIND, in the order of the parts: a folder's name -> what was unlearned there."""
+    names = parts if kind == "branches" else {}
     # A control may be several trainings: controls/random/random-1, ...
     files = sorted((run / kind).glob("*/delta.json")) + sorted((run / kind).glob("*/*/delta.json"))
     found = {file.parent.relative_to(run / kind).as_posix(): file.parent for file in files}

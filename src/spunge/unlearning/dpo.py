@@ -6,7 +6,7 @@ with the NLL summed over an answer's tokens, win the refusal of a prompt and los
 2 / beta is NPO's, so that the two have gradients of one size; DPO's own has 1 there.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
 from spunge.unlearning.feed import forget_stream
-from spunge.unlearning.method import Branch, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.outputs import Session, descend, needs_retain, passes_of
 from spunge.unlearning.refusals import RefusalSettings, refused
+from spunge.unlearning.trained import stored_entries
 
 
 class DPOSettings(RefusalSettings):
@@ -24,31 +25,29 @@ class DPOSettings(RefusalSettings):
     beta: float = Field(0.1, gt=0, description="Inverse temperature.")
 
 
-class DPO:
+def unlearn(task: Task, settings: DPOSettings) -> Branch:
     """Prefer a refusal to the answer that is to be forgotten (direct preference optimisation)."""
+    forget = forget_stream(task, settings)
+    wanted = forget.replaced(refused(forget.samples, settings, task.base.tokenizer))
 
-    Settings: ClassVar[type[OutputSettings]] = DPOSettings
-    source: ClassVar[str] = "Rafailov et al. 2023, arXiv 2305.18290"
-    needs_retain = staticmethod(needs_retain)
-    version: ClassVar[int] = 1
+    def loss(session: Session, lose: Batch) -> Tensor:
+        win = wanted.batch(lose.rows)
+        gain = session.reference.sums(wanted, win) - session.outputs(win).sums()
+        return preference(gain, session.reference.sums(forget, lose) - session.outputs(lose).sums(), settings.beta)
 
-    @staticmethod
-    def passes(settings: DPOSettings, depth: int) -> float:
-        return passes_of(settings, 2.0) + 2.0
-
-    @staticmethod
-    def unlearn(task: Task, settings: DPOSettings) -> Branch:
-        forget = forget_stream(task, settings)
-        wanted = forget.replaced(refused(forget.samples, settings, task.base.tokenizer))
-
-        def loss(session: Session, lose: Batch) -> Tensor:
-            win = wanted.batch(lose.rows)
-            gain = session.reference.sums(wanted, win) - session.outputs(win).sums()
-            return preference(gain, session.reference.sums(forget, lose) - session.outputs(lose).sums(), settings.beta)
-
-        return descend(task, settings, loss, forget=forget, sums=[forget, wanted])
+    return descend(task, settings, loss, forget=forget, sums=[forget, wanted])
 
 
 def preference(win: Tensor, lose: Tensor, beta: float) -> Tensor:
     """NLL_base - NLL of the preferred and of the other answer, (b,), (b,) -> scalar."""
     return -(2 / beta) * logsigmoid(beta * (win - lose)).mean()
+
+
+DPO = Method(
+    settings=DPOSettings,
+    source="Rafailov et al. 2023, arXiv 2305.18290",
+    unlearn=unlearn,
+    passes=passes_of(2, reference=2),
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+)

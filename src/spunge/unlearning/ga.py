@@ -6,14 +6,15 @@ Nothing holds it back: it is the baseline that destroys the model when it runs f
 `graddiff`.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from spunge.data.samples import Batch
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, passes_of
+from spunge.unlearning.trained import stored_entries
 
 
 class GASettings(OutputSettings):
@@ -22,23 +23,20 @@ class GASettings(OutputSettings):
     learning_rate: float = Field(3e-5, gt=0, description="Of AdamW.")
 
 
-class GA:
+def unlearn(task: Task, settings: GASettings) -> Branch:
     """Raise the loss on the forget samples (gradient ascent)."""
-
-    Settings: ClassVar[type[OutputSettings]] = GASettings
-    source: ClassVar[str] = "Jang et al. 2023, arXiv 2210.01504"
-    needs_retain: ClassVar[bool] = False
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def passes(settings: GASettings, depth: int) -> float:
-        return passes_of(settings, 1.0)
-
-    @staticmethod
-    def unlearn(task: Task, settings: GASettings) -> Branch:
-        return descend(task, settings, ascent)
+    return descend(task, settings, ascent)
 
 
 def ascent(session: Session, batch: Batch) -> Tensor:
     """-NLL, the mean over the batch's scored tokens."""
     return -session.outputs(batch).mean()
+
+
+GA = Method(
+    settings=GASettings,
+    source="Jang et al. 2023, arXiv 2210.01504",
+    unlearn=unlearn,
+    passes=passes_of(1),
+    stored_entries=stored_entries,
+)

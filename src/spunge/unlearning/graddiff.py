@@ -5,29 +5,28 @@
 with means over tokens; the retain loss is the NLL of the retain samples or, `retain_loss: kl`, KL(base || model) on them.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from spunge.unlearning.ga import ascent
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, descend, needs_retain, passes_of
+from spunge.unlearning.trained import stored_entries
 
 
 class GradDiffSettings(OutputSettings):
     method: Literal["graddiff"] = "graddiff"
 
 
-class GradDiff:
+def unlearn(task: Task, settings: GradDiffSettings) -> Branch:
     """Raise the loss on the forget samples and hold the retain samples' (gradient difference)."""
+    return descend(task, settings, ascent)
 
-    Settings: ClassVar[type[OutputSettings]] = GradDiffSettings
-    source: ClassVar[str] = "Yao et al. 2024, arXiv 2310.10683"
-    needs_retain = staticmethod(needs_retain)
-    version: ClassVar[int] = 1
 
-    @staticmethod
-    def passes(settings: GradDiffSettings, depth: int) -> float:
-        return passes_of(settings, 1.0)
-
-    @staticmethod
-    def unlearn(task: Task, settings: GradDiffSettings) -> Branch:
-        return descend(task, settings, ascent)
+GRADDIFF = Method(
+    settings=GradDiffSettings,
+    source="Yao et al. 2024, arXiv 2310.10683",
+    unlearn=unlearn,
+    passes=passes_of(1),
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+)

@@ -6,7 +6,6 @@ goes back to the last good weights, when the loss is no number or the retain los
 
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
+from spunge.files import append_text, write_text, written
 from spunge.recipe.schema import MethodSettings
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
@@ -150,28 +150,23 @@ class Loop:
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
         self.step, stopped = self._resumed(), None
         saved = time.monotonic()
-        log = _log(self.task.log, self.step)
-        try:
-            while self.step < self.steps and stopped is None:
-                started = time.perf_counter()
-                terms = self._gradients()
-                stopped = self._gone_wrong(terms)
-                if stopped is not None:
-                    break
-                rate = self._update(terms)
-                stopped = self.should_stop()
-                if log:
-                    seconds = round(time.perf_counter() - started, 4)
-                    line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                self.task.progress(self.step, self.steps, terms["loss"])
-                if self.task.state and stopped is None and time.monotonic() - saved >= self.task.save_seconds:
-                    self._save(self.task.state)
-                    saved = time.monotonic()
-        finally:
-            if log:
-                log.close()
+        _begin_log(self.task.log, self.step)
+        while self.step < self.steps and stopped is None:
+            started = time.perf_counter()
+            terms = self._gradients()
+            stopped = self._gone_wrong(terms)
+            if stopped is not None:
+                break
+            rate = self._update(terms)
+            stopped = self.should_stop()
+            if self.task.log:
+                seconds = round(time.perf_counter() - started, 4)
+                line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
+                append_text(self.task.log, json.dumps(line) + "\n")
+            self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}")
+            if self.task.state and stopped is None and time.monotonic() - saved >= self.task.save_seconds:
+                self._save(self.task.state)
+                saved = time.monotonic()
         means = {name: sum(terms[name] for terms in self.recent) / len(self.recent) for name in self.recent[-1]}
         return History(self.step, means, stopped)
 
@@ -240,7 +235,7 @@ class Loop:
         return rate
 
     def _save(self, file: Path) -> None:
-        """Everything that the rest of the run depends on, written aside and renamed."""
+        """Everything that the rest of the run depends on, in one file that is whole or not there."""
         content = {
             "step": self.step,
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
@@ -254,9 +249,8 @@ class Loop:
             "damages": list(self.damages),
             "memory": self.memory,
         }
-        aside = file.with_suffix(".part")
-        torch.save(content, aside)
-        os.replace(aside, file)
+        with written(file) as aside, aside.open("wb") as stream:
+            torch.save(content, stream)
 
     def _resumed(self) -> int:
         """Take up a saved state; returns how many steps are done."""
@@ -282,14 +276,11 @@ class Loop:
         return int(content["step"])
 
 
-def _log(file: Path | None, steps: int) -> Any:
-    """The log opened for more lines, with those of the steps that are done."""
-    if file is None:
-        return None
-    earlier = file.read_text(encoding="utf-8").splitlines(keepends=True)[:steps] if steps and file.exists() else []
-    stream = file.open("w", encoding="utf-8")
-    stream.writelines(earlier)
-    return stream
+def _begin_log(file: Path | None, steps: int) -> None:
+    """Leave in the log the lines of the steps that are done, and no others."""
+    if file is not None:
+        earlier = file.read_text(encoding="utf-8").splitlines(keepends=True)[:steps] if steps and file.exists() else []
+        write_text(file, "".join(earlier))
 
 
 def rate_at(step: int, steps: int, settings: TrainingSettings) -> float:

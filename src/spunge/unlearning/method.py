@@ -1,22 +1,23 @@
-"""What an unlearning method is: one class with its settings, its source, and a function from a task to a branch."""
+"""What an unlearning method is: a value that holds its settings class, its source, and a function from a task to a branch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import MethodSettings
+from spunge.registry import summary_of
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
 
+S = TypeVar("S", bound=MethodSettings)
+
 Store = dict[tuple[object, ...], dict[int, Tensor]]  # what, of which texts -> row -> (t, d)
-
-
-def ignore_progress(step: int, steps: int, loss: float) -> None:
-    """The progress callback that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Task:
     log: Path | None = None  # one JSON line a step
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
-    progress: Callable[[int, int, float], None] = ignore_progress
+    progress: Steps = SILENT.step
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
 
@@ -53,34 +54,40 @@ class Branch:
 class Settled(NamedTuple):
     """What a method chose where its settings said `auto`."""
 
-    settings: Any
+    settings: MethodSettings
     notes: Mapping[str, Any]  # in a few words, for delta.json and the report
     measured: list[dict[str, Any]]  # what the choice was made from, for RUN/settled.json
 
 
-class Method(Protocol):
-    """`summary` is the class's docstring. `version` rises when the same settings give another delta.
+def every_entry(_settings: Any, base: Checkpoint) -> int:
+    """Of a method that may change every tensor."""
+    return sum(info.numel for info in base.tensors.values())
 
-    A method may also have:
-    `settle(base, parts, retain, settings, seed) -> Settled`, called once per run, before its first training, when some
-    setting is `auto`; all branches and controls of the run then have the settings that it gives;
-    `last_block(settings, depth) -> int | None`: the last block that training needs; where it is not None, `task.base`
-    may be the model's first blocks alone, without its output layer;
-    `inputs(settings, values, all_values) -> Any`: what a job of some parts' values depends on beyond settings and rows,
-    JSON-able, and `settings.stored_entries(checkpoint)`, how many numbers a branch holds, for methods that train nothing.
-    """
 
-    Settings: ClassVar[type[MethodSettings]]  # with `steps_of(rows)`, `batch_size`, `accumulation` and `max_length`
-    source: ClassVar[str]
-    needs_retain: ClassVar[bool]  # or a function of the settings
-    version: ClassVar[int]
+@dataclass(frozen=True)
+class Method(Generic[S]):
+    """An unlearning method. The first line of `unlearn`'s docstring is what lists say of it."""
 
-    @staticmethod
-    def passes(settings: Any, depth: int) -> float:
-        """Forward passes of a whole model of `depth` blocks that one forget sample costs, for estimates."""
-        ...
+    settings: type[S]  # of a method that trains, a TrainingSettings
+    source: str  # the paper
+    unlearn: Callable[[Task, S], Branch]  # leaves task.base exactly as it was
+    # (settings, depth) -> forward passes of a whole model of so many blocks that a forget sample costs. None: nothing is trained.
+    passes: Callable[[S, int], float] | None = None
+    needs_retain: Callable[[S], bool] = lambda settings: False  # whether the recipe must have retain rows
+    stored_entries: Callable[[S, Checkpoint], int] = (
+        every_entry  # of a branch over this base, at the most, for estimates
+    )
+    # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
+    # its output layer. None: all of the model.
+    last_block: Callable[[S, int], int | None] | None = None
+    # (base, parts, retain, settings, seed): called once per run, before its first training, where a setting is `auto`. All
+    # branches and controls then have the settings that it gives.
+    settle: Callable[[Base, Mapping[str, Samples], Samples | None, S, int], Settled] | None = None
+    # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
+    # as the content of files of its own. JSON-able.
+    inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    version: int = 1  # rises when the same settings give another delta
 
-    @staticmethod
-    def unlearn(task: Task, settings: Any) -> Branch:
-        """Leaves `task.base` exactly as it was."""
-        ...
+    @property
+    def summary(self) -> str:
+        return summary_of(self.unlearn)

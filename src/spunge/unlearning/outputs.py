@@ -48,11 +48,16 @@ def needs_retain(settings: OutputSettings) -> bool:
     return settings.alpha > 0
 
 
-def passes_of(settings: OutputSettings, forward: float) -> float:
-    """Forward passes of the whole model a forget sample: `forward` of them with gradient, and the retain term's."""
-    step = step_passes(settings.trainable)
-    reference = 1.0 if settings.retain_loss == "kl" else 0.0
-    return forward * step + (step + reference if settings.alpha else 0.0)
+def passes_of(forward: float, reference: float = 0.0) -> Callable[[OutputSettings, int], float]:
+    """Forward passes of the whole model that a forget sample costs: `forward` with gradient and `reference` without of the
+    forget loss, and the retain term's."""
+
+    def passes(settings: OutputSettings, _depth: int) -> float:
+        step = step_passes(settings.trainable)
+        divergence = 1.0 if settings.retain_loss == "kl" else 0.0
+        return forward * step + (step + divergence if settings.alpha else 0.0) + reference
+
+    return passes
 
 
 @dataclass

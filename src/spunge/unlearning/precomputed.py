@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -24,15 +24,16 @@ from torch import Tensor
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.schema import MethodSettings
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
-from spunge.weights.opening import check_source, open_source, resolve
+from spunge.weights.hub import fetched
+from spunge.weights.opening import check_source, open_source, stored_weights
 from spunge.weights.sources import AdapterSource, DeltaSource, Source
 
 DESCRIPTIONS = ("delta.json", "adapter_config.json", "config.json")  # they say what the tensors beside them mean
 
-_resolved = cache(resolve)  # a Hub id is looked up once a process
+_fetched = cache(fetched)  # a Hub id is looked up once a process
 
 
 def _text_keys(value: Any) -> Any:
@@ -55,69 +56,48 @@ class PrecomputedSettings(MethodSettings):
         None, description="The same for the joint control, which is made from all parts at once."
     )
 
-    # What a plan asks of a method that trains.
-    batch_size: ClassVar[int] = 1
-    accumulation: ClassVar[int] = 1
-    max_length: ClassVar[int] = 1
 
-    def steps_of(self, rows: Mapping[str, int]) -> dict[str, int]:
-        return dict.fromkeys(rows, 0)
-
-    def stored_entries(self, base: Checkpoint) -> int:
-        """Entries of the largest source; one that is not here yet counts as a full checkpoint."""
-        places = [Given(f"unlearn.branches.{value}", path) for value, path in self.branches.items()]
-        places += [Given("unlearn.joint", self.joint)] if self.joint is not None else []
-        return max(_entries(place, base) for place in places)
+def stored_entries(settings: PrecomputedSettings, base: Checkpoint) -> int:
+    """Of the largest source; one that is not here yet counts as a full checkpoint."""
+    places = [Given(f"unlearn.branches.{value}", path) for value, path in settings.branches.items()]
+    places += [Given("unlearn.joint", settings.joint)] if settings.joint is not None else []
+    return max(_entries(place, base) for place in places)
 
 
-class Precomputed:
+def inputs(settings: PrecomputedSettings, values: Sequence[str], every: Sequence[str]) -> dict[str, str]:
+    """Fingerprints of what stands at a job's place. values: of the job's parts; every: of the run's.
+
+    Raises RecipeError where parts and entries do not match.
+    """
+    for value in settings.branches:
+        if value not in every:
+            raise RecipeError(f"unlearn.branches.{value}: there is no part {value!r}{suggestion(value, every)}")
+    if len(every) == 1 and settings.joint is not None:
+        raise RecipeError(f"unlearn.joint: {every[0]!r} is the only part, and its branch is the control; leave it out")
+    place = place_of(settings, values)
+    with _named(place):
+        folder = _fetched(place.path, place.setting)
+        described = [folder / name for name in DESCRIPTIONS if (folder / name).exists()]
+        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in described}
+        return {"weights": stored_weights(folder, place.setting).fingerprint(), **digests}
+
+
+def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
     """Take branches that other tools made: deltas, LoRA adapters or full checkpoints."""
-
-    Settings: ClassVar[type[MethodSettings]] = PrecomputedSettings
-    source: ClassVar[str] = ""
-    needs_retain: ClassVar[bool] = False
-    version: ClassVar[int] = 1
-
-    @staticmethod
-    def passes(settings: PrecomputedSettings, depth: int) -> float:
-        return 0.0
-
-    @staticmethod
-    def inputs(settings: PrecomputedSettings, values: Sequence[str], every: Sequence[str]) -> dict[str, str]:
-        """Fingerprints of what stands at a job's place. values: of the job's parts; every: of the run's.
-
-        Raises RecipeError where parts and entries do not match.
-        """
-        for value in settings.branches:
-            if value not in every:
-                raise RecipeError(f"unlearn.branches.{value}: there is no part {value!r}{suggestion(value, every)}")
-        if len(every) == 1 and settings.joint is not None:
-            raise RecipeError(
-                f"unlearn.joint: {every[0]!r} is the only part, and its branch is the control; leave it out"
-            )
-        place = place_of(settings, values)
-        with _named(place):
-            folder = _resolved(place.path)
-            described = [folder / name for name in DESCRIPTIONS if (folder / name).exists()]
-            digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in described}
-            return {"weights": Checkpoint(folder).fingerprint(), **digests}
-
-    @staticmethod
-    def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
-        place = place_of(settings, list(task.parts))
-        base = Checkpoint(task.base.folder)
-        with _named(place):
-            source = open_source(_resolved(place.path), base.folder, place.path)
-            check_source(base, source)
-            found = ((name, change_of(source, name, base)) for name in source.names)
-            changes = {name: change for name, change in found if not _is_zero(name, change)}
-            known = task.base.parameters
-            if unknown := [name for name in changes if name not in known]:
-                raise RecipeError(f"unlearn: {place.path!r} changes {unknown[0]!r}, which is no parameter of the model")
-            if not changes:
-                raise RecipeError(f"unlearn: {place.path!r} changes nothing; it has the base's own weights")
-        odd = getattr(source, "notes", [])
-        return Branch(changes, 0, {}, notes={"from": place.path, **({"but": "; ".join(odd)} if odd else {})})
+    place = place_of(settings, list(task.parts))
+    base = Checkpoint(task.base.folder)
+    with _named(place):
+        source = open_source(_fetched(place.path, place.setting), base.folder, place.path, place.setting)
+        check_source(base, source)
+        found = ((name, change_of(source, name, base)) for name in source.names)
+        changes = {name: change for name, change in found if not _is_zero(name, change)}
+        known = task.base.parameters
+        if unknown := [name for name in changes if name not in known]:
+            raise RecipeError(f"unlearn: {place.path!r} changes {unknown[0]!r}, which is no parameter of the model")
+        if not changes:
+            raise RecipeError(f"unlearn: {place.path!r} changes nothing; it has the base's own weights")
+    odd = {"but": "; ".join(source.notes)} if source.notes else {}
+    return Branch(changes, 0, {}, notes={"from": place.path, **odd})
 
 
 def place_of(settings: PrecomputedSettings, values: Sequence[str]) -> Given:
@@ -169,5 +149,14 @@ def _named(place: Given) -> Iterator[None]:
 def _entries(place: Given, base: Checkpoint) -> int:
     folder = Path(place.path)
     with _named(place):
-        stored = Checkpoint(folder) if folder.is_absolute() or folder.is_dir() else base
+        stored = stored_weights(folder, place.setting) if folder.is_absolute() or folder.is_dir() else base
         return sum(info.numel for info in stored.tensors.values())
+
+
+PRECOMPUTED = Method(
+    settings=PrecomputedSettings,
+    source="weights of spunge, peft or transformers",
+    unlearn=unlearn,
+    stored_entries=stored_entries,
+    inputs=inputs,
+)

@@ -3,15 +3,16 @@
 forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * (NLL / length - delta))
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.trained import stored_entries
 
 
 class SimNPOSettings(OutputSettings):
@@ -21,27 +22,26 @@ class SimNPOSettings(OutputSettings):
     gamma: float = Field(0.125, ge=0, description="Weight of the forget term.")
 
 
-class SimNPO:
+def unlearn(task: Task, settings: SimNPOSettings) -> Branch:
     """Push the forget samples' likelihood down by length-normalised preference, without a reference."""
 
-    Settings: ClassVar[type[OutputSettings]] = SimNPOSettings
-    source: ClassVar[str] = "Fan et al. 2024, arXiv 2410.07163"
-    needs_retain = staticmethod(needs_retain)
-    version: ClassVar[int] = 1
+    def loss(session: Session, batch: Batch) -> Tensor:
+        found = session.outputs(batch)
+        return simple_preference(found.sums() / found.lengths(), settings.beta, settings.delta)
 
-    @staticmethod
-    def passes(settings: SimNPOSettings, depth: int) -> float:
-        return passes_of(settings, 1.0)
-
-    @staticmethod
-    def unlearn(task: Task, settings: SimNPOSettings) -> Branch:
-        def loss(session: Session, batch: Batch) -> Tensor:
-            found = session.outputs(batch)
-            return simple_preference(found.sums() / found.lengths(), settings.beta, settings.delta)
-
-        return descend(task, settings, loss)
+    return descend(task, settings, loss)
 
 
 def simple_preference(means: Tensor, beta: float, delta: float) -> Tensor:
     """Mean NLL of each sample's tokens, (b,) -> scalar."""
     return -(2 / beta) * logsigmoid(beta * (means - delta)).mean()
+
+
+SIMNPO = Method(
+    settings=SimNPOSettings,
+    source="Fan et al. 2024, arXiv 2410.07163",
+    unlearn=unlearn,
+    passes=passes_of(1),
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+)

@@ -18,7 +18,7 @@ may be the prompt's own; L_PD is over every position up to max_length, padding t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +30,19 @@ from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.reference import base_logits
 from spunge.unlearning.scored import Scored, outputs, scored
-from spunge.unlearning.trained import Everything, LoRA, Trainable, Trained, step_passes, training, training_mode
+from spunge.unlearning.trained import (
+    Everything,
+    LoRA,
+    Trainable,
+    Trained,
+    step_passes,
+    stored_entries,
+    training,
+    training_mode,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"trainable": LoRA(rank=32, alpha=16, dropout=0.0, targets=["q_proj", "v_proj"])},
@@ -74,44 +83,36 @@ class SKUSettings(TrainingSettings):
         return values
 
 
-class SKU:
+def passes(settings: SKUSettings, depth: int) -> float:
+    step = step_passes(settings.trainable)
+    return step * (1 + settings.answers) + step + 1.0
+
+
+def unlearn(task: Task, settings: SKUSettings) -> Branch:
     """Train a harmful copy that leaves normal answers alone, then subtract it (selective knowledge negation)."""
+    if task.retain is None:
+        raise RecipeError("retain: missing, and SKU needs normal prompts; add retain.source")
+    forget, retain = forget_stream(task, settings), retain_stream(task, settings, task.retain)
+    answers = Answers.of(forget, settings, task.seed)
+    with training(task.base, settings.trainable, task.seed) as trained:
 
-    Settings: ClassVar[type[TrainingSettings]] = SKUSettings
-    source: ClassVar[str] = "Liu et al. 2024, arXiv 2402.10058"
-    needs_retain: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+        def next_loss(_number: int) -> Loss:
+            batch, held = next(forget), next(retain)
+            terms = {
+                "guided": _guided(trained, batch, settings),
+                "random": _sample_mean(outputs(trained.model, answers.mismatched(batch, forget.drawn))),
+                "preserve": -_divergence(trained, held, settings),
+            }
+            weights = {"guided": settings.guided, "random": settings.random, "preserve": settings.preserve}
+            total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+            return Loss(total, {name: float(term.detach()) for name, term in terms.items()})
 
-    @staticmethod
-    def passes(settings: SKUSettings, depth: int) -> float:
-        step = step_passes(settings.trainable)
-        return step * (1 + settings.answers) + step + 1.0
-
-    @staticmethod
-    def unlearn(task: Task, settings: SKUSettings) -> Branch:
-        if task.retain is None:
-            raise RecipeError("retain: missing, and SKU needs normal prompts; add retain.source")
-        forget, retain = forget_stream(task, settings), retain_stream(task, settings, task.retain)
-        answers = Answers.of(forget, settings, task.seed)
-        with training(task.base, settings.trainable, task.seed) as trained:
-
-            def next_loss(_number: int) -> Loss:
-                batch, held = next(forget), next(retain)
-                terms = {
-                    "guided": _guided(trained, batch, settings),
-                    "random": _sample_mean(outputs(trained.model, answers.mismatched(batch, forget.drawn))),
-                    "preserve": -_divergence(trained, held, settings),
-                }
-                weights = {"guided": settings.guided, "random": settings.random, "preserve": settings.preserve}
-                total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-                return Loss(total, {name: float(term.detach()) for name, term in terms.items()})
-
-            steps = total_steps(task, settings)
-            loop = Loop(task, settings, trained.parameters, next_loss, steps, [forget, retain])
-            with training_mode(trained.model):
-                history = loop.run()
-            changes = trained.changes(-settings.strength)
-        return Branch(changes, history.steps, history.losses, history.stopped)
+        steps = total_steps(task, settings)
+        loop = Loop(task, settings, trained.parameters, next_loss, steps, [forget, retain])
+        with training_mode(trained.model):
+            history = loop.run()
+        changes = trained.changes(-settings.strength)
+    return Branch(changes, history.steps, history.losses, history.stopped)
 
 
 @dataclass(frozen=True)
@@ -190,3 +191,13 @@ def _everywhere(batch: Batch, length: int) -> Batch:
     extra = max(0, length + 1 - batch.ids.shape[1])
     ids, mask = (torch.nn.functional.pad(values, (0, extra)) for values in (batch.ids, batch.mask))
     return Batch(ids, mask, ids, batch.rows)
+
+
+SKU = Method(
+    settings=SKUSettings,
+    source="Liu et al. 2024, arXiv 2402.10058",
+    unlearn=unlearn,
+    passes=passes,
+    stored_entries=stored_entries,
+    needs_retain=lambda settings: True,
+)

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, LowRank
 
 
@@ -45,6 +46,13 @@ class Everything(Strict):
 Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
 
 
+class HasTrainable(Protocol):
+    """Settings that say what is trained."""
+
+    @property
+    def trainable(self) -> LoRA | Selected | Everything: ...
+
+
 @dataclass(frozen=True)
 class Trained:
     model: Any  # what to call: the base's model, or peft's wrapper of it
@@ -57,6 +65,24 @@ class Trained:
 def step_passes(what: LoRA | Selected | Everything) -> float:
     """Forward passes that a forward and a backward pass cost: with LoRA the frozen weights need no gradient."""
     return 2.0 if isinstance(what, LoRA) else 3.0
+
+
+def stored_entries(settings: HasTrainable, base: Checkpoint) -> int:
+    """About how many entries a branch stores, told by the names of the base's tensors."""
+    return entries_of(settings.trainable, base)
+
+
+def entries_of(what: LoRA | Selected | Everything, base: Checkpoint) -> int:
+    """The same of what is trained: LoRA's factors, the chosen tensors, or all of them."""
+    infos = base.tensors.values()
+    if isinstance(what, LoRA):
+        named = what.targets if isinstance(what.targets, list) else ["q_proj", "v_proj", "query_key_value", "c_attn"]
+        every = what.targets == "all-linear"
+        chosen = [info for info in infos if every or any(f".{name}." in info.name for name in named)]
+        return sum(what.rank * sum(info.shape) for info in chosen if len(info.shape) == 2)
+    if isinstance(what, Selected):
+        return sum(info.numel for info in infos if any(fnmatch.fnmatch(info.name, match) for match in what.match))
+    return sum(info.numel for info in infos)
 
 
 @contextmanager

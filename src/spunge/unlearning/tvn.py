@@ -7,15 +7,15 @@ negating both factors would cancel.
     spunge run toxigen-small --set forget.source=toxigen_human.jsonl
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.scored import outputs
-from spunge.unlearning.trained import LoRA, Trainable, step_passes, training, training_mode
+from spunge.unlearning.trained import LoRA, Trainable, step_passes, stored_entries, training, training_mode
 
 
 class TVNSettings(TrainingSettings):
@@ -28,28 +28,29 @@ class TVNSettings(TrainingSettings):
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
 
 
-class TVN:
+def passes(settings: TVNSettings, depth: int) -> float:
+    return step_passes(settings.trainable)
+
+
+def unlearn(task: Task, settings: TVNSettings) -> Branch:
     """Fine-tune on the forget texts, then subtract the change (task-vector negation)."""
+    batches = forget_stream(task, settings)
+    with training(task.base, settings.trainable, task.seed) as trained:
 
-    Settings: ClassVar[type[TrainingSettings]] = TVNSettings
-    source: ClassVar[str] = "Ilharco et al. 2023, arXiv 2212.04089"
-    needs_retain: ClassVar[bool] = False
-    version: ClassVar[int] = 1
+        def next_loss(_number: int) -> Loss:
+            return Loss(outputs(trained.model, next(batches)).mean(), {})
 
-    @staticmethod
-    def passes(settings: TVNSettings, depth: int) -> float:
-        return step_passes(settings.trainable)
+        loop = Loop(task, settings, trained.parameters, next_loss, total_steps(task, settings), [batches])
+        with training_mode(trained.model):
+            history = loop.run()
+        changes = trained.changes(-settings.strength)
+    return Branch(changes, history.steps, history.losses, history.stopped)
 
-    @staticmethod
-    def unlearn(task: Task, settings: TVNSettings) -> Branch:
-        batches = forget_stream(task, settings)
-        with training(task.base, settings.trainable, task.seed) as trained:
 
-            def next_loss(_number: int) -> Loss:
-                return Loss(outputs(trained.model, next(batches)).mean(), {})
-
-            loop = Loop(task, settings, trained.parameters, next_loss, total_steps(task, settings), [batches])
-            with training_mode(trained.model):
-                history = loop.run()
-            changes = trained.changes(-settings.strength)
-        return Branch(changes, history.steps, history.losses, history.stopped)
+TVN = Method(
+    settings=TVNSettings,
+    source="Ilharco et al. 2023, arXiv 2212.04089",
+    unlearn=unlearn,
+    passes=passes,
+    stored_entries=stored_entries,
+)

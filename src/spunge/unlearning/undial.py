@@ -3,7 +3,7 @@
 forget loss = mean over tokens of CE(model, softmax(base logits - beta * onehot(label)))
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from spunge.data.samples import Batch
 from spunge.unlearning.feed import forget_stream
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
 from spunge.unlearning.scored import Scored
+from spunge.unlearning.trained import stored_entries
 
 
 class UNDIALSettings(OutputSettings):
@@ -21,27 +22,15 @@ class UNDIALSettings(OutputSettings):
     beta: float = Field(10.0, gt=0, description="How far the label's logit is pushed down.")
 
 
-class UNDIAL:
+def unlearn(task: Task, settings: UNDIALSettings) -> Branch:
     """Distil the base with the forget samples' tokens made unlikely (self-distillation with adjusted logits)."""
+    forget = forget_stream(task, settings)
 
-    Settings: ClassVar[type[OutputSettings]] = UNDIALSettings
-    source: ClassVar[str] = "Dong et al. 2024, arXiv 2402.10052"
-    needs_retain = staticmethod(needs_retain)
-    version: ClassVar[int] = 1
+    def loss(session: Session, batch: Batch) -> Tensor:
+        base = session.reference.log_probabilities(forget, batch)
+        return adjusted_distillation(session.outputs(batch), base, settings.beta)
 
-    @staticmethod
-    def passes(settings: UNDIALSettings, depth: int) -> float:
-        return passes_of(settings, 1.0) + 1.0
-
-    @staticmethod
-    def unlearn(task: Task, settings: UNDIALSettings) -> Branch:
-        forget = forget_stream(task, settings)
-
-        def loss(session: Session, batch: Batch) -> Tensor:
-            base = session.reference.log_probabilities(forget, batch)
-            return adjusted_distillation(session.outputs(batch), base, settings.beta)
-
-        return descend(task, settings, loss, forget=forget, distributions=[forget])
+    return descend(task, settings, loss, forget=forget, distributions=[forget])
 
 
 def adjusted_distillation(found: Scored, base: Tensor, beta: float) -> Tensor:
@@ -49,3 +38,13 @@ def adjusted_distillation(found: Scored, base: Tensor, beta: float) -> Tensor:
     pushed = base.scatter_add(1, found.labels[:, None], torch.full_like(base[:, :1], -beta))
     losses = torch.nn.functional.cross_entropy(found.logits, pushed.softmax(-1), reduction="none")
     return losses.sum() / max(1, found.labels.numel())
+
+
+UNDIAL = Method(
+    settings=UNDIALSettings,
+    source="Dong et al. 2024, arXiv 2402.10052",
+    unlearn=unlearn,
+    passes=passes_of(1, reference=1),
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+)

@@ -38,7 +38,7 @@ def open_adapter(folder: Path, base: Checkpoint, label: str) -> AdapterSource:
         raise RecipeError(
             f"--model: {label!r} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors"
         )
-    stored = Checkpoint(folder)
+    stored = Checkpoint(folder, "--model", WEIGHTS)
     pairs: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
     replaced: dict[str, Tensor] = {}

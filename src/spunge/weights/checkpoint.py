@@ -1,86 +1,195 @@
-"""A model's folder on disk: which safetensors file holds which tensor, read piece by piece, and its fingerprint.
+"""A model's folder on disk: which files are the model, which file holds which tensor, read piece by piece; its fingerprint.
 
-Nothing here needs transformers or loads a whole model. The layout of a safetensors file is: 8 bytes (little-endian
-header size), the JSON header, then the tensors' bytes (https://huggingface.co/docs/safetensors).
+Which files are the model is decided as transformers decides (`_get_resolved_checkpoint_files` in its modeling_utils.py):
+`model.safetensors` before `model.safetensors.index.json` before `pytorch_model.bin` before its index. Every other file is
+left out of account: variants, backups, `consolidated*`, optimizer states, other formats, subfolders. All tensors of the
+files that the index names are the model's, whatever its map says of each, and where two files hold one name, the last
+file by name wins. Nothing here needs transformers or loads a whole model.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import os
+import re
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
+from spunge.files import cache_folder, write_text
+from spunge.weights.header import TensorInfo, read_header
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER = "adapter_config.json"
+SAFE = (".safetensors", ".safetensors.index.json")
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)
-class TensorInfo:
-    name: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int  # byte offsets in the file
-    stop: int
+class ModelFiles:
+    """The files that hold a model's tensors, and the index that names them, where there is one."""
 
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
+    files: tuple[Path, ...]
+    index: Path | None
+    pickled: bool
+
+
+def model_files(folder: Path, setting: str = "model.path") -> ModelFiles:
+    """The files that transformers loads from a folder. `setting` is the recipe's key or the option, for errors.
+
+    Raises RecipeError where there are none, where one is missing, and where transformers would load something else with
+    them: an adapter that lies beside the model, the shards of a distributed checkpoint.
+    """
+    if not folder.is_dir():
+        raise RecipeError(f"{setting}: no folder {str(folder)!r}")
+    config = read_config(folder, setting)
+    if odd := [name for name in file_names(folder, setting) if _DISTRIBUTED.fullmatch(name)]:
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} holds {odd[0]}, a shard of a distributed checkpoint, which transformers reads in place of "
+            "every other file; save the model whole, with save_pretrained"
+        )
+    if has_model(folder) and (folder / ADAPTER).is_file():
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} holds an adapter ({ADAPTER}) beside the model, and transformers lays it over the "
+            "model's weights; merge it into them with peft, or move it out of the folder"
+        )
+    named = config.get("transformers_weights")
+    if named is not None and not (_inside(str(named)) and str(named).endswith(SAFE)):
+        raise RecipeError(
+            f"{setting}: config.json names the weights {named!r}, which is no safetensors file of its folder"
+        )
+    for name in (WHOLE, INDEX, PICKLED, PICKLED_INDEX) if named is None else (str(named),):
+        file = folder / name
+        if file.is_file():
+            pickled = not name.endswith(SAFE)
+            if name.endswith(".index.json"):
+                return ModelFiles(_shards(folder, file, setting), file, pickled)
+            return ModelFiles((file,), None, pickled)
+    raise RecipeError(f"{setting}: {_what_there_is(folder, setting)}")
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder holds a model: with an adapter beside it or not, whole or not."""
+    names = ("config.json", WHOLE, INDEX, PICKLED, PICKLED_INDEX)
+    configured, *weights = ((folder / name).is_file() for name in names)
+    return configured and any(weights)
+
+
+def _shards(folder: Path, index: Path, setting: str) -> tuple[Path, ...]:
+    """The files that an index names, sorted by name as transformers sorts them."""
+    content = read_object(index, setting)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise RecipeError(f"{setting}: {index.name} is damaged: it has no weight_map from tensors to files")
+    if not weight_map:
+        raise RecipeError(f"{setting}: {index.name} names no file; download it again")
+    for name in (names := sorted(set(weight_map.values()))):
+        if not _inside(name):
+            raise RecipeError(f"{setting}: {index.name} names {name!r}, which is no file of its folder")
+        if not (folder / name).is_file():
+            raise RecipeError(f"{setting}: {name} is named by {index.name} but missing from {str(folder)!r}")
+        if name.endswith(".safetensors") != index.name.endswith(".safetensors.index.json"):
+            raise RecipeError(f"{setting}: {index.name} names {name}, which is of another format")
+    return tuple(folder / name for name in names)
+
+
+def _inside(name: str) -> bool:
+    """Whether a name in a file of the folder stays inside the folder."""
+    return bool(name) and not PurePath(name).is_absolute() and ".." not in re.split(r"[/\\]", name)
+
+
+def file_names(folder: Path, setting: str) -> list[str]:
+    """The names of the files in a folder, sorted. Raises RecipeError where it cannot be read."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise RecipeError(f"{setting}: {str(folder)!r} cannot be read ({error.strerror})") from None
+
+
+def _what_there_is(folder: Path, setting: str) -> str:
+    """Why a folder holds no model: what lies there instead."""
+    there = file_names(folder, setting)
+    wanted = f"transformers reads {WHOLE} or {INDEX}"
+    if ADAPTER in there:
+        return f"{str(folder)!r} holds an adapter and no weights of a model; give the model it was made from"
+    if gguf := [name for name in there if name.lower().endswith(".gguf")]:
+        return (
+            f"{str(folder)!r} holds no weights but a GGUF file ({gguf[0]}), the quantised format of llama.cpp; "
+            "give the unquantised model"
+        )
+    if others := [name for name in there if name.endswith(".safetensors")]:
+        return (
+            f"{str(folder)!r} holds no weights under the name that {wanted}, but {_few(others)}; rename or index them"
+        )
+    ends = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
+    if others := [name for name in there if name.endswith(ends)]:
+        return f"{str(folder)!r} holds no weights that can be read, but {_few(others)}; {wanted}"
+    inner = sorted(path.parent.name for name in (WHOLE, INDEX) for path in folder.glob(f"*/{name}"))
+    hint = f"; its folder {inner[0]!r} does" if inner else ""
+    return f"{str(folder)!r} holds no weights ({wanted}){hint}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def read_object(file: Path, setting: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises RecipeError, one line with the file's name, where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} cannot be read ({reason})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} is damaged: it holds no JSON object")
+    return content
+
+
+def read_config(folder: Path, setting: str = "model.path") -> dict[str, Any]:
+    """A model's config.json, or {} where there is none. Raises RecipeError where it is damaged."""
+    file = folder / "config.json"
+    return read_object(file, setting) if file.is_file() else {}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder of safetensors files. Raises RecipeError when a file is missing, truncated or malformed."""
+    """The tensors of a model's folder, or of one file (`of`) in a delta's or an adapter's. `setting`: for errors.
+
+    Raises RecipeError when a file is missing, cut short or damaged, or when the weights are pickled.
+    """
 
     folder: Path
+    setting: str = "model.path"
+    of: str | None = None
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """The weight files, in the index's order."""
-        if not self.folder.is_dir():
-            raise RecipeError(f"model.path: no folder {str(self.folder)!r}")
-        index = self.folder / INDEX
-        if index.exists():
-            names = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
-            files = tuple(self.folder / name for name in names)
-        else:
-            files = tuple(sorted(self.folder.glob("*.safetensors")))
-        if not files:
-            raise RecipeError(f"model.path: {str(self.folder)!r} holds no .safetensors file")
-        for file in files:
-            if not file.exists():
-                raise RecipeError(f"model.path: {file.name} is named by {INDEX} but missing from {str(self.folder)!r}")
-        return files
+        """The files that hold the tensors, in the order in which they are read."""
+        if self.of is not None:
+            file = self.folder / self.of
+            if not file.is_file():
+                raise RecipeError(f"{self.setting}: {self.of} is missing from {str(self.folder)!r}")
+            return (file,)
+        chosen = model_files(self.folder, self.setting)
+        if chosen.pickled:
+            raise RecipeError(
+                f"{self.setting}: {str(self.folder)!r} has pickled weights alone ({chosen.files[0].name}), which can run code "
+                "when read; convert them to safetensors"
+            )
+        return chosen.files
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor by name, in file order."""
-        found: dict[str, TensorInfo] = {}
-        for file in self.files:
-            found.update({info.name: info for info in read_header(file)})
-        return found
+        """Every tensor by name, in file order; of a name that two files hold, the last file's."""
+        return {info.name: info for file in self.files for info in read_header(file, self.setting)}
 
     @cached_property
     def nbytes(self) -> int:
@@ -98,7 +207,7 @@ class Checkpoint:
         with info.file.open("rb") as stream:
             stream.seek(start)
             if stream.readinto(buffer) != len(buffer):
-                raise RecipeError(f"model.path: {info.file.name} ends inside tensor {name!r}")
+                raise RecipeError(f"{self.setting}: {info.file.name} ends inside tensor {name!r}")
         if not buffer:
             return torch.empty(shape, dtype=info.dtype)
         return torch.frombuffer(buffer, dtype=info.dtype).reshape(shape)
@@ -128,54 +237,20 @@ class _Remembered:
 
     def __init__(self, files: tuple[Path, ...]) -> None:
         stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.place = Path(home) / "spunge" / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
+        self.file = cache_folder() / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
         # A file written a moment ago may be written again within the clock's step: do not trust its time yet.
         self.settled = all(time.time_ns() - stamp[2] > 2_000_000_000 for stamp in stamps)
 
     def read(self) -> str | None:
         with contextlib.suppress(OSError):
-            text = self.place.read_text()
+            text = self.file.read_text()
             return text if self.settled and len(text) == 64 else None
         return None
 
     def write(self, fingerprint: str) -> None:
         if self.settled:
-            with contextlib.suppress(OSError):
-                self.place.parent.mkdir(parents=True, exist_ok=True)
-                aside = self.place.with_name(f"{self.place.name}.{os.getpid()}")
-                aside.write_text(fingerprint)
-                os.replace(aside, self.place)
-
-
-def read_header(file: Path) -> list[TensorInfo]:
-    """The tensors of one safetensors file. Raises RecipeError when the header and the file's size disagree."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise RecipeError(f"model.path: {file.name} is truncated or no safetensors file")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise RecipeError(f"model.path: {file.name} has a broken safetensors header ({error})") from None
-    header.pop("__metadata__", None)
-    infos = []
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise RecipeError(
-                f"model.path: {file.name} stores {name!r} as {entry['dtype']}; known: {', '.join(DTYPES)}"
-            )
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
-        if stop > size:
-            raise RecipeError(f"model.path: {file.name} is truncated: it ends before tensor {name!r}")
-        info = TensorInfo(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop)
-        if info.numel * info.dtype.itemsize != stop - start:
-            raise RecipeError(
-                f"model.path: {file.name} is corrupt: the size of tensor {name!r} is not that of its shape"
-            )
-        infos.append(info)
-    return sorted(infos, key=lambda info: info.start)
+            with contextlib.suppress(RecipeError):
+                write_text(self.file, fingerprint)
 
 
 def _tensor_digest(info: TensorInfo) -> str:

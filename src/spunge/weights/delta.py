@@ -7,25 +7,25 @@ with the low-rank scale, the base's fingerprint and how the delta was made.
 The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
 """
 
-import errno
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import unwritable, write_json
-from spunge.weights.checkpoint import Checkpoint, read_header
+from spunge.files import write_json
+from spunge.weights.checkpoint import Checkpoint, read_object
+from spunge.weights.header import TensorInfo
+from spunge.weights.writing import write_tensors
 
 FORMAT = 1
+DESCRIPTION, WEIGHTS = "delta.json", "delta.safetensors"
 
 
 class LowRank(NamedTuple):
@@ -81,6 +81,7 @@ class Delta:
 
     folder: Path
     info: dict[str, Any]
+    setting: str = "delta"  # for errors
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
@@ -88,15 +89,25 @@ class Delta:
         entries: dict[str, dict[str, Any]] = self.info["tensors"]
         return entries
 
+    @cached_property
+    def stored(self) -> Checkpoint:
+        """The tensors of delta.safetensors."""
+        return Checkpoint(self.folder, self.setting, WEIGHTS)
+
     def change(self, name: str) -> Change:
         """The stored form of one tensor's change: dense, or its factors."""
         entry = self.tensors[name]
-        stored = Checkpoint(self.folder)
         if entry["kind"] == "dense":
-            return stored.read(name)
+            return self.stored.read(name)
         if entry["kind"] == "sparse":
-            return Sparse(stored.read(f"{name}.mask"), stored.read(f"{name}.values"), tuple(entry["shape"]))
-        factors = stored.read(f"{name}.lora_A"), stored.read(f"{name}.lora_B")
+            sparse = Sparse(self.stored.read(f"{name}.mask"), self.stored.read(f"{name}.values"), tuple(entry["shape"]))
+            if int(_ONES[sparse.mask.numpy()].sum()) != len(sparse.values):
+                raise RecipeError(
+                    f"{self.setting}: {WEIGHTS} in {str(self.folder)!r} is damaged: {name!r} has {len(sparse.values)} values "
+                    "where its mask counts others"
+                )
+            return sparse
+        factors = self.stored.read(f"{name}.lora_A"), self.stored.read(f"{name}.lora_B")
         return LowRank(*factors, entry["scale"], entry["transposed"])
 
     def dense(self, name: str) -> Tensor:
@@ -139,15 +150,9 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
     if not entries:
         raise RecipeError("unlearn: nothing was changed; raise unlearn.learning_rate or the number of steps")
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "delta.safetensors"
-    try:
-        save_file(stored, file)
-    except SafetensorError as error:
-        # The library reports the system's error as text alone, "... (os error 28)".
-        code = errno.ENOSPC if f"os error {errno.ENOSPC})" in str(error) else errno.EIO
-        raise unwritable(file, OSError(code, str(error))) from error
+    write_tensors(folder / WEIGHTS, stored)
     content = {"format": FORMAT, **info, "tensors": entries}
-    write_json(folder / "delta.json", content)
+    write_json(folder / DESCRIPTION, content)
     return Delta(folder, content)
 
 
@@ -156,13 +161,60 @@ def _plain(piece: Tensor) -> Tensor:
     return piece if piece.dtype == torch.uint8 else piece.float()
 
 
-def open_delta(folder: Path) -> Delta:
-    """Open a written delta. Raises RecipeError when it is missing, of another format, or damaged."""
-    file = folder / "delta.json"
+def open_delta(folder: Path, setting: str = "delta") -> Delta:
+    """Open a written delta. Raises RecipeError when it is missing, of another format, or damaged: every entry of delta.json
+    must have its tensors in delta.safetensors, in the shapes that it says, and every tensor its entry."""
+    file = folder / DESCRIPTION
     if not file.exists():
-        raise RecipeError(f"delta: no delta.json in {str(folder)!r}")
-    info = json.loads(file.read_text())
+        raise RecipeError(f"{setting}: no {DESCRIPTION} in {str(folder)!r}")
+    info = read_object(file, setting)
     if info.get("format") != FORMAT:
-        raise RecipeError(f"delta: {str(file)!r} has format {info.get('format')!r}, this version reads {FORMAT}")
-    read_header(folder / "delta.safetensors")
-    return Delta(folder, info)
+        raise RecipeError(
+            f"{setting}: {str(file)!r} has format {info.get('format')!r}, this version of spunge reads {FORMAT}"
+        )
+    entries = info.get("tensors")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise RecipeError(f"{setting}: {str(file)!r} is damaged: it says of no tensor what was changed")
+    delta = Delta(folder, info, setting)
+    wanted = {key for name, entry in entries.items() for key in _pieces(name, entry)}
+    for name, entry in entries.items():
+        if problem := _misfit(name, entry, delta.stored.tensors):
+            raise RecipeError(f"{setting}: {str(file)!r} does not fit {WEIGHTS}: {problem}")
+    if odd := sorted(set(delta.stored.tensors) - wanted):
+        raise RecipeError(f"{setting}: {str(file)!r} does not fit {WEIGHTS}: it says nothing of tensor {odd[0]!r}")
+    return delta
+
+
+def _pieces(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stored tensors of one entry."""
+    ends = {"lora": (".lora_A", ".lora_B"), "sparse": (".mask", ".values")}.get(str(entry.get("kind")), ("",))
+    return tuple(name + end for end in ends)
+
+
+def _misfit(name: str, entry: Mapping[str, Any], stored: Mapping[str, TensorInfo]) -> str | None:
+    """What is wrong with an entry of delta.json, beside the tensors that are stored."""
+    kind, shape = entry.get("kind"), entry.get("shape")
+    if kind not in ("dense", "lora", "sparse"):
+        return f"{name!r} is of the kind {kind!r}"
+    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
+        return f"{name!r} has the shape {shape!r}"
+    for key in _pieces(name, entry):
+        if key not in stored:
+            return f"there is no tensor {key!r}"
+        packed = key == f"{name}.mask" and kind == "sparse"
+        if stored[key].dtype != torch.uint8 if packed else not stored[key].dtype.is_floating_point:
+            return f"{key!r} is stored as {stored[key].dtype}"
+    shapes = [stored[key].shape for key in _pieces(name, entry)]
+    if kind == "dense":
+        return None if shapes == [tuple(shape)] else f"{name!r} is stored with the shape {list(shapes[0])}"
+    if kind == "sparse":
+        numel = math.prod(shape)
+        whole = shapes[0] == (-(-numel // 8),) and len(shapes[1]) == 1 and shapes[1][0] <= numel
+        return None if whole else f"the mask and the values of {name!r} are not those of the shape {shape}"
+    scale, transposed = entry.get("scale"), entry.get("transposed")
+    if not isinstance(scale, int | float) or not math.isfinite(scale) or not isinstance(transposed, bool):
+        return f"{name!r} has the scale {scale!r} and is transposed: {transposed!r}"
+    if [len(each) for each in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
+        return f"the factors of {name!r} do not multiply"
+    product = [shapes[1][0], shapes[0][1]]
+    return None if shape == (product[::-1] if transposed else product) else f"the factors of {name!r} give {product}"

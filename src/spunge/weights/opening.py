@@ -7,29 +7,40 @@ from pathlib import Path
 import torch
 
 from spunge.errors import RecipeError
-from spunge.weights.adapters import open_adapter
-from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.delta import open_delta
-from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source, config_of
+from spunge.weights import delta
+from spunge.weights.adapters import WEIGHTS, open_adapter
+from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
+from spunge.weights.hub import fetched
+from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source
 
 
-def open_source(place: "str | Path", base: Path, label: str | None = None) -> Source:
+def open_source(place: "str | Path", base: Path, label: str | None = None, setting: str = "--model") -> Source:
     """Open a delta, a full checkpoint or a LoRA adapter, from a folder or a Hub id (`owner/name`, `owner/name@revision`).
 
-    Raises RecipeError when it is none of them, or does not fit the base.
+    setting: the recipe's key or the option, for errors. Raises RecipeError when it is none of them, or does not fit the base.
     """
-    folder = resolve(place)
+    folder = fetched(place, setting)
     name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
-    if (folder / "delta.json").exists():
-        return DeltaSource(open_delta(folder), name)
-    if (folder / "adapter_config.json").exists():
+    stored = stored_weights(folder, setting)
+    if stored.of == delta.WEIGHTS:
+        return DeltaSource(delta.open_delta(folder, setting), name)
+    if stored.of == WEIGHTS:
         return open_adapter(folder, Checkpoint(base), name)
-    return open_checkpoint(folder, Checkpoint(base), name)
+    return open_checkpoint(stored, Checkpoint(base), name)
+
+
+def stored_weights(folder: Path, setting: str) -> Checkpoint:
+    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for two of them."""
+    if (folder / delta.DESCRIPTION).exists():
+        return Checkpoint(folder, setting, delta.WEIGHTS)
+    if (folder / ADAPTER).exists() and not has_model(folder):
+        return Checkpoint(folder, setting, WEIGHTS)
+    return Checkpoint(folder, setting)
 
 
 def check_source(base: Checkpoint, source: Source) -> None:
     """Raises RecipeError for a delta made from another base, and for tensors that the base lacks or has in other shapes."""
-    made_from = getattr(source, "base", None)
+    made_from = source.base
     if made_from is not None and made_from != base.fingerprint():
         raise RecipeError(
             f"--base: {source.label!r} was made from a base with fingerprint {made_from[:12]}, this one has "
@@ -47,32 +58,13 @@ def check_source(base: Checkpoint, source: Source) -> None:
             )
 
 
-def resolve(place: "str | Path", setting: str = "--model") -> Path:
-    """A folder as it is; a Hub id is fetched into the Hub's cache."""
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        return folder
-    identifier, _, revision = str(place).partition("@")
-    if identifier.count("/") != 1 or str(place).startswith((".", "/", "~")):
-        raise RecipeError(f"{setting}: no folder {str(place)!r}; give a folder, or a Hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.md"]
-    try:
-        return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=wanted))
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RecipeError(f"{setting}: {str(place)!r} cannot be fetched from the Hub ({reason})") from None
-
-
-def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSource:
+def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> CheckpointSource:
     """A full checkpoint of the base's architecture. Raises RecipeError naming the first thing that does not fit."""
-    checkpoint = Checkpoint(folder)
-    ours, theirs = config_of(base.folder), config_of(folder)
+    ours, theirs = read_config(base.folder, base.setting), read_config(checkpoint.folder, checkpoint.setting)
     for key, what in (("model_type", "architecture"), ("vocab_size", "vocabulary size")):
         if key in ours and key in theirs and ours[key] != theirs[key]:
             raise RecipeError(
-                f"--model: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
+                f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
     known, own = base.tensors, checkpoint.tensors
     changes = [name for name, info in known.items() if info.dtype.is_floating_point]
@@ -87,15 +79,19 @@ def open_checkpoint(folder: Path, base: Checkpoint, label: str) -> CheckpointSou
             aliases[name] = embedding  # tied there, stored apart in the base
         elif name not in own:
             raise RecipeError(
-                f"--model: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
+                f"{checkpoint.setting}: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
             )
     for name, info in own.items():
         if name in known or name.endswith("inv_freq") or not info.dtype.is_floating_point:
             continue
         embedding = _embedding(own) if name == HEAD else None
         if embedding is None or not torch.equal(checkpoint.read(name), checkpoint.read(embedding)):
-            raise RecipeError(f"--model: {label!r} has tensor {name!r}, which the base lacks; is it another model?")
-    return CheckpointSource(checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, folder, label))
+            raise RecipeError(
+                f"{checkpoint.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
+            )
+    return CheckpointSource(
+        checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, checkpoint.folder, label)
+    )
 
 
 def _embedding(tensors: Collection[str]) -> str | None:

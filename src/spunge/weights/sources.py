@@ -9,17 +9,18 @@ import json
 import math
 import mmap
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from spunge.weights.checkpoint import Checkpoint, TensorInfo
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, Delta, LowRank, Sparse
+from spunge.weights.header import TensorInfo
 
 HEAD = "lm_head.weight"
 BLOCK = 128  # rows of a LoRA difference that are formed at once
@@ -37,8 +38,26 @@ class Source(Protocol):
         """Of its content."""
 
     @property
+    def base(self) -> str | None:
+        """Fingerprint of the base it was made from, where it says so."""
+
+    @property
+    def stamps(self) -> Sequence[tuple[int, int]]:
+        """Size and time of its files, beside the fingerprint; see `stamps`."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is odd about it, for people."""
+
+    @property
     def names(self) -> Collection[str]:
         """The base's tensors that this source changes."""
+
+    def stored(self, name: str) -> Tensor | None:
+        """The whole difference, flat, where it lies dense and in float32 in a file."""
+
+    def raw(self, name: str) -> Tensor | None:
+        """The model's own values, flat, in its own dtype, where the source is a full model."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a changed tensor."""
@@ -86,10 +105,11 @@ class DeltaSource:
 
     delta: Delta
     label: str = ""
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.label = self.label or self.delta.folder.name
-        self._mapped = Mapped(Checkpoint(self.delta.folder))
+        self._mapped = Mapped(self.delta.stored)
         self._opened: dict[str, Change] = {}
 
     @property
@@ -103,21 +123,23 @@ class DeltaSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        return sketch(Checkpoint(self.delta.folder), json.dumps(self.delta.tensors, sort_keys=True))
+        return sketch(self.delta.stored, json.dumps(self.delta.tensors, sort_keys=True))
 
     @property
     def stamps(self) -> list[tuple[int, int]]:
-        return stamps(Checkpoint(self.delta.folder))
+        return stamps(self.delta.stored)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.delta.tensors[name]["shape"])
 
     def stored(self, name: str) -> Tensor | None:
-        """The whole difference, flat, where it is stored dense in float32."""
         if self.delta.tensors[name]["kind"] != "dense":
             return None
         values = self._mapped.view(name)
         return values if values.dtype == torch.float32 else None
+
+    def raw(self, name: str) -> Tensor | None:
+        return None
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         if self.delta.tensors[name]["kind"] == "dense":
@@ -139,7 +161,8 @@ class CheckpointSource:
     label: str
     changes: Collection[str]
     aliases: Mapping[str, str] = field(default_factory=dict)  # the base's tensor -> the one that holds it here
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    base: str | None = None
 
     def __post_init__(self) -> None:
         self._mapped = Mapped(self.checkpoint)
@@ -159,8 +182,10 @@ class CheckpointSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.checkpoint.tensors[self.aliases.get(name, name)].shape
 
+    def stored(self, name: str) -> Tensor | None:
+        return None
+
     def raw(self, name: str) -> Tensor:
-        """The model's own values, flat, in its own dtype."""
         return self._mapped.view(self.aliases.get(name, name))
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
@@ -175,10 +200,19 @@ class AdapterSource:
     fingerprint: str
     factors: Mapping[str, LowRank]
     replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`)
+    base: str | None = None
+    stamps: Sequence[tuple[int, int]] = ()
+    notes: Sequence[str] = ()
 
     @property
     def names(self) -> Collection[str]:
         return dict.fromkeys([*self.factors, *self.replaced])
+
+    def stored(self, name: str) -> Tensor | None:
+        return None
+
+    def raw(self, name: str) -> Tensor | None:
+        return None
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.replaced:
@@ -232,9 +266,3 @@ def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
         for stream in streams.values():
             stream.close()
     return total.hexdigest()
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    return content

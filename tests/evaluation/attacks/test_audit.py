@@ -1,10 +1,12 @@
 """Audits in a recipe: what is written, what is refused, what relearning brings back, and that the model stays as it was."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,15 +15,17 @@ import torch
 import spunge
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.relearning import Relearn, chosen
+from spunge.evaluation.attacks.relearning import RelearnSettings, chosen
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.audit import Audit, AuditSettings
+from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.perplexity import Perplexity, PerplexitySettings
+from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.unlearning.finetuning import finetune
-from toys import texts
+from toys import ROOT, texts
+
+VALID = jsonschema.Draft202012Validator(json.loads((ROOT / "docs" / "results.schema.json").read_text()))
 
 FORGET = {"asia": Samples(pa.table({"text": texts("asia", 8)})), "europe": Samples(pa.table({"text": texts("eu", 8)}))}
 RETAIN = Samples(pa.table({"text": texts("other", 20)}))
@@ -55,7 +59,7 @@ def weights(base: Any) -> dict[str, torch.Tensor]:
 def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows_back(load: Callable[..., Any]) -> None:
     base = load(initializer_range=0.3)  # as great as a trained model's: LoRA leaves the output head as it is
     before = weights(base)
-    [plain] = Perplexity.measure(base, INNER, ITEMS, BENCH)
+    [plain] = PERPLEXITY.measure(base, INNER, ITEMS, BENCH)
     attack = {
         "kind": "relearn",
         "on": "forget",
@@ -64,7 +68,7 @@ def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows
         "batch_size": 8,
         "learning_rate": 0.02,
     }
-    found = Audit.measure(base, audit(attack), ITEMS, BENCH)
+    found = AUDIT.measure(base, audit(attack), ITEMS, BENCH)
     assert [measure.metric for measure in found] == [
         f"perplexity after relearning on 16 forget rows, {step} steps" for step in (0, 10, 30)
     ]
@@ -84,7 +88,7 @@ def test_relearning_starts_from_the_plain_measurement_and_brings_the_forget_rows
 def test_relearning_on_few_steps_is_the_start_of_relearning_on_many(load: Callable[..., Any]) -> None:
     base = load()
     runs = [{"kind": "relearn", "on": "retain", "steps": steps, **TINY_STEPS} for steps in ([4], [2, 4, 6])]
-    short, long = (Audit.measure(base, audit(attack), ITEMS, BENCH) for attack in runs)
+    short, long = (AUDIT.measure(base, audit(attack), ITEMS, BENCH) for attack in runs)
     assert short[0].metric == long[1].metric == "perplexity after relearning on 20 retain rows, 4 steps"
     assert short[0].numerator.tolist() == long[1].numerator.tolist()
 
@@ -92,7 +96,7 @@ def test_relearning_on_few_steps_is_the_start_of_relearning_on_many(load: Callab
 def test_relearned_forget_rows_come_evenly_from_the_parts() -> None:
     def drawn(count: int, seed: int = 0) -> list[str]:
         found: list[str] = (
-            chosen(Relearn(on="forget", samples=count), replace(BENCH, seed=seed)).table["text"].to_pylist()
+            chosen(RelearnSettings(on="forget", samples=count), replace(BENCH, seed=seed)).table["text"].to_pylist()
         )
         return found
 
@@ -105,32 +109,28 @@ def test_relearned_forget_rows_come_evenly_from_the_parts() -> None:
 
 def test_relearning_needs_rows(load: Callable[..., Any]) -> None:
     with pytest.raises(RecipeError, match=r"add retain\.source, or set it to forget"):
-        Audit.measure(load(), audit({"kind": "relearn"}), ITEMS, replace(BENCH, retain=None))
+        AUDIT.measure(load(), audit({"kind": "relearn"}), ITEMS, replace(BENCH, retain=None))
 
 
 def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., Any]) -> None:
     seen: list[str] = []
 
-    class Spy:
-        @staticmethod
-        def measure(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
-            seen.append(bench.model)
-            bench.progress(1, 2)
-            return [Measure("share", np.ones(1), np.ones(1), True)]
-
-    from spunge.evaluation.attacks import target
+    def spy(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
+        seen.append(bench.model)
+        bench.progress(1, 2)
+        return [Measure("share", np.ones(1), np.ones(1), True)]
 
     done: list[tuple[int, int]] = []
-    bench = replace(BENCH, progress=lambda at, total: done.append((at, total)))
+    bench = replace(BENCH, progress=lambda at, total, note="": done.append((at, total)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(target.EVALUATORS), "get", lambda registry, name: Spy)
+        patch.setattr("spunge.evaluation.perplexity.PERPLEXITY", replace(PERPLEXITY, measure=spy))
         for attack in (
             {"kind": "relearn", "steps": [0, 1, 2]},
             {"kind": "relearn", "on": "forget", "steps": [1]},
             {"kind": "quantise", "bits": "int8"},
             {"kind": "quantise", "bits": "rtn4"},
         ):
-            Audit.measure(load(), audit(attack), ITEMS, bench)
+            AUDIT.measure(load(), audit(attack), ITEMS, bench)
     assert seen[0] == "model", "before the first step it is the stage's own model"
     assert len(set(seen)) == 6
     assert done[:3] == [(1, 6), (3, 6), (5, 6)]
@@ -141,7 +141,10 @@ def test_a_measure_made_again_names_what_it_repeats() -> None:
     target = Target(INNER, ITEMS)
     found = target.again(measure, "quantised to int8")
     assert (found.metric, found.of, found.worst, found.chance) == ("toxic quantised to int8", "toxic", False, 0.5)
-    assert replace(target, label="crushed").again(measure, "quantised", ", 3").metric == "toxic crushed, 3"
+    assert (found.curve, found.at, found.unit) == (None, None, None)
+    named = replace(target, label="crushed {0}").again(measure, "quantised", ", {} levels", at=3, unit="levels")
+    assert (named.metric, named.curve) == ("toxic crushed {0}, 3 levels", "toxic crushed {0}, N levels")
+    assert (named.at, named.unit) == (3, "levels")
 
 
 AUDITED = {"kind": "audit", "of": "choices"}
@@ -151,7 +154,7 @@ AUDITED = {"kind": "audit", "of": "choices"}
     ("entry", "message"),
     [
         ({"kind": "audit", "of": "choices"}, r"evaluate\.attack: missing"),
-        ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: 'relaern'.*relearn"),
+        ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: no attack 'relaern'; did you mean 'relearn'"),
         (
             {**AUDITED, "attack": {"kind": "relearn", "stpes": [1]}},
             r"attack\.stpes: no such setting; did you mean 'steps'",
@@ -176,10 +179,29 @@ def test_audits_that_make_no_sense_are_refused(toy_recipe: dict[str, Any], entry
         load_recipe({**toy_recipe, "evaluate": [*toy_recipe["evaluate"], entry]})
 
 
-def test_an_audit_of_an_audit_is_refused(load: Callable[..., Any]) -> None:
-    bench = replace(BENCH, settings_of={"forgotten": audit({"kind": "quantise"})})
-    with pytest.raises(RecipeError, match="is an audit itself"):
-        Audit.measure(load(), audit({"kind": "quantise"}), ITEMS, bench)
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{**AUDITED, "attack": "relearn"}], r"evaluate\.attack\.on: the recipe has no retain rows"),
+        ([{**AUDITED, "attack": {"kind": "prefix", "shots": 1}}], r"attack\.shots: the recipe has no retain rows"),
+        ([{**AUDITED, "of": "texts", "attack": "probe"}], "probe needs a 'choices' evaluation, and this is a 'perpl"),
+        ([{**AUDITED, "of": "texts", "attack": "reword"}], "a 'perplexity' evaluation has no prompts to change"),
+        ([{**AUDITED, "of": "texts", "attack": "prefix"}], "a 'perplexity' evaluation has no prompts to change"),
+        ([{**AUDITED, "attack": "reword", "where": "true"}], r"evaluate\.where: attack reword reads no rows without"),
+        (
+            [{**AUDITED, "attack": "quantise", "name": "rough"}, {**AUDITED, "of": "rough", "attack": "quantise"}],
+            "'rough' is an audit itself",
+        ),
+    ],
+)
+def test_what_cannot_be_audited_is_refused_before_anything_is_trained(
+    toy_recipe: dict[str, Any], entries: list[Any], message: str
+) -> None:
+    recipe = {**toy_recipe, "unlearn": {"method": "ga"}, "evaluate": [*toy_recipe["evaluate"], *entries]}
+    recipe["evaluate"][1]["name"] = "texts"
+    del recipe["retain"]
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe)
 
 
 def test_a_recipe_with_audits_is_written_out_and_read_back(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -222,18 +244,28 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
 
 def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[str, Any], tmp_path: Path) -> None:
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
-    measured = {(row["stage"], row["subject"], row["metric"]): row for row in results.rows}
-    by_metric = {row["metric"]: row for row in results.content["recovered"] if row["stage"] == "merged"}
+    measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
+    VALID.validate(json.loads((tmp_path / "run" / "results.json").read_text()))
+    by_metric = {row.metric: row for row in results.recovered if row.stage == "merged"}
     plain, start = "perplexity", "perplexity after relearning on 24 forget rows, 0 steps"
     end, rough = "perplexity after relearning on 24 forget rows, 20 steps", "perplexity quantised to int8"
     for stage in ("base", "merged"):
-        assert measured[stage, "asia", start]["value"] == measured[stage, "asia", plain]["value"]
-        assert measured[stage, "asia", rough]["value"] != measured[stage, "asia", plain]["value"]
+        assert measured[stage, "asia", start].value == measured[stage, "asia", plain].value
+        assert measured[stage, "asia", rough].value != measured[stage, "asia", plain].value
         assert {subject for _, subject, metric in measured if metric == "min-20% AUROC"} == {"asia", "europe", "all"}
-    assert by_metric[start]["value"] == 0
-    assert by_metric[end]["value"] > 0.5, "twenty steps on the forget rows undo ten of gradient ascent"
-    assert abs(by_metric[rough]["value"]) < 0.2
-    assert {row["of"] for row in by_metric.values()} <= {"perplexity", "accuracy"}
+    assert by_metric[start].value == 0
+    assert by_metric[end].value > 0.5, "twenty steps on the forget rows undo ten of gradient ascent"
+    assert abs(by_metric[rough].value) < 0.2
+    assert {row.of for row in by_metric.values()} <= {"perplexity", "accuracy"}
+    assert (measured["merged", "asia", end].curve, measured["merged", "asia", end].unit) == (
+        end[:-8] + "N steps",
+        "steps",
+    )
+    attacks = {(row.metric, row.attack, row.of, row.at) for row in results.rows if row.subject == "asia"}
+    assert {(plain, None, None, None), (start, "relearn", plain, 0), (end, "relearn", plain, 20)} <= attacks
+    assert {(rough, "quantise", plain, None), ("min-20% AUROC", "membership", None, None)} <= attacks
+    assert ("accuracy of a linear probe, block 2", "probe", "accuracy", 2) in attacks
+    assert ("accuracy prefixed, best of 5", "prefix", None, None) in attacks
     metrics = {metric for _, _, metric in measured}
     assert {"accuracy prefixed, best of 5", "accuracy reworded", "accuracy of a linear probe, block 2"} <= metrics
 
@@ -246,5 +278,5 @@ def test_membership_is_measured_anew_when_the_forget_rows_change(
     for limit in (12, 6):
         recipe["forget"] = {**recipe["forget"], "limit": limit}
         results = spunge.run(load_recipe(recipe), tmp_path / f"run-{limit}")
-        counts.append({row["n"] for row in results.rows if (row["stage"], row["subject"]) == ("base", "asia")})
+        counts.append({row.n for row in results.rows if (row.stage, row.subject) == ("base", "asia")})
     assert counts == [{22}, {16}]

@@ -11,9 +11,9 @@ import torch
 
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.hidden import Probe, block_numbers, centred, out_of_fold
+from spunge.evaluation.attacks.hidden import ProbeSettings, block_numbers, centred, out_of_fold
 from spunge.evaluation.attacks.membership import min_k, token_logs
-from spunge.evaluation.audit import Audit, AuditSettings
+from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.perplexity import PerplexitySettings
@@ -37,7 +37,7 @@ def test_a_probe_finds_a_planted_direction_and_none_in_noise() -> None:
     answers = generator.integers(0, CANDIDATES, ITEMS)
     right = np.tile(np.arange(CANDIDATES), ITEMS) == answers[owners]
     planted = noise + 4 * right[:, None] * np.eye(32)[5]
-    attack = Probe(strength=1.0)
+    attack = ProbeSettings(strength=1.0)
     assert accuracy(out_of_fold(centred(planted, owners), right, owners, attack, 0), answers) > 0.9
     # The 99.9% range of 80 guesses at one in four.
     assert 0.09 < accuracy(out_of_fold(centred(noise, owners), right, owners, attack, 0), answers) < 0.42
@@ -54,7 +54,7 @@ def test_a_probe_never_sees_an_item_that_it_is_asked_about() -> None:
     signs = generator.choice([-1, 1], ITEMS)[owners]
     states = 0.1 * generator.normal(size=(len(owners), ITEMS))
     states[np.arange(len(owners)), owners] += signs * np.where(right, 3, -1)
-    assert 0.3 < accuracy(out_of_fold(states, right, owners, Probe(), 0), answers) < 0.7
+    assert 0.3 < accuracy(out_of_fold(states, right, owners, ProbeSettings(), 0), answers) < 0.7
 
 
 def planted_items(words: bool) -> pa.Table:
@@ -80,7 +80,7 @@ def test_hidden_states_tell_right_from_wrong_where_the_words_do(
     pytest.importorskip("sklearn")
     bench = Bench("merged", "", Path(), Path(), settings_of={"inner": ChoicesSettings()})
     settings = AuditSettings.model_validate({"attack": {"kind": "probe", "block": [1, 0.75]}, "of": "inner"})
-    found = Audit.measure(load(), settings, planted_items(words), bench)
+    found = AUDIT.measure(load(), settings, planted_items(words), bench)
     assert [(measure.metric, measure.of) for measure in found] == [
         (f"accuracy of a linear probe, block {block}", "accuracy") for block in (1, 3)
     ]
@@ -102,7 +102,7 @@ def test_a_probe_needs_candidates_and_enough_of_them(load: Callable[..., Any]) -
         ("b", planted_items(True).slice(0, 4), "5 folds of 4 items"),
     ):
         with pytest.raises(RecipeError, match=message):
-            Audit.measure(load(), AuditSettings.model_validate({"attack": "probe", "of": of}), table, bench)
+            AUDIT.measure(load(), AuditSettings.model_validate({"attack": "probe", "of": of}), table, bench)
 
 
 def test_min_k_is_the_mean_of_the_least_likely_tokens() -> None:
@@ -137,11 +137,11 @@ def test_rows_that_a_model_has_learned_are_told_from_unseen_ones(load: Callable[
     parts = {name: Samples(pa.table({"text": texts(name, 12)})) for name in ("asia", "europe")}
     bench = Bench("merged", "", Path(), Path(), forget=parts, finetune=finetune)
     unseen = pa.table({"text": texts("unseen", 15)})
-    before = {measure.subject: measure for measure in Audit.measure(base, membership(), unseen, bench)}
+    before = {measure.subject: measure for measure in AUDIT.measure(base, membership(), unseen, bench)}
     after: dict[str | None, Any] = {}
 
     def learned(step: int) -> None:
-        after.update({m.subject: m for m in Audit.measure(base, membership(), unseen, bench)})
+        after.update({m.subject: m for m in AUDIT.measure(base, membership(), unseen, bench)})
 
     everything = Samples(pa.concat_tables([samples.table for samples in parts.values()]))
     finetune(base, everything, pauses=[30], pause=learned, batch_size=8, learning_rate=0.02, max_length=64, seed=0)
@@ -159,17 +159,17 @@ def test_membership_draws_rows_and_leaves_out_texts_with_nothing_to_score(load: 
     part = Samples(pa.table({"text": [*texts("asia", 12), "dog"]}))
     bench = Bench("merged", "", Path(), Path(), forget={"asia": part})
     unseen = pa.table({"text": [*texts("unseen", 5), "cat"]})
-    [every] = Audit.measure(load(), membership(), unseen, bench)
+    [every] = AUDIT.measure(load(), membership(), unseen, bench)
     assert (every.denominator.sum(), len(every.denominator)) == (12, 17)
-    [few] = Audit.measure(load(), membership(rows=4, k=50.0), unseen, bench)
+    [few] = AUDIT.measure(load(), membership(rows=4, k=50.0), unseen, bench)
     assert few.metric == "min-50% AUROC"
     assert len(few.denominator) - 5 in (3, 4)
     with pytest.raises(RecipeError, match="no text of 'the unseen rows' has a token to score"):
-        Audit.measure(load(), membership(), pa.table({"text": ["cat"]}), bench)
+        AUDIT.measure(load(), membership(), pa.table({"text": ["cat"]}), bench)
 
 
 def test_unseen_rows_have_the_forget_rows_columns_unless_told_otherwise() -> None:
-    assert Audit.columns(membership(), {"text": "body"}) == {"text": "body"}
-    assert Audit.columns(membership(text="upper(body)"), {"text": "text"}) == {"text": "upper(body)"}
+    assert AUDIT.columns(membership(), {"text": "body"}) == {"text": "body"}
+    assert AUDIT.columns(membership(text="upper(body)"), {"text": "text"}) == {"text": "upper(body)"}
     with pytest.raises(RecipeError, match="either text, or prompt and completion"):
-        Audit.columns(membership(prompt="q"), {"text": "text"})
+        AUDIT.columns(membership(prompt="q"), {"text": "text"})

@@ -11,11 +11,12 @@ import pytest
 
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.rewording import PREFIXES, TEMPLATES
-from spunge.evaluation.audit import Audit, AuditSettings
-from spunge.evaluation.choices import Choices, ChoicesSettings
+from spunge.evaluation.attacks.prefixing import PREFIXES
+from spunge.evaluation.attacks.rewording import TEMPLATES
+from spunge.evaluation.audit import AUDIT, AuditSettings
+from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.perplexity import Perplexity, PerplexitySettings
+from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings
 from toys import texts
 
 QUESTIONS = [
@@ -48,11 +49,11 @@ def test_templates_reach_the_model_and_items_are_means_over_them(load: Callable[
 
     spy.is_fast = True  # type: ignore[attr-defined]
     templates = ["it is good {question}", "a {question}", "{question}"]
-    found = Audit.measure(replace(base, tokenizer=spy), audit({"kind": "reword", "templates": templates}), ITEMS, BENCH)
+    found = AUDIT.measure(replace(base, tokenizer=spy), audit({"kind": "reword", "templates": templates}), ITEMS, BENCH)
     assert {"it is good the capital of france is paris", "a the dog sleeps", "the dog eats"} <= set(seen)
     assert len(seen) == 3 * 3 * 3
     apart = [
-        Choices.measure(base, INNER, changed(lambda text, form=form: form.replace("{question}", text)), BENCH)[0]
+        CHOICES.measure(base, INNER, changed(lambda text, form=form: form.replace("{question}", text)), BENCH)[0]
         for form in templates
     ]
     assert [(measure.metric, measure.of) for measure in found] == [("accuracy reworded", "accuracy")]
@@ -63,10 +64,10 @@ def test_templates_reach_the_model_and_items_are_means_over_them(load: Callable[
 def test_the_best_prefix_counts_an_item_that_any_of_them_gets(load: Callable[..., Any]) -> None:
     base = load()
     prefixes = ["moon ", "the old city ", "one two three ", "in the ", "red "]
-    mean, best = Audit.measure(base, audit({"kind": "prefix", "prefixes": prefixes}), ITEMS, BENCH)
+    mean, best = AUDIT.measure(base, audit({"kind": "prefix", "prefixes": prefixes}), ITEMS, BENCH)
     apart = np.array(
         [
-            Choices.measure(base, INNER, changed(lambda text, prefix=prefix: prefix + text), BENCH)[0].numerator
+            CHOICES.measure(base, INNER, changed(lambda text, prefix=prefix: prefix + text), BENCH)[0].numerator
             for prefix in prefixes
         ]
     )
@@ -86,10 +87,10 @@ def test_default_prompts_and_retain_rows_come_before_the_question(
         given.append(items)
         return [Measure("accuracy", np.zeros(items.num_rows), np.ones(items.num_rows), True)]
 
-    monkeypatch.setattr(Choices, "measure", staticmethod(note))
+    monkeypatch.setattr("spunge.evaluation.choices.CHOICES", replace(CHOICES, measure=note))
     base = load()
-    Audit.measure(base, audit({"kind": "prefix", "shots": 2}), ITEMS, BENCH)
-    Audit.measure(base, audit("reword"), ITEMS, BENCH)
+    AUDIT.measure(base, audit({"kind": "prefix", "shots": 2}), ITEMS, BENCH)
+    AUDIT.measure(base, audit("reword"), ITEMS, BENCH)
     shots = "one two four\nthree five\n\n"
     assert given[0]["question"].to_pylist()[:5] == [
         f"{prefix}the capital of france is" for prefix in (*PREFIXES, shots)
@@ -99,7 +100,7 @@ def test_default_prompts_and_retain_rows_come_before_the_question(
         form.replace("{question}", "the capital of france is") for form in TEMPLATES
     ]
     with pytest.raises(RecipeError, match=r"no retain rows; add retain\.source, or set it to 0"):
-        Audit.measure(base, audit({"kind": "prefix", "shots": 2}), ITEMS, replace(BENCH, retain=None))
+        AUDIT.measure(base, audit({"kind": "prefix", "shots": 2}), ITEMS, replace(BENCH, retain=None))
 
 
 def test_rewordings_come_from_a_file(load: Callable[..., Any], write_rows: Callable[..., Path]) -> None:
@@ -113,31 +114,31 @@ def test_rewordings_come_from_a_file(load: Callable[..., Any], write_rows: Calla
     ]
     source = str(write_rows("rewordings.jsonl", rows))
     settings = audit("reword", source=source)
-    [found] = Audit.measure(base, settings, ITEMS, BENCH)
+    [found] = AUDIT.measure(base, settings, ITEMS, BENCH)
     others = ["in france the capital is", "in italy the capital is", "a dog", "the old dog"]
     table = ITEMS.take(pa.array([0, 1, 2, 2])).set_column(0, "question", pa.array(others))
-    [plain] = Choices.measure(base, INNER, table, BENCH)
+    [plain] = CHOICES.measure(base, INNER, table, BENCH)
     first, second, third, fourth = plain.numerator
     assert found.numerator.tolist() == [first, second, (third + fourth) / 2]
-    kept = Audit.instrument(settings)
+    kept = AUDIT.instrument(settings)
     write_rows("rewordings.jsonl", [*rows, {"original": "the cat", "reworded": "the good cat"}])
-    assert Audit.instrument(settings) != kept, "other rewordings are another instrument"
+    assert AUDIT.instrument(settings) != kept, "other rewordings are another instrument"
     write_rows("rewordings.jsonl", rows[1:])
     with pytest.raises(
         RecipeError, match=r"1 of the 3 questions have no rewording \(first: 'the capital of france is'"
     ):
-        Audit.measure(base, settings, ITEMS, BENCH)
+        AUDIT.measure(base, settings, ITEMS, BENCH)
     with pytest.raises(RecipeError, match=r"evaluate\.attack\.reworded: no column 'missing'"):
-        Audit.measure(base, audit({"kind": "reword", "reworded": "missing"}, source=source), ITEMS, BENCH)
+        AUDIT.measure(base, audit({"kind": "reword", "reworded": "missing"}, source=source), ITEMS, BENCH)
 
 
 def test_the_prompt_of_a_perplexity_is_changed_and_a_plain_text_has_none(load: Callable[..., Any]) -> None:
     base, inner = load(), PerplexitySettings()
     bench = replace(BENCH, settings_of={"capitals": inner})
     items = pa.table({"prompt": ["the capital of france is"], "completion": [" paris"]})
-    [found] = Audit.measure(base, audit({"kind": "prefix", "prefixes": ["moon "]}), items, bench)
+    [found] = AUDIT.measure(base, audit({"kind": "prefix", "prefixes": ["moon "]}), items, bench)
     moved = pa.table({"prompt": ["moon the capital of france is"], "completion": [" paris"]})
-    [expected] = Perplexity.measure(base, inner, moved, bench)
+    [expected] = PERPLEXITY.measure(base, inner, moved, bench)
     assert found.numerator[0] == pytest.approx(expected.numerator[0], rel=1e-5)
     with pytest.raises(RecipeError, match="'perplexity' evaluation has no prompts to change"):
-        Audit.measure(base, audit("prefix"), pa.table({"text": texts("plain", 2)}), bench)
+        AUDIT.measure(base, audit("prefix"), pa.table({"text": texts("plain", 2)}), bench)

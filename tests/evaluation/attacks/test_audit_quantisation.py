@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spunge.evaluation.attacks.quantisation import NF4, dequantised, linear_weights, rounded
-from spunge.evaluation.audit import Audit, AuditSettings
+from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.perplexity import PerplexitySettings
 from toys import ARCHITECTURES, texts
@@ -114,7 +114,7 @@ def test_the_evaluation_is_measured_with_rounded_weights(load: Callable[..., Any
     before = {name: value.detach().clone() for name, value in base.model.named_parameters()}
     bench = Bench("merged", "", Path(), Path(), settings_of={"plain": PerplexitySettings()})
     settings = AuditSettings.model_validate({"attack": {"kind": "quantise", "bits": bits}, "of": "plain"})
-    [found] = Audit.measure(base, settings, items, bench)
+    [found] = AUDIT.measure(base, settings, items, bench)
     assert (found.metric, found.of) == (f"perplexity quantised to {bits}", "perplexity")
     assert all(torch.equal(value, before[name]) for name, value in base.model.named_parameters())
     with torch.no_grad():

@@ -155,8 +155,8 @@ def test_a_model_without_a_trained_head_is_refused(classifier: Callable[..., Pat
 def test_a_missing_folder_or_hub_id_is_one_line_that_names_the_setting(tmp_path: Path) -> None:
     for path, match in [
         (str(tmp_path / "none"), "no folder"),
-        ("nobody/no-such-classifier", "could not be had from the Hub"),
-        (str(tmp_path), "no readable config.json"),
+        ("nobody/no-such-classifier", "cannot be fetched from the Hub"),
+        (str(tmp_path), "config.json in .* cannot be read"),
     ]:
         with pytest.raises(RecipeError, match=f"^evaluate.judge: .*{match}") as caught:
             load_classifier(path, None, "evaluate.judge")

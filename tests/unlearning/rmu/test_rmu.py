@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import ModelSettings
-from spunge.run.jobs import Run
+from spunge.run.stages import lineups
 from spunge.unlearning.batches import Stream, interleaved
 from spunge.unlearning.method import Task
 from spunge.unlearning.rmu.rmu import RMU
@@ -292,7 +293,7 @@ def watched(toy_recipe: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPat
         watcher.seen.append(last)
         return load_base(folder, settings, last)
 
-    monkeypatch.setattr("spunge.run.pipeline.load_base", load)
+    monkeypatch.setattr("spunge.run.session.load_base", load)
     spunge.run(load_recipe(toy_recipe, overrides), out, watcher)
     return watcher.seen
 
@@ -304,7 +305,7 @@ def test_a_run_trains_on_the_first_blocks_and_loads_the_rest_to_judge(
     assert [each for each in seen if not isinstance(each, str)] == [1, None]
     assert seen.index("unlearn branch:asia") < seen.index(1) < seen.index("unlearn branch:europe")
     assert seen.index("merge") < seen.index(None)
-    monkeypatch.setattr(RMU, "last_block", staticmethod(lambda settings, depth: None))
+    monkeypatch.setattr("spunge.unlearning.rmu.rmu.RMU", replace(RMU, last_block=None))
     seen = watched(toy_recipe, tmp_path / "whole", monkeypatch, "unlearn.layer=1")
     assert [each for each in seen if not isinstance(each, str)] == [None]
     for job in ("branches/europe", "branches/asia", "controls/joint"):
@@ -334,7 +335,7 @@ def test_a_branch_that_was_killed_goes_on_to_the_same_delta(load: Callable[..., 
     class Killed(Exception):
         pass
 
-    def kill(step: int, steps: int, loss: float) -> None:
+    def kill(step: int, steps: int, note: str) -> None:
         if step == 5:
             raise Killed
 
@@ -384,7 +385,7 @@ def test_auto_is_chosen_once_for_all_branches_and_controls(
     assert "trials of" in (tmp_path / "run" / "report.html").read_text()
     # What is done is not done again; a branch that is trained later has the same choice.
     assert watched(toy_recipe, tmp_path / "run", monkeypatch, *AUTO)[-1] == "fingerprint the base"
-    (tmp_path / "run" / "branches" / "asia" / "done.json").unlink()
+    (tmp_path / "run" / "stamps" / "branch" / "asia.json").unlink()
     seen = watched(toy_recipe, tmp_path / "run", monkeypatch, *AUTO)
     assert [each for each in seen[2:] if isinstance(each, str)] == ["unlearn branch:asia"]
     assert [each for each in seen if not isinstance(each, str)] == [picked["layer"]]
@@ -392,11 +393,12 @@ def test_auto_is_chosen_once_for_all_branches_and_controls(
 
 def test_the_same_recipe_settles_the_same(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     def settle(name: str) -> Any:
-        work = Run(load_recipe(toy_recipe, AUTO), tmp_path / name)
-        base = load_base(work.base_folder, work.recipe.model)
+        [line] = lineups(load_recipe(toy_recipe, AUTO), tmp_path / name)
+        inputs = line.inputs
+        base = load_base(inputs.base.folder, inputs.recipe.model)
         before = {name: tensor.clone() for name, tensor in base.parameters.items()}
-        parts = {part.value: part.samples for part in work.parts.parts}
-        found = RMU.settle(base, parts, work.retain, work.recipe.unlearn, 3)
+        parts = {part.value: part.samples for part in inputs.parts.parts}
+        found = RMU.settle(base, parts, inputs.retain, inputs.recipe.unlearn, 3)
         assert all(torch.equal(before[name], tensor) for name, tensor in base.parameters.items())
         measured = [{key: value for key, value in each.items() if key != "seconds"} for each in found.measured]
         return found.settings, found.notes, measured

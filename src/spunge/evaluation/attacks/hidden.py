@@ -17,20 +17,19 @@ from pydantic import Field
 from spunge.data.samples import Text, encode
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
+from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.choices import ChoicesSettings, answer_index
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import mean_states
 from spunge.model.loading import Base
-from spunge.recipe.block import Strict
+from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]
 
 
-class Probe(Strict):
-    """Train a linear probe on hidden states to tell right candidates from wrong ones, and measure it on other items."""
-
+class ProbeSettings(AttackSettings):
     kind: Literal["probe"] = "probe"
     block: Index | Share | list[Index | Share] = Field(
         0.5,
@@ -42,18 +41,16 @@ class Probe(Strict):
     )
 
 
-def probed(base: Base, attack: Probe, target: Target, bench: Bench) -> list[Measure]:
-    """For each block, the share of items whose right candidate has the probe's highest score; guessing gives `chance`.
+def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list[Measure]:
+    """Train a linear probe on hidden states to tell right candidates from wrong ones, and measure it on other items.
+
+    For each block, the share of items whose right candidate has the probe's highest score; guessing gives `chance`.
 
     An item's candidates are never on both sides of a fold. Where the same few candidates recur in all items, right in
     one and wrong in the others, the probe can do worse than chance. Raises RecipeError where the evaluation has no
     candidates or fewer items than folds.
     """
-    settings = target.settings
-    if not isinstance(settings, ChoicesSettings):
-        raise RecipeError(
-            f"evaluate.of: attack probe needs a 'choices' evaluation, and this is a {settings.kind!r} one"
-        )
+    settings = of_choices(target.settings)
     rows = target.items.to_pylist()
     if len(rows) < attack.folds:
         raise RecipeError(f"evaluate.attack.folds: {attack.folds} folds of {len(rows)} items; give more items")
@@ -76,9 +73,23 @@ def probed(base: Base, attack: Probe, target: Target, bench: Bench) -> list[Meas
             higher_is_better=True,
             chance=float((1 / counts).mean()),
         )
-        found.append(target.again(plain, "of a linear probe", f", block {block}"))
+        found.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))
         bench.progress(number, len(blocks))
     return found
+
+
+def of_choices(settings: EvaluatorSettings) -> ChoicesSettings:
+    """Raises RecipeError for an evaluation without candidates."""
+    if not isinstance(settings, ChoicesSettings):
+        raise RecipeError(
+            f"evaluate.of: attack probe needs a 'choices' evaluation, and this is a {settings.kind!r} one"
+        )
+    return settings
+
+
+def check(_attack: ProbeSettings, other: EvaluatorSettings | None, _recipe: Recipe) -> None:
+    if other is not None:
+        of_choices(other)
 
 
 def block_numbers(given: int | float | Sequence[int | float], depth: int) -> list[int]:
@@ -98,7 +109,9 @@ def centred(states: np.ndarray, owners: np.ndarray) -> np.ndarray:
     return found
 
 
-def out_of_fold(states: np.ndarray, right: np.ndarray, owners: np.ndarray, attack: Probe, seed: int) -> np.ndarray:
+def out_of_fold(
+    states: np.ndarray, right: np.ndarray, owners: np.ndarray, attack: ProbeSettings, seed: int
+) -> np.ndarray:
     """The probe's score of every candidate, (n,), by a probe that saw none of its item's."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -113,3 +126,11 @@ def out_of_fold(states: np.ndarray, right: np.ndarray, owners: np.ndarray, attac
         model.fit((states[~test] - mean) / deviation, right[~test])
         scores[test] = model.decision_function((states[test] - mean) / deviation)
     return scores
+
+
+PROBE = Attack(
+    settings=ProbeSettings,
+    source="Patil et al. 2023, arXiv 2309.17410; Lynch et al. 2024, arXiv 2402.16835",
+    run=run,
+    check=check,
+)

@@ -8,7 +8,7 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
     - {kind: audit, attack: membership, source: held_out.jsonl}
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,17 +19,18 @@ from pydantic import Field
 from spunge.data.samples import IGNORED, Encoded, Samples, collate, encode
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
+from spunge.evaluation.attacks.attack import Attack
+from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import batch_tokens, grouped, head_at
 from spunge.model.loading import Base
-from spunge.recipe.block import Strict
+from spunge.progress import Steps
+from spunge.recipe.schema import AttackSettings
 
 EVERYTHING = "all"
 
 
-class Membership(Strict):
-    """Tell forget rows from unseen ones (the audit's own source) by their least likely tokens."""
-
+class MembershipSettings(AttackSettings):
     kind: Literal["membership"] = "membership"
     text: str | None = Field(None, description="Column of the unseen rows with the text. Default: forget's columns.")
     prompt: str | None = Field(None, description="Column with context that is not scored; goes with completion.")
@@ -38,19 +39,22 @@ class Membership(Strict):
     rows: int = Field(200, ge=1, description="At most so many forget rows of each part, drawn at random.")
     max_length: int = Field(512, ge=2, description="Tokens of a text; longer ones are cut.")
 
-    def columns(self, forget: Mapping[str, str]) -> dict[str, str]:
-        """Role -> column of the unseen rows."""
-        named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(self, role))}
-        if named and set(named) not in ({"text"}, {"prompt", "completion"}):
-            raise RecipeError("evaluate.attack: give either text, or prompt and completion")
-        return named or dict(forget)
+
+def columns(attack: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
+    given = {"text": attack.text, "prompt": attack.prompt, "completion": attack.completion}
+    named = {role: value for role, value in given.items() if value}
+    if named and set(named) not in ({"text"}, {"prompt", "completion"}):
+        raise RecipeError("evaluate.attack: give either text, or prompt and completion")
+    return named or dict(forget)
 
 
-def told_apart(base: Base, attack: Membership, unseen: Samples, label: str | None, bench: Bench) -> list[Measure]:
-    """The AUROC for each part, and for all of them where there are several. Each measure holds its own items.
+def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) -> list[Measure]:
+    """Tell forget rows from unseen ones (the audit's own source) by their least likely tokens.
 
-    Texts without a token to score (a text of one token) are left out; raises RecipeError where no other is left.
+    The AUROC for each part, and for all of them where there are several. Each measure holds its own items. Texts without a
+    token to score (a text of one token) are left out; raises RecipeError where no other is left.
     """
+    unseen = Samples(target.items)
     parts = {value: _drawn(samples, attack, bench.seed, value) for value, samples in bench.forget.items()}
     every = [unseen, *parts.values()]
     texts = [text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer)]
@@ -64,7 +68,7 @@ def told_apart(base: Base, attack: Membership, unseen: Samples, label: str | Non
     for subject, known in {"the unseen rows": others, **by_subject}.items():
         if not len(known):
             raise RecipeError(f"evaluate.attack: no text of {subject!r} has a token to score")
-    return [_measure(known, others, subject, attack, label) for subject, known in by_subject.items()]
+    return [_measure(known, others, subject, attack, target.label) for subject, known in by_subject.items()]
 
 
 def min_k(logs: np.ndarray, percent: float) -> float:
@@ -74,7 +78,7 @@ def min_k(logs: np.ndarray, percent: float) -> float:
     return float(np.sort(logs)[: max(1, int(len(logs) * percent / 100))].mean())
 
 
-def token_logs(base: Base, texts: Sequence[Encoded], progress: Callable[[int, int], None]) -> list[np.ndarray]:
+def token_logs(base: Base, texts: Sequence[Encoded], progress: Steps) -> list[np.ndarray]:
     """For each text, the log-probability of each labelled token given those before it, natural; never of a first token."""
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
@@ -96,12 +100,14 @@ def token_logs(base: Base, texts: Sequence[Encoded], progress: Callable[[int, in
     return found
 
 
-def _drawn(samples: Samples, attack: Membership, seed: int, value: str) -> Samples:
+def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:
     rows = draw(np.arange(len(samples)), attack.rows, seed_for(seed, "membership", value))
     return Samples(samples.table.take(pa.array(rows)).combine_chunks())
 
 
-def _measure(known: np.ndarray, others: np.ndarray, subject: str, attack: Membership, label: str | None) -> Measure:
+def _measure(
+    known: np.ndarray, others: np.ndarray, subject: str, attack: MembershipSettings, label: str | None
+) -> Measure:
     return Measure(
         f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
         np.concatenate([known, others]),
@@ -111,3 +117,14 @@ def _measure(known: np.ndarray, others: np.ndarray, subject: str, attack: Member
         subject=subject,
         chance=0.5,
     )
+
+
+MEMBERSHIP = Attack(
+    settings=MembershipSettings,
+    source="Shi et al. 2023, arXiv 2310.16789",
+    run=run,
+    of=False,
+    reads=frozenset({"source", "where", "limit", "subject"}),
+    rows="rows that the model has not seen",
+    columns=columns,
+)

@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.block import Strict
+from spunge.recipe.schema import AttackSettings
 from spunge.weights.overlay import restored
 
 GROUP = 64  # weights that share a scale, at 4 bits
@@ -31,9 +32,7 @@ NF4 = (
 )
 
 
-class Quantise(Strict):
-    """Round the weights to 8 or 4 bits and measure again."""
-
+class QuantiseSettings(AttackSettings):
     kind: Literal["quantise"] = "quantise"
     bits: Literal["int8", "rtn4", "nf4"] = Field(
         "rtn4",
@@ -42,8 +41,8 @@ class Quantise(Strict):
     )
 
 
-def quantised(base: Base, attack: Quantise, target: Target, bench: Bench) -> list[Measure]:
-    """Every metric of the evaluation with rounded weights; they are put back bit for bit."""
+def run(base: Base, attack: QuantiseSettings, target: Target, bench: Bench) -> list[Measure]:
+    """Round the weights to 8 or 4 bits and measure again."""
     with rounded(base, attack.bits):
         found = target.measured(base, bench, ["quantise", attack.bits])
     return [target.again(measure, f"quantised to {attack.bits}") for measure in found]
@@ -90,3 +89,6 @@ def dequantised(weight: Tensor, bits: str) -> Tensor:
         scale = largest / LEVELS[bits]
         found = torch.round(groups / scale) * scale
     return found.reshape(rows, -1)[:, :columns]
+
+
+QUANTISE = Attack(settings=QuantiseSettings, source="Zhang et al. 2024, arXiv 2410.16454", run=run)

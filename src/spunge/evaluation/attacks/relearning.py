@@ -17,15 +17,16 @@ from pydantic import Field
 from spunge.data.samples import Samples, union
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
+from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.block import Strict
+from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+
+NO_RETAIN = "evaluate.attack.on: the recipe has no retain rows; add retain.source, or set it to forget"
 
 
-class Relearn(Strict):
-    """Fine-tune on a few rows and measure again, after each of some numbers of steps."""
-
+class RelearnSettings(AttackSettings):
     kind: Literal["relearn"] = "relearn"
     on: Literal["retain", "forget"] = Field(
         "retain", description="Rows that are learned: benign ones, or some of those forgotten, as many of each part."
@@ -41,8 +42,11 @@ class Relearn(Strict):
     max_length: int = Field(256, ge=2, description="Tokens of a row; longer ones are cut.")
 
 
-def relearned(base: Base, attack: Relearn, target: Target, bench: Bench) -> list[Measure]:
-    """A curve: every metric of the evaluation after each number of steps. Raises RecipeError without retain rows."""
+def run(base: Base, attack: RelearnSettings, target: Target, bench: Bench) -> list[Measure]:
+    """Fine-tune on a few rows and measure again, after each of some numbers of steps.
+
+    A curve: every metric of the evaluation after each number. Raises RecipeError without retain rows.
+    """
     samples = chosen(attack, bench)
     steps = sorted(set(attack.steps))
     found: list[Measure] = []
@@ -53,7 +57,13 @@ def relearned(base: Base, attack: Relearn, target: Target, bench: Bench) -> list
         change = ["relearn", attack.model_dump(mode="json", exclude={"steps"}), samples.sha256, bench.seed, step]
         for measure in target.measured(base, round_bench, change if step else None):
             found.append(
-                target.again(measure, f"after relearning on {len(samples)} {attack.on} rows", f", {step} steps")
+                target.again(
+                    measure,
+                    f"after relearning on {len(samples)} {attack.on} rows",
+                    ", {} steps",
+                    at=step,
+                    unit="steps",
+                )
             )
 
     if bench.finetune is None:
@@ -71,13 +81,11 @@ def relearned(base: Base, attack: Relearn, target: Target, bench: Bench) -> list
     return found
 
 
-def chosen(attack: Relearn, bench: Bench) -> Samples:
+def chosen(attack: RelearnSettings, bench: Bench) -> Samples:
     """The rows to learn, drawn by the seed: as many of each part, the first ones getting what is left over."""
     if attack.on == "retain":
         if bench.retain is None:
-            raise RecipeError(
-                "evaluate.attack.on: the recipe has no retain rows; add retain.source, or set it to forget"
-            )
+            raise RecipeError(NO_RETAIN)
         return _drawn(bench.retain, attack.samples, seed_for(bench.seed, "relearn", "retain"))
     share, left = divmod(attack.samples, len(bench.forget))
     parts = {
@@ -90,3 +98,16 @@ def chosen(attack: Relearn, bench: Bench) -> Samples:
 def _drawn(samples: Samples, count: int, seed: int) -> Samples:
     rows = draw(np.arange(len(samples)), count, seed) if count else np.arange(0)
     return Samples(samples.table.take(pa.array(rows)).combine_chunks())
+
+
+def check(attack: RelearnSettings, _other: EvaluatorSettings | None, recipe: Recipe) -> None:
+    if attack.on == "retain" and recipe.retain is None:
+        raise RecipeError(NO_RETAIN)
+
+
+RELEARN = Attack(
+    settings=RelearnSettings,
+    source="Lynch et al. 2024, arXiv 2402.16835; Hu et al. 2024, arXiv 2406.13356",
+    run=run,
+    check=check,
+)

@@ -1,6 +1,6 @@
 """What an attack measures again: an evaluation of the recipe, with its items, under a changed model or changed prompts."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint
 from spunge.model.loading import Base
+from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
 from spunge.registry import EVALUATORS
 
@@ -17,11 +18,12 @@ PROMPTS = ("question", "prompt")  # what evaluators call the role of the text th
 
 @dataclass(frozen=True)
 class Target:
-    """The evaluation named by `of`."""
+    """The evaluation named by `of`; for an attack that measures none again, the audit itself, with rows of its own."""
 
     settings: EvaluatorSettings
     items: pa.Table  # one row per item, columns named by role
     label: str | None = None  # what the recipe calls the attack
+    rows: pa.Table | None = None  # of the audit's own source, beside the items; columns named by role
 
     def measured(self, base: Base, bench: Bench, change: object = None, items: pa.Table | None = None) -> list[Measure]:
         """Its measures as the model is now, on its own items or on others in their form.
@@ -31,26 +33,27 @@ class Target:
         """
         model = bench.model if change is None else fingerprint([bench.model, change])
         evaluator = EVALUATORS.get(self.settings.kind)
-        found: list[Measure] = evaluator.measure(
+        return evaluator.measure(
             base, self.settings, self.items if items is None else items, replace(bench, model=model)
         )
-        return found
 
-    def again(self, measure: Measure, attack: str, detail: str = "") -> Measure:
-        """A measure made after an attack, named for it: `accuracy` becomes `accuracy ATTACK`."""
-        metric = f"{measure.metric} {self.label or attack}{detail}"
-        return replace(measure, metric=metric, of=measure.metric, worst=False)
+    def again(
+        self, measure: Measure, attack: str, detail: str = "", *, at: float | None = None, unit: str | None = None
+    ) -> Measure:
+        """A measure made under an attack, named for it: `accuracy` becomes `accuracy ATTACK DETAIL`.
+
+        at, unit: where it stands on a curve that the attack draws, such as 20 `steps`; `detail` then holds a {} for it.
+        """
+        name = f"{measure.metric} {self.label or attack}"
+        again = replace(measure, metric=f"{name}{detail}", of=measure.metric, worst=False)
+        if at is None:
+            return again
+        return replace(again, metric=name + detail.format(at), curve=name + detail.format("N"), at=at, unit=unit)
 
     @property
     def prompt_role(self) -> str:
         """The column that is put to the model. Raises RecipeError where the evaluation has none."""
-        for role in PROMPTS:
-            if role in self.items.column_names:
-                return role
-        raise RecipeError(
-            f"evaluate.of: a {self.settings.kind!r} evaluation has no prompts to change, only {self.items.column_names}; "
-            "name one with questions or prompts"
-        )
+        return prompt_role(self.settings, self.items.column_names)
 
     @property
     def prompts(self) -> list[str]:
@@ -58,6 +61,21 @@ class Target:
         return found
 
 
-def share_of(progress: Callable[[int, int], None], index: int, count: int) -> Callable[[int, int], None]:
+def share_of(progress: Steps, index: int, count: int) -> Steps:
     """The progress of one of several equal rounds."""
-    return lambda done, total: progress(index * total + done, count * total)
+
+    def step(done: int, total: int, note: str = "", /) -> None:
+        progress(index * total + done, count * total, note)
+
+    return step
+
+
+def prompt_role(settings: EvaluatorSettings, roles: Sequence[str]) -> str:
+    """The role of the text that an evaluation puts to the model. Raises RecipeError where it has none."""
+    for role in PROMPTS:
+        if role in roles:
+            return role
+    raise RecipeError(
+        f"evaluate.of: a {settings.kind!r} evaluation has no prompts to change, only {list(roles)}; "
+        "name one with questions or prompts"
+    )

@@ -5,9 +5,8 @@ A classifier is read whole or not at all: a checkpoint without a trained head wo
 
 import hashlib
 import inspect
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # raised for pickled weights that are more than tensors
@@ -19,13 +18,13 @@ import torch
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.likelihood import grouped
 from spunge.model.loading import pick_device, pick_dtype
-from spunge.weights.checkpoint import Checkpoint
+from spunge.progress import SILENT, Steps
+from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
+from spunge.weights.hub import fetched
 
 TOKENS_PER_BATCH = 8192  # padding included
 # Names of a class that stands for harm, as public classifiers spell it; compared as a whole, so that non_toxic is not toxic.
 HARMFUL = ("toxic", "toxicity", "harmful", "unsafe", "hate", "hateful", "hate_speech", "offensive", "abusive")
-SAFETENSORS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-PICKLES = ("pytorch_model*.bin",)
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -47,9 +46,7 @@ class Classifier:
     separate: bool  # the classes do not exclude each other (or there is but one): sigmoid, not softmax
     max_length: int  # tokens that the model can read; a longer text loses its end
 
-    def probabilities(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> np.ndarray:
+    def probabilities(self, texts: Sequence[str], progress: Steps = SILENT.step) -> np.ndarray:
         """(n, classes) in [0, 1], float64: softmax over the classes, or each class's own sigmoid."""
         found = np.zeros((len(texts), len(self.labels)))
         sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
@@ -81,7 +78,7 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     refuse_unclassifying(described(path, revision, setting).config, path, setting)
-    folder = folder_of(path, revision, setting)
+    folder = fetched(path, setting, revision, pickles=True)
     place = pick_device(device)
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -140,10 +137,15 @@ def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.sco
         if revision is not None and COMMIT.fullmatch(revision):
             return revision
         return str(described(path, revision, setting).commit)
-    if any(folder.glob("*.safetensors")):
-        return Checkpoint(folder).fingerprint()
+    if has_model(folder):
+        files = model_files(folder, setting)
+        if not files.pickled:
+            return Checkpoint(folder, setting).fingerprint()
+        weights = set(files.files)
+    else:  # an encoder of several modules, or one for another runtime
+        weights = {file for pattern in WEIGHTS for file in folder.rglob(pattern)}
     total = hashlib.sha256()
-    for file in sorted({file for pattern in WEIGHTS for file in folder.rglob(pattern)}):
+    for file in sorted(weights):
         with file.open("rb") as stream:
             digest = hashlib.sha256()
             while piece := stream.read(1 << 22):
@@ -154,37 +156,10 @@ def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.sco
 
 def described(path: str, revision: str | None, setting: str) -> Described:
     """A model's configuration, read without its weights. Raises RecipeError when there is none."""
-    folder = _local(path, setting)
-    if folder is not None:
-        file, commit = folder / "config.json", None
-    else:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(path, "config.json", revision=revision))
-        except Exception as error:
-            raise _not_had(path, setting, error) from error
-        commit = file.parent.name  # the cache's folders: models--OWNER--NAME/snapshots/COMMIT
-    try:
-        return Described(json.loads(file.read_text(encoding="utf-8")), commit)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{setting}: {path!r} has no readable config.json ({_first_line(error)})") from error
-
-
-def folder_of(path: str, revision: str | None, setting: str) -> Path:
-    """The model's folder, downloaded if it is a Hub id: safetensors, or pickled weights where there are no others."""
-    folder = _local(path, setting)
-    if folder is not None:
-        return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        found = Path(snapshot_download(path, revision=revision, allow_patterns=list(SAFETENSORS)))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(path, revision=revision, allow_patterns=[*SAFETENSORS, *PICKLES]))
-    except Exception as error:
-        raise _not_had(path, setting, error) from error
-    return found
+    folder = fetched(path, setting, revision, only=("config.json",))
+    here = Path(path).expanduser().is_dir()
+    # The cache's folders are named models--OWNER--NAME/snapshots/COMMIT.
+    return Described(read_object(folder / "config.json", setting), None if here else folder.name)
 
 
 def refuse_unclassifying(config: Mapping[str, Any], path: str, setting: str) -> None:
@@ -194,21 +169,6 @@ def refuse_unclassifying(config: Mapping[str, Any], path: str, setting: str) -> 
         raise RecipeError(
             f"{setting}: {path!r} is a {architectures[0]}, no text classifier; give a model that was trained to classify texts"
         )
-
-
-def _local(path: str, setting: str) -> Path | None:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.startswith((".", "/", "~")):
-        raise RecipeError(f"{setting}: no folder {path!r}; give a model's folder or a Hub id")
-    return None
-
-
-def _not_had(path: str, setting: str, error: Exception) -> RecipeError:
-    return RecipeError(
-        f"{setting}: {path!r} is no folder here and could not be had from the Hub ({_first_line(error)})"
-    )
 
 
 def _first_line(error: Exception) -> str:

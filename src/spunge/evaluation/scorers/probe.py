@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from spunge.data.samples import Encoded, Text, collate, encode
 from spunge.errors import RecipeError
@@ -24,6 +24,7 @@ from spunge.model.hub import local_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.writing import write_tensors
 
 FILE = "probe.json"
 FOLDS = 5
@@ -109,10 +110,10 @@ def frozen_model(path: str, revision: str | None, last: int | None) -> Base:
 
 def save_probe(folder: Path, fitted: Fitted, texts: Sequence[str], description: dict[str, Any]) -> None:
     """Write the folder; probe.json last."""
-    folder.mkdir(parents=True, exist_ok=True)
     hashes = np.array(sorted({row_hash(text) for text in texts}), dtype=np.int64)
     arrays = {"weight": fitted.weight, "mean": fitted.mean, "deviation": fitted.deviation}
-    save_file({**arrays, "bias": np.array([fitted.bias]), "rows": hashes}, folder / "probe.safetensors")
+    arrays |= {"bias": np.array([fitted.bias]), "rows": hashes}
+    write_tensors(folder / "probe.safetensors", {name: torch.from_numpy(array) for name, array in arrays.items()})
     write_json(folder / FILE, {**description, "auroc": fitted.auroc, "strength": fitted.strength})
 
 

@@ -103,10 +103,10 @@ class Fast:
         if not self.work.changes(place, name):
             return None
         source = self.work.sources[place]
-        stored: Tensor | None = getattr(source, "stored", lambda name: None)(name)
+        stored = source.stored(name)
         if stored is not None:
             return stored, DELTA
-        raw: Tensor | None = getattr(source, "raw", lambda name: None)(name)
+        raw = source.raw(name)
         return (raw, KINDS[raw.dtype]) if raw is not None and raw.dtype in KINDS else None
 
     def _branch(self, job: Job, place: int) -> tuple[int, int, Tensor | None]:

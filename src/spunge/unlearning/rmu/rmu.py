@@ -13,40 +13,54 @@ Padding enters neither term; the reference code averages over it.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from spunge.data.samples import Samples
+from spunge.errors import RecipeError
+from spunge.model.architecture import DOWN_PROJECTIONS
 from spunge.model.loading import Base
-from spunge.unlearning.loop import TrainingSettings
-from spunge.unlearning.method import Branch, Settled, Task
+from spunge.unlearning.method import Method, Settled
 from spunge.unlearning.rmu.settings import TRAINED_BLOCKS, TYPICAL_LAYER, RMUSettings, block_index
 from spunge.unlearning.rmu.steering import steer
 from spunge.unlearning.rmu.tuning import tune
+from spunge.unlearning.trained import entries_of
+from spunge.weights.checkpoint import Checkpoint
 
 
-class RMU:
-    """Steer the forget texts' hidden states to a fixed random direction; hold the retain texts' where they are."""
+def passes(settings: RMUSettings, depth: int) -> float:
+    layer = block_index(TYPICAL_LAYER if settings.layer == "auto" else settings.layer, depth)
+    # Forget and retain: the frozen prefix once, the trained blocks four times (base, forward, backward twice).
+    return 2 * (max(0, layer - TRAINED_BLOCKS + 1) + 4 * min(TRAINED_BLOCKS, layer + 1)) / depth
 
-    Settings: ClassVar[type[TrainingSettings]] = RMUSettings
-    source: ClassVar[str] = "Li et al. 2024, arXiv 2403.03218"
-    needs_retain: ClassVar[bool] = True
-    version: ClassVar[int] = 2
 
-    @staticmethod
-    def passes(settings: RMUSettings, depth: int) -> float:
-        layer = block_index(TYPICAL_LAYER if settings.layer == "auto" else settings.layer, depth)
-        # Forget and retain: the frozen prefix once, the trained blocks four times (base, forward, backward twice).
-        return 2 * (max(0, layer - TRAINED_BLOCKS + 1) + 4 * min(TRAINED_BLOCKS, layer + 1)) / depth
+def stored_entries(settings: RMUSettings, base: Checkpoint) -> int:
+    if settings.trainable is not None:
+        return entries_of(settings.trainable, base)
+    matrices = [info for info in base.tensors.values() if len(info.shape) == 2]
+    sizes = [info.numel for info in matrices if any(f".{name}.weight" in info.name for name in DOWN_PROJECTIONS)]
+    return sum(sorted(sizes)[-TRAINED_BLOCKS:])
 
-    @staticmethod
-    def last_block(settings: RMUSettings, depth: int) -> int | None:
-        # What is trained by the recipe's own choice may lie anywhere.
-        return block_index(settings.layer, depth) if settings.trainable is None else None
 
-    @staticmethod
-    def settle(base: Base, parts: Mapping[str, Samples], retain: Samples, settings: RMUSettings, seed: int) -> Settled:
-        return tune(base, parts, retain, settings, seed)
+def last_block(settings: RMUSettings, depth: int) -> int | None:
+    # What is trained by the recipe's own choice may lie anywhere.
+    return block_index(settings.layer, depth) if settings.trainable is None else None
 
-    @staticmethod
-    def unlearn(task: Task, settings: RMUSettings) -> Branch:
-        return steer(task, settings)
+
+def settle(
+    base: Base, parts: Mapping[str, Samples], retain: Samples | None, settings: RMUSettings, seed: int
+) -> Settled:
+    if retain is None:
+        raise RecipeError("retain: missing, and RMU needs it; add retain.source")
+    return tune(base, parts, retain, settings, seed)
+
+
+RMU = Method(
+    settings=RMUSettings,
+    source="Li et al. 2024, arXiv 2403.03218",
+    unlearn=steer,
+    passes=passes,
+    needs_retain=lambda settings: True,
+    stored_entries=stored_entries,
+    last_block=last_block,
+    settle=settle,
+    version=2,
+)

@@ -21,7 +21,10 @@ from spunge.unlearning.trained import training, training_tensors
 
 
 def steer(task: Task, settings: RMUSettings) -> Branch:
-    """Unlearn the task's parts, in turn."""
+    """Steer the forget texts' hidden states to a fixed random direction; hold the retain texts' where they are.
+
+    Of several parts, in turn.
+    """
     base = task.base
     layer = block_index(settings.layer, base.depth)
     first = max(0, layer - TRAINED_BLOCKS + 1)

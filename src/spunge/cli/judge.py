@@ -1,0 +1,45 @@
+"""Commands on what a run is judged with: train a scorer of your own."""
+
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet
+
+
+def probe(
+    model: Annotated[str, typer.Option("--model", help="Whose hidden states are read: a folder or Hub id.")],
+    rows: Annotated[str, typer.Option("--rows", help="Labelled rows: a file, a folder or a glob.")],
+    label: Annotated[str, typer.Option("--label", help="SQL condition, true for what is to be scored high.")],
+    out: Annotated[str, typer.Option("--out", help="The folder to write; name it as an evaluation's scorer.")],
+    text: Annotated[str, typer.Option("--text", help="Column or SQL expression: the text.")] = "text",
+    where: Annotated[str | None, typer.Option("--where", help="SQL condition that a row must meet.")] = None,
+    forget: Annotated[str, typer.Option("--forget", help="A recipe, whose forget and retain rows are refused.")] = "",
+    block: Annotated[list[int], typer.Option("--block", help="Block to read. Repeat. Default: at 0.4 and 2/3.")] = [],  # noqa: B006
+    limit: Annotated[int | None, typer.Option("--limit", help="At most so many rows, drawn at random.")] = None,
+    max_length: Annotated[int, typer.Option("--max-length", help="Tokens of a text; longer ones are cut.")] = 128,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a scorer of your own on labelled rows: logistic regression on a frozen model's hidden states."""
+    with loading():
+        from spunge.evaluation.scorers.training import train_probe
+
+    quiet()
+    trained = train_probe(
+        model,
+        rows,
+        text,
+        label,
+        out,
+        where=where,
+        blocks=block or None,
+        limit=limit,
+        max_length=max_length,
+        forget=forget or None,
+    )
+    if as_json:
+        print_json(trained.description)
+        return
+    told = trained.description
+    typer.echo(f"{told['rows']} rows, {told['positive']} of them positive; blocks {told['blocks']}")
+    typer.echo(f"AUROC {told['auroc']:.3f} out of fold ({told['folds']} folds)\nscorer: {near(trained.folder)}")

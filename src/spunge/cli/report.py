@@ -1,0 +1,42 @@
+"""Commands on finished runs: report one, compare several."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import JsonOption, near, print_json, print_scores
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
+) -> None:
+    """Write RUN/report.html anew; print the scores, what they say, and the paper's figures beside the run's own."""
+    from spunge.report.page import write_page
+    from spunge.report.text import report_text
+    from spunge.results import read_results
+
+    results = read_results(folder)
+    page = write_page(results.folder)
+    if as_json:
+        print_json(results.content)
+        return
+    print_scores(results)
+    typer.echo(f"\n{report_text(results)}\nreport: {near(page)}")
+
+
+def compare(
+    folders: Annotated[list[str], typer.Argument(metavar="RUN RUN [...]", help="Two or more runs' folders.")],
+    stage: Annotated[
+        str, typer.Option("--stage", help="base, merged, branch:SLUG or control:NAME. Default: merged.")
+    ] = "merged",
+    as_json: JsonOption = False,
+) -> None:
+    """Set several runs' scores beside each other. Refused where scorers, thresholds or items differ."""
+    from spunge.report.comparison import compare as compare_runs
+
+    comparison = compare_runs([Path(folder) for folder in folders], stage)
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        typer.echo(comparison.text(), nl=False)

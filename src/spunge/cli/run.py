@@ -1,0 +1,131 @@
+"""Commands on a recipe: run it, say what a run would do, show its parts."""
+
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
+]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
+OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
+
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    out: OutOption = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make finished trainings of another recipe in that folder again.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
+    with loading():
+        from spunge.progress import Terminal
+        from spunge.recipe.loading import load_recipe
+        from spunge.run.folder import default_folder
+        from spunge.run.pipeline import run as run_recipe
+
+    watcher = Terminal()
+    quiet()
+    try:
+        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher, replace)
+    finally:
+        watcher.close()
+    if as_json:
+        print_json(results.content)
+        return
+    print_scores(results)
+    typer.echo(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+
+
+def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+    """Say what a run would do, what is done already, and about how much memory, disk and time it takes. Loads no weights."""
+    from spunge.recipe.loading import load_recipe
+    from spunge.run.folder import default_folder
+    from spunge.run.plan import plan as plan_recipe
+    from spunge.run.plan import plan_text
+
+    quiet()
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe))
+    if as_json:
+        print_json(planned.to_json())
+    else:
+        typer.echo(plan_text(planned))
+
+
+def status(folder: RunArgument, as_json: JsonOption = False) -> None:
+    """Say of each stage of a run whether it is done, stale (and which input changed), damaged or missing; its time and size."""
+    from spunge.report.wording import aligned
+    from spunge.run.status import status as status_of
+    from spunge.run.status import status_rows
+
+    quiet()
+    stages = status_of(folder)
+    if as_json:
+        print_json([stage.to_json() for stage in stages])
+    else:
+        typer.echo(aligned([["state", "stage", "time", "size", "why"], *status_rows(stages)]), nl=False)
+
+
+def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
+    """Check every file of a run against its checksum, and that the merged model is base + merge of the stored deltas.
+
+    Exits 1 where something is not as the run wrote it.
+    """
+    with loading():
+        from spunge.progress import Terminal
+        from spunge.run.status import shown_size
+        from spunge.run.verify import verify as verify_run
+
+    quiet()
+    watcher = Terminal()
+    try:
+        checked = verify_run(folder, watcher)
+    finally:
+        watcher.close()
+    if as_json:
+        print_json(checked.to_json())
+    else:
+        for line in checked.problems:
+            typer.echo(line)
+        for line in checked.notes:
+            typer.echo(f"note: {line}")
+        typer.echo(
+            f"{checked.stages} stages, {checked.files} files ({shown_size(checked.nbytes)}), {checked.tensors} tensors of merged "
+            f"models: {'whole' if not checked.problems else f'{len(checked.problems)} problems'}"
+        )
+    if checked.problems:
+        raise typer.Exit(1)
+
+
+def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+    from spunge.data.selection import select_retain, split_content
+    from spunge.data.split import split_rows
+    from spunge.recipe.loading import load_recipe
+    from spunge.report.wording import aligned, name, shortened
+
+    quiet()
+    loaded = load_recipe(recipe, overrides)
+    parts = split_rows(loaded)
+    content = split_content(parts, select_retain(loaded, parts))
+    if as_json:
+        print_json(content)
+        return
+    lines = [["part", "rows", "empty", "selected", "folder"]]
+    for part in parts.parts:
+        sizes = [str(part.rows), str(part.empty), str(len(part.samples))]
+        lines.append([shortened(name(part.value), 60), *sizes, part.slug])
+    typer.echo(aligned(lines))
+    typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    for value, reason in parts.dropped.items():
+        typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+    for note in content["notes"]:
+        typer.echo(f"note: {note}")

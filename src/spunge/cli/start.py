@@ -1,0 +1,65 @@
+"""Commands to begin with: what there is to choose from, a recipe to edit, what this machine has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import JsonOption, print_json
+from spunge.errors import RecipeError, suggestion
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="methods, rules, evaluators or recipes. Default: all of them.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List the unlearning methods, merge rules and evaluators with their settings, and the shipped recipes."""
+    from spunge.cli.listing import KINDS, listing, listing_text
+
+    if what and what not in KINDS:
+        raise RecipeError(f"list: nothing called {what!r}{suggestion(what, KINDS)}")
+    entries = {kind: listing(kind) for kind in ([what] if what else KINDS)}
+    if as_json:
+        print_json(entries)
+    else:
+        typer.echo(listing_text(entries))
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name (spunge list recipes).")] = "demo",
+    folder: Annotated[str, typer.Option("--to", help="Where to copy it.")] = ".",
+) -> None:
+    """Copy a shipped recipe, with its data, for you to edit."""
+    import shutil
+
+    from spunge.recipe.loading import shipped_recipes
+
+    shipped = {file.stem: file for file in shipped_recipes()}
+    if name not in shipped:
+        raise RecipeError(f"init: no shipped recipe {name!r}{suggestion(name, shipped)}")
+    target = Path(folder) / f"{name}.yaml"
+    data = shipped[name].with_suffix("")
+    for path in (target, target.with_suffix("")):
+        if path.exists() and (path == target or data.is_dir()):
+            raise RecipeError(f"init: {str(path)!r} exists already; give another folder with --to")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped[name], target)
+        if data.is_dir():
+            shutil.copytree(data, target.with_suffix(""), ignore=shutil.ignore_patterns("__pycache__"))
+    except OSError as error:
+        raise RecipeError(
+            f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to"
+        ) from error
+    typer.echo(str(target))
+
+
+def env(as_json: JsonOption = False) -> None:
+    """Print versions and devices, for bug reports."""
+    from spunge.cli.listing import environment
+
+    versions = environment()
+    if as_json:
+        print_json(versions)
+    else:
+        typer.echo("\n".join(f"{name:16} {value}" for name, value in versions.items()))

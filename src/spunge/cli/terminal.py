@@ -1,0 +1,69 @@
+"""What the commands share: options, printing, quick imports, and the line that says what went wrong."""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from spunge.errors import one_line
+
+if TYPE_CHECKING:
+    from spunge.results import Results
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print one line on stderr and exit."""
+    typer.echo(one_line(f"spunge: {message}"), err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import large libraries without the garbage collector, which finds nothing in them and costs up to a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def quiet() -> None:
+    """Keep other libraries' progress bars and advice off the screen."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_scores(results: "Results") -> None:
+    """As wide as the terminal allows; whole and plain where the output is none."""
+    from spunge.report.table import results_table, results_text
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(emoji=False).print(results_table(results))
+    else:
+        typer.echo(results_text(results))
+
+
+def near(path: Path) -> str:
+    """A path as a person would type it from here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,121 @@
+"""Whether transformers loads a checkpoint's tensors into the model of its configuration, found out without reading them.
+
+transformers' own loader runs on tensors of the right names, dtypes and shapes that hold nothing (torch's meta device): its
+renames, its stacked experts and its tied weights count as they count in a real loading.
+
+    python -c "from pathlib import Path; from spunge.model.loadable import fit; from spunge.weights.checkpoint import Checkpoint;
+    print(fit(Checkpoint(Path('FOLDER'))))"
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spunge.errors import RecipeError
+from spunge.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What transformers finds in a checkpoint. `architecture`: the class that it was loaded as; None: it could not be tried."""
+
+    architecture: str | None
+    reason: str = ""  # why it could not be tried
+    missing: tuple[str, ...] = ()  # parameters that transformers would fill at random
+    mismatched: tuple[str, ...] = ()  # parameters whose tensors have other shapes
+    integers: tuple[str, ...] = ()  # parameters whose tensors are integers
+
+
+def fit(checkpoint: Checkpoint) -> Fit:
+    """Try a checkpoint on its config.json. Nothing of the checkpoint's own code is run."""
+    import transformers
+
+    if not (checkpoint.folder / "config.json").is_file():
+        return Fit(None, "there is no config.json")
+    with _quiet():
+        try:
+            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        except Exception as error:
+            # A model type that transformers does not know, or an entry that its class refuses.
+            return Fit(None, _first_line(error))
+        kind = _class_of(config)
+        if kind is None:
+            return Fit(None, f"transformers has no class for {config.model_type!r} that generates")
+        stored = checkpoint.tensors.values()
+        hollow = {info.name: torch.empty(info.shape, dtype=info.dtype, device="meta") for info in stored}
+        try:
+            model, loaded = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=hollow,
+                device_map={"": "meta"},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            # Whatever an architecture objects to on the meta device; a real loading may do better.
+            return Fit(None, _first_line(error))
+    mismatched = sorted(entry[0] if isinstance(entry, tuple) else entry for entry in loaded["mismatched_keys"])
+    missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
+    whole = {info.name for info in stored if not info.dtype.is_floating_point and not info.dtype.is_complex}
+    integers = sorted(name for name, _ in model.named_parameters() if name in whole)
+    return Fit(kind.__name__, "", tuple(missing), tuple(mismatched), tuple(integers))
+
+
+def check_fit(checkpoint: Checkpoint) -> Fit:
+    """The same. Raises RecipeError, with the checkpoint's setting, where tensors lack or have other shapes than the
+    configuration's."""
+    found = fit(checkpoint)
+    where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
+    if found.mismatched:
+        raise RecipeError(
+            f"{where} does not fit its config.json: {found.mismatched[0]!r} has another shape in the weights"
+            f"{_more(found.mismatched)}; take config.json and weights of one model"
+        )
+    if found.integers:
+        raise RecipeError(
+            f"{where} stores {found.integers[0]!r} as integers{_more(found.integers)}: it is quantised; give the unquantised model"
+        )
+    if found.missing:
+        raise RecipeError(
+            f"{where} lacks {found.missing[0]!r}, which its config.json asks for{_more(found.missing)}: transformers would "
+            "fill it at random; download the model again"
+        )
+    return found
+
+
+def _class_of(config: Any) -> Any:
+    """The class that the configuration names, as far as transformers has it; else that of its causal language models."""
+    import transformers
+
+    for name in config.architectures or ():
+        if (kind := getattr(transformers, str(name), None)) is not None:
+            return kind
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+
+
+def _more(names: tuple[str, ...]) -> str:
+    return f", as {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws a bar and lists what it misses; here that is the answer, not a warning."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,87 @@
+"""A run's folder: whose it is, and that one process works in it at a time."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import RecipeError
+from spunge.files import LOCK, alone, unwritable
+from spunge.recipe.schema import Recipe
+from spunge.run.stamps import faults, read_stamp, stamps_in
+
+IDENTITY = ("model.path", "model.revision", "forget.source", "split.by")
+
+
+def default_folder(recipe: Any) -> Path:
+    """runs/NAME, after the recipe's file."""
+    return Path("runs") / (Path(str(recipe)).stem if isinstance(recipe, str | Path) else "run")
+
+
+def require_own(folder: Path) -> None:
+    """Raises RecipeError where the folder holds something that no run wrote."""
+    if not folder.exists() or (folder / "recipe.yaml").exists() or (folder / "stamps").is_dir():
+        return
+    if not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir()):
+        raise RecipeError(f"--out: {str(folder)!r} exists and is no run's folder; give another")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder, or take up a run's; inside the block no other process can be in a block of the same folder.
+
+    Raises RecipeError where it belongs to something else, cannot be written, or another process is at work in it.
+    """
+    require_own(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied", str(folder))
+    except OSError as error:
+        raise unwritable(folder / "recipe.yaml", error) from error
+    with alone(folder):
+        yield
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What makes two recipes the same run: the model, the forget rows' source and the attribute. The rest may change."""
+    return {
+        "model.path": recipe.model.path,
+        "model.revision": recipe.model.revision,
+        "forget.source": [source.path or source.hub for source in recipe.forget.source],
+        "split.by": recipe.split.by if recipe.split else None,
+    }
+
+
+def refuse_replacing(folder: Path, recipe: Recipe) -> None:
+    """Raises RecipeError where finished trainings of another recipe would be made again."""
+    if any(folder.glob("branches/*/done.json")) and not (folder / "stamps").is_dir():
+        raise RecipeError(
+            f"--out: {str(folder)!r} holds a run of an older version, of which nothing can be checked; "
+            "give --replace to make it again, or another folder"
+        )
+    written = read_stamp(folder, "recipe")
+    if written is None:
+        return
+    differing = [told for name, now in identity(recipe).items() if (told := _told(name, written.inputs, now))]
+    if not differing:
+        return
+    finished = [
+        stamp.stage
+        for stamp in stamps_in(folder)
+        if "delta.json" in {Path(file).name for file in stamp.files}
+        and not any(faults(folder, stamp, byproducts=False))
+    ]
+    if finished:
+        shown = ", ".join(finished[:3]) + (f" and {len(finished) - 3} more" if len(finished) > 3 else "")
+        raise RecipeError(
+            f"--out: {str(folder)!r} was made by another recipe ({'; '.join(differing)}) and holds finished trainings "
+            f"({shown}); give --replace to make again what no longer fits, or another folder"
+        )
+
+
+def _told(name: str, written: Mapping[str, Any], now: Any) -> str:
+    """How a part of the identity differs; nothing where it does not."""
+    before = written.get(name)
+    return "" if before == now else f"{name} there: {before!r}, here: {now!r}"

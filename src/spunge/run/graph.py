@@ -1,0 +1,153 @@
+"""A run as a graph of stages. `run`, `plan`, `status` and `verify` walk it; nothing else knows the order of work.
+
+A stage is a value: a name, what it needs, its inputs (what its key is made of, beside the keys of what it needs), its cost
+and the function that makes its files. Its state is read off the folder: a stamp of the same key whose files are whole
+means done.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from spunge.files import fingerprint
+from spunge.run.stamps import Fault, Stamp, faults, read_stamp, write_stamp
+
+SHOWN = 40  # characters of a changed input's value in a message
+SessionT = TypeVar("SessionT", contravariant=True)
+
+
+class Made(NamedTuple):
+    """What a stage's function leaves behind."""
+
+    files: Sequence[Path]
+    outcome: str = ""  # for the person who watches
+    byproducts: Sequence[Path] = ()  # such as a log: not worth making the stage again
+    leftovers: Sequence[Path] = ()  # of no use once the stage is vouched for
+
+
+class NotMadeError(Exception):
+    """Something is asked of a stage that is not made, such as the fingerprint of a base that is still to be converted."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About what a stage takes: tokens through the whole model, forward, and bytes read or written."""
+
+    tokens: float = 0.0
+    nbytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage(Generic[SessionT]):
+    name: str  # branch:europe, merged, judge:merged/3f0a..., with `seed-N:` before it for a further seed
+    title: str  # as people read it
+    needs: tuple[str, ...] = ()  # their keys are part of this one's
+    after: tuple[str, ...] = ()  # made before it, though nothing of them enters the key
+    inputs: Callable[[], Mapping[str, Any]] = dict
+    files: tuple[str, ...] = ()  # patterns, relative to RUN
+    make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
+    cost: Callable[[], Cost] = Cost
+
+
+class State(NamedTuple):
+    kind: Literal["done", "stale", "damaged", "missing", "unknown"]
+    why: str = ""  # which input changed, or which file is not as it was
+    stamp: Stamp | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.kind == "done"
+
+
+@dataclass
+class Graph(Generic[SessionT]):
+    """The stages of a run by name, each after those that it needs. `folder`: RUN."""
+
+    folder: Path
+    stages: dict[str, Stage[SessionT]] = field(default_factory=dict)
+    _keys: dict[str, str] = field(default_factory=dict)
+    _faults: dict[tuple[str, str], list[Fault]] = field(default_factory=dict)  # stage, key -> its files' faults
+
+    def add(self, stage: Stage[SessionT]) -> None:
+        """Raises KeyError where something that it needs is not there: so there is no circle."""
+        for name in (*stage.needs, *stage.after):
+            self.stages[name]
+        self.stages.setdefault(stage.name, stage)
+
+    def inputs(self, name: str) -> dict[str, Any]:
+        """All that a stage's key is made of. Raises NotMadeError."""
+        stage = self.stages[name]
+        return {**stage.inputs(), **{f"stage {need}": self.key(need) for need in stage.needs}}
+
+    def key(self, name: str) -> str:
+        """Fingerprint of all that a stage depends on. Raises NotMadeError."""
+        if name not in self._keys:
+            self._keys[name] = fingerprint(self.inputs(name))
+        return self._keys[name]
+
+    def state(self, name: str) -> State:
+        """Whether a stage's files are there, whole, and of this key. Every byte of them is read, once."""
+        if self.stages[name].make is None:
+            return self._virtual(name)
+        stamp = read_stamp(self.folder, name)
+        if stamp is None:
+            return State("missing")
+        try:
+            key = self.key(name)
+        except NotMadeError as error:
+            return State("unknown", f"waits for {error}", stamp)
+        if stamp.key != key:
+            return State("stale", "; ".join(changed(stamp.inputs, self.inputs(name))), stamp)
+        problems = self.faults(stamp)
+        return State("damaged", "; ".join(map(str, problems)), stamp) if problems else State("done", stamp=stamp)
+
+    def _virtual(self, name: str) -> State:
+        """Of a stage that makes nothing: done when all that it needs is."""
+        open_needs = [need for need in self.stages[name].needs if not self.state(need).done]
+        return State("missing", f"needs {', '.join(open_needs)}") if open_needs else State("done")
+
+    def faults(self, stamp: Stamp) -> list[Fault]:
+        """What is wrong with the files that a stamp vouches for."""
+        if (stamp.stage, stamp.key) not in self._faults:
+            self._faults[stamp.stage, stamp.key] = list(faults(self.folder, stamp, byproducts=False))
+        return self._faults[stamp.stage, stamp.key]
+
+    def vouch(self, name: str, made: Made, seconds: float) -> None:
+        """Write the stamp of a stage that was made. Keys that depend on what it holds are found anew."""
+        write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
+        self._keys.clear()
+        self._faults[name, self.key(name)] = []
+        for file in made.leftovers:
+            file.unlink(missing_ok=True)
+
+    def to_do(self) -> Iterator[Stage[SessionT]]:
+        """The stages that are still to be made when their turn comes, each after those that it needs."""
+        for stage in self.stages.values():
+            if stage.make is not None and not self.state(stage.name).done:
+                yield stage
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Which inputs differ: `unlearn.steps was 80, is 40`, `part europe changed`."""
+    differ = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    own = [name for name in differ if not name.startswith("stage ")]
+    for name in own or differ:
+        old, new = before.get(name), now.get(name)
+        if name not in now:
+            yield f"{name} is gone"
+        elif name not in before:
+            yield f"{name} is new"
+        elif _is_hash(old) and _is_hash(new):
+            yield f"{name} changed"
+        else:
+            yield f"{name} was {_shown(old)}, is {_shown(new)}"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) in (32, 64) and all(letter in "0123456789abcdef" for letter in value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

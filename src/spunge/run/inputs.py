@@ -1,0 +1,136 @@
+"""What a recipe brings: its base model, its rows, the items it is judged by. Each is read when first asked for."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from spunge.data.items import Items, read_items, refuse_shared_subjects
+from spunge.data.samples import Samples
+from spunge.data.selection import Selection, select_retain
+from spunge.data.split import Parts, split_rows
+from spunge.files import checksum, fingerprint
+from spunge.model.hub import local_folder
+from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
+from spunge.registry import EVALUATORS
+from spunge.weights.checkpoint import Checkpoint, model_files
+
+# Of a model's folder, beside its weights: what the results depend on.
+DESCRIPTIONS = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
+
+
+class BaseInputs:
+    """The base model and the items that it and its descendants are judged by: the same for every seed."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        """`folder`: the run's, where a base of pickled weights is converted to (RUN/base)."""
+        self.recipe = recipe
+        self.converted = folder / "base"
+
+    @cached_property
+    def given(self) -> Path:
+        """The model's folder as the recipe names it, downloaded where it is a Hub id."""
+        return local_folder(self.recipe.model)
+
+    @property
+    def local(self) -> bool:
+        """Whether the model is here already: a Hub id may be still to be downloaded."""
+        path = self.recipe.model.path
+        return "given" in vars(self) or Path(path).expanduser().is_dir() or path.startswith((".", "/", "~"))
+
+    @cached_property
+    def pickles(self) -> str:
+        """Fingerprint of the pickled weights."""
+        return fingerprint([[file.name, checksum(file)] for file in model_files(self.given).files])
+
+    @cached_property
+    def pickled(self) -> bool:
+        return model_files(self.given).pickled
+
+    @property
+    def folder(self) -> Path:
+        """The folder with safetensors weights."""
+        return self.converted if self.pickled else self.given
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the base's weights."""
+        return Checkpoint(self.folder).fingerprint()
+
+    @cached_property
+    def key(self) -> str:
+        """Of everything in the base that results depend on: weights, configuration, tokenizer, arithmetic."""
+        digest = hashlib.sha256(self.weights.encode())
+        for pattern in DESCRIPTIONS:
+            for file in sorted(self.folder.glob(pattern)):
+                digest.update(file.name.encode() + file.read_bytes())
+        digest.update(self.recipe.model.dtype.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def evaluations(self) -> list[Items]:
+        """The recipe's evaluations with their rows, in its order."""
+        read: dict[str, Items] = {}
+        entries = self.recipe.evaluate
+        # Those that measure another one again come after it, whatever the recipe's order.
+        for index, entry in sorted(enumerate(entries), key=lambda pair: measured_again(pair[1]) is not None):
+            read[evaluation_name(entry)] = self._items(entry, f"evaluate.{index}", read)
+        ordered = [read[evaluation_name(entry)] for entry in entries]
+        refuse_shared_subjects([items for items in ordered if measured_again(items.settings) is None])
+        return ordered
+
+    def _items(self, entry: EvaluatorSettings, setting: str, earlier: Mapping[str, Items]) -> Items:
+        evaluator = EVALUATORS.get(entry.kind)
+        of = measured_again(entry)
+        if of is not None:
+            return replace(earlier[of], name=evaluation_name(entry), settings=entry)
+        if not evaluator.reads_rows:
+            return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
+        return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)
+
+    @cached_property
+    def instruments(self) -> dict[str, dict[str, Any] | None]:
+        """Evaluation -> what it measures with beyond its settings, such as a scorer and its revision."""
+        told = {}
+        for items in self.evaluations:
+            tell = EVALUATORS.get(items.settings.kind).instrument
+            told[items.name] = None if tell is None else tell(items.settings)
+        return told
+
+    def judged_at(self, stage: str) -> list[Items]:
+        """The evaluations that a model is judged by."""
+        return [
+            items
+            for items in self.evaluations
+            if items.settings.stages is None or any(fnmatchcase(stage, pattern) for pattern in items.settings.stages)
+        ]
+
+
+class SeedInputs:
+    """The rows to forget, in parts, and those to retain, as one seed draws them."""
+
+    def __init__(self, recipe: Recipe, base: BaseInputs) -> None:
+        self.recipe = recipe
+        self.base = base
+
+    @cached_property
+    def parts(self) -> Parts:
+        return split_rows(self.recipe)
+
+    @cached_property
+    def retained(self) -> Selection | None:
+        return select_retain(self.recipe, self.parts)
+
+    @property
+    def retain(self) -> Samples | None:
+        return self.retained.samples if self.retained else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
+        return [*self.parts.notes, *(self.retained.notes if self.retained else ())]

@@ -1,0 +1,149 @@
+"""The stages that judge: one evaluation of one model each.
+
+What is kept are the items' measurements (RUN/evaluation/MODEL/), so that statistics are made anew without judging again.
+The base's are kept across runs too, in the cache folder, under the key of all that they depend on.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spunge.data.items import Items
+from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Bench, Measure
+from spunge.files import cache_folder, checksum, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.recipe.schema import measured_again
+from spunge.registry import EVALUATORS
+from spunge.run.graph import Made
+from spunge.run.models import Lineup, Model
+from spunge.run.session import Session
+from spunge.run.train import flattened
+from spunge.unlearning.finetuning import finetune
+
+# Settings that say where items come from and what an evaluation is called: the items' own hash stands for them.
+_NAMING = {"source", "name", "subject", "by", "where", "limit", "stages"}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """One evaluation of one model. `folder`: of the model's measurements; `base_folder`: of the base's."""
+
+    model: Model
+    items: Items
+    lineup: Lineup
+    folder: Path
+    base_folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{fingerprint(self.items.name)[:12]}.json"
+
+
+def evaluation_folder(folder: Path, model: str) -> Path:
+    return folder / "evaluation" / model.replace(":", "-")
+
+
+def judging_inputs(judging: Judging) -> dict[str, Any]:
+    """What the measurements depend on beside the model."""
+    items, lineup = judging.items, judging.lineup
+    content = _evaluation(items, lineup)
+    of = measured_again(items.settings)
+    if of is not None:
+        inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
+        content["of"] = fingerprint(_evaluation(inner, lineup))
+    if of is not None or EVALUATORS.get(items.settings.kind).uses_samples:
+        content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
+        content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
+    return content
+
+
+def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
+    return {
+        **flattened("evaluate", items.settings.model_dump(mode="json", exclude=_NAMING)),
+        "items": items.sha256,
+        "evaluator's version": EVALUATORS.version(items.settings.kind),
+        **flattened("instrument", lineup.inputs.base.instruments[items.name]),
+    }
+
+
+def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
+    """Measure a model; the base's measurements are taken from the cache where another run left them."""
+    if judging.model.name == "base" and (taken := _from_cache(judging, key)):
+        return Made(taken, "from the cache")
+    inputs, items = judging.lineup.inputs, judging.items
+    bench = Bench(
+        stage=judging.model.name,
+        model=model_key,
+        folder=judging.folder,
+        base_folder=judging.base_folder,
+        judges=session.judges,
+        forget={part.value: part.samples for part in inputs.parts.parts},
+        retain=inputs.retain,
+        settings_of={other.name: other.settings for other in inputs.base.evaluations},
+        finetune=finetune,
+        progress=session.watcher.step,
+    )
+    base = session.show(None if judging.model.name == "base" else judging.model)
+    measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
+    content = {
+        "stage": judging.model.name,
+        "evaluation": items.name,
+        "measures": [measure_to_json(measure) for measure in measures],
+    }
+    write_json(judging.file, content)
+    kept = sorted(bench.kept)
+    if judging.model.name == "base":
+        _to_cache(key, content, kept)
+    outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
+    return Made([judging.file, *kept], outcome)
+
+
+def read_measures(judging: Judging) -> list[Measure]:
+    """The measurements of a finished judging."""
+    return [measure_from_json(measure) for measure in read_json(judging.file)["measures"]]
+
+
+def measure_to_json(measure: Measure) -> dict[str, Any]:
+    arrays = {"numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
+    return {**vars(measure), **arrays}
+
+
+def measure_from_json(content: dict[str, Any]) -> Measure:
+    arrays = {name: np.array(content[name], dtype=np.float64) for name in ("numerator", "denominator")}
+    return Measure(**{**content, **arrays})
+
+
+def _cached(key: str) -> Path:
+    return cache_folder() / "base" / key[:32]
+
+
+def _from_cache(judging: Judging, key: str) -> list[Path]:
+    """Take the base's measurements, and the texts that were made for them, from an earlier run: all of them whole, or none."""
+    folder = _cached(key)
+    stored = unsealed(read_json(folder / "scores.json"))
+    if stored is None or stored.get("key") != key:
+        return []
+    try:
+        if any(checksum(folder / name) != mark for name, mark in stored["files"].items()):
+            return []
+        judging.folder.mkdir(parents=True, exist_ok=True)
+        taken = [Path(shutil.copyfile(folder / name, judging.folder / name)) for name in stored["files"]]
+    except OSError:
+        return []
+    write_json(judging.file, {**stored["content"], "evaluation": judging.items.name})
+    return [judging.file, *taken]
+
+
+def _to_cache(key: str, content: dict[str, Any], kept: Iterable[Path]) -> None:
+    """Keep the base's measurements for other runs. Where the cache cannot be written, nothing is kept."""
+    folder = _cached(key)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marks = {file.name: checksum(Path(shutil.copyfile(file, folder / file.name))) for file in kept}
+        write_json(folder / "scores.json", sealed({"key": key, "files": marks, "content": content}))
+    except (OSError, RecipeError):
+        return

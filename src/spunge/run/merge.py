@@ -1,0 +1,52 @@
+"""The stage that merges the branches' deltas into RUN/merged, and the stage that converts a base of pickled weights."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from spunge.files import write_json
+from spunge.merging.engine import merge
+from spunge.model.hub import convert_pickles
+from spunge.registry import RULES
+from spunge.run.graph import Made
+from spunge.run.inputs import BaseInputs
+from spunge.run.models import Lineup, Model, delta_sources
+from spunge.run.session import Session
+from spunge.run.train import flattened
+
+
+def merged_inputs(model: Model) -> dict[str, Any]:
+    """What a merge depends on beside the base and the branches: its rule and settings, and the branches' order."""
+    assert model.merge is not None
+    settings = model.merge.model_dump(mode="json")
+    return {**flattened("merge", settings), "rule's version": RULES.version(model.merge.rule)}
+
+
+def merge_branches(lineup: Lineup, session: Session) -> Made:
+    """Merge the branches into `merged`, with a report beside it in merge.json."""
+    model = lineup.models[-1]
+    assert model.merge is not None
+    assert model.folder is not None
+    shutil.rmtree(model.folder, ignore_errors=True)  # whatever stands there, nothing vouches for it
+    report = merge(
+        lineup.inputs.base.folder,
+        delta_sources(model.trainings),
+        model.merge,
+        model.folder,
+        progress=session.watcher.step,
+    )
+    file = lineup.folder / "merge.json"
+    write_json(file, report.to_json())
+    return Made([file, *files_below(model.folder)], f"{len(report.changed)} tensors changed")
+
+
+def convert_base(base: BaseInputs) -> Made:
+    """Write a base of pickled weights as safetensors into RUN/base."""
+    shutil.rmtree(base.converted, ignore_errors=True)  # whatever stands there, nothing vouches for it
+    convert_pickles(base.given, base.converted, base.recipe.model)
+    return Made(files_below(base.converted), "converted to safetensors")
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file in a folder, at any depth."""
+    return [file for file in sorted(folder.rglob("*")) if file.is_file()]

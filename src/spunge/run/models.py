@@ -1,0 +1,110 @@
+"""What a recipe trains and which models come of it: branches, controls, the merged model."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from spunge.data.split import Part, random_parts
+from spunge.errors import RecipeError
+from spunge.files import read_json
+from spunge.merging.engine import merged_changes
+from spunge.model.loading import Base
+from spunge.recipe.schema import Control, RuleSettings
+from spunge.run.inputs import SeedInputs
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import open_delta
+from spunge.weights.overlay import applied, overlaid, swapped
+from spunge.weights.sources import DeltaSource
+
+
+@dataclass(frozen=True)
+class Training:
+    """The unlearning of one part, or of several at once."""
+
+    name: str  # branch:SLUG, control:joint, control:random/random-1 ...
+    folder: Path
+    parts: tuple[Part, ...]
+    after: "Training | None" = None  # it starts from the model that this one left, not from the base
+
+    @property
+    def earlier(self) -> "list[Training]":
+        """Those whose deltas lie over the base when it starts, the first one first."""
+        return [] if self.after is None else [*self.after.earlier, self.after]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is judged: the base with the deltas of some trainings, merged by a rule or laid one over the other."""
+
+    name: str  # base, branch:SLUG, control:NAME, merged
+    trainings: tuple[Training, ...] = ()
+    merge: RuleSettings | None = None
+    folder: Path | None = None  # of the merged model, which is a checkpoint
+
+    def laid_over(self, base: Base) -> AbstractContextManager[None]:
+        """Inside the block, the base in memory holds this model's values: of the merged one, those in its files."""
+        if self.folder is not None:
+            report = read_json(self.folder.parent / "merge.json") or {}
+            return swapped(base.parameters, Checkpoint(self.folder), list(report["tensors"]))
+        if self.merge is None:
+            return stacked(self.trainings, base)
+        sources = delta_sources(self.trainings)
+        names = dict.fromkeys(name for source in sources for name in source.names)
+        return overlaid(base.parameters, names, merged_changes(base.folder, sources, self.merge))
+
+
+@contextmanager
+def stacked(trainings: "tuple[Training, ...] | list[Training]", base: Base) -> Iterator[None]:
+    """Inside the block, the deltas of some trainings lie over the base, one over the other."""
+    with ExitStack() as layers:
+        for training in trainings:
+            layers.enter_context(applied(base.parameters, open_delta(training.folder)))
+        yield
+
+
+def delta_sources(trainings: "tuple[Training, ...]") -> list[DeltaSource]:
+    """Deltas that are to be merged."""
+    return [DeltaSource(open_delta(training.folder), training.parts[0].value) for training in trainings]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What one seed trains and judges, in order. `folder`: RUN, or RUN/seeds/SEED for a further seed."""
+
+    inputs: SeedInputs
+    folder: Path
+    trainings: tuple[Training, ...]
+    models: tuple[Model, ...]
+
+
+def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
+    """The branches and controls of a recipe, and the models that come of them."""
+    recipe, parts = inputs.recipe, inputs.parts.parts
+    branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
+    models = [Model("base"), *(Model(branch.name, (branch,)) for branch in branches)]
+    trainings = {branch.name: branch for branch in branches}
+    for control in recipe.controls:
+        own = branches if control.train == "parts" else _trainings(control, inputs, folder / "controls")
+        trainings |= {training.name: trainings.get(training.name, training) for training in own}
+        merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
+        models.append(Model(f"control:{control.name}", tuple(trainings[training.name] for training in own), merge))
+    models.append(Model("merged", branches, recipe.merge, folder / "merged"))
+    return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
+
+
+def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Training, ...]:
+    """The trainings that a control is made from."""
+    recipe, parts = inputs.recipe, inputs.parts.parts
+    if control.train == "joint":
+        return (Training("control:joint", folder / "joint", parts),)
+    if control.train == "random":
+        dealt = random_parts(parts, recipe.seed)
+        return tuple(Training(f"control:random/{part.slug}", folder / "random" / part.slug, (part,)) for part in dealt)
+    if recipe.unlearn.method == "precomputed":
+        raise RecipeError("controls: precomputed branches all start from the base; leave `sequential` out")
+    links: list[Training] = []
+    for part in parts:
+        name, own = f"control:sequential/{part.slug}", folder / "sequential" / part.slug
+        links.append(Training(name, own, (part,), links[-1] if links else None))
+    return tuple(links)

@@ -1,0 +1,103 @@
+"""The last stages: results.json from every measurement, and the page that shows it."""
+
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from spunge.evaluation.evaluator import Measure
+from spunge.files import read_json
+from spunge.recipe.schema import Recipe
+from spunge.report.page import write_page
+from spunge.results import Kind, Model, Part, Published, Results, write_results
+from spunge.run.graph import Graph, Made
+from spunge.run.judge import Judging, read_measures
+from spunge.run.models import Lineup
+from spunge.run.scoring import Judged, scored
+from spunge.run.session import Session
+from spunge.run.stamps import read_stamp
+
+KINDS: dict[str, Kind] = {"base": "base", "branch": "branch", "control": "control", "merged": "merged"}
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
+
+
+def write_scores(
+    recipe: Recipe,
+    graph: Graph[Session],
+    seeds: Sequence[Lineup],
+    judgings: Sequence[Sequence[Judging]],
+    session: Session,
+) -> Made:
+    """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
+    first = seeds[0].inputs
+    models = _judged_models(seeds[0])
+    # Without a split the one part holds every row, and is no value of an attribute.
+    values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
+    evaluations = [Judged(items, first.base.instruments[items.name]) for items in first.base.evaluations]
+    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
+    # Where everything was trained before, the training says where.
+    trained = read_json(seeds[0].trainings[0].folder / "delta.json")
+    base = session.loaded
+    results = Results(
+        spunge=version("spunge"),
+        attribute=first.parts.attribute,
+        parts=tuple(Part(value=part.value, slug=part.slug) for part in first.parts.parts),
+        stages=tuple(model.stage for model in models),
+        models=models,
+        versions=versions(),
+        device=str(base.device) if base else trained["device"],
+        dtype=str(base.dtype).removeprefix("torch.") if base else trained["dtype"],
+        seconds=_seconds(graph),
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        rows=scores.rows,
+        differences=scores.differences,
+        recovered=scores.recovered,
+        evaluations=scores.evaluations,
+        published=tuple(Published(**entry.model_dump()) for entry in recipe.published),
+        seeds=len(seeds),
+        folder=graph.folder,
+    )
+    write_results(results)
+    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores")
+
+
+def write_report(folder: Path) -> Made:
+    """Write report.html."""
+    return Made([write_page(folder)])
+
+
+def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Measure]]]:
+    """Model -> evaluation -> its measurements, of one seed."""
+    by_model: dict[str, dict[str, list[Measure]]] = {}
+    for judging in judgings:
+        by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measures(judging)
+    return by_model
+
+
+def _judged_models(line: Lineup) -> tuple[Model, ...]:
+    """Every judged model, in the order of the results."""
+    names: Mapping[str, str] = {f"branch:{part.slug}": part.value for part in line.inputs.parts.parts}
+    models = []
+    for model in line.models:
+        kind, _, name = model.name.partition(":")
+        models.append(Model(stage=model.name, kind=KINDS[kind], name=names.get(model.name, name or kind)))
+    return tuple(models)
+
+
+def _seconds(graph: Graph[Session]) -> float:
+    """What all stages took, whenever they were made."""
+    stamps = [read_stamp(graph.folder, name) for name in graph.stages if name not in ("results", "page")]
+    return round(sum(stamp.seconds for stamp in stamps if stamp), 1)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    installed = {"python": platform.python_version(), "spunge": version("spunge")}
+    for package in PACKAGES:
+        try:
+            installed[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return installed

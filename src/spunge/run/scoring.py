@@ -1,0 +1,173 @@
+"""Measures become results: scores with their intervals, paired differences, and what comes back after attacks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spunge.data.items import EVERYTHING, Items
+from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.statistics import difference, recovery, score, worst
+from spunge.recipe.schema import measured_again
+from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row
+
+WORST = "worst"  # the subject under which a metric's worst subject is reported
+
+
+class Judged(NamedTuple):
+    """An evaluation: its items, and what measured them beyond its settings (None where nothing did)."""
+
+    items: Items
+    instrument: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What results.json says of the measures."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    recovered: tuple[Recovered, ...]
+    evaluations: tuple[Evaluation, ...]
+
+
+class Measured(NamedTuple):
+    """One metric of one evaluation at one stage: a measure for each seed (of the base, one for all)."""
+
+    items: Items
+    measures: list[Measure]
+
+    @property
+    def subjects(self) -> dict[str, np.ndarray]:
+        """Subject -> its items."""
+        first = self.measures[0]
+        if first.subject is not None:
+            return {first.subject: np.arange(len(first.numerator))}
+        return dict(self.items.subjects)
+
+    @property
+    def overall(self) -> str | None:
+        """The subject that holds all rows."""
+        return self.items.overall if self.measures[0].subject is None else EVERYTHING
+
+
+MetricKey = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
+Stored = Mapping[str, Sequence[Measure]]  # evaluation -> its measures, of one stage and seed
+
+
+def scored(
+    evaluations: Sequence[Judged], models: Sequence[Model], seeds: Sequence[Mapping[str, Stored]], parts: Sequence[str]
+) -> Scored:
+    """All that the measures say.
+
+    evaluations and models: in the order of the results. seeds: for each seed, stage -> the measures that its evaluations
+    gave; the base stands in the first alone. parts: the values to forget; none where the recipe splits by nothing.
+    Raises RecipeError where two evaluations report one metric on one subject.
+    """
+    every = [each.items for each in evaluations]
+    stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
+    rows = [row for stage, found in stages.items() for row in _rows(stage, found, set(parts))]
+    _refuse_twice(rows)
+    pairs = [(model.stage, "base") for model in models if model.kind != "base"]
+    pairs += [("merged", model.stage) for model in models if model.kind == "control"]
+    return Scored(
+        rows=tuple(rows),
+        differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages)),
+        recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
+        evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
+    )
+
+
+def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
+    """What the evaluations gave at one stage, seed by seed."""
+    found: dict[MetricKey, Measured] = {}
+    for stored in seeds:
+        for items in evaluations:
+            for measure in stored.get(items.name, ()):
+                key = (items.name, measure.metric, measure.subject or "")
+                found.setdefault(key, Measured(items, [])).measures.append(measure)
+    return found
+
+
+def _rows(stage: str, found: Mapping[MetricKey, Measured], parts: set[str]) -> Iterator[Row]:
+    together: dict[
+        tuple[str, str], set[str]
+    ] = {}  # the subjects of an evaluation's metric, which measures may be of one each
+    for (evaluation, metric, _), each in found.items():
+        together.setdefault((evaluation, metric), set()).update(each.subjects)
+    for (evaluation, metric, _), each in found.items():
+        first, groups = each.measures[0], each.subjects
+        told = ("of", "side", "attack", "label", "curve", "at", "unit")
+        facts = {"stage": stage, "evaluation": evaluation} | {name: vars(first)[name] for name in told}
+        for subject, members in groups.items():
+            group = _group(subject, together[evaluation, metric], each.overall, parts)
+            yield Row(subject=subject, group=group, **score(each.measures, members)._asdict(), **facts)
+        others = {subject: members for subject, members in groups.items() if subject != each.overall}
+        if first.worst and len(others) > 1:
+            whole = each.overall or EVERYTHING
+            name = WORST if whole == EVERYTHING else f"{WORST} of {whole}"
+            values = worst(each.measures, others)._asdict()
+            yield Row(subject=name, group="worst", worst_of=whole, **values, **facts)
+
+
+def _group(subject: str, subjects: set[str], overall: str | None, parts: set[str]) -> Group:
+    """What a subject is, by the other subjects of its evaluation and the values to forget."""
+    if subject in parts:
+        return "forget"
+    # Without a split nothing tells rows to forget from others but that they were given no name.
+    if subject == overall and (subjects & parts or (not parts and subject == EVERYTHING)):
+        return "together"
+    return "keep"
+
+
+def _refuse_twice(rows: Sequence[Row]) -> None:
+    seen = set()
+    for row in rows:
+        key = (row.stage, row.subject, row.metric)
+        if key in seen:
+            raise RecipeError(
+                f"evaluate.subject: two evaluations report {row.metric!r} on {row.subject!r}; give one of them a "
+                "subject of its own (nothing is judged again then)"
+            )
+        seen.add(key)
+
+
+def _differences(stage: str, against: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Difference]:
+    for key, each in stages[stage].items():
+        other = stages[against].get(key)
+        if other is None:
+            continue
+        for subject, members in each.subjects.items():
+            values = difference(each.measures, other.measures, members)
+            yield Difference(stage=stage, against=against, subject=subject, **values._asdict())
+
+
+def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:
+    """How much of what was forgotten an attack brings back, by subject."""
+    for each in stages[stage].values():
+        attacked = each.measures[0]
+        key = (measured_again(each.items.settings) or "", attacked.of or "", attacked.subject or "")
+        before, after = stages["base"].get(key), stages[stage].get(key)
+        if attacked.of is None or before is None or after is None:
+            continue
+        for subject, members in each.subjects.items():
+            share = recovery(before.measures, after.measures, each.measures, members)
+            if share is not None:
+                metric, of = attacked.metric, attacked.of
+                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **share._asdict())
+
+
+def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]) -> Evaluation:
+    items = judged.items
+    metrics = dict.fromkeys(metric for found in stages for name, metric, _ in found if name == items.name)
+    others = items.subjects.keys() - {items.overall}
+    return Evaluation(
+        name=items.name,
+        kind=items.settings.kind,
+        metrics=tuple(metrics),
+        overall=items.overall if others & parts else None,
+        rows=items.sha256[:12],
+        instrument=judged.instrument,
+    )

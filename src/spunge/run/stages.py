@@ -1,0 +1,224 @@
+"""Which stages a recipe asks for: the graph of a run, for every seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spunge.data.selection import split_content
+from spunge.files import fingerprint, write_json, write_text
+from spunge.recipe.loading import dump_recipe
+from spunge.recipe.schema import Recipe
+from spunge.run.costs import judging_cost, merging_cost, training_cost
+from spunge.run.folder import identity
+from spunge.run.graph import Graph, Made, NotMadeError, Stage
+from spunge.run.inputs import BaseInputs, SeedInputs
+from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
+from spunge.run.merge import convert_base, merge_branches, merged_inputs
+from spunge.run.models import Lineup, Model, Training, lineup
+from spunge.run.outcome import write_report, write_scores
+from spunge.run.session import Session
+from spunge.run.train import SETTLED, settle, settle_inputs, train, training_inputs, undecided
+
+RunGraph = Graph[Session]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe's stages in its folder. `base`, `seeds`: what they are made from; `judgings`: of each seed."""
+
+    recipe: Recipe
+    graph: RunGraph
+    base: BaseInputs
+    seeds: Sequence[Lineup]
+    judgings: Sequence[Sequence[Judging]]
+
+
+def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
+    """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED."""
+    base = BaseInputs(recipe, folder)
+    seeds = range(recipe.seed, recipe.seed + recipe.seeds)
+    recipes = [recipe, *(recipe.model_copy(update={"seed": seed, "seeds": 1}) for seed in seeds[1:])]
+    folders = [folder, *(folder / "seeds" / str(seed) for seed in seeds[1:])]
+    return [lineup(SeedInputs(each, base), own) for each, own in zip(recipes, folders, strict=True)]
+
+
+def build(recipe: Recipe, folder: Path) -> Run:
+    """The graph of a recipe in its folder. Reads and splits the rows. Raises RecipeError where they are wrong."""
+    graph: RunGraph = Graph(folder)
+    seeds = lineups(recipe, folder)
+    base = seeds[0].inputs.base
+    _add_base(graph, base)
+    judgings: list[list[Judging]] = []
+    for number, line in enumerate(seeds):
+        mark = f"seed-{line.inputs.recipe.seed}:" if number else ""
+        _add_recipe(graph, line, mark)
+        _add_trainings(graph, line, mark)
+        _add_models(graph, line, mark)
+        judgings.append(_add_judgings(graph, line, mark, evaluation_folder(folder, "base")))
+    made = [stage.name for stage in graph.stages.values() if stage.make is not None]
+    about = recipe.model_dump(mode="json", include={"published", "evaluate"})
+    graph.add(
+        Stage(
+            "results",
+            "results",
+            needs=tuple(made),
+            inputs=lambda: {"recipe": fingerprint(about)},
+            files=("results.json",),
+            make=lambda session: write_scores(recipe, graph, seeds, judgings, session),
+        )
+    )
+    graph.add(
+        Stage("page", "page", needs=("results",), files=("report.html",), make=lambda session: write_report(folder))
+    )
+    return Run(recipe, graph, base, seeds, judgings)
+
+
+def _add_base(graph: RunGraph, base: BaseInputs) -> None:
+    """The base itself: nothing to make, but for pickled weights, which are converted."""
+    if not base.local or not base.pickled:
+        graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
+        return
+    graph.add(
+        Stage(
+            "pickles",
+            "convert the base",
+            inputs=lambda: {"pickles": base.pickles},
+            files=("base/**",),
+            make=lambda session: convert_base(base),
+        )
+    )
+
+    def converted() -> Mapping[str, Any]:
+        if not graph.state("pickles").done:
+            raise NotMadeError("the base to be converted")
+        return {"base": base.key}
+
+    graph.add(Stage("base", "the base", needs=("pickles",), inputs=converted))
+
+
+def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
+    """recipe.yaml and split.json, which say what the run is."""
+    text, split = dump_recipe(line.inputs.recipe), split_content(line.inputs.parts, line.inputs.retained)
+    files = [line.folder / "recipe.yaml", line.folder / "split.json"]
+
+    def write(session: Session) -> Made:
+        write_text(files[0], text)
+        write_json(files[1], split)
+        return Made(files)
+
+    graph.add(
+        Stage(
+            f"{mark}recipe",
+            "recipe and split",
+            inputs=lambda: {**identity(line.inputs.recipe), "recipe": fingerprint(text), "split": fingerprint(split)},
+            files=tuple(_inside(graph, files)),
+            make=write,
+        )
+    )
+
+
+def _add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
+    unlearn = line.inputs.recipe.unlearn
+    settled = f"{mark}settled"
+    if names := undecided(unlearn):
+        graph.add(
+            Stage(
+                settled,
+                f"choose unlearn.{', '.join(names)}",
+                needs=("base",),
+                inputs=lambda: settle_inputs(line.inputs, unlearn),
+                files=tuple(_inside(graph, [line.folder / SETTLED])),
+                make=lambda session: settle(line, session),
+            )
+        )
+    for training in line.trainings:
+        graph.add(_training(graph, line, training, mark, settled if names else None))
+
+
+def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, settled: str | None) -> Stage[Session]:
+    name = mark + training.name
+
+    def inputs() -> Mapping[str, Any]:
+        # The choice itself enters the key, not what it was made from: one that is made again may turn out otherwise.
+        if settled is not None and not graph.state(settled).done:
+            raise NotMadeError(f"unlearn.{', unlearn.'.join(undecided(line.inputs.recipe.unlearn))} to be chosen")
+        return training_inputs(training, line)
+
+    needs = ("base", *([mark + training.after.name] if training.after else []))
+    return Stage(
+        name,
+        f"unlearn {training.name}",
+        needs=needs,
+        after=(settled,) if settled else (),
+        inputs=inputs,
+        files=tuple(_inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
+        make=lambda session: train(training, line, graph.key(name), session),
+        cost=lambda: training_cost(training, line),
+    )
+
+
+def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
+    """The models that come of the trainings: laid together in memory, and the merged one, which is written."""
+    for model in line.models[1:]:
+        name = mark + model.name
+        needs = ("base", *(mark + training.name for training in model.trainings))
+        if model.folder is not None:
+            files = tuple(_inside(graph, [line.folder / "merge.json", model.folder / "**"]))
+            graph.add(
+                Stage(
+                    name,
+                    "merge",
+                    needs=needs,
+                    inputs=lambda: merged_inputs(line.models[-1]),
+                    files=files,
+                    make=lambda session: merge_branches(line, session),
+                    cost=lambda: merging_cost(line),
+                )
+            )
+        elif name not in graph.stages:
+            graph.add(Stage(name, model.name, needs=needs, inputs=_laid_together(model)))
+
+
+def _laid_together(model: Model) -> Any:
+    return (lambda: merged_inputs(model)) if model.merge is not None else dict
+
+
+def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
+    """Every evaluation of every model. The base is judged with the first seed alone."""
+    judgings = []
+    for model in line.models:
+        if model.name == "base" and mark:
+            continue
+        for items in line.inputs.base.judged_at(model.name):
+            folder = base_folder if model.name == "base" else evaluation_folder(line.folder, model.name)
+            judging = Judging(model, items, line, folder, base_folder)
+            judgings.append(judging)
+            graph.add(_judging(graph, judging, mark))
+    return judgings
+
+
+def judging_name(judging: Judging, mark: str = "") -> str:
+    """`judge:merged/3f0a12...`: an evaluation may be called anything, its file may not."""
+    return f"{mark}judge:{judging.model.name}/{judging.file.stem}"
+
+
+def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
+    name = judging_name(judging, mark)
+    model = judging.model.name if judging.model.name == "base" else mark + judging.model.name
+    # The base's texts are there for those who compare with them.
+    base = f"judge:base/{judging.file.stem}"
+    return Stage(
+        name,
+        f"judge {judging.model.name}: {judging.items.name}",
+        needs=(model,),
+        after=(base,) if base in graph.stages and base != name else (),
+        inputs=lambda: judging_inputs(judging),
+        files=tuple(_inside(graph, [judging.file])),
+        make=lambda session: judge(judging, graph.key(name), graph.key(model), session),
+        cost=lambda: judging_cost(judging),
+    )
+
+
+def _inside(graph: RunGraph, files: Sequence[Path]) -> list[str]:
+    return [file.relative_to(graph.folder).as_posix() for file in files]

@@ -1,0 +1,109 @@
+"""Stamps: what a stage was made from and a checksum of every file it made, written last.
+
+RUN/stamps/STAGE.json vouches for the stage's files. What it does not vouch for is made again; no file of a run's folder is
+trusted because it is there. The stamp holds a checksum of itself too.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spunge.files import checksum, read_json, sealed, unsealed, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileMark:
+    size: int  # bytes
+    xxh3: str
+    byproduct: bool = False  # such as a log: its damage is told, and nothing is made again for it
+
+
+@dataclass(frozen=True)
+class Stamp:
+    stage: str
+    key: str
+    inputs: Mapping[str, Any]  # what the key is made of: name -> value or fingerprint
+    files: Mapping[str, FileMark]  # path relative to RUN -> its mark
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        return sum(mark.size for mark in self.files.values())
+
+
+def stamp_file(folder: Path, stage: str) -> Path:
+    """`branch:europe` -> RUN/stamps/branch/europe.json"""
+    return folder / "stamps" / f"{stage.replace(':', '/')}.json"
+
+
+def write_stamp(
+    folder: Path,
+    stage: str,
+    key: str,
+    inputs: Mapping[str, Any],
+    files: Sequence[Path],
+    byproducts: Sequence[Path],
+    seconds: float,
+) -> Stamp:
+    """Vouch for files that are whole. Paths are absolute and lie in `folder`."""
+    marks = {
+        file.relative_to(folder).as_posix(): FileMark(file.stat().st_size, checksum(file), file in byproducts)
+        for file in sorted({*files, *byproducts})
+    }
+    stamp = Stamp(stage, key, inputs, marks, round(seconds, 2))
+    write_json(stamp_file(folder, stage), sealed({"format": FORMAT, **asdict(stamp)}))
+    return stamp
+
+
+def read_stamp(folder: Path, stage: str) -> Stamp | None:
+    """A stage's stamp; None where there is none, or a damaged one, or one of another format."""
+    content = unsealed(read_json(stamp_file(folder, stage)))
+    if content is None or content.pop("format", None) != FORMAT or content["stage"] != stage:
+        return None
+    files = {path: FileMark(**mark) for path, mark in content.pop("files").items()}
+    return Stamp(**content, files=files)
+
+
+def stamps_in(folder: Path) -> Iterator[Stamp]:
+    """Every whole stamp of a run's folder, also of stages that its recipe no longer asks for."""
+    root = folder / "stamps"
+    for file in sorted(root.rglob("*.json")):
+        name = file.relative_to(root).with_suffix("").as_posix()
+        # The first slashes stand for the colons of `seed-1:control:random/random-1`.
+        for colons in range(name.count("/") + 1):
+            if (stamp := read_stamp(folder, name.replace("/", ":", colons))) is not None:
+                yield stamp
+                break
+
+
+class Fault(NamedTuple):
+    """A file that is not as it was written."""
+
+    path: str  # relative to RUN
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.problem}"
+
+
+def faults(folder: Path, stamp: Stamp, byproducts: bool) -> Iterator[Fault]:
+    """What is wrong with the files that a stamp vouches for. Reads every byte of them."""
+    for path, mark in stamp.files.items():
+        if mark.byproduct == byproducts and (problem := _problem(folder / path, mark)):
+            yield Fault(path, problem)
+
+
+def _problem(file: Path, mark: FileMark) -> str:
+    if file.is_dir():
+        return "is a folder"
+    if not file.exists():
+        return "is missing"
+    if file.stat().st_size != mark.size:
+        return f"has {file.stat().st_size} bytes, not {mark.size}"
+    try:
+        return "" if checksum(file) == mark.xxh3 else "is damaged or was changed"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"

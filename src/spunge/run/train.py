@@ -1,0 +1,153 @@
+"""The stages that train: choosing what a recipe leaves to the method, and unlearning a branch or control."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from spunge.data.split import seed_for
+from spunge.errors import RecipeError
+from spunge.files import fingerprint, read_json, write_json
+from spunge.model.loading import Base, model_depth
+from spunge.recipe.schema import MethodSettings
+from spunge.registry import METHODS
+from spunge.run.graph import Made
+from spunge.run.inputs import SeedInputs
+from spunge.run.models import Lineup, Training, stacked
+from spunge.run.session import Session
+from spunge.unlearning.method import Task
+from spunge.weights.delta import write_delta
+from spunge.weights.overlay import moves
+
+SETTLED = "settled.json"
+
+
+class Choice(NamedTuple):
+    """A method's settings without any `auto`."""
+
+    settings: MethodSettings
+    notes: Mapping[str, Any]
+
+
+def undecided(settings: MethodSettings) -> list[str]:
+    """The settings that are left to the method (`auto`); none where it settles nothing."""
+    if METHODS.get(settings.method).settle is None:
+        return []
+    return [name for name, value in settings if value == "auto"]
+
+
+def settle_inputs(inputs: SeedInputs, settings: MethodSettings) -> dict[str, Any]:
+    """What the choice depends on. The rows of the parts are left out: all branches of a run have one choice, also when
+    the rows of one part change later."""
+    return {
+        **flattened("unlearn", settings.model_dump(mode="json")),
+        "method's version": METHODS.version(settings.method),
+        "retain rows": inputs.retain.sha256 if inputs.retain else None,
+        "seed": inputs.recipe.seed,
+    }
+
+
+def settle(lineup: Lineup, session: Session) -> Made:
+    """Let the method choose what the recipe leaves to it; kept in settled.json."""
+    inputs, recipe = lineup.inputs, lineup.inputs.recipe
+    parts = {part.value: part.samples for part in inputs.parts.parts}
+    method = METHODS.get(recipe.unlearn.method)
+    assert method.settle is not None
+    settled = method.settle(session.base, parts, inputs.retain, recipe.unlearn, recipe.seed)
+    content = {
+        "settings": settled.settings.model_dump(mode="json"),
+        "notes": dict(settled.notes),
+        "measured": settled.measured,
+    }
+    write_json(lineup.folder / SETTLED, content)
+    return Made([lineup.folder / SETTLED], "; ".join(map(str, settled.notes.values())))
+
+
+def choice(lineup: Lineup) -> Choice:
+    """The settings that the method chose, read from settled.json; the recipe's own where it leaves nothing open."""
+    unlearn = lineup.inputs.recipe.unlearn
+    if not undecided(unlearn):
+        return Choice(unlearn, {})
+    stored = read_json(lineup.folder / SETTLED)
+    return Choice(type(unlearn).model_validate(stored["settings"]), stored["notes"])
+
+
+def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
+    """What a training's delta depends on, with the settings that the method chose."""
+    inputs, unlearn = lineup.inputs, choice(lineup).settings
+    content = settle_inputs(inputs, unlearn) | {f"part {part.value}": part.samples.sha256 for part in training.parts}
+    if (brought := METHODS.get(unlearn.method).inputs) is not None:
+        every = [part.value for part in inputs.parts.parts]
+        content["files"] = fingerprint(brought(unlearn, [part.value for part in training.parts], every))
+    return content
+
+
+def train(training: Training, lineup: Lineup, key: str, session: Session) -> Made:
+    """Unlearn, and write the delta. A training that was stopped goes on where it was."""
+    inputs, folder = lineup.inputs, training.folder
+    settings, notes = choice(lineup)
+    base = _base_for(settings, inputs, session)
+    if session.activations_of is not inputs:
+        session.activations.clear()
+        session.activations_of = inputs
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder / f"state-{key[:12]}.pt"
+    for other in folder.glob("state-*"):
+        if other != state:
+            other.unlink()
+    task = Task(
+        base=base,
+        parts={part.value: part.samples for part in training.parts},
+        retain=inputs.retain,
+        seeds={part.value: seed_for(inputs.recipe.seed, "branch", part.value) for part in training.parts},
+        log=folder / "log.jsonl",
+        state=state,
+        kept=session.activations if training.after is None else {},  # of another model: a store of its own
+        progress=session.watcher.step,
+    )
+    started = time.perf_counter()
+    with stacked(training.earlier, base):
+        branch = METHODS.get(settings.method).unlearn(task, settings)
+    info = {
+        "base": inputs.base.weights,
+        "method": settings.method,
+        "settings": settings.model_dump(mode="json"),
+        "parts": [{"value": p.value, "rows": len(p.samples), "sha256": p.samples.sha256} for p in training.parts],
+        "seeds": dict(task.seeds),
+        "steps": branch.steps,
+        "stopped": branch.stopped,
+        "losses": dict(branch.losses),
+        "notes": {**notes, **branch.notes},
+        "seconds": round(time.perf_counter() - started, 2),
+        "device": str(base.device),
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }
+    delta = write_delta(folder, branch.changes, info)
+    if not moves(base.parameters, delta):
+        raise RecipeError(
+            f"unlearn.learning_rate: all that {training.name} changed is lost in rounding when it is added to the base; "
+            "raise it, or the number of steps"
+        )
+    log = [task.log] if task.log and task.log.exists() else []
+    stopped = f" ({branch.stopped})" if branch.stopped else ""
+    return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{stopped}", log, [state])
+
+
+def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
+    """What training needs of the base: its first blocks where the method says that these are enough."""
+    last_block = METHODS.get(settings.method).last_block
+    if last_block is None:
+        return session.base
+    return session.first_blocks(last_block(settings, model_depth(inputs.base.folder, inputs.recipe.model)))
+
+
+def flattened(name: str, value: Any) -> dict[str, Any]:
+    """A settings block as `unlearn.trainable.rank: 16`, so that a change is told by its setting."""
+    return dict(_leaves(name, value))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    else:
+        yield name, value

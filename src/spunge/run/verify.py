@@ -1,0 +1,108 @@
+"""Is a finished run's folder what the run wrote? Every stamp, every file's checksum, and the merged model, tensor by tensor.
+
+Needs neither the rows nor a graph: stamps name each other's keys. The base is needed for the merged model alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spunge.errors import RecipeError
+from spunge.files import read_json
+from spunge.merging.verification import differing_tensors
+from spunge.model.hub import local_folder
+from spunge.progress import SILENT, Watcher
+from spunge.recipe.loading import load_recipe
+from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, stamps_in
+from spunge.weights.delta import open_delta
+from spunge.weights.sources import DeltaSource
+
+
+@dataclass
+class Verification:
+    """What was checked, and what is wrong: lines that name a file."""
+
+    folder: str
+    stages: int = 0
+    files: int = 0
+    nbytes: int = 0
+    tensors: int = 0  # of merged models, found to be base + merge of the deltas
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be checked, and logs that nothing depends on
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
+    """Check a run's folder against its stamps. Writes nothing. Raises RecipeError where it is no run's folder."""
+    folder, watcher = Path(folder).resolve(), watcher or SILENT
+    if not (folder / "stamps").is_dir():
+        raise RecipeError(f"{str(folder)!r} holds no stamps; give the folder of a run (spunge run)")
+    checked = Verification(str(folder))
+    stamps = {stamp.stage: stamp for stamp in stamps_in(folder)}
+    whole = {stamp_file(folder, name) for name in stamps}
+    for file in sorted((folder / "stamps").rglob("*.json")):
+        if file not in whole:
+            checked.problems.append(f"{file.relative_to(folder).as_posix()} is damaged")
+    watcher.begin("verify the files")
+    for number, stamp in enumerate(stamps.values()):
+        watcher.step(number, len(stamps))
+        _check_files(checked, folder, stamp)
+    watcher.end(f"{checked.files} files")
+    checked.problems += _broken_chain(folder, stamps)
+    if checked.problems:
+        checked.notes.append("the merged model was not compared with base + merge of the deltas: files are damaged")
+        return checked
+    for name, stamp in stamps.items():
+        if name == "merged" or name.endswith(":merged"):
+            _check_merged(checked, folder / Path(next(iter(stamp.files))).parent, watcher)
+    return checked
+
+
+def _check_files(checked: Verification, folder: Path, stamp: Stamp) -> None:
+    checked.stages += 1
+    checked.files += len(stamp.files)
+    checked.nbytes += stamp.size
+    checked.problems += map(str, faults(folder, stamp, byproducts=False))
+    checked.notes += (f"{fault}, but nothing depends on it" for fault in faults(folder, stamp, byproducts=True))
+
+
+def _broken_chain(folder: Path, stamps: dict[str, Stamp]) -> Iterator[str]:
+    """Stages that the results rest on and that are not there as they were."""
+    results = stamps.get("results")
+    if results is None:
+        yield "stamps/results.json is missing: the run is not finished"
+        return
+    for name, key in results.inputs.items():
+        if not name.startswith("stage "):
+            continue
+        stage = name.removeprefix("stage ")
+        file = stamp_file(folder, stage).relative_to(folder).as_posix()
+        if read_stamp(folder, stage) is None:
+            if not (folder / file).exists():
+                yield f"{file} is missing"
+        elif stamps[stage].key != key:
+            yield f"{file} is of another making than results.json"
+
+
+def _check_merged(checked: Verification, folder: Path, watcher: Watcher) -> None:
+    """RUN/merged, or RUN/seeds/SEED/merged, is base + merge of the stored deltas. `folder`: the one it lies in."""
+    try:
+        recipe = load_recipe(folder / "recipe.yaml")
+        base = folder.parent / "base" if (folder / "base").is_dir() else local_folder(recipe.model)
+    except RecipeError as error:
+        checked.notes.append(f"the merged model was not compared with the base: {error}")
+        return
+    parts = (read_json(folder / "split.json") or {}).get("parts") or []
+    watcher.begin("verify the merged model")
+    try:
+        sources = [DeltaSource(open_delta(folder / "branches" / part["slug"]), part["value"]) for part in parts]
+        for name, same in differing_tensors(base, sources, recipe.merge, folder / "merged"):
+            checked.tensors += 1
+            if not same:
+                checked.problems.append(f"merged: tensor {name!r} is not base + merge of the deltas")
+    except (RecipeError, OSError) as error:
+        checked.problems.append(f"merged: {error}")
+    watcher.end(f"{checked.tensors} tensors")

@@ -1,0 +1,142 @@
+"""Measures become rows: each subject in its group, the worst beside them, attacks against what they attacked."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from spunge.data.items import Items
+from spunge.errors import RecipeError
+from spunge.evaluation.audit import AuditSettings
+from spunge.evaluation.choices import ChoicesSettings
+from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.statistics import score
+from spunge.results import Model
+from spunge.run.scoring import Judged, scored
+
+BASE = Model(stage="base", kind="base", name="base")
+BRANCH = Model(stage="branch:a", kind="branch", name="a")
+JOINT = Model(stage="control:joint", kind="control", name="joint")
+MERGED = Model(stage="merged", kind="merged", name="merged")
+
+
+def judged(name: str, subjects: dict[str, int], overall: str | None = None, settings: Any = None) -> Judged:
+    """An evaluation whose subjects have so many items each, one after the other."""
+    stops = np.cumsum([0, *subjects.values()])
+    members = {each: np.arange(stops[at], stops[at + 1]) for at, each in enumerate(subjects)}
+    if overall is not None:
+        members[overall] = np.arange(stops[-1])
+    settings = settings or ChoicesSettings(kind="choices", name=name)
+    return Judged(Items(name, settings, pa.table({}), members, "f" * 64, overall), {"scorer": "s"})
+
+
+def measure(values: list[float], metric: str = "accuracy", **facts: Any) -> Measure:
+    return Measure(metric, np.array(values, dtype=float), np.ones(len(values)), higher_is_better=True, **facts)
+
+
+def groups(evaluation: Judged, parts: list[str], **facts: Any) -> dict[str, tuple[str, str | None]]:
+    count = max(members.max() for members in evaluation.items.subjects.values()) + 1
+    measures = {evaluation.items.name: [measure([0.0, 1.0] * (count // 2) + [1.0] * (count % 2), **facts)]}
+    rows = scored([evaluation], [BASE], [{"base": measures}], parts).rows
+    assert {row.evaluation for row in rows} == {evaluation.items.name}
+    return {row.subject: (row.group, row.worst_of) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "overall", "parts", "expected"),
+    [
+        # Parts to forget beside others, and the subject that holds them all, whatever it is called.
+        ({"a": 2, "x": 2}, "every one", ["a", "b"], {"a": "forget", "x": "keep", "every one": "together"}),
+        ({"a": 2}, "all", ["a"], {"a": "forget", "all": "together"}),
+        # No part among them: all rows are to be kept, even under the name `all`.
+        ({"x": 2, "y": 2}, "all", ["a"], {"x": "keep", "y": "keep", "all": "keep"}),
+        ({}, "all", ["a"], {"all": "keep"}),
+        # A part may be called like all rows.
+        ({}, "all", ["all"], {"all": "forget"}),
+        # Without a split, rows that were given no name may be those to forget.
+        ({}, "all", [], {"all": "together"}),
+        ({}, "retain", [], {"retain": "keep"}),
+    ],
+)
+def test_a_subjects_group_is_told_by_its_evaluation_and_the_parts(
+    subjects: dict[str, int], overall: str | None, parts: list[str], expected: dict[str, str]
+) -> None:
+    evaluation = judged("e", subjects or {"": 4}, overall)
+    items = evaluation.items
+    if not subjects:
+        items = Items(items.name, items.settings, items.table, {str(overall): np.arange(4)}, items.sha256, overall)
+    found = groups(Judged(items, None), parts)
+    assert {name: group for name, (group, _) in found.items()} == expected
+
+
+def test_the_worst_subject_is_chosen_from_all_but_all_rows_and_says_of_which() -> None:
+    assert groups(judged("e", {"a": 2, "x": 3}, "every one"), ["a"], worst=True)["worst of every one"] == (
+        "worst",
+        "every one",
+    )
+    assert groups(judged("e", {"a": 2, "x": 3}), ["a"], worst=True)["worst"] == ("worst", "all")
+    assert "worst" not in groups(judged("e", {"a": 2}, "all"), ["a"], worst=True)
+
+
+def test_a_subject_that_is_called_like_the_worst_is_refused_and_not_overwritten() -> None:
+    with pytest.raises(RecipeError, match=r"evaluate\.subject: two evaluations report 'accuracy' on 'worst'"):
+        groups(judged("e", {"a": 2, "worst": 2}), ["a"], worst=True)
+
+
+def test_an_attack_is_set_against_what_it_attacked_at_the_same_stage_and_at_the_base() -> None:
+    plain = judged("quiz", {"a": 8}, "all")
+    settings = AuditSettings.model_validate({"kind": "audit", "attack": {"kind": "quantise"}, "of": "quiz"})
+    audit = judged("audit", {"a": 8}, "all", settings)
+    facts: dict[str, Any] = {
+        "of": "accuracy",
+        "attack": "quantise",
+        "label": "rough",
+        "curve": "c",
+        "at": 4,
+        "unit": "bits",
+    }
+
+    def stored(right: int, attacked: int) -> dict[str, list[Measure]]:
+        values = [[1.0] * count + [0.0] * (8 - count) for count in (right, attacked)]
+        return {"quiz": [measure(values[0])], "audit": [measure(values[1], "accuracy rough", **facts)]}
+
+    seeds = [{"base": stored(8, 8), "branch:a": stored(8, 8), "control:joint": stored(0, 8), "merged": stored(0, 2)}]
+    found = scored([plain, audit], [BASE, BRANCH, JOINT, MERGED], seeds, ["a"])
+    shares = {(row.stage, row.subject): (row.of, row.value) for row in found.recovered}
+    # Nothing was forgotten in the branch, so nothing comes back there.
+    assert shares == {
+        ("control:joint", "a"): ("accuracy", 1.0),
+        ("control:joint", "all"): ("accuracy", 1.0),
+        ("merged", "a"): ("accuracy", 0.25),
+        ("merged", "all"): ("accuracy", 0.25),
+    }
+    attacked = [row for row in found.rows if row.metric == "accuracy rough"]
+    assert {(row.attack, row.label, row.of, row.curve, row.at, row.unit) for row in attacked} == {
+        ("quantise", "rough", "accuracy", "c", 4, "bits")
+    }
+    assert {row.group for row in attacked if row.subject == "all"} == {"together"}
+    pairs = {(row.stage, row.against) for row in found.differences}
+    assert pairs == {("branch:a", "base"), ("control:joint", "base"), ("merged", "base"), ("merged", "control:joint")}
+    assert [(each.name, each.metrics, each.overall) for each in found.evaluations] == [
+        ("quiz", ("accuracy",), "all"),
+        ("audit", ("accuracy rough",), "all"),
+    ]
+
+
+def test_seeds_are_means_and_the_base_stands_in_the_first_alone() -> None:
+    quiz = judged("quiz", {"a": 4})
+    one, two = measure([1, 1, 0, 0]), measure([1, 0, 0, 0])
+    seeds = [{"base": {"quiz": [measure([1, 1, 1, 1])]}, "merged": {"quiz": [one]}}, {"merged": {"quiz": [two]}}]
+    found = scored([quiz], [BASE, MERGED], seeds, ["a"])
+    base, merged = found.rows
+    assert (base.value, base.spread, merged.value) == (1.0, None, 0.375)
+    assert merged.spread == score([one, two], range(4)).spread == pytest.approx(np.std([0.5, 0.25], ddof=1))
+
+
+def test_an_evaluation_of_some_stages_is_described_and_has_rows_there_alone() -> None:
+    found = scored([judged("quiz", {"a": 4})], [BASE, MERGED], [{"merged": {"quiz": [measure([1, 1, 0, 0])]}}], ["a"])
+    assert [row.stage for row in found.rows] == ["merged"]
+    assert (found.differences, found.evaluations[0].metrics) == ((), ("accuracy",))
+    [nowhere] = scored([judged("quiz", {"a": 4})], [BASE], [{}], ["a"]).evaluations
+    assert (nowhere.metrics, nowhere.rows, nowhere.instrument) == ((), "f" * 12, {"scorer": "s"})

@@ -1,0 +1,83 @@
+"""Names and the values behind them: of a file, of a package, of something else."""
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spunge import registry
+from spunge.errors import RecipeError
+from spunge.registry import EVALUATORS, METHODS, RULES
+
+ALL = {"methods": METHODS, "rules": RULES, "evaluators": EVALUATORS}
+OWN = "from dataclasses import replace\nfrom spunge.unlearning.ga import GA\n"
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_value_is_of_its_registrys_kind_and_says_what_it_is(kind: str) -> None:
+    for name, value in ALL[kind].items():
+        assert value.summary.endswith("."), name
+        assert "\n" not in value.summary
+        assert value.source, name
+        assert isinstance(value.version, int)
+        assert ALL[kind].version(name) == str(value.version)
+
+
+def test_a_file_is_read_as_it_is_now_and_its_version_is_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    versions, sources = [], []
+    for source in ("one", "two", "one"):
+        file.write_text(f'{OWN}OWN = replace(GA, source="{source}")\n')
+        sources.append(METHODS.get(f"{file}:OWN").source)
+        versions.append(METHODS.version(f"{file}:OWN"))
+    assert sources == ["one", "two", "one"]
+    assert versions[0] == versions[2] != versions[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("OWN = print", r"'.*own\.py:OWN' is no method; it must be a value made by Method\(\.\.\.\)"),
+        ("class OWN: ...", "is no method"),
+        ("from spunge.evaluation.choices import CHOICES as OWN", "is no method"),
+        ("ONW = 1", "has no 'OWN'; did you mean 'ONW'"),
+        ("import nothing_like_it", "cannot be imported .ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("OWN = (", "cannot be imported .SyntaxError"),
+        ("1 / 0", "cannot be imported .ZeroDivisionError"),
+    ],
+)
+def test_a_file_without_the_value_is_told_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(content + "\n")
+    for _ in range(2):  # nothing of a failed import is left
+        with pytest.raises(RecipeError, match=rf"^unlearn\.method: .*{said}") as raised:
+            METHODS.get(f"{file}:OWN")
+        assert "\n" not in str(raised.value)
+
+
+def test_names_that_nobody_has_are_told_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"^unlearn\.method: no method 'rmuu'; did you mean 'rmu'\?"):
+        METHODS.get("rmuu")
+    with pytest.raises(RecipeError, match=r"^merge\.rule: no file 'nowhere\.py'; give path/to/file\.py:NAME"):
+        RULES.version("nowhere.py:OWN")
+
+
+def test_packages_add_names_but_take_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "added_methods.py").write_text(f'{OWN}OWN = replace(GA, source="theirs", version=7)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        EntryPoint("theirs", "added_methods:OWN", "spunge.methods"),
+        EntryPoint("npo", "added_methods:OWN", "spunge.methods"),
+        EntryPoint("broken", "no_such_module:OWN", "spunge.methods"),
+    ]
+
+    def installed(group: str) -> list[Any]:
+        return [point for point in points if point.group == group]
+
+    monkeypatch.setattr(registry, "entry_points", installed)
+    assert METHODS.names() == [*METHODS.builtin, "theirs", "broken"]
+    assert (METHODS.get("theirs").source, METHODS.version("theirs")) == ("theirs", "7")
+    assert METHODS.get("npo").source != "theirs"
+    with pytest.raises(RecipeError, match="'broken' of the package no_such_module:OWN cannot be imported"):
+        METHODS.get("broken")
