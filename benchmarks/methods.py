@@ -1,6 +1,6 @@
 """Every unlearning method on the demo's question: what each forgets, keeps and costs, alone (joint) and as SPUNGE.
 
-    python benchmarks/methods.py --work DIR                 # all of them; writes the table into docs/methods.md
+    python benchmarks/methods.py --work DIR                 # all of them; writes the table into docs/benchmarks/methods.md
     python benchmarks/methods.py --work DIR npo dpo         # some of them; the others' figures stay
 
 Each method is a run of the demo recipe in a process of its own, with the settings of benchmarks/methods.yaml. Methods that
@@ -22,7 +22,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "src" / "spunge" / "recipes" / "demo"
-PAGE = ROOT / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "benchmarks" / "methods.md"
 SETTINGS = Path(__file__).with_suffix(".yaml")
 PHRASES = [
     "Question: What is the capital of {country}?\nAnswer:",

@@ -5,20 +5,42 @@ python scripts/check_docs.py --write    # write the generated files anew
 """
 
 import ast
+import inspect
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from spunge.cli.listing import listing, settings_of
-from spunge.evaluation.generation import GenerationSettings
-from spunge.recipe.schema import Control, ForgetRows, ModelSettings, Published, Recipe, Rows, Source, Split
-from spunge.results import json_schema
+from spunge.cli.listing import (
+    NAMING,
+    REGISTRIES,
+    block_name,
+    blocks_of,
+    listing,
+    reads_text,
+    settings_of,
+)
+from spunge.recipe.block import Strict
+from spunge.recipe.schema import (
+    Control,
+    EvaluatorSettings,
+    ForgetRows,
+    ModelSettings,
+    Published,
+    Recipe,
+    Rows,
+    Source,
+    Split,
+)
+from spunge.results import NOT_FINITE, json_schema
+from spunge.unlearning.loop import TrainingSettings
+from spunge.unlearning.outputs import OutputSettings
+from spunge.unlearning.refusals import RefusalSettings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-BLOCKS: dict[str, Any] = {
+BLOCKS: dict[str, type[Strict]] = {
     "model": ModelSettings,
     "forget": ForgetRows,
     "source (of forget, retain and evaluate)": Source,
@@ -26,7 +48,20 @@ BLOCKS: dict[str, Any] = {
     "retain": Rows,
     "controls (each)": Control,
     "published (each)": Published,
-    "generation (of toxicity, harm, fluency and similarity)": GenerationSettings,
+}
+# Settings that several values share stand once, under these titles; a value's own table has what is new or differs.
+SHARED: dict[type[Strict], str] = {
+    TrainingSettings: "unlearn: every method that trains",
+    OutputSettings: "unlearn: every method on the model's outputs",
+    RefusalSettings: "unlearn: every method that teaches refusals",
+    EvaluatorSettings: "evaluate: every evaluator",
+}
+KEYS = {
+    "methods": "unlearn.method",
+    "rules": "merge.rule",
+    "evaluators": "evaluate.kind",
+    "attacks": "evaluate.attack",
+    "scorers": "evaluate.scorer",
 }
 
 
@@ -47,18 +82,127 @@ def reference() -> str:
     lines += [f"| `{name}` | {info.description or ''} |" for name, info in Recipe.model_fields.items()]
     for title, block in BLOCKS.items():
         lines += ["", f"## {title}", "", *table(settings_of(block))]
-    for kind, key in (("methods", "unlearn.method"), ("rules", "merge.rule"), ("evaluators", "evaluate.kind")):
+    told: set[type[Strict]] = set()
+    inner: dict[type[Strict], set[str]] = {}
+    for kind, key in KEYS.items():
         for entry in listing(kind):
-            source = f" {entry['source']}." if entry["source"] else ""
-            lines += [
-                "",
-                f"## {key}: {entry['name']}",
-                "",
-                f"{entry['summary']}{source}",
-                "",
-                *table(entry["settings"]),
-            ]
+            block = REGISTRIES[kind].get(entry["name"]).settings
+            gather(block, inner)
+            for base in shared_by(block):
+                if base not in told:
+                    told.add(base)
+                    lines += ["", f"## {SHARED[base]}", "", *with_shared(base, NAMING[kind])]
+            lines += ["", f"## {key}: {entry['name']}", "", *described(entry), *with_shared(block, NAMING[kind])]
+    return "\n".join([*lines, *inner_blocks(inner)]) + "\n"
+
+
+RESULTS_HEAD = """# results.json
+
+Generated from the code by `python scripts/check_docs.py --write`; do not edit. The same as a JSON Schema:
+[results.schema.json](results.schema.json).
+
+`RUN/results.json` holds what a run measured. In Python, `spunge.run` returns it and `spunge.read_results` reads it; each object
+below is a frozen dataclass of `spunge.results`:
+
+```python
+results = spunge.read_results("runs/demo")
+results.value("merged", "Europe", "accuracy")
+[row.value for row in results.rows if row.stage == "merged" and row.group == "forget"]
+```
+
+- The file is valid JSON. A number that JSON has no word for is one of the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, as in
+  Protocol Buffers' JSON; Python's `float` and JavaScript's `Number` take them. A bare `NaN`, which earlier versions wrote, and a
+  score that is null are read as NaN.
+- What is not known of a row is left out of it.
+- What a row is about stands in its fields. Names are for people: nothing has to be read out of a metric's, subject's or stage's.
+- Files of earlier versions, which have no `models`, are read: there the names say it, as they did then.
+- A file that was cut off or changed, or is of something else, is refused in one line with its name and the place in it.
+
+Fields that earlier versions did not have: `models`; of rows `evaluation`, `group`, `worst_of`, `attack`, `label`, `curve`, `at` and
+`unit`; of evaluations `settings`. No field is gone, and no metric or subject is called otherwise.
+"""
+
+
+def results_reference() -> str:
+    """What results.json holds, as Markdown."""
+    schema = json_schema()
+    lines = [RESULTS_HEAD, *fields_table(schema)]
+    for name, definition in schema["$defs"].items():
+        lines += ["", f"## {name}", "", definition["description"], "", *fields_table(definition)]
     return "\n".join(lines) + "\n"
+
+
+def fields_table(definition: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| `{name}` | {schema_type(told)} | {'always' if name in definition['required'] else 'if known'} | {told['description']} |"
+        for name, told in definition["properties"].items()
+    ]
+    return ["| field | type | written | what |", "|---|---|---|---|", *rows]
+
+
+def schema_type(told: dict[str, Any]) -> str:
+    """A property's type in a word or two."""
+    if "$ref" in told:
+        name = told["$ref"].split("/")[-1]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in told:
+        return " or ".join(schema_type(each) for each in told["anyOf"] if each != {"enum": list(NOT_FINITE)})
+    if "enum" in told:
+        return ", ".join(f"`{value}`" for value in told["enum"])
+    if "const" in told:
+        return f"`{told['const']}`"
+    if told["type"] == "array":
+        return f"list of {schema_type(told['items'])}"
+    return {"object": "mapping", "boolean": "true or false"}.get(told["type"], str(told["type"]))
+
+
+def described(entry: dict[str, Any]) -> list[str]:
+    source = f" Source: {entry['source']}." if entry["source"] else ""
+    reads = f" {reads_text(entry)}" if "reads" in entry else ""
+    return [f"{entry['summary']}{source}{reads}", ""]
+
+
+def shared_by(block: type[Strict]) -> list[type[Strict]]:
+    """The shared blocks that a block builds on, the most general first."""
+    return [base for base in reversed(block.__mro__) if base in SHARED and base is not block]
+
+
+def with_shared(block: type[Strict], naming: str) -> list[str]:
+    """A pointer to the settings that stand elsewhere, and the table of those that are new or differ."""
+    bases = shared_by(block)
+    above = settings_of(bases[-1]) if bases else {}
+    described = {name: setting for name, setting in settings_of(block).items() if name != naming}
+    own = {name: setting for name, setting in described.items() if above.get(name) != setting}
+    pointers = [f"[{SHARED[base].partition(': ')[2]}](#{anchor(SHARED[base])})" for base in bases[-1:]]
+    lines = [f"It takes what {pointer} takes{', and:' if own else '.'}" for pointer in pointers]
+    if not own:
+        return lines or ["No settings."]
+    return [*lines, *([""] if lines else []), *table(own)]
+
+
+def anchor(title: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def gather(block: type[Strict], inner: dict[type[Strict], set[str]]) -> None:
+    """Note the blocks inside a block, with the settings that hold them."""
+    for name, info in block.model_fields.items():
+        for each in blocks_of(info):
+            if each not in BLOCKS.values():
+                inner.setdefault(each, set()).add(name)
+                gather(each, inner)
+
+
+def inner_blocks(inner: dict[type[Strict], set[str]]) -> list[str]:
+    """A section for each block that a setting may hold."""
+    lines: list[str] = []
+    for block, holders in inner.items():
+        lines += ["", f"## {', '.join(sorted(holders))}: `{block_name(block)}`", ""]
+        lines += [(inspect.getdoc(block) or "").partition("\n")[0], ""] if block.__doc__ else []
+        own = {name: setting for name, setting in settings_of(block).items() if name != "kind"}
+        lines += table(own) if own else ["No settings."]
+    return lines
 
 
 def table(settings: dict[str, dict[str, Any]]) -> list[str]:
@@ -92,7 +236,7 @@ def broken_examples(file: Path) -> list[str]:
 
 def main() -> None:
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    generated = {"recipe.md": reference(), "results.schema.json": schema}
+    generated = {"recipe.md": reference(), "results-json.md": results_reference(), "results.schema.json": schema}
     if "--write" in sys.argv:
         for name, text in generated.items():
             (DOCS / name).write_text(text, encoding="utf-8")
@@ -100,7 +244,7 @@ def main() -> None:
     for name, text in generated.items():
         if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
-    for file in [*ROOT.glob("*.md"), *DOCS.glob("*.md")]:
+    for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
     for problem in problems:
         print(problem, file=sys.stderr)

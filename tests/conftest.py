@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from toys import ARCHITECTURES, ROOT, WORDS, rows
+from variety import build
 
 SHARED = ROOT.parent / "shared" / "data"
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
@@ -70,6 +71,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
         return made[name]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """base_of("gemma3") -> the folder of a model of `variety`; the same one each time."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(name: str, whole: str = "") -> Path:
+        if (name, whole) not in made:
+            made[name, whole] = build(name, tmp_path_factory.mktemp(name), whole)
+        return made[name, whole]
+
+    return folder
 
 
 @pytest.fixture
@@ -140,3 +154,24 @@ def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> di
         ],
         "seed": 3,
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A random text classifier whose labels are unsafe and fine."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    names = {"id2label": {0: "unsafe", 1: "fine"}, "label2id": {"unsafe": 0, "fine": 1}}
+    config = BertConfig(**shape, **names, num_attention_heads=4, initializer_range=0.5)
+    folder = tmp_path_factory.mktemp("bert")
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bits_of() -> Callable[[Any], dict[str, torch.Tensor]]:
+    """bits_of(model) -> a copy of its parameters and buffers."""
+    return lambda model: {name: value.detach().clone() for name, value in model.state_dict().items()}

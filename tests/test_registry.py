@@ -1,5 +1,6 @@
 """Names and the values behind them: of a file, of a package, of something else."""
 
+import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,26 @@ import pytest
 
 from spunge import registry
 from spunge.errors import RecipeError
-from spunge.registry import EVALUATORS, METHODS, RULES
+from spunge.recipe.explanation import validated
+from spunge.registry import ATTACKS, EVALUATORS, METHODS, RULES, SCORERS
 
-ALL = {"methods": METHODS, "rules": RULES, "evaluators": EVALUATORS}
+ALL: dict[str, Any] = {
+    "methods": METHODS,
+    "rules": RULES,
+    "evaluators": EVALUATORS,
+    "attacks": ATTACKS,
+    "scorers": SCORERS,
+}
+NAMING = {"methods": "method", "rules": "rule", "evaluators": "kind", "attacks": "kind", "scorers": "scorer"}
+# What a value's settings cannot do without.
+NEEDED: dict[str, dict[str, Any]] = {
+    "precomputed": {"branches": {"asia": "adapters/asia"}},
+    "fluency": {"judge": "some/model"},
+    "harm": {"judge": "some/model"},
+    "lm_eval": {"tasks": ["piqa"]},
+    "audit": {"attack": {"kind": "probe", "block": [1, 0.5]}, "of": "capitals"},
+}
+VALUES = [(kind, name) for kind, registry in ALL.items() for name in registry.builtin]
 OWN = "from dataclasses import replace\nfrom spunge.unlearning.ga import GA\n"
 
 
@@ -22,6 +40,20 @@ def test_every_value_is_of_its_registrys_kind_and_says_what_it_is(kind: str) -> 
         assert value.source, name
         assert isinstance(value.version, int)
         assert ALL[kind].version(name) == str(value.version)
+
+
+@pytest.mark.parametrize(("kind", "name"), VALUES)
+def test_settings_are_written_out_read_back_and_refuse_what_they_do_not_know(kind: str, name: str) -> None:
+    settings, given = ALL[kind].get(name).settings, {NAMING[kind]: name, **NEEDED.get(name, {})}
+    made = validated(settings, given)
+    assert dict(made)[NAMING[kind]] == name
+    written = made.model_dump(mode="json")
+    again = validated(settings, json.loads(json.dumps(written)))
+    assert again == made
+    assert again.model_dump(mode="json") == written
+    with pytest.raises(RecipeError, match=r"^no_such_thing: no such setting"):
+        validated(settings, {**given, "no_such_thing": 1})
+    assert [field for field, info in settings.model_fields.items() if not info.description] in ([], [NAMING[kind]])
 
 
 def test_a_file_is_read_as_it_is_now_and_its_version_is_its_content(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def whole(rows: list[Row], number: float = 0.5, instrument: Any = None) -> Resul
         rows=tuple({(row.stage, row.subject, row.metric): row for row in rows}.values()),
         differences=(Difference(against="base", kind="ratio", higher_is_better=True, **place, **bounds),),
         recovered=(Recovered(of="m", **place, **bounds),),
-        evaluations=(Evaluation(name="e", kind="k", metrics=("m",), rows="r", instrument=instrument),),
+        evaluations=(
+            Evaluation(name="e", kind="k", metrics=("m",), rows="r", settings=instrument, instrument=instrument),
+        ),
         published=(Published(source="A paper", **place),),
     )
 

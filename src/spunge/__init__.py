@@ -1,4 +1,4 @@
-"""Make an open-weight language model forget, part by part, and prove what was forgotten and what was kept.
+"""Make an open-weight language model forget, part by part, and measure what was forgotten and what was kept.
 
     import spunge
     results = spunge.run("demo")

@@ -1,11 +1,14 @@
-"""The errors that people see: one line that names the setting, the value and the mend."""
+"""The errors that people see: one line that names the setting, the value and what to do, as a terminal can show it."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+_DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
 
 class RecipeError(ValueError):
-    """The recipe or the call is wrong. One line: the setting, the value, the mend. The command exits 2."""
+    """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -18,9 +21,38 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(message: str, most: int = 300) -> str:
-    """The message on one line, cut in its middle: the setting stands at the start, the mend at the end."""
-    line = " ".join(message.split())
+    """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
+    line = printable(" ".join(message.split()))
     if len(line) <= most:
         return line
     kept = most - len(" ... ")
     return f"{line[: kept - kept // 2]} ... {line[-(kept // 2) :]}"
+
+
+def printable(value: object, keep: str = "") -> str:
+    """Text of one line: control characters (a terminal obeys them, XML forbids them) become a visible mark.
+
+    Lone surrogates go the same way, since no file can hold them. Directional overrides are taken out: they would
+    reorder what stands around the value. `keep` names control characters to leave.
+    """
+    return "".join(
+        character
+        if character in keep
+        else " "
+        if character in "\n\t"
+        else "\N{REPLACEMENT CHARACTER}"
+        if unprintable(character)
+        else character
+        for character in str(value)
+        if not is_direction(character)
+    )
+
+
+def unprintable(character: str) -> bool:
+    """Whether a terminal obeys it, a file cannot hold it, or it ends a line."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in "\ufffe\uffff"
+
+
+def is_direction(character: str) -> bool:
+    """Whether it turns the direction of writing."""
+    return ord(character) in _DIRECTIONS

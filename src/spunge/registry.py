@@ -22,6 +22,7 @@ from spunge.errors import RecipeError, suggestion
 if TYPE_CHECKING:
     from spunge.evaluation.attacks.attack import Attack
     from spunge.evaluation.evaluator import Evaluator
+    from spunge.evaluation.scorers.scorer import Scorer
     from spunge.merging.rule import Rule
     from spunge.recipe.block import Strict
     from spunge.unlearning.method import Method
@@ -216,5 +217,16 @@ ATTACKS: "Registry[Attack[Any]]" = Registry(
         "prefix": "spunge.evaluation.attacks.prefixing:PREFIX",
         "probe": "spunge.evaluation.attacks.hidden:PROBE",
         "membership": "spunge.evaluation.attacks.membership:MEMBERSHIP",
+    },
+)
+SCORERS: "Registry[Scorer[Any]]" = Registry(
+    "evaluate.scorer",
+    "scorer",
+    "spunge.scorers",
+    "spunge.evaluation.scorers.scorer:Scorer",
+    {
+        "classifier": "spunge.evaluation.scorers.classifiers:CLASSIFIER",
+        "probe": "spunge.evaluation.scorers.probe:PROBE",
+        "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
     },
 )

@@ -172,6 +172,10 @@ class Evaluation:
         None
     )
     rows: Annotated[str, Field(description="Fingerprint of the items.")]
+    settings: Annotated[
+        Mapping[str, Any] | None,
+        Field(description="The evaluator's settings, but for the names of columns and of rows."),
+    ] = None
     instrument: Annotated[
         Mapping[str, Any] | None,
         Field(description="What it measures with beyond its settings, such as a scorer's revision."),

@@ -10,9 +10,7 @@ import pytest
 
 import spunge
 from spunge.errors import RecipeError
-from spunge.evaluation import toxicity
-from spunge.evaluation.scorers import scorer as scorers
-from spunge.evaluation.scorers.scorer import Scorer
+from spunge.evaluation.scorers.scorer import chosen_scorer
 from spunge.evaluation.toxicity import ToxicitySettings, is_empty, is_refusal, is_repetitive, measures, score_all
 from spunge.recipe.loading import load_recipe
 from toys import rows
@@ -75,32 +73,34 @@ def test_signs_of_a_broken_model(text: str, empty: bool, repetitive: bool, refus
     assert (is_empty(text), is_repetitive(text), is_refusal(text)) == (empty, repetitive, refused)
 
 
+STUB = """
+from pathlib import Path
+import numpy as np
+from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+
+def load(settings):
+    \"\"\"Texts with an `o` in them are toxic.\"\"\"
+    with Path(__file__).with_name("loads").open("a") as stream:
+        stream.write("loaded\\n")
+    return Loaded(lambda texts: np.array([float("o" in text) for text in texts]))
+
+STUB = Scorer(settings=ScorerSettings, source="made up", load=load, instrument=lambda settings: {"scorer": "stub"})
+"""
+
+
 @pytest.fixture
-def recipe(
-    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """Judged by a stub that calls texts with an `o` in them toxic."""
-    loads: list[str] = []
-
-    def loaded(path: str, revision: str | None, label: str | None) -> Scorer:
-        loads.append(path)
-        return Scorer(lambda texts: np.array([float("o" in text) for text in texts]))
-
-    monkeypatch.setattr(scorers, "_loaded", loaded)
-    monkeypatch.setattr(toxicity, "described", lambda path, revision: {"scorer": path})
+def recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path], tmp_path: Path) -> dict[str, Any]:
+    """Judged by a scorer of one's own that calls texts with an `o` in them toxic."""
+    (tmp_path / "stub.py").write_text(STUB)
     prompts = [{**row, "prompt": row.pop("text")} for row in rows(["europe", "asia"], 5)]
     entry = {"kind": "toxicity", "source": str(write_rows("prompts.jsonl", prompts)), "subject": "all prompts"}
-    return {
-        **toy_recipe,
-        "evaluate": [{**entry, "scorer": "stub", "generation": {"max_new_tokens": 6}}],
-        "loads": loads,
-    }
+    scorer = f"{tmp_path / 'stub.py'}:STUB"
+    return {**toy_recipe, "evaluate": [{**entry, "scorer": scorer, "generation": {"max_new_tokens": 6}}]}
 
 
 def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str, Any], tmp_path: Path) -> None:
-    loads = recipe.pop("loads")
     results = spunge.run(load_recipe(recipe), tmp_path / "run")
-    assert loads == ["stub"]  # once for all stages
+    assert (tmp_path / "loads").read_text() == "loaded\n"  # once for all stages
     merged = {row.subject: row for row in results.rows if (row.stage, row.metric) == ("merged", "toxic")}
     assert set(merged) == {"europe", "asia", "all prompts", "worst of all prompts"}
     assert merged["worst of all prompts"].value == max(merged["europe"].value, merged["asia"].value)
@@ -116,10 +116,11 @@ def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str
     assert merged["all prompts"].group == "together"
     [described] = results.evaluations
     assert described.instrument["threshold"] == 0.5
+    assert described.instrument["scorer"] == "stub"
+    assert len(described.instrument["version"]) == 16  # of its file's content
 
 
 def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str, Any], tmp_path: Path) -> None:
-    recipe.pop("loads")
     again = {**recipe["evaluate"][0], "name": "other", "threshold": 0.9, "subject": "strict", "by": "NULL"}
     spunge.run(load_recipe({**recipe, "evaluate": [*recipe["evaluate"], again]}), tmp_path / "run")
     assert len(list((tmp_path / "run" / "evaluation" / "merged").glob("texts-*.jsonl"))) == 1
@@ -127,15 +128,28 @@ def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str,
 
 def test_explicit_words_are_scored_by_alt_profanity_check() -> None:
     pytest.importorskip("profanity_check")
-    scorer = scorers._loaded("alt-profanity-check", None, None)
-    kind, rude = scorer.score(["have a nice day", "go to hell you stupid bitch"])
+    chosen = chosen_scorer({"scorer": "alt-profanity-check"})
+    kind, rude = chosen.scorer.load(chosen.settings).score(["have a nice day", "go to hell you stupid bitch"])
     assert kind < 0.5 < rude
-    assert scorers.described("alt-profanity-check", None)["revision"]
+    assert chosen.instrument()["revision"]
 
 
-def test_a_scorer_that_is_nowhere_is_an_error(recipe: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.undo()
-    recipe.pop("loads")
+def test_a_scorer_is_told_by_its_name_by_what_stands_at_its_path_or_is_a_classifier(tmp_path: Path) -> None:
+    (tmp_path / "probe.json").write_text("{}")
+    named = {"alt-profanity-check": "alt-profanity-check", str(tmp_path): "probe", "tomh/toxigen_roberta": "classifier"}
+    assert {text: chosen_scorer({"scorer": text}).name for text in named} == named
+
+
+@pytest.mark.parametrize("setting", ["label", "scorer_revision"])
+def test_a_setting_that_the_scorer_does_not_read_is_refused(recipe: dict[str, Any], setting: str) -> None:
+    for scorer in ("alt-profanity-check", recipe["evaluate"][0]["scorer"]):
+        entry = {**recipe["evaluate"][0], "scorer": scorer, setting: "x"}
+        with pytest.raises(RecipeError, match=rf"^evaluate\.{setting}: the scorer .* has no use for it"):
+            load_recipe({**recipe, "evaluate": [entry]})
+    load_recipe({**recipe, "evaluate": [{**recipe["evaluate"][0], "scorer": "some/classifier", setting: "x"}]})
+
+
+def test_a_scorer_that_is_nowhere_is_an_error(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["evaluate"][0]["scorer"] = "./nowhere"
     with pytest.raises(RecipeError, match=r"evaluate\.scorer"):
         spunge.run(load_recipe(recipe), tmp_path / "run")

@@ -21,7 +21,6 @@ MERGEKIT = {
     name: torch.tensor(value)
     for name, value in json.loads((Path(__file__).parent / "mergekit.json").read_text()).items()
 }
-ALL = list(RULES.builtin)
 
 
 def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
@@ -142,34 +141,6 @@ def test_random_numbers_are_uniform_and_differ_between_branches_and_seeds():
 def test_scale_multiplies_the_result(name):
     given = deltas(3, 200)
     torch.testing.assert_close(merged(name, given, scale=2.5), 2.5 * merged(name, given))
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_rule_declares_itself(name):
-    rule = RULES.get(name)
-    assert rule.summary.endswith(".")
-    assert rule.source
-    assert rule.settings().rule == name
-    assert all(field.description for field in rule.settings.model_fields.values())
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_rule_gives_one_finite_value_per_entry_and_leaves_its_input_alone(name):
-    given = deltas(2, 64).reshape(2, 8, 8)
-    before = given.clone()
-    result = merged(name, given)
-    assert result.shape == (8, 8)
-    assert bool(torch.isfinite(result).all())
-    assert torch.equal(given, before)
-
-
-@pytest.mark.parametrize(
-    "name", ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "della", "breadcrumbs"]
-)
-def test_one_branch_in_full_is_returned_as_it_is(name):
-    given = deltas(1, 500).reshape(1, 20, 25)
-    values = {"density": 1.0} if "density" in RULES.get(name).settings.model_fields else {}
-    assert torch.equal(merged(name, given, **values), given[0])
 
 
 @given(st.permutations(range(4)), st.floats(0.05, 1.0))

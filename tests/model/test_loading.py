@@ -15,7 +15,7 @@ from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.hub import local_folder, unpickled
 from spunge.model.loading import load_base, model_depth, pick_device
-from spunge.model.names import checkpoint_names
+from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.overlay import swapped
@@ -40,7 +40,7 @@ def test_names_without_the_base_models_prefix_are_found(load: Callable[..., Any]
         for name, tensor in load_file(base.folder / "model.safetensors").items()
     }
     save_file(tensors, tmp_path / "model.safetensors")
-    names = checkpoint_names(base.model, Checkpoint(tmp_path))
+    names, _regions = stored_names(base.model, Checkpoint(tmp_path))
     assert names["transformer.h.0.mlp.c_proj.weight"] == ("h.0.mlp.c_proj.weight",)
     assert len(names) == len(base.names)
 

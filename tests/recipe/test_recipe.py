@@ -1,5 +1,6 @@
 """What a recipe accepts, what it fills in, and the one line it answers with when something is wrong."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,22 @@ def refused(recipe: Any, *overrides: str) -> str:
         ("unlearn.method=rum", ["unlearn.method", "'rum'", "did you mean 'rmu'?"]),
         ("evaluate.0.kind=choises", ["evaluate.kind", "did you mean 'choices'?"]),
         ("evaluate.9.kind=choices", ["--set", "'9'"]),
-        ("evaluate.0.normalise=none", ["normalise", "did you mean 'normalize'?"]),
+        ("evaluate.0.normalise=none", ["evaluate.0.normalise: no such setting; did you mean 'normalize'?"]),
+        ("evaluate.0.limit=0", ["evaluate.0.limit: 0: it should be greater"]),
+        ("evaluate.0={knid: choices}", ["evaluate.0.knid: no such setting; did you mean 'kind'?"]),
+        ("evaluate.0={limit: 3}", ["evaluate.0.kind: missing; known: choices, perplexity"]),
+        ("evaluate.0=5", ["evaluate.0: 5: it should be a mapping"]),
+        ("unlearn={methode: rmu, steps: 3}", ["unlearn.methode: no such setting; did you mean 'method'?"]),
+        ("unlearn={steps: 3}", ["unlearn.method: missing; known: rmu, tvn"]),
+        ("unlearn.method=3", ["unlearn.method: 3: it should be a valid string"]),
+        ("merge={rul: average}", ["merge.rul: no such setting; did you mean 'rule'?"]),
+        (
+            "controls=[{name: c, merge: {rule: ties, densty: 1}}]",
+            ["controls.0.merge.densty", "did you mean 'density'?"],
+        ),
+        ("controls=[{name: c, merge: {rul: ties}}]", ["controls.0.merge.rul: no such setting; did you mean 'rule'?"]),
+        ("evaluate.0={kind: toxicity, generation: {smaples: 2}}", ["evaluate.0.generation.smaples", "'samples'?"]),
+        ("controls=5", ["controls: 5: it should be a valid list"]),
         ("unlearn.epochs=2", ["either epochs or steps"]),  # the toy recipe gives steps
         ("unlearn.steps=zero", ["unlearn.steps", "'zero'"]),
         ("split.unassigned=maybe", ["split.unassigned", "'maybe'"]),
@@ -58,6 +74,29 @@ def test_a_wrong_setting_is_named_with_its_mend(toy_recipe: dict[str, Any], over
     message = refused(toy_recipe, override)
     for part in parts:
         assert part in message, message
+
+
+ODD: list[Any] = [5, "odd", [None], {"odd": 5}, None]
+
+
+def places(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every setting of a recipe, as --set names it."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield ".".join((*path, str(key)))
+        yield from places(value, (*path, str(key)))
+
+
+def test_no_odd_value_anywhere_is_more_than_one_line(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["controls"] = [{"name": "average", "merge": {"rule": "average"}}]
+    for place in [*places(toy_recipe), "split.values", "evaluate.0.stages", "seed"]:
+        for value in ODD:
+            try:
+                load_recipe(toy_recipe, [f"{place}={yaml.safe_dump(value, default_flow_style=True)}"])
+            except RecipeError as error:
+                message = str(error)
+                assert "\n" not in message
+                assert ": " in message, (place, value)
 
 
 def test_every_default_is_written_out_and_loads_to_the_same_recipe(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -123,3 +123,32 @@ def test_the_digits_are_those_that_all_runs_together_ask_for(write, results, row
     small = results() | {"rows": [row("merged", "Europe", "accuracy", 0.04, 0.01)]}
     line = compare([write("one", results()), write("two", small)]).text().splitlines()[1]
     assert re.split(" {2,}", line)[2:] == ["0.30 [0.20 0.40]", "0.04 [0.03 0.05]"]
+
+
+def test_what_was_set_otherwise_is_said_under_the_table_and_in_json(write, results):
+    settings = {"normalize": "tokens", "generation": {"samples": 1, "chat": False}}
+    other = {"normalize": "characters", "generation": {"samples": 2, "chat": False}}
+    runs = [
+        write("one", told(results(), "quiz", settings=settings)),
+        write("two", told(results(), "quiz", settings=other)),
+    ]
+    found = compare(runs)
+    said = (
+        "the evaluation 'quiz' is set otherwise in 'one' and in 'two': normalize 'tokens' and 'characters'; "
+        "generation.samples 1 and 2"
+    )
+    assert found.text().splitlines()[-2:] == ["", f"note: {said}"]
+    assert found.to_json()["notes"] == [said]
+
+
+def test_the_same_settings_and_those_of_older_files_are_not_worth_a_note(write, results):
+    same = told(results(), "quiz", settings={"normalize": "tokens"})
+    assert compare([write("one", same), write("two", same), write("three", results())]).notes() == []
+
+
+def test_numbers_that_json_has_no_word_for_are_named_in_the_comparison_too(write, results, row):
+    endless = results() | {"rows": [row("merged", "text", "perplexity", float("inf"), 0.0)]}
+    found = compare([write("one", endless), write("two", results())]).to_json()
+    [line] = [line for line in found["rows"] if line["metric"] == "perplexity"]
+    assert line["scores"][0]["value"] == "Infinity"
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

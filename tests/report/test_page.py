@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from spunge.errors import RecipeError
 from spunge.report.page import page, write_page
+from spunge.report.reading import shown, split_facts
+from spunge.report.training import trained
+from spunge.report.weights import merge_facts
 from spunge.report.wording import name
 
 MARKUP = '<script>alert("1")</script>'
@@ -199,3 +203,90 @@ def test_each_training_of_a_control_has_its_line(tmp_path, write_run):
     run = write_run(tmp_path)
     shutil.copytree(run / "controls" / "joint", run / "controls" / "random" / "random-1")
     assert "random/random-1" in Outline(page(run)).text
+
+
+FILES = ["results.json", "split.json", "merge.json", "branches/p0/delta.json", "controls/joint/delta.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["half", "nothing", "a list", "null", "no UTF-8", "a folder"])
+def test_a_damaged_file_is_told_in_one_line_and_not_left_out(tmp_path, write_run, file, damage):
+    place = write_run(tmp_path) / file
+    whole = place.read_bytes()
+    place.unlink()
+    if damage == "a folder":
+        place.mkdir()
+    else:
+        wrong = {"half": whole[: len(whole) // 2], "a list": b"[]", "null": b"null", "no UTF-8": b"\xff\xfe{}"}
+        place.write_bytes(wrong.get(damage, b""))
+    with pytest.raises(RecipeError) as error:
+        page(tmp_path)
+    assert repr(str(place)) in str(error.value)
+    assert ("cannot be read" if damage == "a folder" else "is damaged") in str(error.value)
+
+
+@pytest.mark.parametrize("file", FILES[1:4])
+def test_any_value_of_another_kind_is_shown_or_told_in_one_line(tmp_path, write_run, file):
+    """Of every value in turn, and never another error. (Of results.json: tests/test_results.py.)"""
+    run = write_run(tmp_path)
+    content = json.loads((run / file).read_text())
+    told = 0
+    for place in places(content):
+        for wrong in ("x", 3, True, None, {}, [], [[]], [{}], {"x": 1}):
+            (run / file).write_text(json.dumps(with_other(content, place, wrong)))
+            try:
+                shown(run / "split.json", split_facts, None)
+                shown(run / "merge.json", merge_facts, None)
+                trained(run, "branches", {})
+            except RecipeError as error:
+                told += file.split("/")[-1] in str(error)
+    assert told > 20
+
+
+def places(value, place=()):
+    """Every place in a JSON value, of lists the first alone; without the value itself."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*place, key)
+        yield from places(inner, (*place, key))
+
+
+def with_other(content, place, wrong):
+    """A copy with another value in a place."""
+    found = json.loads(json.dumps(content))
+    target = found
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = wrong
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attribute", "shown"),
+    [
+        ("group", "group"),
+        ('"group"', "group"),
+        ('"target group"', "target group"),
+        ('"a ""b"""', 'a "b"'),
+        ('"a" || "b"', '"a" || "b"'),
+        ('"', '"'),
+        ('""', '""'),
+        ("upper(topic)", "upper(topic)"),
+    ],
+)
+def test_a_column_that_sql_has_in_quotes_is_shown_as_people_call_it(tmp_path, write_run, attribute, shown):
+    run = write_run(tmp_path)
+    split = json.loads((run / "split.json").read_text())
+    (run / "split.json").write_text(json.dumps(split | {"attribute": attribute}))
+    assert f"2 parts by {shown}; merged" in Outline(page(run)).text
+
+
+def test_what_the_split_says_of_rows_is_shown(tmp_path, write_run):
+    run = write_run(tmp_path)
+    split = json.loads((run / "split.json").read_text())
+    split["parts"][0]["empty"] = 6
+    (run / "split.json").write_text(json.dumps(split | {"notes": ["'a' and ' a' differ in a space alone"]}))
+    text = Outline(page(run)).text
+    assert "130 rows read, 3 left out by where, 7 in no part." in text
+    assert "506 of them empty" in text
+    assert "'a' and ' a' differ in a space alone" in text

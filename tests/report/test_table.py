@@ -5,10 +5,11 @@ import json
 import re
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from spunge.report.table import results_table, results_text
-from spunge.report.wording import number, shortened, signed, width
+from spunge.report.wording import number, shortened, signed
 from spunge.results import parse_results
 
 
@@ -54,7 +55,7 @@ def test_a_missing_cell_is_a_dash(results):
 @pytest.mark.parametrize("parts", [2, 13])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(results, columns, parts):
     text = printed(results(parts=[f"group {index}" for index in range(parts)]), columns)
-    assert max(map(width, text.splitlines())) <= columns
+    assert max(map(cell_len, text.splitlines())) <= columns
     assert "…" not in text
     assert len(re.findall(r" 0\.90 ", text)) == parts
 
@@ -73,7 +74,7 @@ def test_a_narrow_terminal_folds_the_branches_into_one_column(results):
 def test_a_very_narrow_terminal_shows_base_and_merged_with_no_number_cut(results):
     for columns in (40, 30):
         lines = printed(results(), columns).splitlines()
-        assert max(map(width, lines)) <= columns
+        assert max(map(cell_len, lines)) <= columns
         assert sum(line.split()[-2:] == ["0.90", "0.30"] for line in lines) == 2
 
 
@@ -85,8 +86,8 @@ def test_markup_in_a_value_is_shown_as_text(results):
 
 def test_long_and_wide_values_are_cut_in_the_middle(results):
     assert shortened("a" * 50 + "b" * 50, 10) == "aaaaaa…bbb"
-    assert width(shortened("日本語の長い値" * 9, 20)) <= 20
-    assert max(map(width, printed(results(parts=["z" * 400, "日本語" * 100]), 80).splitlines())) <= 80
+    assert cell_len(shortened("日本語の長い値" * 9, 20)) <= 20
+    assert max(map(cell_len, printed(results(parts=["z" * 400, "日本語" * 100]), 80).splitlines())) <= 80
 
 
 def test_results_without_rows_give_an_empty_table():
@@ -156,7 +157,7 @@ def test_the_first_control_stays_where_not_all_of_them_fit(results, row):
     narrow = printed(found, 60)
     assert "joint" in narrow
     assert "sequential" not in narrow
-    assert max(map(width, narrow.splitlines())) <= 60
+    assert max(map(cell_len, narrow.splitlines())) <= 60
 
 
 @pytest.mark.parametrize(

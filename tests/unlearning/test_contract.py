@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
+from spunge.data.samples import IGNORED, Batch, Encoded, Rendering, Samples, collate, sample_table
 from spunge.errors import RecipeError
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import METHODS
 from spunge.unlearning.loop import History, Loop, Loss
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.scored import scored
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank, open_delta, write_delta
 from spunge.weights.overlay import applied
 from toys import ARCHITECTURES, texts
@@ -163,6 +164,20 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
         found = logits_of(base.model)
     assert (found - untrained).abs().max() > 1e-3
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], method: str) -> None:
+    base, value = load(), METHODS.get(method)
+    checkpoint = Checkpoint(base.folder)
+    for way in ("tensors", "all"):
+        branch = unlearn(base, method, steps=1, **WAYS[way])
+        stored = sum(change.numel() for change in dense(branch).values())
+        assert value.stored_entries(settings_of(method, **WAYS[way]), checkpoint) == stored
+    for way in WAYS:
+        settings = settings_of(method, **WAYS[way])
+        assert 0 < value.stored_entries(settings, checkpoint) <= sum(i.numel for i in checkpoint.tensors.values())
+        assert value.passes(settings, base.depth) > 0
 
 
 # All with LoRA, some with all tensors.
@@ -537,7 +552,8 @@ def test_chat_messages_are_their_template_filled_in(load: Callable[..., Any], me
         "completion": [f"{reply} . " for reply in replies],
     }
     told, refusal = ({"refusals": ["no idea"]}, {"refusals": ["no idea . "]}) if method in {"dpo", "idk"} else ({}, {})
-    chat = unlearn(base, method, parts={"a": Samples(pa.table({"messages": chats}))}, **told)
+    rows = Samples(sample_table(pa.table({"messages": chats}), Rendering(), "forget", range(6)))
+    chat = unlearn(base, method, parts={"a": rows}, **told)
     plain = unlearn(base, method, parts={"a": Samples(pa.table(filled))}, **refusal)
     assert same(chat, plain)
 

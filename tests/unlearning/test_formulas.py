@@ -44,6 +44,7 @@ class Letters:
 
     is_fast = False
     chat_template = None
+    bos_token_id = None
     eos_token_id = 4
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
@@ -329,9 +330,14 @@ def test_skus_three_terms_are_those_of_the_paper(first_loss: Callable[..., Found
 def test_skus_random_answers_are_other_prompts_own(first_loss: Callable[..., Found]) -> None:
     tokenizer = Letters()
     given = [Text(*row) for row in [*ANSWERED, ("dde", "cd")]]
+    rows = samples([*ANSWERED, ("dde", "cd")])
+
+    def mixer() -> Answers:
+        return Answers(rows, rows.answers(), [64] * 4, tokenizer, settings, 1)
+
     settings = METHODS.get("sku").settings(answers=4)
     batch = Batch(torch.zeros(4, 1), torch.ones(4, 1), torch.zeros(4, 1), (0, 1, 2, 3))
-    drawn = [Answers(given, [64] * 4, tokenizer, settings, 1).mismatched(batch, turn) for turn in range(20)]
+    drawn = [mixer().mismatched(batch, turn) for turn in range(20)]
     other = {text.completion for text in given}
     for mixed in drawn:
         assert mixed.ids.shape[0] == 4 * 4
@@ -342,7 +348,7 @@ def test_skus_random_answers_are_other_prompts_own(first_loss: Callable[..., Fou
             assert read == own.prompt + learned
             assert learned in other - {own.completion}
     assert len({mixed.ids.numpy().tobytes() for mixed in drawn}) > 1
-    again = Answers(given, [64] * 4, tokenizer, settings, 1).mismatched(batch, 3)
+    again = mixer().mismatched(batch, 3)
     assert torch.equal(again.ids, drawn[3].ids)
 
 

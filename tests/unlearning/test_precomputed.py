@@ -282,8 +282,10 @@ def test_places_that_do_not_fit_the_base_are_refused_by_name(
     assert f"tensor {DOWN!r} holds NaN or Inf" in said(tmp_path / "nan")
     adapter(tmp_path / "gpt2", tiny("gpt2"), target_modules=["c_attn"], fan_in_fan_out=True)
     assert "which the base lacks" in said(tmp_path / "gpt2")
-    adapter(tmp_path / "dora", base, target_modules=["q_proj"], use_dora=True)
-    assert "DoRA" in said(tmp_path / "dora")
+    adapter(tmp_path / "pissa", base, target_modules=["q_proj"])
+    settings = tmp_path / "pissa" / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "init_lora_weights": "pissa"}))
+    assert "init_lora_weights: 'pissa'" in said(tmp_path / "pissa")
     cut = delta(tmp_path / "cut", base)
     (cut / "delta.safetensors").write_bytes((cut / "delta.safetensors").read_bytes()[:-9])
     assert "delta.safetensors is truncated" in said(cut)

@@ -2,7 +2,6 @@
 
 import json
 
-import peft
 import pytest
 import torch
 import transformers
@@ -10,14 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
-from spunge.merging.adapters import factored, write_adapter
 from spunge.merging.engine import merge
-from spunge.merging.rules import AverageSettings, TiesSettings
-from spunge.weights.checkpoint import Checkpoint
+from spunge.merging.rules import TiesSettings
 from spunge.weights.opening import open_source
-from spunge.weights.sources import AdapterSource, CheckpointSource, DeltaSource
+from spunge.weights.sources import CheckpointSource, DeltaSource
 
-LAYERS = ["q_proj", "up_proj"]
 TINY = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -28,73 +24,6 @@ def tiny(kind: str = "llama", **values):
     else:
         config = transformers.AutoConfig.for_model(kind, **TINY, **values)
     return transformers.AutoModelForCausalLM.from_config(config)
-
-
-def adapter(model, folder, **values):
-    torch.manual_seed(1)
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **values))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(std=0.1)
-    wrapped.save_pretrained(folder)
-    return wrapped
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}),
-        ("llama", {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": ["q_proj"]}),
-        ("llama", {"r": 4, "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}, "target_modules": LAYERS}),
-        ("llama", {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-        ("llama", {"r": 4, "target_modules": ["embed_tokens"]}),
-        ("gpt2", {"r": 4, "lora_alpha": 16, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
-    ],
-)  # fmt: skip
-def test_an_adapter_merges_as_peft_merges_it(tmp_path, kind, values):
-    tiny(kind).save_pretrained(tmp_path / "base")
-    model = adapter(tiny(kind), tmp_path / "lora", **values)
-    source = open_source(tmp_path / "lora", tmp_path / "base")
-    assert isinstance(source, AdapterSource)
-    merge(tmp_path / "base", [source], AverageSettings(), tmp_path / "out")
-    expected = model.merge_and_unload().state_dict()
-    got = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
-    for name, tensor in got.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
-
-
-def test_an_adapter_with_dora_is_refused(tmp_path):
-    tiny().save_pretrained(tmp_path / "base")
-    adapter(tiny(), tmp_path / "lora", r=4, target_modules=["q_proj"], use_dora=True)
-    with pytest.raises(RecipeError, match="DoRA"):
-        open_source(tmp_path / "lora", tmp_path / "base")
-
-
-def test_an_adapter_of_another_model_is_refused_by_name(tmp_path):
-    tiny().save_pretrained(tmp_path / "base")
-    adapter(tiny("gpt2"), tmp_path / "lora", r=4, target_modules=["c_attn"], fan_in_fan_out=True)
-    with pytest.raises(RecipeError, match=r"adapts .*c_attn.*the base lacks"):
-        open_source(tmp_path / "lora", tmp_path / "base")
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_low_rank_merge_is_written_as_an_adapter_that_peft_loads(tmp_path, kind):
-    tiny(kind).save_pretrained(tmp_path / "base")
-    name = "model.layers.0.self_attn.q_proj.weight" if kind == "llama" else "transformer.h.0.attn.c_attn.weight"
-    shape = Checkpoint(tmp_path / "base").tensors[name].shape
-    change = noise(1, shape[0], 3) @ noise(2, 3, shape[1]) * 0.01
-    (fit,) = write_adapter(tmp_path / "lora", tmp_path / "base", [(name, change)], 3)
-    assert fit.residual < 1e-5
-    loaded = peft.PeftModel.from_pretrained(tiny(kind), tmp_path / "lora").merge_and_unload()
-    torch.testing.assert_close(loaded.state_dict()[name], tiny(kind).state_dict()[name] + change, atol=1e-6, rtol=1e-4)
-
-
-def test_factors_are_the_best_of_their_rank():
-    delta = noise(0, 60, 40)
-    a, b, residual = factored(delta, 10)
-    best = torch.linalg.svdvals(delta)[10:].norm() / delta.norm()
-    assert (a.shape, b.shape) == ((10, 40), (60, 10))
-    assert residual == pytest.approx(float(best), rel=0.02)
 
 
 def test_every_kind_of_source_is_told_by_its_files(tmp_path):

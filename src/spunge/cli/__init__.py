@@ -1,6 +1,6 @@
 """The `spunge` command. Results go to stdout, progress and logs to stderr.
 
-Exit codes: 0 done; 2 the recipe or the call is wrong (one line that names the setting, the value and the mend); 130 stopped
+Exit codes: 0 done; 2 the recipe or the call is wrong (one line that names the setting, the value and what to do); 130 stopped
 by Ctrl-C; 1 else. Heavy imports are inside the commands, so that `spunge --help` is quick.
 """
 
@@ -13,14 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from spunge.cli import judge, merge, report, run, start
-from spunge.cli.terminal import fail
+from spunge.cli.terminal import fail, say
 from spunge.errors import RecipeError
 
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Make an open-weight language model forget, part by part, and prove what was forgotten and what was kept.",
+    help="Make an open-weight language model forget, part by part, and measure what was forgotten and what was kept.",
 )
 for command in (
     run.run,
@@ -50,10 +50,10 @@ def _no_command(
     if version:
         from importlib import metadata
 
-        typer.echo(metadata.version("spunge"))
+        say(metadata.version("spunge"))
         raise typer.Exit
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        say(context.get_help())
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet
+from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet, say
 
 
 def probe(
@@ -41,5 +41,5 @@ def probe(
         print_json(trained.description)
         return
     told = trained.description
-    typer.echo(f"{told['rows']} rows, {told['positive']} of them positive; blocks {told['blocks']}")
-    typer.echo(f"AUROC {told['auroc']:.3f} out of fold ({told['folds']} folds)\nscorer: {near(trained.folder)}")
+    say(f"{told['rows']} rows, {told['positive']} of them positive; blocks {told['blocks']}")
+    say(f"AUROC {told['auroc']:.3f} out of fold ({told['folds']} folds)\nscorer: {near(trained.folder)}")

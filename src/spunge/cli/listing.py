@@ -1,58 +1,121 @@
-"""What there is to choose from, read off the code: methods, rules, evaluators, recipes; and what this machine has."""
+"""What there is to choose from, read off the code: what can be named in a recipe, and recipes; and what this machine has."""
 
 import platform
 import sys
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from spunge.recipe.loading import shipped_recipes
-from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
-REGISTRIES: dict[str, Registry[Any]] = {"methods": METHODS, "rules": RULES, "evaluators": EVALUATORS}
+from spunge.errors import RecipeError
+from spunge.evaluation.attacks.attack import Attack
+from spunge.recipe.block import Strict
+from spunge.recipe.loading import shipped_recipes
+from spunge.recipe.schema import Named
+from spunge.registry import ATTACKS, EVALUATORS, METHODS, RULES, SCORERS, Registry
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "methods": METHODS,
+    "rules": RULES,
+    "evaluators": EVALUATORS,
+    "attacks": ATTACKS,
+    "scorers": SCORERS,
+}
 KINDS = (*REGISTRIES, "recipes")
+# The setting that names the choice itself.
+NAMING = {"methods": "method", "rules": "rule", "evaluators": "kind", "attacks": "kind", "scorers": "scorer"}
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Every choice of a kind: name, summary, source, and its settings with type, default and description."""
+    """Every choice of a kind: name, summary, source, and its settings. A package's that cannot be imported says so."""
     if kind == "recipes":
         return [
             {"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))}
             for file in shipped_recipes()
         ]
-    return [
-        {"name": name, "summary": value.summary, "source": value.source, "settings": settings_of(value.settings)}
-        for name, value in REGISTRIES[kind].items()
-    ]
+    return [_listed(name, kind) for name in REGISTRIES[kind].names()]
 
 
-def settings_of(block: Any) -> dict[str, dict[str, Any]]:
-    """A block's settings: name -> type, default, description. The key that names the choice itself is left out."""
-    return {
-        field: {"type": _type_name(info.annotation), "default": _default(info), "description": info.description or ""}
-        for field, info in block.model_fields.items()
-        if field not in ("method", "rule", "kind")
-    }
+def _listed(name: str, kind: str) -> dict[str, Any]:
+    try:
+        value = REGISTRIES[kind].get(name)
+    except RecipeError as error:
+        return {"name": name, "summary": str(error), "source": "", "settings": {}}
+    settings = {field: found for field, found in settings_of(value.settings).items() if field != NAMING[kind]}
+    found = {"name": name, "summary": value.summary, "source": value.source, "settings": settings}
+    if isinstance(value, Attack):
+        return {**found, "of": value.of, "reads": sorted(value.reads), "rows": value.rows}
+    return found
 
 
-def _type_name(annotation: Any) -> str:
+def settings_of(block: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """A block's settings: name -> type, default, description, and the settings of each block that it may hold."""
+    return {field: _described(info) for field, info in block.model_fields.items()}
+
+
+def _described(info: FieldInfo) -> dict[str, Any]:
+    """A setting. pydantic keeps the marks of an annotation apart from it."""
+    key = _naming_key(info.metadata)
+    named = f"NAME | {{{key}: NAME, ..}}" if key else type_name(info.annotation)
+    found = {"type": named, "default": _default(info), "description": info.description or ""}
+    blocks = {block_name(each): settings_of(each) for each in blocks_of(info)}
+    return {**found, "blocks": blocks} if blocks else found
+
+
+def blocks_of(info: FieldInfo) -> list[type[Strict]]:
+    """The settings classes that a setting may hold, but for those of registered values, which are listed by themselves."""
+    return [] if _naming_key(info.metadata) else list(_blocks_in(info.annotation))
+
+
+def _blocks_in(annotation: Any) -> Iterator[type[Strict]]:
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        yield annotation
+    elif typing.get_origin(annotation) is not typing.Annotated or not _naming_key(typing.get_args(annotation)):
+        for inner in typing.get_args(annotation):
+            yield from _blocks_in(inner)
+
+
+def block_name(block: type[Strict]) -> str:
+    """`{kind: lora}`, or the block's first settings."""
+    if "kind" in block.model_fields:
+        return f"{{kind: {block.model_fields['kind'].default}}}"
+    names = list(block.model_fields)
+    return f"{{{', '.join([*names[:2], '..'] if len(names) > 2 else names)}}}"
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation as a recipe's author reads it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return " | ".join(repr(value) for value in arguments)
     if origin is typing.Annotated:
-        return _type_name(arguments[0])
+        key = _naming_key(arguments)
+        return f"NAME | {{{key}: NAME, ..}}" if key else type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " | ".join(dict.fromkeys(_type_name(inner) for inner in arguments))
+        return " | ".join(dict.fromkeys(type_name(inner) for inner in arguments))
     if origin is not None and arguments:
-        return f"{origin.__name__}[{', '.join(_type_name(inner) for inner in arguments)}]"
-    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+        return f"{origin.__name__}[{', '.join(type_name(inner) for inner in arguments)}]"
+    if not isinstance(annotation, type):
+        return str(annotation)
+    if issubclass(annotation, Strict):
+        return block_name(annotation)
+    return "null" if annotation is type(None) else annotation.__name__
 
 
-def _default(info: Any) -> Any:
+def _naming_key(marks: Iterable[Any]) -> str | None:
+    """The key of a setting that names a registered value."""
+    found = (mark.func for mark in marks if isinstance(mark, BeforeValidator))
+    return next((function.key for function in found if isinstance(function, Named)), None)
+
+
+def _default(info: FieldInfo) -> Any:
     if info.is_required():
         return "(required)"
     value = info.get_default(call_default_factory=True)
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _first_comment(text: str) -> str:
@@ -66,10 +129,23 @@ def listing_text(found: dict[str, list[dict[str, Any]]]) -> str:
         for entry in entries:
             source = f"  [{entry['source']}]" if entry.get("source") else ""
             lines.append(f"  {entry['name']}: {entry['summary']}{source}")
+            if "reads" in entry:
+                lines.append(f"      {reads_text(entry)}")
             for name, setting in entry.get("settings", {}).items():
                 lines.append(f"      {name} = {setting['default']}   {setting['description']}")
+                lines += [
+                    f"          {block}: {', '.join(name for name in inner if name != 'kind')}"
+                    for block, inner in setting.get("blocks", {}).items()
+                ]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def reads_text(attack: dict[str, Any]) -> str:
+    """What an attack asks of its audit."""
+    again = "measures the evaluation named by `of` again" if attack["of"] else "measures no other evaluation (no `of`)"
+    reads = f"; its {', '.join(attack['reads'])}: {attack['rows']}" if attack["reads"] else ""
+    return f"The audit {again}{reads}."
 
 
 def environment() -> dict[str, str]:

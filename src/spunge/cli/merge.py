@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json
+from spunge.cli.terminal import JsonOption, loading, near, print_json, say
 
 
 def merge(
@@ -29,10 +29,13 @@ def merge(
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
     with loading():
-        from spunge.merging.command import merge_command, parsed_settings, summary
+        from spunge.merging.command import merge_command, summary
         from spunge.progress import Terminal
+        from spunge.recipe.loading import apply_overrides
 
     given = {"density": density, "scale": scale, "scope": scope or None}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    apply_overrides({"merge": chosen}, [f"merge.{pair.removeprefix('merge.')}" for pair in settings])
     watcher = Terminal()
     try:
         merged = merge_command(
@@ -40,7 +43,7 @@ def merge(
             base or None,
             model,
             rule=rule or None,
-            settings={key: value for key, value in given.items() if value is not None} | parsed_settings(settings),
+            settings=chosen,
             weights=weight or None,
             mergekit=Path(mergekit) if mergekit else None,
             as_adapter=as_adapter,
@@ -52,4 +55,4 @@ def merge(
     if as_json:
         print_json(merged.to_json())
         return
-    typer.echo("\n".join([*summary(merged), near(merged.out)]))
+    say("\n".join([*summary(merged), near(merged.out)]))

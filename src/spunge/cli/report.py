@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, near, print_json, print_scores
+from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
 
 
 def report(
@@ -22,7 +22,7 @@ def report(
         print_json(results.content)
         return
     print_scores(results)
-    typer.echo(f"\n{report_text(results)}\nreport: {near(page)}")
+    say(f"\n{report_text(results)}\nreport: {near(page)}")
 
 
 def compare(
@@ -39,4 +39,4 @@ def compare(
     if as_json:
         print_json(comparison.to_json())
     else:
-        typer.echo(comparison.text(), nl=False)
+        say(comparison.text().rstrip("\n"))

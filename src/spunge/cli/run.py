@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
@@ -42,7 +42,7 @@ def run(
         print_json(results.content)
         return
     print_scores(results)
-    typer.echo(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+    say(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 
 def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
@@ -57,7 +57,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "",
     if as_json:
         print_json(planned.to_json())
     else:
-        typer.echo(plan_text(planned))
+        say(plan_text(planned))
 
 
 def status(folder: RunArgument, as_json: JsonOption = False) -> None:
@@ -71,7 +71,7 @@ def status(folder: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json([stage.to_json() for stage in stages])
     else:
-        typer.echo(aligned([["state", "stage", "time", "size", "why"], *status_rows(stages)]), nl=False)
+        say(aligned([["state", "stage", "time", "size", "why"], *status_rows(stages)]).rstrip("\n"))
 
 
 def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
@@ -94,10 +94,10 @@ def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
         print_json(checked.to_json())
     else:
         for line in checked.problems:
-            typer.echo(line)
+            say(line)
         for line in checked.notes:
-            typer.echo(f"note: {line}")
-        typer.echo(
+            say(f"note: {line}")
+        say(
             f"{checked.stages} stages, {checked.files} files ({shown_size(checked.nbytes)}), {checked.tensors} tensors of merged "
             f"models: {'whole' if not checked.problems else f'{len(checked.problems)} problems'}"
         )
@@ -105,8 +105,15 @@ def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
-    """Show the parts with their sizes, and which rows were dropped and why. Trains nothing and writes nothing."""
+def split(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    show: Annotated[
+        int, typer.Option("--show", min=0, help="Show so many samples of each part as the model is given them.")
+    ] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the parts with their sizes, which rows were dropped and why, and what of them is learned. Writes nothing."""
     from spunge.data.selection import select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
@@ -115,17 +122,27 @@ def split(recipe: RecipeArgument, overrides: SetOption = [], as_json: JsonOption
     quiet()
     loaded = load_recipe(recipe, overrides)
     parts = split_rows(loaded)
-    content = split_content(parts, select_retain(loaded, parts))
+    retain = select_retain(loaded, parts)
+    content = split_content(parts, retain)
+    samples = []
+    if show:
+        from spunge.cli.samples import print_samples, samples_of
+
+        samples = samples_of(loaded, parts, retain.samples if retain else None, show)
     if as_json:
-        print_json(content)
+        extra = {"samples": [sample.to_json() for sample in samples]} if show else {}
+        print_json({**content, "form": parts.parts[0].samples.form, **extra})
         return
     lines = [["part", "rows", "empty", "selected", "folder"]]
     for part in parts.parts:
         sizes = [str(part.rows), str(part.empty), str(len(part.samples))]
         lines.append([shortened(name(part.value), 60), *sizes, part.slug])
-    typer.echo(aligned(lines))
-    typer.echo(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
+    say(aligned(lines))
+    say(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
-        typer.echo(f"dropped {shortened(name(value), 60)}: {reason}")
+        say(f"dropped {shortened(name(value), 60)}: {reason}")
     for note in content["notes"]:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
+    say(f"rows: {parts.parts[0].samples.form}")
+    if show:
+        print_samples(samples)

@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, print_json
+from spunge.cli.terminal import JsonOption, print_json, say
 from spunge.errors import RecipeError, suggestion
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, rules, evaluators or recipes. Default: all of them.")] = "",
+    what: Annotated[
+        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers or recipes. Default: all of them.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List the unlearning methods, merge rules and evaluators with their settings, and the shipped recipes."""
+    """List what a recipe can name (methods, rules, evaluators, attacks, scorers) with its settings, and the shipped recipes."""
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
@@ -22,7 +24,7 @@ def list_(
     if as_json:
         print_json(entries)
     else:
-        typer.echo(listing_text(entries))
+        say(listing_text(entries))
 
 
 def init(
@@ -51,7 +53,7 @@ def init(
         raise RecipeError(
             f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to"
         ) from error
-    typer.echo(str(target))
+    say(str(target))
 
 
 def env(as_json: JsonOption = False) -> None:
@@ -62,4 +64,4 @@ def env(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(versions)
     else:
-        typer.echo("\n".join(f"{name:16} {value}" for name, value in versions.items()))
+        say("\n".join(f"{name:16} {value}" for name, value in versions.items()))

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spunge.errors import one_line
+from spunge.errors import is_direction, one_line, printable, unprintable
 
 if TYPE_CHECKING:
     from spunge.results import Results
@@ -48,8 +49,19 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def say(text: str) -> None:
+    """Print lines on stdout. What stands in them is shown and never obeyed by the terminal."""
+    typer.echo(printable(text, keep="\n"))
+
+
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON for scripts; what a terminal would obey is escaped, which means the same."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(re.sub(r"[^ -~\n]", lambda found: _escaped(found.group()), text))
+
+
+def _escaped(character: str) -> str:
+    return f"\\u{ord(character):04x}" if unprintable(character) or is_direction(character) else character
 
 
 def print_scores(results: "Results") -> None:
@@ -61,7 +73,7 @@ def print_scores(results: "Results") -> None:
 
         Console(emoji=False).print(results_table(results))
     else:
-        typer.echo(results_text(results))
+        say(results_text(results))
 
 
 def near(path: Path) -> str:

@@ -9,8 +9,8 @@ import pyarrow as pa
 from spunge.data.attribute import subjects_of
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
-from spunge.data.samples import table_sha256
-from spunge.data.split import draw, seed_for
+from spunge.data.samples import sample_table, table_sha256
+from spunge.data.split import draw, rendering_of, seed_for
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
 from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
@@ -18,6 +18,7 @@ from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
 EVERYTHING = "all"
 TEXTS = ("text", "prompt", "completion", "question", "reference")  # roles that are texts in every evaluator
 SCORED = ("text", "completion")  # of which an empty one gives nothing to measure
+SAMPLES = ({"prompt", "completion"}, {"messages"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     items = query.project(columns, f"{setting}.").take(pa.array(rows)).combine_chunks()
     for role, given in columns.items():
         _refuse_gaps(query, items[role], role, given, rows, setting)
+    if set(columns) in SAMPLES:  # texts to be scored as they would be learned
+        numbers = query.records.numbers(rows).tolist()
+        items = sample_table(
+            items, rendering_of(recipe, recipe.forget), setting, numbers, query.records.row_names(rows)
+        )
     by = entry.by
     if by is None and recipe.split is not None and query.has(recipe.split.by):
         by = recipe.split.by

@@ -63,10 +63,24 @@ class Records:
 
     def row_name(self, row: int) -> str:
         """`row 3 of words.csv`: rows are counted from 1, without a heading and blank lines."""
-        at = int(np.searchsorted([origin.first for origin in self.origins], row, side="right")) - 1
-        if at < 0:
-            return f"row {row + 1}"
-        return f"row {row - self.origins[at].first + 1} of {self.origins[at].name}"
+        return self.row_names(np.array([row]))[0]
+
+    def row_names(self, rows: np.ndarray) -> list[str]:
+        names = [f" of {origin.name}" for origin in self.origins] or [""]
+        return [
+            f"row {number}{names[file]}"
+            for number, file in zip(self.numbers(rows).tolist(), self.files(rows).tolist(), strict=True)
+        ]
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The rows' numbers in their files, from 1."""
+        firsts = np.array([origin.first for origin in self.origins] or [0])
+        return np.asarray(rows - firsts[self.files(rows)] + 1)
+
+    def files(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the origins the rows are from."""
+        firsts = [origin.first for origin in self.origins] or [0]
+        return np.asarray(np.searchsorted(firsts, rows, side="right") - 1)
 
 
 class _Piece(NamedTuple):

@@ -3,23 +3,31 @@
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from spunge.errors import RecipeError
+from spunge.data.chat import Conversation, Message, read_conversation, read_pair
+from spunge.data.query import ROW
+from spunge.data.template import Template, render
 
+Answer = str | Message  # of a row of prompt and completion, of a conversation
 IGNORED = -100  # label of a token that is neither learned nor scored
 
 
 class Text(NamedTuple):
+    """A prompt, and what is learned or scored after it."""
+
     prompt: str
     completion: str
+    unscored: Sequence[tuple[int, int]] = ()  # [start, stop) of the completion's characters that are context too
+    templated: bool = False  # a chat template wrote it, with every special token that belongs there
+    ends: bool = False  # the tokenizer's end token follows, and is learned or scored
 
 
 class Encoded(NamedTuple):
@@ -36,29 +44,148 @@ class Batch(NamedTuple):
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
 
 
+class Rendering(NamedTuple):
+    """How rows of prompt and completion, and of conversations, become texts."""
+
+    chat: bool = False  # prompt and completion go through the chat template, as conversations always do
+    learn: Literal["last", "all"] = "last"  # which of the assistant's messages
+    end: str = "auto"  # what ends an answer: auto, none, or a text
+    variables: Mapping[str, Any] = {}  # of the chat template
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Rows of text in an Arrow table: column `text`, or `prompt` and `completion`, or `messages`."""
+    """Rows of text in an Arrow table: column `text`; `prompt`, `completion` and `end`; or `conversation`, a line of JSON.
+
+    Beside them may stand `refusal`, and `__row__`, the row's number in its file, from 1.
+    """
 
     table: pa.Table
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
-    def texts(self, rows: Sequence[int], tokenizer: Any) -> list[Text]:
-        """The given rows as texts; chat messages go through the tokenizer's template."""
+    @property
+    def plain(self) -> bool:
+        """Whether the rows are plain texts, without prompts."""
+        return "text" in self.table.column_names
+
+    @property
+    def form(self) -> str:
+        """In words, how the rows become texts and what of them is learned."""
+        if self.plain:
+            return "plain texts, learned whole"
+        if "prompt" in self.table.column_names:
+            ends = set(self.table["end"].to_pylist()) if "end" in self.table.column_names else {"none"}
+            end = {"auto": " and the tokenizer's end token", "none": ""}.get(first := min(ends), f" and {first!r}")
+            return f"prompt and completion, joined as they are, without a chat template; the completion{end} is learned"
+        conversation = Conversation.from_json(self.table["conversation"][0].as_py())
+        answers = "every assistant message" if conversation.learn == "all" else "the last assistant message"
+        end = {"auto": " with the end of its turn", "none": " without its end"}.get(
+            conversation.end, f" and {conversation.end!r}"
+        )
+        return f"conversations, through the chat template; {answers} is learned{end}"
+
+    def texts(self, rows: Sequence[int], tokenizer: Any, setting: str = "rows") -> list[Text]:
+        """The given rows as texts; conversations go through the tokenizer's template. `setting` names the rows in errors."""
         chosen = self.table.take(pa.array(rows, pa.int64()))
-        if "text" in chosen.column_names:
+        if self.plain:
             return [Text("", text) for text in chosen["text"].to_pylist()]
         if "prompt" in chosen.column_names:
-            pairs = zip(chosen["prompt"].to_pylist(), chosen["completion"].to_pylist(), strict=True)
-            return [Text(prompt, completion) for prompt, completion in pairs]
-        return [_chat(messages, tokenizer) for messages in chosen["messages"].to_pylist()]
+            ends = chosen["end"].to_pylist() if "end" in chosen.column_names else ["none"] * len(chosen)
+            pairs = zip(chosen["prompt"].to_pylist(), chosen["completion"].to_pylist(), ends, strict=True)
+            return [_ended(*pair) for pair in pairs]
+        numbers = chosen[ROW].to_pylist() if ROW in chosen.column_names else rows
+        lines = zip(chosen["conversation"].to_pylist(), numbers, strict=True)
+        templates: dict[str, Template] = {}
+        return [_conversed(line, templates, tokenizer, setting, number) for line, number in lines]
+
+    def answers(self) -> list[Answer]:
+        """Each row's completion, or the last message that is learned. Not of plain texts."""
+        if "prompt" in self.table.column_names:
+            return list(self.table["completion"].to_pylist())
+        return [Conversation.from_json(line).answer for line in self.table["conversation"].to_pylist()]
+
+    def answered(self, answers: Sequence[Answer], learn: Literal["last", "all"] | None = None) -> "Samples":
+        """The same prompts with other answers; a text answers a conversation as the assistant's message.
+
+        learn: which of a conversation's messages are replaced and learned. Default: as they are.
+        """
+        if "prompt" in self.table.column_names:
+            place = self.table.column_names.index("completion")
+            return Samples(self.table.set_column(place, "completion", pa.array(answers, pa.large_string())))
+        lines = []
+        for line, answer in zip(self.table["conversation"].to_pylist(), answers, strict=True):
+            conversation = Conversation.from_json(line)
+            message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+            lines.append(replace(conversation, learn=learn or conversation.learn).answered(message).to_json())
+        place = self.table.column_names.index("conversation")
+        return Samples(self.table.set_column(place, "conversation", pa.array(lines, pa.large_string())))
+
+    def words(self) -> list[str]:
+        """Everything that the rows say, without what a template adds: texts, prompts, answers, messages."""
+        named = ("text", "prompt", "completion", "refusal")
+        said = [text for name in named if name in self.table.column_names for text in self.table[name].to_pylist()]
+        if "conversation" in self.table.column_names:
+            for line in self.table["conversation"].to_pylist():
+                said += [message["content"] for message in Conversation.from_json(line).messages]
+        return [text for text in said if text]
 
     @cached_property
     def sha256(self) -> str:
-        """Of the rows' content, in order, whatever their layout in memory."""
+        """Of the rows' content, in order, whatever their layout in memory and their place in the source."""
         return table_sha256(self.table)
+
+
+def _ended(prompt: str, completion: str, end: str) -> Text:
+    return Text(prompt, completion + ("" if end in ("auto", "none") else end), ends=end == "auto")
+
+
+def _conversed(line: str, templates: dict[str, Template], tokenizer: Any, setting: str, number: int) -> Text:
+    conversation = Conversation.from_json(line)
+    key = repr(conversation.variables)
+    if key not in templates:
+        templates[key] = Template(tokenizer, conversation.variables, setting)
+    text, scored, ends = render(conversation, templates[key], f"{setting}: row {number}")
+    first, last = scored[0][0], len(text)
+    stops = [stop for _, stop in scored]
+    starts = [*(start for start, _ in scored[1:]), last]
+    unscored = [(stop - first, start - first) for stop, start in zip(stops, starts, strict=True) if start > stop]
+    return Text(text[:first], text[first:], unscored, templated=True, ends=ends)
+
+
+def sample_table(
+    table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int], names: Sequence[str] | None = None
+) -> pa.Table:
+    """The table of Samples for columns named by role: text; prompt and completion; or messages; and refusal.
+
+    rows: their numbers in their files. names: `row 3 of chats.jsonl`. Raises RecipeError for a conversation of no known shape,
+    naming its row.
+    """
+    numbers = pa.array(rows, pa.int64())
+    kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
+    if "text" not in kept:
+        kept |= _told(table, rendering, setting, names or [f"row {row}" for row in rows])
+    return pa.table({**kept, ROW: numbers})
+
+
+def _told(table: pa.Table, rendering: Rendering, setting: str, names: Sequence[str]) -> dict[str, Any]:
+    """Columns of prompts and completions, or of conversations."""
+    nested = any(pa.types.is_nested(table[name].type) for name in table.column_names if name != "refusal")
+    if "messages" not in table.column_names and not rendering.chat and not nested:
+        ends = pa.array([rendering.end] * len(table), pa.string())
+        return {"prompt": table["prompt"], "completion": table["completion"], "end": ends}
+    if "messages" in table.column_names:
+        cells = zip(table["messages"].to_pylist(), names, strict=True)
+        read = [(read_conversation(cell, f"{setting}.messages: {name}"), 0) for cell, name in cells]
+    else:
+        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names, strict=True)
+        read = [read_pair(prompt, completion, f"{setting}: {name}") for prompt, completion, name in pairs]
+    lines = [
+        Conversation(messages, start, rendering.learn, rendering.end, rendering.variables).to_json()
+        for messages, start in read
+    ]
+    return {"conversation": pa.array(lines, pa.large_string())}
 
 
 def union(parts: Mapping[str, Samples]) -> Samples:
@@ -67,7 +194,8 @@ def union(parts: Mapping[str, Samples]) -> Samples:
 
 
 def table_sha256(table: pa.Table) -> str:
-    """Of a table's column names, types and values, in order. Fast: it hashes Arrow buffers, not Python objects."""
+    """Of a table's column names, types and values, in order, but for row numbers. It hashes Arrow buffers, which is fast."""
+    table = table.drop_columns([ROW]) if ROW in table.column_names else table
     digest = hashlib.sha256()
     sink = pa.PythonFile(_Hashed(digest), mode="w")
     # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
@@ -92,35 +220,61 @@ class _Hashed(io.RawIOBase):
         return view.nbytes
 
 
-def _chat(messages: list[dict[str, Any]], tokenizer: Any) -> Text:
-    if not tokenizer.chat_template:
-        raise RecipeError(
-            "forget.messages: the model's tokenizer has no chat template; give prompt and completion instead"
-        )
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
-    return Text(prompt, whole.removeprefix(prompt))
-
-
 def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
     """Tokens of prompt + completion, at most `max_length`: a long prompt loses its start, a long completion its end.
 
-    A token belongs to the completion when any of its characters does.
+    A prompt's start token is kept. A token belongs to the completion when any of its characters does. An end is not taught
+    where it was cut off, nor twice where the tokenizer closes every text by itself.
     """
-    boundary = len(text.prompt)
-    if getattr(tokenizer, "is_fast", False):
-        coded = tokenizer(text.prompt + text.completion, return_offsets_mapping=True)
-        ids = list(coded["input_ids"])
-        inside = [stop > boundary for _, stop in coded["offset_mapping"]]
-    else:
-        head = tokenizer(text.prompt)["input_ids"] if boundary else tokenizer("")["input_ids"]
-        tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
-        ids, inside = [*head, *tail], [False] * len(head) + [True] * len(tail)
+    ids, inside = _tokens(text, tokenizer)
+    end = tokenizer.eos_token_id if text.ends else None
+    if end is not None:
+        if not ids or ids[-1] != end:
+            ids.append(end)
+            inside.append(True)
+        inside[-1] = True
     first = inside.index(True) if True in inside else len(ids)
     tail_length = min(len(ids) - first, max_length if first == 0 else max_length - 1)
     skip = max(0, first + tail_length - max_length)
-    ids, inside = ids[skip : first + tail_length], inside[skip : first + tail_length]
-    return Encoded(ids, [token if scored else IGNORED for token, scored in zip(ids, inside, strict=True)])
+    kept = list(range(skip, first + tail_length))
+    if 0 < skip < first and ids[0] == tokenizer.bos_token_id:
+        kept[0] = 0
+    labels = [ids[at] if inside[at] else IGNORED for at in kept]
+    return Encoded([ids[at] for at in kept], labels)
+
+
+def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """All tokens, and which of them are the completion's."""
+    boundary, whole = len(text.prompt), text.prompt + text.completion
+    if tokenizer.is_fast:
+        coded = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=not text.templated)
+        skipped = [(boundary + start, boundary + stop) for start, stop in text.unscored]
+        inside = [
+            stop > boundary and not any(low <= start and stop <= high for low, high in skipped)
+            for start, stop in coded["offset_mapping"]
+        ]
+        return list(coded["input_ids"]), inside
+    ids = [] if text.templated else list(tokenizer("")["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()  # it closes every text, so it would stand before this one
+    inside = [False] * len(ids)
+    for piece, scored in _pieces(text):
+        own = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ids += own
+        inside += [scored] * len(own)
+    return ids, inside
+
+
+def _pieces(text: Text) -> Iterator[tuple[str, bool]]:
+    """The text in pieces, and whether each is scored."""
+    yield text.prompt, False
+    at = 0
+    for start, stop in text.unscored:
+        yield text.completion[at:start], True
+        yield text.completion[start:stop], False
+        at = stop
+    if text.completion[at:]:
+        yield text.completion[at:], True
 
 
 def collate(samples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:

@@ -7,14 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spunge.data.kinds import TEXT, text_of
-from spunge.data.query import Query
+from spunge.data.kinds import TEXT
+from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
-from spunge.data.split import Parts, draw, samples_of, seed_for
+from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Recipe, Rows
+
+BESIDE = ("refusal", "end", ROW)  # columns of samples that are no part of what a row says
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Selection:
     if not len(filled):
         raise RecipeError(f"{setting}: no row with text is left; {notes[0]}")
     chosen = draw(filled, rows.limit, seed_for(recipe.seed, "select", setting))
-    return Selection(samples_of(texts, chosen), chosen, query.records, len(kept) - len(filled), tuple(notes))
+    samples = read_samples(texts, rendering_of(recipe, rows), setting, query.records, chosen)
+    return Selection(samples, chosen, query.records, len(kept) - len(filled), tuple(notes))
 
 
 def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
@@ -83,9 +86,9 @@ def split_content(parts: Parts, retain: Selection | None) -> dict[str, Any]:
 
 
 def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of retain,) of bool
-    """Which retain rows have the very texts of a row to forget. The answers wanted in place of others are no part of that."""
-    names = [name for name in retain.column_names if name != "refusal"]
-    if any({*table.column_names} - {"refusal"} != {*names} for table in forget):
+    """Which retain rows have the very texts of a row to forget."""
+    names = [name for name in retain.column_names if name not in BESIDE]
+    if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
         return np.zeros(retain.num_rows, dtype=bool)
     known = pa.chunked_array([_content(table, names) for table in forget], TEXT)
     return np.asarray(
@@ -96,8 +99,5 @@ def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of
 def _content(table: pa.Table, names: list[str]) -> pa.Array:
     """Each row as one text."""
     columns = [table[name].combine_chunks() for name in names]
-    texts = [
-        column if column.type == TEXT else pa.array([text_of(value) for value in column.to_pylist()], TEXT)
-        for column in columns
-    ]
+    texts = [column.cast(TEXT) if pa.types.is_large_string(column.type) else column for column in columns]
     return pc.binary_join_element_wise(*texts, "\x1f")

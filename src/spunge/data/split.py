@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from spunge.data.attribute import Members, members_of
 from spunge.data.query import Query
-from spunge.data.rows import read_rows
-from spunge.data.samples import Samples
+from spunge.data.rows import Records, read_rows
+from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Recipe, Split
+from spunge.recipe.schema import Recipe, Rows, Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
@@ -85,21 +85,33 @@ def split_rows(recipe: Recipe) -> Parts:
     if not members:
         reasons = "; ".join(f"{value!r}: {why}" for value, why in dropped.items()) or "no row has a value"
         raise RecipeError(f"split: no part is left ({reasons})")
-    names = slugs(list(members))
+    names, rendering = slugs(list(members)), rendering_of(recipe, recipe.forget)
     parts = []
     for value, rows in members.items():
         filled = rows[~empty[rows]]
         chosen = draw(filled, recipe.forget.limit, seed_for(recipe.seed, "select", value))
         notes += left_out(query, empty, columns, rows, f"part {value!r}")
-        parts.append(Part(value, names[value], len(rows), samples_of(texts, chosen), len(rows) - len(filled)))
+        samples = read_samples(texts, rendering, "forget", query.records, chosen)
+        parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
     by = (query.column(split.by) or split.by) if split else None
     lost = 0 if unassigned else len(known.nowhere)
     return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, tuple(notes))
 
 
-def samples_of(texts: pa.Table, rows: np.ndarray) -> Samples:
-    """The given rows of a table of texts."""
-    return Samples(texts.take(pa.array(rows)).combine_chunks())
+def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
+    """The samples of the given rows of a table of texts."""
+    chosen = texts.take(pa.array(rows))
+    numbers, names = records.numbers(rows).tolist(), records.row_names(rows)
+    return Samples(sample_table(chosen, rendering, setting, numbers, names).combine_chunks())
+
+
+def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
+    """How a block's rows become texts; what it does not say is forget's, or the default."""
+    known: dict[str, Any] = {"variables": recipe.model.template}
+    for block in (recipe.forget, rows):
+        given = {"chat": block.chat, "learn": block.learn, "end": block.answer_end}
+        known |= {key: value for key, value in given.items() if value is not None}
+    return Rendering(**known)
 
 
 def _with_enough_text(

@@ -26,11 +26,10 @@ def refuse_other_types(kind: pa.DataType, given: str, setting: str, nested: bool
 
 def refuse_files_without(query: Query, columns: Mapping[str, str], rows: np.ndarray, setting: str) -> None:
     """Raises RecipeError where the rows of one of several files are wanted and it has no such column."""
-    firsts = np.array([origin.first for origin in query.records.origins])
-    files = np.unique(np.searchsorted(firsts, rows, side="right") - 1) if len(firsts) else firsts
+    files: list[int] = np.unique(query.records.files(rows)).tolist() if query.records.origins else []
     for role, given in columns.items():
         name = query.column(given)
-        for origin in (query.records.origins[at] for at in files):
+        for origin in (query.records.origins[file] for file in files):
             if name is not None and name not in origin.columns:
                 raise RecipeError(
                     f"{setting}.{role}: no column {name!r} in {origin.name}{suggestion(name, origin.columns)}; leave its rows "

@@ -10,7 +10,7 @@ The attacks are the registry's (`spunge list attacks`), or `attack: path/to/file
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field, SerializeAsAny, model_validator
@@ -29,13 +29,11 @@ OWN = ("source", "where", "limit", "by", "subject")  # settings of rows of the a
 
 
 class AuditSettings(EvaluatorSettings):
-    kind: Literal["audit"] = "audit"
+    kind: str = "audit"
     attack: Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")] = Field(
         description="Name of the attack (`spunge list attacks`), or {kind: its name, ...} with its settings."
     )
-    of: str | None = Field(
-        None, description="Name of the evaluation that is measured again. Every attack but membership needs it."
-    )
+    of: str | None = Field(None, description="Name of the evaluation that is measured again, which most attacks do.")
     label: str | None = Field(
         None, description="What metrics call the attack, where two attacks' would be called the same."
     )

@@ -60,7 +60,7 @@ def _listed(value: Any) -> Any:
 
 
 class BenchmarksSettings(EvaluatorSettings):
-    kind: Literal["lm_eval"] = "lm_eval"
+    kind: str = "lm_eval"
     preset: Literal["paper-10"] | None = Field(None, description="paper-10: the ten benchmarks of SPUNGE's paper.")
     tasks: Annotated[list[Benchmark], BeforeValidator(_listed)] = Field(
         default_factory=list,
@@ -86,7 +86,7 @@ class BenchmarksSettings(EvaluatorSettings):
     @model_validator(mode="after")
     def _names_tasks(self) -> "BenchmarksSettings":
         for key in ("source", "where", "by"):
-            if getattr(self, key) is not None:
+            if dict(self)[key] is not None:
                 raise RecipeError(f"evaluate.{key}: lm_eval brings its own questions; leave {key} out (see files)")
         names = [entry.task for entry in self.tasks]
         if not names and self.preset is None:

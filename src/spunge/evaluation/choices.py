@@ -27,7 +27,7 @@ from spunge.recipe.schema import EvaluatorSettings
 
 
 class ChoicesSettings(EvaluatorSettings):
-    kind: Literal["choices"] = "choices"
+    kind: str = "choices"
     question: str = Field("question", description="Column or SQL expression: the prompt, a question or a cloze.")
     choices: str = Field("choices", description="Column or SQL expression: the list of candidates.")
     answer: str = Field(

@@ -115,12 +115,10 @@ class Evaluator(Generic[S]):
     instrument: Callable[[S], dict[str, Any]] | None = None
     # Name of the evaluation that it measures again, with that one's items and subjects.
     of: Callable[[S], str | None] = lambda settings: None
-    check: Callable[[S, Recipe], None] = lambda settings, recipe: (
-        None
-    )  # raises RecipeError for a recipe that it cannot judge
-    written_tokens: Callable[[S], int] = lambda settings: (
-        0
-    )  # that the model writes for each item, at the most, for estimates
+    # Raises RecipeError for a recipe that it cannot judge.
+    check: Callable[[S, Recipe], None] = lambda settings, recipe: None
+    # Tokens that the model writes for each item, at the most, for estimates.
+    written_tokens: Callable[[S], int] = lambda settings: 0
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
     uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
     version: int = 1  # rises when the same settings give other measurements

@@ -15,7 +15,7 @@ from pydantic import Field
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.model.hub import local_folder
@@ -25,7 +25,7 @@ from spunge.recipe.schema import EvaluatorSettings, ModelSettings
 
 
 class FluencySettings(EvaluatorSettings):
-    kind: Literal["fluency"] = "fluency"
+    kind: str = "fluency"
     prompt: str = Field("prompt", description="Column or SQL expression: the text to complete.")
     judge: Annotated[str, Place("model")] = Field(
         description="Causal language model that judges the completions: folder or Hub id."
@@ -87,4 +87,5 @@ FLUENCY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
 
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
@@ -46,10 +47,18 @@ class GenerationSettings(Strict):
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
         return self
 
+
+class Writes(Protocol):
+    """Settings of an evaluation that lets the model write."""
+
     @property
-    def tokens(self) -> int:
-        """That are written for each prompt, at the most."""
-        return self.samples * self.max_new_tokens
+    def generation(self) -> GenerationSettings:
+        """How prompts are completed."""
+
+
+def written_tokens(settings: Writes) -> int:
+    """Tokens that the model writes for each prompt, at the most."""
+    return settings.generation.samples * settings.generation.max_new_tokens
 
 
 def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
@@ -64,6 +73,8 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
         for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
             lines = []
             for row, text in zip(rows, texts, strict=True):
+                if row in found:  # of a batch that was written in part
+                    continue
                 found[row] = text
                 lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))
@@ -153,10 +164,8 @@ def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings,
 def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[int]:
     """A prompt's tokens, at least one."""
     if settings.chat:
-        if not base.tokenizer.chat_template:
-            raise RecipeError("evaluate.generation.chat: the model's tokenizer has no chat template; set it to false")
-        messages = [{"role": "user", "content": prompt}]
-        text = base.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        template = Template(base.tokenizer, base.template, "evaluate.generation.chat")
+        text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = base.tokenizer(prompt)["input_ids"]

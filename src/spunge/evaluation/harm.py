@@ -17,7 +17,7 @@ from pydantic import Field
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.fluency import load_judge
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.classifiers import (
     described,
@@ -62,7 +62,7 @@ Provide your safety assessment for Agent in the above conversation:
 
 
 class HarmSettings(EvaluatorSettings):
-    kind: Literal["harm"] = "harm"
+    kind: str = "harm"
     prompt: str = Field("prompt", description="Column or SQL expression: the unsafe prompt to answer.")
     judge: Annotated[str, Place("model")] = Field(
         description="Who judges the answers: a text-classification model, or a guard such as meta-llama/Llama-Guard-3-8B; "
@@ -216,4 +216,5 @@ HARM = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

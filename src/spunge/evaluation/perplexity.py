@@ -4,7 +4,6 @@ A text longer than `max_length` is read in windows, each token scored once. With
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +18,35 @@ from spunge.recipe.schema import EvaluatorSettings
 
 
 class PerplexitySettings(EvaluatorSettings):
-    kind: Literal["perplexity"] = "perplexity"
+    kind: str = "perplexity"
     text: str | None = Field(None, description="Column or SQL expression with the text. Default: forget's columns.")
     prompt: str | None = Field(
         None, description="Column or SQL expression: context that is not scored; goes with completion."
     )
     completion: str | None = Field(None, description="Column or SQL expression: what is scored after the prompt.")
+    messages: str | None = Field(
+        None,
+        description="Column with conversations; scored are the assistant's messages that forget's rows would learn.",
+    )
     max_length: int = Field(1024, ge=2, description="Tokens of a window.")
 
 
 def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-    named = {role: value for role in ("text", "prompt", "completion") if (value := getattr(settings, role))}
-    if named and set(named) not in ({"text"}, {"prompt", "completion"}):
-        raise RecipeError("evaluate.perplexity: give either text, or prompt and completion")
+    given = {
+        "text": settings.text,
+        "prompt": settings.prompt,
+        "completion": settings.completion,
+        "messages": settings.messages,
+    }
+    named = {role: value for role, value in given.items() if value}
+    if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
+        raise RecipeError("evaluate.perplexity: give either text, or prompt and completion, or messages")
     return named or dict(forget)
 
 
 def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Perplexity of the model on texts."""
-    texts = Samples(items).texts(range(items.num_rows), base.tokenizer)
+    texts = Samples(items).texts(range(items.num_rows), base.tokenizer, "evaluate.perplexity")
     windows: list[Encoded] = []
     owner: list[int] = []
     for number, text in enumerate(texts):

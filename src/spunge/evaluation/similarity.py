@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +16,18 @@ from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
-from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-# Settings that say which items there are and what to call them: they change no answer.
-NAMED = {"source", "name", "subject", "by", "where", "limit", "stages"}
 
 
 class SimilaritySettings(EvaluatorSettings):
-    kind: Literal["similarity"] = "similarity"
+    kind: str = "similarity"
     prompt: str = Field("prompt", description="Column or SQL expression: the prompt to answer.")
     reference: str | None = Field(
         None, description="Column or SQL expression: an answer to compare with, beside the base's."
@@ -100,7 +98,7 @@ def similarities(
 
 
 def load_encoder(path: str, revision: str | None, device: str) -> Any:
-    """A SentenceTransformer. Raises RecipeError when the package or the model is not to be had."""
+    """A SentenceTransformer. Raises RecipeError when the package is missing or the model cannot be loaded."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -137,7 +135,9 @@ def _keep(file: Path, written: Sequence[Sequence[str]]) -> None:
 
 def _key(settings: SimilaritySettings, items: pa.Table) -> str:
     """The same for every stage, and for other runs of the same evaluation, which may take the base's answers over."""
-    return fingerprint({"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=NAMED)})[:16]
+    return fingerprint(
+        {"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))}
+    )[:16]
 
 
 SIMILARITY = Evaluator(
@@ -146,4 +146,5 @@ SIMILARITY = Evaluator(
     measure=measure,
     columns=columns,
     instrument=instrument,
+    written_tokens=written_tokens,
 )

@@ -1,16 +1,15 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import SerializeAsAny
 from torch import Tensor
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
 from spunge.merging.engine import merge, merged_changes
@@ -18,7 +17,9 @@ from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
 from spunge.progress import SILENT, Steps, Watcher
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.block import Strict
+from spunge.recipe.explanation import validated
+from spunge.recipe.schema import RuleSettings, named
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Sparse, write_delta
@@ -84,7 +85,7 @@ def merge_command(
     merged = (
         _delta(out, folder, sources, chosen, changes)
         if as_adapter is None
-        else _adapter(out, folder, changes, as_adapter)
+        else _adapter(out, folder, changes, names, as_adapter)
     )
     watcher.end(f"{len(names)} tensors changed")
     return replace(merged, notes=[*plan.notes, *merged.notes])
@@ -96,20 +97,15 @@ def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps)
         progress(number, total)
 
 
+class _Merge(Strict):
+    """The settings of a merge, as in a recipe."""
+
+    merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")]
+
+
 def rule_settings(values: Mapping[str, Any]) -> RuleSettings:
-    """A rule's settings, validated. Raises RecipeError naming the first that is wrong."""
-    name = str(values.get("rule", "ties"))
-    kind: type[RuleSettings] = RULES.get(name).settings
-    known = kind.model_fields
-    for key in values:
-        if key not in known:
-            raise RecipeError(f"merge.{key}: rule {name!r} has no such setting{suggestion(key, set(known) - {'rule'})}")
-    try:
-        return kind.model_validate({**values, "rule": name})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][:1])
-        raise RecipeError(f"merge.{place}: {first.get('input')!r}: {first['msg'].lower()}") from None
+    """A rule's settings, validated as a recipe's are. Raises RecipeError naming the first that is wrong."""
+    return validated(_Merge, {"merge": dict(values)}).merge
 
 
 def _plan(
@@ -132,20 +128,24 @@ def _plan(
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
 
 
-def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], rank: int) -> Merged:
+def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], names: Collection[str], rank: int) -> Merged:
     if rank < 1:
         raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
     with whole_folder(out) as aside:
-        fits = write_adapter(aside, base, changes, rank)
-    worst = max(fits, key=lambda fit: fit.residual)
+        fits = write_adapter(aside, Checkpoint(base, "--base"), changes, names, rank)
+    worst = max(fits, key=lambda fit: fit.residual * fit.norm)
     notes: list[str] = []
-    if worst.residual > 0.1:
-        whole = math.sqrt(sum(fit.residual**2 for fit in fits) / len(fits))
+    if (lost := _lost(fits)) > 0.1:
         notes.append(
-            f"a rank-{rank} adapter loses much of this merge: {whole:.0%} of the change's size on average, {worst.residual:.0%}"
-            f" in {worst.name}; write the checkpoint, or --as-delta, which is exact"
+            f"a rank-{rank} adapter loses much of this merge: {lost:.0%} of the change's norm, most of it in {worst.name} "
+            f"({worst.residual:.0%} of its own); write the checkpoint, or --as-delta, which is exact"
         )
     return Merged(out, "adapter", fits=fits, notes=notes)
+
+
+def _lost(fits: Sequence[Fit]) -> float:
+    """The norm of all that is left out, over the norm of the whole change."""
+    return math.sqrt(sum((fit.residual * fit.norm) ** 2 for fit in fits) / sum(fit.norm**2 for fit in fits))
 
 
 def _delta(
@@ -166,26 +166,13 @@ def _delta(
     return Merged(out, "delta")
 
 
-def parsed_settings(given: Sequence[str]) -> dict[str, Any]:
-    """`name=value` pairs, with YAML values. Raises RecipeError."""
-    settings = {}
-    for pair in given:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise RecipeError(f"--set: {pair!r} is not of the form name=value")
-        settings[name.removeprefix("merge.")] = yaml.safe_load(text)
-    return settings
-
-
 def summary(merged: Merged) -> list[str]:
     """What was made, in a few lines for the terminal."""
     lines = [] if merged.report is None else _report_lines(merged.report)
     if merged.fits:
-        mean = sum(fit.residual for fit in merged.fits) / len(merged.fits)
-        lines.append(f"{len(merged.fits)} tensors as an adapter; {mean:.1%} of the change's norm is lost on average")
-        lines += [
-            f"  {fit.name}: {fit.residual:.1%} lost" for fit in sorted(merged.fits, key=lambda fit: -fit.residual)[:5]
-        ]
+        lines.append(f"{len(merged.fits)} tensors as an adapter; {_lost(merged.fits):.1%} of the change's norm is lost")
+        most = sorted(merged.fits, key=lambda fit: -fit.residual * fit.norm)[:5]
+        lines += [f"  {fit.name}: {fit.residual:.1%} lost" for fit in most]
     return [*lines, *(f"note: {note}" for note in merged.notes)]
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model import attention
 from spunge.model.architecture import find_blocks
-from spunge.model.experts import Place, stacked_places
-from spunge.model.names import checkpoint_names
+from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.names import WHOLE, Region
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,23 @@ class Base:
     folder: Path
     device: torch.device
     dtype: torch.dtype
-    # The model's parameter -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
+    # The model's tensor -> its names in the checkpoint: two when tied and twice stored, many when experts are stacked.
     names: Mapping[str, tuple[str, ...]]
     depth: int  # blocks of the checkpoint, however many of them are in memory
-    places: Mapping[str, Place] = field(default_factory=dict)  # checkpoint tensor -> where in its parameter it lies
+    regions: Mapping[str, Region] = field(
+        default_factory=dict
+    )  # a checkpoint's tensor that is part of the model's -> which
+    template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The checkpoint's tensor name -> the parameter in memory, or the view of it that is this tensor."""
-        own = dict(self.model.named_parameters())
+        """The checkpoint's tensor name -> the parameter (or buffer) in memory, or the view of it that is this tensor."""
+        own = self.model.state_dict(keep_vars=True)
         return {stored: view for name in self.names for stored, view in self.stored(name, own[name]).items()}
 
     def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
         """A value of a parameter's shape as the checkpoint's tensors: (experts, d, n) becomes a (d, n) for each expert."""
-        return {stored: value[self.places[stored]] if stored in self.places else value for stored in self.names[name]}
+        return {stored: self.regions.get(stored, WHOLE).of(value) for stored in self.names[name]}
 
     def autocast(self) -> torch.autocast:
         """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
@@ -56,7 +59,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
@@ -67,7 +70,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = load_tokenizer(settings, folder)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(
@@ -75,22 +78,45 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         ) from error
     model.to(device).eval().requires_grad_(False)
     attention.speed_up(model, device, dtype)
-    checkpoint = Checkpoint(folder)
-    places = stacked_places(model, checkpoint)
-    names = checkpoint_names(model, checkpoint)
-    names |= {name: tuple(inner) for name, inner in places.items()}
-    flat = {stored: place for inner in places.values() for stored, place in inner.items()}
-    return Base(model, tokenizer, folder, device, dtype, names, depth, flat)
+    names, regions = stored_names(model, Checkpoint(folder))
+    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template)
+
+
+def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
+    """A model's tokenizer: of its checkpoint's folder where that is known, else of `model.path`, without the weights.
+
+    Raises RecipeError where there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    own = folder or Path(settings.path).expanduser()
+    options = {"trust_remote_code": settings.trust_remote_code}
+    try:
+        if own.is_dir():
+            return AutoTokenizer.from_pretrained(own, **options)
+        return AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **options)
+    except (ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(f"model.path: {settings.path!r} has no tokenizer that can be read: {first}") from error
 
 
 def model_depth(folder: Path, settings: ModelSettings) -> int:
     """Number of decoder blocks, from the configuration alone. Raises RecipeError when it cannot be read."""
+    return _depth(_config(folder, settings))
+
+
+def _config(folder: Path, settings: ModelSettings) -> Any:
     from transformers import AutoConfig
 
     try:
-        return _depth(AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (ValueError, OSError) as error:
         raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def embeddings_of(folder: Path, settings: ModelSettings) -> int:
+    """Number of tokens that the model has embeddings for, from the configuration. Raises RecipeError when it cannot be read."""
+    return int(_config(folder, settings).get_text_config().vocab_size)
 
 
 def _depth(config: Any) -> int:
@@ -98,7 +124,7 @@ def _depth(config: Any) -> int:
 
 
 def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, count: int) -> Any:
-    """The model without its output layer and with its first `count` blocks alone, or None where that is not to be had."""
+    """The model without its output layer and with its first `count` blocks alone, or None where the architecture cannot be cut."""
     from transformers import AutoModel
 
     try:

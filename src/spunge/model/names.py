@@ -1,56 +1,47 @@
 """The model's parameter names and the names under which its checkpoint stores them."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.names import WHOLE, Region, layout_of
 
 
-def checkpoint_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The model's parameter names -> the checkpoint's. Some differ by the base model's prefix (GPT-2, OPT; a cut model).
+class StoredNames(NamedTuple):
+    """The model's tensor -> the checkpoint's tensors in it: two when tied and twice stored, many when experts are stacked;
+    and of those that are not all of it, where they lie."""
 
-    A tied tensor that the checkpoint stores twice has two names. Parameters the checkpoint lacks are left out.
+    names: Mapping[str, tuple[str, ...]]
+    regions: Mapping[str, Region]
+
+
+def stored_names(model: nn.Module, checkpoint: Checkpoint) -> StoredNames:
+    """Which of the checkpoint's tensors lie where in a model that was loaded from it.
+
+    Left out are tensors that the checkpoint lacks, and those that loading made of cut or mixed pieces.
+    Raises RecipeError when nothing is left.
     """
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    aliases: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        aliases.setdefault(id(tensor), []).append(name)
-    names = {}
-    for name, parameter in model.named_parameters():
-        candidates = dict.fromkeys(
-            spelling
-            for alias in aliases[id(parameter)]
-            for spelling in (alias, alias.removeprefix(prefix), prefix + alias)
-        )
-        stored = tuple(spelling for spelling in candidates if spelling in checkpoint.tensors)
-        if stored:
-            names[name] = stored
-    names.update(_names_by_content(model, checkpoint, names))
+    own = model.state_dict(keep_vars=True)
+    layout = layout_of(model, checkpoint)
+    names: dict[str, tuple[str, ...]] = {}
+    for name, inner in layout.regions.items():
+        if all(_holds(region.of(own[name].detach()), checkpoint, stored) for stored, region in inner.items()):
+            names[name] = tuple(inner)
     if not names:
         raise RecipeError(f"model.path: no tensor in {str(checkpoint.folder)!r} bears a name of the model's parameters")
-    return names
+    flat = {stored: region for name in names for stored, region in layout.regions[name].items() if region != WHOLE}
+    return StoredNames(names, flat)
 
 
-def _names_by_content(
-    model: nn.Module, checkpoint: Checkpoint, known: Mapping[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    """Names for parameters that transformers renamed on loading (GPT-NeoX's embed_out): the one unclaimed tensor that
-    holds the same values."""
-    claimed = {spelling for stored in known.values() for spelling in stored}
-    unclaimed = [info for info in checkpoint.tensors.values() if info.name not in claimed]
-    found: dict[str, tuple[str, ...]] = {}
-    for name, parameter in model.named_parameters():
-        if name in known:
-            continue
-        same = [
-            info.name
-            for info in unclaimed
-            if info.shape == tuple(parameter.shape)
-            and torch.equal(checkpoint.read(info.name).to(parameter.dtype), parameter.detach().cpu())
-        ]
-        if len(same) == 1:
-            found[name] = (same[0],)
-    return found
+def _holds(view: Tensor, checkpoint: Checkpoint, stored: str) -> bool:
+    """Whether the first and the last row are the stored tensor's: transformers' tables are believed no further than that."""
+    info = checkpoint.tensors[stored]
+    if tuple(view.shape) != info.shape:
+        return False
+    ends = [None] if not info.shape else [slice(0, 1), slice(info.shape[0] - 1, info.shape[0])]
+    rows = ((view if rows is None else view[rows], checkpoint.read(stored, rows)) for rows in ends)
+    return all(torch.equal(ours.cpu(), theirs.to(ours.dtype)) for ours, theirs in rows)

@@ -1,31 +1,36 @@
-"""Validation, with every error as one line: the setting, the value, the mend."""
+"""Validation, with every error as one line: the setting, the value, what to do."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import SettingsT, Strict
+from spunge.recipe.schema import Named
 
 
-def validated(settings: type[SettingsT], content: Any, prefix: str) -> SettingsT:
+def validated(settings: type[SettingsT], content: Any) -> SettingsT:
+    """The content as a block of settings. Raises RecipeError with one line that names the first setting that is wrong."""
     try:
         return settings.model_validate(content)
     except ValidationError as error:
-        raise RecipeError(_explained(error, settings, prefix)) from None
+        raise RecipeError(_explained(error, settings, content)) from None
 
 
-def _explained(error: ValidationError, settings: type[Strict], prefix: str) -> str:
-    """One error as one line: the setting, the value, the mend."""
+def _explained(error: ValidationError, settings: type[Strict], content: Any) -> str:
+    """One error as one line: the setting, the value, what to do."""
     # A misspelt key comes before the key that is missing for it.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     kind, given = first["type"], first.get("input")
-    steps, known = _walked(settings, first["loc"])
-    name = ".".join([prefix, *steps] if prefix else steps)
+    steps, known = _walked(settings, first["loc"], content)
+    name = ".".join(steps)
     if kind == "extra_forbidden":
         return f"{name}: no such setting{suggestion(steps[-1], known)}"
     if kind == "missing":
         return f"{name}: missing; the recipe must give it"
+    if kind == "unnamed":
+        return f"{name}: {first['msg']}"
     if kind == "value_error" and isinstance(first["ctx"]["error"], RecipeError):
         return str(first["ctx"]["error"])
     if kind == "value_error":
@@ -43,33 +48,54 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walked(settings: type[Strict], place: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+def _walked(settings: type[Strict], place: tuple[int | str, ...], content: Any) -> tuple[list[str], list[str]]:
     """The settings on the way to an error, and the known keys of the block it is in.
 
     pydantic's own marks for the branch of a union that it tried are left out.
     """
-    blocks: list[Any] = [settings]
+    kinds: list[tuple[Any, Sequence[Any]]] = [
+        (settings, ())
+    ]  # what the content at hand may be: annotations and their marks
+    blocks: list[Any] = []
     steps: list[str] = []
     for position, step in enumerate(place):
-        inner = [block.model_fields[step].annotation for block in blocks if step in block.model_fields]
-        if inner:
+        blocks = [block for annotation, marks in kinds for block in _blocks_of(annotation, marks, content)]
+        fields = [block.model_fields[step] for block in blocks if step in block.model_fields]
+        last = position == len(place) - 1
+        if fields or isinstance(step, int) or (last and not _is_mark(step)):
             steps.append(str(step))
-            last = position == len(place) - 1
-            blocks = blocks if last else [block for annotation in inner for block in _blocks_of(annotation)]
-        elif isinstance(step, int) or (position == len(place) - 1 and not _is_mark(step)):
-            steps.append(str(step))
+            content = _inside(content, step)
+            if fields:
+                kinds = [(field.annotation, field.metadata) for field in fields]
         else:
-            chosen = [b for b in blocks if step in (b.__name__, getattr(b.model_fields.get("kind"), "default", None))]
-            blocks = chosen or blocks
+            kinds = [(block, ()) for block in blocks if step in (block.__name__, _kind_of(block))] or kinds
     return steps, [name for block in blocks for name in block.model_fields]
+
+
+def _inside(content: Any, step: int | str) -> Any:
+    """What stands under a key or an index; None where nothing does."""
+    if isinstance(content, Mapping):
+        return content.get(step)
+    return content[step] if isinstance(content, list) and isinstance(step, int) and step < len(content) else None
+
+
+def _kind_of(block: type[Strict]) -> Any:
+    return block.model_fields["kind"].default if "kind" in block.model_fields else None
 
 
 def _is_mark(step: str) -> bool:
     return step in ("float", "int", "str", "bool") or "[" in step or "constrained" in step
 
 
-def _blocks_of(annotation: Any) -> list[Any]:
-    """The settings classes inside an annotation such as `Rows | None` or `list[Source]`."""
+def _blocks_of(annotation: Any, marks: Sequence[Any], content: Any) -> list[Any]:
+    """The settings classes inside an annotation such as `Rows | None` or `list[Source]`; of a setting that names a value of
+    a registry, the class that the name in the content stands for."""
+    for mark in marks:
+        if isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) and (chosen := mark.func.chosen(content)):
+            return [chosen]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [block for inner in getattr(annotation, "__args__", ()) for block in _blocks_of(inner)]
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return _blocks_of(inner, marks, content)
+    return [block for inner in get_args(annotation) for block in _blocks_of(inner, (), content)]

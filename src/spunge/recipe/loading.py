@@ -35,11 +35,9 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
             f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`"
         )
     _anchor(content, folder)
-    for override in overrides:
-        path, value = _parse_override(override)
-        _assign(content, path, value)
+    apply_overrides(content, overrides)
     _anchor(content, Path.cwd())
-    return validated(Recipe, content, "")
+    return validated(Recipe, content)
 
 
 def recipe_file(name: str) -> Path:
@@ -110,6 +108,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def apply_overrides(content: Any, overrides: Iterable[str]) -> None:
+    """Set what each `a.b=value` names in a mapping of mappings and lists; values are YAML. Raises RecipeError."""
+    for override in overrides:
+        path, value = _parse_override(override)
+        _assign(content, path, value)
+
+
 def _parse_override(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -154,7 +159,8 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         _anchor_source(block, folder)
     if isinstance(evaluate, list):
         content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]
-    merges = [content, *(each for each in content.get("controls") or [] if isinstance(each, dict))]
+    controls = content.get("controls")
+    merges = [content, *(each for each in (controls if isinstance(controls, list) else []) if isinstance(each, dict))]
     named: list[tuple[dict[str, Any], str, Registry[Any], str]] = [
         (content, "unlearn", METHODS, "method"),
         *((block, "merge", RULES, "rule") for block in merges),
@@ -219,6 +225,6 @@ def _absolute_source(path: str, folder: Path) -> str:
 
 
 def _absolute_model(path: str, folder: Path) -> str:
-    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path."""
+    """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path or is a value's file."""
     place = folder / Path(path).expanduser()
-    return str(place) if place.exists() or path.startswith((".", "/", "~")) else path
+    return str(place) if place.exists() or path.startswith((".", "/", "~")) or ".py:" in path else path

@@ -4,15 +4,16 @@ A method, merge rule or evaluator declares its own settings in its own file; thi
 are refused with a suggestion, and every default is filled in, so that a dumped recipe runs again as it is.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Strict
-from spunge.recipe.explanation import validated
 from spunge.registry import EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
@@ -28,6 +29,10 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    template: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
+    )
     allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 
@@ -90,7 +95,22 @@ class Rows(Strict):
     )
     completion: str | None = Field(None, description="Column, or SQL expression, with the completion.")
     messages: str | None = Field(
-        None, description="Column, or SQL expression, with chat messages; the loss is on the last answer alone."
+        None,
+        description="Column, or SQL expression, with conversations; the loss is on the assistant's messages alone, see `learn`.",
+    )
+    chat: bool | None = Field(
+        None,
+        description="Put prompt and completion into the model's chat template, as a user's and an assistant's message. "
+        "Default: no; retain: as forget.",
+    )
+    learn: Literal["last", "all"] | None = Field(
+        None,
+        description="Which of a conversation's assistant messages are learned. Default: the last; retain: as forget.",
+    )
+    answer_end: str | None = Field(
+        None,
+        description="What ends an answer and is learned with it, of prompts and conversations. auto: the chat template's end of "
+        "turn, else the tokenizer's end token. none: nothing. Any other text: that text. Default: auto; retain: as forget.",
     )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
     limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
@@ -114,12 +134,21 @@ class Rows(Strict):
             raise ValueError("prompt and completion go together")
         if sum(column is not None for column in (self.text, self.prompt, self.messages)) > 1:
             raise ValueError("give one of text, prompt + completion, messages")
+        if self.chat is False and self.messages is not None:
+            raise ValueError("chat: conversations always go through the chat template; leave it out")
+        if self.chat and self.text is not None:
+            raise ValueError(
+                "chat: a plain text has no turns; give prompt and completion, or messages, or leave it out"
+            )
+        if self.answer_end == "":
+            raise ValueError("answer_end: an empty text; give none, auto or the text that ends an answer")
         return self
 
     @property
     def columns(self) -> dict[str, str]:
         """Role -> column; empty when the recipe names none."""
-        return {role: name for role in ("text", "prompt", "completion", "messages") if (name := getattr(self, role))}
+        roles = {"text": self.text, "prompt": self.prompt, "completion": self.completion, "messages": self.messages}
+        return {role: name for role, name in roles.items() if name}
 
 
 class ForgetRows(Rows):
@@ -181,6 +210,10 @@ class EvaluatorSettings(Strict):
     )
 
 
+# Settings that say which items an evaluation has and what it is called: for these stands the items' own hash.
+ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
+
+
 class AttackSettings(Strict):
     kind: str = Field(description="Name of the attack (`spunge list attacks`).")
 
@@ -199,10 +232,27 @@ class Named:
         if not isinstance(value, Mapping):
             return value
         name = value.get(self.key, self.default)
-        setting = self.registry.setting
         if not isinstance(name, str):
-            raise RecipeError(f"{setting}: missing; known: {', '.join(self.registry.names())}")
-        return validated(self.registry.get(name).settings, {**value, self.key: name}, setting.rpartition(".")[0])
+            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
+        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
+        return self.registry.get(name).settings.model_validate({**value, self.key: name})
+
+    def chosen(self, value: Any) -> type[Strict] | None:
+        """The settings class of what a value names; None where it names nothing."""
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
+        try:
+            return self.registry.get(name).settings if isinstance(name, str) else None
+        except RecipeError:
+            return None
+
+    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
+        """What is wrong where there is no name: most often the key is misspelt."""
+        if self.key in value:
+            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
+        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
+            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
+        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
+        return {"type": known, "loc": (self.key,), "input": None}
 
 
 def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:

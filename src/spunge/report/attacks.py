@@ -5,10 +5,11 @@ from itertools import pairwise
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from spunge.errors import printable
 from spunge.report.axis import Axis, axis_for
 from spunge.report.figure import looks, mark, percent, text, tick_label
 from spunge.report.scores import Metric, Scores, share_back
-from spunge.report.wording import MISSING, clean, name, shortened
+from spunge.report.wording import MISSING, name, shortened
 from spunge.results import Model, Row
 
 POINTS = 3  # at least, for a curve
@@ -75,7 +76,7 @@ def recovered_table(scores: Scores) -> tuple[tuple[Model, ...], list[SharesBack]
     for metric, subject in dict.fromkeys((row.metric, row.subject) for row in scores.recovered):
         rows = [by_place.get((metric, subject, model.stage)) for model in models]
         shares = tuple(MISSING if row is None else share_back(row) for row in rows)
-        lines.append(SharesBack(clean(metric), name(subject), shares))
+        lines.append(SharesBack(printable(metric), name(subject), shares))
     return models, lines
 
 
@@ -96,7 +97,7 @@ def curve_lines(family: Family, scores: Scores) -> list[CurveLine]:
                 shown = tuple(
                     (MISSING, "") if row is None else (m.shown(row.value), m.interval(row)) for m, row in rows
                 )
-                lines.append(CurveLine(name(subject.name), clean(model.label), shown))
+                lines.append(CurveLine(name(subject.name), printable(model.label), shown))
     return lines
 
 
@@ -108,7 +109,7 @@ def panels(family: Family, scores: Scores) -> list[str]:
 
 
 def _panel(family: Family, scores: Scores, subject: str, axis: Axis) -> str:
-    title = f"{name(subject)}: {clean(family.name)}"
+    title = f"{name(subject)}: {printable(family.name)}"
     root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(HEIGHT), "role": "img"})
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("aria-label", title)
@@ -139,7 +140,7 @@ def _curve(family: Family, model: Model, subject: str, axis: Axis, shape: str) -
     ]
     for (index, row), (_, y) in zip(known, spots, strict=True):
         metric, at = family.points[index].metric, family.points[index].at
-        said = f"{name(subject)}, {clean(model.label)}, {at:g}: {metric.with_interval(row)}"
+        said = f"{name(subject)}, {printable(model.label)}, {at:g}: {metric.with_interval(row)}"
         drawn.append(mark(_across(family, index), y, shape, said))
     return drawn
 

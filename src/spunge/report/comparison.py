@@ -1,14 +1,14 @@
 """The scores of several runs beside each other, refused where they were not measured with the same instrument."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError, printable, suggestion
 from spunge.report.scores import Metric, Scores, arranged, interval
-from spunge.report.wording import MISSING, aligned, clean, name, shortened
+from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Evaluation, Results, Row, json_value, read_results
 
 NAME = 40  # columns that a metric's or subject's name may take
@@ -43,18 +43,30 @@ class Comparison(NamedTuple):
 
     def text(self) -> str:
         """A line per metric and subject, a column per run."""
-        lines = [["metric", "subject", *(clean(run.name) for run in self.runs)]]
+        lines = [["metric", "subject", *(printable(run.name) for run in self.runs)]]
         for metric, subject, rows in self.lines():
             shown = (MISSING if row is None else metric.with_interval(row) for row in rows)
-            lines.append([shortened(clean(metric.name), NAME), shortened(name(subject), NAME), *shown])
-        return aligned(lines)
+            lines.append([shortened(printable(metric.name), NAME), shortened(name(subject), NAME), *shown])
+        notes = "".join(f"note: {note}\n" for note in self.notes())
+        return aligned(lines) + (f"\n{notes}" if notes else "")
+
+    def notes(self) -> list[str]:
+        """Where an evaluation was set otherwise in one run than in another; what measured it is the same."""
+        notes = []
+        for one, other in combinations(self.runs, 2):
+            for mine in one.results.evaluations:
+                same = [each for each in other.results.evaluations if each.name == mine.name]
+                if same and set(mine.metrics) & set(same[0].metrics) and (told := _set_otherwise(mine, same[0])):
+                    runs = f"in {printable(one.name)!r} and in {printable(other.name)!r}"
+                    notes.append(f"the evaluation {mine.name!r} is set otherwise {runs}: {told}")
+        return notes
 
     def to_json(self) -> dict[str, Any]:
         lines = []
         for metric, subject, rows in self.lines():
             scores = [None if row is None else _score_json(row) for row in rows]
             lines.append({"metric": metric.name, "subject": subject, "scores": scores})
-        content = {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": lines}
+        content = {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": lines, "notes": self.notes()}
         return {key: json_value(value) for key, value in content.items()}
 
 
@@ -138,6 +150,26 @@ def _refuse(metric: str, one: Finished, mine: Evaluation, other: Finished, their
 def _told(evaluation: Evaluation) -> str:
     instrument = evaluation.instrument or {}
     return f"({', '.join(f'{key}: {value}' for key, value in instrument.items())})" if instrument else "none"
+
+
+def _set_otherwise(mine: Evaluation, theirs: Evaluation) -> str:
+    """`normalize 'tokens' and 'characters'`; nothing where all is the same, or an older file does not say."""
+    if mine.settings is None or theirs.settings is None:
+        return ""
+    one, other = dict(_flat(mine.settings)), dict(_flat(theirs.settings))
+    return "; ".join(
+        f"{setting} {one.get(setting)!r} and {other.get(setting)!r}"
+        for setting in dict.fromkeys([*one, *other])
+        if one.get(setting) != other.get(setting)
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for setting, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{setting}.")
+        else:
+            yield f"{prefix}{setting}", value
 
 
 def _score_json(row: Row) -> dict[str, Any]:

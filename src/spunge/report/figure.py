@@ -8,9 +8,10 @@ import math
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from spunge.errors import printable
 from spunge.report.axis import Axis, axis_for
 from spunge.report.scores import GROUPS, Metric, Scores, Subject, interval
-from spunge.report.wording import MISSING, clean, name, number, shortened, width
+from spunge.report.wording import MISSING, name, number, shortened
 from spunge.results import Model, Row
 
 LANE, LABEL, GAP, TOP, GROUP = 12, 18, 10, 24, 24  # pixels
@@ -66,7 +67,7 @@ def legend(scores: Scores, metric: Metric | None = None) -> list[LegendLine]:
     models = metric.judged(scores.models) if metric else scores.models
     for model in sorted(models, key=lambda model: drawn[model.stage].lane):
         if model.kind != "branch":
-            shapes.append((drawn[model.stage].shape, clean(model.label)))
+            shapes.append((drawn[model.stage].shape, printable(model.label)))
         elif ("own", "branch of this part") not in shapes:
             shapes += [("own", "branch of this part"), ("branch", "other branches")]
     return [LegendLine(shape, SHAPES[shape], label) for shape, label in shapes]
@@ -90,7 +91,7 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
     root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(y + 4), "role": "img"})
     root.set("xmlns", "http://www.w3.org/2000/svg")
     root.set("aria-labelledby", f"{identifier}-title {identifier}-desc")
-    ET.SubElement(root, "title", {"id": f"{identifier}-title"}).text = f"{clean(metric.name)} by subject and stage"
+    ET.SubElement(root, "title", {"id": f"{identifier}-title"}).text = f"{printable(metric.name)} by subject and stage"
     ET.SubElement(root, "desc", {"id": f"{identifier}-desc"}).text = _described(metric, axis)
     root.extend(_grid(axis, y) + _chance(metric, axis, y))
     root.extend(parts)
@@ -135,7 +136,7 @@ def _band(
 ) -> list[ET.Element]:
     base, merged = metric.row("base", subject.name), metric.row("merged", subject.name)
     band = [text(shortened(name(subject.name), NAME), "0%", top + 12, "subject")]
-    if width(name(subject.name)) > NAME:
+    if shortened(name(subject.name), NAME) != name(subject.name):
         ET.SubElement(band[0], "title").text = name(subject.name)
     if base is not None and merged is not None:
         band.append(text(f"{metric.shown(base.value)} → {metric.shown(merged.value)}", "100%", top + 12, "change"))
@@ -158,7 +159,7 @@ def _band(
 def _said(metric: Metric, subject: Subject, model: Model, row: Row) -> str:
     count = f", n = {row.n}" if row.n is not None else ""
     off = "" if math.isfinite(row.value) else " (beyond the axis)"
-    return f"{name(subject.name)}, {clean(model.label)}: {metric.with_interval(row) or MISSING}{off}{count}"
+    return f"{name(subject.name)}, {printable(model.label)}: {metric.with_interval(row) or MISSING}{off}{count}"
 
 
 def _whisker(low: float, high: float, y: int, shape: str) -> ET.Element:

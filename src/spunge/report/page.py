@@ -9,23 +9,25 @@ import yaml
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
-from spunge.files import read_json, write_text
+from spunge.errors import printable
+from spunge.files import write_text
 from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
 from spunge.report.published import published
+from spunge.report.reading import shown, split_facts
 from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.training import trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
-from spunge.report.wording import MISSING, clean, duration, name, shortened, size
+from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
 
 
 def write_page(run: Path) -> Path:
     """Write RUN/report.html and return its path. Files that are missing leave their section out.
 
-    Raises RecipeError when the folder cannot be written.
+    Raises RecipeError when the folder cannot be written, and where one of its files is damaged.
     """
     file = run / "report.html"
     write_text(file, page(run))
@@ -37,14 +39,14 @@ def page(run: Path) -> str:
     recipe_text = _read(run / "recipe.yaml")
     recipe = _mapping(_yaml(recipe_text))
     results = read_results(run) if (run / FILE).exists() else Results(rows=())
-    split = _mapping(read_json(run / "split.json"))
+    split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
-    parts = {part.slug: part.value for part in results.parts} or _parts(split)
+    parts = split.names if split else {part.slug: part.value for part in results.parts}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
-    environment.filters |= {"clean": clean, "name": name, "short": _short, "duration": duration, "size": size}
+    environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
     return environment.get_template("page.html").render(
         title=_title(recipe, run),
-        recipe=clean(recipe_text, keep="\n\t"),
+        recipe=printable(recipe_text, keep="\n\t"),
         results=results,
         split=split,
         scores=scores,
@@ -58,7 +60,7 @@ def page(run: Path) -> str:
         spillover=spillover(scores),
         branches=trained(run, "branches", parts),
         controls=trained(run, "controls", parts),
-        merge=merge_facts(_mapping(read_json(run / "merge.json"))),
+        merge=shown(run / "merge.json", merge_facts, None),
         missing=MISSING,
     )
 
@@ -134,10 +136,6 @@ def _line(metric: Metric, columns: list[Model], index: int) -> dict[str, Any]:
         ],
         "n": "/".join(map(str, sorted(counts))) or MISSING,
     }
-
-
-def _parts(split: Mapping[str, Any]) -> dict[str, str]:
-    return {str(part["slug"]): str(part["value"]) for part in split.get("parts") or []}
 
 
 def _short(value: object, columns: int) -> str:

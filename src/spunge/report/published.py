@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from spunge.errors import printable
 from spunge.report.scores import Scores
-from spunge.report.wording import MISSING, clean, name, signed
+from spunge.report.wording import MISSING, name, signed
 
 
 class Beside(NamedTuple):
@@ -33,14 +34,14 @@ def published(scores: Scores) -> list[Beside]:
             shown = (metric.shown(row.value), bounds, difference)
         lines.append(
             Beside(
-                metric=clean(entry.metric),
+                metric=printable(entry.metric),
                 subject=name(entry.subject),
-                stage=clean(labels.get(entry.stage, entry.stage)),
+                stage=printable(labels.get(entry.stage, entry.stage)),
                 ours=shown[0],
                 interval=shown[1],
                 paper=f"{entry.value:g}",  # as printed
                 difference=shown[2],
-                source=clean(entry.source),
+                source=printable(entry.source),
             )
         )
     return lines

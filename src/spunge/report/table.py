@@ -11,8 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from spunge.errors import printable
 from spunge.report.scores import Metric, Scores, Subject, arranged
-from spunge.report.wording import MISSING, aligned, clean, name, shortened
+from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Group, Model, Results, Row
 
 NAME = 28  # columns that a subject or a metric may take
@@ -61,12 +62,12 @@ def results_table(results: Results, width: int | None = None) -> Table:
 def results_text(results: Results) -> str:
     """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
     scores = arranged(results)
-    lines = [["metric", "subject", *(clean(model.stage) for model in scores.models)]]
+    lines = [["metric", "subject", *(printable(model.stage) for model in scores.models)]]
     for metric in scores.every:
         for subject in metric.subjects:
             rows = [metric.row(model.stage, subject.name) for model in scores.models]
             shown = [MISSING if row is None else _plain(metric, row) for row in rows]
-            lines.append([clean(metric.name), name(subject.name), *shown])
+            lines.append([printable(metric.name), name(subject.name), *shown])
     return aligned(lines)
 
 
@@ -97,7 +98,7 @@ def _table(scores: Scores, form: Form) -> Table:
 
 def _folded(metric: str) -> Text:
     """A metric's name in lines of at most NAME columns."""
-    words = Text(clean(metric), style="bold")
+    words = Text(printable(metric), style="bold")
     return Text("\n").join(words.wrap(Console(width=NAME, file=io.StringIO()), NAME))
 
 

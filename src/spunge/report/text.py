@@ -1,10 +1,11 @@
 """What `spunge report` prints after the table: what the numbers say, the paper's figures, the branches' spillover."""
 
+from spunge.errors import printable
 from spunge.report.published import published
 from spunge.report.scores import Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.verdict import basis, verdict
-from spunge.report.wording import MISSING, aligned, clean, name, shortened, unisolated
+from spunge.report.wording import MISSING, aligned, name, shortened, unisolated
 from spunge.results import Results
 
 NAME = 40  # columns that a name may take
@@ -42,6 +43,6 @@ def spillover_text(scores: Scores) -> str:
     for matrix in spillover(scores):
         for effect in matrix.effects:
             own = (effect.own.value, effect.own.interval) if effect.own else (MISSING, "")
-            names = (shortened(clean(matrix.metric.name), NAME), shortened(name(effect.model.name), NAME))
+            names = (shortened(printable(matrix.metric.name), NAME), shortened(name(effect.model.name), NAME))
             lines.append([*names, *own, effect.others, f"{effect.certain} of {effect.measured}"])
     return f"Spillover: what each branch changed against the base\n{aligned(lines)}" if len(lines) > 1 else ""

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from spunge.report.wording import clean, number
+from spunge.errors import printable
+from spunge.report.wording import number
 
 LISTED = 4  # branches whose numbers are listed one by one; of more, the smallest and the largest
 
@@ -32,15 +33,17 @@ def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
     """Ready to be shown; what the file lacks stays empty. None for an empty file."""
     if not content:
         return None
-    tensors = {str(name): entry for name, entry in (content.get("tensors") or {}).items() if isinstance(entry, Mapping)}
+    tensors: Mapping[str, Mapping[str, Any]] = content.get("tensors") or {}
     kept = [share for entry in tensors.values() for share in _numbers(entry.get("kept"))]
     conflicts = [share for entry in tensors.values() for share in _numbers(entry.get("conflicts"))]
     settings = content.get("settings") or {}
     return MergeFacts(
-        rule=clean(content.get("rule", "")),
-        settings=tuple((clean(key), clean(value)) for key, value in settings.items() if key != "rule"),
-        notes=tuple(map(clean, content.get("notes") or [])),
-        sources=tuple((clean(s.get("label", "")), clean(s.get("weight", ""))) for s in content.get("sources") or []),
+        rule=printable(content.get("rule", "")),
+        settings=tuple((printable(key), printable(value)) for key, value in settings.items() if key != "rule"),
+        notes=tuple(map(printable, content.get("notes") or [])),
+        sources=tuple(
+            (printable(s.get("label", "")), printable(s.get("weight", ""))) for s in content.get("sources") or []
+        ),
         cosine=tuple(tuple(number(cell, share=True) for cell in row) for row in content.get("cosine") or []),
         tensors=tuple(_line(name, entry) for name, entry in tensors.items()),
         mean_kept=_percent(fmean(kept)) if kept else "",
@@ -50,7 +53,7 @@ def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
 
 def _line(name: str, entry: Mapping[str, Any]) -> TensorLine:
     return TensorLine(
-        name=clean(name),
+        name=printable(name),
         kept=_each([_percent(share) for share in sorted_if_many(_numbers(entry.get("kept")))]),
         conflicts=_each([_percent(share) for share in _numbers(entry.get("conflicts"))]),
         before=_each([number(norm) for norm in sorted_if_many(_numbers(entry.get("before")))]),
@@ -70,8 +73,8 @@ def _each(shown: Sequence[str]) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    values = value if isinstance(value, list) else [value]
-    return [float(item) for item in values if isinstance(item, int | float) and not isinstance(item, bool)]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [float(item) for item in values]
 
 
 def _percent(share: float) -> str:

@@ -1,72 +1,36 @@
-"""How names and numbers are shown: data made safe for a page and a terminal, numbers to the digits they bear."""
+"""How names and numbers are shown: names short, on one line, in columns; numbers to the digits they bear."""
 
 import math
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+from rich.cells import cell_len, set_cell_size
+
+from spunge.errors import printable
+
 MISSING = "–"
-
-
-def clean(value: object, keep: str = "") -> str:
-    """Text of one line: control characters (a terminal obeys them, XML forbids them) become a visible mark.
-
-    Lone surrogates go the same way, since no file can hold them. Directional overrides are taken out: they would
-    reorder what stands around the value. `keep` names control characters to leave.
-    """
-    return "".join(
-        character
-        if character in keep
-        else " "
-        if character in "\n\t"
-        else "\N{REPLACEMENT CHARACTER}"
-        if _unprintable(character)
-        else character
-        for character in str(value)
-        if ord(character) not in _BIDI
-    )
 
 
 def name(value: object) -> str:
     """A value as a name of one line; an empty one says so."""
-    return clean(value).strip() or "(empty)"
-
-
-def _unprintable(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or ord(character) in (0xFFFE, 0xFFFF)
-
-
-def width(text: str) -> int:
-    """Columns that a text takes: two for a wide character (CJK), none for a combining one."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )
+    return printable(value).strip() or "(empty)"
 
 
 def shortened(text: str, columns: int) -> str:
     """The text in at most so many columns; a cut keeps both ends, where names that share a beginning differ."""
-    if width(text) <= columns:
+    if cell_len(text) <= columns:
         return text
-    tail = _fitting(reversed(text), (columns - 1) // 3)
-    head = _fitting(text, columns - 1 - width(tail))
-    return f"{head}…{tail[::-1]}"
-
-
-def _fitting(characters: Iterable[str], columns: int) -> str:
-    taken = ""
-    for character in characters:
-        if width(taken + character) > columns:
-            break
-        taken += character
-    return taken
+    start = len(text)
+    while cell_len(text[start - 1 :]) <= (columns - 1) // 3:
+        start -= 1
+    head = set_cell_size(text, columns - 1 - cell_len(text[start:]))
+    return f"{head.rstrip()}…{text[start:]}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Rows of cells as columns two spaces apart, each line with its end."""
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     padded = (
-        "  ".join(cell + " " * (columns - width(cell)) for cell, columns in zip(line, widths, strict=True))
+        "  ".join(cell + " " * (columns - cell_len(cell)) for cell, columns in zip(line, widths, strict=True))
         for line in lines
     )
     return "".join(f"{line.rstrip()}\n" for line in padded)

@@ -24,9 +24,9 @@ def training_steps(training: Training, line: Lineup) -> int:
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
     unlearn = inputs.recipe.unlearn
-    passes = METHODS.get(unlearn.method).passes
-    if passes is None or not isinstance(unlearn, TrainingSettings):
+    if not isinstance(unlearn, TrainingSettings):
         return Cost()
+    passes = METHODS.get(unlearn.method).passes
     length = min(_mean_tokens([part.samples for part in training.parts]), unlearn.max_length)
     samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
     return Cost(tokens=samples * length * passes(unlearn, model_depth(inputs.base.folder, inputs.recipe.model)))

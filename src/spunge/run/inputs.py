@@ -70,6 +70,8 @@ class BaseInputs:
             for file in sorted(self.folder.glob(pattern)):
                 digest.update(file.name.encode() + file.read_bytes())
         digest.update(self.recipe.model.dtype.encode())
+        if self.recipe.model.template:
+            digest.update(fingerprint(self.recipe.model.template).encode())
         return digest.hexdigest()
 
     @cached_property

@@ -16,16 +16,13 @@ from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import cache_folder, checksum, fingerprint, read_json, sealed, unsealed, write_json
-from spunge.recipe.schema import measured_again
+from spunge.recipe.schema import ITEM_SETTINGS, measured_again
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
 from spunge.run.models import Lineup, Model
 from spunge.run.session import Session
 from spunge.run.train import flattened
 from spunge.unlearning.finetuning import finetune
-
-# Settings that say where items come from and what an evaluation is called: the items' own hash stands for them.
-_NAMING = {"source", "name", "subject", "by", "where", "limit", "stages"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
 
 def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
     return {
-        **flattened("evaluate", items.settings.model_dump(mode="json", exclude=_NAMING)),
+        **flattened("evaluate", items.settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))),
         "items": items.sha256,
         "evaluator's version": EVALUATORS.version(items.settings.kind),
         **flattened("instrument", lineup.inputs.base.instruments[items.name]),

@@ -11,6 +11,7 @@ from spunge.files import read_json
 from spunge.merging.engine import merged_changes
 from spunge.model.loading import Base
 from spunge.recipe.schema import Control, RuleSettings
+from spunge.registry import METHODS
 from spunge.run.inputs import SeedInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
@@ -101,8 +102,10 @@ def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Trai
     if control.train == "random":
         dealt = random_parts(parts, recipe.seed)
         return tuple(Training(f"control:random/{part.slug}", folder / "random" / part.slug, (part,)) for part in dealt)
-    if recipe.unlearn.method == "precomputed":
-        raise RecipeError("controls: precomputed branches all start from the base; leave `sequential` out")
+    if not METHODS.get(recipe.unlearn.method).trains:
+        raise RecipeError(
+            f"controls: {recipe.unlearn.method} trains nothing, so its branches all start from the base; leave `sequential` out"
+        )
     links: list[Training] = []
     for part in parts:
         name, own = f"control:sequential/{part.slug}", folder / "sequential" / part.slug

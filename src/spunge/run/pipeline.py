@@ -15,8 +15,9 @@ from spunge.results import Results, read_results
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.session import Session, session
-from spunge.run.stages import Run, RunGraph, build
+from spunge.run.stages import Run, RunGraph, build, untrained
 from spunge.run.stamps import faults, stamp_file
+from spunge.run.train import refuse_rows
 
 
 def run(
@@ -56,6 +57,8 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
+    for line in untrained(begun):
+        refuse_rows(line.inputs)
     watcher.end("" if begun.base.pickled else begun.base.weights[:12])
     return begun
 

@@ -10,7 +10,7 @@ from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.statistics import difference, recovery, score, worst
-from spunge.recipe.schema import measured_again
+from spunge.recipe.schema import ITEM_SETTINGS, measured_again
 from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
@@ -169,5 +169,7 @@ def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], p
         metrics=tuple(metrics),
         overall=items.overall if others & parts else None,
         rows=items.sha256[:12],
+        # The settings that name columns are called like the roles, which the items' columns are called.
+        settings=items.settings.model_dump(mode="json", exclude={"kind", *ITEM_SETTINGS, *items.table.column_names}),
         instrument=judged.instrument,
     )

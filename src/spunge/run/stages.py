@@ -51,7 +51,7 @@ def build(recipe: Recipe, folder: Path) -> Run:
     _add_base(graph, base)
     judgings: list[list[Judging]] = []
     for number, line in enumerate(seeds):
-        mark = f"seed-{line.inputs.recipe.seed}:" if number else ""
+        mark = _mark(number, line)
         _add_recipe(graph, line, mark)
         _add_trainings(graph, line, mark)
         _add_models(graph, line, mark)
@@ -72,6 +72,20 @@ def build(recipe: Recipe, folder: Path) -> Run:
         Stage("page", "page", needs=("results",), files=("report.html",), make=lambda session: write_report(folder))
     )
     return Run(recipe, graph, base, seeds, judgings)
+
+
+def untrained(run: Run) -> list[Lineup]:
+    """The seeds of which some training is still to be made."""
+    return [
+        line
+        for number, line in enumerate(run.seeds)
+        if any(not run.graph.state(_mark(number, line) + training.name).done for training in line.trainings)
+    ]
+
+
+def _mark(number: int, line: Lineup) -> str:
+    """What the stages' names of a further seed begin with."""
+    return f"seed-{line.inputs.recipe.seed}:" if number else ""
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:

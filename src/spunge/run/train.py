@@ -7,18 +7,30 @@ from typing import Any, NamedTuple
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
-from spunge.model.loading import Base, model_depth
+from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import METHODS
 from spunge.run.graph import Made
 from spunge.run.inputs import SeedInputs
 from spunge.run.models import Lineup, Training, stacked
 from spunge.run.session import Session
+from spunge.unlearning.checking import refuse_unusable
+from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Task
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
 
 SETTLED = "settled.json"
+
+
+def refuse_rows(inputs: SeedInputs) -> None:
+    """Raises RecipeError for rows of which the model can learn nothing, before any training."""
+    settings, model = inputs.recipe.unlearn, inputs.recipe.model
+    if not isinstance(settings, TrainingSettings):
+        return
+    tokenizer = load_tokenizer(model, inputs.base.given)
+    parts = {part.value: part.samples for part in inputs.parts.parts}
+    refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings_of(inputs.base.given, model))
 
 
 class Choice(NamedTuple):

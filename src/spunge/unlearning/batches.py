@@ -1,6 +1,7 @@
 """In what order samples reach a method: batches of one part, parts in turn, or all parts as one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Stream:
         self.size = size  # of a batch
         self.drawn = 0
         self.lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
-        self._packed = self._pack() if packing else None
+        self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = _row_numbers(self.count, size, seed, order)
 
@@ -56,27 +57,41 @@ class Stream:
         """The given rows' tokens."""
         if self._packed is not None:
             return [self._packed[row] for row in rows]
-        texts = self.samples.texts(rows, self.base.tokenizer)
-        return [encode(text, self.base.tokenizer, self.lengths[row]) for row, text in zip(rows, texts, strict=True)]
+        lengths = [self.lengths[row] for row in rows]
+        return encoded(self.samples, rows, self.base.tokenizer, lengths)
 
     @property
     def packed(self) -> bool:
         return self._packed is not None
 
-    def _pack(self) -> list[Encoded]:
-        """All texts in a row, an end token between two, cut into sequences of the greatest length; the last is shorter."""
-        if "text" not in self.samples.table.column_names:
-            raise RecipeError(
-                "unlearn.packing: prompts and completions are not packed, only plain texts; set it to false"
-            )
-        tokenizer, length = self.base.tokenizer, max(self.lengths)
-        ids: list[int] = []
-        for start in range(0, len(self.samples), 1000):
-            rows = range(start, min(start + 1000, len(self.samples)))
-            for text in self.samples.texts(rows, tokenizer):
-                ids += [*tokenizer(text.completion)["input_ids"], tokenizer.eos_token_id]
-        pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
-        return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
+
+def encoded(
+    samples: Samples, rows: Sequence[int], tokenizer: Any, max_length: int | Sequence[int], setting: str = "rows"
+) -> list[Encoded]:
+    """The given rows' tokens. `max_length`: of all of them, or one a row; `setting` names the rows in errors."""
+    lengths = [max_length] * len(rows) if isinstance(max_length, int) else max_length
+    texts = samples.texts(rows, tokenizer, setting)
+    return [encode(text, tokenizer, length) for text, length in zip(texts, lengths, strict=True)]
+
+
+def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:
+    """All texts in a row, an end token between two, cut into sequences of `length` tokens; the last is shorter.
+
+    Raises RecipeError for prompts, and where the tokenizer has no end token.
+    """
+    if not samples.plain:
+        raise RecipeError("unlearn.packing: prompts and completions are not packed, only plain texts; set it to false")
+    if tokenizer.eos_token_id is None:
+        raise RecipeError("unlearn.packing: the tokenizer has no end token to part the texts; set it to false")
+    end = [tokenizer.eos_token_id]
+    ids: list[int] = []
+    for start in range(0, len(samples), 1000):
+        rows = range(start, min(start + 1000, len(samples)))
+        for text in samples.texts(rows, tokenizer):
+            own = list(tokenizer(text.completion)["input_ids"])
+            ids += own if own[-1:] == end else own + end  # some tokenizers close every text themselves
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
 
 
 def _row_numbers(rows: int, size: int, seed: int, order: str) -> Iterator[list[int]]:

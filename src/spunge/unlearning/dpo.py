@@ -6,8 +6,6 @@ with the NLL summed over an answer's tokens, win the refusal of a prompt and los
 2 / beta is NPO's, so that the two have gradients of one size; DPO's own has 1 there.
 """
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -21,7 +19,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class DPOSettings(RefusalSettings):
-    method: Literal["dpo"] = "dpo"
+    method: str = "dpo"
     beta: float = Field(0.1, gt=0, description="Inverse temperature.")
 
 

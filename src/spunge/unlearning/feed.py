@@ -23,7 +23,7 @@ def retain_stream(task: Task, settings: TrainingSettings, retain: Samples) -> St
     """The retain samples."""
     size = settings.retain_batch_size or settings.batch_size
     length, order = settings.length_of("retain"), settings.retain_order
-    packing = settings.packing and "text" in retain.table.column_names
+    packing = settings.packing and retain.plain
     return Stream(retain, task.base, size, length, task.seed, order=order, packing=packing)
 
 

@@ -1,7 +1,6 @@
 """Fine-tuning that leaves no trace, for audits: LoRA factors on some samples, measured on the way, then taken off again."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
@@ -13,7 +12,7 @@ from spunge.unlearning.trained import LoRA, training, training_mode
 
 
 class FinetuningSettings(TrainingSettings):
-    method: Literal["finetuning"] = "finetuning"
+    method: str = "finetuning"
 
 
 def finetune(

@@ -5,8 +5,6 @@
 with means over tokens; the retain loss is the NLL of the retain samples or, `retain_loss: kl`, KL(base || model) on them.
 """
 
-from typing import Literal
-
 from spunge.unlearning.ga import ascent
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, descend, needs_retain, passes_of
@@ -14,7 +12,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class GradDiffSettings(OutputSettings):
-    method: Literal["graddiff"] = "graddiff"
+    method: str = "graddiff"
 
 
 def unlearn(task: Task, settings: GradDiffSettings) -> Branch:

@@ -41,8 +41,8 @@ class TrainingSettings(MethodSettings):
         "shuffled", description="How retain rows are drawn; shuffled: each once before any comes again."
     )
     accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up before each optimizer step.")
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Of the learning rate, down to 0."
     )

@@ -71,12 +71,12 @@ class Method(Generic[S]):
     settings: type[S]  # of a method that trains, a TrainingSettings
     source: str  # the paper
     unlearn: Callable[[Task, S], Branch]  # leaves task.base exactly as it was
-    # (settings, depth) -> forward passes of a whole model of so many blocks that a forget sample costs. None: nothing is trained.
-    passes: Callable[[S, int], float] | None = None
+    trains: bool = True  # False: it brings branches that were made from the base before
     needs_retain: Callable[[S], bool] = lambda settings: False  # whether the recipe must have retain rows
-    stored_entries: Callable[[S, Checkpoint], int] = (
-        every_entry  # of a branch over this base, at the most, for estimates
-    )
+    # For estimates. (settings, depth) -> forward passes of a whole model of so many blocks that a forget sample costs: by
+    # default a forward and a backward pass. (settings, base) -> entries that a branch stores at the most.
+    passes: Callable[[S, int], float] = lambda settings, depth: 3.0
+    stored_entries: Callable[[S, Checkpoint], int] = every_entry
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
     last_block: Callable[[S, int], int | None] | None = None

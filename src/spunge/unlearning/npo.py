@@ -5,8 +5,6 @@
 with the NLL summed over a sample's tokens. As beta goes to 0 its gradient becomes gradient ascent's.
 """
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -19,7 +17,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class NPOSettings(OutputSettings):
-    method: Literal["npo"] = "npo"
+    method: str = "npo"
     beta: float = Field(0.1, gt=0, description="Inverse temperature.")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -47,7 +47,7 @@ class Given(NamedTuple):
 
 
 class PrecomputedSettings(MethodSettings):
-    method: Literal["precomputed"] = "precomputed"
+    method: str = "precomputed"
     branches: Annotated[dict[str, str], BeforeValidator(_text_keys), Place("model")] = Field(
         min_length=1,
         description="Part's value -> the folder or Hub id of its delta, LoRA adapter or full checkpoint.",
@@ -157,6 +157,7 @@ PRECOMPUTED = Method(
     settings=PrecomputedSettings,
     source="weights of spunge, peft or transformers",
     unlearn=unlearn,
+    trains=False,
     stored_entries=stored_entries,
     inputs=inputs,
 )

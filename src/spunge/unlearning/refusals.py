@@ -3,7 +3,6 @@
 import zlib
 from typing import Any
 
-import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.samples import Samples
@@ -46,23 +45,17 @@ def refused(samples: Samples, settings: RefusalSettings, tokenizer: Any) -> Samp
 
     Raises RecipeError for plain texts, which have no prompt to refuse.
     """
-    names = samples.table.column_names
-    if "text" in names:
+    if samples.plain:
         raise RecipeError(
             f"forget: method {settings.method!r} answers prompts, and the rows are plain texts; "
             "give forget.prompt and forget.completion, or forget.messages"
         )
     given = samples.texts(range(len(samples)), tokenizer)
-    if settings.refusals is None and "refusal" in names:
+    if settings.refusals is None and "refusal" in samples.table.column_names:
         answers = samples.table["refusal"].to_pylist()
     else:
         choices = settings.refusals or REFUSALS
         answers = [choices[zlib.crc32(text.prompt.encode()) % len(choices)] for text in given]
-    if "messages" in names:  # so that the template ends a refusal as it ends an answer
-        chats = zip(samples.table["messages"].to_pylist(), answers, strict=True)
-        told = [[*messages[:-1], {**messages[-1], "content": answer}] for messages, answer in chats]
-        return Samples(pa.table({"messages": told}))
-    # A space before a completion is the completion's.
-    spaces = [" " if text.completion[:1] == " " else "" for text in given]
-    completions = [space + answer for space, answer in zip(spaces, answers, strict=True)]
-    return Samples(pa.table({"prompt": [text.prompt for text in given], "completion": completions}))
+    # A space before a completion is the completion's; a template spaces its messages itself.
+    spaces = [" " if text.completion[:1] == " " and not text.templated else "" for text in given]
+    return samples.answered([space + answer for space, answer in zip(spaces, answers, strict=True)])

@@ -3,8 +3,6 @@
 forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * (NLL / length - delta))
 """
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -16,7 +14,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class SimNPOSettings(OutputSettings):
-    method: Literal["simnpo"] = "simnpo"
+    method: str = "simnpo"
     beta: float = Field(4.5, gt=0, description="Inverse temperature.")
     delta: float = Field(0.0, ge=0, description="Margin, in nats a token.")
     gamma: float = Field(0.125, ge=0, description="Weight of the forget term.")

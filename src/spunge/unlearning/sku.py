@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Batch, Encoded, Text, collate, encode
+from spunge.data.samples import IGNORED, Answer, Batch, Encoded, Samples, collate, encode
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
@@ -52,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class SKUSettings(TrainingSettings):
-    method: Literal["sku"] = "sku"
+    method: str = "sku"
     mode: Literal["paper", "reference"] = Field(
         "paper", description="paper: the three terms as printed; reference: what the authors' public code comes to."
     )
@@ -119,7 +120,8 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
 class Answers:
     """The forget samples' prompts and answers, to be mixed."""
 
-    texts: list[Text]
+    samples: Samples
+    answers: list[Answer]  # of the samples
     lengths: Sequence[int]  # most tokens of each row's prompt with an answer
     tokenizer: Any
     settings: SKUSettings
@@ -129,36 +131,38 @@ class Answers:
     def of(cls, forget: Stream, settings: SKUSettings, seed: int) -> "Answers":
         """Raises RecipeError for plain texts, and where there is no other answer to draw."""
         samples, tokenizer = forget.samples, forget.base.tokenizer
-        if "text" in samples.table.column_names:
+        if samples.plain:
             raise RecipeError(
                 "forget: SKU learns answers to prompts, and the rows are plain texts; "
                 "give forget.prompt and forget.completion, or forget.messages"
             )
-        texts = samples.texts(range(len(samples)), tokenizer)
-        if len({text.completion for text in texts}) < 2:
+        answers = samples.answers()
+        if all(answer == answers[0] for answer in answers):
             raise RecipeError("forget: SKU draws answers of other prompts, and all rows have the same; add rows")
-        return cls(texts, forget.lengths, tokenizer, settings, seed)
+        return cls(samples, answers, forget.lengths, tokenizer, settings, seed)
 
     def mismatched(self, batch: Batch, turn: int) -> Batch:
         """Each prompt of a batch with k random answers; `turn` decides which."""
         generator = np.random.default_rng([self.seed, turn])
         reference = self.settings.mode == "reference"
-        shared = generator.integers(0, len(self.texts), self.settings.answers)
-        coded: list[Encoded] = []
-        for row in batch.rows:
-            own = self.texts[row]
-            for other in shared if reference else self._others(own, generator):
-                text = Text(own.prompt, self.texts[other].completion)
-                found = encode(text, self.tokenizer, self.lengths[row])
-                coded.append(Encoded(found.ids, list(found.ids)) if reference else found)
+        shared = generator.integers(0, len(self.answers), self.settings.answers).tolist()
+        pairs = [
+            (row, other) for row in batch.rows for other in (shared if reference else self._others(row, generator))
+        ]
+        asked = Samples(self.samples.table.take(pa.array([row for row, _ in pairs], pa.int64())))
+        mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
+        texts = mixed.texts(range(len(mixed)), self.tokenizer)
+        coded = [encode(text, self.tokenizer, self.lengths[row]) for text, (row, _) in zip(texts, pairs, strict=True)]
+        if reference:
+            coded = [Encoded(each.ids, list(each.ids)) for each in coded]
         return collate(coded, batch.ids.device)
 
-    def _others(self, own: Text, generator: np.random.Generator) -> list[int]:
-        """k rows whose answer is not the prompt's own."""
+    def _others(self, own: int, generator: np.random.Generator) -> list[int]:
+        """k rows whose answer is not the row's own."""
         chosen: list[int] = []
         while len(chosen) < self.settings.answers:
-            row = int(generator.integers(0, len(self.texts)))
-            if self.texts[row].completion != own.completion:
+            row = int(generator.integers(0, len(self.answers)))
+            if self.answers[row] != self.answers[own]:
                 chosen.append(row)
         return chosen
 

@@ -23,7 +23,7 @@ class LoRA(Strict):
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1, description="r: rank of the factors.")
     alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
-    dropout: float = Field(0.01, ge=0, lt=1)
+    dropout: float = Field(0.01, ge=0, lt=1, description="Share of the adapters' inputs that is dropped at each step.")
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
         description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture.",

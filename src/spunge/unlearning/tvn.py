@@ -19,7 +19,7 @@ from spunge.unlearning.trained import LoRA, Trainable, step_passes, stored_entri
 
 
 class TVNSettings(TrainingSettings):
-    method: Literal["tvn"] = "tvn"
+    method: str = "tvn"
     strength: float = Field(1.0, gt=0, description="lambda: how much of what was learned is subtracted.")
     trainable: Trainable = Field(default=LoRA(), description="What is fine-tuned. Default: LoRA as in the paper.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")

@@ -3,8 +3,6 @@
 forget loss = mean over tokens of CE(model, softmax(base logits - beta * onehot(label)))
 """
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +16,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class UNDIALSettings(OutputSettings):
-    method: Literal["undial"] = "undial"
+    method: str = "undial"
     beta: float = Field(10.0, gt=0, description="How far the label's logit is pushed down.")
 
 

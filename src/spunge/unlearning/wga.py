@@ -3,8 +3,6 @@
 forget loss = -mean over tokens of p^beta * NLL,   p = exp(-NLL), held constant in the gradient
 """
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from spunge.unlearning.trained import stored_entries
 
 
 class WGASettings(OutputSettings):
-    method: Literal["wga"] = "wga"
+    method: str = "wga"
     beta: float = Field(1.0, ge=0, description="0 is gradient ascent; the larger, the less unlikely tokens count.")
 
 

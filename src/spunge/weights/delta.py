@@ -1,7 +1,8 @@
 """A branch is a delta: what unlearning changed, tensor by tensor, in float32, and nothing else.
 
 `delta.safetensors` holds, for each changed tensor of the base checkpoint (by the checkpoint's own names), the dense
-difference (`NAME`), the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape (out, r)), or
+difference (`NAME`), the factors of a low-rank one (`NAME.lora_A` of shape (r, in), `NAME.lora_B` of shape (out, r); with a
+first dimension for the experts where one tensor holds all), or
 of a sparse one a bit per entry and the entries that are not zero (`NAME.mask`, `NAME.values`); `delta.json` says which,
 with the low-rank scale, the base's fingerprint and how the delta was made.
 The low-rank difference is scale * B @ A (Hu et al. 2021), transposed where the base stores (in, out) as GPT-2 does.
@@ -22,6 +23,7 @@ from spunge.errors import RecipeError
 from spunge.files import write_json
 from spunge.weights.checkpoint import Checkpoint, read_object
 from spunge.weights.header import TensorInfo
+from spunge.weights.names import Region
 from spunge.weights.writing import write_tensors
 
 FORMAT = 1
@@ -29,16 +31,30 @@ DESCRIPTION, WEIGHTS = "delta.json", "delta.safetensors"
 
 
 class LowRank(NamedTuple):
-    """scale * B @ A, in float32."""
+    """scale * B @ A, in float32; for experts in one tensor a product for each of them."""
 
-    A: Tensor  # (r, in)
-    B: Tensor  # (out, r)
+    A: Tensor  # (r, in) or (experts, r, in)
+    B: Tensor  # (out, r) or (experts, out, r)
     scale: float
     transposed: bool = False  # the base's tensor is (in, out)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        out, columns = self.B.shape[-2], self.A.shape[-1]
+        return (*self.A.shape[:-2], *((columns, out) if self.transposed else (out, columns)))
+
     def dense(self) -> Tensor:
         product = (self.B.float() @ self.A.float()) * self.scale
-        return product.T.contiguous() if self.transposed else product
+        return product.transpose(-1, -2).contiguous() if self.transposed else product
+
+    def part(self, region: Region) -> "LowRank":
+        """The factors of a region of the difference: an expert's, or those of some rows."""
+        leading = self.A.ndim - 2
+        rows, columns, *_ = (*region.at[leading:], slice(None), slice(None))
+        inside, outside = (rows, columns) if self.transposed else (columns, rows)
+        expert = (*region.at[:leading], ...)
+        a, b = self.A[expert][..., :, inside], self.B[expert][..., outside, :]
+        return LowRank(a, b, self.scale, self.transposed != region.transposed)
 
 
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # set bits of each byte
@@ -126,11 +142,9 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
     entries: dict[str, dict[str, Any]] = {}
     for name, change in changes.items():
         if isinstance(change, LowRank):
-            out, columns = change.B.shape[0], change.A.shape[1]
-            shape = [columns, out] if change.transposed else [out, columns]
             entry: dict[str, Any] = {
                 "kind": "lora",
-                "shape": shape,
+                "shape": list(change.shape),
                 "scale": change.scale,
                 "transposed": change.transposed,
             }
@@ -214,7 +228,8 @@ def _misfit(name: str, entry: Mapping[str, Any], stored: Mapping[str, TensorInfo
     scale, transposed = entry.get("scale"), entry.get("transposed")
     if not isinstance(scale, int | float) or not math.isfinite(scale) or not isinstance(transposed, bool):
         return f"{name!r} has the scale {scale!r} and is transposed: {transposed!r}"
-    if [len(each) for each in shapes] != [2, 2] or shapes[0][0] != shapes[1][1]:
+    a, b = shapes
+    if [len(a), len(b)] not in ([2, 2], [3, 3]) or a[:-2] != b[:-2] or a[-2] != b[-1]:
         return f"the factors of {name!r} do not multiply"
-    product = [shapes[1][0], shapes[0][1]]
-    return None if shape == (product[::-1] if transposed else product) else f"the factors of {name!r} give {product}"
+    product = [*a[:-2], *((a[-1], b[-2]) if transposed else (b[-2], a[-1]))]
+    return None if shape == product else f"the factors of {name!r} give {product}"

@@ -1,17 +1,15 @@
 """Open what was given as a difference from the base, whatever it is, and check that it fits."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
-
-import torch
 
 from spunge.errors import RecipeError
 from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
 from spunge.weights.hub import fetched
-from spunge.weights.sources import HEAD, CheckpointSource, DeltaSource, Source
+from spunge.weights.matching import matched
+from spunge.weights.sources import CheckpointSource, DeltaSource, Source
 
 
 def open_source(place: "str | Path", base: Path, label: str | None = None, setting: str = "--model") -> Source:
@@ -25,7 +23,12 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
     if stored.of == delta.WEIGHTS:
         return DeltaSource(delta.open_delta(folder, setting), name)
     if stored.of == WEIGHTS:
-        return open_adapter(folder, Checkpoint(base), name)
+        return open_adapter(stored, Checkpoint(base), name)
+    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob("*/adapter_config.json"))):
+        names = ", ".join(repr(file.parent.name) for file in inner)
+        raise RecipeError(
+            f"{setting}: {str(place)!r} holds adapters in folders of their own ({names}); give one of these"
+        )
     return open_checkpoint(stored, Checkpoint(base), name)
 
 
@@ -66,36 +69,8 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
             raise RecipeError(
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
-    known, own = base.tensors, checkpoint.tensors
-    changes = [name for name, info in known.items() if info.dtype.is_floating_point]
-    aliases: dict[str, str] = {}
-    for name in changes:
-        if (
-            name not in own
-            and name == HEAD
-            and (embedding := _embedding(own))
-            and theirs.get("tie_word_embeddings", True)
-        ):
-            aliases[name] = embedding  # tied there, stored apart in the base
-        elif name not in own:
-            raise RecipeError(
-                f"{checkpoint.setting}: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
-            )
-    for name, info in own.items():
-        if name in known or name.endswith("inv_freq") or not info.dtype.is_floating_point:
-            continue
-        embedding = _embedding(own) if name == HEAD else None
-        if embedding is None or not torch.equal(checkpoint.read(name), checkpoint.read(embedding)):
-            raise RecipeError(
-                f"{checkpoint.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
-            )
-    return CheckpointSource(
-        checkpoint, label, changes, aliases, _tokenizer_notes(base.folder, checkpoint.folder, label)
-    )
-
-
-def _embedding(tensors: Collection[str]) -> str | None:
-    return next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    held, notes = matched(base, checkpoint, label)
+    return CheckpointSource(checkpoint, label, held, [*notes, *_tokenizer_notes(base.folder, checkpoint.folder, label)])
 
 
 def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:

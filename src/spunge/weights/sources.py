@@ -1,4 +1,4 @@
-"""Other models as differences from the base: a spunge delta, a full checkpoint, a PEFT LoRA adapter.
+"""Other models as differences from the base: a spunge delta, a full checkpoint, a PEFT adapter.
 
 A source names the tensors it changes and gives any run of their entries as float32, so that a merge never holds more than
 a few chunks. A LoRA difference is formed in fixed blocks of rows: its rounding does not depend on how the work is cut up.
@@ -9,7 +9,7 @@ import json
 import math
 import mmap
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from torch import Tensor
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, Delta, LowRank, Sparse
 from spunge.weights.header import TensorInfo
+from spunge.weights.matching import Held
+from spunge.weights.names import Region
 
-HEAD = "lm_head.weight"
 BLOCK = 128  # rows of a LoRA difference that are formed at once
 
 
@@ -159,17 +160,18 @@ class CheckpointSource:
 
     checkpoint: Checkpoint
     label: str
-    changes: Collection[str]
-    aliases: Mapping[str, str] = field(default_factory=dict)  # the base's tensor -> the one that holds it here
+    held: Mapping[str, Held]  # the base's tensor -> how it is stored here
     notes: Sequence[str] = ()
     base: str | None = None
 
     def __post_init__(self) -> None:
         self._mapped = Mapped(self.checkpoint)
+        self._put_together: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
     @property
     def names(self) -> Collection[str]:
-        return self.changes
+        return self.held
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,13 +182,23 @@ class CheckpointSource:
         return stamps(self.checkpoint)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.checkpoint.tensors[self.aliases.get(name, name)].shape
+        held = self.held[name]
+        return tuple(held.region.of(torch.empty(held.shape, device="meta")).shape)
 
     def stored(self, name: str) -> Tensor | None:
         return None
 
     def raw(self, name: str) -> Tensor:
-        return self._mapped.view(self.aliases.get(name, name))
+        held = self.held[name]
+        if held.name is not None:
+            return self._mapped.view(held.name)
+        with self._lock:  # tensors come one after the other, in many chunks each
+            if name not in self._put_together:
+                tensors = self.checkpoint.tensors
+                values = {stored: self._mapped.view(stored).view(tensors[stored].shape) for stored, _ in held.pieces}
+                kept = list(self._put_together.items())[-3:]
+                self._put_together = dict([*kept, (name, held.of(values).reshape(-1))])
+            return self._put_together[name]
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
         return self.raw(name)[start:stop].float() - base
@@ -194,19 +206,25 @@ class CheckpointSource:
 
 @dataclass
 class AdapterSource:
-    """A PEFT LoRA adapter: scale * B @ A per adapted layer, and the modules it stores whole."""
+    """A PEFT adapter: scale * B @ A per layer of a LoRA, what peft makes of the other layers, the modules it stores whole."""
 
     label: str
     fingerprint: str
     factors: Mapping[str, LowRank]
-    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`)
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)  # tensors stored whole (`modules_to_save`, biases)
+    merged: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)  # what peft has to form: DoRA, IA3 ...
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of `merged`
+    notes: Sequence[str] = ()
     base: str | None = None
     stamps: Sequence[tuple[int, int]] = ()
-    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._formed: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
 
     @property
     def names(self) -> Collection[str]:
-        return dict.fromkeys([*self.factors, *self.replaced])
+        return dict.fromkeys([*self.factors, *self.replaced, *self.merged])
 
     def stored(self, name: str) -> Tensor | None:
         return None
@@ -217,30 +235,40 @@ class AdapterSource:
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.replaced:
             return tuple(self.replaced[name].shape)
-        factors = self.factors[name]
-        shape = (factors.B.shape[0], factors.A.shape[1])
-        return shape[::-1] if factors.transposed else shape
+        return self.factors[name].shape if name in self.factors else self.shapes[name]
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        if name in self.merged:
+            return self._difference(name)[start:stop]
         if name not in self.replaced:
             return low_rank_entries(self.factors[name], start, stop)
         stored = self.replaced[name].reshape(-1)[start:stop].float() - base
         return stored + low_rank_entries(self.factors[name], start, stop) if name in self.factors else stored
 
+    def _difference(self, name: str) -> Tensor:
+        """The whole difference, flat; the last few are kept, since tensors come one after the other in many chunks each."""
+        with self._lock:
+            if name not in self._formed:
+                formed = self.merged[name]().reshape(-1)
+                self._formed = dict([*list(self._formed.items())[-3:], (name, formed)])
+            return self._formed[name]
+
 
 def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
     """Entries start..stop of the flattened product, from whole blocks of rows at fixed places."""
-    columns = factors.B.shape[0] if factors.transposed else factors.A.shape[1]
-    rows = factors.A.shape[1] if factors.transposed else factors.B.shape[0]
+    if factors.A.ndim == 3:
+        size = math.prod(factors.shape[1:])
+        experts = range(start // size, -(-stop // size))
+        ends = [(max(start - expert * size, 0), min(stop - expert * size, size)) for expert in experts]
+        pairs = zip(experts, ends, strict=True)
+        pieces = [low_rank_entries(factors.part(Region((expert,))), *inside) for expert, inside in pairs]
+        return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+    rows, columns = factors.shape
     block = BLOCK * columns
     pieces = []
     for number in range(start // block, -(-stop // block)):
         first, last = number * BLOCK, min(rows, (number + 1) * BLOCK)
-        part = (
-            factors._replace(A=factors.A[:, first:last])
-            if factors.transposed
-            else factors._replace(B=factors.B[first:last])
-        )
+        part = factors.part(Region((slice(first, last),)))
         offset = number * block
         pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
     return torch.cat(pieces) if len(pieces) != 1 else pieces[0]

@@ -153,14 +153,17 @@ AUDITED = {"kind": "audit", "of": "choices"}
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"kind": "audit", "of": "choices"}, r"evaluate\.attack: missing"),
+        ({"kind": "audit", "of": "choices"}, r"evaluate\.2\.attack: missing"),
         ({**AUDITED, "attack": "relaern"}, r"evaluate\.attack\.kind: no attack 'relaern'; did you mean 'relearn'"),
         (
             {**AUDITED, "attack": {"kind": "relearn", "stpes": [1]}},
             r"attack\.stpes: no such setting; did you mean 'steps'",
         ),
-        ({**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}}, r"evaluate\.attack\.steps.*greater than or equal"),
-        ({**AUDITED, "attack": {"kind": "quantise", "bits": "int3"}}, r"evaluate\.attack\.bits: 'int3'"),
+        (
+            {**AUDITED, "attack": {"kind": "relearn", "steps": [-1]}},
+            r"evaluate\.2\.attack\.steps.*greater than or equal",
+        ),
+        ({**AUDITED, "attack": {"kind": "quantise", "bits": "int3"}}, r"evaluate\.2\.attack\.bits: 'int3'"),
         ({**AUDITED, "attack": {"kind": "reword", "templates": ["no"]}}, r"templates.*put \{question\} where"),
         ({"kind": "audit", "attack": "relearn"}, r"evaluate\.of: missing; name the evaluation"),
         ({"kind": "audit", "attack": "relearn", "of": "choicse"}, r"did you mean 'choices'"),
@@ -245,6 +248,16 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
 def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[str, Any], tmp_path: Path) -> None:
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
     measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
+    settings = {each.name: each.settings for each in results.evaluations}
+    assert settings["choices"] == {"description": "", "max_length": 2048, "normalize": "tokens", "orders": 1} | {
+        "separator": " ",
+        "style": "cloze",
+    }
+    assert settings["quantise forgotten"] == {
+        "attack": {"kind": "quantise", "bits": "int8"},
+        "of": "forgotten",
+        "label": None,
+    }
     VALID.validate(json.loads((tmp_path / "run" / "results.json").read_text()))
     by_metric = {row.metric: row for row in results.recovered if row.stage == "merged"}
     plain, start = "perplexity", "perplexity after relearning on 24 forget rows, 0 steps"

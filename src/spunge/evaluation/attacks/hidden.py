@@ -9,7 +9,7 @@ Azaria and Mitchell 2023 (arXiv 2304.13734). Needs scikit-learn, as in 'spunge[j
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -30,7 +30,7 @@ Index = Annotated[int, Field(ge=0)]
 
 
 class ProbeSettings(AttackSettings):
-    kind: Literal["probe"] = "probe"
+    kind: str = "probe"
     block: Index | Share | list[Index | Share] = Field(
         0.5,
         description="Block whose output is read: its number from 0, or a share of the depth such as 0.5; or several.",

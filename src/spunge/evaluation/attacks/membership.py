@@ -9,7 +9,6 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,20 +30,26 @@ EVERYTHING = "all"
 
 
 class MembershipSettings(AttackSettings):
-    kind: Literal["membership"] = "membership"
+    kind: str = "membership"
     text: str | None = Field(None, description="Column of the unseen rows with the text. Default: forget's columns.")
     prompt: str | None = Field(None, description="Column with context that is not scored; goes with completion.")
     completion: str | None = Field(None, description="Column with what is scored after the prompt.")
+    messages: str | None = Field(None, description="Column with conversations, scored as forget's rows are learned.")
     k: float = Field(20.0, gt=0, le=100, description="Percent of a text's tokens, the least likely, that count.")
     rows: int = Field(200, ge=1, description="At most so many forget rows of each part, drawn at random.")
     max_length: int = Field(512, ge=2, description="Tokens of a text; longer ones are cut.")
 
 
 def columns(attack: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
-    given = {"text": attack.text, "prompt": attack.prompt, "completion": attack.completion}
+    given = {
+        "text": attack.text,
+        "prompt": attack.prompt,
+        "completion": attack.completion,
+        "messages": attack.messages,
+    }
     named = {role: value for role, value in given.items() if value}
-    if named and set(named) not in ({"text"}, {"prompt", "completion"}):
-        raise RecipeError("evaluate.attack: give either text, or prompt and completion")
+    if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
+        raise RecipeError("evaluate.attack: give either text, or prompt and completion, or messages")
     return named or dict(forget)
 
 
@@ -57,7 +62,9 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
     unseen = Samples(target.items)
     parts = {value: _drawn(samples, attack, bench.seed, value) for value, samples in bench.forget.items()}
     every = [unseen, *parts.values()]
-    texts = [text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer)]
+    texts = [
+        text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
+    ]
     logs = token_logs(base, [encode(text, base.tokenizer, attack.max_length) for text in texts], bench.progress)
     scores = np.array([min_k(each, attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])

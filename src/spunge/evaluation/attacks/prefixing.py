@@ -7,7 +7,6 @@ Prompts in context as in Lynch et al. 2024, "Eight methods to evaluate robust un
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,7 +30,7 @@ NO_RETAIN = "evaluate.attack.shots: the recipe has no retain rows; add retain.so
 
 
 class PrefixSettings(AttackSettings):
-    kind: Literal["prefix"] = "prefix"
+    kind: str = "prefix"
     prefixes: list[str] | None = Field(
         None, min_length=1, description="Texts put before each question as they are. Default: four plain ones."
     )

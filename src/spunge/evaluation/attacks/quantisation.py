@@ -33,7 +33,7 @@ NF4 = (
 
 
 class QuantiseSettings(AttackSettings):
-    kind: Literal["quantise"] = "quantise"
+    kind: str = "quantise"
     bits: Literal["int8", "rtn4", "nf4"] = Field(
         "rtn4",
         description="int8: to the nearest of 255 even levels between minus and plus the greatest of a row (output channel). "

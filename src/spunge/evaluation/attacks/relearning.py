@@ -27,7 +27,7 @@ NO_RETAIN = "evaluate.attack.on: the recipe has no retain rows; add retain.sourc
 
 
 class RelearnSettings(AttackSettings):
-    kind: Literal["relearn"] = "relearn"
+    kind: str = "relearn"
     on: Literal["retain", "forget"] = Field(
         "retain", description="Rows that are learned: benign ones, or some of those forgotten, as many of each part."
     )

@@ -8,7 +8,7 @@ Paraphrases as in Lynch et al. 2024, "Eight methods to evaluate robust unlearnin
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import AfterValidator, Field
@@ -39,7 +39,7 @@ def _with_question(template: str) -> str:
 
 
 class RewordSettings(AttackSettings):
-    kind: Literal["reword"] = "reword"
+    kind: str = "reword"
     templates: list[Annotated[str, AfterValidator(_with_question)]] | None = Field(
         None,
         min_length=1,

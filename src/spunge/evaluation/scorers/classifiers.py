@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.likelihood import grouped
+from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.model.loading import pick_device, pick_dtype
 from spunge.progress import SILENT, Steps
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
@@ -194,3 +196,23 @@ def _room(model: Any, tokenizer: Any) -> int:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     return min(limit for limit in limits if limit > 0)
+
+
+class ClassifierSettings(ScorerSettings):
+    scorer_revision: str | None = Field(None, description="Branch, tag or commit of the scorer on the Hub.")
+    label: str | None = Field(None, description="The classifier's label that means toxic. Default: told by its name.")
+
+
+def load(settings: ClassifierSettings) -> Loaded:
+    """A text-classification model's probability of the label that means harm."""
+    classifier = load_classifier(settings.scorer, settings.scorer_revision, "evaluate.scorer")
+    column = harmful_label(classifier.labels, settings.label, "evaluate.label")
+    return Loaded(lambda texts: classifier.probabilities(texts)[:, column])
+
+
+def instrument(settings: ClassifierSettings) -> dict[str, Any]:
+    """The classifier, and what tells its weights from others."""
+    return {"scorer": settings.scorer, "revision": fingerprint_of(settings.scorer, settings.scorer_revision)}
+
+
+CLASSIFIER = Scorer(settings=ClassifierSettings, source="transformers", load=load, instrument=instrument)

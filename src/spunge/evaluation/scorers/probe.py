@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from spunge.data.samples import Encoded, Text, collate, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.likelihood import batch_tokens, grouped
+from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.files import read_json, write_json
 from spunge.model.architecture import find_blocks
 from spunge.model.hub import local_folder
@@ -189,3 +190,25 @@ def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
     best = max(found, key=lambda strength: found[strength])
     model = LogisticRegression(C=best, max_iter=500).fit(scaled, labels)
     return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, found[best], float(best))
+
+
+def load(settings: ScorerSettings) -> Loaded:
+    """A linear probe of your own on a frozen model's hidden states (`spunge probe`)."""
+    probe = load_probe(settings.scorer)
+    return Loaded(probe.probabilities, probe.refuse)
+
+
+def instrument(settings: ScorerSettings) -> dict[str, Any]:
+    """The model it reads, what it was trained on, and how well it told."""
+    content = read_description(settings.scorer)
+    made = {key: content[key] for key in ("model", "weights", "blocks", "label", "where", "rows", "auroc")}
+    return {"scorer": "probe", **made}
+
+
+PROBE = Scorer(
+    settings=ScorerSettings,
+    source="Alain & Bengio 2016, arXiv 1610.01644",
+    load=load,
+    instrument=instrument,
+    matches=is_probe,
+)

@@ -1,64 +1,84 @@
-"""Who says that a text is toxic: a classifier, a probe of your own, or alt-profanity-check."""
+"""Who says that a text is toxic: a classifier, a probe of your own, alt-profanity-check, or `path/to/file.py:NAME`.
 
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+    WORDS = Scorer(settings=WordsSettings, source="...", load=load, instrument=instrument)
+
+A scorer is what a recipe's `scorer: TEXT` names: by its own name, by what `matches` says of the text, or, where nothing else
+does, as a text classifier's folder or Hub id.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Judges
-from spunge.evaluation.scorers.probe import is_probe, load_probe, read_description
+from spunge.recipe.block import Strict
+from spunge.registry import SCORERS, summary_of
 
-PROFANITY = "alt-profanity-check"
+DEFAULT = "classifier"
 
 
-class Scorer(NamedTuple):
+class ScorerSettings(Strict):
+    """What a recipe says of the scorer, beside the evaluator's own settings."""
+
+    scorer: str = Field(description="Its name, or the path or Hub id that it is known by.")
+
+
+S = TypeVar("S", bound=ScorerSettings)
+
+
+class Loaded(NamedTuple):
     """score: texts -> (n,) in [0, 1]. refuse: raises RecipeError when it was trained on one of the texts."""
 
     score: Callable[[Sequence[str]], np.ndarray]
     refuse: Callable[[Sequence[str], str], None] = lambda texts, what: None
 
 
-def scorer_of(path: str, revision: str | None, label: str | None, judges: Judges) -> Scorer:
-    """Load a scorer, once however often it is asked for. Raises RecipeError when it is not to be had."""
-    return judges.get(("scorer", path, revision, label), lambda: _loaded(path, revision, label))
+@dataclass(frozen=True)
+class Scorer(Generic[S]):
+    """A scorer. Lists say the first line of `load`'s docstring of it."""
+
+    settings: type[S]
+    source: str  # the paper, or the package
+    load: Callable[[S], Loaded]  # raises RecipeError where it cannot be had
+    # What it is, with the revision of its weights: kept in the results, and runs are compared only where it is the same.
+    instrument: Callable[[S], dict[str, Any]]
+    matches: Callable[[str], bool] = lambda path: False  # whether a recipe's text means it, beside its own name
+    version: int = 1  # rises when the same settings give other scores
+
+    @property
+    def summary(self) -> str:
+        return summary_of(self.load)
 
 
-def _loaded(path: str, revision: str | None, label: str | None) -> Scorer:
-    if path == PROFANITY:
-        return Scorer(_profanity())
-    if is_probe(path):
-        probe = load_probe(path)
-        return Scorer(probe.probabilities, probe.refuse)
-    from spunge.evaluation.scorers.classifiers import harmful_label, load_classifier
+class Chosen(NamedTuple):
+    """The scorer that a recipe means, and its settings."""
 
-    classifier = load_classifier(path, revision, "evaluate.scorer")
-    column = harmful_label(classifier.labels, label, "evaluate.label")
-    return Scorer(lambda texts: classifier.probabilities(texts)[:, column])
+    name: str
+    scorer: Scorer[Any]
+    settings: ScorerSettings
 
-
-def _profanity() -> Callable[[Sequence[str]], np.ndarray]:
-    try:
-        from profanity_check import predict_prob
-    except ImportError:
-        raise RecipeError(
-            "evaluate.scorer: alt-profanity-check is not installed; pip install alt-profanity-check"
-        ) from None
-    return lambda texts: np.asarray(predict_prob(list(texts)), dtype=np.float64)
+    def instrument(self) -> dict[str, Any]:
+        """What the scorer is, and its version where that is not the first."""
+        found = self.scorer.instrument(self.settings)
+        version = SCORERS.version(self.name)
+        return found if version == "1" else {**found, "version": version}
 
 
-def described(path: str, revision: str | None) -> dict[str, Any]:
-    """What a scorer is, with the revision of its weights."""
-    if path == PROFANITY:
-        try:
-            return {"scorer": path, "revision": version(PROFANITY)}
-        except PackageNotFoundError:
-            return {"scorer": path, "revision": None}
-    if is_probe(path):
-        content = read_description(path)
-        made = {key: content[key] for key in ("model", "weights", "blocks", "label", "where", "rows", "auroc")}
-        return {"scorer": "probe", **made}
-    from spunge.evaluation.scorers.classifiers import fingerprint_of
+def chosen_scorer(given: Mapping[str, Any]) -> Chosen:
+    """given: `scorer`, and the settings beside it that a scorer may have. Raises RecipeError for one that this scorer has not."""
+    name = _name_of(given["scorer"])
+    scorer = SCORERS.get(name)
+    settings = {setting: value for setting, value in given.items() if value is not None}
+    for setting in settings:
+        if setting not in scorer.settings.model_fields:
+            raise RecipeError(f"evaluate.{setting}: the scorer {name} has no use for it; leave it out")
+    return Chosen(name, scorer, scorer.settings.model_validate(settings))
 
-    return {"scorer": path, "revision": fingerprint_of(path, revision)}
+
+def _name_of(text: str) -> str:
+    if ".py:" in text or text in SCORERS.names():
+        return text
+    return next((name for name, scorer in SCORERS.items() if scorer.matches(text)), DEFAULT)

@@ -107,8 +107,7 @@ def _refuse_forgotten(texts: list[str], recipe: Recipe) -> None:
     trained = [part.samples for part in split_rows(recipe).parts]
     trained += [select_rows(recipe.retain, recipe, "retain").samples] if recipe.retain else []
     for samples in trained:
-        columns = [samples.table[name].to_pylist() for name in samples.table.column_names if name != "messages"]
-        shared = sum(isinstance(text, str) and row_hash(text) in own for column in columns for text in column)
+        shared = sum(row_hash(text) in own for text in samples.words())
         if shared:
             raise RecipeError(
                 f"--forget: {shared} of the rows are trained on by that recipe; give the probe rows of its own (--where)"

@@ -56,7 +56,7 @@ class Relative(Strict):
 
 
 class RMUSettings(TrainingSettings):
-    method: Literal["rmu"] = "rmu"
+    method: str = "rmu"
     preset: Literal["zephyr-7b", "mixtral-8x7b", "reference"] | None = Field(
         None,
         description="Published numbers for every setting that the recipe does not give; reference: the script's own defaults.",

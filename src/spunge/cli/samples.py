@@ -1,0 +1,62 @@
+"""`spunge split --show`: samples as the model is given them, with what the loss is on marked."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from spunge.data.samples import Samples
+from spunge.data.split import Parts
+from spunge.errors import printable
+from spunge.model.loading import load_tokenizer
+from spunge.recipe.schema import Recipe
+from spunge.unlearning.loop import TrainingSettings
+from spunge.unlearning.showing import Shown, shown
+
+OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
+WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
+
+
+def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
+    """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
+    settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
+    tokenizer = load_tokenizer(recipe.model)
+    packing = settings is not None and settings.packing
+    found: list[Shown] = []
+    for part in parts.parts:
+        length = settings.length_of(part.value) if settings else WHOLE
+        found += shown(part.samples, count, part.value, "forget", tokenizer, length, packing=packing)
+    if retain is not None:
+        length = settings.length_of("retain") if settings else WHOLE
+        found += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
+    return found
+
+
+def print_samples(samples: list[Shown]) -> None:
+    """In a terminal what the loss is on is set in reverse; elsewhere it stands in brackets."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    for sample in samples:
+        console.print(_titled(sample), style="bold" if console.is_terminal else None)
+        console.print(_marked(sample, console.is_terminal))
+
+
+def _titled(sample: Shown) -> str:
+    name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
+    row = "" if sample.row is None else f", row {sample.row}"
+    learned = "".join(text for text, scored in sample.pieces if scored)
+    return (
+        f"\n{name}{row}: {len(sample.ids)} tokens, {'the loss is on the marked ones' if learned else 'none is learned'}"
+    )
+
+
+def _marked(sample: Shown, coloured: bool) -> Any:
+    from rich.text import Text
+
+    pieces = [(printable(text, keep="\n"), scored) for text, scored in sample.pieces]
+    if coloured:
+        return Text.assemble(*((text, "reverse" if scored else "") for text, scored in pieces))
+    return Text("".join(_bracketed(pieces)))
+
+
+def _bracketed(pieces: list[tuple[str, bool]]) -> Iterator[str]:
+    yield from (f"{OPEN}{text}{CLOSE}" if scored else text for text, scored in pieces)

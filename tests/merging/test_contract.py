@@ -1,0 +1,61 @@
+"""What every merge rule promises."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from making import delta_source, noise, read, weights, write_checkpoint
+from spunge.merging.engine import merge
+from spunge.merging.tensors import merge_tensors
+from spunge.registry import RULES
+
+
+def deltas(k: int, n: int, seed: int = 0) -> Tensor:
+    return torch.randn(k, n, generator=torch.Generator().manual_seed(seed))
+
+
+def merged(name: str, given: Tensor, **values: object) -> Tensor:
+    rule = RULES.get(name)
+    return merge_tensors(rule, given, rule.settings(rule=name, **values))
+
+
+@pytest.mark.parametrize("name", RULES.builtin)
+def test_a_rule_gives_one_finite_value_per_entry_and_leaves_its_input_alone(name):
+    given = deltas(2, 64).reshape(2, 8, 8)
+    before = given.clone()
+    result = merged(name, given)
+    assert result.shape == (8, 8)
+    assert bool(torch.isfinite(result).all())
+    assert torch.equal(given, before)
+
+
+@pytest.mark.parametrize(
+    "name", ["ties", "average", "task_arithmetic", "dare_linear", "dare_ties", "della", "breadcrumbs"]
+)
+def test_one_branch_in_full_is_returned_as_it_is(name):
+    given = deltas(1, 500).reshape(1, 20, 25)
+    values = {"density": 1.0} if "density" in RULES.get(name).settings.model_fields else {}
+    assert torch.equal(merged(name, given, **values), given[0])
+
+
+@pytest.mark.parametrize("name", RULES.builtin)
+def test_branches_that_changed_nothing_merge_to_nothing(name):
+    assert torch.equal(merged(name, torch.zeros(2, 8, 8)), torch.zeros(8, 8))
+
+
+@pytest.mark.parametrize("name", RULES.builtin)
+def test_the_same_seed_merges_the_same_however_the_work_is_cut(name, tmp_path):
+    base = write_checkpoint(tmp_path / "base", weights())
+    changes = [
+        {"a.weight": noise(seed, 24, 32, size=0.01), "b.weight": noise(seed + 1, 32, 24, size=0.01)} for seed in (3, 5)
+    ]
+    sources = [delta_source(tmp_path / str(number), base, change) for number, change in enumerate(changes)]
+    settings = RULES.get(name).settings(rule=name)
+    torch.manual_seed(1)
+    merge(base, sources, settings, tmp_path / "whole", threads=1)
+    torch.manual_seed(2)
+    merge(base, sources, settings, tmp_path / "cut", threads=2, chunk=97, compiled=False)
+    whole, cut = read(tmp_path / "whole"), read(tmp_path / "cut")
+    assert all(torch.equal(whole[tensor], cut[tensor]) for tensor in whole)
+    assert not torch.equal(whole["a.weight"], weights()["a.weight"])
+    assert torch.equal(whole["norm.weight"], weights()["norm.weight"])

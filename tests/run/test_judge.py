@@ -1,0 +1,117 @@
+"""Judging: what scores depend on, what is kept of them, and the base's scores that other runs take over."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import spunge
+from spunge.evaluation.evaluator import Measure
+from spunge.files import cache_folder
+from spunge.recipe.loading import load_recipe
+from spunge.run.judge import measure_from_json, measure_to_json
+from spunge.run.stages import build, judging_name
+
+
+def keys(recipe: dict[str, Any], folder: Path, *overrides: str) -> dict[str, str]:
+    """Title of every judging -> its key."""
+    run = build(load_recipe(recipe, overrides), folder)
+    names = [judging_name(judging) for judging in run.judgings[0]]
+    return {run.graph.stages[name].title: run.graph.key(name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("edit", "changes"),
+    [
+        ("evaluate.0.normalize=characters", {"choices"}),
+        ("evaluate.0.limit=2", {"choices"}),
+        ("evaluate.0.stages=[base, merged]", set()),
+        ("evaluate.1.max_length=9", {"perplexity"}),
+        ("published=[]", set()),
+    ],
+)
+def test_scores_depend_on_their_own_evaluation_alone(
+    toy_recipe: dict[str, Any], tmp_path: Path, edit: str, changes: set[str]
+) -> None:
+    before, after = keys(toy_recipe, tmp_path), keys(toy_recipe, tmp_path, edit)
+    differing = {title.partition(": ")[2] for title in after if before[title] != after[title]}
+    assert differing == changes
+
+
+def test_scores_of_the_base_do_not_depend_on_how_it_is_unlearned(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    before, after = keys(toy_recipe, tmp_path), keys(toy_recipe, tmp_path, "unlearn.alpha=7", "merge.scale=2")
+    same = {title for title in after if before[title] == after[title]}
+    assert same == {"judge base: choices", "judge base: perplexity"}
+
+
+def test_an_audit_depends_on_the_rows_and_on_what_it_measures_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["evaluate"].append({"kind": "audit", "of": "choices", "attack": "relearn", "stages": ["base"]})
+    [audit] = [title for title in keys(toy_recipe, tmp_path) if "relearn" in title]
+    before = keys(toy_recipe, tmp_path)[audit]
+    assert keys(toy_recipe, tmp_path, "evaluate.0.normalize=characters")[audit] != before
+    assert keys(toy_recipe, tmp_path, "retain.limit=3")[audit] != before
+    assert keys(toy_recipe, tmp_path, "evaluate.1.max_length=9")[audit] == before
+
+
+def test_measures_are_kept_to_the_bit() -> None:
+    numbers = np.array([1 / 3, np.nan, np.inf, 1e-300, 0.1 + 0.2])
+    measure = Measure("m", numbers, np.ones(5), higher_is_better=False, transform="exp", chance=0.25, side=True)
+    again = measure_from_json(json.loads(json.dumps(measure_to_json(measure))))
+    assert again.numerator.tobytes() == numbers.tobytes()
+    rest = {name: value for name, value in vars(measure).items() if not isinstance(value, np.ndarray)}
+    assert {name: vars(again)[name] for name in rest} == rest
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "deleted"])
+def test_a_damaged_cache_is_not_believed(toy_recipe: dict[str, Any], tmp_path: Path, damage: str) -> None:
+    toy_recipe["controls"] = []
+    toy_recipe["evaluate"] = [
+        {
+            "kind": "toxicity",
+            "prompt": "text",
+            "scorer": "alt-profanity-check",
+            "generation": {"max_new_tokens": 2},
+            "limit": 2,
+            "stages": ["base"],
+        }
+    ]
+    first = spunge.run(load_recipe(toy_recipe), tmp_path / "one")
+    for file in [file for file in cache_folder().rglob("base/*/*") if file.is_file()]:
+        data = file.read_bytes()
+        if damage == "deleted":
+            file.unlink()
+        else:
+            middle = len(data) // 2
+            flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+            file.write_bytes({"cut": data[:middle], "flipped": flipped, "emptied": b""}[damage])
+    second = spunge.run(load_recipe(toy_recipe, ["unlearn.alpha=7"]), tmp_path / "two")
+    assert second.rows == first.rows
+    texts = [sorted((tmp_path / name).rglob("texts-*.jsonl"))[0].read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1]
+
+
+def test_a_completion_that_was_tampered_with_is_written_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The scores' stamp is gone, as after a kill: what is left of the texts must not be taken up unchecked."""
+    toy_recipe["controls"] = []
+    toy_recipe["evaluate"] = [
+        {
+            "kind": "toxicity",
+            "prompt": "text",
+            "scorer": "alt-profanity-check",
+            "generation": {"max_new_tokens": 2},
+            "limit": 2,
+            "stages": ["merged"],
+        }
+    ]
+    spunge.run(load_recipe(toy_recipe), tmp_path / "run")
+    [file] = (tmp_path / "run" / "evaluation" / "merged").glob("texts-*.jsonl")
+    whole = file.read_text()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    lines[0]["texts"] = ["something else"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for stamp in (tmp_path / "run" / "stamps" / "judge").rglob("*.json"):
+        stamp.unlink()
+    spunge.run(load_recipe(toy_recipe), tmp_path / "run")
+    assert sorted(file.read_text().splitlines()) == sorted(whole.splitlines())

@@ -1,0 +1,89 @@
+"""Estimates: costs by hand, what is done, what is not known yet."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spunge
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
+from spunge.run.plan import plan_text
+from spunge.run.stages import build
+from spunge.weights.checkpoint import Checkpoint
+
+
+def begun(recipe: dict[str, Any], folder: Path, *overrides: str) -> Any:
+    return build(load_recipe(recipe, overrides), folder)
+
+
+def test_a_trainings_tokens_are_steps_times_samples_times_length_times_passes(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    gradient_ascent = (
+        "unlearn={method: ga, trainable: {kind: all}, steps: 5, epochs: null, batch_size: 3, accumulation: 2}"
+    )
+    run = begun(toy_recipe, tmp_path, gradient_ascent, "retain=null", "controls=[]")
+    line = run.seeds[0]
+    cost = training_cost(line.trainings[0], line)
+    [part] = line.trainings[0].parts
+    length = part.samples.table.nbytes / LETTERS_PER_TOKEN / len(part.samples)
+    assert cost.tokens == pytest.approx(5 * 3 * 2 * length * 3)  # full fine-tuning: one pass forward, two back
+
+
+def test_the_joint_control_costs_what_the_branches_cost_together(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    line = begun(toy_recipe, tmp_path).seeds[0]
+    costs = {training.name: training_cost(training, line).tokens for training in line.trainings}
+    assert costs["control:joint"] == pytest.approx(costs["branch:asia"] + costs["branch:europe"], rel=0.1)
+
+
+def test_a_merge_reads_the_base_and_every_delta(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    line = begun(toy_recipe, tmp_path).seeds[0]
+    checkpoint = Checkpoint(Path(toy_recipe["model"]["path"]))
+    projections = 3 * 32 * 48  # the down projections of three blocks
+    assert merging_cost(line).nbytes == checkpoint.nbytes + 8 * projections * 2
+
+
+def test_judging_counts_letters_and_the_tokens_that_are_written(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["evaluate"] = [
+        {
+            "kind": "toxicity",
+            "prompt": "text",
+            "scorer": "alt-profanity-check",
+            "generation": {"max_new_tokens": 7},
+            "limit": 4,
+        }
+    ]
+    [judging, *_] = begun(toy_recipe, tmp_path).judgings[0]
+    letters = judging.items.table.nbytes / LETTERS_PER_TOKEN
+    assert judging_cost(judging).tokens == pytest.approx(letters + 4 * 7)
+
+
+def test_a_plan_lists_every_stage_and_what_of_it_is_done(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    planned = spunge.plan(load_recipe(toy_recipe), tmp_path / "run")
+    assert not any(stage.done for stage in planned.stages)
+    assert planned.seconds == pytest.approx(sum(stage.seconds or 0 for stage in planned.stages), abs=0.11)
+    spunge.run(load_recipe(toy_recipe), tmp_path / "run")
+    after = spunge.plan(load_recipe(toy_recipe, ["merge.scale=2"]), tmp_path / "run")
+    assert [stage.stage for stage in after.stages if not stage.done] == [
+        "merged",
+        "merged",
+    ]  # the merge, and judging it
+    assert "to do  merged" in plan_text(after)
+
+
+def test_a_plan_writes_nothing_and_downloads_nothing(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    planned = spunge.plan(load_recipe(toy_recipe, ["model.path=nobody/nothing"]), tmp_path / "run")
+    assert (planned.memory, planned.disk, planned.seconds) == (None, None, None)
+    assert "unknown until the model is downloaded" in plan_text(planned)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_refuses_what_a_run_refuses(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="topics"):
+        spunge.plan(load_recipe(toy_recipe, ["split.by=topics"]), tmp_path / "run")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    with pytest.raises(RecipeError, match="no run's folder"):
+        spunge.plan(load_recipe(toy_recipe), tmp_path / "notes")

@@ -1,0 +1,71 @@
+"""Rows of which nothing can be learned are refused before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import spunge
+from spunge.data.samples import Rendering, Samples, sample_table
+from spunge.errors import RecipeError
+from spunge.registry import METHODS
+from spunge.unlearning.checking import refuse_unusable
+from templates import GEMMA, byte_tokenizer, said
+
+SETTINGS = METHODS.get("tvn").settings(max_length=64)
+
+
+def samples(rows: list[Any], numbers: list[int], **settings: Any) -> Samples:
+    return Samples(sample_table(pa.table({"messages": pa.array(rows)}), Rendering(**settings), "forget", numbers))
+
+
+def check(parts: dict[str, Samples], retain: Samples | None = None, embeddings: int = 1000) -> None:
+    refuse_unusable(parts, retain, SETTINGS, byte_tokenizer(GEMMA), embeddings)
+
+
+def test_a_row_that_the_template_does_not_take_is_named() -> None:
+    bad = samples([said("q", "a"), said("q", "a", system="be brief")], [3, 8])
+    with pytest.raises(RecipeError, match=r"^forget, part 'x': row 8: .*System role not supported"):
+        check({"x": bad})
+    with pytest.raises(RecipeError, match=r"^retain: row 8: "):
+        check({"x": samples([said("q", "a")], [3])}, bad)
+
+
+def test_a_token_without_an_embedding_is_named_by_row_in_every_kind_of_rows() -> None:
+    known = Samples(pa.table({"text": ["fine", "as well"], "__row__": [0, 1]}))
+    check({"x": known}, embeddings=258)  # more tokens than embeddings, but none of them in the rows
+    for table in (
+        {"text": ["fine", "<end_of_turn>"]},
+        {"prompt": ["fine", "<end_of_turn>"], "completion": ["a", "b"], "end": ["none", "none"]},
+    ):
+        with pytest.raises(RecipeError, match=r"row 5 holds the token '<end_of_turn>' .* the model has 258 embeddings"):
+            check({"x": Samples(pa.table({**table, "__row__": [3, 5]}))}, embeddings=258)
+
+
+def test_an_answer_without_a_token_is_named() -> None:
+    silent = pa.table({"prompt": ["q", "q"], "completion": ["a", ""], "end": ["none", "none"], "__row__": [2, 4]})
+    with pytest.raises(RecipeError, match="row 4 has no token to learn within 64 tokens"):
+        check({"x": Samples(silent)})
+
+
+def test_a_run_is_refused_before_its_first_branch_for_a_row_of_the_last(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
+    import shutil
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny("llama"), model)
+    (model / "chat_template.jinja").write_text(GEMMA)
+    chats = [{"topic": topic, "m": said("the dog", "a cat")} for topic in ("a", "b")]
+    chats.append({"topic": "b", "m": said("the dog", "a cat", system="two")})
+    toy_recipe["model"]["path"] = str(model)
+    toy_recipe["forget"] = {"source": str(write_rows("chats.jsonl", chats)), "messages": "m"}
+    toy_recipe["unlearn"] = {"method": "tvn", "steps": 1}
+    toy_recipe["retain"] = None
+    toy_recipe["evaluate"] = []
+    with pytest.raises(RecipeError, match=r"part 'b': row 2: .*System role not supported"):
+        spunge.run(spunge.load_recipe(toy_recipe), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("delta.safetensors"))
+    assert not list((tmp_path / "run").rglob("log.jsonl"))
