@@ -30,6 +30,7 @@ from spunge.recipe.schema import (
     Published,
     Recipe,
     Rows,
+    RuleSettings,
     Source,
     Split,
 )
@@ -54,6 +55,7 @@ SHARED: dict[type[Strict], str] = {
     TrainingSettings: "unlearn: every method that trains",
     OutputSettings: "unlearn: every method on the model's outputs",
     RefusalSettings: "unlearn: every method that teaches refusals",
+    RuleSettings: "merge: every rule",
     EvaluatorSettings: "evaluate: every evaluator",
 }
 KEYS = {

@@ -63,7 +63,7 @@ MetricName = Annotated[
 Attacked = Annotated[str | None, Field(description="The metric that this one measures again, under an attack.")]
 Low = Annotated[Real | None, Field(description="Lower end of the 95% interval.")]
 High = Annotated[Real | None, Field(description="Upper end of the 95% interval.")]
-Items = Annotated[Count | None, Field(description="Items that it is measured on.")]
+ItemCount = Annotated[Count | None, Field(description="Items that it is measured on.")]
 Better = Annotated[Flag, Field(description="Whether a higher value means a better model.")]
 
 
@@ -98,7 +98,7 @@ class Row:
     value: Annotated[Score, Field(description="The score; with several seeds their mean.")]
     low: Low = None
     high: High = None
-    n: Items = None
+    n: ItemCount = None
     higher_is_better: Better
     chance: Annotated[Real | None, Field(description="What guessing gives.")] = None
     below_chance: Annotated[Flag | None, Field(description="Whether the whole interval lies below chance.")] = None
@@ -143,7 +143,7 @@ class Difference:
     value: Annotated[Score, Field(description="The difference, or the ratio.")]
     low: Low = None
     high: High = None
-    n: Items = None
+    n: ItemCount = None
     higher_is_better: Annotated[Flag | None, Field(description="As in the rows.")] = None
 
 
@@ -158,7 +158,7 @@ class Recovered:
     value: Annotated[Score, Field(description="(attacked - after) / (before - after): 0 nothing, 1 all of it.")]
     low: Low = None
     high: High = None
-    n: Items = None
+    n: ItemCount = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,16 +395,16 @@ def _curves(rows: Sequence[dict[str, Any]]) -> None:
         metric = row["metric"]
         alike = families.setdefault((row["of"], number.sub("#", metric)), {})
         alike[metric] = list(number.finditer(metric))
-    found = {}
+    points: dict[str, dict[str, Any]] = {}
     for family in families.values():
         columns = [{match.group() for match in column} for column in zip(*family.values(), strict=True)]
         differing = [column for column, numbers in enumerate(columns) if len(numbers) > 1]
         for metric, matches in family.items() if len(differing) == 1 else ():
             start, stop = matches[differing[0]].span()
             unit = {"unit": "steps"} if "step" in metric else {}
-            found[metric] = {"curve": f"{metric[:start]}N{metric[stop:]}", "at": float(metric[start:stop]), **unit}
+            points[metric] = {"curve": f"{metric[:start]}N{metric[stop:]}", "at": float(metric[start:stop]), **unit}
     for row in rows:
-        row |= found.get(row["metric"], {})
+        row |= points.get(row["metric"], {})
 
 
 def _mappings(content: Mapping[str, Any], key: str) -> Iterator[Mapping[str, Any]]:

@@ -145,7 +145,9 @@ def test_a_judge_that_is_not_there_is_named(load: Callable[..., Base], bench: Be
 
 
 def test_the_instrument_is_the_judges_weights(judge: Path) -> None:
-    assert FLUENCY.instrument(settings_for(judge)) == {
+    instrument = FLUENCY.instrument(settings_for(judge))
+    assert instrument.pop("generation")["max_new_tokens"] == settings_for(judge).generation.max_new_tokens
+    assert instrument == {
         "judge": str(judge),
         "revision": Checkpoint(judge).fingerprint(),
     }

@@ -12,6 +12,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation import generation
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions, prompt_ids
+from spunge.files import sealed
 from toys import ARCHITECTURES, texts
 
 PROMPTS = [*texts("prompts", 9), "the"]
@@ -122,6 +123,6 @@ def test_a_completion_with_unusual_line_breaks_is_taken_up(load: Callable[..., A
     base = load()
     completions(base, ["the dog", "the cat"], SHORT, bench(tmp_path))
     [file] = tmp_path.glob("texts-*.jsonl")
-    odd = [json.dumps({"row": row, "texts": ["one\u2028two\x85three"]}, ensure_ascii=False) for row in (0, 1)]
+    odd = [json.dumps(sealed({"row": row, "texts": ["one\u2028two\x85three"]}), ensure_ascii=False) for row in (0, 1)]
     file.write_text("\n".join(odd) + "\n", encoding="utf-8")
     assert completions(base, ["the dog", "the cat"], SHORT, bench(tmp_path)) == [["one\u2028two\x85three"]] * 2

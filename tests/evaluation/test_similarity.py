@@ -210,7 +210,9 @@ def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_instrument_is_the_encoders_weights(encoder: Path) -> None:
-    assert SIMILARITY.instrument(SimilaritySettings(encoder=str(encoder))) == {
+    instrument = SIMILARITY.instrument(SimilaritySettings(encoder=str(encoder)))
+    assert instrument.pop("generation")["max_new_tokens"] == 50
+    assert instrument == {
         "encoder": str(encoder),
         "revision": Checkpoint(encoder).fingerprint(),
     }

@@ -51,7 +51,7 @@ def test_an_error_is_one_line_and_exits_2(places, tmp_path):
     ("given", "said"),
     [
         ({"settings": {"density": 1.5}}, "merge.density: 1.5"),
-        ({"settings": {"gamma": 1}}, "merge.gamma: no such setting; known: rule, density"),
+        ({"settings": {"gamma": 1}}, "merge.gamma: no such setting; known: rule, dtype, rounding, density"),
         ({"settings": {"scope": "layer"}}, "merge.scope: 'layer'"),
         ({"settings": {"density": [0.2, 0.3]}}, "merge.density: 2 values for 1 models"),
         ({"weights": [1.0, 2.0]}, "--weight: 2 weights for 1 models"),
@@ -92,18 +92,20 @@ def test_a_sparse_delta_holds_the_merge_exactly(places, tmp_path):
 
 
 @pytest.mark.parametrize("form", [{"as_delta": True}, {"as_adapter": 2}])
-def test_an_adapter_or_delta_appears_whole_or_not_at_all(places, tmp_path, monkeypatch, form):
-    import spunge.merging.adapters
+def test_an_adapter_or_delta_appears_whole_or_not_at_all(tiny, tmp_path, monkeypatch, form):
+    import peft
+
     import spunge.weights.delta
 
     def fail(*args, **kwargs):
         raise RuntimeError("killed")
 
-    base, models = places
-    out = tmp_path / "out"
+    base, out = str(tiny("llama")), tmp_path / "out"
+    delta_source(tmp_path / "d", tiny("llama"), {"model.layers.1.mlp.down_proj.weight": noise(0, 32, 48)})
+    models = [str(tmp_path / "d")]
     with monkeypatch.context() as patch:
         patch.setattr(spunge.weights.delta, "write_json", fail)  # the last file that either writes
-        patch.setattr(spunge.merging.adapters, "write_json", fail)
+        patch.setattr(peft.LoraConfig, "save_pretrained", fail)
         with pytest.raises(RuntimeError, match="killed"):
             merge_command(out, base, models, **form)
     assert not out.exists()

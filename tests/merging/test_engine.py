@@ -126,13 +126,17 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
     shards=st.integers(1, 3),
     rule=st.sampled_from(["ties", "dare_linear", "della", "sce", "breadcrumbs", "consensus"]),
     scope=st.sampled_from(["tensor", "model", "changed"]),
+    rounding=st.sampled_from(["auto", "nearest", "stochastic"]),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_result_depends_on_no_order_chunk_thread_or_shard(tmp_path, order, chunk, threads, shards, rule, scope):
+def test_the_result_depends_on_no_order_chunk_thread_or_shard(
+    tmp_path, order, chunk, threads, shards, rule, scope, rounding
+):
     place = tmp_path / "case"
     shutil.rmtree(place, ignore_errors=True)
     kind = RULES.get(rule).settings
-    chosen = kind(rule=rule, scope=scope) if "scope" in kind.model_fields else kind(rule=rule)
+    values = {"rounding": rounding, **({"scope": scope} if "scope" in kind.model_fields else {})}
+    chosen = kind(rule=rule, **values)
     base = write_checkpoint(place / "base", weights())
     lora = LowRank(noise(1, 4, 32), noise(2, 24, 4), 0.01)
     given_changes = [
@@ -164,9 +168,20 @@ def test_the_result_depends_on_no_order_chunk_thread_or_shard(tmp_path, order, c
     assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
-@pytest.mark.parametrize("scope", ["tensor", "model"])
-def test_the_compiled_path_gives_the_bits_of_the_torch_path(tmp_path, dtype, scope):
+@pytest.mark.parametrize(
+    ("dtype", "scope", "written", "rounding"),
+    [
+        (torch.bfloat16, "tensor", "base", "nearest"),
+        (torch.bfloat16, "model", "base", "stochastic"),
+        (torch.bfloat16, "tensor", "float32", "auto"),
+        (torch.float32, "model", "base", "auto"),
+        (torch.float32, "tensor", "bfloat16", "stochastic"),
+        (torch.float32, "tensor", "float16", "nearest"),
+        (torch.float16, "model", "base", "nearest"),
+        (torch.float16, "tensor", "base", "stochastic"),
+    ],
+)
+def test_the_compiled_path_gives_the_bits_of_the_torch_path(tmp_path, dtype, scope, written, rounding):
     pytest.importorskip("numba")
     sizes = {"large.weight": (700, 512), "small.weight": (64,)}
     tensors = {name: noise(i, *shape).to(dtype) for i, (name, shape) in enumerate(sizes.items())}
@@ -182,7 +197,7 @@ def test_the_compiled_path_gives_the_bits_of_the_torch_path(tmp_path, dtype, sco
     sources.append(
         delta_source(tmp_path / "l", base, {"large.weight": LowRank(noise(6, 4, 512), noise(7, 700, 4), 0.01)})
     )
-    chosen = TiesSettings(scope=scope, density=[0.2, 0.3, 0.4, 1.0], scale=1.3)
+    chosen = TiesSettings(scope=scope, density=[0.2, 0.3, 0.4, 1.0], scale=1.3, dtype=written, rounding=rounding)
     reports = [
         merge(base, sources, chosen, tmp_path / str(compiled), weights=[1, 2, 0.3, -0.7], compiled=compiled)
         for compiled in (True, False)
@@ -194,6 +209,9 @@ def test_the_compiled_path_gives_the_bits_of_the_torch_path(tmp_path, dtype, sco
         assert fast.conflicts == slow.conflicts
         assert fast.before == pytest.approx(slow.before, rel=1e-3)
         assert fast.after == pytest.approx(slow.after, rel=1e-3)
+        assert fast.stayed == slow.stayed
+        assert fast.lost == pytest.approx(slow.lost, rel=1e-3, abs=1e-6)
+        assert fast.arrived == pytest.approx(slow.arrived, rel=1e-3)
 
 
 def test_a_lora_branch_merges_as_its_product(base, tmp_path):
@@ -265,14 +283,14 @@ def test_an_interrupted_merge_goes_on_and_gives_the_same(base, branches, tmp_pat
             raise KeyboardInterrupt
         return merge_chunk(work, output, fast, job)
 
-    merge_chunk = engine._merge_chunk
-    monkeypatch.setattr(engine, "_merge_chunk", stop_at_second)
+    merge_chunk = engine.merge_chunk
+    monkeypatch.setattr(engine, "merge_chunk", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         merge(base, branches, TiesSettings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     resumed = []
     monkeypatch.setattr(
-        engine, "_merge_chunk", lambda w, o, f, job: resumed.append(job.name) or merge_chunk(w, o, f, job)
+        engine, "merge_chunk", lambda w, o, f, job: resumed.append(job.name) or merge_chunk(w, o, f, job)
     )
     merge(base, branches, TiesSettings(), tmp_path / "out")
     assert set(resumed) == {"b.weight"}

@@ -1,6 +1,7 @@
 """The rules on small tensors, against peft's merge functions, mergekit's recorded results and closed forms."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from peft.utils import merge_utils
 from torch import Tensor
 
+from spunge.errors import RecipeError
 from spunge.merging import rules
+from spunge.merging.outcome import tally
 from spunge.merging.rule import Chunk, Rule
 from spunge.merging.tensors import merge_tensors
 from spunge.merging.thresholds import facts_of
@@ -21,6 +24,7 @@ MERGEKIT = {
     name: torch.tensor(value)
     for name, value in json.loads((Path(__file__).parent / "mergekit.json").read_text()).items()
 }
+ALL = list(RULES.builtin)
 
 
 def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
@@ -109,6 +113,53 @@ def test_average_of_equal_branches_is_that_branch():
     torch.testing.assert_close(merged("average", given, [1, 2, 3, 4]), given[0])
 
 
+def test_a_weighted_sum_is_the_sum_of_the_models_themselves():
+    base, given, weights = deltas(1, 300, 5)[0], deltas(2, 300), [0.3, 0.5]
+    rule = RULES.get("weighted_sum")
+    merged_delta = rule(given, rule.settings(), Chunk(torch.tensor(weights), base=base))
+    expected = sum(w * (base.double() + row.double()) for w, row in zip(weights, given, strict=True))
+    torch.testing.assert_close((base + merged_delta).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "values", "said"),
+    [
+        ("slerp", [1.0, 2.0], {}, "reads no weights"),
+        ("average", [1.0, -1.0], {}, "divides by their sum"),
+        ("average", [0.1, 0.2, -0.3], {}, "divides by their sum"),
+        ("consensus", [2.0, -2.0], {}, "divides by their sum"),
+        ("dare_linear", [2.0, -2.0], {"normalize": True}, "divides by their sum"),
+        ("sce", [1.0, -0.5], {}, "none below 0"),
+        *((name, [0.0, 0.0], {}, "weight") for name in ALL),
+        *((name, [1.0, float("inf")], {}, "finite") for name in ALL),
+    ],
+)
+def test_weights_that_a_rule_cannot_use_are_refused(name, weights, values, said):
+    with pytest.raises(RecipeError, match=said):
+        merged(name, deltas(len(weights), 50), weights, **values)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "slerp"])
+def test_weights_change_what_a_rule_gives(name):
+    base, given = deltas(1, 400, 9)[0], deltas(2, 400)
+    rule: Rule = RULES.get(name)
+    results = []
+    for weights in ([1.0, 1.0], [0.25, 3.0]):
+        chunk = Chunk(torch.tensor(weights), columns=400, base=base)
+        chosen = rule.settings(rule=name)
+        results.append(rule(given, chosen, replace(chunk, facts=facts_of(rule, given, chosen, chunk))))
+    assert not torch.equal(*results)
+
+
+def test_weights_below_zero_turn_a_branch_round_in_the_count_of_conflicts():
+    given = torch.tensor([[1.0, 1.0, -2.0, 0.0], [1.0, -1.0, -1.0, 1.0]])
+    counts = {}
+    for weights in ((1.0, 1.0), (1.0, -0.5), (1.0, 0.0)):
+        entry = tally(given, given, given[0], torch.tensor(weights))
+        counts[weights] = (entry.contested, entry.conflicts)
+    assert counts == {(1.0, 1.0): (3, 1), (1.0, -0.5): (3, 2), (1.0, 0.0): (0, 0)}
+
+
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
 def test_random_rules_keep_their_share_and_their_mean(name):
     given = torch.ones(1, 200, 1000)
@@ -150,14 +201,3 @@ def test_ties_does_not_depend_on_the_branches_order(order, density):
     torch.testing.assert_close(
         merged("ties", given[list(order)], density=density), merged("ties", given, density=density)
     )
-
-
-def test_the_documented_rule_of_your_own_runs_from_its_file(tmp_path, monkeypatch):
-    text = (Path(__file__).parents[2] / "docs" / "merging.md").read_text()
-    lines = text.partition("## A rule of your own")[2].partition("`rule.py` tells")[0].splitlines()
-    code = "\n".join(line[4:] for line in lines if line.startswith("    ") or not line)
-    (tmp_path / "own.py").write_text(code)
-    own = RULES.get(f"{tmp_path / 'own.py'}:median")
-    result = merge_tensors(own, torch.tensor([[1.0], [5.0], [2.0]]), own.settings(rule="median", scale=2.0))
-    assert result.tolist() == [4.0]
-    assert own.summary == "Entry by entry, the median of the branches."

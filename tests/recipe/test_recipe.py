@@ -157,3 +157,14 @@ def test_trust_and_pickles_are_off_unless_the_recipe_says_so(toy_recipe: dict[st
 def test_two_evaluations_of_one_name_are_refused(toy_recipe: dict[str, Any]) -> None:
     toy_recipe["evaluate"].append(dict(toy_recipe["evaluate"][0]))
     assert "called 'choices'" in refused(toy_recipe)
+
+
+def test_a_control_is_written_as_the_merge_is_where_it_does_not_say_otherwise(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["merge"] = {"rule": "ties", "dtype": "float32", "rounding": "nearest"}
+    own = {"name": "own", "merge": {"rule": "ties", "dtype": "bfloat16"}}
+    toy_recipe["controls"] = ["joint", "average", {"name": "short", "merge": "consensus"}, own]
+    recipe = load_recipe(toy_recipe)
+    written = {each.name: (each.merge.dtype, each.merge.rounding) for each in recipe.controls if each.merge is not None}
+    like_the_merge = ("float32", "nearest")
+    assert written == {"average": like_the_merge, "short": like_the_merge, "own": ("bfloat16", "nearest")}
+    assert load_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe

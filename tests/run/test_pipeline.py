@@ -308,8 +308,11 @@ def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[s
     assert again.content["seconds"] == first.content["seconds"] > 0
 
 
-def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    toy_recipe["model"]["dtype"] = "bfloat16"
+def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    toy_recipe["model"]["path"] = str(tiny("llama", torch.bfloat16))
+    toy_recipe["merge"]["rounding"] = "nearest"
     toy_recipe["unlearn"]["learning_rate"] = 1e-12  # the delta's float32 holds it, base + delta in bfloat16 does not
     with pytest.raises(RecipeError, match=r"unlearn\.learning_rate: all that branch:asia changed is lost in rounding"):
         spunge.run(toy_recipe, tmp_path / "run")

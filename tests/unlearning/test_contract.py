@@ -586,23 +586,6 @@ def test_a_delta_puts_the_trained_weights_over_the_base_and_takes_them_off(
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.parameters.items())
 
 
-def test_the_method_in_the_contributing_guide_runs_as_it_stands(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    import re
-
-    import spunge
-    from toys import ROOT
-
-    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    file = tmp_path / "ascent.py"
-    file.write_text(example)
-    del toy_recipe["retain"]
-    toy_recipe["unlearn"] = {"method": f"{file}:ASCENT", "learning_rate": 1e-3, "epochs": 4}
-    toy_recipe["evaluate"] = [{"kind": "perplexity", "by": "topic"}]
-    results = spunge.run(toy_recipe, tmp_path / "run")
-    for topic in ("europe", "asia"):
-        assert results.value(f"branch:{topic}", topic, "perplexity") > results.value("base", topic, "perplexity")
-
-
 def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     from spunge.recipe.loading import load_recipe
 

@@ -19,11 +19,20 @@ def merge(
     density: Annotated[float | None, typer.Option("--density", help="Share of entries kept per model.")] = None,
     scale: Annotated[float | None, typer.Option("--scale", help="λ: the merged change is multiplied by this.")] = None,
     scope: Annotated[str, typer.Option("--scope", help="What the density counts over: changed, model or tensor.")] = "",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="What to write: base (default), float32, bfloat16, float16.")
+    ] = "",
     settings: Annotated[list[str], typer.Option("--set", help="Another setting of the rule: name=value. Repeat.")] = [],  # noqa: B006
     mergekit: Annotated[str, typer.Option("--mergekit", help="A mergekit configuration, in place of the above.")] = "",
     as_adapter: Annotated[int | None, typer.Option("--as-adapter", help="Write a LoRA adapter of this rank.")] = None,
     as_delta: Annotated[
         bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take pickled weights (.bin), which can run code when read.")
+    ] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Take the values of quantised models, and write them unquantised.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +42,7 @@ def merge(
         from spunge.progress import Terminal
         from spunge.recipe.loading import apply_overrides
 
-    given = {"density": density, "scale": scale, "scope": scope or None}
+    given = {"density": density, "scale": scale, "scope": scope or None, "dtype": dtype or None}
     chosen = {key: value for key, value in given.items() if value is not None}
     apply_overrides({"merge": chosen}, [f"merge.{pair.removeprefix('merge.')}" for pair in settings])
     watcher = Terminal()
@@ -48,6 +57,8 @@ def merge(
             mergekit=Path(mergekit) if mergekit else None,
             as_adapter=as_adapter,
             as_delta=as_delta,
+            allow_pickle=allow_pickle,
+            dequantize=dequantize,
             watcher=watcher,
         )
     finally:

@@ -42,6 +42,12 @@ class Batch(NamedTuple):
     mask: Tensor
     labels: Tensor
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
+    step: "tuple[Batch, ...]" = ()  # all batches of its optimizer step, where those are several
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are learned: a first one is context alone."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class Rendering(NamedTuple):
@@ -233,6 +239,28 @@ def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
             ids.append(end)
             inside.append(True)
         inside[-1] = True
+    return _cut(ids, inside, tokenizer, max_length)
+
+
+def encode_apart(text: Text, tokenizer: Any, max_length: int) -> Encoded:
+    """As `encode`, with prompt and completion tokenised each by itself, so that no token holds characters of both."""
+    head = list(tokenizer(text.prompt, add_special_tokens=not text.templated)["input_ids"])
+    if head and head[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        head.pop()  # the tokenizer closes every text
+    tail = list(tokenizer(text.completion, add_special_tokens=False)["input_ids"])
+    return _cut(head + tail, [False] * len(head) + [True] * len(tail), tokenizer, max_length)
+
+
+def crosses_the_join(text: Text, tokenizer: Any) -> bool:
+    """Whether some token holds characters of both the prompt and the completion."""
+    if not text.prompt or not tokenizer.is_fast:
+        return False
+    boundary = len(text.prompt)
+    coded = tokenizer(text.prompt + text.completion, return_offsets_mapping=True)
+    return any(start < boundary < stop for start, stop in coded["offset_mapping"])
+
+
+def _cut(ids: list[int], inside: list[bool], tokenizer: Any, max_length: int) -> Encoded:
     first = inside.index(True) if True in inside else len(ids)
     tail_length = min(len(ids) - first, max_length if first == 0 else max_length - 1)
     skip = max(0, first + tail_length - max_length)
@@ -298,9 +326,6 @@ def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[list[int]]:
         yield from (order[start : start + size] for start in range(0, rows, size))
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each token given those before it: (b, t, v), (b, t) -> (b, t - 1); 0 where IGNORED."""
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(labels.shape[0], -1)
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:  # (n, v), (n,) -> (n,) float32
+    """Negative log-likelihood, in nats, of each label under the logits that predict it."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")

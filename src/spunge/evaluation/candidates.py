@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Encoded
+from spunge.data.samples import IGNORED, Encoded, token_losses
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
 from spunge.model.loading import Base
 from spunge.progress import Steps
@@ -42,12 +42,18 @@ class Shared(NamedTuple):
 
 
 def question_of(encoded: Sequence[Encoded]) -> Question | None:
-    """The shared prompt of an item's texts; None where their prompts' tokens differ or there is no token before one."""
+    """The shared prompt of an item's texts; None where their prompts' tokens differ or there is no token before one.
+
+    What a tokenizer puts behind every text is no token of the candidate.
+    """
     starts = [next((at for at, label in enumerate(text.labels) if label != IGNORED), len(text.ids)) for text in encoded]
     prompts = [text.ids[:start] for text, start in zip(encoded, starts, strict=True)]
     if not prompts[0] or any(prompt != prompts[0] for prompt in prompts):
         return None
-    return Question(prompts[0], [text.ids[start:] for text, start in zip(encoded, starts, strict=True)])
+    scored = [[token for token in text.labels if token != IGNORED] for text in encoded]
+    if any(text.ids[start : start + len(own)] != own for text, start, own in zip(encoded, starts, scored, strict=True)):
+        return None
+    return Question(prompts[0], scored)
 
 
 def shared(question: Question) -> Shared:
@@ -152,7 +158,7 @@ def _rest(base: Base, cache: Any, rows: Tensor, mask: Tensor, positions: Tensor,
     following = positions[rows, -1:] + 1 + torch.arange(width)
     with head_at(base.model, given.to(base.device)):
         logits = _forward(base, ids, whole, following, cache).logits[0]
-    logs = -torch.nn.functional.cross_entropy(logits.float(), labels[given].to(base.device), reduction="none")
+    logs = -token_losses(logits, labels[given].to(base.device))
     return torch.stack([piece.sum() for piece in torch.split(logs.double().cpu(), given.sum(dim=1).tolist())])
 
 

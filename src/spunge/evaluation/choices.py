@@ -8,6 +8,7 @@ et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-h
 """
 
 import itertools
+import math
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from spunge.data.samples import Encoded, Text, encode
+from spunge.data.samples import Encoded, Text, crosses_the_join, encode, encode_apart
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
-from spunge.evaluation.evaluator import Bench, Evaluator, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.model.loading import Base
 from spunge.progress import Steps
@@ -49,6 +50,11 @@ class ChoicesSettings(EvaluatorSettings):
         description="Ask each question in so many rotations of its options (at most as many as it has) and average, against a "
         "liking for a letter. With style letter alone.",
     )
+    answers_from: Literal["auto", 0, 1] = Field(
+        "auto",
+        description="What answers in digits count from. auto: numbers count from 0; digits in text from what all rows together "
+        "tell (a '0' is no label of 1 to 4, a '4' of four candidates no index).",
+    )
     separator: str = Field(" ", description="Goes between prompt and candidate.")
     normalize: Literal["tokens", "characters", "none"] = Field(
         "tokens", description="Length that a log-likelihood is divided by."
@@ -77,14 +83,16 @@ def columns(settings: ChoicesSettings, forget: Mapping[str, str]) -> dict[str, s
 
 def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Accuracy on multiple-choice questions, by length-normalised log-likelihood."""
-    asked = [each for number, row in enumerate(items.to_pylist()) for each in questions(row, number, settings)]
-    texts = [Text(each.prompt, settings.separator + text) for each in asked for text in each.candidates]
-    encoded = [encode(text, base.tokenizer, settings.max_length) for text in texts]
+    asked = all_questions(items, settings)
+    by_question = [[Text(each.prompt, settings.separator + text) for text in each.candidates] for each in asked]
+    length = base.reach(settings.max_length)
+    encoded = [coded for texts in by_question for coded in encoded_alike(texts, base.tokenizer, length)]
+    texts = [text for each in by_question for text in each]
     counts = [len(each.candidates) for each in asked]
-    found = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
+    scored = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
     right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
     for each in asked:
-        scores = [normalised(*next(found), settings) for _ in each.candidates]
+        scores = [normalised(*next(scored), settings) for _ in each.candidates]
         right[each.row] += float(int(np.argmax(scores)) == each.answer)
         times[each.row] += 1
         chance[each.row] = 1 / len(each.candidates)
@@ -92,10 +100,62 @@ def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench
     return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
 
 
-def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) -> list[Asked]:
-    """A row as the questions that are asked: one, or one for each rotation of its options."""
+def check_items(settings: ChoicesSettings, items: pa.Table, limits: Limits) -> None:
+    """Raises RecipeError, with the row's number, for questions that cannot be asked."""
+    all_questions(items, settings)
+
+
+def all_questions(items: pa.Table, settings: ChoicesSettings) -> list[Asked]:
+    """Every row as the questions that are asked."""
+    rows = items.to_pylist()
+    first = first_label(rows, settings)
+    return [each for number, row in enumerate(rows) for each in questions(row, number, settings, first)]
+
+
+def first_label(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> int:
+    """What answers that are numbers count from: 0, or 1 where they are labels such as '1' to '4'.
+
+    Numbers are indices from 0. Digits in text may be either, and all rows together tell: a '0' is none of the labels, a 4
+    of four candidates no index. Raises RecipeError where nothing tells.
+    """
+    if settings.answers_from != "auto":
+        return settings.answers_from
+    written = [(number, row) for number, row in enumerate(rows) if _is_digits(row["answer"]) and not _names_one(row)]
+    if not written or any(int(_single(row["answer"])) == 0 for _, row in written):
+        return 0
+    if any(int(_single(row["answer"])) == len(listed(row["choices"])) for _, row in written):
+        return 1
+    number, row = written[0]
+    raise RecipeError(
+        f"evaluate.answer: row {number}: {row['answer']!r} may count the candidates from 0 or from 1, and no row tells; "
+        "set evaluate.answers_from to 0 or 1"
+    )
+
+
+def _is_digits(answer: Any) -> bool:
+    single = _single(answer)
+    return isinstance(single, str) and single.strip().isascii() and single.strip().isdigit()
+
+
+def _single(answer: Any) -> Any:
+    """The answer itself where it is the only one in a list."""
+    if isinstance(answer, np.ndarray | np.generic):
+        answer = answer.tolist()
+    return answer[0] if isinstance(answer, list | tuple) and len(answer) == 1 else answer
+
+
+def _names_one(row: Mapping[str, Any]) -> bool:
+    """Whether the answer is a candidate's own text."""
     options = listed(row["choices"])
-    answer = answer_index(row["answer"], options, number)
+    return isinstance(options, list) and _single(row["answer"]) in options
+
+
+def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings, first: int = 0) -> list[Asked]:
+    """A row as the questions that are asked: one, or one for each rotation of its options."""
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        raise RecipeError(f"evaluate.question: row {number} has no question; filter it out")
+    options = listed(row["choices"])
+    answer = answer_index(row["answer"], options, number, first)
     if settings.style == "cloze":
         return [Asked(number, settings.description + row["question"], [str(option) for option in options], answer)]
     if len(options) > len(string.ascii_uppercase):
@@ -110,6 +170,14 @@ def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings) ->
     return asked
 
 
+def encoded_alike(texts: Sequence[Text], tokenizer: Any, length: int) -> list[Encoded]:
+    """The candidates of one question. Where a token reaches over the end of the question (a vocabulary may hold `Answer` for
+    `An` + `swer`), question and candidate are tokenised apart, in all of them: each is then scored on its own letters."""
+    if any(crosses_the_join(text, tokenizer) for text in texts):
+        return [encode_apart(text, tokenizer, length) for text in texts]
+    return [encode(text, tokenizer, length) for text in texts]
+
+
 def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Steps) -> list[Likelihood]:
     """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same."""
     starts = [0, *itertools.accumulate(counts)]
@@ -120,10 +188,10 @@ def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int
         base, [text for item, question in zip(items, questions, strict=True) if not question for text in item], progress
     )
     together, alone = iter(shared), iter(apart)
-    found: list[Likelihood] = []
+    in_order: list[Likelihood] = []
     for item, question in zip(items, questions, strict=True):
-        found += next(together) if question else [next(alone) for _ in item]
-    return found
+        in_order += next(together) if question else [next(alone) for _ in item]
+    return in_order
 
 
 def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) -> float:
@@ -143,27 +211,28 @@ def listed(choices: Any) -> Any:
     return list(choices) if isinstance(choices, tuple) else choices
 
 
-def answer_index(answer: Any, choices: Any, row: int) -> int:
+def answer_index(answer: Any, choices: Any, row: int, first: int = 0) -> int:
     """The right candidate's index, given as a number, a letter, or the candidate itself, also as the only one in a list.
 
-    Raises RecipeError otherwise."""
+    first: what digits in text count from. Raises RecipeError otherwise."""
     choices = listed(choices)
     if not isinstance(choices, list) or len(choices) < 2:
         raise RecipeError(f"evaluate.choices: row {row} has no list of two candidates or more")
-    if isinstance(answer, np.ndarray | np.generic):
-        answer = answer.tolist()
-    if isinstance(answer, list | tuple) and len(answer) == 1:
-        answer = answer[0]
+    for place, candidate in enumerate(choices):
+        if candidate is None or not str(candidate).strip():
+            raise RecipeError(f"evaluate.choices: row {row}: candidate {place} is empty; filter the row out")
+    answer = given = _single(answer)
     if isinstance(answer, str):
         if answer in choices:
             return choices.index(answer)
         if len(answer) == 1 and answer.upper() in string.ascii_uppercase:
             answer = string.ascii_uppercase.index(answer.upper())
-        elif answer.isdigit():
-            answer = int(answer)
-    if isinstance(answer, int | float) and answer == int(answer) and 0 <= answer < len(choices):
+        elif _is_digits(answer):
+            answer = int(answer) - first
+    number = isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    if number and answer == int(answer) and 0 <= answer < len(choices):
         return int(answer)
-    raise RecipeError(f"evaluate.answer: row {row}: {answer!r} is none of its {len(choices)} candidates")
+    raise RecipeError(f"evaluate.answer: row {row}: {given!r} is none of its {len(choices)} candidates")
 
 
 CHOICES = Evaluator(
@@ -171,5 +240,6 @@ CHOICES = Evaluator(
     source="Brown et al. 2020, arXiv 2005.14165, section 2.4",
     measure=measure,
     columns=columns,
-    version=2,
+    check_items=check_items,
+    version=3,
 )

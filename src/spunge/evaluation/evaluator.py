@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,14 @@ class Measure:
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
+class Limits(NamedTuple):
+    """What the model can read, known before its weights are loaded."""
+
+    tokenizer: Any
+    embeddings: int  # tokens that it has embeddings for
+    positions: int | None  # tokens of a text; None: nothing bounds them
+
+
 class Judges:
     """Other models that judge: each is loaded once, however many evaluations and stages ask for it."""
 
@@ -55,8 +63,8 @@ class Judges:
     def get(self, key: Hashable, load: Callable[[], T]) -> T:
         if key not in self._loaded:
             self._loaded[key] = load()
-        found: T = self._loaded[key]
-        return found
+        judge: T = self._loaded[key]
+        return judge
 
 
 class Finetune(Protocol):
@@ -117,6 +125,8 @@ class Evaluator(Generic[S]):
     of: Callable[[S], str | None] = lambda settings: None
     # Raises RecipeError for a recipe that it cannot judge.
     check: Callable[[S, Recipe], None] = lambda settings, recipe: None
+    # Raises RecipeError, with the row's number, for items that it cannot measure: asked before anything is trained.
+    check_items: Callable[[S, pa.Table, Limits], None] = lambda settings, items, limits: None
     # Tokens that the model writes for each item, at the most, for estimates.
     written_tokens: Callable[[S], int] = lambda settings: 0
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject

@@ -15,10 +15,10 @@ from pydantic import Field
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
-from spunge.evaluation.generation import GenerationSettings, completions, written_tokens
+from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.model.hub import local_folder
+from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings, ModelSettings
@@ -47,6 +47,7 @@ def instrument(settings: FluencySettings) -> dict[str, Any]:
     return {
         "judge": settings.judge,
         "revision": fingerprint_of(settings.judge, settings.judge_revision, "evaluate.judge"),
+        **told(settings),
     }
 
 
@@ -58,7 +59,10 @@ def measure(base: Base, settings: FluencySettings, items: pa.Table, bench: Bench
     # An answer to a chat message does not go on where the message ends.
     between = "\n" if settings.generation.chat else ""
     said = [(row, text) for row, texts in enumerate(written) for text in texts if text]
-    coded = [encode(Text(prompts[row] + between, text), judge.tokenizer, settings.max_length) for row, text in said]
+    coded = [
+        encode(Text(prompts[row] + between, text), judge.tokenizer, judge.reach(settings.max_length))
+        for row, text in said
+    ]
     loss, tokens = np.zeros(len(prompts)), np.zeros(len(prompts))
     for (row, _), likelihood in zip(said, likelihoods(judge, coded, bench.progress), strict=True):
         loss[row] -= likelihood.log
@@ -74,7 +78,7 @@ def load_judge(
 
     def load() -> Base:
         try:
-            return load_base(local_folder(settings, "evaluate.judge"), settings)
+            return load_base(judges_folder(settings, "evaluate.judge"), settings)
         except RecipeError as error:
             raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
 

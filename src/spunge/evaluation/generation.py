@@ -35,8 +35,16 @@ class GenerationSettings(Strict):
     )
     temperature: float | None = Field(None, gt=0, description="Of sampling. Default: greedy decoding.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of sampling.")
+    repetition_penalty: float = Field(1.0, gt=0, description="Of tokens that were there before; 1: none.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
+    min_new_tokens: int = Field(0, ge=0, description="The end is not written before so many tokens.")
     chat: bool = Field(False, description="Put the prompt into the model's chat template, as the user's message.")
-    max_prompt: int = Field(1024, ge=1, description="Tokens of a prompt; a longer one loses its start.")
+    max_prompt: int = Field(
+        1024,
+        ge=1,
+        description="Tokens of a prompt; a longer one loses its start, as does one that leaves no room for the completion in a "
+        "model with learned positions.",
+    )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What writes the completions; vllm needs a GPU and the package vllm."
     )
@@ -54,6 +62,11 @@ class Writes(Protocol):
     @property
     def generation(self) -> GenerationSettings:
         """How prompts are completed."""
+
+
+def told(settings: Writes) -> dict[str, Any]:
+    """How completions are made, as results tell it; runs are compared only where it is the same."""
+    return {"generation": settings.generation.model_dump(mode="json")}
 
 
 def written_tokens(settings: Writes) -> int:
@@ -112,28 +125,59 @@ def _with_transformers(
     sizes = [len(ids) + settings.max_new_tokens for ids in coded]
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pad, ends = _special(base)
-    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if settings.temperature is not None:
-        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    plain = plain_generation(settings, pad, ends)
     for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples)):
         # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
         # writes what it would have written.
         if done.issuperset(rows):
             continue
-        with _seeded(base, seed * 1_000_003 + rows[0]), torch.inference_mode(), _whole_rows(base.model):
+        with (
+            _seeded(base, seed * 1_000_003 + rows[0]),
+            torch.inference_mode(),
+            _whole_rows(base.model),
+            _generating(base.model, plain),
+        ):
             ids, mask = _left_padded([coded[row] for row in rows], pad)
             written = base.model.generate(
                 input_ids=ids.to(base.device),
                 attention_mask=mask.to(base.device),
-                max_new_tokens=settings.max_new_tokens,
-                num_return_sequences=settings.samples,
-                pad_token_id=pad,
-                eos_token_id=ends or None,
-                **options,
             )[:, ids.shape[1] :].tolist()
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
         yield rows, [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+
+
+def plain_generation(settings: GenerationSettings, pad: int, ends: Sequence[int]) -> Any:
+    """What the recipe asks for and nothing else: a checkpoint's own generation_config may hold penalties, bans of repeated
+    words, forced or suppressed tokens and minimum lengths, with which greedy decoding would not be greedy."""
+    from transformers import GenerationConfig
+
+    sampled = settings.temperature is not None
+    chosen = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampled else {}
+    if settings.no_repeat_ngram_size:
+        chosen["no_repeat_ngram_size"] = settings.no_repeat_ngram_size
+    if settings.min_new_tokens:
+        chosen["min_new_tokens"] = settings.min_new_tokens
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_return_sequences=settings.samples,
+        do_sample=sampled,
+        repetition_penalty=settings.repetition_penalty,
+        pad_token_id=pad,
+        eos_token_id=list(ends) or None,
+        **chosen,
+    )
+
+
+@contextmanager
+def _generating(model: Any, config: Any) -> Iterator[None]:
+    """Inside the block, the model generates by `config` alone: transformers fills what a call leaves open from the model's own."""
+    before = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings, seed: int, done: set[int]) -> Written:
@@ -155,6 +199,8 @@ def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings,
             max_tokens=settings.max_new_tokens,
             temperature=settings.temperature or 0.0,
             top_p=settings.top_p,
+            repetition_penalty=settings.repetition_penalty,
+            min_tokens=settings.min_new_tokens,
         )
         coded = [{"prompt_token_ids": prompt_ids(base, prompt, settings)} for prompt in prompts]
         outputs = engine.generate(coded, parameters)
@@ -172,7 +218,15 @@ def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[in
         # Some tokenizers close every text with an end token, after which there is nothing to write.
         if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
             ids = ids[:-1]
-    ids = list(ids)[-settings.max_prompt :]
+    most = settings.max_prompt
+    if base.positions is not None:
+        most = min(most, base.positions - settings.max_new_tokens)
+        if most < 1:
+            raise RecipeError(
+                f"evaluate.generation.max_new_tokens: {settings.max_new_tokens}: the model has {base.positions} positions; "
+                "give fewer"
+            )
+    ids = list(ids)[-most:]
     start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
     return ids or [0 if start is None else int(start)]
 

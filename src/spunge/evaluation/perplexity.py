@@ -50,7 +50,7 @@ def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Be
     windows: list[Encoded] = []
     owner: list[int] = []
     for number, text in enumerate(texts):
-        for window in windows_of(encode(text, base.tokenizer, 1 << 30), settings.max_length):
+        for window in windows_of(encode(text, base.tokenizer, 1 << 30), base.reach(settings.max_length)):
             windows.append(window)
             owner.append(number)
     loss, tokens = np.zeros(len(texts)), np.zeros(len(texts))

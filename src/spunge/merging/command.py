@@ -12,18 +12,19 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.files import whole_folder
 from spunge.merging.adapters import Fit, write_adapter
-from spunge.merging.engine import merge, merged_changes
+from spunge.merging.engine import merge
 from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
+from spunge.merging.values import merged_changes
+from spunge.model.hub import plain_folders
 from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.block import Strict
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import RuleSettings, named
+from spunge.recipe.schema import ModelSettings, RuleSettings, named
 from spunge.registry import RULES
-from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.hub import fetched
 from spunge.weights.opening import open_source
 from spunge.weights.sources import Source
 
@@ -58,28 +59,53 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
+    allow_pickle: bool = False,
+    dequantize: bool = False,
     watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
 
     `settings` are the rule's own (density, scale, ...), `rule` is ties by default; `mergekit` names a configuration file
     that gives all of these instead. as_adapter: write a LoRA adapter of this rank in place of a checkpoint; as_delta: a
-    sparse delta, which holds the merged change exactly. Raises RecipeError with one line.
+    sparse delta, which holds the merged change exactly. allow_pickle, dequantize: take models whose weights are pickled, or
+    quantised; they are converted beside `out` for the time of the merge. Raises RecipeError with one line.
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = fetched(plan.base, "--base")
-    sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    if as_adapter is None and not as_delta:
+        refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
+    elif unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
+        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
+    elif out.exists() and any(out.iterdir()):
+        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
+    given = [
+        ModelSettings(path=each, allow_pickle=allow_pickle, dequantize=dequantize) for each in (plan.base, *plan.models)
+    ]
+    with plain_folders(given, out.with_name(f".{out.name}.converted")) as (folder, *folders):
+        _check_layers(plan, folder)
+        labels = [Path(each).resolve().name if Path(each).is_dir() else each for each in plan.models]
+        sources = [open_source(each, folder, label) for each, label in zip(folders, labels, strict=True)]
+        return _write(out, folder, sources, chosen, plan, as_adapter, as_delta, watcher)
+
+
+def _write(
+    out: Path,
+    folder: Path,
+    sources: Sequence[Source],
+    chosen: RuleSettings,
+    plan: Plan,
+    as_adapter: int | None,
+    as_delta: bool,
+    watcher: Watcher,
+) -> Merged:
+    """Merge and write in the form that was asked for."""
     watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
-        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
         report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
         watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
     names = {name for source in sources for name in source.names}
     changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
     merged = (
@@ -128,6 +154,18 @@ def _plan(
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
 
 
+def _check_layers(plan: Plan, base: Path) -> None:
+    """Raises RecipeError where a mergekit file's one slice is less than the model."""
+    if plan.layers is None:
+        return
+    config = read_config(base, "--base")
+    depth = config.get("text_config", config).get("num_hidden_layers") or config.get("n_layer")
+    if plan.layers != depth:
+        raise RecipeError(
+            f"--mergekit: layer_range: {plan.layers} layers of {depth}; layers cannot be picked, list whole models"
+        )
+
+
 def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], names: Collection[str], rank: int) -> Merged:
     if rank < 1:
         raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
@@ -156,6 +194,8 @@ def _delta(
     changes: Iterator[tuple[str, Tensor]],
 ) -> Merged:
     sparse = {name: Sparse.of(delta) for name, delta in changes}
+    if not sparse:
+        raise RecipeError("--model: no model differs from the base; there is nothing to write")
     info = {
         "base": Checkpoint(base).fingerprint(),
         "merge": settings.model_dump(mode="json"),
@@ -189,6 +229,8 @@ def _report_lines(report: MergeReport) -> list[str]:
     after = math.sqrt(sum(entry.after**2 for entry in tensors))
     conflicts = sum(entry.conflicts for entry in tensors) / max(1, len(report.tensors))
     lines.append(f"  merged: norm {after:.4g}; of the entries that several keep, {conflicts:.1%} have both signs")
+    if report.written is not None:
+        lines.append(f"  written in {report.written.dtype}: {report.written.arrived:.1%} of the change arrives")
     pairs = [report.cosine[i][j] for i in range(len(report.sources)) for j in range(i)]
     if pairs:
         lines.append(f"  cosine between models: {min(pairs):.3f}" + (f" to {max(pairs):.3f}" if len(pairs) > 1 else ""))

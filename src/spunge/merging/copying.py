@@ -28,12 +28,12 @@ def clone(source: Path, target: Path) -> bool:
         raise
 
 
-def copy_range(reader: int, writer: int, start: int, stop: int) -> None:
-    """Copy bytes start..stop between two open files, to the same place. Raises OSError; EOFError where the source ends."""
-    at = start
+def copy_range(reader: int, writer: int, start: int, stop: int, to: int) -> None:
+    """Copy bytes start..stop of one open file to the place `to` of another. Raises OSError; EOFError where the source ends."""
+    at, shift = start, to - start
     while at < stop:
         try:
-            done = os.copy_file_range(reader, writer, min(stop - at, PIECE), at, at)
+            done = os.copy_file_range(reader, writer, min(stop - at, PIECE), at, at + shift)
         except AttributeError:  # not Linux
             break
         except OSError as error:
@@ -47,7 +47,7 @@ def copy_range(reader: int, writer: int, start: int, stop: int) -> None:
         piece = os.pread(reader, min(stop - at, 1 << 22), at)
         if not piece:
             raise EOFError(f"the file ends at byte {at}, {stop} expected")
-        write_all(writer, memoryview(piece), at)
+        write_all(writer, memoryview(piece), at + shift)
         at += len(piece)
 
 
@@ -62,6 +62,6 @@ def copy_file(source: Path, target: Path) -> None:
     """A whole file: shared blocks, else a kernel copy."""
     if not clone(source, target):
         with source.open("rb") as reader, target.open("wb") as writer:
-            copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size)
+            copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size, 0)
     with contextlib.suppress(OSError):
         shutil.copymode(source, target)

@@ -1,43 +1,40 @@
 """The streaming pass: base + branches -> merged checkpoint, a few chunks in memory at a time.
 
-The output has the base's own files and layout. Tensors that no branch changed are copied as bytes by the kernel; the
-others are read chunk by chunk, merged in float32, rounded once to the base's dtype, and written to their place.
+The output has the base's own files. Tensors that no branch changed are copied as bytes by the kernel; the others are
+read chunk by chunk, merged in float32, rounded once to the dtype they are to have, and written to their place.
 Everything is written aside and renamed when whole; a journal lets an interrupted merge go on where it stopped.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from spunge.errors import RecipeError
+from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
+from spunge.merging.chunks import merge_chunk
 from spunge.merging.fast.compiled import Fast, fast_path
-from spunge.merging.outcome import MergeReport, SourceReport, Tally, summed_up, tally
+from spunge.merging.outcome import (
+    MergeReport,
+    SourceReport,
+    Tally,
+    rounding_notes,
+    summed_up,
+    written_of,
+)
 from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
-from spunge.merging.work import Job, Work, in_order
+from spunge.merging.work import Work, in_order, one_thread_each, processors
 from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.sources import Source
+from spunge.weights.folder import name_of
+from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
 COMPILED_CHUNK = 1 << 19  # the compiled path goes block by block inside
 BATCH = 1 << 25  # entries of the tensors that are worked on together
-
-
-class Target(Protocol):
-    """Where a merge writes."""
-
-    def write(self, name: str, start: int, values: Tensor) -> None: ...
 
 
 def merge(
@@ -64,7 +61,8 @@ def merge(
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
-    output = Output(work.base, out, [source.label for source in sources], work.changed, _key(work))
+    labels = [source.label for source in sources]
+    output = Output(work.mapped, out, labels, work.changed, _key(work), work.dtypes, settings.dtype)
     if (earlier := output.earlier()) is not None:
         return earlier
     with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
@@ -72,10 +70,22 @@ def merge(
         if fast and chunk is None:
             work.chunk = COMPILED_CHUNK
         tallies = _stream(work, output, pool, fast, progress)
-        tensors, cosine = summed_up({name: tallies[name] for name in work.changed}, work.places)
+        tallies = {name: tallies[name] for name in work.changed}
+        tensors, cosine = summed_up(tallies, work.places)
+        written = written_of(tallies, work.dtypes, work.at_random)
         reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
-        report = MergeReport(settings.rule, plain, base.resolve().name, reports, tensors, cosine, output.key, notes)
+        report = MergeReport(
+            rule=settings.rule,
+            settings=plain,
+            base=name_of(base),
+            sources=reports,
+            tensors=tensors,
+            cosine=cosine,
+            written=written,
+            key=output.key,
+            notes=[*notes, *rounding_notes(written)],
+        )
         report = output.finish(report)
     return report
 
@@ -86,10 +96,19 @@ def prepared(
     """The work of a merge, checked, and notes on what is odd. Raises RecipeError for inputs that do not fit."""
     rule = RULES.get(settings.rule)
     notes = check(base, sources, rule, settings, weights)
-    order = sorted(range(len(sources)), key=lambda i: (sources[i].fingerprint, weights[i], sources[i].label))
+    mapped = Mapped(base)
+    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
+        names = [changed_names(source, mapped, pool) for source in sources]
+    identities = [identity(source, own, mapped) for source, own in zip(sources, names, strict=True)]
+    notes += [
+        f"{source.label!r} has the base's own weights" for source, own in zip(sources, names, strict=True) if not own
+    ]
+    order = in_own_order(identities, weights, [source.label for source in sources])
     work = Work(
-        base=base,
+        mapped=mapped,
         sources=[sources[place] for place in order],
+        names=[names[place] for place in order],
+        identities=[identities[place] for place in order],
         places=[order.index(place) for place in range(len(sources))],
         weights=[weights[place] for place in order],
         rule=rule,
@@ -97,35 +116,6 @@ def prepared(
         chunk=chunk,
     )
     return work, notes
-
-
-def merged_changes(
-    base: Path, sources: Sequence[Source], settings: RuleSettings, weights: Sequence[float] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The merged delta, tensor by tensor in the base's shapes, float32, without writing a checkpoint."""
-    work, _notes = prepared(
-        Checkpoint(base, "--base"), sources, settings, [1.0] * len(sources) if weights is None else weights
-    )
-    with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
-        if work.scope != "tensor":
-            work.facts = statistics(work, {"": work.changed}, pool, fast_path(work))
-        for name in work.changed:
-            if work.scope == "tensor":
-                work.facts = statistics(work, {name: [name]}, pool, fast_path(work))
-            parts = list(in_order(pool, lambda job: _delta_of(work, job), list(work.jobs([name]))))
-            yield name, torch.cat(parts).reshape(work.base.tensors[name].shape)
-
-
-def _delta_of(work: Work, job: Job) -> Tensor:
-    deltas, chunk = work.load(job)
-    if not bool(torch.isfinite(deltas).all()):
-        _refuse_not_finite(work, job, deltas)
-    return work.rule(deltas, work.settings, chunk)
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _key(work: Work) -> dict[str, Any]:
@@ -139,27 +129,17 @@ def _key(work: Work) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _stream(
     work: Work, output: Output, pool: ThreadPoolExecutor, fast: Fast | None, progress: Steps
 ) -> dict[str, Tally]:
     """Statistics, then the merge itself, batch after batch; returns the tally of each tensor."""
     changed = work.changed
     left = [name for name in changed if name not in output.done]
-    if work.scope != "tensor" and left:
+    if work.scope != "tensor" and changed:
         whole = {"": output.facts} if output.facts else statistics(work, {"": changed}, pool, fast)
         output.note_facts(whole[""])
         work.facts = whole
+    work.choose_rounding(pool)
     total = work.entries(changed)
     finished = total - work.entries(left)
     progress(finished, total)
@@ -186,46 +166,3 @@ def _batches(work: Work, names: Sequence[str]) -> Iterator[list[str]]:
             batch = []
     if batch:
         yield batch
-
-
-def merge_chunk(work: Work, output: Target, fast: Fast | None, job: Job) -> Tally:
-    """Merge one chunk and write it; returns what is reported of it."""
-    if fast and fast.merges and len(work.sources) > 1:
-        counts, result, finite = fast.merge(job)
-    else:
-        counts, result = _merged_by_torch(work, job)
-        finite = bool(torch.isfinite(result).all())
-    if not bool(torch.isfinite(counts.gram).all()):
-        counts = _recounted(work, job, counts)
-    if not finite:
-        dtype = str(result.dtype).removeprefix("torch.")
-        raise RecipeError(f"merge.scale: tensor {job.name!r} is not finite after the merge in {dtype}; lower the scale")
-    output.write(job.name, job.start, result)
-    return counts
-
-
-def _merged_by_torch(work: Work, job: Job) -> tuple[Tally, Tensor]:
-    deltas, chunk = work.load(job)
-    kept = work.rule.trimmed(deltas, work.settings, chunk)
-    merged = work.rule.combine(kept, work.settings, chunk)
-    base = work.base_values(job)
-    result = (base + merged).to(work.base.tensors[job.name].dtype)
-    if len(work.sources) == 1 and (own := work.sources[0].raw(job.name)) is not None:
-        # base + (model - base) may round; where the merge is that very difference, the model's own value is meant.
-        result = torch.where(merged == deltas[0], own[job.start : job.stop].to(result.dtype), result)
-    return tally(deltas, kept, merged), result
-
-
-def _recounted(work: Work, job: Job, counts: Tally) -> Tally:
-    """Squares of large finite numbers overflow float32: count again in float64. Raises RecipeError for NaN and Inf."""
-    deltas, _chunk = work.load(job)
-    _refuse_not_finite(work, job, deltas)
-    return replace(counts, gram=deltas.double() @ deltas.double().T)
-
-
-def _refuse_not_finite(work: Work, job: Job, deltas: Tensor) -> None:
-    if not bool(torch.isfinite(work.base_values(job)).all()):
-        raise RecipeError(f"--base: tensor {job.name!r} of the base holds NaN or Inf; download it again")
-    for source, row in zip(work.sources, deltas, strict=True):
-        if not bool(torch.isfinite(row).all()):
-            raise RecipeError(f"--model: tensor {job.name!r} of {source.label!r} holds NaN or Inf; leave it out")

@@ -1,34 +1,71 @@
 """Read a mergekit configuration (https://github.com/arcee-ai/mergekit) for the rules that spunge has too.
 
-What would change the result and is not supported is refused by name, never ignored: slices of layers, gradients, filters.
+What would change the result and is not supported is refused by its key, never ignored: stacked layers, gradients, filters,
+another tokenizer. Numbers may be written in any way that mergekit reads: 0.5, .5, 5e-1, "0.5".
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from spunge.errors import RecipeError, suggestion
 
-RULES: dict[
-    str, dict[str, Any]
-] = {  # mergekit's merge_method -> ours, with the settings that make ours compute the same
-    "ties": {"rule": "ties", "density": 1.0, "scope": "tensor"},
-    "task_arithmetic": {"rule": "task_arithmetic"},
-    "linear": {"rule": "average"},
-    "dare_linear": {"rule": "dare_linear", "density": 1.0, "normalize": False},
-    "dare_ties": {"rule": "dare_ties", "density": 1.0, "normalize": False},
-    "della": {"rule": "della", "density": 1.0, "epsilon": 0.15, "normalize": True},
-    "breadcrumbs": {"rule": "breadcrumbs", "density": 1.0, "gamma": 0.01, "scope": "tensor"},
-    "sce": {"rule": "sce", "density": 1.0},
-    "slerp": {"rule": "slerp"},
+
+class Method(NamedTuple):
+    """One of mergekit's merge methods, in terms of ours."""
+
+    settings: dict[str, Any]  # our rule, with the settings that compute what mergekit's defaults do
+    reads: Mapping[str, str]  # mergekit's parameter -> our setting, one number for all models
+    each: Mapping[str, str] = {}  # the same for those that each model may have its own of
+    normalize: bool | None = None  # mergekit's default; None: it has no such parameter
+    rescale: bool | None = None  # whether ours divides what is kept by its share; None: it has no such parameter
+    weighted: bool = True  # whether each model must have a weight
+
+
+_LAMBDA, _DENSITY = {"lambda": "scale"}, {"density": "density"}
+_DARE = {"density": 1.0, "normalize": False}
+METHODS: dict[str, Method] = {
+    "ties": Method({"rule": "ties", "density": 1.0, "scope": "tensor"}, _LAMBDA, _DENSITY, True, False),
+    "task_arithmetic": Method({"rule": "task_arithmetic"}, _LAMBDA, {}, False, False),
+    "linear": Method({"rule": "average"}, {}, {}, True),
+    "dare_linear": Method({"rule": "dare_linear", **_DARE}, _LAMBDA, _DENSITY, False, True),
+    "dare_ties": Method({"rule": "dare_ties", **_DARE}, _LAMBDA, _DENSITY, False, True),
+    "della": Method(
+        {"rule": "della", "density": 1.0, "epsilon": 0.15, "normalize": True},
+        {**_LAMBDA, "epsilon": "epsilon"},
+        _DENSITY,
+        True,
+        True,
+    ),
+    "breadcrumbs": Method(
+        {"rule": "breadcrumbs", "density": 1.0, "gamma": 0.01, "scope": "tensor"},
+        {**_LAMBDA, "gamma": "gamma"},
+        _DENSITY,
+        False,
+        False,
+    ),
+    "sce": Method({"rule": "sce", "density": 1.0}, {"select_topk": "density"}, weighted=False),
+    "slerp": Method({"rule": "slerp"}, {"t": "t"}, weighted=False),
 }
-_NAMES = {"lambda": "scale", "select_topk": "density"}  # mergekit's parameter -> ours
-_TOP = {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "chat_template"}
-_HARMLESS = {"int8_mask"}
-_RESCALES = {"dare_linear", "dare_ties", "della"}
+# Where `normalize` is not mergekit's default, and ours has no setting for it: the rule that computes the same.
+_OTHERWISE = {"task_arithmetic": "average", "linear": "weighted_sum"}
+_TOP = {
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+}
+_HARMLESS = {"int8_mask"}  # what mergekit's arithmetic takes in memory
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -40,104 +77,289 @@ class Plan:
     weights: list[float]
     settings: dict[str, Any]  # of the rule
     notes: list[str] = field(default_factory=list)
+    layers: int | None = None  # blocks that the file takes the models to have, where it says so
+
+
+class Entry(NamedTuple):
+    """A model that is merged, and the parameters that hold for it alone."""
+
+    model: str
+    adapter: str | None
+    parameters: Mapping[str, Any]
+
+
+class Inputs(NamedTuple):
+    """What the file lists under `models`, or under its one slice."""
+
+    entries: list[Entry]
+    shared: Mapping[str, Any]  # parameters for all models
+    base: Any
+    layers: int | None
 
 
 def read_mergekit(file: Path) -> Plan:
     """Raises RecipeError for what is no mergekit configuration, or asks for what spunge does not do."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"--mergekit: no file {str(file)!r}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--mergekit: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or "merge_method" not in content:
-        raise RecipeError(f"--mergekit: {str(file)!r} has no merge_method; is it a mergekit configuration?")
-    if "slices" in content:
-        raise RecipeError("--mergekit: slices: layers cannot be picked or stacked; list whole models under `models`")
+    content = _loaded(file)
     for key in content:
         if key not in _TOP:
             raise RecipeError(f"--mergekit: {key}: not supported{suggestion(str(key), sorted(_TOP))}")
-    method = str(content["merge_method"])
-    if method not in RULES:
-        raise RecipeError(f"--mergekit: merge_method: no rule {method!r}{suggestion(method, RULES)}")
-    return _plan(method, content)
+    name = str(content["merge_method"])
+    if name not in METHODS:
+        raise RecipeError(f"--mergekit: merge_method: no rule {name!r}{suggestion(name, METHODS)}")
+    return _plan(name, content)
 
 
-def _plan(method: str, content: Mapping[str, Any]) -> Plan:
-    shared = dict(content.get("parameters") or {})
-    entries = [_entry(item) for item in content.get("models") or []]
-    base = content.get("base_model")
-    notes = []
-    if base is None and method == "linear" and entries:
-        base = entries[0][0]  # any base gives the same mean
+def _loaded(file: Path) -> dict[str, Any]:
+    try:
+        documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError(f"--mergekit: no file {str(file)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"--mergekit: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
+    if len(documents) > 1:
+        raise RecipeError(f"--mergekit: {str(file)!r} holds {len(documents)} documents; give one merge a file")
+    content = documents[0] if documents else None
+    if not isinstance(content, dict) or "merge_method" not in content:
+        raise RecipeError(f"--mergekit: {str(file)!r} has no merge_method; is it a mergekit configuration?")
+    return content
+
+
+def _plan(name: str, content: Mapping[str, Any]) -> Plan:
+    inputs = _inputs(content)
+    base = None if inputs.base is None else _base(inputs.base)
+    if base is None and name == "linear" and inputs.entries:
+        base = inputs.entries[0].model  # any base gives the same sum and the same mean
     if base is None:
-        raise RecipeError(f"--mergekit: base_model: missing, and {method} needs it")
-    base = _model(base)
-    # A listed base has no difference from itself, so it counts in a mean of models and nowhere else.
-    merged = entries if method == "linear" else [entry for entry in entries if entry[0] != base]
-    if not merged:
+        raise RecipeError(f"--mergekit: base_model: missing, and {name} needs it")
+    # A listed base has no difference from itself, so it counts in a mean or a sum of models and nowhere else.
+    entries = [entry for entry in inputs.entries if name == "linear" or entry.adapter or not _same(entry.model, base)]
+    if not entries:
         raise RecipeError("--mergekit: models: nothing to merge beside the base")
-    settings: dict[str, Any] = dict(RULES[method])
-    for key in dict.fromkeys([*shared, *(key for _model_name, given in merged for key in given)]):
-        if key == "weight" or key in _HARMLESS:
-            continue
-        values = [_scalar(key, given.get(key, shared.get(key))) for _model_name, given in merged]
-        _set(settings, method, key, values)
-    weights = [_weight(given.get("weight", shared.get("weight")), method) for _model_name, given in merged]
-    dtype = content.get("out_dtype") or content.get("dtype")
-    if dtype:
-        notes.append(f"mergekit's dtype {dtype} is not used: spunge computes in float32 and keeps the base's dtype")
-    if content.get("tokenizer_source") not in (None, "base"):
-        raise RecipeError("--mergekit: tokenizer_source: only the base's tokenizer is kept; set it to base")
-    return Plan(base, [name for name, _given in merged], weights, settings, notes)
+    if name == "slerp" and len(entries) != 1:
+        raise RecipeError("--mergekit: models: slerp goes from base_model to one other model; list these two")
+    method = METHODS[name]
+    settings = _settings(name, method, entries, inputs.shared)
+    weights = [_weight(name, method, entry, inputs.shared) for entry in entries]
+    if (dtype := _dtype(content)) is not None:
+        settings["dtype"] = dtype
+    _check_tokenizer(content, base)
+    notes = []
+    if content.get("chat_template") == "auto":
+        notes.append("mergekit's chat_template auto would take the models' commonest; the base's is kept")
+    elif content.get("chat_template") is not None:
+        raise RecipeError("--mergekit: chat_template: the base's is kept; leave it out")
+    return Plan(base, [_source(entry, base) for entry in entries], weights, settings, notes, inputs.layers)
 
 
-def _entry(item: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(item, Mapping) or "model" not in item:
-        raise RecipeError(f"--mergekit: models: {item!r} has no `model`")
-    return _model(item["model"]), item.get("parameters") or {}
+def _inputs(content: Mapping[str, Any]) -> Inputs:
+    shared = _mapping("parameters", content.get("parameters"))
+    listed = [key for key in ("models", "slices") if content.get(key)]
+    if len(listed) > 1:
+        raise RecipeError("--mergekit: slices: give either models or slices")
+    if listed != ["slices"]:
+        return Inputs(_entries("models", content.get("models") or []), shared, content.get("base_model"), None)
+    if not isinstance(content["slices"], list) or len(content["slices"]) > 1:
+        raise RecipeError("--mergekit: slices: layers cannot be picked or stacked; list whole models under `models`")
+    inner = _mapping("slices", content["slices"][0])
+    _only("slices", inner, {"sources", "base_model", "parameters"})
+    sources = inner.get("sources") or []
+    ranges = {str(source.get("layer_range")) for source in sources if isinstance(source, Mapping)}
+    first = sources[0].get("layer_range") if sources and isinstance(sources[0], Mapping) else None
+    if len(ranges) != 1 or not isinstance(first, list) or len(first) != 2 or first[0] != 0:
+        raise RecipeError("--mergekit: layer_range: layers cannot be picked; give all of them, the same for each model")
+    return Inputs(
+        _entries("slices.sources", sources),
+        {**shared, **_mapping("slices.parameters", inner.get("parameters"))},
+        inner.get("base_model", content.get("base_model")),
+        int(first[1]),
+    )
 
 
-def _model(value: Any) -> str:
-    """A folder or Hub id; mergekit's `model+lora` would be two sources in one."""
-    if isinstance(value, str) and "+" not in value:
+def _entries(key: str, items: Any) -> list[Entry]:
+    if not isinstance(items, list):
+        raise RecipeError(f"--mergekit: {key}: {items!r} is no list")
+    found = []
+    for item in items:
+        if not isinstance(item, Mapping) or "model" not in item:
+            raise RecipeError(f"--mergekit: {key}: {item!r} has no `model`")
+        _only(key, item, {"model", "parameters", "layer_range"} if key != "models" else {"model", "parameters"})
+        found.append(Entry(*_reference(item["model"]), _mapping(f"{key}.parameters", item.get("parameters"))))
+    return found
+
+
+def _reference(value: Any) -> tuple[str, str | None]:
+    """A model and the adapter on it: `path`, `path+adapter`, or mergekit's {model: {path, revision}, lora: ...}."""
+    if isinstance(value, Mapping):
+        _only("model", value, {"model", "lora", "path", "revision", "override_architecture"})
+        if value.get("override_architecture"):
+            raise RecipeError("--mergekit: override_architecture: not supported")
+        if "model" not in value:
+            return _path(value), None
+        lora = value.get("lora")
+        return _path(value["model"]), None if lora is None else _path(lora)
+    text = _path(value)
+    if "+" not in text or Path(text).expanduser().is_dir():
+        return text, None
+    model, _, adapter = text.partition("+")
+    return model, adapter
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        _only("model", value, {"path", "revision"})
+        return f"{value['path']}@{value['revision']}" if value.get("revision") else str(value["path"])
+    if isinstance(value, str) and value:
         return value
-    raise RecipeError(f"--mergekit: model {value!r}: give a folder or a Hub id; an adapter is a model of its own here")
+    raise RecipeError(f"--mergekit: model {value!r}: give a folder or a Hub id")
 
 
-def _scalar(key: str, value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(set(map(str, value))) == 1:
-        return value[0]
-    if value is None or isinstance(value, bool | int | float):
+def _base(value: Any) -> str:
+    model, adapter = _reference(value)
+    if adapter is not None:
+        raise RecipeError(f"--mergekit: base_model: {model!r} with an adapter; merge it into the model first")
+    return model
+
+
+def _source(entry: Entry, base: str) -> str:
+    """What is merged: the model, or the adapter where the model it stands on is the base."""
+    if entry.adapter is None:
+        return entry.model
+    if not _same(entry.model, base):
+        raise RecipeError(
+            f"--mergekit: lora: {entry.adapter!r} stands on {entry.model!r}, which is not base_model; "
+            "merge it into its model first, and give that"
+        )
+    return entry.adapter
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two references are the same folder, or the same id."""
+    folders = [Path(place).expanduser() for place in (one, other)]
+    if all(folder.is_dir() for folder in folders):
+        return folders[0].resolve() == folders[1].resolve()
+    return one == other
+
+
+def _settings(name: str, method: Method, entries: Sequence[Entry], shared: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(method.settings)
+    for key in dict.fromkeys([*shared, *(key for entry in entries for key in entry.parameters)]):
+        values = [_constant(key, entry.parameters.get(key, shared.get(key))) for entry in entries]
+        if key in _HARMLESS or key == "weight":
+            continue
+        if key == "normalize" and method.normalize is not None:
+            _set_normalize(name, method, settings, values)
+        elif key in ("rescale", "rescale_norm") and method.rescale is not None:
+            _check_rescale(name, method, key, values)
+        elif key in method.each:
+            setting = method.each[key]
+            filled = [settings[setting] if value is None else _number(key, value) for value in values]
+            settings[setting] = filled[0] if len(set(filled)) == 1 else filled
+        elif key in method.reads:
+            if len(set(values)) > 1:
+                raise RecipeError(f"--mergekit: {key}: {name} has one for all models here; give it under `parameters`")
+            settings[method.reads[key]] = _number(key, values[0])
+        else:
+            raise RecipeError(f"--mergekit: {key}: {name} has no such parameter here")
+    return settings
+
+
+def _set_normalize(name: str, method: Method, settings: dict[str, Any], values: Sequence[Any]) -> None:
+    given = {method.normalize if value is None else _truth("normalize", value) for value in values}
+    if len(given) > 1:
+        raise RecipeError("--mergekit: normalize: one for all models; give it under `parameters`")
+    wanted = given.pop()
+    if "normalize" in settings:
+        settings["normalize"] = wanted
+    elif wanted != method.normalize and name in _OTHERWISE:
+        settings["rule"] = _OTHERWISE[name]
+    elif wanted != method.normalize:
+        raise RecipeError(f"--mergekit: normalize: {name} always does{'' if method.normalize else ' not'} here")
+
+
+def _check_rescale(name: str, method: Method, key: str, values: Sequence[Any]) -> None:
+    if key == "rescale_norm" and any(value not in (None, "l1") for value in values):
+        raise RecipeError(
+            f"--mergekit: rescale_norm: {name} divides by the probability of being kept here; leave it out"
+        )
+    if key == "rescale" and any(value is not None and _truth(key, value) != method.rescale for value in values):
+        raise RecipeError(f"--mergekit: rescale: {name} always does{'' if method.rescale else ' not'} here")
+
+
+def _weight(name: str, method: Method, entry: Entry, shared: Mapping[str, Any]) -> float:
+    value = _constant("weight", entry.parameters.get("weight", shared.get("weight")))
+    if value is None and method.weighted:
+        raise RecipeError(f"--mergekit: weight: missing for {entry.model!r}, and {name} needs it")
+    weight = 1.0 if value is None else _number("weight", value)
+    if not method.weighted and weight != 1:
+        raise RecipeError(f"--mergekit: weight: {name} reads none; leave it out")
+    return weight
+
+
+def _constant(key: str, value: Any) -> Any:
+    """A parameter that is the same in every tensor: plain, in a list of equal ones, or under a filter that takes all."""
+    if isinstance(value, Mapping) and "value" in value and value.get("filter") in (None, "*"):
+        return _constant(key, value["value"])
+    if isinstance(value, list) and value:
+        if isinstance(value[0], Mapping) and value[0].get("filter") in (None, "*"):
+            return _constant(key, value[0])  # mergekit takes the first that fits
+        if len({str(item) for item in value}) == 1:
+            return _constant(key, value[0])
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     raise RecipeError(f"--mergekit: {key}: gradients and filters over layers are not supported; give one number")
 
 
-def _weight(value: Any, method: str) -> float:
-    weight = _scalar("weight", value)
-    if weight is None and method not in ("sce", "slerp"):
-        raise RecipeError(f"--mergekit: weight: missing for a model, and {method} needs it")
-    return 1.0 if weight is None else float(weight)
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise RecipeError(f"--mergekit: {key}: {value!r} is no number") from None
 
 
-def _set(settings: dict[str, Any], method: str, key: str, values: Sequence[Any]) -> None:
-    """Put one of mergekit's parameters into our settings: one number, or a list with one per model."""
-    name = _NAMES.get(key, key)
-    if key == "rescale":
-        if any(value is not None and bool(value) != (method in _RESCALES) for value in values):
-            raise RecipeError(f"--mergekit: rescale: {method} always does{'' if method in _RESCALES else ' not'} here")
+def _truth(key: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    given = str(value).lower().removesuffix(".0")
+    if given not in words:
+        raise RecipeError(f"--mergekit: {key}: {value!r} is neither true nor false")
+    return words[given]
+
+
+def _dtype(content: Mapping[str, Any]) -> str | None:
+    """What mergekit would write: out_dtype, else the dtype it computes in, else what the models are stored in."""
+    for key in ("out_dtype", "dtype"):
+        if content.get(key) is not None:
+            name = str(content[key]).removeprefix("torch.")
+            if name not in _DTYPES:
+                raise RecipeError(f"--mergekit: {key}: {name!r} is none of {', '.join(_DTYPES)}")
+            return name
+    return None
+
+
+def _check_tokenizer(content: Mapping[str, Any], base: str) -> None:
+    """Raises RecipeError for every tokenizer but the base's own."""
+    source, tokenizer = content.get("tokenizer_source"), content.get("tokenizer")
+    if isinstance(tokenizer, Mapping):
+        if extra := [key for key, value in tokenizer.items() if key != "source" and value]:
+            raise RecipeError(f"--mergekit: tokenizer.{extra[0]}: the base's tokenizer is kept as it is; leave it out")
+        source = tokenizer.get("source")
+    elif tokenizer is not None:
+        raise RecipeError(f"--mergekit: tokenizer: {tokenizer!r} is no mapping")
+    if source is None or source == "base":
         return
-    if key == "normalize" and all(value is None or value == _normalizes(settings) for value in values):
-        return
-    if key == "normalize" and settings["rule"] in ("average", "task_arithmetic"):
-        settings["rule"] = "average" if values[0] else "task_arithmetic"
-        return
-    allowed = {*settings, "scale", "t"} if settings["rule"] == "slerp" else {*settings, "scale"}
-    if name not in allowed or name in ("rule", "scope"):
-        raise RecipeError(f"--mergekit: {key}: {method} has no such parameter here")
-    filled = [settings.get(name) if value is None else value for value in values]
-    settings[name] = filled[0] if len(set(filled)) == 1 else filled
+    key = "tokenizer_source" if tokenizer is None else "tokenizer.source"
+    if source == "union" or not _same(_base(source), base):
+        raise RecipeError(f"--mergekit: {key}: only the base's tokenizer is kept; set it to base")
 
 
-def _normalizes(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("normalize", settings["rule"] in ("ties", "average", "sce")))
+def _mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    raise RecipeError(f"--mergekit: {key}: {value!r} is no mapping")
+
+
+def _only(key: str, given: Mapping[str, Any], known: set[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise RecipeError(f"--mergekit: {key}.{name}: not supported{suggestion(str(name), sorted(known))}")

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spunge.weights.rounding import counts
+
+WARNED = 0.1  # share of the change's norm that rounding may lose without a word
+
 
 @dataclass
 class Tally:
@@ -15,10 +19,14 @@ class Tally:
 
     gram: Tensor  # (k, k) float64: inner products of the branches' deltas
     kept: Tensor  # (k,) int64: entries that the trim leaves and that are not zero
-    contested: int = 0  # entries kept by two branches or more
-    conflicts: int = 0  # of those, the ones with both signs
+    contested: int = 0  # entries kept by two branches or more whose weight is not 0
+    conflicts: int = 0  # of those, the ones with both signs once each is multiplied by its branch's weight
     merged: float = 0.0  # squared norm of the merged delta
     entries: int = 0
+    error: float = 0.0  # squared norm of what the written tensor has beyond base + merged delta, or lacks of it
+    along: float = 0.0  # inner product of the written tensor's change with the merged delta
+    changed: int = 0  # entries of the merged delta that are not zero
+    stayed: int = 0  # of those, the ones that are written as the base has them
 
     @classmethod
     def empty(cls, k: int) -> "Tally":
@@ -31,25 +39,30 @@ class Tally:
         self.conflicts += other.conflicts
         self.merged += other.merged
         self.entries += other.entries
+        self.error += other.error
+        self.along += other.along
+        self.changed += other.changed
+        self.stayed += other.stayed
+
+    def note_written(self, base: Tensor, merged: Tensor, written: Tensor) -> None:
+        """What rounding made of one chunk: (n,) each, the first two in float32."""
+        change = written.double() - base.double()
+        self.error = float((change - merged).square().sum())
+        self.along = float(change.dot(merged.double()))
+        self.changed, self.stayed = counts(base, merged, written)
 
     def dump(self) -> dict[str, Any]:
-        plain = {
-            "contested": self.contested,
-            "conflicts": self.conflicts,
-            "merged": self.merged,
-            "entries": self.entries,
-        }
-        return {"gram": self.gram.tolist(), "kept": self.kept.tolist(), **plain}
+        return {**vars(self), "gram": self.gram.tolist(), "kept": self.kept.tolist()}
 
     @classmethod
     def load(cls, content: Mapping[str, Any]) -> "Tally":
-        rest = {key: content[key] for key in ("contested", "conflicts", "merged", "entries")}
-        return cls(torch.tensor(content["gram"], dtype=torch.float64), torch.tensor(content["kept"]), **rest)
+        gram = torch.tensor(content["gram"], dtype=torch.float64)
+        return cls(**{**content, "gram": gram, "kept": torch.tensor(content["kept"])})
 
 
-def tally(deltas: Tensor, kept: Tensor, merged: Tensor) -> Tally:
-    """The sums over one chunk: (k, n), (k, n), (n,)."""
-    signs = kept.sign()
+def tally(deltas: Tensor, kept: Tensor, merged: Tensor, weights: Tensor) -> Tally:
+    """The sums over one chunk: (k, n), (k, n), (n,), (k,)."""
+    signs = (kept * weights.unsqueeze(1)).sign()  # what the rule adds up: a weight below 0 turns a branch round
     number, balance = signs.abs().sum(dim=0), signs.sum(dim=0)
     return Tally(
         gram=(deltas @ deltas.T).double().cpu(),
@@ -66,9 +79,16 @@ class TensorReport:
     """One changed tensor. Lists have one number per branch, in the order the branches were given."""
 
     kept: list[float]  # share of the tensor's entries that the trim leaves and that are not zero
-    conflicts: float  # share of entries with both signs, among those that two branches or more keep
+    conflicts: float  # share of weighted entries with both signs, among those that two branches or more keep
     before: list[float]  # Euclidean norm of each branch's delta
     after: float  # norm of the merged delta
+    lost: float | None = (
+        None  # norm of what rounding takes away or adds, over the merged delta's; None in older reports
+    )
+    arrived: float | None = (
+        None  # share of the merged delta that the written change has along it: 1 where nothing is lost
+    )
+    stayed: float | None = None  # share of the changed entries that are written as the base has them
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,17 @@ class SourceReport:
     label: str
     fingerprint: str
     weight: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """What rounding made of the merged delta, over all its tensors; see TensorReport."""
+
+    dtype: str  # of the merged tensors; several where they differ
+    rounding: str  # nearest or stochastic
+    lost: float
+    arrived: float
+    stayed: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +119,7 @@ class MergeReport:
     sources: list[SourceReport]
     tensors: dict[str, TensorReport]
     cosine: list[list[float]]  # between branches, over all their changed tensors
+    written: Written | None = None  # None in the report of an earlier version
     key: str = ""  # fingerprint of the inputs
     notes: list[str] = field(default_factory=list)
     checked: str = ""  # what transformers makes of the merged folder
@@ -100,13 +132,14 @@ class MergeReport:
     def to_json(self) -> dict[str, Any]:
         """JSON-able; `from_json` reads it back."""
         return {
-            "format": 1,
+            "format": 2,
             "rule": self.rule,
             "settings": self.settings,
             "base": self.base,
             "sources": [vars(source) for source in self.sources],
             "cosine": self.cosine,
             "notes": self.notes,
+            "written": None if self.written is None else vars(self.written),
             "checked": self.checked,
             "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "key": self.key,
@@ -121,6 +154,7 @@ class MergeReport:
             sources=[SourceReport(**entry) for entry in content["sources"]],
             tensors={name: TensorReport(**entry) for name, entry in content["tensors"].items()},
             cosine=content["cosine"],
+            written=None if content.get("written") is None else Written(**content["written"]),
             key=content["key"],
             notes=content["notes"],
             checked=content.get("checked", ""),
@@ -142,7 +176,40 @@ def _tensor_report(entry: Tally, places: Sequence[int]) -> TensorReport:
         conflicts=_rounded(entry.conflicts / entry.contested) if entry.contested else 0.0,
         before=[_rounded(math.sqrt(max(0.0, float(entry.gram[place, place])))) for place in places],
         after=_rounded(math.sqrt(entry.merged)),
+        **_shares([entry]),
     )
+
+
+def written_of(tallies: Mapping[str, Tally], dtypes: Mapping[str, torch.dtype], at_random: bool) -> Written:
+    names = dict.fromkeys(str(dtypes[name]).removeprefix("torch.") for name in tallies)
+    rounding = "stochastic" if at_random else "nearest"
+    return Written(" and ".join(names), rounding, **_shares(list(tallies.values())))
+
+
+def _shares(tallies: Sequence[Tally]) -> dict[str, float]:
+    merged = sum(entry.merged for entry in tallies)
+    changed = sum(entry.changed for entry in tallies)
+    return {
+        "lost": _rounded(math.sqrt(sum(entry.error for entry in tallies) / merged)) if merged else 0.0,
+        "arrived": _rounded(sum(entry.along for entry in tallies) / merged) if merged else 1.0,
+        "stayed": _rounded(sum(entry.stayed for entry in tallies) / changed) if changed else 0.0,
+    }
+
+
+def rounding_notes(written: Written) -> list[str]:
+    """What a person must know of the rounding: that it is random, or that it loses more than a tenth."""
+    if written.rounding == "stochastic":
+        return [
+            f"rounded to {written.dtype} at random, by fixed draws: {written.arrived:.0%} of the change arrives in the mean over "
+            f"its entries, with noise of {written.lost:.0%} of its norm; merge.dtype: float32 writes it whole"
+        ]
+    if written.lost > WARNED:
+        return [
+            f"rounding to {written.dtype} loses {written.lost:.0%} of the change's norm, and {written.stayed:.0%} of the changed "
+            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); merge.dtype: "
+            "float32 writes it whole, merge.rounding: stochastic keeps it in the mean"
+        ]
+    return []
 
 
 def _rounded(value: float) -> float:

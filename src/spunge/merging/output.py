@@ -1,11 +1,11 @@
-"""The merged checkpoint while it is written: aside, in the base's own layout, with a journal of what is finished."""
+"""The merged checkpoint while it is written: aside, in the base's own files, with a journal of what is finished."""
 
 import errno
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,19 +20,39 @@ from spunge.files import LOCK, alone, append_text, disk_errors_told, fingerprint
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_range, write_all
 from spunge.merging.folder import check_folder, copy_rest, write_index
+from spunge.merging.layout import FileLayout, check_finite, describe, laid_out
 from spunge.merging.outcome import MergeReport, Tally
-from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.header import TensorInfo, read_header
+from spunge.weights.sources import Mapped
 
 REPORT = "merge.json"
 PIECE = 1 << 27  # bytes
+CONVERTED = 1 << 22  # entries that are converted at once
 
 
 class Output:
-    """Writes OUT. Raises RecipeError when it cannot be written, or holds something that no merge wrote."""
+    """Writes OUT. Raises RecipeError when it cannot be written, or holds something that no merge wrote.
 
-    def __init__(self, base: Checkpoint, out: Path, labels: Sequence[str], changed: Sequence[str], key: Any) -> None:
-        self.base = base
+    dtypes: what each of the base's tensors is written in; dtype: what was asked for, base or a name.
+    """
+
+    def __init__(
+        self,
+        mapped: Mapped,
+        out: Path,
+        labels: Sequence[str],
+        changed: Sequence[str],
+        key: Any,
+        dtypes: Mapping[str, torch.dtype],
+        dtype: str,
+    ) -> None:
+        self.mapped = mapped
+        self.base = base = mapped.checkpoint
         self.out = out.resolve()  # what a link leads to is replaced, not the link
+        self.dtype = dtype
+        self.layouts = laid_out(base, dtypes)
+        inside = {layout.source: layout.tensors for layout in self.layouts}
+        self.places = {name: inside[info.file][name] for name, info in base.tensors.items()}
         self.changed = frozenset(changed)
         self.aside = self.out.with_name(f".{self.out.name}.merging")
         self.key = fingerprint({"inputs": key, "labels": list(labels), "base": [stamp(file) for file in base.files]})
@@ -52,8 +72,10 @@ class Output:
         if not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / REPORT).exists()):
             raise RecipeError(f"--out: {str(self.out)!r} exists and no merge wrote it; give another folder")
         content = read_json(self.out / REPORT)
-        whole = isinstance(content, dict) and content.get("key") == self.key
-        if not whole or not all((self.out / file.name).exists() for file in self.base.files):
+        if not isinstance(content, dict) or content.get("key") != self.key:
+            return None
+        files = [(self.out / layout.name, layout.size) for layout in self.layouts]
+        if not all(file.exists() and file.stat().st_size == size for file, size in files):
             return None
         return MergeReport.from_json(content)
 
@@ -85,7 +107,7 @@ class Output:
             self._note({"key": self.key})
         for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
             if "tensor" in line:
-                self.done[line["tensor"]] = Tally.load(line)
+                self.done[line["tensor"]] = Tally.load(line["tally"])
             elif "facts" in line:
                 self.facts = {name: torch.tensor(value, dtype=torch.float64) for name, value in line["facts"].items()}
             elif "copied" in line:
@@ -93,10 +115,11 @@ class Output:
         self._require_space()
 
     def _require_space(self) -> None:
-        wanted = sum(file.stat().st_size for file in self.base.files)
-        there = sum(file.stat().st_blocks * 512 for file in self.aside.iterdir())
+        wanted = sum(layout.size for layout in self.layouts)
+        there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
         free = shutil.disk_usage(self.aside).free
-        if wanted - there > free and not self._shares_blocks():
+        same = all(layout.header is None for layout in self.layouts)
+        if wanted - there > free and not (same and self._shares_blocks()):
             raise OSError(errno.ENOSPC, f"{(wanted - there) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
 
     def _shares_blocks(self) -> bool:
@@ -107,49 +130,70 @@ class Output:
 
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
-        for file in self.base.files:
-            target = self.aside / file.name
-            touched = sorted(
-                (info.start, info.stop)
-                for info in self.base.tensors.values()
-                if info.file == file and info.name in self.changed
-            )
-            if file.name not in self._copied:
-                shared = not target.exists() and clone(file, target)
+        for layout in self.layouts:
+            file, target = layout.source, self.aside / layout.name
+            touched = [
+                info for name, info in layout.tensors.items() if self.places[name] is info and name in self.changed
+            ]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if layout.name not in self._copied:
+                shared = layout.header is None and not target.exists() and clone(file, target)
                 if not shared:
-                    _reserve(target, file.stat().st_size)
-                self._copying.append(
-                    self._copiers.submit(self._copy_around, file, target, [] if shared else touched, shared)
-                )
+                    _reserve(target, layout.size)
+                self._copying.append(self._copiers.submit(self._copy_around, layout, target, touched, shared))
             if touched:
                 self._files[file] = os.open(target, os.O_RDWR)
 
-    def _copy_around(self, file: Path, target: Path, touched: Sequence[tuple[int, int]], shared: bool) -> None:
-        """Everything but the `touched` ranges, in pieces, so that a merge that stops does not wait for the whole file."""
-        size = file.stat().st_size
-        at = size if shared else 0
-        with file.open("rb") as reader, target.open("r+b") as writer:
-            for start, stop in [*touched, (size, size)]:
-                while at < start and not self._stopped.is_set():
-                    piece = min(start, at + PIECE)
-                    copy_range(reader.fileno(), writer.fileno(), at, piece)
-                    at = piece
-                at = max(at, stop)
+    def _copy_around(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo], shared: bool) -> None:
+        """Everything but the `touched` tensors, in pieces, so that a merge that stops does not wait for the whole file."""
+        if layout.header is not None:
+            self._convert(layout, target, touched)
+        elif not shared:
+            with layout.source.open("rb") as reader, target.open("r+b") as writer:
+                at = 0
+                for start, stop in [*sorted((info.start, info.stop) for info in touched), (layout.size, layout.size)]:
+                    self._copy(reader.fileno(), writer.fileno(), at, start, at)
+                    at = max(at, stop)
         if not self._stopped.is_set():
-            self._note({"copied": file.name})
+            self._note({"copied": layout.name})
+
+    def _copy(self, reader: int, writer: int, start: int, stop: int, to: int) -> None:
+        while start < stop and not self._stopped.is_set():
+            piece = min(stop, start + PIECE)
+            copy_range(reader, writer, start, piece, to)
+            start, to = piece, to + piece - start
+
+    def _convert(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo]) -> None:
+        """A file whose tensors take another dtype: a header of its own, and every tensor that is not merged."""
+        merged = {info.name for info in touched}
+        with layout.source.open("rb") as reader, target.open("r+b") as writer:
+            write_all(writer.fileno(), memoryview(layout.header or b""), 0)
+            for before in read_header(layout.source):
+                after = layout.tensors[before.name]
+                if before.name in merged:
+                    continue
+                if after.dtype == before.dtype:
+                    self._copy(reader.fileno(), writer.fileno(), before.start, before.stop, after.start)
+                    continue
+                values = self.mapped.view_of(before)
+                for start in range(0, before.numel, CONVERTED):
+                    if self._stopped.is_set():
+                        return
+                    piece = values[start : start + CONVERTED].to(after.dtype)
+                    check_finite(before.name, piece, after.dtype)
+                    write_all(writer.fileno(), _bytes_of(piece), after.start + start * after.dtype.itemsize)
 
     def write(self, name: str, start: int, values: Tensor) -> None:
-        """Entries from `start` on of a changed tensor, in the base's dtype."""
-        info = self.base.tensors[name]
-        data = memoryview(values.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
-        write_all(self._files[info.file], data, info.start + start * info.dtype.itemsize)
+        """Entries from `start` on of a changed tensor, in the dtype that it is to have."""
+        info = self.places[name]
+        write_all(self._files[info.file], _bytes_of(values), info.start + start * info.dtype.itemsize)
 
     def note_facts(self, facts: dict[str, Tensor]) -> None:
         self._note({"facts": {name: value.double().tolist() for name, value in facts.items()}})
 
     def note_done(self, name: str, tally: Tally) -> None:
         self.done[name] = tally
-        self._note({"tensor": name, **tally.dump()})
+        self._note({"tensor": name, "tally": tally.dump()})
 
     def _note(self, line: dict[str, Any]) -> None:
         with self._lock:
@@ -164,14 +208,19 @@ class Output:
         for copied in self._copying:
             copied.result()
         copy_rest(self.base.folder, self.aside, self.out)
+        describe(self.aside, self.dtype)
         write_index(self.base.folder, self.aside)
-        report = replace(report, checked=check_folder(self.aside, self.base.folder, self.base.tensors))
+        report = replace(report, checked=check_folder(self.aside, self.base.folder, self.places))
         write_text(self.aside / "README.md", merge_card(report, self.base.folder))
         write_json(self.aside / REPORT, report.to_json())
         for own in ("journal.jsonl", LOCK):
             (self.aside / own).unlink()
         _replace_folder(self.aside, self.out)
         return report
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    return memoryview(values.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _reserve(target: Path, size: int) -> None:

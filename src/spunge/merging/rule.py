@@ -19,8 +19,13 @@ from torch import Tensor
 
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import summary_of
+from spunge.weights.rounding import hashed, wrapped
 
 Scope = Literal["changed", "model", "tensor"]
+
+# What a rule does with the models' weights: `any` serve it; `sum`: it divides by their sum, which must not be 0;
+# `agreeing`: it divides by the sum of those that agree, entry by entry; `shares`: none may be negative; `none`: it reads none.
+Weighting = Literal["any", "sum", "agreeing", "shares", "none"]
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,8 @@ class Chunk:
         """(k, n) numbers in [0, 1): the same for the same branch, tensor, entry and seed, however the work is cut up."""
         index = torch.arange(self.start, self.start + deltas.shape[1], device=deltas.device)
         seeds = self.seeds or tuple(range(deltas.shape[0]))
-        rows = [_mixed(index + _signed(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
+        rows = [hashed(index + wrapped(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
         return torch.stack([(row & 0xFFFFFF).float() / 0x1000000 for row in rows])
-
-
-def _signed(value: int) -> int:
-    """A Python integer wrapped to int64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """splitmix64's finaliser (Steele et al. 2014) on int64, which wraps; >> is arithmetic, so its copies are masked off."""
-    x = x * _signed(0x9E3779B97F4A7C15)
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 Measure = Callable[[Tensor, Any, Chunk], Tensor]
@@ -112,6 +104,8 @@ class Rule:
     whole_rows: bool = False  # chunks must hold whole rows
     branches: tuple[int, int | None] = (1, None)  # fewest and most
     version: int = 1  # rises when the same settings give another merge
+    weighting: Callable[[Any], Weighting] = lambda settings: "any"  # what weights it can take
+    every_tensor: bool = False  # also those that no model changed: its result is more than a combination of differences
 
     @property
     def summary(self) -> str:
@@ -136,11 +130,25 @@ def rule(
     whole_rows: bool = False,
     branches: tuple[int, int | None] = (1, None),
     version: int = 1,
+    weighting: Callable[[Any], Weighting] = lambda settings: "any",
+    every_tensor: bool = False,
 ) -> Callable[[Callable[[Tensor, Any, Chunk], Tensor]], Rule]:
     """Make a merge rule of a function (deltas, settings, chunk) -> merged; its settings class is read off its signature."""
 
     def build(combine: Callable[[Tensor, Any, Chunk], Tensor]) -> Rule:
         settings = get_type_hints(combine)["settings"]
-        return Rule(combine, settings, source, trim, statistics, scope, whole_rows, branches, version)
+        return Rule(
+            combine,
+            settings,
+            source,
+            trim,
+            statistics,
+            scope,
+            whole_rows,
+            branches,
+            version,
+            weighting,
+            every_tensor,
+        )
 
     return build

@@ -5,13 +5,13 @@ Sums over branches run in a fixed order, one branch after the other, so that eve
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, magnitude, rule
+from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, Weighting, magnitude, rule
 from spunge.recipe.schema import RuleSettings
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -64,9 +64,9 @@ def sum_of_agreeing(deltas: Tensor, weights: Tensor, signs: Tensor, normalize: b
 
 
 def linear_sum(deltas: Tensor, chunk: Chunk, normalize: bool) -> Tensor:  # (k, n) -> (n,)
+    """Weighted sum, or mean: then the weights' sum must not be 0."""
     total = running_sum(weighted(deltas, chunk))
-    share = running_sum(chunk.weights)
-    return total / share if normalize and bool(share != 0) else total
+    return total / running_sum(chunk.weights) if normalize else total
 
 
 class TiesSettings(RuleSettings):
@@ -94,6 +94,7 @@ def _votes(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (
     trim=keep_largest,
     statistics=_ties_statistics,
     scope=lambda settings: settings.scope,
+    weighting=lambda settings: "agreeing",
 )
 def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
     """Trim each branch to its largest entries, elect a sign per entry, average the branches that agree with it."""
@@ -120,10 +121,26 @@ class AverageSettings(RuleSettings):
     scale: float = Field(1.0, description=SCALE)
 
 
-@rule(source="Wortsman et al. 2022 (model soups), arXiv:2203.05482; mergekit's `linear`")
+@rule(
+    source="Wortsman et al. 2022 (model soups), arXiv:2203.05482; mergekit's `linear`",
+    weighting=lambda settings: "sum",
+)
 def average(deltas: Tensor, settings: AverageSettings, chunk: Chunk) -> Tensor:
     """Weighted mean of the branches."""
     return settings.scale * linear_sum(deltas, chunk, normalize=True)
+
+
+class WeightedSumSettings(RuleSettings):
+    rule: str = Field("weighted_sum", description=NAME)
+
+
+@rule(source="mergekit's `linear` with normalize: false", every_tensor=True)
+def weighted_sum(deltas: Tensor, settings: WeightedSumSettings, chunk: Chunk) -> Tensor:
+    """Add the models themselves, each times its weight, with no base in the sum: weights should sum to about 1."""
+    # sum of w * (base + delta) - base: the base's own share is what the weights' sum lacks of 1, or has beyond it.
+    beyond = float(chunk.weights.double().sum()) - 1
+    total = linear_sum(deltas, chunk, normalize=False)
+    return total if chunk.base is None else total + beyond * chunk.base
 
 
 class DareSettings(RuleSettings):
@@ -140,7 +157,11 @@ def drop_at_random(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tens
     return (deltas / density).masked_fill(chunk.uniform(deltas, settings.seed) >= density, 0.0)
 
 
-@rule(source="Yu et al. 2024 (DARE), arXiv:2311.03099", trim=drop_at_random)
+@rule(
+    source="Yu et al. 2024 (DARE), arXiv:2311.03099",
+    trim=drop_at_random,
+    weighting=lambda settings: "sum" if settings.normalize else "any",
+)
 def dare_linear(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tensor:
     """Drop entries at random, scale up the rest, add the branches."""
     return settings.scale * linear_sum(deltas, chunk, settings.normalize)
@@ -151,7 +172,15 @@ class DareTiesSettings(DareSettings):
     normalize: bool = Field(True, description=NORMALIZE)
 
 
-@rule(source="Yu et al. 2024 (DARE), arXiv:2311.03099, with TIES's election", trim=drop_at_random)
+def _by_normalize(settings: Any) -> Weighting:
+    return "agreeing" if settings.normalize else "any"
+
+
+@rule(
+    source="Yu et al. 2024 (DARE), arXiv:2311.03099, with TIES's election",
+    trim=drop_at_random,
+    weighting=_by_normalize,
+)
 def dare_ties(deltas: Tensor, settings: DareTiesSettings, chunk: Chunk) -> Tensor:
     """Drop entries at random, scale up the rest, elect a sign per entry, merge the branches that agree with it."""
     signs = elected_signs(weighted(deltas, chunk))
@@ -183,7 +212,12 @@ def drop_by_rank(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tenso
     return (deltas / probability).masked_fill(chunk.uniform(deltas, settings.seed) >= probability, 0.0)
 
 
-@rule(source="Deep et al. 2024 (DELLA), arXiv:2406.11617", trim=drop_by_rank, whole_rows=True)
+@rule(
+    source="Deep et al. 2024 (DELLA), arXiv:2406.11617",
+    trim=drop_by_rank,
+    whole_rows=True,
+    weighting=_by_normalize,
+)
 def della(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tensor:
     """Drop small entries likelier than large ones, scale up the rest, elect a sign per entry, merge those that agree."""
     signs = elected_signs(weighted(deltas, chunk))
@@ -228,7 +262,7 @@ class ConsensusSettings(RuleSettings):
     scale: float = Field(1.0, description=SCALE)
 
 
-@rule(source="Kim et al. 2025 (NegMerge), arXiv:2410.05583")
+@rule(source="Kim et al. 2025 (NegMerge), arXiv:2410.05583", weighting=lambda settings: "sum")
 def consensus(deltas: Tensor, settings: ConsensusSettings, chunk: Chunk) -> Tensor:
     """Weighted mean of the branches where every one of them has the same sign, zero elsewhere."""
     signs = torch.sign(weighted(deltas, chunk))
@@ -269,6 +303,7 @@ def _sce_statistics(settings: SceSettings, k: int) -> Sequence[Statistic]:
     source="Wan et al. 2024 (FuseChat's SCE), arXiv:2408.07990",
     trim=select_varied,
     statistics=_sce_statistics,
+    weighting=lambda settings: "shares",
 )
 def sce(deltas: Tensor, settings: SceSettings, chunk: Chunk) -> Tensor:
     """Select the entries that differ most, weigh each branch by its energy there, erase the minority's signs."""
@@ -300,7 +335,12 @@ def _slerp_statistics(settings: SlerpSettings, k: int) -> Sequence[Statistic]:
     return (Sums("products", _products),)
 
 
-@rule(source="Shoemake 1985; mergekit's `slerp`", statistics=_slerp_statistics, branches=(1, 2))
+@rule(
+    source="Shoemake 1985; mergekit's `slerp`",
+    statistics=_slerp_statistics,
+    branches=(1, 2),
+    weighting=lambda settings: "none",
+)
 def slerp(deltas: Tensor, settings: SlerpSettings, chunk: Chunk) -> Tensor:
     """Go from one model's weights to another's along the sphere, tensor by tensor."""
     a, b = _ends(deltas, chunk)

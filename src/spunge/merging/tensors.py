@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spunge.merging.checks import check_weights
 from spunge.merging.rule import Chunk, Rule
 from spunge.merging.thresholds import facts_of
 
 
 def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[float] | None = None) -> Tensor:
     """Merge whole deltas held in memory: (k, ...) -> (...), each taken as one tensor (scope `tensor`)."""
+    if weights is not None:
+        check_weights(rule, settings, weights)
     flat = deltas.reshape(deltas.shape[0], -1).float()
     chosen = (
         torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.merging.engine import merge_chunk, one_thread_each, prepared, processors
+from spunge.merging.chunks import merge_chunk
+from spunge.merging.engine import prepared
 from spunge.merging.fast.compiled import fast_path
 from spunge.merging.statistics import statistics
-from spunge.merging.work import in_order
+from spunge.merging.work import in_order, one_thread_each, processors
 from spunge.recipe.schema import RuleSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.sources import Mapped, Source
@@ -56,9 +57,12 @@ def differing_tensors(
     with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         if work.scope != "tensor" and changed:
             work.facts = statistics(work, {"": work.changed}, pool, fast)
+        work.choose_rounding(pool)
         for name in work.base.tensors:
             if name not in changed:
-                yield Compared(name, _unchanged(work.mapped.view(name), comparison.written.view(name)))
+                yield Compared(
+                    name, _unchanged(work.mapped.view(name), comparison.written.view(name), work.dtypes[name])
+                )
                 continue
             if work.scope == "tensor":
                 work.facts = statistics(work, {name: [name]}, pool, fast)
@@ -67,8 +71,8 @@ def differing_tensors(
             yield Compared(name, name not in comparison.differing)
 
 
-def _unchanged(before: Tensor, after: Tensor) -> bool:
-    return before.dtype == after.dtype and all(
-        torch.equal(before[at : at + COMPARED].view(torch.uint8), after[at : at + COMPARED].view(torch.uint8))
-        for at in range(0, before.numel(), COMPARED)
+def _unchanged(before: Tensor, after: Tensor, dtype: torch.dtype) -> bool:
+    pieces = (slice(at, at + COMPARED) for at in range(0, before.numel(), COMPARED))
+    return after.dtype == dtype and all(
+        torch.equal(before[piece].to(dtype).view(torch.uint8), after[piece].view(torch.uint8)) for piece in pieces
     )

@@ -1,15 +1,20 @@
 """One merge in hand: what goes in, the chunks it is cut into, and what is known about them."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from spunge.merging.rule import Chunk, Rule, Scope
-from spunge.weights.checkpoint import Checkpoint
+from spunge.merging.thresholds import facts_of
+from spunge.weights.header import TensorInfo
+from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
 T = TypeVar("T")
@@ -28,8 +33,10 @@ class Job(NamedTuple):
 class Work:
     """Sources stand in an order that depends on their content alone, so that the user's order changes nothing."""
 
-    base: Checkpoint
+    mapped: Mapped  # the base
     sources: Sequence[Source]
+    names: Sequence[frozenset[str]]  # the tensors that each source changes
+    identities: Sequence[str]  # what random rules are seeded by, hexadecimal
     places: Sequence[int]  # places[i]: where the user's i-th source stands in `sources`
     weights: Sequence[float]  # in the order of `sources`
     rule: Rule
@@ -38,16 +45,19 @@ class Work:
     facts: Facts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.mapped = Mapped(self.base)
+        self.base = self.mapped.checkpoint
+        self.dtypes = stored_dtypes(self.base, self.settings.dtype)
+        self.at_random = self.settings.rounding == "stochastic"  # how sums are rounded to 16 bits
         self.order = tuple(self.places.index(place) for place in range(len(self.sources)))
-        self.seeds = tuple(int(source.fingerprint[:15], 16) for source in self.sources)
+        self.seeds = tuple(int(identity[:15], 16) for identity in self.identities)
         self.weight_row = torch.tensor(self.weights, dtype=torch.float32)
-        self._names = [frozenset(source.names) for source in self.sources]
 
-    @property
+    @cached_property
     def changed(self) -> list[str]:
-        """The tensors that any source changes, in the base's order."""
-        return [name for name in self.base.tensors if any(name in names for names in self._names)]
+        """The tensors that any source changes, or all where the rule changes all, in the base's order."""
+        if self.rule.every_tensor:
+            return [name for name, info in self.base.tensors.items() if info.dtype.is_floating_point]
+        return [name for name in self.base.tensors if any(name in names for names in self.names)]
 
     @property
     def scope(self) -> Scope:
@@ -55,7 +65,7 @@ class Work:
 
     def changes(self, place: int, name: str) -> bool:
         """Whether the source at `place` changes a tensor."""
-        return name in self._names[place]
+        return name in self.names[place]
 
     def population(self, names: Sequence[str]) -> int:
         """How many entries a share is counted over."""
@@ -93,6 +103,41 @@ class Work:
         facts = self.facts.get(job.name) or self.facts.get("", {})
         chunk = Chunk(self.weight_row, job.name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
         return deltas, chunk
+
+    def drawn(self, job: Job) -> Tensor | None:
+        """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
+        return draws(job.name, job.start, job.stop - job.start) if self.at_random else None
+
+    def choose_rounding(self, pool: ThreadPoolExecutor) -> None:
+        """Where it is left to us: at random if nearest would lose more than a tenth of the merged delta."""
+        if self.settings.rounding == "auto":
+            infos = [self.base.tensors[name] for name in self.changed if rounds_at_16_bits(self.dtypes[name])]
+            self.at_random = is_lost(in_order(pool, self._arrival, probes(infos)))
+
+    def _arrival(self, probe: tuple[TensorInfo, int, int]) -> Arrival:
+        info, start, stop = probe
+        deltas, chunk = self.load(Job(info.name, start, stop))
+        if not chunk.facts:  # in scope tensor they are found batch by batch, after this; the probe's own are near
+            chunk = replace(chunk, facts=facts_of(self.rule, deltas, self.settings, chunk))
+        base = self.base_values(Job(info.name, start, stop))
+        merged = self.rule(deltas, self.settings, chunk)
+        return arrival(base, merged, (base + merged).to(self.dtypes[info.name]))
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Chunks run side by side, so torch uses one thread in each; this also makes every product round the same way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:

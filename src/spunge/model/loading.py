@@ -20,6 +20,9 @@ from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.names import WHOLE, Region
 
+# What the matrix of learned positions is called; OPT's has two rows more than there are positions.
+LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
+
 
 @dataclass(frozen=True)
 class Base:
@@ -37,6 +40,11 @@ class Base:
         default_factory=dict
     )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
+    positions: int | None = None  # tokens that there are learned positions for; None: positions are computed
+
+    def reach(self, length: int) -> int:
+        """`length` tokens, or as many as the model has positions for where these are fewer."""
+        return length if self.positions is None else min(length, self.positions)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -78,8 +86,10 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         ) from error
     model.to(device).eval().requires_grad_(False)
     attention.speed_up(model, device, dtype)
-    names, regions = stored_names(model, Checkpoint(folder))
-    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template)
+    checkpoint = Checkpoint(folder)
+    names, regions = stored_names(model, checkpoint)
+    positions = _positions(config, checkpoint)
+    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template, positions)
 
 
 def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
@@ -112,6 +122,21 @@ def _config(folder: Path, settings: ModelSettings) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (ValueError, OSError) as error:
         raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+
+
+def positions_of(folder: Path, settings: ModelSettings) -> int | None:
+    """Tokens that a model has learned positions for; None where positions are computed. From headers and configuration alone.
+
+    Raises RecipeError when they cannot be read.
+    """
+    return _positions(_config(folder, settings), Checkpoint(folder))
+
+
+def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
+    """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
+    if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
+        return None
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
@@ -34,6 +42,11 @@ class ModelSettings(Strict):
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
     )
     allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
+    dequantize: bool = Field(
+        False,
+        description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
+        "packages are installed) and write what comes of it unquantised.",
+    )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 
 
@@ -183,6 +196,17 @@ class MethodSettings(Strict):
 
 class RuleSettings(Strict):
     rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
+    dtype: Literal["base", "float32", "bfloat16", "float16"] = Field(
+        "base",
+        description="What the merged checkpoint is written in: the base's own dtype, or another. Branches and controls are judged "
+        "as they would be written so. float32 holds the merge whole, in twice the disk of a 16-bit base.",
+    )
+    rounding: Literal["auto", "nearest", "stochastic"] = Field(
+        "auto",
+        description="How sums are rounded to a 16-bit dtype. nearest loses what is below half a step of it; stochastic goes up or "
+        "down by a fixed draw, so that small changes survive in the mean over many entries; auto: nearest, or stochastic where "
+        "nearest would lose more than a tenth of the change.",
+    )
 
 
 class EvaluatorSettings(Strict):
@@ -287,11 +311,20 @@ class Control(Strict):
         return self
 
 
-def _controls(value: Any) -> Any:
-    """`joint`, `random`, `sequential` and a merge rule's name are short for a control of that name."""
+def _controls(value: Any, info: ValidationInfo) -> Any:
+    """`joint`, `random`, `sequential` and a merge rule's name are short for a control of that name. A merge of a control's own
+    is written as the recipe's is, where it does not say otherwise: what is compared has one precision."""
     if not isinstance(value, list):
         return value
-    return [_control(item) if isinstance(item, str) else item for item in value]
+    merge = info.data.get("merge")
+    written = {} if merge is None else {"dtype": merge.dtype, "rounding": merge.rounding}
+    return [_written_as(_control(item) if isinstance(item, str) else item, written) for item in value]
+
+
+def _written_as(control: Any, written: Mapping[str, Any]) -> Any:
+    own = control.get("merge") if isinstance(control, Mapping) else None
+    own = {"rule": own} if isinstance(own, str) else own
+    return {**control, "merge": {**written, **own}} if isinstance(own, Mapping) else control
 
 
 def _control(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The base's are kept across runs too, in the cache folder, under the key of all t
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 
 from spunge.data.items import Items
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.model.loading import embeddings_of, load_tokenizer, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, measured_again
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
+from spunge.run.inputs import BaseInputs
 from spunge.run.models import Lineup, Model
 from spunge.run.session import Session
 from spunge.run.train import flattened
@@ -46,8 +48,10 @@ def evaluation_folder(folder: Path, model: str) -> Path:
 
 def judging_inputs(judging: Judging) -> dict[str, Any]:
     """What the measurements depend on beside the model."""
-    items, lineup = judging.items, judging.lineup
+    items, lineup, model = judging.items, judging.lineup, judging.model
     content = _evaluation(items, lineup)
+    if model.trainings and model.merge is None:  # judged as it would be written
+        content |= flattened("merge", model.storage._asdict())
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
@@ -97,6 +101,38 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         _to_cache(key, content, kept)
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
+
+
+def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
+    """Raises RecipeError for items that cannot be measured, before anything is trained. Each evaluation is looked at once."""
+    model = base.recipe.model
+    evaluations = {judging.items.name: judging.items for judging in judgings}
+    if not evaluations:
+        return
+    given = base.folder if base.folder.is_dir() else base.given
+    if base.conversion is not None and base.conversion.gguf and given == base.given:
+        return  # its tokenizer and its configuration are in the file that is still to be converted
+    positions = None if base.conversion and given == base.given else positions_of(base.folder, model)
+    limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
+    for items in evaluations.values():
+        EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
+        refuse_unknown_tokens(items, limits)
+
+
+def refuse_unknown_tokens(items: Items, limits: Limits) -> None:
+    """Raises RecipeError for a text with a token that the model has no embedding for."""
+    if max(limits.tokenizer.get_vocab().values(), default=0) < limits.embeddings:
+        return
+    for column in items.table.column_names:
+        for row, value in enumerate(items.table[column].to_pylist()):
+            texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+            for ids in limits.tokenizer(texts)["input_ids"] if texts else ():
+                if (token := max(ids, default=0)) >= limits.embeddings:
+                    raise RecipeError(
+                        f"evaluate.{items.name}: row {row} holds the token {limits.tokenizer.convert_ids_to_tokens(token)!r} "
+                        f"(number {token}), and the model has {limits.embeddings} embeddings; take it out of the text, or give "
+                        "a model that knows it"
+                    )
 
 
 def read_measures(judging: Judging) -> list[Measure]:

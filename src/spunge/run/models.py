@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spunge.data.split import Part, random_parts
 from spunge.errors import RecipeError
 from spunge.files import read_json
-from spunge.merging.engine import merged_changes
+from spunge.merging.values import merged_values
 from spunge.model.loading import Base
 from spunge.recipe.schema import Control, RuleSettings
 from spunge.registry import METHODS
+from spunge.results import Kind
 from spunge.run.inputs import SeedInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
-from spunge.weights.overlay import applied, overlaid, swapped
+from spunge.weights.overlay import applied, as_written, overlaid, swapped
+from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
 
 
@@ -38,21 +40,27 @@ class Training:
 class Model:
     """A model that is judged: the base with the deltas of some trainings, merged by a rule or laid one over the other."""
 
+    kind: Kind
+    label: str  # a branch's value, a control's name, else the kind
     name: str  # base, branch:SLUG, control:NAME, merged
     trainings: tuple[Training, ...] = ()
     merge: RuleSettings | None = None
     folder: Path | None = None  # of the merged model, which is a checkpoint
+    storage: Storage = field(
+        default_factory=Storage
+    )  # what a checkpoint of it would be written in, where no rule says so
 
     def laid_over(self, base: Base) -> AbstractContextManager[None]:
-        """Inside the block, the base in memory holds this model's values: of the merged one, those in its files."""
+        """Inside the block, the base in memory holds this model's values: those in its files, or that its files would hold."""
         if self.folder is not None:
             report = read_json(self.folder.parent / "merge.json") or {}
-            return swapped(base.parameters, Checkpoint(self.folder), list(report["tensors"]))
+            merged, plain = Checkpoint(self.folder), Checkpoint(base.folder)
+            retyped = [name for name, info in merged.tensors.items() if info.dtype != plain.tensors[name].dtype]
+            return swapped(base.parameters, merged, dict.fromkeys([*report["tensors"], *retyped]))
         if self.merge is None:
-            return stacked(self.trainings, base)
-        sources = delta_sources(self.trainings)
-        names = dict.fromkeys(name for source in sources for name in source.names)
-        return overlaid(base.parameters, names, merged_changes(base.folder, sources, self.merge))
+            deltas = [open_delta(training.folder) for training in self.trainings]
+            return overlaid(base.parameters, as_written(Checkpoint(base.folder), deltas, self.storage))
+        return overlaid(base.parameters, merged_values(base.folder, delta_sources(self.trainings), self.merge))
 
 
 @contextmanager
@@ -82,15 +90,19 @@ class Lineup:
 def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
     """The branches and controls of a recipe, and the models that come of them."""
     recipe, parts = inputs.recipe, inputs.parts.parts
+    storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
-    models = [Model("base"), *(Model(branch.name, (branch,)) for branch in branches)]
+    models = [Model("base", "base", "base")]
+    for part, branch in zip(parts, branches, strict=True):
+        models.append(Model("branch", part.value, branch.name, (branch,), storage=storage))
     trainings = {branch.name: branch for branch in branches}
     for control in recipe.controls:
         own = branches if control.train == "parts" else _trainings(control, inputs, folder / "controls")
         trainings |= {training.name: trainings.get(training.name, training) for training in own}
         merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
-        models.append(Model(f"control:{control.name}", tuple(trainings[training.name] for training in own), merge))
-    models.append(Model("merged", branches, recipe.merge, folder / "merged"))
+        chosen = tuple(trainings[training.name] for training in own)
+        models.append(Model("control", control.name, f"control:{control.name}", chosen, merge, storage=storage))
+    models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 

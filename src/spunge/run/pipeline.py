@@ -14,8 +14,9 @@ from spunge.recipe.schema import Recipe
 from spunge.results import Results, read_results
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
+from spunge.run.judge import refuse_items
 from spunge.run.session import Session, session
-from spunge.run.stages import Run, RunGraph, build, untrained
+from spunge.run.stages import Run, RunGraph, build, unjudged, untrained
 from spunge.run.stamps import faults, stamp_file
 from spunge.run.train import refuse_rows
 
@@ -59,7 +60,8 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
             begun.graph.key(name)
     for line in untrained(begun):
         refuse_rows(line.inputs)
-    watcher.end("" if begun.base.pickled else begun.base.weights[:12])
+    refuse_items(unjudged(begun), begun.base)
+    watcher.end("" if begun.base.conversion else begun.base.weights[:12])
     return begun
 
 

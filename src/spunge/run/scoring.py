@@ -68,7 +68,7 @@ def scored(
     """
     every = [each.items for each in evaluations]
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
-    rows = [row for stage, found in stages.items() for row in _rows(stage, found, set(parts))]
+    rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, set(parts))]
     _refuse_twice(rows)
     pairs = [(model.stage, "base") for model in models if model.kind != "base"]
     pairs += [("merged", model.stage) for model in models if model.kind == "control"]
@@ -82,22 +82,22 @@ def scored(
 
 def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
     """What the evaluations gave at one stage, seed by seed."""
-    found: dict[MetricKey, Measured] = {}
+    metrics: dict[MetricKey, Measured] = {}
     for stored in seeds:
         for items in evaluations:
             for measure in stored.get(items.name, ()):
                 key = (items.name, measure.metric, measure.subject or "")
-                found.setdefault(key, Measured(items, [])).measures.append(measure)
-    return found
+                metrics.setdefault(key, Measured(items, [])).measures.append(measure)
+    return metrics
 
 
-def _rows(stage: str, found: Mapping[MetricKey, Measured], parts: set[str]) -> Iterator[Row]:
+def _rows(stage: str, metrics: Mapping[MetricKey, Measured], parts: set[str]) -> Iterator[Row]:
     together: dict[
         tuple[str, str], set[str]
     ] = {}  # the subjects of an evaluation's metric, which measures may be of one each
-    for (evaluation, metric, _), each in found.items():
+    for (evaluation, metric, _), each in metrics.items():
         together.setdefault((evaluation, metric), set()).update(each.subjects)
-    for (evaluation, metric, _), each in found.items():
+    for (evaluation, metric, _), each in metrics.items():
         first, groups = each.measures[0], each.subjects
         told = ("of", "side", "attack", "label", "curve", "at", "unit")
         facts = {"stage": stage, "evaluation": evaluation} | {name: vars(first)[name] for name in told}
@@ -161,7 +161,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -
 
 def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]) -> Evaluation:
     items = judged.items
-    metrics = dict.fromkeys(metric for found in stages for name, metric, _ in found if name == items.name)
+    metrics = dict.fromkeys(metric for judged_there in stages for name, metric, _ in judged_there if name == items.name)
     others = items.subjects.keys() - {items.overall}
     return Evaluation(
         name=items.name,

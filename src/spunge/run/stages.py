@@ -9,7 +9,7 @@ from spunge.data.selection import split_content
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
-from spunge.run.costs import judging_cost, merging_cost, training_cost
+from spunge.run.costs import judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -18,7 +18,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
-from spunge.run.train import SETTLED, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import SETTLED, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
 
@@ -83,32 +83,42 @@ def untrained(run: Run) -> list[Lineup]:
     ]
 
 
+def unjudged(run: Run) -> list[Judging]:
+    """The judgings that are still to be made, of all seeds."""
+    return [
+        judging
+        for number, (line, judgings) in enumerate(zip(run.seeds, run.judgings, strict=True))
+        for judging in judgings
+        if not run.graph.state(judging_name(judging, _mark(number, line))).done
+    ]
+
+
 def _mark(number: int, line: Lineup) -> str:
     """What the stages' names of a further seed begin with."""
     return f"seed-{line.inputs.recipe.seed}:" if number else ""
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled weights, which are converted."""
-    if not base.local or not base.pickled:
+    """The base itself: nothing to make, but for pickled or quantised weights, which are converted."""
+    if not base.local or base.conversion is None:
         graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
         return
     graph.add(
         Stage(
-            "pickles",
+            "conversion",
             "convert the base",
-            inputs=lambda: {"pickles": base.pickles},
+            inputs=lambda: {"files": base.unconverted},
             files=("base/**",),
             make=lambda session: convert_base(base),
         )
     )
 
     def converted() -> Mapping[str, Any]:
-        if not graph.state("pickles").done:
+        if not graph.state("conversion").done:
             raise NotMadeError("the base to be converted")
         return {"base": base.key}
 
-    graph.add(Stage("base", "the base", needs=("pickles",), inputs=converted))
+    graph.add(Stage("base", "the base", needs=("conversion",), inputs=converted))
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -169,6 +179,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         files=tuple(_inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
+        told=f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps)",
     )
 
 
@@ -188,6 +199,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     files=files,
                     make=lambda session: merge_branches(line, session),
                     cost=lambda: merging_cost(line),
+                    told=f"{line.inputs.recipe.merge.rule} of {len(model.trainings)} branches",
                 )
             )
         elif name not in graph.stages:
@@ -195,7 +207,10 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
 
 
 def _laid_together(model: Model) -> Any:
-    return (lambda: merged_inputs(model)) if model.merge is not None else dict
+    """What a model's values depend on beside its trainings: how they are merged, or what they would be written in."""
+    if model.merge is not None:
+        return lambda: merged_inputs(model)
+    return lambda: flattened("merge", model.storage._asdict())
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:

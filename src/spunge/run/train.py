@@ -17,8 +17,10 @@ from spunge.run.session import Session
 from spunge.unlearning.checking import refuse_unusable
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Task
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
+from spunge.weights.rounding import Storage
 
 SETTLED = "settled.json"
 
@@ -134,7 +136,8 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         "dtype": str(base.dtype).removeprefix("torch."),
     }
     delta = write_delta(folder, branch.changes, info)
-    if not moves(base.parameters, delta):
+    merge = inputs.recipe.merge
+    if not moves(Checkpoint(inputs.base.folder), delta, Storage(merge.dtype, merge.rounding)):
         raise RecipeError(
             f"unlearn.learning_rate: all that {training.name} changed is lost in rounding when it is added to the base; "
             "raise it, or the number of steps"

@@ -77,9 +77,10 @@ class Mapped:
 
     def view(self, name: str) -> Tensor:
         """The whole tensor, flat, in its own dtype; do not write into it."""
-        return self._view(self.checkpoint.tensors[name])
+        return self.view_of(self.checkpoint.tensors[name])
 
-    def _view(self, info: TensorInfo) -> Tensor:
+    def view_of(self, info: TensorInfo) -> Tensor:
+        """The same for a tensor that another file of the checkpoint holds under the same name."""
         if not info.numel:
             return torch.empty(0, dtype=info.dtype)
         with self._lock:
@@ -281,16 +282,31 @@ def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:
 
 def sketch(checkpoint: Checkpoint, extra: str = "") -> str:
     """sha256 over every tensor's name, dtype and shape and over samples of its bytes: quick, and equal for equal content."""
-    total = hashlib.sha256(extra.encode())
     streams = {file: file.open("rb") for file in checkpoint.files}
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        info = checkpoint.tensors[name]
+        streams[info.file].seek(info.start + start)
+        return streams[info.file].read(stop - start)
+
     try:
-        for name in sorted(checkpoint.tensors):
-            info = checkpoint.tensors[name]
-            total.update(f"{name}:{info.dtype}:{list(info.shape)}".encode())
-            for offset in range(8):
-                streams[info.file].seek(info.start + (info.stop - info.start) * offset // 8)
-                total.update(streams[info.file].read(min(512, math.ceil((info.stop - info.start) / 8))))
+        described = {name: (info.dtype, list(info.shape)) for name, info in checkpoint.tensors.items()}
+        return sketched(described, read, extra)
     finally:
         for stream in streams.values():
             stream.close()
+
+
+def sketched(
+    described: Mapping[str, tuple[torch.dtype, list[int]]], read: Callable[[str, int, int], bytes], extra: str = ""
+) -> str:
+    """The sketch of tensors that are described by dtype and shape; read: (name, first byte, last byte) -> those bytes."""
+    total = hashlib.sha256(extra.encode())
+    for name in sorted(described):
+        dtype, shape = described[name]
+        total.update(f"{name}:{dtype}:{shape}".encode())
+        size = math.prod(shape) * dtype.itemsize
+        for offset in range(8):
+            start = size * offset // 8
+            total.update(read(name, start, start + min(512, math.ceil(size / 8))))
     return total.hexdigest()

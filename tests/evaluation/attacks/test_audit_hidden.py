@@ -12,12 +12,14 @@ import torch
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.hidden import ProbeSettings, block_numbers, centred, out_of_fold
-from spunge.evaluation.attacks.membership import min_k, token_logs
+from spunge.evaluation.attacks.membership import min_k
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.likelihood import likelihoods, token_logs
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.evaluation.statistics import score
+from spunge.progress import SILENT
 from spunge.unlearning.finetuning import finetune
 from toys import WORDS, texts
 
@@ -119,7 +121,9 @@ def test_token_log_probabilities_are_the_models_own(load: Callable[..., Any], ar
     base = load(architecture)
     given = [Text("", text) for text in texts("plain", 7)] + [Text("the capital of", " france is paris")]
     coded = [encode(text, base.tokenizer, 64) for text in given]
-    found = token_logs(base, coded, lambda done, total: None)
+    found = token_logs(base, coded, SILENT.step)
+    sums = likelihoods(base, coded, SILENT.step)
+    assert [(each.log, each.tokens) for each in sums] == [(float(each.sum()), len(each)) for each in found]
     for text, each, logs in zip(given, coded, found, strict=True):
         ids = torch.tensor([each.ids])
         with torch.no_grad():

@@ -11,6 +11,7 @@ from spunge.merging.outcome import Tally
 from spunge.merging.rules import TiesSettings, ties
 from spunge.merging.thresholds import Bracket, keys_of
 from spunge.merging.work import Job, Work
+from spunge.weights.rounding import rounded, seed_of, wrapped
 
 KINDS = {torch.bfloat16: 1, torch.float32: 2}  # of kernels.py: a model's own values
 DELTA, NOTHING = 0, 3
@@ -58,13 +59,14 @@ class Fast:
         return torch.from_numpy(rows)
 
     def merge(self, job: Job) -> tuple[Tally, Tensor, bool]:
-        """TIES on one chunk: its tally, the merged model's values in the base's dtype, and whether all are finite."""
-        k, size = len(self.work.sources), job.stop - job.start
+        """TIES on one chunk: its tally, the merged model's values as they are written, and whether all are finite."""
+        k, size, dtype = len(self.work.sources), job.stop - job.start, self.work.dtypes[job.name]
         branches = [self._branch(job, place) for place in range(k)]
-        base, base_kind, _owner = self._base(job)
+        base, base_kind, base_values = self._base(job)
         facts = self.work.facts.get(job.name) or self.work.facts[""]
-        out = torch.empty(size, dtype=torch.bfloat16 if base_kind == KINDS[torch.bfloat16] else torch.float32)
-        gram, counts = np.zeros((k + 1, k)), np.zeros(k + 3, np.int64)
+        kind = KINDS.get(dtype, DELTA)
+        out = torch.empty(size, dtype=dtype if kind != DELTA else torch.float32)
+        gram, sums, counts = np.zeros((k, k)), np.zeros(3), np.zeros(k + 5, np.int64)
         self.kernels.ties(
             np.array([address for address, _, _ in branches]),
             np.array([kind for _, kind, _ in branches]),
@@ -75,22 +77,33 @@ class Fast:
             self.work.weight_row.numpy(),
             np.float32(self.work.settings.scale),
             out.data_ptr(),
-            base_kind,
+            kind,
+            self.work.at_random,
+            np.int64(wrapped(seed_of(job.name) + job.start)),
             gram,
+            sums,
             counts,
         )
-        lower = torch.from_numpy(gram[:k])
+        lower = torch.from_numpy(gram)
         tally = Tally(
             gram=lower + lower.T - torch.diag(lower.diagonal()),
             kept=torch.from_numpy(counts[:k].copy()),
             contested=int(counts[k]),
             conflicts=int(counts[k + 1]),
-            merged=float(gram[k, 0]),
+            merged=float(sums[0]),
             entries=size,
+            error=float(sums[1]),
+            along=float(sums[2]),
+            changed=int(counts[k + 3]),
+            stayed=int(counts[k + 4]),
         )
-        result = out.to(self.work.base.tensors[job.name].dtype)
-        finite = not counts[k + 2] and (result.dtype == out.dtype or bool(torch.isfinite(result).all()))
-        return tally, result, finite
+        finite = not counts[k + 2]
+        if kind == DELTA:  # a dtype that the kernels do not write
+            merged, plain = out, base_values.float()
+            out = rounded(plain + merged, dtype, self.work.drawn(job))
+            tally.note_written(plain, merged, out)
+            finite = finite and bool(torch.isfinite(out).all())
+        return tally, out, finite
 
     def _base(self, job: Job) -> tuple[int, int, Tensor]:
         """Address, kind and owner of the base's values."""

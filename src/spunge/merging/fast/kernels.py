@@ -162,14 +162,14 @@ def _nonzero(row):  # type: ignore[no-untyped-def]
 
 @numba.njit(**_fast)
 def _agreeing(row, weight, work):  # type: ignore[no-untyped-def]
-    """Add the entries that have the total's sign to the merged sum, and their weight to its share; count signs."""
+    """Add the entries that have the total's sign to the merged sum, and their weight to its share; count weighted signs."""
     nothing = np.float32(0)
     for i in range(BLOCK):
         weighted = row[i] * weight
         agrees = (weighted > 0) if work[TOTAL + i] >= 0 else (weighted < 0)
         work[MERGED + i] += weighted if agrees else nothing
         work[SHARE + i] += weight if agrees else nothing
-        work[SIGNS + i] += np.float32(1) if row[i] > 0 else (np.float32(NEGATIVE) if row[i] < 0 else nothing)
+        work[SIGNS + i] += np.float32(1) if weighted > 0 else (np.float32(NEGATIVE) if weighted < 0 else nothing)
 
 
 @numba.njit(**_loose)
@@ -214,13 +214,35 @@ def _not_finite(values, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(**_fast)
+def _round_to_bf16(values, count):  # type: ignore[no-untyped-def]
+    """float32 values -> the nearest bf16's, the even one of two; still float32."""
+    bits = values.view(np.uint32)
+    for i in range(count):
+        bits[i] += np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
+        bits[i] &= np.uint32(0xFFFF0000)
+
+
+@numba.njit(**_fast)
+def _draw_to_bf16(values, count, place):  # type: ignore[no-untyped-def]
+    """The same, up or down by `rounding.draws`; `place` is the first entry's, with the tensor's seed."""
+    bits = values.view(np.uint32)
+    for i in range(count):
+        x = np.uint64(place + i) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+        up = bits[i] + np.uint32((x >> np.uint64(8)) & np.uint64(0xFFFF))
+        if bits[i] & np.uint32(0x7F800000) != np.uint32(0x7F800000):
+            bits[i] = up
+        bits[i] &= np.uint32(0xFFFF0000)
+
+
+@numba.njit(**_fast)
 def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
-    """Write float32 values, rounded to nearest and even where the output is bf16; returns how many are not finite."""
+    """Write float32 values, as bf16 where they have been rounded to it; returns how many are not finite."""
     bits = values.view(np.uint32)
     if out_kind == BF16:
         half = numba.carray(_pointer(out + 2 * start), count, np.uint16)
-        for i in range(count):
-            bits[i] += np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
         for i in range(count):
             half[i] = np.uint16(bits[i] >> np.uint32(16))
     else:
@@ -230,12 +252,43 @@ def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
     return np.int64(_not_finite(values, count))
 
 
-@numba.njit(**_fast)
-def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, out_kind, gram, counts):  # type: ignore[no-untyped-def]
-    """TIES over `entries`; writes the merged model to the memory at `out`, bf16 or float32.
+@numba.njit(**_loose)
+def _compare(base, merged, written, count):  # type: ignore[no-untyped-def]
+    """What was written, set against what was merged: squared error, inner product, entries changed, and left as they were."""
+    error, along, changed, stayed = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for i in range(count):
+        change = written[i] - base[i]
+        error += (change - merged[i]) * (change - merged[i])
+        along += change * merged[i]
+        changed += np.float32(1) if merged[i] != 0 else np.float32(0)
+        stayed += np.float32(1) if (merged[i] != 0) & (written[i] == base[i]) else np.float32(0)
+    return error, along, changed, stayed
 
-    Adds to gram (k + 1, k): inner products, and in [k, 0] the merged delta's squared norm; and to counts (k + 3,): kept
-    per branch, contested, conflicts, values of the output that are not finite.
+
+@numba.njit(**_fast)
+def ties(  # type: ignore[no-untyped-def]
+    addresses,
+    kinds,
+    base,
+    base_kind,
+    entries,
+    cuts,
+    weights,
+    scale,
+    out,
+    out_kind,
+    at_random,
+    place,
+    gram,
+    sums,
+    counts,
+):
+    """TIES over `entries`; writes the merged model to the memory at `out`, bf16 or float32, or (DELTA) the merged delta.
+
+    at_random: whether bf16 is rounded by draws; place: the first entry's, with the tensor's seed. Adds to gram (k, k): inner
+    products; to sums (3,): squared norms of the merged delta and of rounding's error, and the inner product of the delta
+    with the written change; to counts (k + 5,): kept per branch, contested, conflicts, values of the output that are not
+    finite, entries changed, entries written as the base has them.
     """
     k = len(addresses)
     deltas, merged = np.empty((k, BLOCK), np.float32), np.empty(BLOCK, np.float32)
@@ -248,8 +301,21 @@ def ties(addresses, kinds, base, base_kind, entries, cuts, weights, scale, out, 
             for c in range(b + 1):
                 gram[b, c] += _dot(deltas[b], deltas[c])
         ties_block(deltas, cuts, weights, scale, merged, work, counts)
-        gram[k, 0] += _dot(merged, merged)
+        sums[0] += _dot(merged, merged)
+        if out_kind == DELTA:
+            counts[k + 2] += _store(merged, count, out, out_kind, start)
+            continue
         _values(base, base_kind, start, count, values)
         for i in range(count):
-            values[i] += merged[i]
-        counts[k + 2] += _store(values, count, out, out_kind, start)
+            scratch[i] = values[i] + merged[i]
+        if out_kind == BF16:
+            if at_random:
+                _draw_to_bf16(scratch, count, place + start)
+            else:
+                _round_to_bf16(scratch, count)
+        counts[k + 2] += _store(scratch, count, out, out_kind, start)
+        error, along, changed, stayed = _compare(values, merged, scratch, count)
+        sums[1] += error
+        sums[2] += along
+        counts[k + 3] += np.int64(changed)
+        counts[k + 4] += np.int64(stayed)
