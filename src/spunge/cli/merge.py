@@ -28,6 +28,7 @@ def merge(
     as_delta: Annotated[
         bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")
     ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Another merge at --out may be replaced.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
@@ -51,6 +52,7 @@ def merge(
             mergekit=Path(mergekit) if mergekit else None,
             as_adapter=as_adapter,
             as_delta=as_delta,
+            replace=replace,
             watcher=watcher,
         )
     finally:

@@ -1,8 +1,9 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,12 +11,13 @@ from pydantic import SerializeAsAny
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import whole_folder
+from spunge.files import whole_folder, write_json
 from spunge.merging.adapters import Fit, write_adapter
+from spunge.merging.earlier import REPORT, claimed, earlier, merge_key, weight_files
 from spunge.merging.engine import merge
 from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
-from spunge.merging.outcome import MergeReport
+from spunge.merging.outcome import MergeReport, reports_of
 from spunge.merging.values import merged_changes
 from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.block import Strict
@@ -45,6 +47,7 @@ class Merged:
             content["report"] = self.report.to_json()
         if self.fits:
             content["residual"] = {fit.name: fit.residual for fit in self.fits}
+            content["norm"] = {fit.name: fit.norm for fit in self.fits}
         return content
 
 
@@ -59,6 +62,7 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
+    replace: bool = False,
     watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
@@ -74,25 +78,50 @@ def merge_command(
     sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
     watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
-        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
-        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
+        progress, notes = watcher.step, plan.notes
+        report = merge(
+            folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=notes, replace=replace
+        )
         watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
     if unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
         raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
-    names = {name for source in sources for name in source.names}
-    changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
-    merged = (
-        _delta(out, folder, sources, chosen, changes)
-        if as_adapter is None
-        else _adapter(out, folder, changes, names, as_adapter)
-    )
+    if as_adapter is not None and as_adapter < 1:
+        raise RecipeError(f"--as-adapter: {as_adapter} is no rank; give 1 or more")
+    form = "delta" if as_adapter is None else f"adapter of rank {as_adapter}"
+    key = merge_key(Checkpoint(folder), sources, plan.weights, chosen, form)
+    about = {
+        "format": 2,
+        "key": key,
+        "base": folder.resolve().name,
+        "settings": chosen.model_dump(mode="json"),
+        "sources": [vars(each) for each in reports_of(sources, plan.weights)],
+    }
+    with claimed(out):
+        if (content := earlier(out, key, replace)) is not None:
+            return _read(out, content)
+        names = {name for source in sources for name in source.names}
+        changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
+        with whole_folder(out, replace=True) as aside:
+            merged = (
+                _delta(aside, folder, sources, chosen, changes)
+                if as_adapter is None
+                else _adapter(aside, folder, changes, names, as_adapter)
+            )
+            merged = dataclasses.replace(merged, out=out, notes=[*plan.notes, *merged.notes])
+            told = {key: value for key, value in merged.to_json().items() if key != "out"}
+            write_json(aside / REPORT, {**about, **told, "files": weight_files(aside)})
     watcher.end(f"{len(names)} tensors changed")
-    return replace(merged, notes=[*plan.notes, *merged.notes])
+    return merged
+
+
+def _read(out: Path, content: Mapping[str, Any]) -> Merged:
+    """The delta or adapter that an earlier call wrote."""
+    fits = [Fit(name, residual, content["norm"][name]) for name, residual in content.get("residual", {}).items()]
+    return Merged(out, content["kind"], fits=fits, notes=content["notes"])
 
 
 def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:
@@ -145,10 +174,7 @@ def _check_layers(plan: Plan, base: Path) -> None:
 
 
 def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], names: Collection[str], rank: int) -> Merged:
-    if rank < 1:
-        raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
-    with whole_folder(out) as aside:
-        fits = write_adapter(aside, Checkpoint(base, "--base"), changes, names, rank)
+    fits = write_adapter(out, Checkpoint(base, "--base"), changes, names, rank)
     worst = max(fits, key=lambda fit: fit.residual * fit.norm)
     notes: list[str] = []
     if (lost := _lost(fits)) > 0.1:
@@ -179,8 +205,7 @@ def _delta(
         "merge": settings.model_dump(mode="json"),
         "sources": [{"label": source.label, "fingerprint": source.fingerprint} for source in sources],
     }
-    with whole_folder(out) as aside:
-        write_delta(aside, sparse, info)
+    write_delta(out, sparse, info)
     return Merged(out, "delta")
 
 
