@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from spunge.errors import RecipeError, suggestion
 
@@ -66,20 +66,19 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The value behind a name. Raises RecipeError for a name that nobody has, or of something else."""
         if name in self.builtin:
-            found = _load(self.builtin[name])
+            value: Any = _load(self.builtin[name])
         elif ".py:" in name:
-            found = self._from_file(name)
+            value = self._from_file(name)
         elif name in (added := self._added()):
-            found = self._imported(name, added[name])
+            value = self._imported(name, added[name])
         else:
             raise RecipeError(f"{self.setting}: no {self.noun} {name!r}{suggestion(name, self.names())}")
         kind = _load(self.kind)
-        if not isinstance(found, kind):
+        if not isinstance(value, kind):
             raise RecipeError(
                 f"{self.setting}: {name!r} is no {self.noun}; it must be a value made by {kind.__name__}(...)"
             )
-        value: T = found
-        return value
+        return cast(T, value)
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Every name with its value."""

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from spunge.data.samples import IGNORED, Samples, Text, collate, encode, token_losses
+from spunge.data.samples import IGNORED, Samples, Text, collate, encode
 from spunge.unlearning.method import Task
+from spunge.unlearning.scored import scored
 from spunge.unlearning.trained import LoRA, training
 from spunge.unlearning.tvn import TVN, TVNSettings
 from spunge.weights.delta import LowRank
@@ -68,7 +69,7 @@ def test_forgetting_raises_the_forget_texts_loss(load: Callable[..., Any]) -> No
     def loss() -> float:
         with torch.no_grad():
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return float(token_losses(logits, batch.labels).sum())
+        return float(scored(logits, batch).losses().sum())
 
     before = loss()
     with torch.no_grad():
@@ -85,15 +86,3 @@ def test_the_loss_is_on_the_completion_alone(load: Callable[..., Any]) -> None:
     assert len(coded.ids) == 6
     cut = encode(Text("the capital of france is", " paris"), tokenizer, 3)
     assert tokenizer.decode(cut.ids) == "france is paris"
-
-
-def test_token_losses_match_the_definition() -> None:
-    logits = torch.randn(2, 4, 7)
-    labels = torch.tensor([[1, 2, 3, IGNORED], [IGNORED, 5, IGNORED, 6]])
-    found = token_losses(logits, labels)
-    logs = logits.log_softmax(-1)
-    for row in range(2):
-        for place in range(3):
-            label = int(labels[row, place + 1])
-            expected = 0.0 if label == IGNORED else -float(logs[row, place, label])
-            assert found[row, place].item() == pytest.approx(expected, abs=1e-6)

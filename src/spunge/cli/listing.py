@@ -44,11 +44,11 @@ def _listed(name: str, kind: str) -> dict[str, Any]:
         value = REGISTRIES[kind].get(name)
     except RecipeError as error:
         return {"name": name, "summary": str(error), "source": "", "settings": {}}
-    settings = {field: found for field, found in settings_of(value.settings).items() if field != NAMING[kind]}
-    found = {"name": name, "summary": value.summary, "source": value.source, "settings": settings}
+    settings = {field: told for field, told in settings_of(value.settings).items() if field != NAMING[kind]}
+    entry = {"name": name, "summary": value.summary, "source": value.source, "settings": settings}
     if isinstance(value, Attack):
-        return {**found, "of": value.of, "reads": sorted(value.reads), "rows": value.rows}
-    return found
+        return {**entry, "of": value.of, "reads": sorted(value.reads), "rows": value.rows}
+    return entry
 
 
 def settings_of(block: type[BaseModel]) -> dict[str, dict[str, Any]]:
@@ -60,9 +60,9 @@ def _described(info: FieldInfo) -> dict[str, Any]:
     """A setting. pydantic keeps the marks of an annotation apart from it."""
     key = _naming_key(info.metadata)
     named = f"NAME | {{{key}: NAME, ..}}" if key else type_name(info.annotation)
-    found = {"type": named, "default": _default(info), "description": info.description or ""}
+    told = {"type": named, "default": _default(info), "description": info.description or ""}
     blocks = {block_name(each): settings_of(each) for each in blocks_of(info)}
-    return {**found, "blocks": blocks} if blocks else found
+    return {**told, "blocks": blocks} if blocks else told
 
 
 def blocks_of(info: FieldInfo) -> list[type[Strict]]:
@@ -107,8 +107,8 @@ def type_name(annotation: Any) -> str:
 
 def _naming_key(marks: Iterable[Any]) -> str | None:
     """The key of a setting that names a registered value."""
-    found = (mark.func for mark in marks if isinstance(mark, BeforeValidator))
-    return next((function.key for function in found if isinstance(function, Named)), None)
+    functions = (mark.func for mark in marks if isinstance(mark, BeforeValidator))
+    return next((function.key for function in functions if isinstance(function, Named)), None)
 
 
 def _default(info: FieldInfo) -> Any:
@@ -122,9 +122,9 @@ def _first_comment(text: str) -> str:
     return text.splitlines()[0].removeprefix("#").strip()
 
 
-def listing_text(found: dict[str, list[dict[str, Any]]]) -> str:
+def listing_text(kinds: dict[str, list[dict[str, Any]]]) -> str:
     lines: list[str] = []
-    for kind, entries in found.items():
+    for kind, entries in kinds.items():
         lines += [kind.upper(), ""]
         for entry in entries:
             source = f"  [{entry['source']}]" if entry.get("source") else ""

@@ -42,6 +42,12 @@ class Batch(NamedTuple):
     mask: Tensor
     labels: Tensor
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
+    step: "tuple[Batch, ...]" = ()  # all batches of its optimizer step, where those are several
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are learned: a first one is context alone."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
 
 class Rendering(NamedTuple):
@@ -317,9 +323,6 @@ def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[list[int]]:
         yield from (order[start : start + size] for start in range(0, rows, size))
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each token given those before it: (b, t, v), (b, t) -> (b, t - 1); 0 where IGNORED."""
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return losses.view(labels.shape[0], -1)
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:  # (n, v), (n,) -> (n,) float32
+    """Negative log-likelihood, in nats, of each label under the logits that predict it."""
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -138,16 +138,16 @@ def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
 def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Tasks of lm-evaluation-harness: accuracy of each, and its plain mean over them."""
     described = instrument(settings)
-    found: list[Outcome] = []
+    every: list[Outcome] = []
     for number, entry in enumerate(settings.benchmarks):
-        found += outcomes(base, entry, settings, described, bench)
+        every += outcomes(base, entry, settings, described, bench)
         bench.progress(number + 1, len(settings.benchmarks))
-    subjects = [outcome.subject for outcome in found]
+    subjects = [outcome.subject for outcome in every]
     for subject in subjects:
         if subjects.count(subject) > 1:
             raise RecipeError(f"evaluate.tasks: {subject!r} is measured twice: as a task and in a group or tag")
-    measures = [measure_of(outcome) for outcome in found]
-    shares = [outcome for outcome in found if outcome.is_share]
+    measures = [measure_of(outcome) for outcome in every]
+    shares = [outcome for outcome in every if outcome.is_share]
     return [*measures, average(shares, settings.subject or AVERAGE)] if shares else measures
 
 
@@ -163,11 +163,11 @@ def measure_of(outcome: Outcome) -> Measure:
     )
 
 
-def average(found: Sequence[Outcome], subject: str) -> Measure:
+def average(parts: Sequence[Outcome], subject: str) -> Measure:
     """The plain mean over tasks, as a mean over all their items: an item weighs N / (T n), n the items of its task."""
-    numerator = evened([outcome.numerator for outcome in found])
-    chances = [outcome.chance for outcome in found if outcome.chance is not None]
-    chance = float(np.mean(chances)) if len(chances) == len(found) else None
+    numerator = evened([outcome.numerator for outcome in parts])
+    chances = [outcome.chance for outcome in parts if outcome.chance is not None]
+    chance = float(np.mean(chances)) if len(chances) == len(parts) else None
     return Measure(METRIC, numerator, np.ones(len(numerator)), higher_is_better=True, subject=subject, chance=chance)
 
 
@@ -199,10 +199,10 @@ def outcomes(
     if kept is not None and all((bench.folder / name).is_file() for name in kept["samples"]):
         bench.kept.update(bench.folder / name for name in kept["samples"])
         return [Outcome(**outcome) for outcome in kept["outcomes"]]
-    found = run(base, entry, settings, bench)
+    made = run(base, entry, settings, bench)
     samples = sorted(other.name for other in bench.kept if other.name.startswith("samples-"))
-    write_json(file, sealed({"outcomes": [outcome._asdict() for outcome in found], "samples": samples}))
-    return found
+    write_json(file, sealed({"outcomes": [outcome._asdict() for outcome in made], "samples": samples}))
+    return made
 
 
 def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench) -> list[Outcome]:
@@ -217,8 +217,8 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
         # The harness sets the padding of the tokenizer that it is given.
         model = HFLM(pretrained=base.model, tokenizer=copy.deepcopy(base.tokenizer), batch_size=settings.batch_size)
         limit = entry.limit or settings.limit
-        found = lm_eval.evaluate(model, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)
-    samples: dict[str, list[dict[str, Any]]] = found["samples"]
+        results = lm_eval.evaluate(model, {"tasks": tasks}, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples: dict[str, list[dict[str, Any]]] = results["samples"]
     if settings.log_samples:
         for name in tasks:
             lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples[name]]
@@ -240,17 +240,17 @@ def summed(entry: Benchmark, listed: Any, tasks: Mapping[str, Any], samples: Map
     rules = (listed.cfg or {}).get("aggregate_metric_list") if listed.kind.name == "GROUP" else None
     rule = (rules[0] if isinstance(rules, list) else rules) or {}
     metric = entry.metric or rule.get("metric")
-    found = [outcome(name, task, samples[name], metric) for name, task in tasks.items()]
+    single = [outcome(name, task, samples[name], metric) for name, task in tasks.items()]
     if not rule:
-        return found
-    if any(each.transform != "none" or set(each.denominator) != {1.0} for each in found):
+        return single
+    if any(each.transform != "none" or set(each.denominator) != {1.0} for each in single):
         raise RecipeError(f"evaluate.tasks: the group {entry.task!r} has no mean over its questions; name its tasks")
-    scores = [each.numerator for each in found]
+    scores = [each.numerator for each in single]
     joined = np.concatenate(scores) if rule.get("weight_by_size", True) else evened(scores)
-    chances = [each.chance for each in found]
+    chances = [each.chance for each in single]
     weights = [len(each) for each in scores] if rule.get("weight_by_size", True) else None
     chance = None if None in chances else float(np.average(np.array(chances, dtype=np.float64), weights=weights))
-    first = found[0]
+    first = single[0]
     return [
         first._replace(subject=entry.task, numerator=joined.tolist(), denominator=[1.0] * len(joined), chance=chance)
     ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Encoded
+from spunge.data.samples import IGNORED, Encoded, token_losses
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
 from spunge.model.loading import Base
 from spunge.progress import Steps
@@ -158,7 +158,7 @@ def _rest(base: Base, cache: Any, rows: Tensor, mask: Tensor, positions: Tensor,
     following = positions[rows, -1:] + 1 + torch.arange(width)
     with head_at(base.model, given.to(base.device)):
         logits = _forward(base, ids, whole, following, cache).logits[0]
-    logs = -torch.nn.functional.cross_entropy(logits.float(), labels[given].to(base.device), reduction="none")
+    logs = -token_losses(logits, labels[given].to(base.device))
     return torch.stack([piece.sum() for piece in torch.split(logs.double().cpu(), given.sum(dim=1).tolist())])
 
 

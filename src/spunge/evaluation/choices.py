@@ -89,10 +89,10 @@ def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench
     encoded = [coded for texts in by_question for coded in encoded_alike(texts, base.tokenizer, length)]
     texts = [text for each in by_question for text in each]
     counts = [len(each.candidates) for each in asked]
-    found = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
+    scored = iter(zip(texts, all_likelihoods(base, encoded, counts, bench.progress), strict=True))
     right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
     for each in asked:
-        scores = [normalised(*next(found), settings) for _ in each.candidates]
+        scores = [normalised(*next(scored), settings) for _ in each.candidates]
         right[each.row] += float(int(np.argmax(scores)) == each.answer)
         times[each.row] += 1
         chance[each.row] = 1 / len(each.candidates)
@@ -110,6 +110,12 @@ def all_questions(items: pa.Table, settings: ChoicesSettings) -> list[Asked]:
     rows = items.to_pylist()
     first = first_label(rows, settings)
     return [each for number, row in enumerate(rows) for each in questions(row, number, settings, first)]
+
+
+def answers_of(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> list[int]:
+    """Each row's right candidate, by its index. Raises RecipeError, with the row's number."""
+    first = first_label(rows, settings)
+    return [answer_index(row["answer"], row["choices"], number, first) for number, row in enumerate(rows)]
 
 
 def first_label(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> int:
@@ -188,10 +194,10 @@ def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int
         base, [text for item, question in zip(items, questions, strict=True) if not question for text in item], progress
     )
     together, alone = iter(shared), iter(apart)
-    found: list[Likelihood] = []
+    in_order: list[Likelihood] = []
     for item, question in zip(items, questions, strict=True):
-        found += next(together) if question else [next(alone) for _ in item]
-    return found
+        in_order += next(together) if question else [next(alone) for _ in item]
+    return in_order
 
 
 def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) -> float:

@@ -63,8 +63,8 @@ class Judges:
     def get(self, key: Hashable, load: Callable[[], T]) -> T:
         if key not in self._loaded:
             self._loaded[key] = load()
-        found: T = self._loaded[key]
-        return found
+        judge: T = self._loaded[key]
+        return judge
 
 
 class Finetune(Protocol):

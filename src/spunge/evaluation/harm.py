@@ -157,13 +157,13 @@ def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Steps) -> n
             f"evaluate.judge: it reads {room} tokens, and a conversation takes {max(sizes)}; lower generation.max_new_tokens, "
             "or leave long prompts out with where"
         )
-    found, done = np.zeros(len(pairs)), 0
+    harmful, done = np.zeros(len(pairs)), 0
     for rows in grouped(sorted(range(len(pairs)), key=lambda row: -sizes[row]), sizes, TOKENS_PER_BATCH):
         for row, text in zip(rows, _written(guard, [coded[row] for row in rows]), strict=True):
-            found[row] = float(is_unsafe(text))
+            harmful[row] = float(is_unsafe(text))
         done += len(rows)
         progress(done, len(pairs))
-    return found
+    return harmful
 
 
 def conversation_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
@@ -196,7 +196,7 @@ def _written(guard: Base, coded: Sequence[list[int]]) -> list[str]:
     ids = torch.tensor([[pad] * (width - len(each)) + each for each in coded], device=guard.device)
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in coded], device=guard.device)
     with torch.inference_mode():
-        found = guard.model.generate(
+        written = guard.model.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=VERDICT_TOKENS,
@@ -207,7 +207,7 @@ def _written(guard: Base, coded: Sequence[list[int]]) -> list[str]:
             pad_token_id=pad,
             eos_token_id=guard.tokenizer.eos_token_id if ends is None else ends,
         )
-    texts: list[str] = guard.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+    texts: list[str] = guard.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
     return texts
 
 

@@ -9,7 +9,6 @@ import functools
 import io
 import logging
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,40 +43,23 @@ def installed() -> str:
 
 
 def manager_of(names: Sequence[str], include_path: Sequence[str]) -> Any:
-    """The harness's index of the named tasks, and of all tasks where they need that or nobody has the name.
+    """The harness's manager of tasks, which knows those of its own and those in the given folders, which win.
 
-    All take it ten seconds and more to read, the folders that define the names alone less than one.
+    Its own take it some seconds to read: they are left out where the folders define all that is named.
     """
     for folder in include_path:
         if not Path(folder).is_dir():
             raise RecipeError(f"evaluate.include_path: no folder {folder!r}")
     own = tuple(include_path)
-    folders = {folder for name in names for folder in defining().get(name, ())}
-    narrow = task_manager(own, tuple(sorted(folders)))
-    return narrow if all(is_whole(name, narrow.task_index) for name in names) else task_manager(own, None)
+    alone = task_manager(own, False) if own else None
+    return alone if alone and all(is_whole(name, alone.task_index) for name in names) else task_manager(own, True)
 
 
 @functools.lru_cache(maxsize=4)
-def task_manager(own: tuple[str, ...], folders: tuple[str, ...] | None) -> Any:
-    """Index the given folders of the harness (None: all) and one's own, which come last and win."""
+def task_manager(own: tuple[str, ...], defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
-    # In the harness's own index the first of two equal names wins, between folders the last.
-    return TaskManager(include_path=[*reversed(folders or ()), *own] or None, include_defaults=folders is None)
-
-
-@functools.cache
-def defining() -> dict[str, set[str]]:
-    """Task or group -> the harness's folders with a file that defines one of that name."""
-    import lm_eval
-
-    pattern = re.compile(r"""^["']?(?:task|group)["']?\s*:\s*["']?([\w.-]+)["']?\s*$""", re.MULTILINE)
-    found: dict[str, set[str]] = {}
-    for folder in (Path(lm_eval.__file__).parent / "tasks").iterdir():
-        for file in folder.rglob("*.yaml"):
-            for name in pattern.findall(file.read_text(encoding="utf-8", errors="replace")):
-                found.setdefault(name, set()).add(str(folder))
-    return found
+    return TaskManager(include_path=list(own) or None, include_defaults=defaults)
 
 
 def is_whole(name: str, index: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Encoded, collate
+from spunge.data.samples import IGNORED, Encoded, collate, token_losses
 from spunge.model.loading import Base
 from spunge.progress import Steps
 
@@ -23,26 +23,35 @@ class Likelihood(NamedTuple):
 def likelihoods(
     base: Base, texts: Sequence[Encoded], progress: Steps, tokens_per_batch: int | None = None
 ) -> list[Likelihood]:
-    """For each text, the log-likelihood of its labelled tokens given those before them. A first token has no context
-    and is never scored."""
+    """For each text, the log-likelihood of its labelled tokens given those before them; see `token_logs`."""
+    logs = token_logs(base, texts, progress, tokens_per_batch)
+    return [Likelihood(float(each.sum()), len(each)) for each in logs]
+
+
+def token_logs(
+    base: Base, texts: Sequence[Encoded], progress: Steps, tokens_per_batch: int | None = None
+) -> list[Tensor]:
+    """For each text, the natural log-probabilities of its labelled tokens given those before them: (n,) float64, on the CPU.
+
+    A first token has no context and is never scored.
+    """
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
-    found: list[Likelihood] = [Likelihood(0.0, 0)] * len(texts)
+    logs = [torch.zeros(0, dtype=torch.float64)] * len(texts)
     finished = 0
     for rows in grouped(order, sizes, tokens_per_batch or batch_tokens(base)):
         batch = collate([texts[row] for row in rows], base.device)
         labels = batch.labels[:, 1:]
         wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
-        labels = labels[labels != IGNORED]
         with torch.inference_mode(), head_at(base.model, wanted):
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
-        counts = wanted.sum(dim=1).tolist()
-        for row, piece in zip(rows, torch.split(logs.double().cpu(), counts), strict=True):
-            found[row] = Likelihood(float(piece.sum()), len(piece))
+        scored = -token_losses(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
+        pieces = torch.split(scored.double().cpu(), wanted.sum(dim=1).tolist())
+        for row, piece in zip(rows, pieces, strict=True):
+            logs[row] = piece
         finished += len(rows)
         progress(finished, len(texts))
-    return found
+    return logs
 
 
 @contextmanager

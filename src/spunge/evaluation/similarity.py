@@ -69,12 +69,14 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
     if settings.reference:
         references = [str(text) for text in items["reference"].to_pylist()]
         wanted["similarity to reference"] = [[text] * settings.generation.samples for text in references]
-    found = similarities(encoder, written, list(wanted.values()))
+    cosines = similarities(encoder, written, list(wanted.values()))
     if bench.stage == "base":
         _keep(kept, written)
         bench.kept.add(kept)
     ones = np.ones(len(written))
-    return [Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, found, strict=True)]
+    return [
+        Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, cosines, strict=True)
+    ]
 
 
 def similarities(
@@ -85,11 +87,11 @@ def similarities(
     texts = list(dict.fromkeys(text for answers in [written, *others] for each in answers for text in each))
     vectors = np.asarray(encoder.encode(texts, show_progress_bar=False, convert_to_numpy=True), dtype=np.float64)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    place = {text: at for at, text in enumerate(texts)}
+    row_of = {text: at for at, text in enumerate(texts)}
     return [
         np.array(
             [
-                np.mean([vectors[place[a]] @ vectors[place[b]] for a, b in zip(mine, theirs, strict=True)])
+                np.mean([vectors[row_of[a]] @ vectors[row_of[b]] for a, b in zip(mine, theirs, strict=True)])
                 for mine, theirs in zip(written, answers, strict=True)
             ]
         )

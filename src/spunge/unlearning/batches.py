@@ -1,6 +1,6 @@
 """In what order samples reach a method: batches of one part, parts in turn, or all parts as one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ class Stream:
         *,
         order: str = "shuffled",
         packing: bool = False,
+        accumulation: int = 1,
     ) -> None:
         """`max_length`: of all rows, or one a row; texts are cut to the model's positions where these are fewer.
 
-        `order`: shuffled, in_order or with_replacement.
+        `order`: shuffled, in_order or with_replacement. `accumulation`: batches of an optimizer step.
         """
         self.samples = samples
         self.base = base
@@ -37,21 +38,26 @@ class Stream:
         self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = _row_numbers(self.count, size, seed, order)
+        self._seed, self._order, self._accumulation = seed, order, accumulation
+        self._step: tuple[Batch, ...] = ()
 
     def __next__(self) -> Batch:
-        rows = next(self._rows)
+        place = self.drawn % self._accumulation
+        if place == 0:  # a step's batches are drawn together, so that each knows its share
+            self._step = tuple(self.batch(next(self._rows)) for _ in range(self._accumulation))
         self.drawn += 1
-        return self.batch(rows)
+        return self._step[place]._replace(step=self._step if self._accumulation > 1 else ())
 
     def skip(self, count: int) -> None:
-        """Pass over so many batches, as if they had been given."""
+        """Pass over the batches of whole steps, as if they had been given."""
         for _ in range(count):
             next(self._rows)
         self.drawn += count
 
     def replaced(self, samples: Samples) -> "Stream":
-        """A stream of other samples, row for row in place of these, to be asked for the same rows."""
-        return Stream(samples, self.base, 1, self.lengths, 0)
+        """A stream of other samples, row for row in place of these: it gives the same rows in the same order."""
+        order, accumulation = self._order, self._accumulation
+        return Stream(samples, self.base, self.size, self.lengths, self._seed, order=order, accumulation=accumulation)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows as a batch."""
@@ -67,6 +73,23 @@ class Stream:
     @property
     def packed(self) -> bool:
         return self._packed is not None
+
+
+def share(batch: Batch, count: Callable[[Batch], float]) -> float:
+    """What a mean over a batch counts for in its optimizer step, whose batches count for 1 on average.
+
+    Then the step's gradient is that of a mean over all its batches at once. count: of what the mean is over, such as tokens.
+    """
+    total = sum(count(each) for each in batch.step)
+    return len(batch.step) * count(batch) / total if total else 1.0
+
+
+def learned_tokens(batch: Batch) -> float:
+    return batch.learned
+
+
+def samples_of(batch: Batch) -> float:
+    return batch.ids.shape[0]
 
 
 def encoded(

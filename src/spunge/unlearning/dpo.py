@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
+from spunge.unlearning.batches import samples_of
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain, passes_of
@@ -33,7 +34,7 @@ def unlearn(task: Task, settings: DPOSettings) -> Branch:
         gain = session.reference.sums(wanted, win) - session.outputs(win).sums()
         return preference(gain, session.reference.sums(forget, lose) - session.outputs(lose).sums(), settings.beta)
 
-    return descend(task, settings, loss, forget=forget, sums=[forget, wanted])
+    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, wanted])
 
 
 def preference(win: Tensor, lose: Tensor, beta: float) -> Tensor:
@@ -48,4 +49,9 @@ DPO = Method(
     passes=passes_of(2, reference=2),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    given=lambda samples, settings, tokenizer: {
+        "to forget": samples,
+        "to prefer": refused(samples, settings, tokenizer),
+    },
+    version=2,
 )

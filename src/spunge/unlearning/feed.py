@@ -8,23 +8,43 @@ from spunge.unlearning.method import Task
 
 def part_stream(task: Task, settings: TrainingSettings, value: str) -> Stream:
     """One part's samples."""
-    length, seed = settings.length_of(value), task.seeds[value]
-    return Stream(task.parts[value], task.base, settings.batch_size, length, seed, packing=settings.packing)
+    return Stream(
+        task.parts[value],
+        task.base,
+        settings.batch_size,
+        settings.length_of(value),
+        task.seeds[value],
+        packing=settings.packing,
+        accumulation=settings.accumulation,
+    )
 
 
 def forget_stream(task: Task, settings: TrainingSettings) -> Stream:
     """The samples of all of a task's parts, shuffled together."""
     lengths = [settings.length_of(value) for value, samples in task.parts.items() for _ in range(len(samples))]
-    everything = union(task.parts)
-    return Stream(everything, task.base, settings.batch_size, lengths, task.seed, packing=settings.packing)
+    return Stream(
+        union(task.parts),
+        task.base,
+        settings.batch_size,
+        lengths,
+        task.seed,
+        packing=settings.packing,
+        accumulation=settings.accumulation,
+    )
 
 
 def retain_stream(task: Task, settings: TrainingSettings, retain: Samples) -> Stream:
     """The retain samples."""
-    size = settings.retain_batch_size or settings.batch_size
-    length, order = settings.length_of("retain"), settings.retain_order
-    packing = settings.packing and retain.plain
-    return Stream(retain, task.base, size, length, task.seed, order=order, packing=packing)
+    return Stream(
+        retain,
+        task.base,
+        settings.retain_batch_size or settings.batch_size,
+        settings.length_of("retain"),
+        task.seed,
+        order=settings.retain_order,
+        packing=settings.packing and retain.plain,
+        accumulation=settings.accumulation,
+    )
 
 
 def total_steps(task: Task, settings: TrainingSettings) -> int:

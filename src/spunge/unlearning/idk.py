@@ -23,9 +23,9 @@ def unlearn(task: Task, settings: IDKSettings) -> Branch:
     wanted = forget.replaced(refused(forget.samples, settings, task.base.tokenizer))
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        return session.outputs(wanted.batch(batch.rows)).mean()
+        return session.outputs(batch).mean()
 
-    return descend(task, settings, loss, forget=forget)
+    return descend(task, settings, loss, forget=wanted)
 
 
 IDK = Method(
@@ -35,4 +35,6 @@ IDK = Method(
     passes=passes_of(1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
+    version=2,
 )

@@ -40,7 +40,9 @@ class TrainingSettings(MethodSettings):
     retain_order: Literal["shuffled", "in_order", "with_replacement"] = Field(
         "shuffled", description="How retain rows are drawn; shuffled: each once before any comes again."
     )
-    accumulation: int = Field(1, ge=1, description="Batches whose gradients are added up before each optimizer step.")
+    accumulation: int = Field(
+        1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
+    )
     learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -135,16 +137,14 @@ class Loop:
 
         Raises RecipeError when it goes wrong before there are good weights to go back to.
         """
-        from accelerate import Accelerator
-
         settings = self.settings
-        self.accelerator = Accelerator(mixed_precision="no", cpu=self.task.base.device.type == "cpu")
         # Fused: one pass over each tensor, with no temporaries.
-        optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, settings))
-        self.optimizer, self.scheduler = self.accelerator.prepare(optimizer, scheduler)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: rate_at(step, self.steps, settings)
+        )
         self.recent: deque[dict[str, float]] = deque(maxlen=max(1, self.steps // 10))
         self.damages: deque[float] = deque(maxlen=RECENT)
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
@@ -173,7 +173,7 @@ class Loop:
     def backward(self, term: Tensor) -> None:
         """Add the gradient of one term of the loss at once, which frees what it holds; next_loss gives the other terms."""
         with torch.autocast(self.task.base.device.type, enabled=False):
-            self.accelerator.backward(term / self.settings.accumulation)
+            torch.autograd.backward(term / self.settings.accumulation)
 
     def _gradients(self) -> dict[str, float]:
         """Of one optimizer step's batches; returns the logged terms."""
@@ -183,7 +183,7 @@ class Loop:
         for micro in range(settings.accumulation):
             with self.task.base.autocast():
                 loss = self.next_loss(self.step * settings.accumulation + micro)
-            self.accelerator.backward(loss.total / settings.accumulation)
+            torch.autograd.backward(loss.total / settings.accumulation)
             for name, value in {"loss": float(loss.total.detach()), **loss.terms}.items():
                 terms[name] = terms.get(name, 0.0) + value / settings.accumulation
             if loss.damage is not None:
@@ -223,9 +223,8 @@ class Loop:
     def _update(self, terms: dict[str, float]) -> float:
         """One optimizer step; returns its learning rate."""
         if self.settings.max_grad_norm is not None:
-            terms["grad_norm"] = float(
-                self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm) or 0.0
-            )
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+            terms["grad_norm"] = float(norm)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         self.scheduler.step()

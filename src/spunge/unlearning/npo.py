@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
+from spunge.unlearning.batches import samples_of
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
@@ -28,7 +29,7 @@ def unlearn(task: Task, settings: NPOSettings) -> Branch:
     def loss(session: Session, batch: Batch) -> Tensor:
         return negative_preference(session.outputs(batch).sums(), session.reference.sums(forget, batch), settings.beta)
 
-    return descend(task, settings, loss, forget=forget, sums=[forget])
+    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget])
 
 
 def negative_preference(losses: Tensor, base: Tensor, beta: float) -> Tensor:
@@ -43,4 +44,5 @@ NPO = Method(
     passes=passes_of(1, reference=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    version=2,
 )

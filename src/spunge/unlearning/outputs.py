@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spunge.data.samples import Batch
 from spunge.errors import RecipeError
-from spunge.unlearning.batches import Stream
+from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
@@ -83,12 +83,14 @@ def descend(
     settings: Any,
     forget_loss: ForgetLoss,
     *,
+    over: Callable[[Batch], float] = learned_tokens,
     forget: Stream | None = None,
     sums: Sequence[Stream] = (),
     distributions: Sequence[Stream] = (),
 ) -> Branch:
-    """Train gamma * forget_loss + alpha * retain loss. `sums`, `distributions`: streams of whose samples the forget loss
-    asks the reference for; `forget`: the stream to draw from, the task's samples by default."""
+    """Train gamma * forget_loss + alpha * retain loss. `over`: of how many the forget loss of a batch is the mean; `forget`: the
+    stream to draw from, the task's samples by default; `sums`, `distributions`: streams of whose samples the forget loss asks the
+    reference for."""
     forget = forget or forget_stream(task, settings)
     retain = retain_stream(task, settings, _retain_of(task)) if settings.alpha else None
     kl = settings.retain_loss == "kl" and retain is not None
@@ -98,17 +100,20 @@ def descend(
         session.reference = _reference(session, sums, [*distributions, *([retain] if kl and retain else [])])
 
         def next_loss(_number: int) -> Loss:
-            loss = forget_loss(session, next(forget))
+            batch = next(forget)
+            loss = forget_loss(session, batch) * share(batch, over)
             terms = {"forget": float(loss.detach())}
             if retain is None:
                 return Loss(settings.gamma * loss, terms)
             held = next(retain)
             found = session.outputs(held)
             kept = divergence(found, session.reference.log_probabilities(retain, held)) if kl else found.mean()
-            terms["retain"] = float(kept.detach())
+            own = float(kept.detach())
             if len(first) < FIRST:
-                first.append(terms["retain"])
-            damage = terms["retain"] - (0.0 if kl else sum(first) / len(first))
+                first.append(own)
+            damage = own - (0.0 if kl else sum(first) / len(first))
+            kept = kept * share(held, learned_tokens)
+            terms["retain"] = float(kept.detach())
             return Loss(settings.gamma * loss + settings.alpha * kept, terms, damage)
 
         streams = [forget] if retain is None else [forget, retain]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Batch
+from spunge.data.samples import IGNORED, Batch, token_losses
 
 
 class Scored(NamedTuple):
@@ -18,7 +18,7 @@ class Scored(NamedTuple):
 
     def losses(self) -> Tensor:
         """(n,): the negative log-likelihood of each token, NLL below."""
-        return torch.nn.functional.cross_entropy(self.logits, self.labels, reduction="none")
+        return token_losses(self.logits, self.labels)
 
     def mean(self) -> Tensor:
         """Scalar: the mean NLL of the tokens."""

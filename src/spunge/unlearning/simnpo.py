@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
+from spunge.unlearning.batches import samples_of
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
 from spunge.unlearning.trained import stored_entries
@@ -27,7 +28,7 @@ def unlearn(task: Task, settings: SimNPOSettings) -> Branch:
         found = session.outputs(batch)
         return simple_preference(found.sums() / found.lengths(), settings.beta, settings.delta)
 
-    return descend(task, settings, loss)
+    return descend(task, settings, loss, over=samples_of)
 
 
 def simple_preference(means: Tensor, beta: float, delta: float) -> Tensor:
@@ -42,4 +43,5 @@ SIMNPO = Method(
     passes=passes_of(1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    version=2,
 )

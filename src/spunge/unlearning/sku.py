@@ -28,7 +28,7 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Answer, Batch, Encoded, Samples, collate, encode
 from spunge.errors import RecipeError
-from spunge.unlearning.batches import Stream
+from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
@@ -99,10 +99,12 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
 
         def next_loss(_number: int) -> Loss:
             batch, held = next(forget), next(retain)
+            own = share(batch, samples_of)  # each sample has as many answers as any other
+            read = share(held, samples_of if settings.mode == "reference" else _read)
             terms = {
-                "guided": _guided(trained, batch, settings),
-                "random": _sample_mean(outputs(trained.model, answers.mismatched(batch, forget.drawn))),
-                "preserve": -_divergence(trained, held, settings),
+                "guided": _guided(trained, batch, settings) * own,
+                "random": _sample_mean(outputs(trained.model, answers.mismatched(batch, forget.drawn))) * own,
+                "preserve": -_divergence(trained, held, settings) * read,
             }
             weights = {"guided": settings.guided, "random": settings.random, "preserve": settings.preserve}
             total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
@@ -190,6 +192,11 @@ def _divergence(trained: Trained, held: Batch, settings: SKUSettings) -> Tensor:
     return (each if settings.mode == "reference" else each.clamp(max=settings.max_divergence)).mean()
 
 
+def _read(batch: Batch) -> float:
+    """Tokens that the divergence is the mean over, outside mode reference."""
+    return float(batch.mask[:, 1:].sum())
+
+
 def _everywhere(batch: Batch, length: int) -> Batch:
     """Padded to a fixed length, every position scored: as the public code averages."""
     extra = max(0, length + 1 - batch.ids.shape[1])
@@ -204,4 +211,5 @@ SKU = Method(
     passes=passes,
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
+    version=2,
 )

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from spunge.unlearning.batches import learned_tokens, share
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
@@ -38,7 +39,8 @@ def unlearn(task: Task, settings: TVNSettings) -> Branch:
     with training(task.base, settings.trainable, task.seed) as trained:
 
         def next_loss(_number: int) -> Loss:
-            return Loss(outputs(trained.model, next(batches)).mean(), {})
+            batch = next(batches)
+            return Loss(outputs(trained.model, batch).mean() * share(batch, learned_tokens), {})
 
         loop = Loop(task, settings, trained.parameters, next_loss, total_steps(task, settings), [batches])
         with training_mode(trained.model):
@@ -53,4 +55,5 @@ TVN = Method(
     unlearn=unlearn,
     passes=passes,
     stored_entries=stored_entries,
+    version=2,
 )

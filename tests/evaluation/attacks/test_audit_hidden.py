@@ -11,13 +11,16 @@ import torch
 
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.hidden import ProbeSettings, block_numbers, centred, out_of_fold
-from spunge.evaluation.attacks.membership import min_k, token_logs
+from spunge.evaluation.attacks.hidden import PROBE, ProbeSettings, block_numbers, centred, out_of_fold
+from spunge.evaluation.attacks.membership import min_k
+from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.likelihood import likelihoods, token_logs
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.evaluation.statistics import score
+from spunge.progress import SILENT
 from spunge.unlearning.finetuning import finetune
 from toys import WORDS, texts
 
@@ -73,6 +76,23 @@ def planted_items(words: bool) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
+def test_a_probe_reads_answers_as_the_evaluation_does(load: Callable[..., Any]) -> None:
+    pytest.importorskip("sklearn")
+    base, rows = load(), planted_items(True).to_pylist()
+    inner, attack = ChoicesSettings(), ProbeSettings(folds=3)
+    spelled = [
+        [row["choices"][int(row["answer"])] for row in rows],  # the candidate itself
+        ["ABC"[int(row["answer"])] for row in rows],
+        [str(int(row["answer"]) + 1) for row in rows],  # labels from 1, which all rows together tell
+    ]
+    measured = []
+    for answers in spelled:
+        items = pa.Table.from_pylist([{**row, "answer": each} for row, each in zip(rows, answers, strict=True)])
+        [measure] = PROBE.run(base, attack, Target(inner, items), Bench("base", "", Path(), Path()))
+        measured.append(measure.numerator.tolist())
+    assert measured[0] == measured[1] == measured[2]
+
+
 @pytest.mark.parametrize(("words", "low", "high"), [(True, 0.8, 1.0), (False, 0.1, 0.6)])
 def test_hidden_states_tell_right_from_wrong_where_the_words_do(
     load: Callable[..., Any], words: bool, low: float, high: float
@@ -119,7 +139,9 @@ def test_token_log_probabilities_are_the_models_own(load: Callable[..., Any], ar
     base = load(architecture)
     given = [Text("", text) for text in texts("plain", 7)] + [Text("the capital of", " france is paris")]
     coded = [encode(text, base.tokenizer, 64) for text in given]
-    found = token_logs(base, coded, lambda done, total: None)
+    found = token_logs(base, coded, SILENT.step)
+    sums = likelihoods(base, coded, SILENT.step)
+    assert [(each.log, each.tokens) for each in sums] == [(float(each.sum()), len(each)) for each in found]
     for text, each, logs in zip(given, coded, found, strict=True):
         ids = torch.tensor([each.ids])
         with torch.no_grad():

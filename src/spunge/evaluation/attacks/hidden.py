@@ -19,7 +19,7 @@ from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.choices import ChoicesSettings, answer_index
+from spunge.evaluation.choices import ChoicesSettings, answers_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import mean_states
 from spunge.model.loading import Base
@@ -54,7 +54,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     rows = target.items.to_pylist()
     if len(rows) < attack.folds:
         raise RecipeError(f"evaluate.attack.folds: {attack.folds} folds of {len(rows)} items; give more items")
-    answers = [answer_index(row["answer"], row["choices"], number) for number, row in enumerate(rows)]
+    answers = answers_of(rows, settings)
     counts = np.array([len(row["choices"]) for row in rows])
     owners = np.repeat(np.arange(len(rows)), counts)
     right = np.concatenate([np.arange(count) == answer for count, answer in zip(counts, answers, strict=True)])
@@ -62,7 +62,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     coded = [encode(text, base.tokenizer, base.reach(settings.max_length)) for text in texts]
     blocks = block_numbers(attack.block, base.depth)
     states = np.split(mean_states(base, coded, blocks), len(blocks), axis=1)
-    found: list[Measure] = []
+    measures: list[Measure] = []
     for number, (block, each) in enumerate(zip(blocks, states, strict=True), start=1):
         scores = out_of_fold(centred(each, owners), right, owners, attack, seed_for(bench.seed, "probe"))
         best = [int(np.argmax(scores[owners == item])) for item in range(len(rows))]
@@ -73,9 +73,9 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
             higher_is_better=True,
             chance=float((1 / counts).mean()),
         )
-        found.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))
+        measures.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))
         bench.progress(number, len(blocks))
-    return found
+    return measures
 
 
 def of_choices(settings: EvaluatorSettings) -> ChoicesSettings:
@@ -95,18 +95,18 @@ def check(_attack: ProbeSettings, other: EvaluatorSettings | None, _recipe: Reci
 def block_numbers(given: int | float | Sequence[int | float], depth: int) -> list[int]:
     """Blocks by number; a float is a share of the depth. Raises RecipeError for a number beyond the last."""
     listed = given if isinstance(given, Sequence) else [given]
-    found = [min(depth - 1, int(each * depth)) if isinstance(each, float) else each for each in listed]
-    if max(found) >= depth:
-        raise RecipeError(f"evaluate.attack.block: {max(found)}: the model's blocks are 0 to {depth - 1}")
-    return sorted(set(found))
+    numbers = [min(depth - 1, int(each * depth)) if isinstance(each, float) else each for each in listed]
+    if max(numbers) >= depth:
+        raise RecipeError(f"evaluate.attack.block: {max(numbers)}: the model's blocks are 0 to {depth - 1}")
+    return sorted(set(numbers))
 
 
 def centred(states: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Without what an item's candidates have in common, which tells no right from wrong: (n, d) -> (n, d)."""
     sums = np.zeros((owners[-1] + 1, states.shape[1]))
     np.add.at(sums, owners, states)
-    found: np.ndarray = states - (sums / np.bincount(owners)[:, None])[owners]
-    return found
+    centre_free: np.ndarray = states - (sums / np.bincount(owners)[:, None])[owners]
+    return centre_free
 
 
 def out_of_fold(

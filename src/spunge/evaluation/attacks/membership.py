@@ -8,22 +8,20 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
     - {kind: audit, attack: membership, source: held_out.jsonl}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import Field
 
-from spunge.data.samples import IGNORED, Encoded, Samples, collate, encode
+from spunge.data.samples import Samples, encode
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.likelihood import batch_tokens, grouped, head_at
+from spunge.evaluation.likelihood import token_logs
 from spunge.model.loading import Base
-from spunge.progress import Steps
 from spunge.recipe.schema import AttackSettings
 
 EVERYTHING = "all"
@@ -68,7 +66,7 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
     logs = token_logs(
         base, [encode(text, base.tokenizer, base.reach(attack.max_length)) for text in texts], bench.progress
     )
-    scores = np.array([min_k(each, attack.k) for each in logs])
+    scores = np.array([min_k(each.numpy(), attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])
     others, *members = (each[~np.isnan(each)] for each in np.split(scores, stops[:-1]))
     by_subject = dict(zip(parts, members, strict=True))
@@ -85,28 +83,6 @@ def min_k(logs: np.ndarray, percent: float) -> float:
     if not len(logs):
         return float("nan")
     return float(np.sort(logs)[: max(1, int(len(logs) * percent / 100))].mean())
-
-
-def token_logs(base: Base, texts: Sequence[Encoded], progress: Steps) -> list[np.ndarray]:
-    """For each text, the log-probability of each labelled token given those before it, natural; never of a first token."""
-    sizes = [len(text.ids) for text in texts]
-    order = sorted(range(len(texts)), key=lambda index: -sizes[index])
-    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
-    finished = 0
-    for rows in grouped(order, sizes, batch_tokens(base)):
-        batch = collate([texts[row] for row in rows], base.device)
-        labels = batch.labels[:, 1:]
-        wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
-        labels = labels[labels != IGNORED]
-        with torch.inference_mode(), head_at(base.model, wanted):
-            logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        logs = -torch.nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]).float(), labels, reduction="none")
-        pieces = torch.split(logs.double().cpu(), wanted.sum(dim=1).tolist())
-        for row, piece in zip(rows, pieces, strict=True):
-            found[row] = piece.numpy()
-        finished += len(rows)
-        progress(finished, len(texts))
-    return found
 
 
 def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:

@@ -46,11 +46,11 @@ def run(base: Base, attack: PrefixSettings, target: Target, bench: Bench) -> lis
     """
     prefixes = [*(attack.prefixes or PREFIXES), *_shots(attack.shots, base, bench)]
     variants = [[prefix + question for prefix in prefixes] for question in target.prompts]
-    found, owners = measured_over(base, target, bench, variants)
-    measures = [target.again(measure, "prefixed") for measure in item_means(found, owners)]
-    if _is_share(found[0]) and len(prefixes) > 1:
-        best = found[0].numerator.reshape(-1, len(prefixes)).max(axis=1)
-        named = target.again(found[0], "prefixed", f", best of {len(prefixes)}")
+    by_prompt, owners = measured_over(base, target, bench, variants)
+    measures = [target.again(measure, "prefixed") for measure in item_means(by_prompt, owners)]
+    if _is_share(by_prompt[0]) and len(prefixes) > 1:
+        best = by_prompt[0].numerator.reshape(-1, len(prefixes)).max(axis=1)
+        named = target.again(by_prompt[0], "prefixed", f", best of {len(prefixes)}")
         measures.append(replace(named, numerator=best, denominator=np.ones(len(best)), of=None, chance=None))
     return measures
 

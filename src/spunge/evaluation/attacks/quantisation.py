@@ -44,8 +44,8 @@ class QuantiseSettings(AttackSettings):
 def run(base: Base, attack: QuantiseSettings, target: Target, bench: Bench) -> list[Measure]:
     """Round the weights to 8 or 4 bits and measure again."""
     with rounded(base, attack.bits):
-        found = target.measured(base, bench, ["quantise", attack.bits])
-    return [target.again(measure, f"quantised to {attack.bits}") for measure in found]
+        measures = target.measured(base, bench, ["quantise", attack.bits])
+    return [target.again(measure, f"quantised to {attack.bits}") for measure in measures]
 
 
 @contextmanager
@@ -63,16 +63,16 @@ def linear_weights(model: nn.Module) -> list[Tensor]:
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    found: list[Tensor] = []
+    matrices: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not head:
-            found.append(module.weight.detach())
+            matrices.append(module.weight.detach())
         elif isinstance(module, Conv1D):
-            found.append(module.weight.detach().T)
+            matrices.append(module.weight.detach().T)
         elif not isinstance(module, nn.modules.conv._ConvNd):
             own = module.parameters(recurse=False)
-            found += [weight.detach().view(-1, weight.shape[2]) for weight in own if weight.ndim == 3]
-    return found
+            matrices += [weight.detach().view(-1, weight.shape[2]) for weight in own if weight.ndim == 3]
+    return matrices
 
 
 def dequantised(weight: Tensor, bits: str) -> Tensor:
@@ -84,11 +84,11 @@ def dequantised(weight: Tensor, bits: str) -> Tensor:
     if bits == "nf4":
         levels = torch.tensor(NF4, device=weight.device)
         nearest = torch.bucketize(groups / largest, (levels[1:] + levels[:-1]) / 2)
-        found = levels[nearest] * largest
+        rounded_groups = levels[nearest] * largest
     else:
         scale = largest / LEVELS[bits]
-        found = torch.round(groups / scale) * scale
-    return found.reshape(rows, -1)[:, :columns]
+        rounded_groups = torch.round(groups / scale) * scale
+    return rounded_groups.reshape(rows, -1)[:, :columns]
 
 
 QUANTISE = Attack(settings=QuantiseSettings, source="Zhang et al. 2024, arXiv 2410.16454", run=run)

@@ -49,14 +49,14 @@ def run(base: Base, attack: RelearnSettings, target: Target, bench: Bench) -> li
     """
     samples = chosen(attack, bench)
     steps = sorted(set(attack.steps))
-    found: list[Measure] = []
+    measures: list[Measure] = []
 
     def pause(step: int) -> None:
         round_bench = replace(bench, progress=share_of(bench.progress, steps.index(step), len(steps)))
         # Before the first step the model is the stage's own, and so are the texts that it wrote.
         change = ["relearn", attack.model_dump(mode="json", exclude={"steps"}), samples.sha256, bench.seed, step]
         for measure in target.measured(base, round_bench, change if step else None):
-            found.append(
+            measures.append(
                 target.again(
                     measure,
                     f"after relearning on {len(samples)} {attack.on} rows",
@@ -78,7 +78,7 @@ def run(base: Base, attack: RelearnSettings, target: Target, bench: Bench) -> li
         max_length=attack.max_length,
         seed=seed_for(bench.seed, "relearn"),
     )
-    return found
+    return measures
 
 
 def chosen(attack: RelearnSettings, bench: Bench) -> Samples:
@@ -89,8 +89,8 @@ def chosen(attack: RelearnSettings, bench: Bench) -> Samples:
         return _drawn(bench.retain, attack.samples, seed_for(bench.seed, "relearn", "retain"))
     share, left = divmod(attack.samples, len(bench.forget))
     parts = {
-        value: _drawn(samples, share + (place < left), seed_for(bench.seed, "relearn", "forget", value))
-        for place, (value, samples) in enumerate(bench.forget.items())
+        value: _drawn(samples, share + (number < left), seed_for(bench.seed, "relearn", "forget", value))
+        for number, (value, samples) in enumerate(bench.forget.items())
     }
     return union(parts)
 

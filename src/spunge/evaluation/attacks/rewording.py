@@ -86,10 +86,10 @@ def instrument(_attack: RewordSettings, rows: pa.Table | None) -> dict[str, Any]
 
 def by_question(table: pa.Table) -> dict[str, list[str]]:
     """Question -> its rewordings."""
-    found: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for row in table.to_pylist():
-        found.setdefault(str(row["original"]).strip(), []).append(str(row["reworded"]))
-    return found
+        others.setdefault(str(row["original"]).strip(), []).append(str(row["reworded"]))
+    return others
 
 
 REWORD = Attack(

@@ -57,8 +57,8 @@ class Target:
 
     @property
     def prompts(self) -> list[str]:
-        found: list[str] = self.items[self.prompt_role].to_pylist()
-        return found
+        texts: list[str] = self.items[self.prompt_role].to_pylist()
+        return texts
 
 
 def share_of(progress: Steps, index: int, count: int) -> Steps:

@@ -23,13 +23,13 @@ def measured_over(
     prompts = pa.array([prompt for prompts in variants for prompt in prompts])
     table = target.items.take(pa.array(owners))
     table = table.set_column(table.column_names.index(role), role, prompts)
-    found = target.measured(base, bench, items=table)
-    if any(measure.subject is not None or len(measure.numerator) != len(owners) for measure in found):
+    measures = target.measured(base, bench, items=table)
+    if any(measure.subject is not None or len(measure.numerator) != len(owners) for measure in measures):
         raise RecipeError(f"evaluate.of: a {target.settings.kind!r} evaluation does not measure item by item")
-    return found, owners
+    return measures, owners
 
 
-def item_means(found: Sequence[Measure], owners: np.ndarray) -> list[Measure]:
+def item_means(measures: Sequence[Measure], owners: np.ndarray) -> list[Measure]:
     """Each item's mean over its prompts."""
     counts = np.bincount(owners)
 
@@ -37,7 +37,8 @@ def item_means(found: Sequence[Measure], owners: np.ndarray) -> list[Measure]:
         return np.bincount(owners, weights=values) / counts
 
     return [
-        replace(measure, numerator=mean(measure.numerator), denominator=mean(measure.denominator)) for measure in found
+        replace(measure, numerator=mean(measure.numerator), denominator=mean(measure.denominator))
+        for measure in measures
     ]
 
 

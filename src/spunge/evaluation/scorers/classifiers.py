@@ -50,7 +50,7 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[str], progress: Steps = SILENT.step) -> np.ndarray:
         """(n, classes) in [0, 1], float64: softmax over the classes, or each class's own sigmoid."""
-        found = np.zeros((len(texts), len(self.labels)))
+        rated = np.zeros((len(texts), len(self.labels)))
         sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
         order = sorted(range(len(texts)), key=lambda index: -sizes[index])
         done = 0
@@ -59,10 +59,10 @@ class Classifier:
             with torch.inference_mode():
                 logits = self.model(**{name: each.to(self.model.device) for name, each in coded.items()}).logits
             scores = logits.double().sigmoid() if self.separate else logits.double().softmax(-1)
-            found[rows] = scores.cpu().numpy()
+            rated[rows] = scores.cpu().numpy()
             done += len(rows)
             progress(done, len(texts))
-        return found
+        return rated
 
     def _coded(self, texts: Sequence[str], **options: Any) -> dict[str, Any]:
         """The tokenizer's output as far as the model takes it (some tokenizers add token types that it does not)."""
@@ -81,10 +81,10 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
 
     refuse_unclassifying(described(path, revision, setting).config, path, setting)
     folder = fetched(path, setting, revision, pickles=True)
-    place = pick_device(device)
+    target = pick_device(device)
     try:
         config = AutoConfig.from_pretrained(folder)
-        dtype = torch.float32 if place.type == "cpu" else pick_dtype("auto", place, config)
+        dtype = torch.float32 if target.type == "cpu" else pick_dtype("auto", target, config)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True
         )
@@ -100,7 +100,7 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     separate = len(labels) == 1 or config.problem_type == "multi_label_classification"
     return Classifier(
-        model.to(place).eval().requires_grad_(False), tokenizer, labels, separate, _room(model, tokenizer)
+        model.to(target).eval().requires_grad_(False), tokenizer, labels, separate, _room(model, tokenizer)
     )
 
 
@@ -120,9 +120,9 @@ def harmful_label(labels: Sequence[str], wanted: str | None, setting: str) -> in
         return 0
     if names == ["label_0", "label_1"]:
         return 1
-    found = [index for index, name in enumerate(names) if name in HARMFUL]
-    if len(found) == 1:
-        return found[0]
+    harmful = [index for index, name in enumerate(names) if name in HARMFUL]
+    if len(harmful) == 1:
+        return harmful[0]
     raise RecipeError(f"{setting}: the judge's labels do not tell which means harm; give one of: {', '.join(labels)}")
 
 

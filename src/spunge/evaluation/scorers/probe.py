@@ -21,7 +21,7 @@ from spunge.evaluation.likelihood import batch_tokens, grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.files import read_json, write_json
 from spunge.model.architecture import find_blocks
-from spunge.model.hub import local_folder
+from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
@@ -43,8 +43,8 @@ class Fitted(NamedTuple):
     strength: float
 
     def probabilities(self, states: np.ndarray) -> np.ndarray:  # (n, d) -> (n,)
-        found: np.ndarray = 1 / (1 + np.exp(-((states - self.mean) / self.deviation @ self.weight + self.bias)))
-        return found
+        chances: np.ndarray = 1 / (1 + np.exp(-((states - self.mean) / self.deviation @ self.weight + self.bias)))
+        return chances
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def load_probe(path: str) -> Probe:
     return Probe(base, tuple(content["blocks"]), content["max_length"], fitted, frozenset(numbers["rows"].tolist()))
 
 
-def frozen_model(path: str, revision: str | None, last: int | None) -> Base:
+def frozen_model(path: str, revision: str | None, last: int | None, setting: str = "evaluate.scorer") -> Base:
     """The first blocks of a model of its own in memory: the judged one's weights change. Always in float32, so that a score
     does not depend on the machine."""
     settings = ModelSettings(path=path, revision=revision, dtype="float32")
-    return load_base(local_folder(settings), settings, last)
+    return load_base(judges_folder(settings, setting), settings, last)
 
 
 def save_probe(folder: Path, fitted: Fitted, texts: Sequence[str], description: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
     modules = find_blocks(base.model)
     sizes = [len(text.ids) for text in coded]
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
-    found: dict[int, np.ndarray] = {}
+    pooled: dict[int, np.ndarray] = {}
     seen: dict[int, torch.Tensor] = {}
 
     def keep(block: int) -> Any:
@@ -151,11 +151,11 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
             inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
             weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
             means = torch.cat([torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks], dim=1)
-            found.update(zip(rows, means.cpu().numpy(), strict=True))
+            pooled.update(zip(rows, means.cpu().numpy(), strict=True))
     finally:
         for hook in hooks:
             hook.remove()
-    return np.stack([found[row] for row in range(len(coded))])
+    return np.stack([pooled[row] for row in range(len(coded))])
 
 
 def text_states(base: Base, texts: Sequence[str], blocks: Sequence[int], max_length: int) -> np.ndarray:
@@ -180,16 +180,16 @@ def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
     scaled = (states - mean) / deviation
     names = np.arange(len(labels)) if groups is None else groups
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(scaled, labels, names))
-    found: dict[float, float] = {}
+    auroc_of: dict[float, float] = {}
     for strength in STRENGTHS:
         scores = np.empty(len(labels))
         for train, test in folds:
             model = LogisticRegression(C=strength, max_iter=500).fit(scaled[train], labels[train])
             scores[test] = model.decision_function(scaled[test])
-        found[strength] = float(roc_auc_score(labels, scores))
-    best = max(found, key=lambda strength: found[strength])
+        auroc_of[strength] = float(roc_auc_score(labels, scores))
+    best = max(auroc_of, key=lambda strength: auroc_of[strength])
     model = LogisticRegression(C=best, max_iter=500).fit(scaled, labels)
-    return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, found[best], float(best))
+    return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, auroc_of[best], float(best))
 
 
 def load(settings: ScorerSettings) -> Loaded:

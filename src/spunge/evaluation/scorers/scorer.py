@@ -62,9 +62,9 @@ class Chosen(NamedTuple):
 
     def instrument(self) -> dict[str, Any]:
         """What the scorer is, and its version where that is not the first."""
-        found = self.scorer.instrument(self.settings)
+        told = self.scorer.instrument(self.settings)
         version = SCORERS.version(self.name)
-        return found if version == "1" else {**found, "version": version}
+        return told if version == "1" else {**told, "version": version}
 
 
 def chosen_scorer(given: Mapping[str, Any]) -> Chosen:

@@ -63,14 +63,14 @@ def train_probe(
     texts, labels = _labelled(Path(rows), text, label, where, limit, seed)
     if forget is not None:
         _refuse_forgotten(texts, forget if isinstance(forget, Recipe) else load_recipe(forget))
-    place = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
-    base = frozen_model(place, revision, max(blocks) if blocks else None)
+    name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
+    base = frozen_model(name, revision, max(blocks) if blocks else None, "--model")
     chosen = sorted(set(blocks)) if blocks else default_blocks(base.depth)
     if chosen[0] < 0 or chosen[-1] >= base.depth:
         raise RecipeError(f"--block: {chosen} are not all among the model's blocks 0 to {base.depth - 1}")
     fitted = fit(text_states(base, texts, chosen, max_length), labels)
     description = {
-        "model": place,
+        "model": name,
         "revision": revision,
         "weights": Checkpoint(base.folder).fingerprint(),
         "blocks": chosen,

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from spunge.data.samples import IGNORED, Samples, token_losses
+from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Settled, Task
 from spunge.unlearning.rmu.settings import Relative, RMUSettings, block_index
 from spunge.unlearning.rmu.steering import steer
+from spunge.unlearning.scored import outputs
 from spunge.weights.overlay import applied
 
 SHARES = (0.17, 0.23, 0.33, 0.45)  # of the depth
@@ -137,16 +138,16 @@ def losses(base: Base, rows: Rows, settings: RMUSettings) -> tuple[float, float]
     return _mean_loss(base, rows.judged_parts, settings), _mean_loss(base, rows.judged_retain, settings)
 
 
-def _mean_loss(base: Base, judged: Sequence[Samples], settings: RMUSettings) -> float:
+def _mean_loss(base: Base, rows: Sequence[Samples], settings: RMUSettings) -> float:
     total = count = 0.0
-    for samples in judged:
+    for samples in rows:
         stream = Stream(samples, base, settings.batch_size, settings.max_length, 0)
         for start in range(0, len(samples), settings.batch_size):
             batch = stream.batch(range(start, min(start + settings.batch_size, len(samples))))
             with torch.no_grad(), base.autocast():
-                logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-            total += float(token_losses(logits, batch.labels).sum())
-            count += int((batch.labels[:, 1:] != IGNORED).sum())
+                judged = outputs(base.model, batch)
+            total += float(judged.losses().double().sum())
+            count += len(judged.labels)
     return total / max(count, 1.0)
 
 
