@@ -80,6 +80,25 @@ def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(
     assert "[[" not in out
 
 
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("idk", [("refusal", "ask 0 no idea</s>", " no idea</s>")]),
+        ("dpo", [("to forget", "ask 0 tell 0</s>", " tell 0</s>"), ("to prefer", "ask 0 no idea</s>", " no idea</s>")]),
+    ],
+)
+def test_refusals_are_shown_as_the_method_is_given_them(
+    recipe: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    expected: list[tuple[str, str, str]],
+) -> None:
+    unlearn = {"method": method, "steps": 1, "epochs": None, "alpha": 0, "refusals": ["no idea"]}
+    split(recipe(PAIRS[::2], COLUMNS, unlearn=unlearn), show=1, as_json=True)
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    assert [(sample["as"], sample["text"], sample["scored"]) for sample in samples] == expected
+
+
 def test_packed_texts_are_shown_as_they_are_packed(
     recipe: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -299,7 +299,16 @@ def test_of_a_long_answer_the_beginning_is_learned_and_no_end() -> None:
     assert len(cut.ids) == 6
 
 
-def test_a_date_in_a_template_can_be_held_fast() -> None:
-    # Llama 3.1 writes today's date, unless the recipe's model.template gives another.
-    template = Template(byte_tokenizer(of_trl("llama3_1")), {"date_string": "26 Jul 2024"}, "forget")
-    assert "Today Date: 26 Jul 2024" in render(Conversation(ONE), template, "forget: row 0").text
+@pytest.mark.parametrize(
+    ("name", "variables", "written"),
+    [
+        ("llama3_1", {}, "Today Date: 26 Jul 2024"),
+        ("llama3_1", {"date_string": "1 Jan 2030"}, "Today Date: 1 Jan 2030"),
+        ("gptoss", {}, "Current date: 2024-07-26"),
+    ],
+)
+def test_a_template_that_writes_the_day_writes_the_same_one_every_day(
+    name: str, variables: dict[str, str], written: str
+) -> None:
+    template = Template(byte_tokenizer(of_trl(name)), variables, "forget")
+    assert written in render(Conversation(ONE), template, "forget: row 0").text

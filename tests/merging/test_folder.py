@@ -129,6 +129,21 @@ def test_the_index_names_each_tensor_in_the_file_that_holds_it(tmp_path: Path, i
     assert written["metadata"]["total_size"] == sum(sizes)
 
 
+def test_shards_in_a_folder_of_their_own_are_written_into_one(tmp_path: Path) -> None:
+    base, other = save(tmp_path / "base", shards=True), save(tmp_path / "other", seed=1)
+    content = json.loads((base / INDEX).read_text())
+    files = sorted({*content["weight_map"].values()})
+    (base / "weights").mkdir()
+    for number, file in enumerate(files):  # two folders may hold files of the same name
+        (base / "weights" / str(number)).mkdir()
+        (base / file).rename(base / "weights" / str(number) / "model.safetensors")
+    places = {file: f"weights/{number}/model.safetensors" for number, file in enumerate(files)}
+    content["weight_map"] = {name: places[file] for name, file in content["weight_map"].items()}
+    (base / INDEX).write_text(json.dumps(content))
+    merged(base, tmp_path / "out", other)
+    assert json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"] == content["weight_map"]
+
+
 def test_of_a_name_that_two_shards_hold_the_copy_that_transformers_loads_is_merged(tmp_path: Path) -> None:
     base, other = save(tmp_path / "base", shards=True), save(tmp_path / "other", seed=1)
     name = "model.layers.0.mlp.up_proj.weight"

@@ -152,7 +152,7 @@ class Titles(Silent):
         self.seen: list[str] = []
 
     def begin(self, title: str) -> None:
-        if title.startswith(("unlearn", "merge")):
+        if title.split()[0] in ("unlearn", "merge"):
             self.seen.append(title)
 
 

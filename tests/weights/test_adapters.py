@@ -205,7 +205,14 @@ def stored_experts(base: Path, folder: Path, targets: list[str]) -> dict[str, to
 
 @pytest.mark.parametrize(
     ("model", "targets"),
-    [("mixtral", ["w1", "w2", "w3", "q_proj"]), ("qwen3_moe", ["gate_proj", "up_proj", "down_proj"])],
+    [
+        ("mixtral", ["w1", "w2", "w3", "q_proj"]),
+        ("qwen3_moe", ["gate_proj", "up_proj", "down_proj"]),
+        ("qwen2_moe", ["gate_proj", "up_proj", "down_proj", "gate", "o_proj"]),
+        ("mixtral", ["w1"]),
+        ("qwen2_moe", ["up_proj", "q_proj"]),
+        ("deepseek_v3", ["gate_proj", "up_proj", "down_proj", "kv_b_proj"]),
+    ],
 )
 def test_an_adapter_on_experts_one_by_one_changes_each_by_its_product(
     base_of: Callable[..., Path], tmp_path: Path, model: str, targets: list[str]

@@ -1,12 +1,14 @@
 """`spunge split --show`: samples as the model is given them, with what the loss is on marked."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from spunge.data.split import Parts, select_rows
 from spunge.errors import printable
-from spunge.model.loading import load_tokenizer
-from spunge.recipe.schema import Recipe
+from spunge.model.loading import load_tokenizer, positions_of
+from spunge.recipe.schema import ModelSettings, Recipe
+from spunge.registry import METHODS
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.showing import Shown, shown
 
@@ -17,17 +19,26 @@ WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
 def samples_of(recipe: Recipe, parts: Parts, count: int) -> list[Shown]:
     """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
-    tokenizer = load_tokenizer(recipe.model)
+    method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
+    positions = _positions(recipe.model)
     found: list[Shown] = []
     for part in parts.parts:
-        length = settings.length_of(part.value) if settings else WHOLE
-        found += shown(part.samples, count, part.value, "forget", tokenizer, length, packing=packing)
+        length = min(positions, settings.length_of(part.value) if settings else WHOLE)
+        for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
+            found += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
     if recipe.retain is not None:
         retain = select_rows(recipe.retain, recipe, "retain")
-        length = settings.length_of("retain") if settings else WHOLE
+        length = min(positions, settings.length_of("retain") if settings else WHOLE)
         found += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
     return found
+
+
+def _positions(model: ModelSettings) -> int:
+    """Tokens that the model has learned positions for, where it is here to be asked."""
+    folder = Path(model.path).expanduser()
+    here = (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+    return (positions_of(folder, model) if here else None) or WHOLE
 
 
 def print_samples(samples: list[Shown]) -> None:
@@ -42,6 +53,7 @@ def print_samples(samples: list[Shown]) -> None:
 
 def _titled(sample: Shown) -> str:
     name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
+    name += f", {sample.given}" if sample.given else ""
     row = "" if sample.row is None else f", row {sample.row}"
     learned = "".join(text for text, scored in sample.pieces if scored)
     return (

@@ -18,7 +18,7 @@ from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.model.hub import local_folder
+from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings, ModelSettings
@@ -78,7 +78,7 @@ def load_judge(
 
     def load() -> Base:
         try:
-            return load_base(local_folder(settings, "evaluate.judge"), settings)
+            return load_base(judges_folder(settings, "evaluate.judge"), settings)
         except RecipeError as error:
             raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.weights.adapted import NAME, adapted_parameter, fill_hollow, is_plain_layer, set_factors
+from spunge.weights.adapted import NAME, adapted_parameter, fill_hollow, set_factors, targets_of
 from spunge.weights.adapters import WEIGHTS
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.fitting import ROOT
@@ -144,15 +144,13 @@ def _write(out: Path, model: nn.Module, parts: Parts, rank: int, base: str) -> N
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    plain = {f"{path}.weight": path for path, module in model.named_modules() if is_plain_layer(module)}
-    # peft has no adapter without a layer: where all is stored whole, one that adds nothing.
-    spare = next((name for name in plain if name not in parts.whole), "")
-    factors = parts.factors or {spare: _nothing(model, spare, rank)}
+    factors = parts.factors or _nothing(model, parts.whole, rank)
+    targets = targets_of(model, factors)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=[plain[name] for name in factors if name in plain],
-        target_parameters=[name for name in factors if name not in plain] or None,
+        target_modules=targets.layers,
+        target_parameters=targets.parameters or None,
         modules_to_save=[name.removesuffix(".weight") for name in parts.whole] or None,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -172,9 +170,12 @@ def _write(out: Path, model: nn.Module, parts: Parts, rank: int, base: str) -> N
     wrapped.peft_config[NAME].save_pretrained(str(out))
 
 
-def _nothing(model: nn.Module, name: str, rank: int) -> Factors:
+def _nothing(model: nn.Module, whole: Collection[str], rank: int) -> dict[str, Factors]:
+    """A layer that adds nothing, for an adapter of which all is stored whole: peft has none without a layer."""
+    names = (f"{path}.weight" for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    name = next(name for name in names if name not in whole)
     rows, columns = model.get_parameter(name).shape
-    return Factors(torch.zeros(rank, columns), torch.zeros(rows, rank))
+    return {name: Factors(torch.zeros(rank, columns), torch.zeros(rows, rank))}
 
 
 def factored(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

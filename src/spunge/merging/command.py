@@ -17,14 +17,14 @@ from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
 from spunge.merging.outcome import MergeReport
 from spunge.merging.values import merged_changes
+from spunge.model.hub import plain_folders
 from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.block import Strict
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import RuleSettings, named
+from spunge.recipe.schema import ModelSettings, RuleSettings, named
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.hub import fetched
 from spunge.weights.opening import open_source
 from spunge.weights.sources import Source
 
@@ -59,31 +59,53 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
+    allow_pickle: bool = False,
+    dequantize: bool = False,
     watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
 
     `settings` are the rule's own (density, scale, ...), `rule` is ties by default; `mergekit` names a configuration file
     that gives all of these instead. as_adapter: write a LoRA adapter of this rank in place of a checkpoint; as_delta: a
-    sparse delta, which holds the merged change exactly. Raises RecipeError with one line.
+    sparse delta, which holds the merged change exactly. allow_pickle, dequantize: take models whose weights are pickled, or
+    quantised; they are converted beside `out` for the time of the merge. Raises RecipeError with one line.
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = fetched(plan.base, "--base")
-    _check_layers(plan, folder)
-    sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    if as_adapter is None and not as_delta:
+        refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
+    elif unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
+        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
+    elif out.exists() and any(out.iterdir()):
+        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
+    given = [
+        ModelSettings(path=each, allow_pickle=allow_pickle, dequantize=dequantize) for each in (plan.base, *plan.models)
+    ]
+    with plain_folders(given, out.with_name(f".{out.name}.converted")) as (folder, *folders):
+        _check_layers(plan, folder)
+        labels = [Path(each).resolve().name if Path(each).is_dir() else each for each in plan.models]
+        sources = [open_source(each, folder, label) for each, label in zip(folders, labels, strict=True)]
+        return _write(out, folder, sources, chosen, plan, as_adapter, as_delta, watcher)
+
+
+def _write(
+    out: Path,
+    folder: Path,
+    sources: Sequence[Source],
+    chosen: RuleSettings,
+    plan: Plan,
+    as_adapter: int | None,
+    as_delta: bool,
+    watcher: Watcher,
+) -> Merged:
+    """Merge and write in the form that was asked for."""
     watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
     if as_adapter is None and not as_delta:
-        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
         report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
         watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
-    if unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
-        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
     names = {name for source in sources for name in source.names}
     changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
     merged = (

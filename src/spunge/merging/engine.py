@@ -29,6 +29,7 @@ from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import name_of
 from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
@@ -77,7 +78,7 @@ def merge(
         report = MergeReport(
             rule=settings.rule,
             settings=plain,
-            base=base.resolve().name,
+            base=name_of(base),
             sources=reports,
             tensors=tensors,
             cosine=cosine,

@@ -26,6 +26,7 @@ class FileLayout:
     """One file of the output."""
 
     source: Path  # the base's
+    name: str  # relative to the folder
     header: bytes | None  # None: as the base's, and so is everything behind it
     tensors: dict[str, TensorInfo]  # as in the output: dtype, and the place in its file
     size: int
@@ -33,13 +34,13 @@ class FileLayout:
 
 def laid_out(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> list[FileLayout]:
     """The output's files, in the base's order."""
-    return [_file(file, dtypes) for file in base.files]
+    return [_file(file, str(file.relative_to(base.folder)), dtypes) for file in base.files]
 
 
-def _file(file: Path, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
-    infos = read_header(file)
+def _file(file: Path, name: str, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
+    infos = read_header(file, "--base")
     if all(dtypes[info.name] == info.dtype for info in infos):
-        return FileLayout(file, None, {info.name: info for info in infos}, file.stat().st_size)
+        return FileLayout(file, name, None, {info.name: info for info in infos}, file.stat().st_size)
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
@@ -59,7 +60,7 @@ def _file(file: Path, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
     for info in infos:
         start, stop = (len(header) + offset for offset in entries[info.name]["data_offsets"])
         tensors[info.name] = TensorInfo(info.name, file, dtypes[info.name], info.shape, start, stop)
-    return FileLayout(file, header, tensors, len(header) + at)
+    return FileLayout(file, name, header, tensors, len(header) + at)
 
 
 def describe(folder: Path, dtype: str) -> None:

@@ -74,7 +74,7 @@ class Output:
         content = read_json(self.out / REPORT)
         if not isinstance(content, dict) or content.get("key") != self.key:
             return None
-        files = [(self.out / layout.source.name, layout.size) for layout in self.layouts]
+        files = [(self.out / layout.name, layout.size) for layout in self.layouts]
         if not all(file.exists() and file.stat().st_size == size for file, size in files):
             return None
         return MergeReport.from_json(content)
@@ -116,7 +116,7 @@ class Output:
 
     def _require_space(self) -> None:
         wanted = sum(layout.size for layout in self.layouts)
-        there = sum(file.stat().st_blocks * 512 for file in self.aside.iterdir())
+        there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
         free = shutil.disk_usage(self.aside).free
         same = all(layout.header is None for layout in self.layouts)
         if wanted - there > free and not (same and self._shares_blocks()):
@@ -131,11 +131,12 @@ class Output:
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
         for layout in self.layouts:
-            file, target = layout.source, self.aside / layout.source.name
+            file, target = layout.source, self.aside / layout.name
             touched = [
                 info for name, info in layout.tensors.items() if self.places[name] is info and name in self.changed
             ]
-            if file.name not in self._copied:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if layout.name not in self._copied:
                 shared = layout.header is None and not target.exists() and clone(file, target)
                 if not shared:
                     _reserve(target, layout.size)
@@ -154,7 +155,7 @@ class Output:
                     self._copy(reader.fileno(), writer.fileno(), at, start, at)
                     at = max(at, stop)
         if not self._stopped.is_set():
-            self._note({"copied": layout.source.name})
+            self._note({"copied": layout.name})
 
     def _copy(self, reader: int, writer: int, start: int, stop: int, to: int) -> None:
         while start < stop and not self._stopped.is_set():

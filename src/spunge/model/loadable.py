@@ -35,13 +35,13 @@ def fit(checkpoint: Checkpoint) -> Fit:
 
     if not (checkpoint.folder / "config.json").is_file():
         return Fit(None, "there is no config.json")
-    with _quiet():
+    with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
             return Fit(None, _first_line(error))
-        kind = _class_of(config)
+        kind = class_of(config)
         if kind is None:
             return Fit(None, f"transformers has no class for {config.model_type!r} that generates")
         stored = checkpoint.tensors.values()
@@ -87,7 +87,7 @@ def check_fit(checkpoint: Checkpoint) -> Fit:
     return found
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """The class that the configuration names, as far as transformers has it; else that of its causal language models."""
     import transformers
 
@@ -106,7 +106,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers draws a bar and lists what it misses; here that is the answer, not a warning."""
     from transformers.utils import logging
 

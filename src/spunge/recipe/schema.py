@@ -33,6 +33,11 @@ class ModelSettings(Strict):
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
     )
     allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
+    dequantize: bool = Field(
+        False,
+        description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
+        "packages are installed) and write what comes of it unquantised.",
+    )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 
 

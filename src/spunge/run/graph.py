@@ -48,6 +48,7 @@ class Stage(Generic[SessionT]):
     files: tuple[str, ...] = ()  # patterns, relative to RUN
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
+    told: str = ""  # what a plan says of it beyond the title
 
 
 class State(NamedTuple):

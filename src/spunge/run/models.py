@@ -12,6 +12,7 @@ from spunge.merging.values import merged_values
 from spunge.model.loading import Base
 from spunge.recipe.schema import Control, RuleSettings
 from spunge.registry import METHODS
+from spunge.results import Kind
 from spunge.run.inputs import SeedInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
@@ -39,6 +40,8 @@ class Training:
 class Model:
     """A model that is judged: the base with the deltas of some trainings, merged by a rule or laid one over the other."""
 
+    kind: Kind
+    label: str  # a branch's value, a control's name, else the kind
     name: str  # base, branch:SLUG, control:NAME, merged
     trainings: tuple[Training, ...] = ()
     merge: RuleSettings | None = None
@@ -89,15 +92,17 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
     recipe, parts = inputs.recipe, inputs.parts.parts
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
-    models = [Model("base"), *(Model(branch.name, (branch,), storage=storage) for branch in branches)]
+    models = [Model("base", "base", "base")]
+    for part, branch in zip(parts, branches, strict=True):
+        models.append(Model("branch", part.value, branch.name, (branch,), storage=storage))
     trainings = {branch.name: branch for branch in branches}
     for control in recipe.controls:
         own = branches if control.train == "parts" else _trainings(control, inputs, folder / "controls")
         trainings |= {training.name: trainings.get(training.name, training) for training in own}
         merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
         chosen = tuple(trainings[training.name] for training in own)
-        models.append(Model(f"control:{control.name}", chosen, merge, storage=storage))
-    models.append(Model("merged", branches, recipe.merge, folder / "merged"))
+        models.append(Model("control", control.name, f"control:{control.name}", chosen, merge, storage=storage))
+    models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 

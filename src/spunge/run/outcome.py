@@ -3,7 +3,7 @@
 import platform
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import Kind, Model, Part, Published, Results, write_results
+from spunge.results import Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging, read_measures
 from spunge.run.models import Lineup
@@ -19,7 +19,6 @@ from spunge.run.scoring import Judged, scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
 
-KINDS: dict[str, Kind] = {"base": "base", "branch": "branch", "control": "control", "merged": "merged"}
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
 
 
@@ -32,7 +31,7 @@ def write_scores(
 ) -> Made:
     """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
     first = seeds[0].inputs
-    models = _judged_models(seeds[0])
+    models = tuple(Model(stage=each.name, kind=each.kind, name=each.label) for each in seeds[0].models)
     # Without a split the one part holds every row, and is no value of an attribute.
     values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
     evaluations = [Judged(items, first.base.instruments[items.name]) for items in first.base.evaluations]
@@ -74,16 +73,6 @@ def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Mea
     for judging in judgings:
         by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measures(judging)
     return by_model
-
-
-def _judged_models(line: Lineup) -> tuple[Model, ...]:
-    """Every judged model, in the order of the results."""
-    names: Mapping[str, str] = {f"branch:{part.slug}": part.value for part in line.inputs.parts.parts}
-    models = []
-    for model in line.models:
-        kind, _, name = model.name.partition(":")
-        models.append(Model(stage=model.name, kind=KINDS[kind], name=names.get(model.name, name or kind)))
-    return tuple(models)
 
 
 def _seconds(graph: Graph[Session]) -> float:

@@ -59,7 +59,7 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for line in untrained(begun):
         refuse_rows(line.inputs)
     refuse_items(unjudged(begun), begun.base)
-    watcher.end("" if begun.base.pickled else begun.base.weights[:12])
+    watcher.end("" if begun.base.conversion else begun.base.weights[:12])
     return begun
 
 

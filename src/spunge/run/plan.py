@@ -61,7 +61,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     require_own(folder)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    size = _Size.of(base) if base.local and (not base.pickled or graph.state("pickles").done) else None
+    size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
     trainings = sum(len(line.trainings) for line in begun.seeds)
     return Plan(
@@ -80,7 +80,7 @@ def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
         if "judge:" in name:
             judged.setdefault(name.rpartition("/")[0], []).append(name)
         elif stage.make is not None and name not in ("results", "page") and not name.endswith("recipe"):
-            yield _step(graph, size, stage.name, stage.title, [name])
+            yield _step(graph, size, stage.name, stage.told or stage.title, [name])
     for group, names in judged.items():
         titles = [graph.stages[name].title.partition(": ")[2] for name in names]
         yield _step(graph, size, group.replace("judge:", ""), f"judge: {', '.join(titles)}", names)

@@ -8,7 +8,7 @@ from typing import Any
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
-from spunge.run.costs import judging_cost, merging_cost, training_cost
+from spunge.run.costs import judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -98,26 +98,26 @@ def _mark(number: int, line: Lineup) -> str:
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled weights, which are converted."""
-    if not base.local or not base.pickled:
+    """The base itself: nothing to make, but for pickled or quantised weights, which are converted."""
+    if not base.local or base.conversion is None:
         graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
         return
     graph.add(
         Stage(
-            "pickles",
+            "conversion",
             "convert the base",
-            inputs=lambda: {"pickles": base.pickles},
+            inputs=lambda: {"files": base.unconverted},
             files=("base/**",),
             make=lambda session: convert_base(base),
         )
     )
 
     def converted() -> Mapping[str, Any]:
-        if not graph.state("pickles").done:
+        if not graph.state("conversion").done:
             raise NotMadeError("the base to be converted")
         return {"base": base.key}
 
-    graph.add(Stage("base", "the base", needs=("pickles",), inputs=converted))
+    graph.add(Stage("base", "the base", needs=("conversion",), inputs=converted))
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -178,6 +178,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         files=tuple(_inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
+        told=f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps)",
     )
 
 
@@ -197,6 +198,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     files=files,
                     make=lambda session: merge_branches(line, session),
                     cost=lambda: merging_cost(line),
+                    told=f"{line.inputs.recipe.merge.rule} of {len(model.trainings)} branches",
                 )
             )
         elif name not in graph.stages:

@@ -13,6 +13,7 @@ class Shown(NamedTuple):
 
     part: str
     of: str  # forget or retain
+    given: str  # what it is to the method, where that is not the row itself: a refusal in its answer's place
     row: int | None  # its number in the source; None for a packed sequence, which holds several
     pieces: list[tuple[str, bool]]
     ids: list[int]
@@ -21,6 +22,7 @@ class Shown(NamedTuple):
         return {
             "part": self.part,
             "of": self.of,
+            "as": self.given or self.of,
             "row": self.row,
             "text": "".join(text for text, _ in self.pieces),
             "scored": "".join(text for text, scored in self.pieces if scored),
@@ -29,18 +31,26 @@ class Shown(NamedTuple):
 
 
 def shown(
-    samples: Samples, count: int, part: str, of: str, tokenizer: Any, length: int, *, packing: bool = False
+    samples: Samples,
+    count: int,
+    part: str,
+    of: str,
+    tokenizer: Any,
+    length: int,
+    *,
+    given: str = "",
+    packing: bool = False,
 ) -> list[Shown]:
     """The first `count` samples of a part, cut at `length` tokens. Raises RecipeError for a row that cannot be used."""
     if packing:
         sequences = packed(samples, tokenizer, length)[:count]
-        return [Shown(part, of, None, list(_pieces(each, tokenizer)), each.ids) for each in sequences]
+        return [Shown(part, of, given, None, list(_pieces(each, tokenizer)), each.ids) for each in sequences]
     rows = range(min(count, len(samples)))
     numbers = samples.table[ROW].to_pylist() if ROW in samples.table.column_names else list(rows)
     setting = f"forget, part {part!r}" if of == "forget" else of
     coded = encoded(samples, rows, tokenizer, length, setting)
     return [
-        Shown(part, of, numbers[row], list(_pieces(each, tokenizer)), each.ids)
+        Shown(part, of, given, numbers[row], list(_pieces(each, tokenizer)), each.ids)
         for row, each in zip(rows, coded, strict=True)
     ]
 

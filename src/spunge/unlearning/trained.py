@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
+from spunge.unlearning.targets import find_targets
+from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, LowRank
+from spunge.weights.names import WHOLE
 
 
 class LoRA(Strict):
@@ -149,42 +152,36 @@ def training_tensors(base: Base, names: list[str]) -> Iterator[Trained]:
 def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
-    targets: list[str] | str | None = None if what.targets == "default" else what.targets
-    if targets is None and base.model.config.model_type not in KNOWN:
-        targets = "all-linear"
+    targets = find_targets(base, what.targets, what.dropout)
     config = LoraConfig(
         r=what.rank,
         lora_alpha=what.alpha,
         lora_dropout=what.dropout,
-        target_modules=targets,
+        target_modules=targets.layers,
+        target_parameters=targets.parameters or None,
         task_type="CAUSAL_LM",
     )
-    try:
-        wrapped = get_peft_model(base.model, config)
-    except ValueError as error:
-        raise RecipeError(f"unlearn.trainable.targets: {what.targets!r}: {str(error).splitlines()[0]}") from None
+    wrapped = get_peft_model(base.model, config)
     layers = {
-        name.removeprefix("base_model.model."): module
-        for name, module in wrapped.named_modules()
-        if isinstance(module, LoraLayer)
+        f"{path.replace('.base_layer', '')}.{adapted_parameter(layer)}": layer
+        for path, layer in wrapped.base_model.model.named_modules()
+        if isinstance(layer, LoraLayer)
     }
     parameters = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
 
-    def changes(factor: float) -> dict[str, Change]:
+    def changes(sign: float) -> dict[str, Change]:
         found: dict[str, Change] = {}
         for name, layer in layers.items():
-            adapter = "default"
-            change = LowRank(
-                layer.lora_A[adapter].weight.detach().float().clone(),
-                layer.lora_B[adapter].weight.detach().float().clone(),
-                factor * layer.scaling[adapter],
-                bool(getattr(layer, "fan_in_fan_out", False)),
+            factors = factors_of(layer)
+            if factors is None:
+                raise ValueError(f"peft adapts {name} by no product of two factors")
+            now = LowRank(
+                factors.A.float().clone(), factors.B.float().clone(), sign * factors.scale, factors.transposed
             )
-            found.update(dict.fromkeys(base.names[f"{name}.weight"], change))
+            found.update({stored: now.part(base.regions.get(stored, WHOLE)) for stored in base.names[name]})
         return found
 
     try:

@@ -1,8 +1,8 @@
 """What an adapter changes in the model that peft has put it into: factors, values stored whole, and layers that peft merges."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,13 @@ class Changes:
 
 
 def changes_of(wrapped: Any) -> Changes:
-    """What the adapter that peft has put into a hollow model changes."""
+    """What the adapter that peft has put into a hollow model changes; nothing where there is no such model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
     changes = Changes({}, {}, {}, {})
+    if wrapped is None:
+        return changes
     own: set[str] = set()  # names of peft's own parameters
     for path, module in wrapped.base_model.model.named_modules():
         name = path.replace(".base_layer", "").removesuffix(".token_adapter")
@@ -87,6 +89,42 @@ def is_plain_layer(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward
     return isinstance(module, nn.Embedding) or type(module) is Conv1D
+
+
+class Targets(NamedTuple):
+    """What peft is told to adapt, by names in the model."""
+
+    layers: list[str]  # modules, for which it puts a layer of its own
+    parameters: list[str]  # tensors, which it adapts in place
+
+
+def targets_of(model: Any, weights: Iterable[str]) -> Targets:
+    """How peft is told to adapt some tensors of a model: the layers that they are the weights of, else the tensors themselves.
+
+    Of the mixtures that it knows, peft takes a layer called `gate_proj` for the experts' that older versions of transformers
+    called so, also where it is a shared expert's or a dense block's: such weights are adapted as tensors.
+    """
+    targets = Targets([], [])
+    for name in weights:
+        path, _, last = name.rpartition(".")
+        layer = last == "weight" and is_plain_layer(model.get_submodule(path))
+        if layer and path.rpartition(".")[2] not in taken_for_experts(model):
+            targets.layers.append(path)
+        else:
+            targets.parameters.append(name)
+    return targets
+
+
+def taken_for_experts(model: Any) -> frozenset[str]:
+    """Names of layers that peft takes for those of experts in a model of this kind."""
+    from peft.utils import transformers_weight_conversion as conversion
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    kind = model.config.model_type
+    if get_checkpoint_conversion_mapping(kind) is None:
+        return frozenset()
+    family = conversion._MODEL_TO_CONVERSION_PATTERN.get(kind)
+    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(family, ()))
 
 
 def adapted_parameter(layer: Any) -> str:

@@ -4,24 +4,34 @@ Which layers are adapted, how they are scaled and which way round they lie is pe
 """
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError, suggestion
-from spunge.weights.adapted import NAME, fill_hollow
+from spunge.weights.adapted import NAME, fill_hollow, taken_for_experts, targets_of
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import LowRank
 from spunge.weights.names import Layout, UnbuildableError, layout_of, module_names, skeletons, text_part
 
 ROOT = "base_model.model."
 
 
-def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: str) -> tuple[Layout, Any]:
-    """peft's model with the adapter in it, of the first class that takes all of it, and how that class takes the base.
+class Fitted(NamedTuple):
+    """An adapter in its base's model."""
+
+    layout: Layout  # how that class of model takes the base's tensors
+    wrapped: Any  # peft's model, or None where nothing is left for it
+    matrices: dict[str, LowRank]  # what is added to stored tensors that are no layers of the model: single experts
+
+
+def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: str) -> Fitted:
+    """An adapter in the first class of model that takes all of it.
 
     Raises RecipeError naming what fits nowhere. `who` begins its errors: the setting and the adapter's name.
     """
@@ -30,10 +40,12 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
     config = PeftConfig.from_pretrained(str(folder))
     problems: list[str] = []
     try:
-        for model, settings, named in _attempts(skeletons(base.folder), config, tensors):
-            layout = layout_of(model, base)
+        for attempt in _attempts(skeletons(base.folder), config, tensors, base):
+            layout = layout_of(attempt.model, base)
             try:
-                return layout, _put_in(model, settings, named)
+                alone = attempt.matrices and not attempt.tensors
+                wrapped = None if alone else _put_in(attempt.model, attempt.config, attempt.tensors)
+                return Fitted(layout, wrapped, attempt.matrices)
             except _MisfitError as misfit:
                 problems.append(str(misfit))
     except UnbuildableError as reason:
@@ -44,42 +56,53 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
     raise RecipeError(f"{who} {problems[0]}")
 
 
+class _Attempt(NamedTuple):
+    """What may fit together."""
+
+    model: nn.Module
+    config: Any
+    tensors: Mapping[str, Tensor]
+    matrices: dict[str, LowRank]
+
+
 def _attempts(
-    makers: Sequence[Callable[[], nn.Module]], config: Any, tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[nn.Module, Any, Mapping[str, Tensor]]]:
-    """What may fit together: a model, settings and tensors; the adapter as it is, before its layers get the model's names."""
+    makers: Sequence[Callable[[], nn.Module]], config: Any, tensors: Mapping[str, Tensor], base: Checkpoint
+) -> Iterator[_Attempt]:
+    """The adapter as it is in every class of model; then, for a LoRA, by the model's own names for its layers."""
     for make in makers:
-        yield make(), config, tensors
+        yield _Attempt(make(), config, tensors, {})
     for make in makers if config.peft_type == "LORA" else ():
-        model = make()
-        settings, renamed = _renamed(model, config, tensors)
-        if renamed.keys() != tensors.keys():
-            yield model, settings, renamed
+        attempt = _renamed(make(), config, tensors, base)
+        confused = any(_module_of(key).rpartition(".")[2] in taken_for_experts(attempt.model) for key in tensors)
+        if confused or attempt.tensors.keys() != tensors.keys():
+            yield attempt
 
 
-def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base: Checkpoint) -> _Attempt:
     """A LoRA whose layers have other names than the model's (those of an older transformers, or of the base's files), by the
     model's: each layer with its own rank and alpha, as the settings say for it under its old name."""
     from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils.other import get_pattern_key
 
-    old = {key: _module_of(key) for key in tensors}
-    names = module_names(model, dict.fromkeys(old.values()))
-    adapted = {old[key]: names[old[key]] for key in tensors if ".lora_" in key and old[key] in names}
-    whole = {old[key]: names[old[key]] for key in tensors if ".lora_" not in key and old[key] in names}
-    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    names = module_names(model, dict.fromkeys(_module_of(key) for key in tensors))
+    matrices, rest = _matrices(config, tensors, base, names)
+    old = {key: _module_of(key) for key in rest}
+    adapted = {old[key]: names[old[key]] for key in rest if ".lora_" in key and old[key] in names}
+    whole = {old[key]: names[old[key]] for key in rest if ".lora_" not in key and old[key] in names}
     settings = copy.deepcopy(config)
     chosen = {name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
     beyond = [name for name in chosen - set(adapted.values()) if name.startswith(text_part(model))]
     # They speak of the old names, or of other parts of a model too, of which the adapter was trained on the language part.
     if not chosen >= set(adapted.values()) or not beyond:
-        settings.target_modules = set(adapted.values())
+        targets = targets_of(model, [f"{name}.weight" for name in adapted.values()])
+        settings.target_modules = targets.layers
+        settings.target_parameters = [*(config.target_parameters or []), *targets.parameters] or None
+        settings.lora_dropout = 0.0
         settings.exclude_modules = settings.layers_to_transform = settings.layers_pattern = None
     settings.rank_pattern = {
-        re.escape(new): ranks.get(get_pattern_key(ranks, name), config.r) for name, new in adapted.items()
+        re.escape(new): _of_layer(config.rank_pattern, name, config.r) for name, new in adapted.items()
     }
     settings.alpha_pattern = {
-        re.escape(new): alphas.get(get_pattern_key(alphas, name), config.lora_alpha) for name, new in adapted.items()
+        re.escape(new): _of_layer(config.alpha_pattern, name, config.lora_alpha) for name, new in adapted.items()
     }
     if config.modules_to_save:
         ends = tuple(config.modules_to_save)
@@ -87,7 +110,32 @@ def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> tu
     renamed = {
         key: ROOT + names.get(module, module) + key.removeprefix(ROOT)[len(module) :] for key, module in old.items()
     }
-    return settings, {renamed[key]: tensor for key, tensor in tensors.items()}
+    return _Attempt(model, settings, {renamed[key]: tensor for key, tensor in rest.items()}, matrices)
+
+
+def _matrices(
+    config: Any, tensors: Mapping[str, Tensor], base: Checkpoint, names: Collection[str]
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """Pairs of factors for matrices that the base stores and the model has no layer for, since it keeps a block's experts in one
+    tensor; and the other tensors."""
+    rest, found = dict(tensors), {}
+    for key in tensors:
+        module = _module_of(key)
+        pair = [f"{ROOT}{module}.lora_{side}.weight" for side in "AB"]
+        single = module not in names and f"{module}.weight" in base.tensors
+        if key == pair[0] and pair[1] in tensors and single and not config.use_dora and not config.lora_bias:
+            a, b = (rest.pop(each) for each in pair)
+            alpha = _of_layer(config.alpha_pattern, module, config.lora_alpha)
+            scale = alpha / (math.sqrt(len(a)) if config.use_rslora else len(a))
+            found[f"{module}.weight"] = LowRank(a, b, scale)
+    return found, rest
+
+
+def _of_layer(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """What `rank_pattern` or `alpha_pattern` says of a layer, by peft's rule."""
+    from peft.utils.other import get_pattern_key
+
+    return patterns.get(get_pattern_key(list(patterns), module), default)
 
 
 def _module_of(key: str) -> str:

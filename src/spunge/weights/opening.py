@@ -7,8 +7,10 @@ from spunge.errors import RecipeError
 from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
+from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
 from spunge.weights.matching import matched
+from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import CheckpointSource, DeltaSource, Source
 
 
@@ -24,20 +26,21 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
         return DeltaSource(delta.open_delta(folder, setting), name)
     if stored.of == WEIGHTS:
         return open_adapter(stored, Checkpoint(base), name)
-    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob("*/adapter_config.json"))):
-        names = ", ".join(repr(file.parent.name) for file in inner)
-        raise RecipeError(
-            f"{setting}: {str(place)!r} holds adapters in folders of their own ({names}); give one of these"
-        )
+    refuse_quantised(stored)
     return open_checkpoint(stored, Checkpoint(base), name)
 
 
 def stored_weights(folder: Path, setting: str) -> Checkpoint:
-    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for two of them."""
+    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for several adapters."""
     if (folder / delta.DESCRIPTION).exists():
         return Checkpoint(folder, setting, delta.WEIGHTS)
     if (folder / ADAPTER).exists() and not has_model(folder):
         return Checkpoint(folder, setting, WEIGHTS)
+    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob(f"*/{ADAPTER}"))):
+        names = ", ".join(repr(file.parent.name) for file in inner)
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} holds adapters in folders of their own ({names}); give one of these"
+        )
     return Checkpoint(folder, setting)
 
 
@@ -70,7 +73,9 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
     held, notes = matched(base, checkpoint, label)
-    return CheckpointSource(checkpoint, label, held, [*notes, *_tokenizer_notes(base.folder, checkpoint.folder, label)])
+    converted = [note] if (note := note_of(checkpoint.folder)) else []
+    tokens = _tokenizer_notes(base.folder, checkpoint.folder, label)
+    return CheckpointSource(checkpoint, label, held, [*converted, *notes, *tokens])
 
 
 def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:

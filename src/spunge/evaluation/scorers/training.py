@@ -64,7 +64,7 @@ def train_probe(
     if forget is not None:
         _refuse_forgotten(texts, forget if isinstance(forget, Recipe) else load_recipe(forget))
     name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
-    base = frozen_model(name, revision, max(blocks) if blocks else None)
+    base = frozen_model(name, revision, max(blocks) if blocks else None, "--model")
     chosen = sorted(set(blocks)) if blocks else default_blocks(base.depth)
     if chosen[0] < 0 or chosen[-1] >= base.depth:
         raise RecipeError(f"--block: {chosen} are not all among the model's blocks 0 to {base.depth - 1}")

@@ -1,0 +1,94 @@
+"""Which of a model's tensors a LoRA adapts, and whether a branch can hold what it learns: told before anything is trained."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from spunge.errors import RecipeError, suggestion
+from spunge.model.loading import Base
+from spunge.weights.adapted import Targets, is_plain_layer, targets_of
+from spunge.weights.names import text_part
+
+SETTING = "unlearn.trainable"
+
+
+def find_targets(base: Base, wanted: list[str] | Literal["default", "all-linear"], dropout: float) -> Targets:
+    """The layers, and the tensors that are no layer's weight (experts in one tensor), that `wanted` names.
+
+    A name is that of a layer or tensor in the model or in the checkpoint, or its end. `all-linear`: every linear layer of the
+    language part but the output layer; `default`: peft's for the architecture, else as all-linear, without what can be adapted
+    without dropout alone. Raises RecipeError for a name that nothing has, and where a branch could not hold what is learned.
+    """
+    model = base.model
+    tensors = model.state_dict(keep_vars=True)  # a tied weight under both of its names
+    weights = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and tensor.ndim in (2, 3)]
+    linear = [name for name in weights if _is_linear(model, name)]
+    if isinstance(wanted, list):
+        chosen = [name for target in wanted for name in _named(target, base, weights)]
+    else:
+        chosen = linear
+        if wanted == "default":
+            usual = [name for name in linear if _ends(name, _usual(model))]
+            chosen = usual or [f"{path}.weight" for path in targets_of(model, linear).layers]
+    targets = targets_of(model, dict.fromkeys(chosen))
+    if targets.parameters and dropout:
+        raise RecipeError(
+            f"{SETTING}.dropout: {dropout:g}: {targets.parameters[0]!r} can be adapted without dropout alone (experts in one "
+            f"tensor, and what peft takes for them); set {SETTING}.dropout to 0, or name other targets"
+        )
+    for name in chosen:
+        _require_own_tensor(base, name)
+    return targets
+
+
+def _is_linear(model: Any, name: str) -> bool:
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (
+        last == "weight"
+        and path.startswith(text_part(model))
+        and is_plain_layer(module)
+        and not isinstance(module, nn.Embedding)
+        and module is not model.get_output_embeddings()
+    )
+
+
+def _usual(model: Any) -> list[str]:
+    """The layers that peft adapts by default in a model of this kind."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    known = KNOWN.get(model.config.model_type) or KNOWN.get(model.config.get_text_config().model_type) or []
+    return known if isinstance(known, list) else []
+
+
+def _ends(name: str, targets: Iterable[str]) -> bool:
+    return any(f".{name.removesuffix('.weight')}".endswith(f".{target.removesuffix('.weight')}") for target in targets)
+
+
+def _named(target: str, base: Base, names: list[str]) -> list[str]:
+    """The model's matrices that are called so, or that hold tensors of the checkpoint that are called so."""
+    called = [
+        name
+        for name in names
+        if _ends(name, [target]) or any(_ends(each, [target]) for each in base.names.get(name, ()))
+    ]
+    if not called:
+        known = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)
+        raise RecipeError(f"{SETTING}.targets: no layer is called {target!r}{suggestion(target, known)}")
+    return called
+
+
+def _require_own_tensor(base: Base, name: str) -> None:
+    """Raises RecipeError for a weight that is tied to another, or that the checkpoint does not hold as it is."""
+    tensors, layer = base.model.state_dict(keep_vars=True), name.removesuffix(".weight")
+    others = [other for other, tensor in tensors.items() if tensor is tensors[name] and other != name]
+    if others:
+        raise RecipeError(
+            f"{SETTING}.targets: {layer!r} shares its weight with {others[0].removesuffix('.weight')!r}, and LoRA would change "
+            f"one of the two alone; leave it out, or train {name!r} in full ({SETTING}.kind: tensors)"
+        )
+    if name not in base.names:
+        raise RecipeError(
+            f"{SETTING}.targets: {layer!r} is no tensor of the checkpoint, nor made of whole ones; leave it out"
+        )
