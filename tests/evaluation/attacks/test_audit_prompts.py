@@ -51,7 +51,7 @@ def test_templates_reach_the_model_and_items_are_means_over_them(load: Callable[
     templates = ["it is good {question}", "a {question}", "{question}"]
     found = AUDIT.measure(replace(base, tokenizer=spy), audit({"kind": "reword", "templates": templates}), ITEMS, BENCH)
     assert {"it is good the capital of france is paris", "a the dog sleeps", "the dog eats"} <= set(seen)
-    assert len(seen) == 3 * 3 * 3
+    assert len(set(seen)) == 3 * 3 * 3
     apart = [
         CHOICES.measure(base, INNER, changed(lambda text, form=form: form.replace("{question}", text)), BENCH)[0]
         for form in templates
