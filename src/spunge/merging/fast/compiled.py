@@ -1,5 +1,7 @@
 """The compiled path: finds where each branch's numbers lie in memory and hands them to the kernels."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spunge.errors import one_line
 from spunge.merging.outcome import Tally
 from spunge.merging.rules import TiesSettings, ties
 from spunge.merging.thresholds import Bracket, keys_of
@@ -136,10 +139,26 @@ class Fast:
 
 
 def fast_path(work: Work, wanted: bool | None = None) -> Fast | None:
-    """The compiled path; None where numba is missing or does not load, or when it is not wanted."""
-    if wanted is False:
-        return None
+    """The compiled path; None where numba cannot be used on this machine, or when it is not wanted."""
+    return None if wanted is False or not usable() else Fast(work)
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether the kernels can be compiled (or read from numba's cache) here, and compute what they should.
+
+    Where they can't, it is said once: numba is missing or not made for this Python, finds no folder to keep its code in, or
+    a compiler fails. Whatever it raises, torch does the same work.
+    """
     try:
-        return Fast(work)
-    except ImportError:
-        return None
+        from spunge.merging.fast import kernels
+
+        reason = "" if kernels.tried() else "its code gives wrong numbers"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        told = (
+            f"merging without numba, several times slower and with the same result: it cannot be used here ({reason})"
+        )
+        logging.getLogger("spunge").warning(one_line(told))
+    return not reason
