@@ -225,7 +225,7 @@ def _bytes_of(values: Tensor) -> memoryview:
 
 def _reserve(target: Path, size: int) -> None:
     """A file of the final size to write into; what an interrupted merge wrote there stays."""
-    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.ftruncate(handle, size)
     finally:
