@@ -73,10 +73,10 @@ def write_json(file: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends, and vanishes when it fails.
 
-    `folder` must be absent or empty. Raises RecipeError when the disk cannot take it.
+    `folder` must be absent or empty, unless it may be replaced. Raises RecipeError when the disk cannot take it.
     """
     aside = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -88,7 +88,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with writing(folder):
             for path in aside.rglob("*"):
                 _sync(path)
-            if folder.exists():
+            if folder.exists() and replace:
+                shutil.rmtree(folder)
+            elif folder.exists():
                 folder.rmdir()
             os.replace(aside, folder)
             _sync(folder.parent)

@@ -303,7 +303,10 @@ def test_a_merge_that_is_done_is_not_done_again(base, branches, tmp_path):
     stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     assert merge(base, branches, TiesSettings(), tmp_path / "out") == first
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
-    merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out")
+    with pytest.raises(RecipeError, match="holds another merge"):
+        merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
+    merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out", replace=True)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns != stamp
 
 
@@ -389,6 +392,6 @@ def test_a_source_edited_between_the_samples_of_its_fingerprint_is_merged_again(
         change[10, 10] = value
         write_delta(tmp_path / "delta", {"w": change}, {"base": Checkpoint(base).fingerprint()})
         source = DeltaSource(open_delta(tmp_path / "delta"))
-        merge(base, [source], TiesSettings(density=1.0), tmp_path / "out")
+        merge(base, [source], TiesSettings(density=1.0), tmp_path / "out", replace=True)
         merged.append(float(Checkpoint(tmp_path / "out").read("w")[10, 10]))
     assert merged == [1.0, 7.0]

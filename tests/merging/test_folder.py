@@ -38,7 +38,7 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 
 def merged(base: Path, out: Path, other: Path) -> dict[str, torch.Tensor]:
     """The folder's tensors as transformers loads them, and they are the other model's: an average of one is that one."""
-    report = merge(base, [open_source(other, base)], AverageSettings(), out)
+    report = merge(base, [open_source(other, base)], AverageSettings(), out, replace=True)
     assert (
         report.checked
         == f"transformers loads the {len(Checkpoint(out).tensors)} merged and copied tensors as LlamaForCausalLM"
@@ -197,7 +197,8 @@ def test_a_link_for_a_folder_keeps_being_one(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
     merged(base, tmp_path / "out", other)
-    merge(base, [open_source(save(tmp_path / "third", seed=2), base)], AverageSettings(), tmp_path / "out")
+    third = open_source(save(tmp_path / "third", seed=2), base)
+    merge(base, [third], AverageSettings(), tmp_path / "out", replace=True)
     assert (tmp_path / "out").is_symlink()
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {"out"}
 

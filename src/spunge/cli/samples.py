@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spunge.data.split import Parts, select_rows
+from spunge.data.samples import Samples
+from spunge.data.split import Parts
 from spunge.errors import printable
 from spunge.model.loading import load_tokenizer, positions_of
 from spunge.recipe.schema import ModelSettings, Recipe
@@ -16,7 +17,7 @@ OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
 WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
 
 
-def samples_of(recipe: Recipe, parts: Parts, count: int) -> list[Shown]:
+def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
     """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
     method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
@@ -27,8 +28,7 @@ def samples_of(recipe: Recipe, parts: Parts, count: int) -> list[Shown]:
         length = min(positions, settings.length_of(part.value) if settings else WHOLE)
         for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
             listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
-    if recipe.retain is not None:
-        retain = select_rows(recipe.retain, recipe, "retain")
+    if retain is not None:
         length = min(positions, settings.length_of("retain") if settings else WHOLE)
         listed += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
     return listed

@@ -90,7 +90,7 @@ def rows_beside(settings: AuditSettings) -> pa.Table | None:
         return None
     query = Query(read_rows(settings.source, "evaluate.source"))
     rows = draw(query.where(settings.where, "evaluate.where"), settings.limit, seed_for(0, "items"))
-    return query.project(columns(settings, {}), rows, "evaluate.attack")
+    return query.project(columns(settings, {}), "evaluate.attack.").take(pa.array(rows))
 
 
 def instrument(settings: AuditSettings) -> dict[str, Any]:
