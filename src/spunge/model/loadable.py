@@ -24,6 +24,7 @@ class Fit:
 
     architecture: str | None
     reason: str = ""  # why it could not be tried
+    dtype: torch.dtype | None = None  # that the configuration names, in which it is loaded unless another is asked for
     missing: tuple[str, ...] = ()  # parameters that transformers would fill at random
     mismatched: tuple[str, ...] = ()  # parameters whose tensors have other shapes
     integers: tuple[str, ...] = ()  # parameters whose tensors are integers
@@ -62,7 +63,7 @@ def fit(checkpoint: Checkpoint) -> Fit:
     missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
     whole = {info.name for info in stored if not info.dtype.is_floating_point and not info.dtype.is_complex}
     integers = sorted(name for name, _ in model.named_parameters() if name in whole)
-    return Fit(kind.__name__, "", tuple(missing), tuple(mismatched), tuple(integers))
+    return Fit(kind.__name__, "", _dtype_of(config), tuple(missing), tuple(mismatched), tuple(integers))
 
 
 def check_fit(checkpoint: Checkpoint) -> Fit:
@@ -85,6 +86,11 @@ def check_fit(checkpoint: Checkpoint) -> Fit:
             "fill it at random; download the model again"
         )
     return fits
+
+
+def _dtype_of(config: Any) -> torch.dtype | None:
+    said = config.dtype or config.get_text_config().dtype
+    return said if isinstance(said, torch.dtype) else None
 
 
 def class_of(config: Any) -> Any:

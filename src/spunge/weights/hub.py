@@ -27,7 +27,7 @@ def fetched(
     only: these files and no others. Raises RecipeError, one line.
     """
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if str(where) and folder.is_dir():
         return folder
     if folder.is_file():
         raise RecipeError(f"{setting}: {str(where)!r} is a file; give the folder that it lies in")

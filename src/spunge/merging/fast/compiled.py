@@ -14,7 +14,7 @@ from spunge.merging.outcome import Tally
 from spunge.merging.rules import TiesSettings, ties
 from spunge.merging.thresholds import Bracket, keys_of
 from spunge.merging.work import Job, Work
-from spunge.weights.rounding import rounded, seed_of, wrapped
+from spunge.weights.rounding import all_finite, rounded, seed_of, wrapped
 
 KINDS = {torch.bfloat16: 1, torch.float32: 2}  # of kernels.py: a model's own values
 DELTA, NOTHING = 0, 3
@@ -105,7 +105,7 @@ class Fast:
             merged, plain = out, base_values.float()
             out = rounded(plain + merged, dtype, self.work.drawn(job))
             tally.note_written(plain, merged, out)
-            finite = finite and bool(torch.isfinite(out).all())
+            finite = finite and all_finite(out)
         return tally, out, finite
 
     def _base(self, job: Job) -> tuple[int, int, Tensor]:
