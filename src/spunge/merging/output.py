@@ -235,10 +235,10 @@ def _lines(file: Path) -> list[Any]:
     """The journal's whole lines; the last may be cut short."""
     if not file.exists():
         return []
-    found = []
+    whole_lines = []
     for line in file.read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            whole_lines.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return whole_lines
