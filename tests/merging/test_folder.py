@@ -38,7 +38,7 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 
 def merged(base: Path, out: Path, other: Path) -> dict[str, torch.Tensor]:
     """The folder's tensors as transformers loads them, and they are the other model's: an average of one is that one."""
-    report = merge(base, [open_source(other, base)], AverageSettings(), out)
+    report = merge(base, [open_source(other, base)], AverageSettings(), out, replace=True)
     assert (
         report.checked
         == f"transformers loads the {len(Checkpoint(out).tensors)} merged and copied tensors as LlamaForCausalLM"
@@ -167,6 +167,15 @@ def test_a_folder_that_transformers_would_load_otherwise_is_refused(tmp_path: Pa
         check_folder(folder, folder, {**wanted, "model.norm.weight": wanted["lm_head.weight"]})
 
 
+def test_a_configuration_that_has_the_tensors_rounded_on_loading_is_said(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert loaded(folder)["lm_head.weight"].dtype == torch.bfloat16
+    said = check_folder(folder, folder, Checkpoint(folder).tensors)
+    assert said.endswith("in bfloat16 as config.json says; that rounds them, for they are stored in float32")
+
+
 def test_a_base_that_does_not_fit_its_configuration_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     base, other = save(tmp_path / "base"), save(tmp_path / "other", seed=1)
     for folder in (base, other):
@@ -197,7 +206,8 @@ def test_a_link_for_a_folder_keeps_being_one(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
     merged(base, tmp_path / "out", other)
-    merge(base, [open_source(save(tmp_path / "third", seed=2), base)], AverageSettings(), tmp_path / "out")
+    third = open_source(save(tmp_path / "third", seed=2), base)
+    merge(base, [third], AverageSettings(), tmp_path / "out", replace=True)
     assert (tmp_path / "out").is_symlink()
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {"out"}
 

@@ -34,6 +34,7 @@ def merge(
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="Take the values of quantised models, and write them unquantised.")
     ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Another merge at --out may be replaced.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
@@ -59,6 +60,7 @@ def merge(
             as_delta=as_delta,
             allow_pickle=allow_pickle,
             dequantize=dequantize,
+            replace=replace,
             watcher=watcher,
         )
     finally:

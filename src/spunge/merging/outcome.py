@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spunge.weights.rounding import counts
+from spunge.weights.sources import Source
 
 WARNED = 0.1  # share of the change's norm that rounding may lose without a word
 
@@ -98,6 +99,10 @@ class SourceReport:
     weight: float
 
 
+def reports_of(sources: Sequence[Source], weights: Sequence[float]) -> list[SourceReport]:
+    return [SourceReport(each.label, each.fingerprint, weight) for each, weight in zip(sources, weights, strict=True)]
+
+
 @dataclass(frozen=True)
 class Written:
     """What rounding made of the merged delta, over all its tensors; see TensorReport."""
@@ -123,6 +128,7 @@ class MergeReport:
     key: str = ""  # fingerprint of the inputs
     notes: list[str] = field(default_factory=list)
     checked: str = ""  # what transformers makes of the merged folder
+    files: dict[str, int] = field(default_factory=dict)  # weight file -> bytes
 
     @property
     def changed(self) -> list[str]:
@@ -141,6 +147,7 @@ class MergeReport:
             "notes": self.notes,
             "written": None if self.written is None else vars(self.written),
             "checked": self.checked,
+            "files": self.files,
             "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "key": self.key,
         }
@@ -158,6 +165,7 @@ class MergeReport:
             key=content["key"],
             notes=content["notes"],
             checked=content.get("checked", ""),
+            files=content.get("files", {}),
         )
 
 

@@ -1,5 +1,6 @@
 """The folder of a model that a recipe names: here, or downloaded from the Hub."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,9 +46,17 @@ def plain_folders(given: Sequence[ModelSettings], aside: Path) -> Iterator[list[
         for settings, (setting, folder, plain) in zip(given, folders, strict=True):
             if plain != folder:
                 convert(folder, plain, settings, setting)
+                _date(plain, folder)
         yield [plain for _, _, plain in folders]
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _date(converted: Path, given: Path) -> None:
+    """Give converted weights the time of those that they were made from, by which a merge of them is known again."""
+    newest = max(file.stat().st_mtime_ns for file in model_files(given).files)
+    for file in Checkpoint(converted).files:
+        os.utime(file, ns=(newest, newest))
 
 
 def judges_folder(settings: ModelSettings, setting: str) -> Path:

@@ -106,7 +106,7 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
     marks = np.zeros(BLOCK, np.uint8)
     eights = marks.view(np.uint64)  # few entries are marked: look for them eight at a time
     above = 0
-    found = 0
+    inside_count = 0
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
         _difference(address, kind, base, base_kind, start, count, values, scratch)
@@ -115,9 +115,9 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
         for eight in range(BLOCK // 8):
             if eights[eight] != 0:
                 for i in range(8 * eight, 8 * eight + 8):  # no branch: which of the eight is marked can't be foretold
-                    inside[found] = _key(values[i])
-                    found += np.int64(marks[i])
-    return above, found
+                    inside[inside_count] = _key(values[i])
+                    inside_count += np.int64(marks[i])
+    return above, inside_count
 
 
 @numba.njit(**_fast)
@@ -319,3 +319,33 @@ def ties(  # type: ignore[no-untyped-def]
         sums[2] += along
         counts[k + 3] += np.int64(changed)
         counts[k + 4] += np.int64(stayed)
+
+
+def tried() -> bool:
+    """Call each kernel as `compiled` calls it, which compiles it, on a few numbers; returns whether the outcome is right."""
+    base, out = np.zeros(4, np.float32), np.empty(4, np.float32)
+    deltas = np.array([[3, 1, -2, 0], [1, -1, -4, 0]], np.float32)
+    keys, inside = np.zeros((1, 4), np.int32), np.empty(5, np.int32)
+    first, lying, written = deltas[0].ctypes.data, base.ctypes.data, out.ctypes.data
+    one = int(np.float32(1).view(np.int32))
+    counted = count_keys(first, DELTA, lying, F32, 4, one, one, inside)
+    sample_keys(first, DELTA, lying, F32, np.array([0]), 4, keys[0])
+    ties(
+        np.array([row.ctypes.data for row in deltas]),
+        np.array([DELTA, DELTA]),
+        lying,
+        F32,
+        4,
+        np.zeros(2, np.float32),
+        np.ones(2, np.float32),
+        np.float32(1),
+        written,
+        F32,
+        False,
+        np.int64(0),
+        np.zeros((2, 2)),
+        np.zeros(3),
+        np.zeros(7, np.int64),
+    )
+    right = np.array_equal(keys[0], np.abs(deltas[0]).view(np.int32)) and out.tolist() == [2, 1, -3, 0]
+    return right and tuple(counted) == (2, 1) and int(inside[0]) == one
