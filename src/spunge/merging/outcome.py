@@ -50,7 +50,10 @@ class Tally:
         error = change - merged
         self.error, self.along = float(error.dot(error)), float(change.dot(merged))
         if not math.isfinite(self.error + self.along):  # squares of large numbers overflow float32
-            self.error, self.along = float(error.double().dot(error.double())), float(change.double().dot(merged.double()))
+            self.error, self.along = (
+                float(error.double().dot(error.double())),
+                float(change.double().dot(merged.double())),
+            )
         self.changed = int(torch.count_nonzero(merged))
         self.stayed = int(torch.count_nonzero(merged.masked_fill(change != 0, 0)))
 
