@@ -133,6 +133,9 @@ def test_init_copies_a_recipe_that_runs_where_it_lands(tmp_path: Path) -> None:
     again = spunge("init", "demo", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    forbidden = spunge("init", "demo", "--to", "/proc/here")
+    assert forbidden.returncode == 2
+    assert forbidden.stderr.startswith("spunge: --to: cannot write '/proc/here/demo' (")
 
 
 def test_env_names_versions_and_devices() -> None:
@@ -147,7 +150,10 @@ def test_env_names_versions_and_devices() -> None:
         (["run", "RECIPE", "--set", "unlearn.stesp=3"], "unlearn.stesp: no such setting; did you mean 'steps'?"),
         (["run", "RECIPE", "--set", "unlearn.layer=40"], "unlearn.layer: 40: the model has 4 blocks"),
         (["run", "RECIPE", "--set", "model.path=./nowhere"], "model.path: no folder"),
-        (["run", "RECIPE", "--set", "evaluate.0.question=qestion"], "evaluate.0.question: 'qestion'"),
+        (
+            ["run", "RECIPE", "--set", "evaluate.0.question=qestion"],
+            "evaluate.0.question: no column 'qestion'; did you mean 'question'?",
+        ),
         (["run", "RECIPE", "--set", "retain=null"], "retain: missing"),
         (["run", "RECIPE", "--set", "unlearn.learning_rate=1e20"], "unlearn.learning_rate"),
         (["split", "RECIPE", "--set", "forget.where=nope > 1"], "forget.where: 'nope > 1'"),

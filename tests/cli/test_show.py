@@ -70,7 +70,7 @@ def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(
     file = recipe(chats, {"messages": "m", "learn": "all"})
     split(file, show=3)
     out = capsys.readouterr().out
-    assert "part a, row 0" in out
+    assert "part a, row 1" in out
     assert "q1<|im_end|>\n<|im_start|>assistant\n[[a [1]<|im_end|>]]\n<|im_start|>user\nq2" in out
     assert "[[a2<|im_end|>]]" in out
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -112,7 +112,9 @@ def test_packed_texts_are_shown_as_they_are_packed(
 def test_a_row_that_cannot_be_used_is_named(recipe: Callable[..., str]) -> None:
     from spunge.errors import RecipeError
 
-    with pytest.raises(RecipeError, match=r"^forget\.messages: row 1: messages\[1\] \(assistant\) has no content"):
+    with pytest.raises(
+        RecipeError, match=r"^forget\.messages: row 2 of \w+\.jsonl: messages\[1\] \(assistant\) has no content"
+    ):
         split(
             recipe(
                 [

@@ -14,7 +14,7 @@ from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
 from spunge.merging import engine
 from spunge.merging.engine import merge
-from spunge.merging.rules import DareSettings, DellaSettings, SlerpSettings, TiesSettings
+from spunge.merging.rules import AverageSettings, DareSettings, DellaSettings, SlerpSettings, TiesSettings
 from spunge.merging.tensors import merge_tensors
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -53,7 +53,10 @@ def models(tmp_path: Path, base: Path, count: int = 3, dtype: torch.dtype = torc
     return [
         write_checkpoint(
             tmp_path / f"m{i}",
-            {n: (t + noise(50 * i + j, *t.shape, size=0.01)).to(dtype) for j, (n, t) in enumerate(read(base).items())},
+            {
+                n: (t.float() + noise(50 * i + j, *t.shape, size=0.01)).to(dtype)
+                for j, (n, t) in enumerate(read(base).items())
+            },
         )
         for i in range(1, count + 1)
     ]
@@ -395,3 +398,30 @@ def test_a_source_edited_between_the_samples_of_its_fingerprint_is_merged_again(
         merge(base, [source], TiesSettings(density=1.0), tmp_path / "out", replace=True)
         merged.append(float(Checkpoint(tmp_path / "out").read("w")[10, 10]))
     assert merged == [1.0, 7.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float64])
+def test_every_floating_dtype_is_merged_and_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = write_checkpoint(tmp_path / "base", weights(dtype))
+    folders = models(tmp_path, base, 2, dtype)
+    sources = [open_source(folder, base) for folder in folders]
+    merge(base, sources, AverageSettings(), tmp_path / "out")
+    for name, tensor in read(tmp_path / "out").items():
+        values = [read(folder)[name].double() for folder in folders]
+        before = read(base)[name].double()
+        exact = before + sum(value - before for value in values) / 2
+        assert tensor.dtype == dtype
+        expected = exact.float().to(dtype).double()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-6 if dtype == torch.float64 else 0, atol=0)
+
+
+@pytest.mark.parametrize("rule", ["ties", "average"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_result_too_large_for_an_8_bit_float_is_refused_not_cut(
+    tmp_path: Path, dtype: torch.dtype, rule: str
+) -> None:
+    base = write_checkpoint(tmp_path / "base", weights(dtype))
+    sources = [open_source(folder, base) for folder in models(tmp_path, base, 2, dtype)]
+    settings = RULES.get(rule).settings(rule=rule, scale=1e7)
+    with pytest.raises(RecipeError, match="is not finite after the merge in float8"):
+        merge(base, sources, settings, tmp_path / "out")

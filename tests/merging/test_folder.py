@@ -167,6 +167,15 @@ def test_a_folder_that_transformers_would_load_otherwise_is_refused(tmp_path: Pa
         check_folder(folder, folder, {**wanted, "model.norm.weight": wanted["lm_head.weight"]})
 
 
+def test_a_configuration_that_has_the_tensors_rounded_on_loading_is_said(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert loaded(folder)["lm_head.weight"].dtype == torch.bfloat16
+    said = check_folder(folder, folder, Checkpoint(folder).tensors)
+    assert said.endswith("in bfloat16 as config.json says; that rounds them, for they are stored in float32")
+
+
 def test_a_base_that_does_not_fit_its_configuration_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     base, other = save(tmp_path / "base"), save(tmp_path / "other", seed=1)
     for folder in (base, other):

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spunge.data.split import Parts, select_rows
+from spunge.data.samples import Samples
+from spunge.data.split import Parts
 from spunge.errors import printable
 from spunge.model.loading import load_tokenizer, positions_of
 from spunge.recipe.schema import ModelSettings, Recipe
@@ -16,22 +17,21 @@ OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
 WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
 
 
-def samples_of(recipe: Recipe, parts: Parts, count: int) -> list[Shown]:
+def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
     """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
     method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
     positions = _positions(recipe.model)
-    found: list[Shown] = []
+    listed: list[Shown] = []
     for part in parts.parts:
         length = min(positions, settings.length_of(part.value) if settings else WHOLE)
         for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
-            found += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
-    if recipe.retain is not None:
-        retain = select_rows(recipe.retain, recipe, "retain")
+            listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
+    if retain is not None:
         length = min(positions, settings.length_of("retain") if settings else WHOLE)
-        found += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
-    return found
+        listed += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
+    return listed
 
 
 def _positions(model: ModelSettings) -> int:

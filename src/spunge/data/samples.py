@@ -63,7 +63,7 @@ class Rendering(NamedTuple):
 class Samples:
     """Rows of text in an Arrow table: column `text`; `prompt`, `completion` and `end`; or `conversation`, a line of JSON.
 
-    Beside them may stand `refusal`, and `__row__`, the row's number in its source.
+    Beside them may stand `refusal`, and `__row__`, the row's number in its file, from 1.
     """
 
     table: pa.Table
@@ -160,30 +160,33 @@ def _conversed(line: str, templates: dict[str, Template], tokenizer: Any, settin
     return Text(text[:first], text[first:], unscored, templated=True, ends=ends)
 
 
-def sample_table(table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int]) -> pa.Table:
+def sample_table(
+    table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int], names: Sequence[str] | None = None
+) -> pa.Table:
     """The table of Samples for columns named by role: text; prompt and completion; or messages; and refusal.
 
-    rows: their numbers in the source, for errors. Raises RecipeError for a conversation of no known shape, naming its row.
+    rows: their numbers in their files. names: `row 3 of chats.jsonl`. Raises RecipeError for a conversation of no known shape,
+    naming its row.
     """
     numbers = pa.array(rows, pa.int64())
     kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
     if "text" not in kept:
-        kept |= _told(table, rendering, setting, rows)
+        kept |= _told(table, rendering, setting, names or [f"row {row}" for row in rows])
     return pa.table({**kept, ROW: numbers})
 
 
-def _told(table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int]) -> dict[str, Any]:
+def _told(table: pa.Table, rendering: Rendering, setting: str, names: Sequence[str]) -> dict[str, Any]:
     """Columns of prompts and completions, or of conversations."""
     nested = any(pa.types.is_nested(table[name].type) for name in table.column_names if name != "refusal")
     if "messages" not in table.column_names and not rendering.chat and not nested:
         ends = pa.array([rendering.end] * len(table), pa.string())
         return {"prompt": table["prompt"], "completion": table["completion"], "end": ends}
     if "messages" in table.column_names:
-        cells = zip(table["messages"].to_pylist(), rows, strict=True)
-        read = [(read_conversation(cell, f"{setting}.messages: row {row}"), 0) for cell, row in cells]
+        cells = zip(table["messages"].to_pylist(), names, strict=True)
+        read = [(read_conversation(cell, f"{setting}.messages: {name}"), 0) for cell, name in cells]
     else:
-        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), rows, strict=True)
-        read = [read_pair(prompt, completion, f"{setting}: row {row}") for prompt, completion, row in pairs]
+        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names, strict=True)
+        read = [read_pair(prompt, completion, f"{setting}: {name}") for prompt, completion, name in pairs]
     lines = [
         Conversation(messages, start, rendering.learn, rendering.end, rendering.variables).to_json()
         for messages, start in read

@@ -10,7 +10,7 @@ from spunge.errors import RecipeError
 from spunge.merging.fast.compiled import Fast
 from spunge.merging.outcome import Tally, tally
 from spunge.merging.work import Job, Work
-from spunge.weights.rounding import rounded
+from spunge.weights.rounding import all_finite, rounded
 
 
 class Target(Protocol):
@@ -32,7 +32,7 @@ def written(work: Work, fast: Fast | None, job: Job) -> tuple[Tally, Tensor]:
         counts, result, finite = fast.merge(job)
     else:
         counts, result = _merged_by_torch(work, job)
-        finite = bool(torch.isfinite(result).all())
+        finite = all_finite(result)
     if not bool(torch.isfinite(counts.gram).all()):
         counts = _recounted(work, job, counts)
     if not finite:

@@ -11,6 +11,7 @@ from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint, model_files
 from spunge.weights.folder import copied
 from spunge.weights.header import TensorInfo, read_header
+from spunge.weights.rounding import main_dtype
 
 
 def refuse_own(out: Path, read: Iterable[Path]) -> None:
@@ -65,4 +66,9 @@ def check_folder(target: Path, base: Path, wanted: Mapping[str, TensorInfo]) -> 
     loading = check_fit(merged)
     if loading.architecture is None:
         return f"the files hold what was merged; they were not tried on config.json ({loading.reason})"
-    return f"transformers loads the {len(there)} merged and copied tensors as {loading.architecture}"
+    said = f"transformers loads the {len(there)} merged and copied tensors as {loading.architecture}"
+    stored, asked = main_dtype(merged), loading.dtype
+    if asked is None or asked.itemsize >= stored.itemsize:
+        return said
+    names = [str(each).removeprefix("torch.") for each in (asked, stored)]
+    return f"{said}, in {names[0]} as config.json says; that rounds them, for they are stored in {names[1]}"

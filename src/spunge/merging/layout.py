@@ -17,6 +17,7 @@ from spunge.errors import RecipeError
 from spunge.files import read_json, write_json
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.header import DTYPES, TensorInfo, read_header
+from spunge.weights.rounding import all_finite
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -83,7 +84,7 @@ def _set_dtype(config: dict[str, Any], dtype: str, top: bool = False) -> None:
 
 def check_finite(name: str, values: torch.Tensor, dtype: torch.dtype) -> None:
     """Raises RecipeError where a tensor of the base is too large for the dtype that it is to be written in."""
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         shown = str(dtype).removeprefix("torch.")
         raise RecipeError(
             f"merge.dtype: tensor {name!r} of the base holds values that {shown} does not; choose float32"

@@ -178,13 +178,13 @@ def _inputs(content: Mapping[str, Any]) -> Inputs:
 def _entries(key: str, items: Any) -> list[Entry]:
     if not isinstance(items, list):
         raise RecipeError(f"--mergekit: {key}: {items!r} is no list")
-    found = []
+    options = []
     for item in items:
         if not isinstance(item, Mapping) or "model" not in item:
             raise RecipeError(f"--mergekit: {key}: {item!r} has no `model`")
         _only(key, item, {"model", "parameters", "layer_range"} if key != "models" else {"model", "parameters"})
-        found.append(Entry(*_reference(item["model"]), _mapping(f"{key}.parameters", item.get("parameters"))))
-    return found
+        options.append(Entry(*_reference(item["model"]), _mapping(f"{key}.parameters", item.get("parameters"))))
+    return options
 
 
 def _reference(value: Any) -> tuple[str, str | None]:

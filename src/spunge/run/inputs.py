@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.split import Parts, select_rows, split_rows
+from spunge.data.selection import Selection, select_retain
+from spunge.data.split import Parts, split_rows
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
@@ -126,5 +127,14 @@ class SeedInputs:
         return split_rows(self.recipe)
 
     @cached_property
+    def retained(self) -> Selection | None:
+        return select_retain(self.recipe, self.parts)
+
+    @property
     def retain(self) -> Samples | None:
-        return select_rows(self.recipe.retain, self.recipe, "retain") if self.recipe.retain else None
+        return self.retained.samples if self.retained else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
+        return [*self.parts.notes, *(self.retained.notes if self.retained else ())]

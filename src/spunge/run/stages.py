@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spunge.data.selection import split_content
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
@@ -122,7 +123,7 @@ def _add_base(graph: RunGraph, base: BaseInputs) -> None:
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     """recipe.yaml and split.json, which say what the run is."""
-    text, split = dump_recipe(line.inputs.recipe), line.inputs.parts.to_json()
+    text, split = dump_recipe(line.inputs.recipe), split_content(line.inputs.parts, line.inputs.retained)
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 
     def write(session: Session) -> Made:

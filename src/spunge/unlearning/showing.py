@@ -14,7 +14,7 @@ class Shown(NamedTuple):
     part: str
     of: str  # forget or retain
     given: str  # what it is to the method, where that is not the row itself: a refusal in its answer's place
-    row: int | None  # its number in the source; None for a packed sequence, which holds several
+    row: int | None  # its number in its file, from 1; None for a packed sequence, which holds several
     pieces: list[tuple[str, bool]]
     ids: list[int]
 

@@ -118,7 +118,7 @@ def _matrices(
 ) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """Pairs of factors for matrices that the base stores and the model has no layer for, since it keeps a block's experts in one
     tensor; and the other tensors."""
-    rest, found = dict(tensors), {}
+    rest, taken = dict(tensors), {}
     for key in tensors:
         module = _module_of(key)
         pair = [f"{ROOT}{module}.lora_{side}.weight" for side in "AB"]
@@ -127,8 +127,8 @@ def _matrices(
             a, b = (rest.pop(each) for each in pair)
             alpha = _of_layer(config.alpha_pattern, module, config.lora_alpha)
             scale = alpha / (math.sqrt(len(a)) if config.use_rslora else len(a))
-            found[f"{module}.weight"] = LowRank(a, b, scale)
-    return found, rest
+            taken[f"{module}.weight"] = LowRank(a, b, scale)
+    return taken, rest
 
 
 def _of_layer(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

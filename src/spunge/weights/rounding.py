@@ -85,6 +85,8 @@ def draws(name: str, start: int, count: int) -> Tensor:  # (count,) int32
 
 def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> Tensor:
     """float32 -> dtype, to the nearest; with draws, up or down at random where the dtype is a 16-bit one."""
+    if dtype.itemsize == 1:  # most 8-bit floats have no infinity, and torch would write their largest number
+        values = torch.where(values.abs() <= torch.finfo(dtype).max, values, torch.nan)
     if drawn is None or dtype not in _DROPPED:
         return values.to(dtype)
     bits, dropped = values.view(torch.int32), _DROPPED[dtype]
@@ -97,6 +99,11 @@ def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> 
         small = torch.copysign((steps.floor() + up) * 2.0**-24, values)
         result = torch.where(values.abs() < 2.0**-14, small, result)
     return torch.where(values.isfinite(), result, values).to(dtype)
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. torch cannot tell it of some 8-bit floats."""
+    return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
 
 
 def rounds_at_16_bits(dtype: torch.dtype) -> bool:

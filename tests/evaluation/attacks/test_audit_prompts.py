@@ -128,7 +128,7 @@ def test_rewordings_come_from_a_file(load: Callable[..., Any], write_rows: Calla
         RecipeError, match=r"1 of the 3 questions have no rewording \(first: 'the capital of france is'"
     ):
         AUDIT.measure(base, settings, ITEMS, BENCH)
-    with pytest.raises(RecipeError, match=r"evaluate\.attack\.reworded: 'missing' is no SQL expression"):
+    with pytest.raises(RecipeError, match=r"evaluate\.attack\.reworded: no column 'missing'"):
         AUDIT.measure(base, audit({"kind": "reword", "reworded": "missing"}, source=source), ITEMS, BENCH)
 
 

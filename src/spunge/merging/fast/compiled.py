@@ -14,7 +14,7 @@ from spunge.merging.outcome import Tally
 from spunge.merging.rules import TiesSettings, ties
 from spunge.merging.thresholds import Bracket, keys_of
 from spunge.merging.work import Job, Work
-from spunge.weights.rounding import rounded, seed_of, wrapped
+from spunge.weights.rounding import all_finite, rounded, seed_of, wrapped
 
 KINDS = {torch.bfloat16: 1, torch.float32: 2}  # of kernels.py: a model's own values
 DELTA, NOTHING = 0, 3
@@ -41,8 +41,8 @@ class Fast:
         base, base_kind, _base_owner = self._base(job)
         size = job.stop - job.start
         inside = np.empty(size + 1, np.int32)
-        above, found = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
-        return above, torch.from_numpy(inside[:found])
+        above, between = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
+        return above, torch.from_numpy(inside[:between])
 
     def sample(self, name: str, starts: Sequence[int], length: int) -> Tensor:  # (k, runs * length)
         """The keys of every branch's magnitudes in runs of entries."""
@@ -105,7 +105,7 @@ class Fast:
             merged, plain = out, base_values.float()
             out = rounded(plain + merged, dtype, self.work.drawn(job))
             tally.note_written(plain, merged, out)
-            finite = finite and bool(torch.isfinite(out).all())
+            finite = finite and all_finite(out)
         return tally, out, finite
 
     def _base(self, job: Job) -> tuple[int, int, Tensor]:
