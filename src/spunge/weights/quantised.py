@@ -33,6 +33,7 @@ _ENDS = (
 SCALE = re.compile(
     r"(scale|absmax|scb$|qzero|zero_point|quant_|qtype|codebook|centroid|bias_lut|w_q$|meta$)", re.IGNORECASE
 )
+BY_CONFIG = "says its config.json"
 _BUFFERS = re.compile(r"(^|[._])(bias|masked_bias|mask|position_ids|token_type_ids|num_batches_tracked|index|ids)$")
 _WEIGHT = re.compile(
     r"(^|[._])(weights?|qweight|qzeros|w_q|codes|_data|qdata|weight_packed|blocks|proj)$|^(indices|qidxs|trellis)$",
@@ -50,16 +51,23 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     if checkpoint.of is not None:  # an adapter's config.json is that of the base it was trained on
         return _of_tensors(checkpoint.tensors)
     said = described(read_config(checkpoint.folder, checkpoint.setting))
-    return f"{said}, says its config.json" if said else _of_tensors(checkpoint.tensors)
+    return f"{said}, {BY_CONFIG}" if said else _of_tensors(checkpoint.tensors)
 
 
-def refuse_quantised(checkpoint: Checkpoint, mend: str = "give the unquantised model") -> None:
-    """Raises RecipeError, with the checkpoint's setting, where it is quantised."""
-    if how := quantisation(checkpoint):
+def refuse_quantised(checkpoint: Checkpoint, choice: str = "") -> None:
+    """Raises RecipeError, with the checkpoint's setting, where it is quantised. `choice`: what else can be done."""
+    how = quantisation(checkpoint)
+    if how is None:
+        return
+    where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
+    if how.endswith(BY_CONFIG) and next(packed_weights(checkpoint.tensors), None) is None:
         raise RecipeError(
-            f"{checkpoint.setting}: {str(checkpoint.folder)!r} is quantised ({how}), and packed numbers are no weights to train "
-            f"or to merge; {mend}"
+            f"{where} is quantised ({how}), but its tensors are plain numbers; if they are the model's own, take "
+            "quantization_config out of config.json"
         )
+    raise RecipeError(
+        f"{where} is quantised ({how}), and packed numbers are no weights to train or to merge; give the unquantised model{choice}"
+    )
 
 
 def described(config: Mapping[str, Any]) -> str | None:
