@@ -11,11 +11,11 @@ from spunge.errors import RecipeError, suggestion
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers or recipes. Default: all of them.")
+        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers, attributes or recipes. Default: all.")
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what a recipe can name (methods, rules, evaluators, attacks, scorers) with its settings, and the shipped recipes."""
+    """List what a recipe can name, such as methods, rules and evaluators, with its settings; and the shipped recipes."""
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
