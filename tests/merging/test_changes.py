@@ -132,8 +132,10 @@ def test_nan_that_the_base_and_a_model_share_is_refused(tmp_path):
     tensors["b.weight"][0, 0] = float("nan")
     base = write_checkpoint(tmp_path / "base", tensors)
     model = open_source(write_checkpoint(tmp_path / "m", {**tensors, "a.weight": tensors["a.weight"] + 1}), base)
-    with pytest.raises(RecipeError, match=r"'b.weight' of the base holds NaN"):
+    with pytest.raises(RecipeError, match=r"^--base: tensor 'b.weight' of the base holds NaN"):
         merge(base, [model], AverageSettings(), tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"^model.path: tensor 'b.weight' of the base holds NaN"):
+        merge(base, [model], AverageSettings(), tmp_path / "out", setting="model.path")
 
 
 def test_the_card_counts_the_tensors_that_changed(forms, tmp_path):

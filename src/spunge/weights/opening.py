@@ -51,17 +51,17 @@ def check_source(base: Checkpoint, source: Source) -> None:
     made_from = source.base
     if made_from is not None and made_from != base.fingerprint():
         raise RecipeError(
-            f"--base: {source.label!r} was made from a base with fingerprint {made_from[:12]}, this one has "
-            f"{base.fingerprint()[:12]}; give the base it was made from"
+            f"{source.setting}: {source.label!r} was made from a base with fingerprint {made_from[:12]}, the one given by "
+            f"{base.setting} has {base.fingerprint()[:12]}; give the base it was made from"
         )
     for name in source.names:
         if name not in base.tensors:
             raise RecipeError(
-                f"--model: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
+                f"{source.setting}: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
             )
         if source.shape(name) != base.tensors[name].shape:
             raise RecipeError(
-                f"--model: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "
+                f"{source.setting}: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "
                 f"{list(base.tensors[name].shape)}; is it another model?"
             )
 
@@ -82,7 +82,7 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
                 "base has floating-point numbers; is it quantised? Give the unquantised model"
             )
     converted = [note] if (note := note_of(checkpoint.folder)) else []
-    tokens = _tokenizer_notes(base.folder, checkpoint.folder, label, checkpoint.setting)
+    tokens = _tokenizer_notes(base, checkpoint, label)
     kept = _kept_integers(base, checkpoint, label)
     return CheckpointSource(checkpoint, label, held, [*converted, *notes, *kept, *tokens])
 
@@ -105,11 +105,11 @@ def _same_numbers(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left, right) if left.dtype == right.dtype else torch.equal(left.long(), right.long())
 
 
-def _tokenizer_notes(base: Path, other: Path, label: str, setting: str) -> list[str]:
+def _tokenizer_notes(base: Checkpoint, other: Checkpoint, label: str) -> list[str]:
     """A note where the token ids differ: the merged model keeps the base's tokenizer."""
-    files = [folder / "tokenizer.json" for folder in (base, other)]
+    files = [each.folder / "tokenizer.json" for each in (base, other)]
     if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return []
-    contents = [read_object(file, setting) for file, setting in zip(files, ("--base", setting), strict=True)]
+    contents = [read_object(file, each.setting) for file, each in zip(files, (base, other), strict=True)]
     words = [((content.get("model") or {}).get("vocab"), content.get("added_tokens")) for content in contents]
     return [] if words[0] == words[1] else [f"the tokens of {label!r} differ from the base's, whose tokenizer is kept"]

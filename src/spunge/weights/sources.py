@@ -35,6 +35,10 @@ class Source(Protocol):
         """For messages and reports."""
 
     @property
+    def setting(self) -> str:
+        """The recipe's key or the option that gave it, for errors."""
+
+    @property
     def fingerprint(self) -> str:
         """Of its content."""
 
@@ -115,6 +119,10 @@ class DeltaSource:
         self._opened: dict[str, Change] = {}
 
     @property
+    def setting(self) -> str:
+        return self.delta.setting
+
+    @property
     def names(self) -> Collection[str]:
         return self.delta.tensors
 
@@ -176,6 +184,10 @@ class CheckpointSource:
         self._lock = threading.Lock()
 
     @property
+    def setting(self) -> str:
+        return self.checkpoint.setting
+
+    @property
     def names(self) -> Collection[str]:
         return self.held
 
@@ -223,6 +235,7 @@ class AdapterSource:
     notes: Sequence[str] = ()
     base: str | None = None
     stamps: Sequence[tuple[int, int]] = ()
+    setting: str = "--model"
 
     def __post_init__(self) -> None:
         self._formed: dict[str, Tensor] = {}
