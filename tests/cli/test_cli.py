@@ -133,6 +133,9 @@ def test_init_copies_a_recipe_that_runs_where_it_lands(tmp_path: Path) -> None:
     again = spunge("init", "demo", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    forbidden = spunge("init", "demo", "--to", "/proc/here")
+    assert forbidden.returncode == 2
+    assert forbidden.stderr.startswith("spunge: --to: cannot write '/proc/here/demo' (")
 
 
 def test_env_names_versions_and_devices() -> None:

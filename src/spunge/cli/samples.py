@@ -23,15 +23,15 @@ def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int)
     method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
     positions = _positions(recipe.model)
-    found: list[Shown] = []
+    listed: list[Shown] = []
     for part in parts.parts:
         length = min(positions, settings.length_of(part.value) if settings else WHOLE)
         for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
-            found += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
+            listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
     if retain is not None:
         length = min(positions, settings.length_of("retain") if settings else WHOLE)
-        found += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
-    return found
+        listed += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
+    return listed
 
 
 def _positions(model: ModelSettings) -> int:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
+from spunge.data.attribution import SQL, Valued, attribute_of
 from spunge.data.query import ROW, Query
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.schema import Scalar, Split
+from spunge.recipe.schema import AttributeSettings, Scalar, Split
 
 REMARKS = 10  # at most, on values that look alike
 
@@ -34,9 +35,13 @@ class _Valued(NamedTuple):
     numbers: bool
 
 
-def members_of(query: Query, kept: np.ndarray, split: Split) -> Members:
-    """The kept rows by the attribute's values. Raises RecipeError for an expression that is wrong and a value of no row."""
-    valued = _valued(query, kept, split.by)
+def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str, str]) -> Members:
+    """The kept rows by the attribute's values. Raises RecipeError for an attribute that is wrong and a value of no row.
+
+    texts: role -> column or expression of the rows' texts.
+    """
+    attribute = attribute_of(split.by)
+    valued = _valued(attribute.values(query, texts, "split.by"), kept)
     values = sorted(valued.counts)
     wanted = wanted_values(split.values) if split.values is not None else {value: [value] for value in values}
     part_of: dict[int, str] = {}
@@ -45,9 +50,8 @@ def members_of(query: Query, kept: np.ndarray, split: Split) -> Members:
         keys = [spelling(word, valued.numbers) for word in spellings]
         codes = [valued.code_of[key] for key in keys if key in valued.code_of]
         if not codes:
-            raise RecipeError(
-                f"split.values: no row has {' or '.join(map(repr, spellings))} as {split.by}{suggestion(spellings[0], values)}"
-            )
+            named, title = " or ".join(map(repr, spellings)), attribute.title(query)
+            raise RecipeError(f"split.values: no row has {named} as {title}{suggestion(spellings[0], values)}")
         if isinstance(split.values, list) and codes[0] in part_of:
             raise RecipeError(f"split.values: {part_of[codes[0]]!r} and {name!r} are one value; leave one of them out")
         part_of |= dict.fromkeys(codes, name)
@@ -58,15 +62,14 @@ def members_of(query: Query, kept: np.ndarray, split: Split) -> Members:
     return Members(members, np.setdiff1d(kept, assigned), dropped, look_alikes(valued.counts, parts))
 
 
-def _valued(query: Query, kept: np.ndarray, by: str) -> _Valued:
-    lines = query.values(by, "split.by")
+def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
+    lines, numbers = valued
     rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
     inside = np.isin(rows, kept)
     missing = values.indices.is_null().to_numpy(zero_copy_only=False)
     codes = np.where(missing, -1, values.indices.fill_null(0).to_numpy())[inside]
     names: list[str] = values.dictionary.to_pylist()
     counts = np.bincount(codes[codes >= 0], minlength=len(names))
-    numbers = query.is_number(by, "split.by")
     present = {name: code for code, name in enumerate(names) if counts[code]}
     return _Valued(
         rows[inside],
@@ -77,10 +80,16 @@ def _valued(query: Query, kept: np.ndarray, by: str) -> _Valued:
     )
 
 
-def subjects_of(query: Query, rows: np.ndarray, by: str, split: Split | None, setting: str) -> list[list[str]]:
+def subjects_of(
+    query: Query,
+    rows: np.ndarray,
+    by: str | AttributeSettings,
+    split: Split | None,
+    texts: Mapping[str, str],
+    setting: str,
+) -> list[list[str]]:
     """The subjects of each row: its values of `by`, with the split's spellings under their part's name."""
-    lines = query.values(by, setting)
-    numbers = query.is_number(by, setting)
+    lines, numbers = attribute_of(by).values(query, texts, setting)
     part_of: dict[Hashable, str] = {}
     if split is not None and split.values is not None and _same(query, split.by, by):
         part_of = {
@@ -95,8 +104,10 @@ def subjects_of(query: Query, rows: np.ndarray, by: str, split: Split | None, se
     return [subjects[int(row)] for row in rows]
 
 
-def _same(query: Query, one: str, other: str) -> bool:
-    return (query.column(one) or one) == (query.column(other) or other)
+def _same(query: Query, one: str | AttributeSettings, other: str | AttributeSettings) -> bool:
+    """Whether two settings mean one attribute; a column has several spellings."""
+    first, second = attribute_of(one), attribute_of(other)
+    return first == second or (first.source is second.source is SQL and first.title(query) == second.title(query))
 
 
 def wanted_values(values: Sequence[Scalar] | Mapping[str, Sequence[Scalar]]) -> dict[str, list[str]]:

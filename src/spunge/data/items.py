@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from spunge.data.attribute import subjects_of
+from spunge.data.attribution import attribute_of
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
 from spunge.data.split import draw, rendering_of, seed_for
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
+from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, evaluation_name
 
 EVERYTHING = "all"
 TEXTS = ("text", "prompt", "completion", "question", "reference")  # roles that are texts in every evaluator
@@ -49,12 +50,12 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
         items = sample_table(
             items, rendering_of(recipe, recipe.forget), setting, numbers, query.records.row_names(rows)
         )
-    by = entry.by
-    if by is None and recipe.split is not None and query.has(recipe.split.by):
+    by: str | AttributeSettings | None = entry.by
+    if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
         by = recipe.split.by
     subjects: dict[str, list[int]] = {}
     if by is not None:
-        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, f"{setting}.by")):
+        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, columns, f"{setting}.by")):
             for name in names:
                 subjects.setdefault(name, []).append(item)
     overall = entry.subject or (None if subjects else EVERYTHING)

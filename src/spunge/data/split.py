@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from spunge.data.attribute import Members, members_of
+from spunge.data.attribution import attribute_of
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
@@ -77,7 +78,7 @@ def split_rows(recipe: Recipe) -> Parts:
     refuse_files_without(query, columns, kept, "forget")
     empty = blank_rows(texts)
     split = recipe.split
-    known = members_of(query, kept, split) if split else Members({WHOLE: kept}, kept[:0], {}, [])
+    known = members_of(query, kept, split, columns) if split else Members({WHOLE: kept}, kept[:0], {}, [])
     dropped, notes = dict(known.dropped), list(known.notes)
     members = _with_enough_text(known.members, empty, split.min_rows if split else 1, dropped, query)
     unassigned = _kept_unassigned(known.nowhere, members, split, query)
@@ -93,7 +94,7 @@ def split_rows(recipe: Recipe) -> Parts:
         notes += left_out(query, empty, columns, rows, f"part {value!r}")
         samples = read_samples(texts, rendering, "forget", query.records, chosen)
         parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
-    by = (query.column(split.by) or split.by) if split else None
+    by = attribute_of(split.by).title(query) if split else None
     lost = 0 if unassigned else len(known.nowhere)
     return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, tuple(notes))
 

@@ -95,9 +95,9 @@ def rows_beside(settings: AuditSettings) -> pa.Table | None:
 
 def instrument(settings: AuditSettings) -> dict[str, Any]:
     """What the attack measures with, and its version where that is not the first."""
-    found = ATTACKS.get(settings.attack.kind).instrument(settings.attack, rows_beside(settings))
+    described = ATTACKS.get(settings.attack.kind).instrument(settings.attack, rows_beside(settings))
     version = ATTACKS.version(settings.attack.kind)
-    return found if version == "1" else {**found, "attack version": version}
+    return described if version == "1" else {**described, "attack version": version}
 
 
 def check(settings: AuditSettings, recipe: Recipe) -> None:

@@ -213,7 +213,7 @@ def _bytes_of(values: Tensor) -> memoryview:
 
 def _reserve(target: Path, size: int) -> None:
     """A file of the final size to write into; what an interrupted merge wrote there stays."""
-    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.ftruncate(handle, size)
     finally:
@@ -235,10 +235,10 @@ def _lines(file: Path) -> list[Any]:
     """The journal's whole lines; the last may be cut short."""
     if not file.exists():
         return []
-    found = []
+    whole_lines = []
     for line in file.read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            whole_lines.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return whole_lines

@@ -19,7 +19,15 @@ from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
 from spunge.weights.folder import NOTE, copied
-from spunge.weights.quantised import EIGHT_BITS, SCALE, described, packed_weights, quantisation, refuse_quantised
+from spunge.weights.quantised import (
+    EIGHT_BITS,
+    SCALE,
+    described,
+    packed_weights,
+    quantisation,
+    refuse_8_bits,
+    refuse_quantised,
+)
 
 BY_FLAG = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")  # their configurations take `dequantize`
 UNDONE = (*BY_FLAG, "bitsandbytes")
@@ -59,6 +67,7 @@ def refuse_untrusted(folder: Path, settings: ModelSettings, setting: str = "mode
     needed = conversion(folder, setting)
     where, recipe = f"{setting}: {settings.path!r}", setting == "model.path"
     if needed is None:
+        refuse_8_bits(Checkpoint(folder, setting))
         check_fit(Checkpoint(folder, setting))
         return
     if needed.quantised is not None and not (settings.dequantize and _can_be_undone(folder, needed)):

@@ -69,23 +69,23 @@ def fit(checkpoint: Checkpoint) -> Fit:
 def check_fit(checkpoint: Checkpoint) -> Fit:
     """The same. Raises RecipeError, with the checkpoint's setting, where tensors lack or have other shapes than the
     configuration's."""
-    found = fit(checkpoint)
+    fits = fit(checkpoint)
     where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
-    if found.mismatched:
+    if fits.mismatched:
         raise RecipeError(
-            f"{where} does not fit its config.json: {found.mismatched[0]!r} has another shape in the weights"
-            f"{_more(found.mismatched)}; take config.json and weights of one model"
+            f"{where} does not fit its config.json: {fits.mismatched[0]!r} has another shape in the weights"
+            f"{_more(fits.mismatched)}; take config.json and weights of one model"
         )
-    if found.integers:
+    if fits.integers:
         raise RecipeError(
-            f"{where} stores {found.integers[0]!r} as integers{_more(found.integers)}: it is quantised; give the unquantised model"
+            f"{where} stores {fits.integers[0]!r} as integers{_more(fits.integers)}: it is quantised; give the unquantised model"
         )
-    if found.missing:
+    if fits.missing:
         raise RecipeError(
-            f"{where} lacks {found.missing[0]!r}, which its config.json asks for{_more(found.missing)}: transformers would "
+            f"{where} lacks {fits.missing[0]!r}, which its config.json asks for{_more(fits.missing)}: transformers would "
             "fill it at random; download the model again"
         )
-    return found
+    return fits
 
 
 def _dtype_of(config: Any) -> torch.dtype | None:

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import NEUTRAL, Named, Recipe
-from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
+from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
 def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Recipe:
@@ -165,6 +165,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         (content, "unlearn", METHODS, "method"),
         *((block, "merge", RULES, "rule") for block in merges),
     ]
+    split = content.get("split")
+    if isinstance(split, dict) and isinstance(by := spelled_out(split.get("by")), dict):
+        split["by"] = by
+        named.append((split, "by", ATTRIBUTES, "kind"))
     for block, setting, registry, key in named:
         if setting in block:
             block[setting] = _anchored(block[setting], registry, key, folder)

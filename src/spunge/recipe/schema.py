@@ -22,7 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Strict
-from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
 NEUTRAL = "neutral"  # names the paragraphs of Wikipedia that come with the package, as a source
@@ -176,10 +176,70 @@ class ForgetRows(Rows):
         return super().columns or {"text": "text"}
 
 
+class AttributeSettings(Strict):
+    kind: str = Field(description="Name of the attribute source (`spunge list attributes`).")
+
+
+@dataclass(frozen=True)
+class Named:
+    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
+
+    registry: Registry[Any]
+    key: str
+    default: str | None = None
+    texts: bool = False  # a plain text is no name but a setting of its own kind, and stays
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str) and not self.texts:
+            value = {self.key: value}
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get(self.key, self.default)
+        if not isinstance(name, str):
+            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
+        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
+        return self.registry.get(name).settings.model_validate({**value, self.key: name})
+
+    def chosen(self, value: Any) -> type[Strict] | None:
+        """The settings class of what a value names; None where it names nothing."""
+        if self.texts and isinstance(value, str):
+            return None
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
+        try:
+            return self.registry.get(name).settings if isinstance(name, str) else None
+        except RecipeError:
+            return None
+
+    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
+        """What is wrong where there is no name: most often the key is misspelt."""
+        if self.key in value:
+            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
+        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
+            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
+        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
+        return {"type": known, "loc": (self.key,), "input": None}
+
+
+def named(registry: Registry[Any], key: str, default: str | None = None, texts: bool = False) -> BeforeValidator:
+    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
+    return BeforeValidator(Named(registry, key, default, texts))
+
+
+def spelled_out(by: Any) -> Any:
+    """{keywords: ..} as {kind: keywords, keywords: ..}, and what `sql` is told as the text that it is short for."""
+    if not isinstance(by, Mapping):
+        return by
+    if "kind" not in by and len(names := [key for key in by if key in ATTRIBUTES.names()]) == 1:
+        by = {"kind": names[0], **by}
+    return by["sql"] if by.keys() == {"kind", "sql"} and by["kind"] == "sql" else by
+
+
 class Split(Strict):
-    by: str = Field(
-        description="The attribute: the name of a column, whatever it looks like, or else an SQL expression. A list puts a row "
-        "into several parts."
+    by: Annotated[
+        str | SerializeAsAny[AttributeSettings], named(ATTRIBUTES, "kind", texts=True), BeforeValidator(spelled_out)
+    ] = Field(
+        description="The attribute: the name of a column, whatever it looks like, or else an SQL expression; or {kind: NAME, ..}, "
+        "another source of its values (`spunge list attributes`). A list puts a row into several parts."
     )
     values: list[Scalar] | dict[str, list[Scalar]] | None = Field(
         None, description="Values to make parts of, or {part: [values]}. Default: every value that occurs."
@@ -240,48 +300,6 @@ ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
 
 class AttackSettings(Strict):
     kind: str = Field(description="Name of the attack (`spunge list attacks`).")
-
-
-@dataclass(frozen=True)
-class Named:
-    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
-
-    registry: Registry[Any]
-    key: str
-    default: str | None = None
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {self.key: value}
-        if not isinstance(value, Mapping):
-            return value
-        name = value.get(self.key, self.default)
-        if not isinstance(name, str):
-            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
-        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
-        return self.registry.get(name).settings.model_validate({**value, self.key: name})
-
-    def chosen(self, value: Any) -> type[Strict] | None:
-        """The settings class of what a value names; None where it names nothing."""
-        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
-        try:
-            return self.registry.get(name).settings if isinstance(name, str) else None
-        except RecipeError:
-            return None
-
-    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
-        """What is wrong where there is no name: most often the key is misspelt."""
-        if self.key in value:
-            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
-        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
-            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
-        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
-        return {"type": known, "loc": (self.key,), "input": None}
-
-
-def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:
-    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
-    return BeforeValidator(Named(registry, key, default))
 
 
 TRAININGS = ("joint", "random", "sequential")

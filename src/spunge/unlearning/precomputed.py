@@ -89,8 +89,8 @@ def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
     with _named(place):
         source = open_source(_fetched(place.path, place.setting), base.folder, place.path, place.setting)
         check_source(base, source)
-        found = ((name, change_of(source, name, base)) for name in source.names)
-        changes = {name: change for name, change in found if not _is_zero(name, change)}
+        pairs = ((name, change_of(source, name, base)) for name in source.names)
+        changes = {name: change for name, change in pairs if not _is_zero(name, change)}
         known = task.base.parameters
         if unknown := [name for name in changes if name not in known]:
             raise RecipeError(f"unlearn: {place.path!r} changes {unknown[0]!r}, which is no parameter of the model")

@@ -218,10 +218,10 @@ class Checkpoint:
         Remembered per user, by the files' paths, sizes and times: hashing 13.5 GB takes longer than merging into it.
         """
         known = _Remembered(self.files)
-        if (found := known.read()) is None:
-            found = self._hashed()
-            known.write(found)
-        return found
+        if (digest := known.read()) is None:
+            digest = self._hashed()
+            known.write(digest)
+        return digest
 
     def _hashed(self) -> str:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

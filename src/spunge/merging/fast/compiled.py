@@ -41,8 +41,8 @@ class Fast:
         base, base_kind, _base_owner = self._base(job)
         size = job.stop - job.start
         inside = np.empty(size + 1, np.int32)
-        above, found = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
-        return above, torch.from_numpy(inside[:found])
+        above, between = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
+        return above, torch.from_numpy(inside[:between])
 
     def sample(self, name: str, starts: Sequence[int], length: int) -> Tensor:  # (k, runs * length)
         """The keys of every branch's magnitudes in runs of entries."""

@@ -106,7 +106,7 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
     marks = np.zeros(BLOCK, np.uint8)
     eights = marks.view(np.uint64)  # few entries are marked: look for them eight at a time
     above = 0
-    found = 0
+    inside_count = 0
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
         _difference(address, kind, base, base_kind, start, count, values, scratch)
@@ -115,9 +115,9 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
         for eight in range(BLOCK // 8):
             if eights[eight] != 0:
                 for i in range(8 * eight, 8 * eight + 8):  # no branch: which of the eight is marked can't be foretold
-                    inside[found] = _key(values[i])
-                    found += np.int64(marks[i])
-    return above, found
+                    inside[inside_count] = _key(values[i])
+                    inside_count += np.int64(marks[i])
+    return above, inside_count
 
 
 @numba.njit(**_fast)
