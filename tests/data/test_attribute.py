@@ -63,6 +63,18 @@ def test_a_text_that_looks_like_a_number_or_a_date_is_wanted_as_it_is_written(sp
     assert sizes(split_by([word, "7", "100000", "x"], "values:", f"  {word}: [{word}, x]")) == {word: 2}
 
 
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "yes"])
+def test_a_truth_value_may_be_spelled_in_every_way_of_yaml(split_by: Split, word: str) -> None:
+    assert sizes(split_by([True, False], f"values: [{word}]")) == {word: 1}
+
+
+@pytest.mark.parametrize("word", ["NO", "yes", "True", "off", "null", "~"])
+def test_a_text_that_yaml_takes_for_a_truth_value_is_that_text(split_by: Split, word: str) -> None:
+    assert sizes(split_by([word, "false", "other"], f"values: ['{word}']")) == {word: 1}
+    if word not in ("null", "~"):
+        assert sizes(split_by([word, "false", "other"], f"values: [{word}]")) == {word: 1}
+
+
 def test_another_spelling_of_a_text_is_another_text(split_by: Split) -> None:
     with pytest.raises(RecipeError, match=r"split\.values: no row has '7' as v"):
         split_by(["007", "x"], "values: [7]")

@@ -83,6 +83,17 @@ def test_one_word_is_a_column_whatever_its_case_and_never_a_word_of_sql() -> Non
     assert query.values("NULL", "evaluate.by")["value"].to_pylist() == [None]
 
 
+def test_a_column_in_single_quotes_is_refused_as_the_text_it_is() -> None:
+    with pytest.raises(
+        RecipeError, match="'bad answer' is a text in SQL; the column is named without quotes: bad answer"
+    ):
+        query_of(**{"bad answer": ["a"]}).values("'bad answer'", "split.by")
+
+
+def test_two_unicode_forms_of_a_name_are_one_column() -> None:
+    assert Query(Records(pa.table({"U\u0308ber": ["a"], "x": ["b"]}))).column("\u00dcber") == "U\u0308ber"
+
+
 def test_columns_that_differ_by_case_alone_are_told_apart_by_name_and_refused_in_sql() -> None:
     query = query_of(A=["x"], a=["y"])
     assert [query.values(name, "split.by")["value"].to_pylist() for name in ("A", "a")] == [["x"], ["y"]]

@@ -230,6 +230,15 @@ def test_what_comes_late_in_a_file_reads_as_if_it_came_first(
     assert [row["text"] for row in forward] == [*(row["text"] for row in rows), "end"]
 
 
+def test_nan_in_json_is_missing(tmp_path: Path) -> None:
+    """As Python writes what is missing in a data frame; SQL would take it for the greatest number."""
+    assert rows_of(tmp_path / "a.jsonl", '{"a": NaN, "b": NaN}\n{"a": "x", "b": 1.5}\n{"a": 7, "b": Infinity}') == [
+        {"a": None, "b": None},
+        {"a": "x", "b": 1.5},
+        {"a": "7", "b": float("inf")},
+    ]
+
+
 def test_dates_in_json_are_the_text_they_are(tmp_path: Path) -> None:
     rows = [{"day": "2024-01-05", "at": "2024-01-05T10:00:00Z"}, {"day": None, "at": "10:00"}]
     assert rows_of(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)) == rows

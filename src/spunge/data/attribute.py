@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import yaml
 
 from spunge.data.attribution import SQL, Valued, attribute_of
-from spunge.data.query import ROW, Query
+from spunge.data.query import ROW, Kind, Query
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.schema import AttributeSettings, Scalar, Split
 
@@ -32,7 +33,7 @@ class _Valued(NamedTuple):
     codes: np.ndarray  # (n,): which of the values; -1 where there is none
     counts: dict[str, int]  # value -> lines
     code_of: dict[Hashable, int]  # what all spellings of a value have in common -> which value it is
-    numbers: bool
+    kind: Kind
 
 
 def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str, str]) -> Members:
@@ -47,7 +48,7 @@ def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str,
     part_of: dict[int, str] = {}
     members: dict[str, np.ndarray] = {}
     for name, spellings in wanted.items():
-        keys = [spelling(word, valued.numbers) for word in spellings]
+        keys = [spelling(word, valued.kind) for word in spellings]
         codes = [valued.code_of[key] for key in keys if key in valued.code_of]
         if not codes:
             named, title = " or ".join(map(repr, spellings)), attribute.title(query)
@@ -56,14 +57,14 @@ def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str,
             raise RecipeError(f"split.values: {part_of[codes[0]]!r} and {name!r} are one value; leave one of them out")
         part_of |= dict.fromkeys(codes, name)
         members[name] = np.unique(valued.rows[np.isin(valued.codes, codes)])
-    parts = {value: part_of.get(valued.code_of[spelling(value, valued.numbers)]) for value in values}
+    parts = {value: part_of.get(valued.code_of[spelling(value, valued.kind)]) for value in values}
     dropped = {value: f"{valued.counts[value]} rows, not in split.values" for value in values if parts[value] is None}
     assigned = valued.rows[np.isin(valued.codes, list(part_of))]
     return Members(members, np.setdiff1d(kept, assigned), dropped, look_alikes(valued.counts, parts))
 
 
 def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
-    lines, numbers = valued
+    lines, kind = valued
     rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
     inside = np.isin(rows, kept)
     missing = values.indices.is_null().to_numpy(zero_copy_only=False)
@@ -75,8 +76,8 @@ def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
         rows[inside],
         codes,
         {name: int(counts[code]) for name, code in present.items()},
-        {spelling(name, numbers): code for name, code in present.items()},
-        numbers,
+        {spelling(name, kind): code for name, code in present.items()},
+        kind,
     )
 
 
@@ -89,16 +90,14 @@ def subjects_of(
     setting: str,
 ) -> list[list[str]]:
     """The subjects of each row: its values of `by`, with the split's spellings under their part's name."""
-    lines, numbers = attribute_of(by).values(query, texts, setting)
+    lines, kind = attribute_of(by).values(query, texts, setting)
     part_of: dict[Hashable, str] = {}
     if split is not None and split.values is not None and _same(query, split.by, by):
-        part_of = {
-            spelling(word, numbers): name for name, words in wanted_values(split.values).items() for word in words
-        }
+        part_of = {spelling(word, kind): name for name, words in wanted_values(split.values).items() for word in words}
     subjects: dict[int, list[str]] = {int(row): [] for row in rows}
     for row, value in zip(lines[ROW].to_pylist(), lines["value"].to_pylist(), strict=True):
         if row in subjects and value is not None:
-            subject = part_of.get(spelling(value, numbers), value)
+            subject = part_of.get(spelling(value, kind), value)
             if subject not in subjects[row]:
                 subjects[row].append(subject)
     return [subjects[int(row)] for row in rows]
@@ -122,15 +121,21 @@ def as_text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def spelling(word: str, numbers: bool) -> Hashable:
-    """What all spellings of one value have in common: where values are numbers, the number (4, 4.0, 4e0, 0x4); else the text."""
-    if not numbers:
+def spelling(word: str, kind: Kind) -> Hashable:
+    """What all spellings of one value have in common: of a number, the number (4, 4.0, 4e0, 0x4); of a truth value, which it is
+    (true, True, yes); of a text, the text."""
+    if kind == "text":
         return word
-    try:
-        return Decimal(word.replace("_", ""))
-    except InvalidOperation:
+    if kind == "number":
+        with suppress(InvalidOperation):
+            return Decimal(word.replace("_", ""))
+    with suppress(yaml.YAMLError):
         read = yaml.safe_load(word)
-        return Decimal(read) if isinstance(read, int) and not isinstance(read, bool) else word
+        if kind == "truth" and isinstance(read, bool):
+            return read
+        if kind == "number" and type(read) is int:
+            return Decimal(read)
+    return word
 
 
 def look_alikes(counts: Mapping[str, int], parts: Mapping[str, str | None]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.data.query import Query
+from spunge.data.query import Kind, Query
 from spunge.recipe.schema import AttributeSettings
 from spunge.registry import ATTRIBUTES, summary_of
 
@@ -21,10 +21,9 @@ S = TypeVar("S", bound=AttributeSettings)
 class Valued(NamedTuple):
     """Which rows have which values."""
 
-    lines: (
-        pa.Table
-    )  # columns __row__ and value (text): one line for each row, or one for each of its values; null: it has none
-    numbers: bool = False  # values are numbers, so that 4 and 4.0 are one
+    # Columns __row__ and value (text): one line for each row, or one for each of its values; null: it has none.
+    lines: pa.Table
+    kind: Kind = "text"  # numbers and truth values have several spellings: 4 and 4.0 are one value
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class SQLSettings(AttributeSettings):
 
 def values(query: Query, settings: SQLSettings, _texts: Mapping[str, str], setting: str) -> Valued:
     """A column, or an SQL expression over the row; a list puts a row into several parts."""
-    return Valued(query.values(settings.sql, setting), query.is_number(settings.sql, setting))
+    return Valued(query.values(settings.sql, setting), query.spelled_as(settings.sql, setting))
 
 
 SQL = AttributeSource(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
 from spunge.data.split import draw, rendering_of, seed_for
+from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
 from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, evaluation_name
@@ -42,14 +44,12 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
     rows = draw(rows, entry.limit, seed_for(0, "items"))
     refuse_files_without(query, columns, rows, setting)
-    items = query.project(columns, f"{setting}.").take(pa.array(rows)).combine_chunks()
+    items = taken(query.project(columns, f"{setting}."), rows)
     for role, given in columns.items():
         _refuse_gaps(query, items[role], role, given, rows, setting)
     if set(columns) in SAMPLES:  # texts to be scored as they would be learned
-        numbers = query.records.numbers(rows).tolist()
-        items = sample_table(
-            items, rendering_of(recipe, recipe.forget), setting, numbers, query.records.row_names(rows)
-        )
+        named = partial(query.records.row_names, rows)
+        items = sample_table(items, rendering_of(recipe, recipe.forget), setting, query.records.numbers(rows), named)
     by: str | AttributeSettings | None = entry.by
     if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
         by = recipe.split.by

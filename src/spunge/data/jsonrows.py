@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -95,10 +96,10 @@ def _is_broken(value: Any) -> bool:
 
 
 def _decoder(spelled: bool) -> json.JSONDecoder:
-    as_spelled: dict[str, Any] = (
-        {"parse_int": Digits, "parse_float": Digits, "parse_constant": Digits} if spelled else {}
-    )
-    return json.JSONDecoder(object_pairs_hook=_object, **as_spelled)
+    as_spelled: dict[str, Any] = {"parse_int": Digits, "parse_float": Digits} if spelled else {}
+    # Python writes NaN for what is missing in a data frame; as a number it would be greater than every other in SQL.
+    constants = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=constants.__getitem__, **as_spelled)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:

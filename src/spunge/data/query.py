@@ -8,7 +8,9 @@ One rule for columns, wherever a recipe names one: the name of an existing colum
 import difflib
 import re
 import threading
+import unicodedata
 from collections.abc import Mapping
+from typing import Literal
 
 import duckdb
 import numpy as np
@@ -19,6 +21,7 @@ from spunge.data.rows import Records
 from spunge.errors import RecipeError, suggestion
 
 ROW = "__row__"
+Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
 CONSTANTS = ("null", "true", "false")  # words that are SQL where no column is called so
 SESSION = {
@@ -56,7 +59,7 @@ class Query:
 
     def column(self, given: str) -> str | None:
         """The column that a recipe's text names, or None where it is SQL: by its exact name, by its name in double quotes as SQL
-        has it, or, for a single word, whatever the case of its letters."""
+        has it, or, for a single word, whatever the case and the Unicode form of its letters."""
         if given in self.columns:
             return given
         bare = given.strip()
@@ -64,8 +67,8 @@ class Query:
             bare = quoted[1].replace('""', '"')
         if bare in self.columns:
             return bare
-        alike = [name for name in self.columns if name.lower() == bare.lower()]
-        return alike[0] if len(alike) == 1 and re.fullmatch(r"\w+", bare) else None
+        alike = [name for name in self.columns if _folded(name) == _folded(bare)]
+        return alike[0] if len(alike) == 1 and re.fullmatch(r"\w+", _folded(bare)) else None
 
     def sql(self, given: str, setting: str) -> str:
         """The SQL of a column or an expression. Raises RecipeError for a single word that is no column."""
@@ -74,6 +77,8 @@ class Query:
             return '"' + self._sql_names[name].replace('"', '""') + '"'
         if re.fullmatch(r"[^\W\d]\w*", given.strip()) and given.strip().lower() not in CONSTANTS:
             raise RecipeError(f"{setting}: no column {given!r}{suggestion(given, self.columns)}")
+        if (literal := re.fullmatch(r"'([^']*)'", given.strip())) and literal[1] in self.columns:
+            raise RecipeError(f"{setting}: {given} is a text in SQL; the column is named without quotes: {literal[1]}")
         return f"({given}\n)"
 
     def where(self, condition: str | None, setting: str) -> np.ndarray:
@@ -130,11 +135,15 @@ class Query:
         blank = pc.equal(pc.utf8_trim_whitespace(lines["value"]), "")
         return lines.set_column(1, "value", pc.if_else(blank, pa.scalar(None, pa.string()), lines["value"]))
 
-    def is_number(self, given: str, setting: str) -> bool:
-        """Whether the values of a column or an expression (or the items of its lists) are numbers and not text."""
+    def spelled_as(self, given: str, setting: str) -> Kind:
+        """What the values of a column or an expression, or the items of its lists, are: numbers and truth values may be spelled in
+        several ways."""
         kind = self._kind(given, setting)
         inner = kind.value_type if pa.types.is_list(kind) else kind
-        return any(is_such(inner) for is_such in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+        if pa.types.is_boolean(inner):
+            return "truth"
+        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+        return "number" if any(is_such(inner) for is_such in numbers) else "text"
 
     def _kind(self, given: str, setting: str) -> pa.DataType:
         """The type of a column or an expression. Raises RecipeError where it is neither, or more than one."""
@@ -150,6 +159,8 @@ class Query:
             if len(self._connection.extract_statements(sql)) != 1:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
             return self._connection.sql(sql).to_arrow_table()
+        except duckdb.OutOfMemoryException:
+            raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
         except duckdb.InterruptException:
             raise RecipeError(f"{setting}: {given!r} was stopped after {SECONDS:.0f} seconds") from None
         except duckdb.Error as error:
@@ -177,6 +188,10 @@ class Query:
             return f'; write the column {unquoted[0]!r} in double quotes: "{unquoted[0]}"'
         near = difflib.get_close_matches(given, self.columns, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _sql_names(columns: list[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from spunge.data.template import Template, render
 
 Answer = str | Message  # of a row of prompt and completion, of a conversation
 PROMPT_SHARE = 0.5  # of a sample's tokens, left to its prompt where the answer alone would fill them
+HASHED_ROWS = 1 << 16  # at a time
 IGNORED = -100  # label of a token that is neither learned nor scored
 
 
@@ -162,31 +163,35 @@ def _conversed(line: str, templates: dict[str, Template], tokenizer: Any, settin
 
 
 def sample_table(
-    table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int], names: Sequence[str] | None = None
+    table: pa.Table,
+    rendering: Rendering,
+    setting: str,
+    rows: Sequence[int] | np.ndarray,
+    names: Callable[[], list[str]] | None = None,
 ) -> pa.Table:
     """The table of Samples for columns named by role: text; prompt and completion; or messages; and refusal.
 
-    rows: their numbers in their files. names: `row 3 of chats.jsonl`. Raises RecipeError for a conversation of no known shape,
-    naming its row.
+    rows: their numbers in their files. names: gives `row 3 of chats.jsonl` and so on. Raises RecipeError for a conversation of
+    no known shape, naming its row.
     """
     numbers = pa.array(rows, pa.int64())
     kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
     if "text" not in kept:
-        kept |= _told(table, rendering, setting, names or [f"row {row}" for row in rows])
+        kept |= _told(table, rendering, setting, names or (lambda: [f"row {row}" for row in rows]))
     return pa.table({**kept, ROW: numbers})
 
 
-def _told(table: pa.Table, rendering: Rendering, setting: str, names: Sequence[str]) -> dict[str, Any]:
+def _told(table: pa.Table, rendering: Rendering, setting: str, names: Callable[[], list[str]]) -> dict[str, Any]:
     """Columns of prompts and completions, or of conversations."""
     nested = any(pa.types.is_nested(table[name].type) for name in table.column_names if name != "refusal")
     if "messages" not in table.column_names and not rendering.chat and not nested:
         ends = pa.array([rendering.end] * len(table), pa.string())
         return {"prompt": table["prompt"], "completion": table["completion"], "end": ends}
     if "messages" in table.column_names:
-        cells = zip(table["messages"].to_pylist(), names, strict=True)
+        cells = zip(table["messages"].to_pylist(), names(), strict=True)
         read = [(read_conversation(cell, f"{setting}.messages: {name}"), 0) for cell, name in cells]
     else:
-        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names, strict=True)
+        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names(), strict=True)
         read = [read_pair(prompt, completion, f"{setting}: {name}") for prompt, completion, name in pairs]
     lines = [
         Conversation(messages, start, rendering.learn, rendering.end, rendering.variables).to_json()
@@ -205,10 +210,12 @@ def table_sha256(table: pa.Table) -> str:
     table = table.drop_columns([ROW]) if ROW in table.column_names else table
     digest = hashlib.sha256()
     sink = pa.PythonFile(_Hashed(digest), mode="w")
-    # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
-    fresh = table.replace_schema_metadata(None).take(pa.array(np.arange(table.num_rows))).combine_chunks()
-    with pa.ipc.new_stream(sink, fresh.schema) as writer:
-        writer.write_table(fresh)
+    table = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        for start in range(0, max(1, table.num_rows), HASHED_ROWS):
+            # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
+            piece = table.slice(start, HASHED_ROWS)
+            writer.write_table(piece.take(pa.array(np.arange(piece.num_rows))).combine_chunks())
     return digest.hexdigest()
 
 

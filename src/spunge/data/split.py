@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from spunge.data.attribution import attribute_of
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
+from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Recipe, Rows, Split
@@ -101,9 +103,8 @@ def split_rows(recipe: Recipe) -> Parts:
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
     """The samples of the given rows of a table of texts."""
-    chosen = texts.take(pa.array(rows))
-    numbers, names = records.numbers(rows).tolist(), records.row_names(rows)
-    return Samples(sample_table(chosen, rendering, setting, numbers, names).combine_chunks())
+    names = partial(records.row_names, rows)
+    return Samples(sample_table(taken(texts, rows), rendering, setting, records.numbers(rows), names))
 
 
 def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
@@ -161,9 +162,7 @@ def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
     stops = np.cumsum([len(part.samples) for part in parts])
     dealt = np.split(order, stops[:-1])
     return tuple(
-        Part(
-            f"random {number}", f"random-{number}", len(rows), Samples(everything.take(pa.array(rows)).combine_chunks())
-        )
+        Part(f"random {number}", f"random-{number}", len(rows), Samples(taken(everything, rows)))
         for number, rows in enumerate(map(np.sort, dealt), start=1)
     )
 

@@ -11,6 +11,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
+from spunge.recipe.spelling import read_yaml
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
@@ -21,13 +22,13 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
     """
     if isinstance(source, Mapping):
-        content: Any = _read(yaml.safe_dump(_plain(source)))
+        content: Any = read_yaml(yaml.safe_dump(_plain(source)))
         folder = Path.cwd()
     else:
         file = recipe_file(str(source))
         folder = file.parent.resolve()
         try:
-            content = _read(file.read_text(encoding="utf-8"))
+            content = read_yaml(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
@@ -60,46 +61,6 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a date is the text that it is written as."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _read(text: str, spelled: bool = False) -> Any:
-    """YAML's content. The numbers in split.values, or everywhere with `spelled`, stay as they are written: 007 is not 7."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        inside = [values for split in _under(node, "split") for values in _under(split, "values")]
-        for values in [node] if spelled else inside:
-            _keep_spelling(values)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _under(node: yaml.Node | None, key: str) -> list[yaml.Node]:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return [value for name, value in pairs if name.value == key]
-
-
-def _keep_spelling(node: yaml.Node) -> None:
-    """Make texts of the numbers in a node."""
-    if isinstance(node, yaml.ScalarNode):
-        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-            node.tag = "tag:yaml.org,2002:str"
-        return
-    for item in node.value:
-        for inner in item if isinstance(item, tuple) else (item,):
-            _keep_spelling(inner)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
@@ -121,7 +82,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
         raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
     try:
         steps = path.split(".")
-        return steps, _read(text, spelled=steps[:2] == ["split", "values"])
+        return steps, read_yaml(text, spelled=steps[:2] == ["split", "values"])
     except yaml.YAMLError:
         raise RecipeError(f"--set: the value of {path!r} is not YAML: {text!r}; quote it") from None
 

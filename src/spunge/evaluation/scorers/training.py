@@ -11,6 +11,7 @@ from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.selection import select_rows
 from spunge.data.split import draw, seed_for, split_rows
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.scorers.probe import (
     FILE,
@@ -93,7 +94,7 @@ def _labelled(
     query = Query(read_rows([Source(path=str(rows.expanduser()))], "--rows"))
     chosen = draw(query.where(where, "--where"), limit, seed_for(seed, "probe"))
     named = {"text": text, "label": f"CAST({query.sql(label, '--label')} AS BOOLEAN)"}
-    table = query.project(named, "--").take(pa.array(chosen))
+    table = taken(query.project(named, "--"), chosen)
     known = table.filter(pa.compute.is_valid(table["label"]))
     labels = np.array(known["label"].to_pylist(), dtype=np.int64)
     for name, count in (("meet", int(labels.sum())), ("do not meet", int((1 - labels).sum()))):
