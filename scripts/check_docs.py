@@ -64,6 +64,7 @@ KEYS = {
     "evaluators": "evaluate.kind",
     "attacks": "evaluate.attack",
     "scorers": "evaluate.scorer",
+    "attributes": "split.by",
 }
 
 

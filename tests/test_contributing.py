@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import spunge
-from spunge.recipe.loading import load_recipe
+from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.registry import ATTACKS, EVALUATORS, METHODS, RULES, SCORERS
 from spunge.weights.delta import open_delta
 from toys import ROOT, texts
@@ -85,3 +86,30 @@ def test_the_examples_run_as_they_stand(
 
     base, merged = (Checkpoint(Path(place)).read(name) for place in (loaded.model.path, folder / "run" / "merged"))
     torch.testing.assert_close(merged, base + expected)
+
+
+def test_names_of_files_are_relative_to_the_recipe_that_names_them(
+    toy_recipe: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy_recipe |= {
+        "unlearn": "bounded.py:BOUNDED",
+        "merge": {"rule": "median.py:median"},
+        "controls": [{"name": "own", "merge": "median.py:median"}],
+        "evaluate": [
+            *toy_recipe["evaluate"],
+            {"kind": "audit", "of": "choices", "attack": {"kind": "noise.py:NOISE", "share": 0.5}},
+            {"kind": "toxicity", "scorer": "shouting.py:SHOUTING", "prompt": "text"},
+        ],
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(toy_recipe))
+    monkeypatch.chdir("/")
+    recipe: Any = load_recipe(file)
+    assert recipe.unlearn.method == f"{folder}/bounded.py:BOUNDED"
+    assert recipe.merge.rule == recipe.controls[0].merge.rule == f"{folder}/median.py:median"
+    assert recipe.evaluate[-2].attack.kind == f"{folder}/noise.py:NOISE"
+    assert recipe.evaluate[-2].attack.share == 0.5
+    assert recipe.evaluate[-2].name == "NOISE choices"
+    assert recipe.evaluate[-1].scorer == f"{folder}/shouting.py:SHOUTING"
+    file.write_text(dump_recipe(recipe))
+    assert load_recipe(file) == recipe

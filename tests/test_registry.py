@@ -10,7 +10,7 @@ import pytest
 from spunge import registry
 from spunge.errors import RecipeError
 from spunge.recipe.explanation import validated
-from spunge.registry import ATTACKS, EVALUATORS, METHODS, RULES, SCORERS
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, METHODS, RULES, SCORERS
 
 ALL: dict[str, Any] = {
     "methods": METHODS,
@@ -18,10 +18,19 @@ ALL: dict[str, Any] = {
     "evaluators": EVALUATORS,
     "attacks": ATTACKS,
     "scorers": SCORERS,
+    "attributes": ATTRIBUTES,
 }
-NAMING = {"methods": "method", "rules": "rule", "evaluators": "kind", "attacks": "kind", "scorers": "scorer"}
+NAMING = {
+    "methods": "method",
+    "rules": "rule",
+    "evaluators": "kind",
+    "attacks": "kind",
+    "scorers": "scorer",
+    "attributes": "kind",
+}
 # What a value's settings cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {
+    "sql": {"sql": "topic"},
     "precomputed": {"branches": {"asia": "adapters/asia"}},
     "fluency": {"judge": "some/model"},
     "harm": {"judge": "some/model"},

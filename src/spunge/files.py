@@ -31,15 +31,16 @@ def fingerprint(value: Any) -> str:
 
 
 @contextmanager
-def written(file: Path) -> Iterator[Path]:
+def written(file: Path, setting: str = "--out") -> Iterator[Path]:
     """A path to write to: what the block leaves there becomes `file` when the block ends, and vanishes when it fails.
 
     It is on the disk before it has its name, and has the mode that the user's other files get, whatever the library that
-    writes it asks for. Raises RecipeError when the folder cannot be written or the disk is full.
+    writes it asks for. setting: what says where to write, for errors. Raises RecipeError when the folder cannot be written
+    or the disk is full.
     """
     aside = file.with_name(f"{file.name}.{os.urandom(4).hex()}{PART}")
     try:
-        with writing(file):
+        with writing(file, setting):
             file.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb"):
                 mode = stat.S_IMODE(aside.stat().st_mode)
@@ -54,9 +55,9 @@ def written(file: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, setting: str = "--out") -> None:
     """A text file, whole or not at all; see `written`."""
-    with written(file) as aside:
+    with written(file, setting) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -73,22 +74,24 @@ def write_json(file: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, setting: str = "--out", replace: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends, and vanishes when it fails.
 
-    `folder` must be absent or empty. Raises RecipeError when the disk cannot take it.
+    `folder` must be absent or empty, unless it may be replaced. Raises RecipeError when the disk cannot take it.
     """
     aside = folder.with_name(f".{folder.name}{PART}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with writing(folder):
+        with writing(folder, setting):
             aside.mkdir(parents=True)
         with disk_errors_told(aside):  # the block may read as well
             yield aside
-        with writing(folder):
+        with writing(folder, setting):
             for path in aside.rglob("*"):
                 _sync(path)
-            if folder.exists():
+            if folder.exists() and replace:
+                shutil.rmtree(folder)
+            elif folder.exists():
                 folder.rmdir()
             os.replace(aside, folder)
             _sync(folder.parent)
@@ -177,7 +180,7 @@ def _canonical(value: Any) -> bytes:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, setting: str = "--out") -> Iterator[None]:
     """What the system refuses inside the block, which does nothing but write `path`, is told as that."""
     try:
         yield
@@ -186,7 +189,7 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if (refused := _refused(error)) is None:
             raise
-        raise unwritable(path, refused) from error
+        raise unwritable(path, refused, setting) from error
 
 
 def _refused(error: BaseException | None) -> OSError | None:
@@ -201,13 +204,13 @@ def _refused(error: BaseException | None) -> OSError | None:
     return None
 
 
-def unwritable(path: Path, error: OSError) -> RecipeError:
+def unwritable(path: Path, error: OSError, setting: str = "--out") -> RecipeError:
     """The one-line error for a disk that is full or a folder that cannot be written."""
     if error.errno in FULL:
         return RecipeError(
-            f"--out: the disk that holds {str(path.parent)!r} is full; free some space or give another folder"
+            f"{setting}: the disk that holds {str(path.parent)!r} is full; free some space or give another folder"
         )
-    return RecipeError(f"--out: cannot write {str(path)!r} ({error.strerror or error}); give another folder")
+    return RecipeError(f"{setting}: cannot write {str(path)!r} ({error.strerror or error}); give another folder")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What can be named in a recipe, each imported only when it is used.
 
-A name is one of the lines below, one from an installed package's entry points (groups `spunge.methods`, `spunge.rules`,
-`spunge.evaluators`), or `path/to/file.py:NAME` for a file of your own. Behind each name is one frozen dataclass: its
-settings class, its source, its functions, and what it need not have as fields with defaults.
+A name is one of the lines below, one from an installed package's entry points (groups `spunge.methods`, `spunge.rules` and so
+on), or `path/to/file.py:NAME` for a file of your own. Behind each name is one frozen dataclass: its settings class, its source,
+its functions, and what it need not have as fields with defaults.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 from spunge.errors import RecipeError, suggestion
 
 if TYPE_CHECKING:
+    from spunge.data.attribution import AttributeSource
     from spunge.evaluation.attacks.attack import Attack
     from spunge.evaluation.evaluator import Evaluator
     from spunge.evaluation.scorers.scorer import Scorer
@@ -229,4 +230,11 @@ SCORERS: "Registry[Scorer[Any]]" = Registry(
         "probe": "spunge.evaluation.scorers.probe:PROBE",
         "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
     },
+)
+ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
+    "split.by.kind",
+    "attribute source",
+    "spunge.attributes",
+    "spunge.data.attribution:AttributeSource",
+    {"sql": "spunge.data.attribution:SQL"},
 )

@@ -49,7 +49,7 @@ def test_run_prints_the_table_on_stdout_and_progress_on_stderr(recipe_file: Path
     plan = json.loads(spunge("plan", str(recipe_file), "--json", cwd=tmp_path).stdout)
     assert all(stage["done"] for stage in plan["stages"])
     changed = json.loads(spunge("plan", str(recipe_file), "--set", "merge.scale=2", "--json", cwd=tmp_path).stdout)
-    assert [stage["stage"] for stage in changed["stages"] if not stage["done"]] == ["merge", "merged"]
+    assert [stage["stage"] for stage in changed["stages"] if not stage["done"]] == ["merged", "merged"]
 
 
 def test_report_and_compare_show_finished_runs(recipe_file: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_plan_of_a_hub_model_downloads_nothing(recipe_file: Path, tmp_path: Path
 def test_split_shows_sizes_and_what_was_dropped(recipe_file: Path) -> None:
     done = spunge("split", str(recipe_file), "--set", "split.values=[asia]")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split() == ["asia", "12", "12", "asia"]
+    assert done.stdout.splitlines()[1].split() == ["asia", "12", "0", "12", "asia"]
     assert "dropped europe: 12 rows, not in split.values" in done.stdout
     content = json.loads(spunge("split", str(recipe_file), "--json").stdout)
     assert {part["value"]: part["rows"] for part in content["parts"]} == {"asia": 12, "europe": 12}
@@ -133,6 +133,9 @@ def test_init_copies_a_recipe_that_runs_where_it_lands(tmp_path: Path) -> None:
     again = spunge("init", "demo", cwd=tmp_path)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    forbidden = spunge("init", "demo", "--to", "/proc/here")
+    assert forbidden.returncode == 2
+    assert forbidden.stderr.startswith("spunge: --to: cannot write '/proc/here/demo' (")
 
 
 def test_env_names_versions_and_devices() -> None:
@@ -147,7 +150,10 @@ def test_env_names_versions_and_devices() -> None:
         (["run", "RECIPE", "--set", "unlearn.stesp=3"], "unlearn.stesp: no such setting; did you mean 'steps'?"),
         (["run", "RECIPE", "--set", "unlearn.layer=40"], "unlearn.layer: 40: the model has 4 blocks"),
         (["run", "RECIPE", "--set", "model.path=./nowhere"], "model.path: no folder"),
-        (["run", "RECIPE", "--set", "evaluate.0.question=qestion"], "evaluate.0.question: 'qestion'"),
+        (
+            ["run", "RECIPE", "--set", "evaluate.0.question=qestion"],
+            "evaluate.0.question: no column 'qestion'; did you mean 'question'?",
+        ),
         (["run", "RECIPE", "--set", "retain=null"], "retain: missing"),
         (["run", "RECIPE", "--set", "unlearn.learning_rate=1e20"], "unlearn.learning_rate"),
         (["split", "RECIPE", "--set", "forget.where=nope > 1"], "forget.where: 'nope > 1'"),

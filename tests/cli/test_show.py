@@ -42,7 +42,7 @@ def test_as_many_samples_of_each_part_as_asked_for_with_what_is_learned(
     split(recipe(PAIRS, COLUMNS), show=2, as_json=True)
     told = json.loads(capsys.readouterr().out)
     samples = told["samples"]
-    assert [(sample["part"], sample["row"]) for sample in samples] == [("a", 0), ("a", 2), ("b", 1), ("b", 3)]
+    assert [(sample["part"], sample["row"]) for sample in samples] == [("a", 1), ("a", 3), ("b", 2), ("b", 4)]
     assert samples[0]["text"] == "ask 0 tell 0</s>"
     assert samples[0]["scored"] == " tell 0</s>"
     assert samples[0]["ids"] == [*byte_tokenizer(CHATML)("ask 0 tell 0")["input_ids"], 257]
@@ -61,6 +61,7 @@ def test_retain_rows_are_shown_too_and_texts_are_cut_as_training_cuts_them(
     split(file, show=1, as_json=True)
     last = json.loads(capsys.readouterr().out)["samples"][-1]
     assert (last["part"], last["of"], last["text"], last["scored"]) == ("retain", "retain", "01234", "01234")
+    assert last["tokens"] == 10
 
 
 def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(
@@ -70,7 +71,7 @@ def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(
     file = recipe(chats, {"messages": "m", "learn": "all"})
     split(file, show=3)
     out = capsys.readouterr().out
-    assert "part a, row 0" in out
+    assert "part a, row 1" in out
     assert "q1<|im_end|>\n<|im_start|>assistant\n[[a [1]<|im_end|>]]\n<|im_start|>user\nq2" in out
     assert "[[a2<|im_end|>]]" in out
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -78,6 +79,25 @@ def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(
     out = capsys.readouterr().out
     assert "\x1b[7ma2<|im_end|>\x1b[0m" in out
     assert "[[" not in out
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("idk", [("refusal", "ask 0 no idea</s>", " no idea</s>")]),
+        ("dpo", [("to forget", "ask 0 tell 0</s>", " tell 0</s>"), ("to prefer", "ask 0 no idea</s>", " no idea</s>")]),
+    ],
+)
+def test_refusals_are_shown_as_the_method_is_given_them(
+    recipe: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    method: str,
+    expected: list[tuple[str, str, str]],
+) -> None:
+    unlearn = {"method": method, "steps": 1, "epochs": None, "alpha": 0, "refusals": ["no idea"]}
+    split(recipe(PAIRS[::2], COLUMNS, unlearn=unlearn), show=1, as_json=True)
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    assert [(sample["as"], sample["text"], sample["scored"]) for sample in samples] == expected
 
 
 def test_packed_texts_are_shown_as_they_are_packed(
@@ -93,7 +113,9 @@ def test_packed_texts_are_shown_as_they_are_packed(
 def test_a_row_that_cannot_be_used_is_named(recipe: Callable[..., str]) -> None:
     from spunge.errors import RecipeError
 
-    with pytest.raises(RecipeError, match=r"^forget\.messages: row 1: messages\[1\] \(assistant\) has no content"):
+    with pytest.raises(
+        RecipeError, match=r"^forget\.messages: row 2 of \w+\.jsonl: messages\[1\] \(assistant\) has no content"
+    ):
         split(
             recipe(
                 [

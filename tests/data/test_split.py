@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from spunge.data.query import Query
-from spunge.data.rows import read_rows
+from spunge.data.rows import Records
 from spunge.data.samples import table_sha256
-from spunge.data.split import Parts, select_rows, slugs, split_rows
+from spunge.data.selection import select_rows
+from spunge.data.split import Parts, slugs, split_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Source
 
 ROWS = [
     {"text": "one", "topic": "a", "groups": ["x", "y"], "score": 1.0, "flag": True},
@@ -126,42 +125,54 @@ def test_a_wrong_source_condition_or_column_is_named(
         assert part in message, message
 
 
-def test_empty_text_is_refused_with_its_row(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) -> None:
-    content = [{"text": "fine", "topic": "a"}, {"text": "  ", "topic": "a"}, {"text": None, "topic": "a"}]
+def test_rows_with_an_empty_text_are_left_out_and_counted_by_part(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
+) -> None:
+    content = [
+        {"text": "fine", "topic": "a"},
+        {"text": " \t\u00a0", "topic": "a"},
+        {"text": None, "topic": "a"},
+        {"text": "good", "topic": "b"},
+    ]
     toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", content))
-    with pytest.raises(RecipeError, match=r"empty in 2 of 3 rows \(first: row 1"):
+    parts = split_rows(load_recipe(toy_recipe))
+    assert [(part.value, part.rows, part.empty, len(part.samples)) for part in parts.parts] == [
+        ("a", 3, 2, 1),
+        ("b", 1, 0, 1),
+    ]
+    assert parts.notes == ("part 'a': 2 of 3 rows are left out, empty in text (first: row 2 of rows.jsonl)",)
+    assert parts.to_json()["parts"][0]["empty"] == 2
+
+
+@pytest.mark.parametrize("blank", [None, "", " "])
+@pytest.mark.parametrize("role", ["prompt", "completion"])
+def test_an_empty_prompt_or_completion_is_never_drawn(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], role: str, blank: str | None
+) -> None:
+    content = [{"topic": "a", "prompt": f"ask {n}", "completion": f"tell {n}"} for n in range(4)]
+    content[2][role] = blank  # type: ignore[assignment]
+    toy_recipe["forget"] = {
+        "source": str(write_rows("rows.jsonl", content)),
+        "prompt": "prompt",
+        "completion": "completion",
+        "limit": 3,
+    }
+    (part,) = split_rows(load_recipe(toy_recipe)).parts
+    assert part.samples.table["prompt"].to_pylist() == ["ask 0", "ask 1", "ask 3"]
+
+
+def test_a_part_without_any_text_is_refused_by_name(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
+) -> None:
+    content = [{"text": "fine", "topic": "a"}, {"text": "  ", "topic": "b"}, {"text": None, "topic": "b"}]
+    toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", content))
+    with pytest.raises(RecipeError, match=r"part 'b' has no text: all of its 2 rows.*row 2 of rows\.jsonl"):
         split_rows(load_recipe(toy_recipe))
-    assert sizes(split_rows(load_recipe(toy_recipe, ["forget.where=trim(text) <> ''"]))) == {"a": 1}
-
-
-def test_every_format_reads_to_the_same_rows(tmp_path: Path) -> None:
-    content = [{"text": "one", "n": 1}, {"text": "two", "n": 2}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, content)))
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    (tmp_path / "a.csv").write_text("text,n\none,1\ntwo,2\n")
-    pq.write_table(pa.Table.from_pylist(content), tmp_path / "a.parquet")
-    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
-        assert read_rows([Source(path=str(tmp_path / name))], "forget.source").to_pylist() == content, name
-
-
-def test_folders_and_globs_and_lists_of_sources_add_up(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
-    both = [Source(path=str(tmp_path)), Source(path=str(tmp_path / "*.jsonl"), assign={"domain": "bio"})]
-    rows = read_rows(both, "forget.source").to_pylist()
-    assert [(row["text"], row["domain"]) for row in rows] == [("a", None), ("b", None), ("a", "bio"), ("b", "bio")]
-    (tmp_path / "c.csv").write_text("text\nc\n")
-    with pytest.raises(RecipeError, match="several formats"):
-        read_rows([Source(path=str(tmp_path))], "forget.source")
-    (tmp_path / "d.xyz").write_text("x")
-    with pytest.raises(RecipeError, match="unknown format"):
-        read_rows([Source(path=str(tmp_path / "d.xyz"))], "forget.source")
-
-
-def test_a_broken_file_is_named_not_traced(tmp_path: Path) -> None:
-    (tmp_path / "broken.jsonl").write_text('{"text": "one"\n{"te')
-    with pytest.raises(RecipeError, match=r"forget\.source: .*broken\.jsonl.* cannot be read"):
-        read_rows([Source(path=str(tmp_path / "broken.jsonl"))], "forget.source")
+    assert sizes(split_rows(load_recipe(toy_recipe, ["split.values=[a]"]))) == {"a": 1}
+    content.append({"text": "one", "topic": "b"})
+    toy_recipe["forget"]["source"] = str(write_rows("rows.jsonl", content))
+    with pytest.raises(RecipeError, match=r"'b': 1 rows with text, fewer than split\.min_rows"):
+        split_rows(load_recipe(toy_recipe, ["split.min_rows=2"]))
 
 
 def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(
@@ -170,7 +181,7 @@ def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(
     toy_recipe["retain"] = {"where": "score < 3"}
     recipe = load_recipe(toy_recipe)
     assert recipe.retain is not None
-    assert select_rows(recipe.retain, recipe, "retain").table["text"].to_pylist() == ["one", "five"]
+    assert select_rows(recipe.retain, recipe, "retain").samples.table["text"].to_pylist() == ["one", "five"]
 
 
 def test_slugs_never_collide_and_never_leave_the_folder() -> None:
@@ -214,10 +225,10 @@ def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
 def test_conditions_see_no_python_variables() -> None:
     table = pa.table({"text": ["a"]})
     with pytest.raises(RecipeError, match="does not exist"):
-        Query(table).where("EXISTS (FROM table_of_mine)", "forget.where")
+        Query(Records(table)).where("EXISTS (FROM table_of_mine)", "forget.where")
     table_of_mine = table
     with pytest.raises(RecipeError, match="does not exist"):
-        Query(table).where("EXISTS (FROM table_of_mine)", "forget.where")
+        Query(Records(table)).where("EXISTS (FROM table_of_mine)", "forget.where")
     assert table_of_mine.num_rows == 1
 
 

@@ -14,12 +14,13 @@ from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
 from spunge.merging import engine
 from spunge.merging.engine import merge
-from spunge.merging.rules import DareSettings, DellaSettings, SlerpSettings, TiesSettings
+from spunge.merging.rules import AverageSettings, DareSettings, DellaSettings, SlerpSettings, TiesSettings
 from spunge.merging.tensors import merge_tensors
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank, open_delta, write_delta
 from spunge.weights.opening import open_source
+from spunge.weights.rounding import all_finite, rounded
 from spunge.weights.sources import DeltaSource
 
 NAMES = ("a.weight", "b.weight")
@@ -53,7 +54,10 @@ def models(tmp_path: Path, base: Path, count: int = 3, dtype: torch.dtype = torc
     return [
         write_checkpoint(
             tmp_path / f"m{i}",
-            {n: (t + noise(50 * i + j, *t.shape, size=0.01)).to(dtype) for j, (n, t) in enumerate(read(base).items())},
+            {
+                n: (t.float() + noise(50 * i + j, *t.shape, size=0.01)).to(dtype)
+                for j, (n, t) in enumerate(read(base).items())
+            },
         )
         for i in range(1, count + 1)
     ]
@@ -303,7 +307,10 @@ def test_a_merge_that_is_done_is_not_done_again(base, branches, tmp_path):
     stamp = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     assert merge(base, branches, TiesSettings(), tmp_path / "out") == first
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
-    merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out")
+    with pytest.raises(RecipeError, match="holds another merge"):
+        merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == stamp
+    merge(base, branches, TiesSettings(scale=2.0), tmp_path / "out", replace=True)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns != stamp
 
 
@@ -389,6 +396,30 @@ def test_a_source_edited_between_the_samples_of_its_fingerprint_is_merged_again(
         change[10, 10] = value
         write_delta(tmp_path / "delta", {"w": change}, {"base": Checkpoint(base).fingerprint()})
         source = DeltaSource(open_delta(tmp_path / "delta"))
-        merge(base, [source], TiesSettings(density=1.0), tmp_path / "out")
+        merge(base, [source], TiesSettings(density=1.0), tmp_path / "out", replace=True)
         merged.append(float(Checkpoint(tmp_path / "out").read("w")[10, 10]))
     assert merged == [1.0, 7.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float64])
+def test_models_of_every_floating_dtype_are_merged_and_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
+    own = dtype if dtype == torch.float64 else torch.bfloat16
+    base = write_checkpoint(tmp_path / "base", weights(own))
+    folders = models(tmp_path, base, 2, dtype)
+    sources = [open_source(folder, base) for folder in folders]
+    merge(base, sources, AverageSettings(rounding="nearest"), tmp_path / "out")
+    for name, tensor in read(tmp_path / "out").items():
+        values = [read(folder)[name].double() for folder in folders]
+        before = read(base)[name].double()
+        exact = before + sum(value - before for value in values) / 2
+        assert tensor.dtype == own
+        tolerance = 1e-6 if own == torch.float64 else 0
+        torch.testing.assert_close(tensor.double(), exact.float().to(own).double(), rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
+def test_what_is_too_large_for_an_8_bit_float_is_not_cut_to_its_largest(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert all_finite(rounded(torch.tensor([largest, -largest]), dtype))
+    for value in (2 * largest, -2 * largest, float("inf")):
+        assert not all_finite(rounded(torch.tensor([1.0, value]), dtype))

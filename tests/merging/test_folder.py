@@ -38,7 +38,7 @@ def loaded(folder: Path) -> dict[str, torch.Tensor]:
 
 def merged(base: Path, out: Path, other: Path) -> dict[str, torch.Tensor]:
     """The folder's tensors as transformers loads them, and they are the other model's: an average of one is that one."""
-    report = merge(base, [open_source(other, base)], AverageSettings(), out)
+    report = merge(base, [open_source(other, base)], AverageSettings(), out, replace=True)
     assert (
         report.checked
         == f"transformers loads the {len(Checkpoint(out).tensors)} merged and copied tensors as LlamaForCausalLM"
@@ -129,6 +129,21 @@ def test_the_index_names_each_tensor_in_the_file_that_holds_it(tmp_path: Path, i
     assert written["metadata"]["total_size"] == sum(sizes)
 
 
+def test_shards_in_a_folder_of_their_own_are_written_into_one(tmp_path: Path) -> None:
+    base, other = save(tmp_path / "base", shards=True), save(tmp_path / "other", seed=1)
+    content = json.loads((base / INDEX).read_text())
+    files = sorted({*content["weight_map"].values()})
+    (base / "weights").mkdir()
+    for number, file in enumerate(files):  # two folders may hold files of the same name
+        (base / "weights" / str(number)).mkdir()
+        (base / file).rename(base / "weights" / str(number) / "model.safetensors")
+    places = {file: f"weights/{number}/model.safetensors" for number, file in enumerate(files)}
+    content["weight_map"] = {name: places[file] for name, file in content["weight_map"].items()}
+    (base / INDEX).write_text(json.dumps(content))
+    merged(base, tmp_path / "out", other)
+    assert json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"] == content["weight_map"]
+
+
 def test_of_a_name_that_two_shards_hold_the_copy_that_transformers_loads_is_merged(tmp_path: Path) -> None:
     base, other = save(tmp_path / "base", shards=True), save(tmp_path / "other", seed=1)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -150,6 +165,15 @@ def test_a_folder_that_transformers_would_load_otherwise_is_refused(tmp_path: Pa
     (folder / WHOLE).unlink()
     with pytest.raises(RecipeError, match=r"would not be loaded as it was merged: 'model\.norm\.weight' would be"):
         check_folder(folder, folder, {**wanted, "model.norm.weight": wanted["lm_head.weight"]})
+
+
+def test_a_configuration_that_has_the_tensors_rounded_on_loading_is_said(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert loaded(folder)["lm_head.weight"].dtype == torch.bfloat16
+    said = check_folder(folder, folder, Checkpoint(folder).tensors)
+    assert said.endswith("in bfloat16 as config.json says; that rounds them, for they are stored in float32")
 
 
 def test_a_base_that_does_not_fit_its_configuration_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -182,7 +206,8 @@ def test_a_link_for_a_folder_keeps_being_one(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
     merged(base, tmp_path / "out", other)
-    merge(base, [open_source(save(tmp_path / "third", seed=2), base)], AverageSettings(), tmp_path / "out")
+    third = open_source(save(tmp_path / "third", seed=2), base)
+    merge(base, [third], AverageSettings(), tmp_path / "out", replace=True)
     assert (tmp_path / "out").is_symlink()
     assert {path.name for path in (tmp_path / "disk").iterdir()} == {"out"}
 

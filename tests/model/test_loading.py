@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from experts import EXPERTS, build_experts
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
-from spunge.model.hub import local_folder, unpickled
+from spunge.model.hub import local_folder
 from spunge.model.loading import load_base, model_depth, pick_device
 from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
@@ -43,23 +43,6 @@ def test_names_without_the_base_models_prefix_are_found(load: Callable[..., Any]
     names, _regions = stored_names(base.model, Checkpoint(tmp_path))
     assert names["transformer.h.0.mlp.c_proj.weight"] == ("h.0.mlp.c_proj.weight",)
     assert len(names) == len(base.names)
-
-
-def pickled(folder: Path, out: Path) -> Path:
-    shutil.copytree(folder, out)
-    torch.save(load_file(out / "model.safetensors"), out / "pytorch_model.bin")
-    (out / "model.safetensors").unlink()
-    return out
-
-
-def test_pickled_weights_are_refused_unless_allowed(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    folder = pickled(tiny(), tmp_path / "pickled")
-    with pytest.raises(RecipeError, match=r"model\.path: .*pickled weights alone \(pytorch_model\.bin\).*allow_pickle"):
-        local_folder(ModelSettings(path=str(folder)))
-    allowed = ModelSettings(path=str(folder), allow_pickle=True)
-    converted = unpickled(local_folder(allowed), tmp_path / "run" / "base", allowed)
-    base, original = Checkpoint(converted), Checkpoint(tiny())
-    assert base.fingerprint() == original.fingerprint()
 
 
 @pytest.mark.parametrize(

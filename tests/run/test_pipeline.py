@@ -1,6 +1,7 @@
 """The whole run on tiny models: what it writes, what it takes up again, what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.files import LOCK
 from spunge.recipe.loading import load_recipe
 from spunge.run.stages import lineups
 from spunge.weights.checkpoint import Checkpoint
@@ -41,6 +43,18 @@ def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[s
     recorder = Recorder()
     results = spunge.run(load_recipe(recipe, overrides), out, recorder)
     return results, recorder.worked()
+
+
+def test_every_file_of_a_run_has_the_mode_that_the_umask_gives(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["unlearn"]["steps"] = 1
+    before = os.umask(0o007)
+    try:
+        run(toy_recipe, tmp_path / "run")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert len(modes) > 20
+    assert {str(path): oct(mode) for path, mode in modes.items() if mode != 0o660 and path.name != LOCK} == {}
 
 
 def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
 from spunge.recipe.loading import shipped_recipes
 from spunge.recipe.schema import Named
-from spunge.registry import ATTACKS, EVALUATORS, METHODS, RULES, SCORERS, Registry
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, METHODS, RULES, SCORERS, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
@@ -23,10 +23,18 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "evaluators": EVALUATORS,
     "attacks": ATTACKS,
     "scorers": SCORERS,
+    "attributes": ATTRIBUTES,
 }
 KINDS = (*REGISTRIES, "recipes")
 # The setting that names the choice itself.
-NAMING = {"methods": "method", "rules": "rule", "evaluators": "kind", "attacks": "kind", "scorers": "scorer"}
+NAMING = {
+    "methods": "method",
+    "rules": "rule",
+    "evaluators": "kind",
+    "attacks": "kind",
+    "scorers": "scorer",
+    "attributes": "kind",
+}
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -58,22 +66,21 @@ def settings_of(block: type[BaseModel]) -> dict[str, dict[str, Any]]:
 
 def _described(info: FieldInfo) -> dict[str, Any]:
     """A setting. pydantic keeps the marks of an annotation apart from it."""
-    key = _naming_key(info.metadata)
-    named = f"NAME | {{{key}: NAME, ..}}" if key else type_name(info.annotation)
-    told = {"type": named, "default": _default(info), "description": info.description or ""}
+    kind = _naming(info.metadata) or type_name(info.annotation)
+    told = {"type": kind, "default": _default(info), "description": info.description or ""}
     blocks = {block_name(each): settings_of(each) for each in blocks_of(info)}
     return {**told, "blocks": blocks} if blocks else told
 
 
 def blocks_of(info: FieldInfo) -> list[type[Strict]]:
     """The settings classes that a setting may hold, but for those of registered values, which are listed by themselves."""
-    return [] if _naming_key(info.metadata) else list(_blocks_in(info.annotation))
+    return [] if _naming(info.metadata) else list(_blocks_in(info.annotation))
 
 
 def _blocks_in(annotation: Any) -> Iterator[type[Strict]]:
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         yield annotation
-    elif typing.get_origin(annotation) is not typing.Annotated or not _naming_key(typing.get_args(annotation)):
+    elif typing.get_origin(annotation) is not typing.Annotated or not _naming(typing.get_args(annotation)):
         for inner in typing.get_args(annotation):
             yield from _blocks_in(inner)
 
@@ -92,8 +99,7 @@ def type_name(annotation: Any) -> str:
     if origin is typing.Literal:
         return " | ".join(repr(value) for value in arguments)
     if origin is typing.Annotated:
-        key = _naming_key(arguments)
-        return f"NAME | {{{key}: NAME, ..}}" if key else type_name(arguments[0])
+        return _naming(arguments) or type_name(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return " | ".join(dict.fromkeys(type_name(inner) for inner in arguments))
     if origin is not None and arguments:
@@ -105,10 +111,12 @@ def type_name(annotation: Any) -> str:
     return "null" if annotation is type(None) else annotation.__name__
 
 
-def _naming_key(marks: Iterable[Any]) -> str | None:
-    """The key of a setting that names a registered value."""
-    functions = (mark.func for mark in marks if isinstance(mark, BeforeValidator))
-    return next((function.key for function in functions if isinstance(function, Named)), None)
+def _naming(marks: Iterable[Any]) -> str | None:
+    """The type of a setting that names a registered value."""
+    for mark in marks:
+        if isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):
+            return f"{'str' if mark.func.texts else 'NAME'} | {{{mark.func.key}: NAME, ..}}"
+    return None
 
 
 def _default(info: FieldInfo) -> Any:

@@ -28,6 +28,13 @@ def merge(
     as_delta: Annotated[
         bool, typer.Option("--as-delta", help="Write a sparse delta, which is exact and small.")
     ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take pickled weights (.bin), which can run code when read.")
+    ] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Take the values of quantised models, and write them unquantised.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Another merge at --out may be replaced.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge deltas, checkpoints and LoRA adapters into a base. An interrupted merge goes on where it stopped."""
@@ -51,6 +58,9 @@ def merge(
             mergekit=Path(mergekit) if mergekit else None,
             as_adapter=as_adapter,
             as_delta=as_delta,
+            allow_pickle=allow_pickle,
+            dequantize=dequantize,
+            replace=replace,
             watcher=watcher,
         )
     finally:

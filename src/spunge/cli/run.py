@@ -114,6 +114,7 @@ def split(
     as_json: JsonOption = False,
 ) -> None:
     """Show the parts with their sizes, which rows were dropped and why, and what of them is learned. Writes nothing."""
+    from spunge.data.selection import select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
     from spunge.report.wording import aligned, name, shortened
@@ -121,22 +122,27 @@ def split(
     quiet()
     loaded = load_recipe(recipe, overrides)
     parts = split_rows(loaded)
+    retain = select_retain(loaded, parts)
+    content = split_content(parts, retain)
     samples = []
     if show:
         from spunge.cli.samples import print_samples, samples_of
 
-        samples = samples_of(loaded, parts, show)
+        samples = samples_of(loaded, parts, retain.samples if retain else None, show)
     if as_json:
         extra = {"samples": [sample.to_json() for sample in samples]} if show else {}
-        print_json({**parts.to_json(), "form": parts.parts[0].samples.form, **extra})
+        print_json({**content, "form": parts.parts[0].samples.form, **extra})
         return
-    lines = [["part", "rows", "selected", "folder"]]
+    lines = [["part", "rows", "empty", "selected", "folder"]]
     for part in parts.parts:
-        lines.append([shortened(name(part.value), 60), str(part.rows), str(len(part.samples)), part.slug])
+        sizes = [str(part.rows), str(part.empty), str(len(part.samples))]
+        lines.append([shortened(name(part.value), 60), *sizes, part.slug])
     say(aligned(lines))
     say(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
         say(f"dropped {shortened(name(value), 60)}: {reason}")
+    for note in content["notes"]:
+        say(f"note: {note}")
     say(f"rows: {parts.parts[0].samples.form}")
     if show:
         print_samples(samples)

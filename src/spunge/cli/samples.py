@@ -1,33 +1,44 @@
 """`spunge split --show`: samples as the model is given them, with what the loss is on marked."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from spunge.data.split import Parts, select_rows
+from spunge.data.samples import Samples
+from spunge.data.split import Parts
 from spunge.errors import printable
-from spunge.model.loading import load_tokenizer
-from spunge.recipe.schema import Recipe
+from spunge.model.loading import load_tokenizer, positions_of
+from spunge.recipe.schema import ModelSettings, Recipe
+from spunge.registry import METHODS
+from spunge.unlearning.checking import WHOLE
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.showing import Shown, shown
 
 OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
-WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
 
 
-def samples_of(recipe: Recipe, parts: Parts, count: int) -> list[Shown]:
+def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
     """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
-    tokenizer = load_tokenizer(recipe.model)
+    method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
-    found: list[Shown] = []
+    positions = _positions(recipe.model)
+    listed: list[Shown] = []
     for part in parts.parts:
-        length = settings.length_of(part.value) if settings else WHOLE
-        found += shown(part.samples, count, part.value, "forget", tokenizer, length, packing=packing)
-    if recipe.retain is not None:
-        retain = select_rows(recipe.retain, recipe, "retain")
-        length = settings.length_of("retain") if settings else WHOLE
-        found += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
-    return found
+        length = min(positions, settings.length_of(part.value) if settings else WHOLE)
+        for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
+            listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
+    if retain is not None:
+        length = min(positions, settings.length_of("retain") if settings else WHOLE)
+        listed += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
+    return listed
+
+
+def _positions(model: ModelSettings) -> int:
+    """Tokens that the model has learned positions for, where it is here to be asked."""
+    folder = Path(model.path).expanduser()
+    here = (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+    return (positions_of(folder, model) if here else None) or WHOLE
 
 
 def print_samples(samples: list[Shown]) -> None:
@@ -42,11 +53,11 @@ def print_samples(samples: list[Shown]) -> None:
 
 def _titled(sample: Shown) -> str:
     name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
+    name += f", {sample.given}" if sample.given else ""
     row = "" if sample.row is None else f", row {sample.row}"
-    learned = "".join(text for text, scored in sample.pieces if scored)
-    return (
-        f"\n{name}{row}: {len(sample.ids)} tokens, {'the loss is on the marked ones' if learned else 'none is learned'}"
-    )
+    learned = any(scored for _, scored in sample.pieces)
+    size = f"{len(sample.ids)} tokens" + (f", cut from {sample.tokens}" if sample.tokens > len(sample.ids) else "")
+    return f"\n{name}{row}: {size}; {'the loss is on the marked ones' if learned else 'none is learned'}"
 
 
 def _marked(sample: Shown, coloured: bool) -> Any:

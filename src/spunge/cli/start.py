@@ -11,11 +11,11 @@ from spunge.errors import RecipeError, suggestion
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers or recipes. Default: all of them.")
+        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers, attributes or recipes. Default: all.")
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what a recipe can name (methods, rules, evaluators, attacks, scorers) with its settings, and the shipped recipes."""
+    """List what a recipe can name, such as methods, rules and evaluators, with its settings; and the shipped recipes."""
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
@@ -34,6 +34,7 @@ def init(
     """Copy a shipped recipe, with its data, for you to edit."""
     import shutil
 
+    from spunge.files import whole_folder, write_text
     from spunge.recipe.loading import shipped_recipes
 
     shipped = {file.stem: file for file in shipped_recipes()}
@@ -44,15 +45,11 @@ def init(
     for path in (target, target.with_suffix("")):
         if path.exists() and (path == target or data.is_dir()):
             raise RecipeError(f"init: {str(path)!r} exists already; give another folder with --to")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shipped[name], target)
-        if data.is_dir():
-            shutil.copytree(data, target.with_suffix(""), ignore=shutil.ignore_patterns("__pycache__"))
-    except OSError as error:
-        raise RecipeError(
-            f"init: cannot write {str(target)!r} ({error.strerror}); give another folder with --to"
-        ) from error
+    if data.is_dir():
+        with whole_folder(target.with_suffix(""), "--to") as aside:
+            for file in data.iterdir():
+                shutil.copyfile(file, aside / file.name)
+    write_text(target, shipped[name].read_text(encoding="utf-8"), "--to")  # last: where a recipe is, its data are
     say(str(target))
 
 

@@ -2,18 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.attribute import subjects_of
+from spunge.data.attribution import attribute_of
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
-from spunge.data.split import draw, rendering_of, seed_for, subjects_of
+from spunge.data.split import draw, rendering_of, seed_for
+from spunge.data.tables import taken
+from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name
+from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, evaluation_name
 
 EVERYTHING = "all"
+TEXTS = ("text", "prompt", "completion", "question", "reference")  # roles that are texts in every evaluator
+SCORED = ("text", "completion")  # of which an empty one gives nothing to measure
 SAMPLES = ({"prompt", "completion"}, {"messages"})
 
 
@@ -32,25 +39,23 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
 
     Raises RecipeError for a bad source, condition or expression, and when no row is left.
     """
-    table = read_rows(entry.source or recipe.forget.source, f"{setting}.source")
-    query = Query(table)
+    query = Query(read_rows(entry.source or recipe.forget.source, f"{setting}.source"))
     rows = query.where(entry.where, f"{setting}.where")
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
     rows = draw(rows, entry.limit, seed_for(0, "items"))
-    items = query.project(columns, rows, setting)
-    for role in items.column_names:
-        if items[role].null_count:
-            raise RecipeError(
-                f"{setting}.{role}: {columns[role]!r} is null in {items[role].null_count} rows; filter them out"
-            )
+    refuse_files_without(query, columns, rows, setting)
+    items = taken(query.project(columns, f"{setting}."), rows)
+    for role, given in columns.items():
+        _refuse_gaps(query, items[role], role, given, rows, setting)
     if set(columns) in SAMPLES:  # texts to be scored as they would be learned
-        items = sample_table(items, rendering_of(recipe, recipe.forget), setting, rows.tolist())
-    by = entry.by
-    if by is None and recipe.split is not None and query.has(recipe.split.by):
+        named = partial(query.records.row_names, rows)
+        items = sample_table(items, rendering_of(recipe, recipe.forget), setting, query.records.numbers(rows), named)
+    by: str | AttributeSettings | None = entry.by
+    if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
         by = recipe.split.by
     subjects: dict[str, list[int]] = {}
     if by is not None:
-        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, f"{setting}.by")):
+        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, columns, f"{setting}.by")):
             for name in names:
                 subjects.setdefault(name, []).append(item)
     overall = entry.subject or (None if subjects else EVERYTHING)
@@ -58,6 +63,35 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
         subjects[overall] = list(range(len(rows)))
     arrays = {name: np.array(members) for name, members in subjects.items()}
     return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
+
+
+def _refuse_gaps(query: Query, column: pa.ChunkedArray, role: str, given: str, rows: np.ndarray, setting: str) -> None:
+    """Raises RecipeError, with the first row, for a null, for an empty text, for a list with a null inside, and for a text that
+    is none."""
+    if role in TEXTS:
+        refuse_other_types(column.type, given, f"{setting}.{role}", nested=True)
+    # An expression may give an empty prompt on purpose.
+    filled = role in SCORED or query.column(given) is not None
+    without = {
+        "is empty": blank(column) if filled and not pa.types.is_list(column.type) else np.asarray(column.is_null()),
+        "has an empty entry": _with_null_inside(column),
+    }
+    for what, gaps in without.items():
+        if gaps.any():
+            first = query.records.row_name(int(rows[gaps][0]))
+            raise RecipeError(
+                f"{setting}.{role}: {given!r} {what} in {gaps.sum()} of {len(rows)} rows (first: {first}); mend them or leave them "
+                "out by a where"
+            )
+
+
+def _with_null_inside(column: pa.ChunkedArray) -> np.ndarray:  # (n,) of bool
+    """Which rows are lists that hold a null."""
+    gaps = np.zeros(len(column), dtype=bool)
+    if pa.types.is_list(column.type):
+        flat = column.combine_chunks()
+        gaps[flat.value_parent_indices().filter(flat.flatten().is_null()).to_numpy()] = True
+    return gaps
 
 
 def refuse_shared_subjects(evaluations: list[Items]) -> None:

@@ -1,22 +1,48 @@
-"""SQL over rows: conditions and attributes, in a DuckDB connection that can reach neither files nor the network."""
+"""Columns by name and SQL over rows: conditions and attributes, in a DuckDB connection that reaches neither files nor the
+network and is stopped after some minutes.
 
+One rule for columns, wherever a recipe names one: the name of an existing column is that column, whatever it looks like
+(`group`, `bad answer`, `a.b`); anything else is SQL. A condition (`where`) is always SQL.
+"""
+
+import difflib
+import re
+import threading
+import unicodedata
 from collections.abc import Mapping
+from typing import Literal
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from spunge.data.rows import Records
 from spunge.errors import RecipeError, suggestion
 
 ROW = "__row__"
+Kind = Literal["number", "truth", "text"]  # of an attribute's values
+SECONDS = 600.0  # after which an expression is stopped
+CONSTANTS = ("null", "true", "false")  # words that are SQL where no column is called so
+SESSION = {
+    "user",
+    "current_user",
+    "session_user",
+    "current_role",
+    "current_schema",
+    "current_catalog",
+    "current_database",
+}
 
 
 class Query:
-    """The rows of an Arrow table, open to SQL expressions over their columns."""
+    """The rows, open to columns' names and SQL expressions over them."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.columns: list[str] = table.column_names
-        self.rows: int = table.num_rows
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.columns: list[str] = records.table.column_names
+        self.rows: int = records.table.num_rows
+        self._sql_names = _sql_names(self.columns)
         self._connection = duckdb.connect(
             config={
                 "enable_external_access": "false",
@@ -26,64 +52,153 @@ class Query:
                 "preserve_insertion_order": "true",
             }
         )
-        self._connection.register("rows", table.append_column(ROW, pa.array(np.arange(table.num_rows, dtype=np.int64))))
-        self._connection.execute("SET lock_configuration = true")
+        named = records.table.rename_columns([self._sql_names[name] for name in self.columns])
+        self._connection.register("rows", named.append_column(ROW, pa.array(np.arange(self.rows, dtype=np.int64))))
+        # A time's text must not depend on where the machine stands.
+        self._connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+
+    def column(self, given: str) -> str | None:
+        """The column that a recipe's text names, or None where it is SQL: by its exact name, by its name in double quotes as SQL
+        has it, or, for a single word, whatever the case and the Unicode form of its letters."""
+        if given in self.columns:
+            return given
+        bare = given.strip()
+        if quoted := re.fullmatch(r'"((?:[^"]|"")+)"', bare):
+            bare = quoted[1].replace('""', '"')
+        if bare in self.columns:
+            return bare
+        alike = [name for name in self.columns if _folded(name) == _folded(bare)]
+        return alike[0] if len(alike) == 1 and re.fullmatch(r"\w+", _folded(bare)) else None
+
+    def sql(self, given: str, setting: str) -> str:
+        """The SQL of a column or an expression. Raises RecipeError for a single word that is no column."""
+        name = self.column(given)
+        if name is not None:
+            return '"' + self._sql_names[name].replace('"', '""') + '"'
+        if re.fullmatch(r"[^\W\d]\w*", given.strip()) and given.strip().lower() not in CONSTANTS:
+            raise RecipeError(f"{setting}: no column {given!r}{suggestion(given, self.columns)}")
+        if (literal := re.fullmatch(r"'([^']*)'", given.strip())) and literal[1] in self.columns:
+            raise RecipeError(f"{setting}: {given} is a text in SQL; the column is named without quotes: {literal[1]}")
+        return f"({given}\n)"
 
     def where(self, condition: str | None, setting: str) -> np.ndarray:
         """Row numbers that meet a condition, ascending. Raises RecipeError when it does not parse, names no column,
         or is met by no row."""
         if condition is None:
             return np.arange(self.rows)
+        # Where no column is called so, SQL takes these words for the session's user and the like.
+        words = set(re.findall(r"\w+(?!\w*\()", re.sub(r"'[^']*'|\"[^\"]*\"", "", condition.lower())))
+        if strangers := sorted(words & SESSION - {name.lower() for name in self.columns}):
+            raise RecipeError(f"{setting}: no column {strangers[0]!r}{suggestion(strangers[0], self.columns)}")
         table = self._run(f"SELECT {ROW} FROM rows WHERE ({condition}\n) ORDER BY {ROW}", condition, setting)
         if not table.num_rows:
             raise RecipeError(f"{setting}: no row of {self.rows} meets {condition!r}")
         return np.asarray(table[ROW].to_numpy())
 
-    def has(self, expression: str) -> bool:
-        """Whether an expression can be evaluated on these rows."""
+    def has(self, given: str) -> bool:
+        """Whether these rows have a column, or an expression can be evaluated on them."""
         try:
-            self._run(f"SELECT ({expression}\n) FROM rows LIMIT 0", expression, "")
+            self._kind(given, "")
         except RecipeError:
             return False
         return True
 
-    def project(self, columns: Mapping[str, str], rows: np.ndarray, setting: str) -> pa.Table:
-        """The given rows with one column per role, each a column or SQL expression over the row."""
-        for role, expression in columns.items():
-            self._run(f"SELECT ({expression}\n) FROM rows LIMIT 0", expression, f"{setting}.{role}")
-        fields = ", ".join(f'({expression}\n) AS "{role}"' for role, expression in columns.items())
-        table = self._run(f"SELECT {fields} FROM rows ORDER BY {ROW}", ", ".join(columns.values()), setting)
-        return table.take(pa.array(rows)).combine_chunks()
+    def project(self, columns: Mapping[str, str], prefix: str) -> pa.Table:
+        """All rows with one column per role, each a column or SQL expression over the row. prefix: `forget.` or the like, which
+        with the role names the setting."""
+        picked: dict[str, pa.ChunkedArray] = {}
+        for role, given in columns.items():
+            name = self.column(given)
+            if name is not None:
+                picked[role] = self.records.table[name]
+            else:
+                self._kind(given, prefix + role)
+                sql = f"SELECT {self.sql(given, prefix + role)} AS value FROM rows ORDER BY {ROW}"
+                picked[role] = self._run(sql, given, prefix + role)["value"]
+        return pa.table(picked)
 
-    def values(self, expression: str, setting: str) -> pa.Table:
+    def values(self, given: str, setting: str) -> pa.Table:
         """Columns `__row__` and `value` (text): one line for each row, or one for each distinct item of a list.
 
-        A row whose value is null, empty text, or an empty list has one line, with null.
+        A row whose value is null, blank text, or an empty list has one line, with null. A value stays as it is written,
+        with the spaces around it.
         """
-        probe = self._run(f"SELECT ({expression}\n) AS value FROM rows LIMIT 0", expression, setting)
-        source = f"SELECT {ROW}, ({expression}\n) AS value FROM rows"
-        if pa.types.is_list(probe["value"].type) or pa.types.is_large_list(probe["value"].type):
+        source = f"SELECT {ROW}, {self.sql(given, setting)} AS value FROM rows"
+        if pa.types.is_list(self._kind(given, setting)):
             source = (
-                f"SELECT {ROW}, unnest(CASE WHEN len(value) > 0 THEN list_distinct(value) END) AS value FROM ({source}) "
-                f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(value), 0) = 0"
+                f"SELECT {ROW}, unnest(list_distinct(value)) AS value FROM ({source}) "
+                f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(list_distinct(value)), 0) = 0"
             )
-        return self._run(
-            f"SELECT {ROW}, nullif(trim(CAST(value AS VARCHAR)), '') AS value FROM ({source}) ORDER BY {ROW}, value",
-            expression,
-            setting,
+        lines = self._run(
+            f"SELECT {ROW}, CAST(value AS VARCHAR) AS value FROM ({source}) ORDER BY {ROW}, value", given, setting
         )
+        blank = pc.equal(pc.utf8_trim_whitespace(lines["value"]), "")
+        return lines.set_column(1, "value", pc.if_else(blank, pa.scalar(None, pa.string()), lines["value"]))
 
-    def _run(self, sql: str, expression: str, setting: str) -> pa.Table:
+    def spelled_as(self, given: str, setting: str) -> Kind:
+        """What the values of a column or an expression, or the items of its lists, are: numbers and truth values may be spelled in
+        several ways."""
+        kind = self._kind(given, setting)
+        inner = kind.value_type if pa.types.is_list(kind) else kind
+        if pa.types.is_boolean(inner):
+            return "truth"
+        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+        return "number" if any(is_such(inner) for is_such in numbers) else "text"
+
+    def _kind(self, given: str, setting: str) -> pa.DataType:
+        """The type of a column or an expression. Raises RecipeError where it is neither, or more than one."""
+        types = self._run(f"SELECT {self.sql(given, setting)} AS value FROM rows LIMIT 0", given, setting).schema.types
+        if len(types) != 1:
+            raise RecipeError(f"{setting}: {given!r} is more than one expression")
+        return types[0]
+
+    def _run(self, sql: str, given: str, setting: str) -> pa.Table:
+        timer = threading.Timer(SECONDS, self._connection.interrupt)
+        timer.start()
         try:
             if len(self._connection.extract_statements(sql)) != 1:
-                raise RecipeError(f"{setting}: {expression!r} is more than one expression")
+                raise RecipeError(f"{setting}: {given!r} is more than one expression")
             return self._connection.sql(sql).to_arrow_table()
+        except duckdb.OutOfMemoryException:
+            raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
+        except duckdb.InterruptException:
+            raise RecipeError(f"{setting}: {given!r} was stopped after {SECONDS:.0f} seconds") from None
         except duckdb.Error as error:
-            raise RecipeError(self._explained(error, expression, setting)) from None
+            raise RecipeError(self._explained(error, given, setting)) from None
+        finally:
+            timer.cancel()
 
-    def _explained(self, error: duckdb.Error, expression: str, setting: str) -> str:
-        first = str(error).strip().splitlines()[0]
-        hint = ""
-        if isinstance(error, duckdb.BinderException) and 'column "' in first:
-            hint = suggestion(first.split('column "')[1].split('"')[0], self.columns)
-        return f"{setting}: {expression!r} is no SQL expression over the rows: {first}{hint}"
+    def _explained(self, error: duckdb.Error, given: str, setting: str) -> str:
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        return (
+            f"{setting}: {given!r} is no column, and no SQL expression over the rows: {first}{self._mend(first, given)}"
+        )
+
+    def _mend(self, message: str, given: str) -> str:
+        """What would work, where that can be told."""
+        if missing := re.search(r'column "(.+?)"', message):
+            alike = [name for name in self.columns if name.lower() == missing[1].lower()]
+            if len(alike) > 1:
+                return f"; SQL does not tell {' from '.join(map(repr, alike))}; rename one"
+            return suggestion(missing[1], self.columns)
+        if "explicit cast" in message or "explicit type casts" in message:
+            return "; a column of text is compared as a number by CAST(name AS DOUBLE)"
+        words = [name for name in self.columns if name and re.search(rf"(?<![\w\"]){re.escape(name)}(?![\w\"])", given)]
+        if unquoted := [name for name in words if not re.fullmatch(r"[^\W\d]\w*", name) or "syntax error" in message]:
+            return f'; write the column {unquoted[0]!r} in double quotes: "{unquoted[0]}"'
+        near = difflib.get_close_matches(given, self.columns, n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def _sql_names(columns: list[str]) -> dict[str, str]:
+    """The name in SQL of each column: its own, or another where SQL would not tell it from others or cannot name it."""
+    lowered = [name.lower() for name in columns]
+    result = {}
+    for number, (name, lower) in enumerate(zip(columns, lowered, strict=True)):
+        plain = name and lowered.count(lower) == 1 and lower != ROW and "\0" not in name
+        result[name] = name if plain else f"\x01{number}"
+    return result

@@ -1,62 +1,141 @@
-"""Read rows from files or the Hub into an Arrow table (memory-mapped by `datasets`), never as Python objects."""
+"""Rows of files as they are now, or of the Hub, in an Arrow table: in memory where they are few, else mapped from the cache."""
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from spunge.errors import RecipeError, suggestion
-from spunge.recipe.schema import Source
+from spunge.data.arrowrows import plain_table, read_arrow
+from spunge.data.decoding import COMPRESSIONS, UnreadableError
+from spunge.data.jsonrows import read_json
+from spunge.data.keeping import Keeper, content_key, table_of
+from spunge.data.kinds import TEXT, fitted, kind_of, merged
+from spunge.data.textrows import read_csv, read_lines
+from spunge.errors import RecipeError
+from spunge.recipe.schema import NEUTRAL, Source
 
-READERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
+FAMILIES = {
+    "JSON": (".jsonl", ".ndjson", ".json"),
+    "CSV": (".csv", ".tsv"),
+    "Parquet": (".parquet",),
+    "Arrow": (".arrow", ".feather"),
+    "text": (".txt",),
 }
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+FORMATS = {ending: family for family, endings in FAMILIES.items() for ending in endings}
+# Rows that people have and that are not read; in a folder they are refused rather than left out without a word.
+OTHERS = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".7z",
+    ".pkl",
+    ".pickle",
+    ".orc",
+    ".avro",
+    ".db",
+    ".sqlite",
+    ".h5",
+)
+SHIPPED = {NEUTRAL: Path(__file__).parent / "neutral" / "wikitext2.jsonl"}  # what a source may name in place of a path
 
 
-def read_rows(sources: Sequence[Source], setting: str) -> pa.Table:
+class Origin(NamedTuple):
+    """A file, or the Hub's dataset, that some of the rows are from."""
+
+    name: str
+    first: int  # which of the table's rows is its first
+    columns: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows, and where they are from."""
+
+    table: pa.Table
+    origins: tuple[Origin, ...] = ()
+
+    def row_name(self, row: int) -> str:
+        """`row 3 of words.csv`: rows are counted from 1, without a heading and blank lines."""
+        return self.row_names(np.array([row]))[0]
+
+    def row_names(self, rows: np.ndarray) -> list[str]:
+        names = [f" of {origin.name}" for origin in self.origins] or [""]
+        return [
+            f"row {number}{names[file]}"
+            for number, file in zip(self.numbers(rows).tolist(), self.files(rows).tolist(), strict=True)
+        ]
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The rows' numbers in their files, from 1."""
+        firsts = np.array([origin.first for origin in self.origins] or [0])
+        return np.asarray(rows - firsts[self.files(rows)] + 1)
+
+    def files(self, rows: np.ndarray) -> np.ndarray:
+        """Which of the origins the rows are from."""
+        firsts = [origin.first for origin in self.origins] or [0]
+        return np.asarray(np.searchsorted(firsts, rows, side="right") - 1)
+
+
+class _Piece(NamedTuple):
+    """What one file gives."""
+
+    name: str
+    table: pa.Table
+    reread: Callable[[Collection[str]], pa.Table]  # with these columns as text
+
+
+def read_rows(sources: Sequence[Source], setting: str) -> Records:
     """All rows of all sources, one after the other; columns that a source lacks are null.
 
-    `setting` names the recipe's key in errors. Raises RecipeError for a missing file, an unknown or mixed format,
-    unreadable content, or no rows.
+    A column that is a number in one file and text in another is text, as the files spell it. `setting` names the recipe's
+    key in errors. Raises RecipeError for a missing file, an unknown or mixed format, unreadable content, or no rows.
     """
-    tables = [_read(source, setting) for source in sources]
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowInvalid as error:
-        raise RecipeError(f"{setting}: the sources' columns do not fit together ({error})") from None
-    if not table.num_rows:
-        raise RecipeError(f"{setting}: no rows in {', '.join(str(source.path or source.hub) for source in sources)}")
-    return table
+    every = [piece for source in sources for piece in _pieces(source, setting)]
+    pieces = [piece for piece in every if piece.table.num_rows]
+    if not pieces:
+        raise RecipeError(f"{setting}: no rows in {', '.join(piece.name for piece in every[:3])}")
+    kinds: dict[str, pa.DataType] = {}
+    for piece in pieces:
+        for field in piece.table.schema:
+            kinds[field.name] = merged(kinds.get(field.name, pa.null()), field.type)
+    tables, origins, first = [], [], 0
+    for piece in pieces:
+        schema = piece.table.schema
+        clashing = [f.name for f in schema if kinds[f.name] == TEXT and f.type != TEXT and not pa.types.is_null(f.type)]
+        table = piece.reread(clashing) if clashing else piece.table
+        names = table.column_names
+        tables.append(pa.table([fitted(table[name], kinds[name]) for name in names], names=names))
+        origins.append(Origin(piece.name, first, frozenset(names)))
+        first += table.num_rows
+    return Records(pa.concat_tables(tables, promote_options="default"), tuple(origins))
 
 
-def _read(source: Source, setting: str) -> pa.Table:
-    import datasets
+def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
+    if source.hub:
+        table = _assigned(_of_hub(source, setting), source)
+        yield _Piece(source.hub, table, lambda text: plain_table(table, sorted(text)))
+        return
+    files = find_files(str(source.path), setting)
+    for file in files:
+        name = file.name if [other.name for other in files].count(file.name) == 1 else str(file)
 
-    datasets.disable_progress_bars()
-    try:
-        if source.hub:
-            loaded = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
-        else:
-            files = find_files(str(source.path), setting)
-            loaded = datasets.load_dataset(
-                _reader(files, setting), data_files=[str(file) for file in files], split="train"
-            )
-    except RecipeError:
-        raise
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise RecipeError(f"{setting}: {source.path or source.hub!r} cannot be read: {reason}") from error
-    table: pa.Table = loaded.data.table
+        def read(text: Collection[str], file: Path = file) -> pa.Table:
+            return _assigned(_of_file(file, source, text, setting), source)
+
+        yield _Piece(name, read(()), read)
+
+
+def _assigned(table: pa.Table, source: Source) -> pa.Table:
+    """With the source's constant columns."""
     for name, value in source.assign.items():
-        column = pa.repeat(pa.scalar(value), table.num_rows)
+        column = pa.repeat(pa.scalar(value, kind_of([value])), table.num_rows)
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, column)
         else:
@@ -64,71 +143,78 @@ def _read(source: Source, setting: str) -> pa.Table:
     return table
 
 
+def _of_hub(source: Source, setting: str) -> pa.Table:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
+        return plain_table(loaded.data.table)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        raise RecipeError(f"{setting}: {source.hub!r} cannot be read: {reason}") from error
+
+
+def _of_file(file: Path, source: Source, text: Collection[str], setting: str) -> pa.Table:
+    ending, columns = _ending(file), sorted(text)
+
+    def read(keeper: Callable[[], Keeper]) -> pa.Table:
+        match FORMATS[ending]:
+            case "JSON":
+                return read_json(file, ending, source.encoding, columns, keeper)
+            case "CSV":
+                return read_csv(file, ending, source.encoding, source.delimiter, keeper)
+            case "text":
+                return read_lines(file, source.encoding, keeper)
+        return read_arrow(file, ending, columns, keeper)
+
+    try:
+        key = content_key(file, ending, file.suffix.lower(), source.encoding, source.delimiter, columns)
+        return table_of(key, read)
+    except UnreadableError as error:
+        raise RecipeError(f"{setting}: {str(file)!r} cannot be read: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{setting}: {str(file)!r} cannot be read: {error.strerror}") from None
+
+
 def find_files(path: str, setting: str) -> list[Path]:
-    """The data files behind a path: one file, a folder's, or a glob's, sorted. Raises RecipeError when there are none."""
-    place = Path(path)
-    if place.is_file():
-        return [place]
-    found = place.rglob("*") if place.is_dir() else map(Path, glob.glob(path, recursive=True))
-    files = sorted(file for file in found if file.is_file() and _format(file) in READERS)
+    """The data files behind a path: one file, a folder's, or a glob's, sorted, hidden ones left out. A path that exists is that
+    path, whatever signs are in it.
+
+    Raises RecipeError when there are none, and for files of formats that are not read or do not go together.
+    """
+    whole = Path(path)
+    if path in SHIPPED:
+        return [SHIPPED[path]]
+    if whole.is_file():
+        files = [whole]
+    elif whole.is_dir():
+        inside = (file for file in whole.rglob("*") if file.is_file())
+        files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(whole).parts)]
+    else:
+        files = [file for file in map(Path, glob.glob(_pattern(whole), recursive=True)) if file.is_file()]
+    for file in sorted(files):
+        if _ending(file) in OTHERS or (file == whole and _ending(file) not in FORMATS):
+            mend = "save it as CSV" if _ending(file) in (".xlsx", ".xls", ".ods") else f"known: {', '.join(FORMATS)}"
+            raise RecipeError(f"{setting}: {str(file)!r}: unknown format {_ending(file)!r}; {mend}")
+    files = sorted(file for file in files if _ending(file) in FORMATS)
     if not files:
-        kind = "folder without data files" if place.is_dir() else "file, folder or match"
-        raise RecipeError(f"{setting}: no such {kind}: {path!r}; known formats: {', '.join(READERS)}")
+        kind = "folder without data files" if whole.is_dir() else "no such file, folder or match"
+        raise RecipeError(f"{setting}: {kind}: {path!r}; known formats: {', '.join(FORMATS)}")
+    if len({FORMATS[_ending(file)] for file in files}) > 1:
+        endings = ", ".join(sorted({_ending(file) for file in files}))
+        raise RecipeError(f"{setting}: files of several formats ({endings}); give them as a list of sources")
     return files
 
 
-def _format(file: Path) -> str:
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in COMPRESSIONS]
-    return suffixes[-1] if suffixes else ""
+def _pattern(path: Path) -> str:
+    """The path as a glob, in which the folders that exist as they are written stand for themselves."""
+    start = next(parent for parent in path.parents if parent.is_dir())
+    return str(Path(glob.escape(str(start))) / path.relative_to(start))
 
 
-def _reader(files: Sequence[Path], setting: str) -> str:
-    formats = {_format(file) for file in files}
-    unknown = formats - READERS.keys()
-    if unknown:
-        raise RecipeError(f"{setting}: {str(files[0])!r}: unknown format; known: {', '.join(READERS)}")
-    readers = {READERS[name] for name in formats}
-    if len(readers) > 1:
-        raise RecipeError(
-            f"{setting}: files of several formats ({', '.join(sorted(formats))}); give them as a list of sources"
-        )
-    return readers.pop()
-
-
-def require_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> None:
-    """Raises RecipeError, with the nearest name, for a column that the table lacks."""
-    for role, name in columns.items():
-        if name not in table.column_names:
-            raise RecipeError(f"{setting}.{role}: no column {name!r}{suggestion(name, table.column_names)}")
-
-
-def text_columns(table: pa.Table, columns: Mapping[str, str], setting: str) -> pa.Table:
-    """The text columns alone, renamed to their roles (text, prompt, completion, messages).
-
-    Raises RecipeError for a column that is not there, is no text, or has an empty text.
-    """
-    require_columns(table, columns, setting)
-    chosen: dict[str, Any] = {}
-    for role, name in columns.items():
-        column = table[name]
-        conversations = role == "messages" or (role != "text" and pa.types.is_nested(column.type))
-        if not conversations:  # what those hold is read later, row by row
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                raise RecipeError(f"{setting}.{role}: column {name!r} holds {column.type}, not text")
-            if role != "prompt":
-                _refuse_empty(column, f"{setting}.{role}: column {name!r}", name)
-        chosen[role] = column
-    return pa.table(chosen)
-
-
-def _refuse_empty(column: pa.ChunkedArray, what: str, name: str) -> None:
-    import pyarrow.compute as pc
-
-    blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-    empty = pc.sum(blank).as_py() or 0
-    if empty:
-        first = pc.index(blank, True).as_py()
-        raise RecipeError(
-            f"{what} is empty in {empty} of {len(column)} rows (first: row {first} of those chosen); "
-            f"filter them out with where: \"trim({name}) <> ''\""
-        )
+def _ending(file: Path) -> str:
+    """The ending that tells the format: `.csv` of words.csv.gz."""
+    endings = [ending.lower() for ending in file.suffixes]
+    return next((ending for ending in reversed(endings) if ending not in COMPRESSIONS), "")

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,8 @@ from spunge.data.query import ROW
 from spunge.data.template import Template, render
 
 Answer = str | Message  # of a row of prompt and completion, of a conversation
+PROMPT_SHARE = 0.5  # of a sample's tokens, left to its prompt where the answer alone would fill them
+HASHED_ROWS = 1 << 16  # at a time
 IGNORED = -100  # label of a token that is neither learned nor scored
 
 
@@ -63,7 +65,7 @@ class Rendering(NamedTuple):
 class Samples:
     """Rows of text in an Arrow table: column `text`; `prompt`, `completion` and `end`; or `conversation`, a line of JSON.
 
-    Beside them may stand `refusal`, and `__row__`, the row's number in its source.
+    Beside them may stand `refusal`, and `__row__`, the row's number in its file, from 1.
     """
 
     table: pa.Table
@@ -160,30 +162,37 @@ def _conversed(line: str, templates: dict[str, Template], tokenizer: Any, settin
     return Text(text[:first], text[first:], unscored, templated=True, ends=ends)
 
 
-def sample_table(table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int]) -> pa.Table:
+def sample_table(
+    table: pa.Table,
+    rendering: Rendering,
+    setting: str,
+    rows: Sequence[int] | np.ndarray,
+    names: Callable[[], list[str]] | None = None,
+) -> pa.Table:
     """The table of Samples for columns named by role: text; prompt and completion; or messages; and refusal.
 
-    rows: their numbers in the source, for errors. Raises RecipeError for a conversation of no known shape, naming its row.
+    rows: their numbers in their files. names: gives `row 3 of chats.jsonl` and so on. Raises RecipeError for a conversation of
+    no known shape, naming its row.
     """
     numbers = pa.array(rows, pa.int64())
     kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
     if "text" not in kept:
-        kept |= _told(table, rendering, setting, rows)
+        kept |= _told(table, rendering, setting, names or (lambda: [f"row {row}" for row in rows]))
     return pa.table({**kept, ROW: numbers})
 
 
-def _told(table: pa.Table, rendering: Rendering, setting: str, rows: Sequence[int]) -> dict[str, Any]:
+def _told(table: pa.Table, rendering: Rendering, setting: str, names: Callable[[], list[str]]) -> dict[str, Any]:
     """Columns of prompts and completions, or of conversations."""
     nested = any(pa.types.is_nested(table[name].type) for name in table.column_names if name != "refusal")
     if "messages" not in table.column_names and not rendering.chat and not nested:
         ends = pa.array([rendering.end] * len(table), pa.string())
         return {"prompt": table["prompt"], "completion": table["completion"], "end": ends}
     if "messages" in table.column_names:
-        cells = zip(table["messages"].to_pylist(), rows, strict=True)
-        read = [(read_conversation(cell, f"{setting}.messages: row {row}"), 0) for cell, row in cells]
+        cells = zip(table["messages"].to_pylist(), names(), strict=True)
+        read = [(read_conversation(cell, f"{setting}.messages: {name}"), 0) for cell, name in cells]
     else:
-        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), rows, strict=True)
-        read = [read_pair(prompt, completion, f"{setting}: row {row}") for prompt, completion, row in pairs]
+        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names(), strict=True)
+        read = [read_pair(prompt, completion, f"{setting}: {name}") for prompt, completion, name in pairs]
     lines = [
         Conversation(messages, start, rendering.learn, rendering.end, rendering.variables).to_json()
         for messages, start in read
@@ -201,10 +210,12 @@ def table_sha256(table: pa.Table) -> str:
     table = table.drop_columns([ROW]) if ROW in table.column_names else table
     digest = hashlib.sha256()
     sink = pa.PythonFile(_Hashed(digest), mode="w")
-    # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
-    fresh = table.replace_schema_metadata(None).take(pa.array(np.arange(table.num_rows))).combine_chunks()
-    with pa.ipc.new_stream(sink, fresh.schema) as writer:
-        writer.write_table(fresh)
+    table = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        for start in range(0, max(1, table.num_rows), HASHED_ROWS):
+            # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
+            piece = table.slice(start, HASHED_ROWS)
+            writer.write_table(piece.take(pa.array(np.arange(piece.num_rows))).combine_chunks())
     return digest.hexdigest()
 
 
@@ -223,10 +234,11 @@ class _Hashed(io.RawIOBase):
         return view.nbytes
 
 
-def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
+def encode(text: Text, tokenizer: Any, max_length: int, prompt_share: float = 0.0) -> Encoded:
     """Tokens of prompt + completion, at most `max_length`: a long prompt loses its start, a long completion its end.
 
-    A prompt's start token is kept. A token belongs to the completion when any of its characters does. An end is not taught
+    prompt_share: of max_length, as much as the completion leaves to the prompt at least, as far as the prompt needs it. A prompt's
+    start token is kept. A token belongs to the completion when any of its characters does. An end is not taught
     where it was cut off, nor twice where the tokenizer closes every text by itself.
     """
     ids, inside = _tokens(text, tokenizer)
@@ -236,7 +248,7 @@ def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
             ids.append(end)
             inside.append(True)
         inside[-1] = True
-    return _cut(ids, inside, tokenizer, max_length)
+    return _cut(ids, inside, tokenizer, max_length, prompt_share)
 
 
 def encode_apart(text: Text, tokenizer: Any, max_length: int) -> Encoded:
@@ -257,9 +269,9 @@ def crosses_the_join(text: Text, tokenizer: Any) -> bool:
     return any(start < boundary < stop for start, stop in coded["offset_mapping"])
 
 
-def _cut(ids: list[int], inside: list[bool], tokenizer: Any, max_length: int) -> Encoded:
+def _cut(ids: list[int], inside: list[bool], tokenizer: Any, max_length: int, prompt_share: float = 0.0) -> Encoded:
     first = inside.index(True) if True in inside else len(ids)
-    tail_length = min(len(ids) - first, max_length if first == 0 else max_length - 1)
+    tail_length = min(len(ids) - first, max_length - min(first, max(1, int(prompt_share * max_length))))
     skip = max(0, first + tail_length - max_length)
     kept = list(range(skip, first + tail_length))
     if 0 < skip < first and ids[0] == tokenizer.bos_token_id:

@@ -5,16 +5,21 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from spunge.data.query import ROW, Query
-from spunge.data.rows import read_rows, require_columns, text_columns
+from spunge.data.attribute import Members, members_of
+from spunge.data.attribution import attribute_of
+from spunge.data.query import Query
+from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
-from spunge.errors import RecipeError, suggestion
-from spunge.recipe.schema import Recipe, Rows, Scalar, Split
+from spunge.data.tables import taken
+from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
+from spunge.errors import RecipeError
+from spunge.recipe.schema import Recipe, Rows, Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
@@ -28,6 +33,7 @@ class Part:
     slug: str  # names its folder
     rows: int  # that have the value
     samples: Samples  # that were selected of them
+    empty: int = 0  # rows that were left out because a text of theirs is empty
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Parts:
     filtered: int  # rows that `where` left out
     unassigned: int  # rows of no part
     dropped: Mapping[str, str]  # value -> why it is no part
+    notes: tuple[str, ...] = ()  # what a person should look at
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +54,7 @@ class Parts:
                     "value": part.value,
                     "slug": part.slug,
                     "rows": part.rows,
+                    "empty": part.empty,
                     "selected": len(part.samples),
                     "sha256": part.samples.sha256,
                 }
@@ -56,29 +64,92 @@ class Parts:
             "filtered": self.filtered,
             "unassigned": self.unassigned,
             "dropped": dict(self.dropped),
+            "notes": list(self.notes),
         }
 
 
 def split_rows(recipe: Recipe) -> Parts:
-    """Read the forget rows and split them. Raises RecipeError for a bad source, expression or value."""
-    table = read_rows(recipe.forget.source, "forget.source")
-    query = Query(table)
+    """Read the forget rows and split them. Rows with an empty text are left out and counted.
+
+    Raises RecipeError for a bad source, column, expression or value, and for a part without any text.
+    """
+    query = Query(read_rows(recipe.forget.source, "forget.source"))
     kept = query.where(recipe.forget.where, "forget.where")
     columns = recipe.forget.columns | ({"refusal": recipe.forget.refusal} if recipe.forget.refusal else {})
-    require_columns(table, columns, "forget")
-    texts = table.select(list(dict.fromkeys(columns.values())))  # so that taking a part's rows copies no others
-    members, unassigned, dropped = _members(query, kept, recipe.split)
+    texts = text_table(query, columns, "forget")
+    refuse_files_without(query, columns, kept, "forget")
+    empty = blank_rows(texts)
+    split = recipe.split
+    known = members_of(query, kept, split, columns) if split else Members({WHOLE: kept}, kept[:0], {}, [])
+    dropped, notes = dict(known.dropped), list(known.notes)
+    members = _with_enough_text(known.members, empty, split.min_rows if split else 1, dropped, query)
+    unassigned = _kept_unassigned(known.nowhere, members, split, query)
+    members |= _with_enough_text(unassigned, empty, 1, dropped, query)
     if not members:
         reasons = "; ".join(f"{value!r}: {why}" for value, why in dropped.items()) or "no row has a value"
         raise RecipeError(f"split: no part is left ({reasons})")
-    names = slugs(list(members))
+    names, rendering = slugs(list(members)), rendering_of(recipe, recipe.forget)
     parts = []
     for value, rows in members.items():
-        chosen = draw(rows, recipe.forget.limit, seed_for(recipe.seed, "select", value))
-        samples = read_samples(texts, columns, rendering_of(recipe, recipe.forget), "forget", chosen)
-        parts.append(Part(value, names[value], len(rows), samples))
-    by = recipe.split.by if recipe.split else None
-    return Parts(by, tuple(parts), table.num_rows, table.num_rows - len(kept), unassigned, dropped)
+        filled = rows[~empty[rows]]
+        chosen = draw(filled, recipe.forget.limit, seed_for(recipe.seed, "select", value))
+        notes += left_out(query, empty, columns, rows, f"part {value!r}")
+        samples = read_samples(texts, rendering, "forget", query.records, chosen)
+        parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
+    by = attribute_of(split.by).title(query) if split else None
+    lost = 0 if unassigned else len(known.nowhere)
+    return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, tuple(notes))
+
+
+def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
+    """The samples of the given rows of a table of texts."""
+    names = partial(records.row_names, rows)
+    return Samples(sample_table(taken(texts, rows), rendering, setting, records.numbers(rows), names))
+
+
+def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
+    """How a block's rows become texts; what it does not say is forget's, or the default."""
+    known: dict[str, Any] = {"variables": recipe.model.template}
+    for block in (recipe.forget, rows):
+        given = {"chat": block.chat, "learn": block.learn, "end": block.answer_end}
+        known |= {key: value for key, value in given.items() if value is not None}
+    return Rendering(**known)
+
+
+def _with_enough_text(
+    members: Mapping[str, np.ndarray], empty: np.ndarray, min_rows: int, dropped: dict[str, str], query: Query
+) -> dict[str, np.ndarray]:
+    """The parts that have at least `min_rows` rows with text; others join the dropped. Raises RecipeError for one with none."""
+    enough: dict[str, np.ndarray] = {}
+    for value, rows in members.items():
+        filled = int((~empty[rows]).sum())
+        if len(rows) >= min_rows and not filled:
+            raise RecipeError(
+                f"forget: part {value!r} has no text: all of its {len(rows)} rows are empty (first: "
+                f"{query.records.row_name(int(rows[0]))}); leave the part out by forget.where or split.values"
+            )
+        if filled < min_rows:
+            with_text = " with text" if filled < len(rows) else ""
+            dropped[value] = f"{filled} rows{with_text}, fewer than split.min_rows ({min_rows})"
+        else:
+            enough[value] = rows
+    return enough
+
+
+def _kept_unassigned(
+    nowhere: np.ndarray, members: Mapping[str, np.ndarray], split: Split | None, query: Query
+) -> dict[str, np.ndarray]:
+    """The part of the rows that are in no other, where the recipe keeps them as one."""
+    if split is None or not len(nowhere) or split.unassigned == "drop":
+        return {}
+    if split.unassigned == "error":
+        raise RecipeError(
+            f"split.unassigned: {len(nowhere)} rows are in no part (first: {query.records.row_name(int(nowhere[0]))}); "
+            "add their values to split.values, or set split.unassigned to drop or keep"
+        )
+    if UNASSIGNED in members:
+        raise RecipeError(f"split.unassigned: a part is called {UNASSIGNED!r} already; rename it in split.values")
+    return {UNASSIGNED: nowhere}
 
 
 def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
@@ -91,115 +162,9 @@ def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
     stops = np.cumsum([len(part.samples) for part in parts])
     dealt = np.split(order, stops[:-1])
     return tuple(
-        Part(
-            f"random {number}", f"random-{number}", len(rows), Samples(everything.take(pa.array(rows)).combine_chunks())
-        )
+        Part(f"random {number}", f"random-{number}", len(rows), Samples(taken(everything, rows)))
         for number, rows in enumerate(map(np.sort, dealt), start=1)
     )
-
-
-def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Samples:
-    """The samples of a block such as `retain`; what it does not name (source, columns) is forget's."""
-    table = read_rows(rows.source or recipe.forget.source, f"{setting}.source")
-    kept = Query(table).where(rows.where, f"{setting}.where")
-    chosen = draw(kept, rows.limit, seed_for(recipe.seed, "select", setting))
-    columns = rows.columns or recipe.forget.columns
-    return read_samples(table, columns, rendering_of(recipe, rows), setting, chosen)
-
-
-def read_samples(
-    table: pa.Table, columns: Mapping[str, str], rendering: Rendering, setting: str, rows: np.ndarray
-) -> Samples:
-    """The samples of the given rows of a table."""
-    named = text_columns(table.take(pa.array(rows)), columns, setting)
-    return Samples(sample_table(named, rendering, setting, rows.tolist()).combine_chunks())
-
-
-def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
-    """How a block's rows become texts; what it does not say is forget's, or the default."""
-    known: dict[str, Any] = {"variables": recipe.model.template}
-    for block in (recipe.forget, rows):
-        given = {"chat": block.chat, "learn": block.learn, "end": block.answer_end}
-        known |= {key: value for key, value in given.items() if value is not None}
-    return Rendering(**known)
-
-
-def _members(query: Query, kept: np.ndarray, split: Split | None) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:
-    """Part -> its row numbers; how many rows are in none; and which values are no part, and why."""
-    if split is None:
-        return {WHOLE: kept}, 0, {}
-    lines = query.values(split.by, "split.by")
-    rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
-    inside = np.isin(rows, kept)
-    codes = np.where(
-        values.indices.is_null().to_numpy(zero_copy_only=False), -1, values.indices.fill_null(0).to_numpy()
-    )
-    rows, codes = rows[inside], codes[inside]
-    known = {value: code for code, value in enumerate(values.dictionary.to_pylist())}
-    counts = np.bincount(codes[codes >= 0], minlength=len(known))
-    present = {value for value, code in known.items() if counts[code]}
-    wanted = wanted_values(split.values) if split.values is not None else {value: [value] for value in sorted(present)}
-    members: dict[str, np.ndarray] = {}
-    dropped: dict[str, str] = {}
-    assigned = np.zeros(len(rows), dtype=bool)
-    for name, spellings in wanted.items():
-        found = np.isin(codes, [known[value] for value in spellings if value in present])
-        if not found.any():
-            raise RecipeError(
-                f"split.values: no row has {' or '.join(map(repr, spellings))} as {split.by}{suggestion(spellings[0], present)}"
-            )
-        assigned |= found
-        chosen = np.unique(rows[found])
-        if len(chosen) < split.min_rows:
-            dropped[name] = f"{len(chosen)} rows, fewer than split.min_rows ({split.min_rows})"
-        else:
-            members[name] = chosen
-    for value in sorted(present - {spelling for spellings in wanted.values() for spelling in spellings}):
-        dropped[value] = f"{counts[known[value]]} rows, not in split.values"
-    nowhere = np.setdiff1d(kept, rows[assigned])
-    return _with_unassigned(members, nowhere, split, dropped)
-
-
-def _with_unassigned(
-    members: dict[str, np.ndarray], nowhere: np.ndarray, split: Split, dropped: dict[str, str]
-) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:
-    if len(nowhere) and split.unassigned == "error":
-        raise RecipeError(
-            f"split.unassigned: {len(nowhere)} rows are in no part (first: row {int(nowhere[0])}); "
-            "add their values to split.values, or set split.unassigned to drop or keep"
-        )
-    if len(nowhere) and split.unassigned == "keep":
-        if UNASSIGNED in members:
-            raise RecipeError(f"split.unassigned: a part is called {UNASSIGNED!r} already; rename it in split.values")
-        return {**members, UNASSIGNED: nowhere}, 0, dropped
-    return members, len(nowhere), dropped
-
-
-def wanted_values(values: Sequence[Scalar] | Mapping[str, Sequence[Scalar]]) -> dict[str, list[str]]:
-    """Part -> the spellings that belong to it, as text."""
-    if isinstance(values, Mapping):
-        return {str(name): [as_text(value) for value in spellings] for name, spellings in values.items()}
-    return {as_text(value): [as_text(value)] for value in values}
-
-
-def as_text(value: Scalar) -> str:
-    """A value as DuckDB casts it to text."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def subjects_of(query: Query, rows: np.ndarray, by: str, split: Split | None, setting: str) -> list[list[str]]:
-    """The subjects of each row: its values of `by`, with the split's spellings under their part's name."""
-    lines = query.values(by, setting)
-    part_of: dict[str, str] = {}
-    if split is not None and split.by == by and split.values is not None:
-        part_of = {spelling: name for name, spellings in wanted_values(split.values).items() for spelling in spellings}
-    found: dict[int, list[str]] = {int(row): [] for row in rows}
-    for row, value in zip(lines[ROW].to_pylist(), lines["value"].to_pylist(), strict=True):
-        if row in found and value is not None:
-            subject = part_of.get(value, value)
-            if subject not in found[row]:
-                found[row].append(subject)
-    return [found[int(row)] for row in rows]
 
 
 def draw(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ where the template writes a whole conversation otherwise than that prompt, with 
 conversation learned than the assistant's turns.
 """
 
+import datetime
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,9 @@ from spunge.data.chat import Conversation, Message
 from spunge.errors import RecipeError
 
 STAND_IN = "\ue0f0\ue0f1"  # takes an answer's place: private characters, which no text has
+# A template that writes the day would make a delta depend on when it is made. This day is what Llama 3.1's writes without a clock.
+DAY = datetime.date(2024, 7, 26)
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -45,7 +49,8 @@ class Template:
             raise RecipeError(
                 f"{setting}: the model's tokenizer has no chat template; give prompt and completion as plain text, without chat"
             )
-        self._source = str(self._told(setting, tokenizer.get_chat_template))
+        source = str(self._told(setting, tokenizer.get_chat_template))
+        self._source = TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), source)
 
     def text(self, messages: Sequence[Message], where: str, *, asked: bool = False) -> str:
         """The rendered messages; asked: with the beginning of the assistant's next one. Raises RecipeError where it objects."""
@@ -53,7 +58,11 @@ class Template:
             self._told(
                 where,
                 lambda: self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=asked, **self._variables
+                    list(messages),
+                    chat_template=self._source,
+                    tokenize=False,
+                    add_generation_prompt=asked,
+                    **self._variables,
                 ),
             )
         )

@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.split import draw, seed_for
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
@@ -90,14 +91,14 @@ def rows_beside(settings: AuditSettings) -> pa.Table | None:
         return None
     query = Query(read_rows(settings.source, "evaluate.source"))
     rows = draw(query.where(settings.where, "evaluate.where"), settings.limit, seed_for(0, "items"))
-    return query.project(columns(settings, {}), rows, "evaluate.attack")
+    return taken(query.project(columns(settings, {}), "evaluate.attack."), rows)
 
 
 def instrument(settings: AuditSettings) -> dict[str, Any]:
     """What the attack measures with, and its version where that is not the first."""
-    found = ATTACKS.get(settings.attack.kind).instrument(settings.attack, rows_beside(settings))
+    described = ATTACKS.get(settings.attack.kind).instrument(settings.attack, rows_beside(settings))
     version = ATTACKS.version(settings.attack.kind)
-    return found if version == "1" else {**found, "attack version": version}
+    return described if version == "1" else {**described, "attack version": version}
 
 
 def check(settings: AuditSettings, recipe: Recipe) -> None:

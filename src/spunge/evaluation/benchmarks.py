@@ -269,14 +269,14 @@ def outcome(name: str, task: Any, samples: Sequence[Mapping[str, Any]], metric: 
     mine = [sample for sample in samples if sample["filter"] == (filtered or filters[0])]
     values = [sample[chosen] for sample in mine]
     kind = getattr(aggregations[chosen], "__name__", "")
-    found = terms(kind, values)
-    if found is None:
+    ratio_terms = terms(kind, values)
+    if ratio_terms is None:
         raise RecipeError(
             f"evaluate.tasks.metric: {name!r}: its {chosen!r} is no mean over items ({kind}); name another"
         )
     higher = bool(task.higher_is_better().get(chosen, True))
     transform: Literal["none", "exp"] = "exp" if kind in ("perplexity", "weighted_perplexity") else "none"
-    return Outcome(name, chosen, *found, higher, transform, guessing(task, chosen, mine))
+    return Outcome(name, chosen, *ratio_terms, higher, transform, guessing(task, chosen, mine))
 
 
 def terms(kind: str, values: Sequence[Any]) -> tuple[list[float], list[float]] | None:

@@ -65,17 +65,17 @@ def shared(question: Question) -> Shared:
 
 def candidate_likelihoods(base: Base, questions: Sequence[Question], progress: Steps) -> list[list[Likelihood]]:
     """For each question, the log-likelihood of every candidate given the prompt."""
-    found: list[list[Likelihood]] = [[] for _ in questions]
+    scores: list[list[Likelihood]] = [[] for _ in questions]
     parts = [shared(question) for question in questions]
     widths, following = [len(part.context) for part in parts], [part.following for part in parts]
     finished = 0
     for rows in alike(widths, batch_tokens(base), enough(base), following):
         sums = iter(_scored(base, [parts[row] for row in rows]))
         for row in rows:
-            found[row] = [Likelihood(next(sums), len(candidate)) for candidate in questions[row].candidates]
+            scores[row] = [Likelihood(next(sums), len(candidate)) for candidate in questions[row].candidates]
         finished += len(rows)
         progress(finished, len(questions))
-    return found
+    return scores
 
 
 def enough(base: Base) -> int:

@@ -112,6 +112,12 @@ def all_questions(items: pa.Table, settings: ChoicesSettings) -> list[Asked]:
     return [each for number, row in enumerate(rows) for each in questions(row, number, settings, first)]
 
 
+def answers_of(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> list[int]:
+    """Each row's right candidate, by its index. Raises RecipeError, with the row's number."""
+    first = first_label(rows, settings)
+    return [answer_index(row["answer"], row["choices"], number, first) for number, row in enumerate(rows)]
+
+
 def first_label(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> int:
     """What answers that are numbers count from: 0, or 1 where they are labels such as '1' to '4'.
 

@@ -80,27 +80,27 @@ def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings
     if settings.temperature is not None:
         key["seed"] = bench.seed
     file = bench.folder / f"texts-{fingerprint(key)[:16]}.jsonl"
-    found = _written(file, len(prompts))
-    if len(found) < len(prompts):
+    texts_of_row = _written(file, len(prompts))
+    if len(texts_of_row) < len(prompts):
         write = _with_vllm if settings.engine == "vllm" else _with_transformers
-        for rows, texts in write(base, prompts, settings, bench.seed, set(found)):
+        for rows, texts in write(base, prompts, settings, bench.seed, set(texts_of_row)):
             lines = []
             for row, text in zip(rows, texts, strict=True):
-                if row in found:  # of a batch that was written in part
+                if row in texts_of_row:  # of a batch that was written in part
                     continue
-                found[row] = text
+                texts_of_row[row] = text
                 lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))
-            bench.progress(len(found), len(prompts))
+            bench.progress(len(texts_of_row), len(prompts))
     bench.kept.add(file)
-    return [found[index] for index in range(len(prompts))]
+    return [texts_of_row[index] for index in range(len(prompts))]
 
 
 def _written(file: Path, count: int) -> dict[int, list[str]]:
     """What an earlier run wrote; a line that it could not finish, or that was changed since, is taken out of the file."""
-    found: dict[int, list[str]] = {}
+    kept: dict[int, list[str]] = {}
     if not file.is_file():
-        return found
+        return kept
     whole = []
     # Not splitlines: a completion may hold other line breaks of Unicode's.
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -109,10 +109,10 @@ def _written(file: Path, count: int) -> dict[int, list[str]]:
         except json.JSONDecodeError:
             continue
         if content is not None and 0 <= content["row"] < count:
-            found[content["row"]] = content["texts"]
+            kept[content["row"]] = content["texts"]
             whole.append(line + "\n")
     write_text(file, "".join(whole))
-    return found
+    return kept
 
 
 Written = Iterator[tuple[list[int], list[list[str]]]]  # rows and the completions of each

@@ -80,14 +80,14 @@ def leaves_of(
 ) -> list[Leaf]:
     """A benchmark's single tasks with their changes: its groups', the shots, its files and overrides, its own ones."""
     given = {} if shots is None else {"num_fewshot": shots}
-    found = []
+    leaves = []
     for leaf in _members(task, index):
         changes = {**leaf.changes, **given}
         for name in dict.fromkeys((task, leaf.name)):
             config = {**(index[leaf.name].cfg or {}), **changes}
             changes |= laid_over(leaf.name, config, files.get(name), overrides.get(name, {}))
-        found.append(Leaf(leaf.name, changes))
-    return found
+        leaves.append(Leaf(leaf.name, changes))
+    return leaves
 
 
 def check_names(tasks: Sequence[str], changed: Mapping[str, Mapping[str, Any]], index: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ GROUP_KEYS = ("group", "group_alias", "task", "tag", "aggregate_metric_list", "m
 
 def _inside(group: Mapping[str, Any], index: Mapping[str, Any]) -> list[Leaf]:
     common = {key: value for key, value in group.items() if key not in GROUP_KEYS}
-    found = []
+    leaves = []
     for member in _listed_members(group):
         content = {"task": member} if isinstance(member, str) else dict(member)
         if isinstance(content["task"], list):
@@ -128,8 +128,8 @@ def _inside(group: Mapping[str, Any], index: Mapping[str, Any]) -> list[Leaf]:
             inner = [Leaf(leaf.name, {**leaf.changes, **own}) for leaf in _members(content["task"], index)]
         else:
             raise RecipeError(f"evaluate.tasks: a group's member {content['task']!r} is no task; name its tasks")
-        found += [Leaf(leaf.name, {**common, **leaf.changes}) for leaf in inner]
-    return found
+        leaves += [Leaf(leaf.name, {**common, **leaf.changes}) for leaf in inner]
+    return leaves
 
 
 def laid_over(

@@ -139,8 +139,8 @@ def auroc(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> np.nd
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: np.ndarray = (positive * (below + negative / 2)).sum(axis=1) / pairs
-    return found
+        shares: np.ndarray = (positive * (below + negative / 2)).sum(axis=1) / pairs
+    return shares
 
 
 def _values(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:  # (seeds,)
@@ -151,7 +151,7 @@ def _draws(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:
     """(RESAMPLES,): the mean over drawn seeds of the metric on drawn items. The same draws for the same number of items."""
     count, generator = len(items), np.random.default_rng(len(items))
     metrics = [_of_weights(measure, items) for measure in measures]
-    found = np.empty((RESAMPLES, len(measures)))
+    by_seed = np.empty((RESAMPLES, len(measures)))
     # In slices, so that a set of a million items needs no 2,000 x 1,000,000 matrix.
     size = max(1, 4_000_000 // count)
     for start in range(0, RESAMPLES, size):
@@ -160,11 +160,11 @@ def _draws(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:
         flat = np.bincount((rows * count + drawn).ravel(), minlength=len(drawn) * count)
         weights = flat.reshape(len(drawn), count).astype(np.float64)
         for seed, metric in enumerate(metrics):
-            found[start : start + size, seed] = metric(weights)
+            by_seed[start : start + size, seed] = metric(weights)
     if len(measures) == 1:
-        return found[:, 0]
+        return by_seed[:, 0]
     seeds = generator.integers(0, len(measures), (RESAMPLES, len(measures)))
-    means: np.ndarray = np.take_along_axis(found, seeds, axis=1).mean(axis=1)
+    means: np.ndarray = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
     return means
 
 
@@ -176,10 +176,10 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
 
     def ratio(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            found: np.ndarray = (weights @ top) / (weights @ bottom)
+            values: np.ndarray = (weights @ top) / (weights @ bottom)
             if measure.transform == "exp":
-                found = np.asarray(np.exp(found))
-            return found
+                values = np.asarray(np.exp(values))
+            return values
 
     return ratio
 

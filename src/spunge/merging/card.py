@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from spunge.merging.outcome import MergeReport
+from spunge.weights.folder import name_of
 
 # Models in a Hub cache lie in models--OWNER--NAME/snapshots/REVISION.
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
@@ -60,7 +61,7 @@ def base_identifier(base: Path) -> str:
         named = str(json.loads((base / "config.json").read_text()).get("_name_or_path") or "")
     except (OSError, ValueError):
         named = ""
-    return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else base.resolve().name
+    return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else name_of(base)
 
 
 def _inherited(base: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from spunge.errors import RecipeError
 from spunge.merging.rule import Rule
 from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import note_of
 from spunge.weights.opening import check_source
+from spunge.weights.quantised import refuse_8_bits, refuse_quantised
 from spunge.weights.sources import Source
 
 
@@ -30,10 +32,13 @@ def check(
             raise RecipeError(
                 f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model"
             )
+    refuse_quantised(base)
+    refuse_8_bits(base)
     check_fit(base)
     for source in sources:
         check_source(base, source)
-    return [*(note for source in sources for note in source.notes), *notes]
+    own = [note] if (note := note_of(base.folder)) else []
+    return [*own, *(note for source in sources for note in source.notes), *notes]
 
 
 def check_weights(rule: Rule, settings: Any, weights: Sequence[float]) -> list[str]:

@@ -1,8 +1,9 @@
 """All the steps of `spunge merge`: open the sources, check the settings, merge, and write what was asked for."""
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,21 +11,23 @@ from pydantic import SerializeAsAny
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import whole_folder
+from spunge.files import whole_folder, write_json
 from spunge.merging.adapters import Fit, write_adapter
+from spunge.merging.earlier import REPORT, claimed, earlier, merge_key, weight_files
 from spunge.merging.engine import merge
 from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
-from spunge.merging.outcome import MergeReport
+from spunge.merging.outcome import MergeReport, reports_of
 from spunge.merging.values import merged_changes
+from spunge.model.hub import plain_folders
 from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.block import Strict
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import RuleSettings, named
+from spunge.recipe.schema import ModelSettings, RuleSettings, named
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.delta import Sparse, write_delta
-from spunge.weights.hub import fetched
+from spunge.weights.folder import name_of
 from spunge.weights.opening import open_source
 from spunge.weights.sources import Source
 
@@ -45,6 +48,7 @@ class Merged:
             content["report"] = self.report.to_json()
         if self.fits:
             content["residual"] = {fit.name: fit.residual for fit in self.fits}
+            content["norm"] = {fit.name: fit.norm for fit in self.fits}
         return content
 
 
@@ -59,40 +63,88 @@ def merge_command(
     mergekit: Path | None = None,
     as_adapter: int | None = None,
     as_delta: bool = False,
+    allow_pickle: bool = False,
+    dequantize: bool = False,
+    replace: bool = False,
     watcher: Watcher = SILENT,
 ) -> Merged:
     """Merge `models` (deltas, checkpoints, adapters; folders or Hub ids) into `base`, and write `out`.
 
     `settings` are the rule's own (density, scale, ...), `rule` is ties by default; `mergekit` names a configuration file
     that gives all of these instead. as_adapter: write a LoRA adapter of this rank in place of a checkpoint; as_delta: a
-    sparse delta, which holds the merged change exactly. Raises RecipeError with one line.
+    sparse delta, which holds the merged change exactly. allow_pickle, dequantize: take models whose weights are pickled, or
+    quantised; they are converted beside `out` for the time of the merge. Raises RecipeError with one line.
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
     chosen = rule_settings(plan.settings)
-    folder = fetched(plan.base, "--base")
-    _check_layers(plan, folder)
-    sources = [open_source(place, folder) for place in plan.models]
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
-    watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
-    if as_adapter is None and not as_delta:
-        refuse_own(out, [each for each in (folder, *map(Path, plan.models)) if each.is_dir()])
-        report = merge(folder, sources, chosen, out, weights=plan.weights, progress=watcher.step, notes=plan.notes)
+    refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
+    plain = as_adapter is None and not as_delta
+    if unread := [name for name in ("dtype", "rounding") if not plain and name in (settings or {})]:
+        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
+    if as_adapter is not None and as_adapter < 1:
+        raise RecipeError(f"--as-adapter: {as_adapter} is no rank; give 1 or more")
+    given = [
+        ModelSettings(path=each, allow_pickle=allow_pickle, dequantize=dequantize) for each in (plan.base, *plan.models)
+    ]
+    with plain_folders(given, out.with_name(f".{out.name}.converted")) as (folder, *folders):
+        _check_layers(plan, folder)
+        labels = [Path(each).resolve().name if Path(each).is_dir() else each for each in plan.models]
+        sources = [open_source(each, folder, label) for each, label in zip(folders, labels, strict=True)]
+        watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
+        if not plain:
+            return _change(out, folder, sources, chosen, plan, as_adapter, replace, watcher)
+        progress, notes = watcher.step, plan.notes
+        report = merge(
+            folder, sources, chosen, out, weights=plan.weights, progress=progress, notes=notes, replace=replace
+        )
         watcher.end(f"{len(report.changed)} tensors changed")
         return Merged(out, "checkpoint", report, notes=report.notes)
-    if unread := [name for name in ("dtype", "rounding") if name in (settings or {})]:
-        raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
-    if out.exists() and any(out.iterdir()):
-        raise RecipeError(f"--out: {str(out)!r} exists and is not empty; give another folder")
-    names = {name for source in sources for name in source.names}
-    changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
-    merged = (
-        _delta(out, folder, sources, chosen, changes)
-        if as_adapter is None
-        else _adapter(out, folder, changes, names, as_adapter)
-    )
+
+
+def _change(
+    out: Path,
+    folder: Path,
+    sources: Sequence[Source],
+    chosen: RuleSettings,
+    plan: Plan,
+    rank: int | None,
+    replace: bool,
+    watcher: Watcher,
+) -> Merged:
+    """The merged change alone, as a delta or an adapter, with a merge.json beside it."""
+    form = "delta" if rank is None else f"adapter of rank {rank}"
+    key = merge_key(Checkpoint(folder), sources, plan.weights, chosen, form)
+    about = {
+        "format": 2,
+        "key": key,
+        "base": name_of(folder),
+        "settings": chosen.model_dump(mode="json"),
+        "sources": [vars(each) for each in reports_of(sources, plan.weights)],
+    }
+    with claimed(out):
+        if (content := earlier(out, key, replace)) is not None:
+            return _read(out, content)
+        names = {name for source in sources for name in source.names}
+        changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
+        with whole_folder(out, replace=True) as aside:
+            merged = (
+                _delta(aside, folder, sources, chosen, changes)
+                if rank is None
+                else _adapter(aside, folder, changes, names, rank)
+            )
+            merged = dataclasses.replace(merged, out=out, notes=[*plan.notes, *merged.notes])
+            told = {key: value for key, value in merged.to_json().items() if key != "out"}
+            write_json(aside / REPORT, {**about, **told, "files": weight_files(aside)})
     watcher.end(f"{len(names)} tensors changed")
-    return replace(merged, notes=[*plan.notes, *merged.notes])
+    return merged
+
+
+def _read(out: Path, content: Mapping[str, Any]) -> Merged:
+    """The delta or adapter that an earlier call wrote."""
+    fits = [Fit(name, residual, content["norm"][name]) for name, residual in content.get("residual", {}).items()]
+    return Merged(out, content["kind"], fits=fits, notes=content["notes"])
 
 
 def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:
@@ -145,10 +197,7 @@ def _check_layers(plan: Plan, base: Path) -> None:
 
 
 def _adapter(out: Path, base: Path, changes: Iterator[tuple[str, Tensor]], names: Collection[str], rank: int) -> Merged:
-    if rank < 1:
-        raise RecipeError(f"--as-adapter: {rank} is no rank; give 1 or more")
-    with whole_folder(out) as aside:
-        fits = write_adapter(aside, Checkpoint(base, "--base"), changes, names, rank)
+    fits = write_adapter(out, Checkpoint(base, "--base"), changes, names, rank)
     worst = max(fits, key=lambda fit: fit.residual * fit.norm)
     notes: list[str] = []
     if (lost := _lost(fits)) > 0.1:
@@ -172,15 +221,16 @@ def _delta(
     changes: Iterator[tuple[str, Tensor]],
 ) -> Merged:
     sparse = {name: Sparse.of(delta) for name, delta in changes}
-    if not sparse:
-        raise RecipeError("--model: no model differs from the base; there is nothing to write")
+    if not any(change.values.numel() for change in sparse.values()):
+        raise RecipeError(
+            "--model: no model differs from the base, or nothing of it is kept; there is nothing to write"
+        )
     info = {
         "base": Checkpoint(base).fingerprint(),
         "merge": settings.model_dump(mode="json"),
         "sources": [{"label": source.label, "fingerprint": source.fingerprint} for source in sources],
     }
-    with whole_folder(out) as aside:
-        write_delta(aside, sparse, info)
+    write_delta(out, sparse, info)
     return Merged(out, "delta")
 
 

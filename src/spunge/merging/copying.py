@@ -1,9 +1,7 @@
 """Copy files, or parts of them, by the kernel: shared blocks where the file system can, no trip through Python."""
 
-import contextlib
 import errno
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -59,9 +57,7 @@ def write_all(writer: int, data: memoryview, at: int) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A whole file: shared blocks, else a kernel copy."""
+    """A whole file: shared blocks, else a kernel copy. It gets the mode of a new file, whatever the source's."""
     if not clone(source, target):
         with source.open("rb") as reader, target.open("wb") as writer:
             copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size, 0)
-    with contextlib.suppress(OSError):
-        shutil.copymode(source, target)

@@ -8,16 +8,16 @@ Everything is written aside and renamed when whole; a journal lets an interrupte
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
 from spunge.merging.chunks import merge_chunk
+from spunge.merging.earlier import earlier, merge_key
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
     MergeReport,
-    SourceReport,
     Tally,
+    reports_of,
     rounding_notes,
     summed_up,
     written_of,
@@ -29,6 +29,7 @@ from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import name_of
 from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
@@ -48,22 +49,25 @@ def merge(
     compiled: bool | None = None,
     chunk: int | None = None,
     notes: Sequence[str] = (),
+    setting: str = "--base",
+    replace: bool = False,
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
     weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
-    `out` that an earlier merge wrote is replaced, any other refused; one that holds this very merge is left as it is.
-    Raises RecipeError when the inputs do not fit, before anything is written, and when NaN or Inf turns up, with
+    `out` that holds this very merge is left as it is. setting: what names the base, for errors.
+    Raises RecipeError when the inputs do not fit or `out` holds something
+    else (another merge is replaced where `replace` says so), before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, setting), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
-    labels = [source.label for source in sources]
-    output = Output(work.mapped, out, labels, work.changed, _key(work), work.dtypes, settings.dtype)
-    if (earlier := output.earlier()) is not None:
-        return earlier
+    key = merge_key(work.base, sources, given, settings, "checkpoint")
+    if (content := earlier(out, key, replace)) is not None:
+        return MergeReport.from_json(content)
+    output = Output(work.mapped, out, work.changed, key, work.dtypes, settings.dtype, replace)
     with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then
         if fast and chunk is None:
@@ -72,17 +76,16 @@ def merge(
         tallies = {name: tallies[name] for name in work.changed}
         tensors, cosine = summed_up(tallies, work.places)
         written = written_of(tallies, work.dtypes, work.at_random)
-        reports = [SourceReport(s.label, s.fingerprint, weight) for s, weight in zip(sources, given, strict=True)]
         plain = settings.model_dump(mode="json")
         report = MergeReport(
             rule=settings.rule,
             settings=plain,
-            base=base.resolve().name,
-            sources=reports,
+            base=name_of(base),
+            sources=reports_of(sources, given),
             tensors=tensors,
             cosine=cosine,
             written=written,
-            key=output.key,
+            key=key,
             notes=[*notes, *rounding_notes(written)],
         )
         report = output.finish(report)
@@ -115,17 +118,6 @@ def prepared(
         chunk=chunk,
     )
     return work, notes
-
-
-def _key(work: Work) -> dict[str, Any]:
-    """What the result depends on, beside the base."""
-    return {
-        "rule": work.settings.model_dump(mode="json"),
-        "version": RULES.version(work.settings.rule),
-        "sources": [[source.fingerprint, weight] for source, weight in zip(work.sources, work.weights, strict=True)],
-        "stamps": [list(source.stamps) for source in work.sources],
-        "order": list(work.places),
-    }
 
 
 def _stream(

@@ -1,12 +1,7 @@
-"""What a merged folder holds beside its weights: copies from the base's folder, and the index.
-
-Nothing that is copied may stand in the way of what the merge wrote. transformers, peft, vLLM and spunge itself decide by a
-file's name what a folder is, so that files which would make it something else stay behind: other weights and their
-indexes, adapters, deltas, and what says how the base was quantised or trained.
-"""
+"""What a merged folder holds beside its weights, copies from the base's folder and the index, and the check of the whole."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from spunge.errors import RecipeError
@@ -14,61 +9,24 @@ from spunge.files import write_json
 from spunge.merging.copying import copy_file
 from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint, model_files
+from spunge.weights.folder import copied
 from spunge.weights.header import TensorInfo, read_header
-
-WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".pkl",
-    ".pickle",
-    ".gguf",
-    ".ggml",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-)
-OWN = ("merge.json", "README.md", "delta.json", "journal.jsonl")  # written anew, or those of another spunge folder
-STAY = (
-    "adapter_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "hf_quant_config.json",
-    "trainer_state.json",
-)
+from spunge.weights.rounding import main_dtype
 
 
 def refuse_own(out: Path, read: Iterable[Path]) -> None:
     """Raises RecipeError where a merge into `out` would replace a folder that it reads."""
     place = out.resolve()
     for folder in read:
+        if not folder.is_dir():
+            continue  # a Hub id
         if place == folder.resolve() or place in folder.resolve().parents:
             raise RecipeError(f"--out: {str(out)!r} holds {str(folder)!r}, which the merge reads; give another folder")
 
 
-def copied(base: Path, out: Path) -> Iterator[Path]:
-    """The files of the base's folder that a merged folder takes over, relative to it. `out`, if it lies inside, is not."""
-    for path in sorted(base.rglob("*")):
-        inside = path.relative_to(base)
-        name = path.name.lower()
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or not path.is_file() or out in path.resolve().parents:
-            continue
-        if (
-            name.endswith(WEIGHTS)
-            or inside.name in OWN
-            or name in STAY
-            or (".index" in name and name.endswith(".json"))
-        ):
-            continue
-        yield inside
-
-
 def copy_rest(base: Path, target: Path, out: Path) -> None:
     """Copy what is no weights into the folder `target`, which will be `out`."""
-    for inside in copied(base, out.resolve()):
+    for inside in copied(base, out):
         (target / inside).parent.mkdir(parents=True, exist_ok=True)
         copy_file(base / inside, target / inside)
 
@@ -108,4 +66,9 @@ def check_folder(target: Path, base: Path, wanted: Mapping[str, TensorInfo]) -> 
     loading = check_fit(merged)
     if loading.architecture is None:
         return f"the files hold what was merged; they were not tried on config.json ({loading.reason})"
-    return f"transformers loads the {len(there)} merged and copied tensors as {loading.architecture}"
+    said = f"transformers loads the {len(there)} merged and copied tensors as {loading.architecture}"
+    stored, asked = main_dtype(merged), loading.dtype
+    if asked is None or asked.itemsize >= stored.itemsize:
+        return said
+    names = [str(each).removeprefix("torch.") for each in (asked, stored)]
+    return f"{said}, in {names[0]} as config.json says; that rounds them, for they are stored in {names[1]}"

@@ -17,6 +17,7 @@ from spunge.errors import RecipeError
 from spunge.files import read_json, write_json
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.header import DTYPES, TensorInfo, read_header
+from spunge.weights.rounding import all_finite
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -26,6 +27,7 @@ class FileLayout:
     """One file of the output."""
 
     source: Path  # the base's
+    name: str  # relative to the folder
     header: bytes | None  # None: as the base's, and so is everything behind it
     tensors: dict[str, TensorInfo]  # as in the output: dtype, and the place in its file
     size: int
@@ -33,13 +35,13 @@ class FileLayout:
 
 def laid_out(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> list[FileLayout]:
     """The output's files, in the base's order."""
-    return [_file(file, dtypes) for file in base.files]
+    return [_file(file, base, dtypes) for file in base.files]
 
 
-def _file(file: Path, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
-    infos = read_header(file)
+def _file(file: Path, base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
+    name, infos = str(file.relative_to(base.folder)), read_header(file, base.setting)
     if all(dtypes[info.name] == info.dtype for info in infos):
-        return FileLayout(file, None, {info.name: info for info in infos}, file.stat().st_size)
+        return FileLayout(file, name, None, {info.name: info for info in infos}, file.stat().st_size)
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
@@ -59,7 +61,7 @@ def _file(file: Path, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
     for info in infos:
         start, stop = (len(header) + offset for offset in entries[info.name]["data_offsets"])
         tensors[info.name] = TensorInfo(info.name, file, dtypes[info.name], info.shape, start, stop)
-    return FileLayout(file, header, tensors, len(header) + at)
+    return FileLayout(file, name, header, tensors, len(header) + at)
 
 
 def describe(folder: Path, dtype: str) -> None:
@@ -82,7 +84,7 @@ def _set_dtype(config: dict[str, Any], dtype: str, top: bool = False) -> None:
 
 def check_finite(name: str, values: torch.Tensor, dtype: torch.dtype) -> None:
     """Raises RecipeError where a tensor of the base is too large for the dtype that it is to be written in."""
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         shown = str(dtype).removeprefix("torch.")
         raise RecipeError(
             f"merge.dtype: tensor {name!r} of the base holds values that {shown} does not; choose float32"

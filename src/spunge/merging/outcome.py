@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.weights.rounding import counts
+from spunge.weights.sources import Source
 
 WARNED = 0.1  # share of the change's norm that rounding may lose without a word
 
@@ -46,10 +46,16 @@ class Tally:
 
     def note_written(self, base: Tensor, merged: Tensor, written: Tensor) -> None:
         """What rounding made of one chunk: (n,) each, the first two in float32."""
-        change = written.double() - base.double()
-        self.error = float((change - merged).square().sum())
-        self.along = float(change.dot(merged.double()))
-        self.changed, self.stayed = counts(base, merged, written)
+        change = written.float() - base
+        error = change - merged
+        self.error, self.along = float(error.dot(error)), float(change.dot(merged))
+        if not math.isfinite(self.error + self.along):  # squares of large numbers overflow float32
+            self.error, self.along = (
+                float(error.double().dot(error.double())),
+                float(change.double().dot(merged.double())),
+            )
+        self.changed = int(torch.count_nonzero(merged))
+        self.stayed = int(torch.count_nonzero(merged.masked_fill(change != 0, 0)))
 
     def dump(self) -> dict[str, Any]:
         return {**vars(self), "gram": self.gram.tolist(), "kept": self.kept.tolist()}
@@ -98,6 +104,10 @@ class SourceReport:
     weight: float
 
 
+def reports_of(sources: Sequence[Source], weights: Sequence[float]) -> list[SourceReport]:
+    return [SourceReport(each.label, each.fingerprint, weight) for each, weight in zip(sources, weights, strict=True)]
+
+
 @dataclass(frozen=True)
 class Written:
     """What rounding made of the merged delta, over all its tensors; see TensorReport."""
@@ -123,6 +133,7 @@ class MergeReport:
     key: str = ""  # fingerprint of the inputs
     notes: list[str] = field(default_factory=list)
     checked: str = ""  # what transformers makes of the merged folder
+    files: dict[str, int] = field(default_factory=dict)  # weight file -> bytes
 
     @property
     def changed(self) -> list[str]:
@@ -141,6 +152,7 @@ class MergeReport:
             "notes": self.notes,
             "written": None if self.written is None else vars(self.written),
             "checked": self.checked,
+            "files": self.files,
             "tensors": {name: vars(entry) for name, entry in self.tensors.items()},
             "key": self.key,
         }
@@ -158,6 +170,7 @@ class MergeReport:
             key=content["key"],
             notes=content["notes"],
             checked=content.get("checked", ""),
+            files=content.get("files", {}),
         )
 
 

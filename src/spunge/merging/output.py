@@ -15,36 +15,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.errors import RecipeError
-from spunge.files import LOCK, alone, append_text, disk_errors_told, fingerprint, read_json, write_json, write_text
+from spunge.files import LOCK, alone, append_text, disk_errors_told, write_json, write_text
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_range, write_all
+from spunge.merging.earlier import REPORT, earlier, weight_files
 from spunge.merging.folder import check_folder, copy_rest, write_index
 from spunge.merging.layout import FileLayout, check_finite, describe, laid_out
 from spunge.merging.outcome import MergeReport, Tally
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.sources import Mapped
 
-REPORT = "merge.json"
 PIECE = 1 << 27  # bytes
 CONVERTED = 1 << 22  # entries that are converted at once
 
 
 class Output:
-    """Writes OUT. Raises RecipeError when it cannot be written, or holds something that no merge wrote.
+    """Writes OUT. Raises RecipeError when it cannot be written.
 
-    dtypes: what each of the base's tensors is written in; dtype: what was asked for, base or a name.
+    key: fingerprint of the inputs; dtypes: what each of the base's tensors is written in; dtype: what was asked for, base or
+    a name; replace: whether another merge at OUT may go.
     """
 
     def __init__(
         self,
         mapped: Mapped,
         out: Path,
-        labels: Sequence[str],
         changed: Sequence[str],
-        key: Any,
+        key: str,
         dtypes: Mapping[str, torch.dtype],
         dtype: str,
+        replace: bool,
     ) -> None:
         self.mapped = mapped
         self.base = base = mapped.checkpoint
@@ -55,7 +55,7 @@ class Output:
         self.places = {name: inside[info.file][name] for name, info in base.tensors.items()}
         self.changed = frozenset(changed)
         self.aside = self.out.with_name(f".{self.out.name}.merging")
-        self.key = fingerprint({"inputs": key, "labels": list(labels), "base": [stamp(file) for file in base.files]})
+        self.key, self.replace = key, replace
         self.done: dict[str, Tally] = {}
         self.facts: dict[str, Tensor] = {}
         self._copied: set[str] = set()
@@ -65,20 +65,6 @@ class Output:
         self._copying: list[Future[None]] = []
         self._stopped = threading.Event()
 
-    def earlier(self) -> MergeReport | None:
-        """The report of this very merge, where it has been made before. Raises RecipeError for a foreign folder."""
-        if not self.out.exists():
-            return None
-        if not self.out.is_dir() or (any(self.out.iterdir()) and not (self.out / REPORT).exists()):
-            raise RecipeError(f"--out: {str(self.out)!r} exists and no merge wrote it; give another folder")
-        content = read_json(self.out / REPORT)
-        if not isinstance(content, dict) or content.get("key") != self.key:
-            return None
-        files = [(self.out / layout.source.name, layout.size) for layout in self.layouts]
-        if not all(file.exists() and file.stat().st_size == size for file, size in files):
-            return None
-        return MergeReport.from_json(content)
-
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Take up an interrupted merge of the same inputs or begin; close the files at the end."""
@@ -86,6 +72,7 @@ class Output:
             with disk_errors_told(self.aside):
                 self.aside.mkdir(parents=True, exist_ok=True)
                 with alone(self.aside):
+                    earlier(self.out, self.key, self.replace)  # what another process put there meanwhile
                     self._begin()
                     self._copy_unchanged()
                     yield
@@ -116,7 +103,7 @@ class Output:
 
     def _require_space(self) -> None:
         wanted = sum(layout.size for layout in self.layouts)
-        there = sum(file.stat().st_blocks * 512 for file in self.aside.iterdir())
+        there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
         free = shutil.disk_usage(self.aside).free
         same = all(layout.header is None for layout in self.layouts)
         if wanted - there > free and not (same and self._shares_blocks()):
@@ -131,11 +118,12 @@ class Output:
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
         for layout in self.layouts:
-            file, target = layout.source, self.aside / layout.source.name
+            file, target = layout.source, self.aside / layout.name
             touched = [
                 info for name, info in layout.tensors.items() if self.places[name] is info and name in self.changed
             ]
-            if file.name not in self._copied:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if layout.name not in self._copied:
                 shared = layout.header is None and not target.exists() and clone(file, target)
                 if not shared:
                     _reserve(target, layout.size)
@@ -154,7 +142,7 @@ class Output:
                     self._copy(reader.fileno(), writer.fileno(), at, start, at)
                     at = max(at, stop)
         if not self._stopped.is_set():
-            self._note({"copied": layout.source.name})
+            self._note({"copied": layout.name})
 
     def _copy(self, reader: int, writer: int, start: int, stop: int, to: int) -> None:
         while start < stop and not self._stopped.is_set():
@@ -209,7 +197,8 @@ class Output:
         copy_rest(self.base.folder, self.aside, self.out)
         describe(self.aside, self.dtype)
         write_index(self.base.folder, self.aside)
-        report = replace(report, checked=check_folder(self.aside, self.base.folder, self.places))
+        checked = check_folder(self.aside, self.base.folder, self.places)
+        report = replace(report, checked=checked, files=weight_files(self.aside))
         write_text(self.aside / "README.md", merge_card(report, self.base.folder))
         write_json(self.aside / REPORT, report.to_json())
         for own in ("journal.jsonl", LOCK):
@@ -224,7 +213,7 @@ def _bytes_of(values: Tensor) -> memoryview:
 
 def _reserve(target: Path, size: int) -> None:
     """A file of the final size to write into; what an interrupted merge wrote there stays."""
-    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.ftruncate(handle, size)
     finally:
@@ -242,20 +231,14 @@ def _replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(gone)
 
 
-def stamp(file: Path) -> list[Any]:
-    """What changes when a file does: cheap, for deciding whether an interrupted merge may go on."""
-    status = file.stat()
-    return [file.name, status.st_size, status.st_mtime_ns]
-
-
 def _lines(file: Path) -> list[Any]:
     """The journal's whole lines; the last may be cut short."""
     if not file.exists():
         return []
-    found = []
+    whole_lines = []
     for line in file.read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            whole_lines.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return whole_lines

@@ -21,16 +21,16 @@ Groups = Mapping[str, Sequence[str]]  # group -> its tensors
 
 def statistics(work: Work, groups: Groups, pool: ThreadPoolExecutor, fast: Fast | None) -> dict[str, dict[str, Tensor]]:
     """The rule's statistics for each group of tensors; a later one may use those before it. Sets work.facts."""
-    found: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
-    work.facts = found
+    by_group: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    work.facts = by_group
     for wanted in work.rule.wanted(work.settings, len(work.sources)):
         if isinstance(wanted, Cut):
             results = _cuts(work, groups, wanted, pool, fast if wanted.measure is magnitude else None)
         else:
             results = _sums(work, groups, wanted, pool)
         for group, fact in results.items():
-            found[group][wanted.name] = fact
-    return found
+            by_group[group][wanted.name] = fact
+    return by_group
 
 
 def _measured(work: Work, wanted: Statistic, job: Job) -> Tensor:  # (rows, n)

@@ -24,6 +24,7 @@ class Fit:
 
     architecture: str | None
     reason: str = ""  # why it could not be tried
+    dtype: torch.dtype | None = None  # that the configuration names, in which it is loaded unless another is asked for
     missing: tuple[str, ...] = ()  # parameters that transformers would fill at random
     mismatched: tuple[str, ...] = ()  # parameters whose tensors have other shapes
     integers: tuple[str, ...] = ()  # parameters whose tensors are integers
@@ -35,13 +36,13 @@ def fit(checkpoint: Checkpoint) -> Fit:
 
     if not (checkpoint.folder / "config.json").is_file():
         return Fit(None, "there is no config.json")
-    with _quiet():
+    with quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
             return Fit(None, _first_line(error))
-        kind = _class_of(config)
+        kind = class_of(config)
         if kind is None:
             return Fit(None, f"transformers has no class for {config.model_type!r} that generates")
         stored = checkpoint.tensors.values()
@@ -62,32 +63,37 @@ def fit(checkpoint: Checkpoint) -> Fit:
     missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
     whole = {info.name for info in stored if not info.dtype.is_floating_point and not info.dtype.is_complex}
     integers = sorted(name for name, _ in model.named_parameters() if name in whole)
-    return Fit(kind.__name__, "", tuple(missing), tuple(mismatched), tuple(integers))
+    return Fit(kind.__name__, "", _dtype_of(config), tuple(missing), tuple(mismatched), tuple(integers))
 
 
 def check_fit(checkpoint: Checkpoint) -> Fit:
     """The same. Raises RecipeError, with the checkpoint's setting, where tensors lack or have other shapes than the
     configuration's."""
-    found = fit(checkpoint)
+    fits = fit(checkpoint)
     where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
-    if found.mismatched:
+    if fits.mismatched:
         raise RecipeError(
-            f"{where} does not fit its config.json: {found.mismatched[0]!r} has another shape in the weights"
-            f"{_more(found.mismatched)}; take config.json and weights of one model"
+            f"{where} does not fit its config.json: {fits.mismatched[0]!r} has another shape in the weights"
+            f"{_more(fits.mismatched)}; take config.json and weights of one model"
         )
-    if found.integers:
+    if fits.integers:
         raise RecipeError(
-            f"{where} stores {found.integers[0]!r} as integers{_more(found.integers)}: it is quantised; give the unquantised model"
+            f"{where} stores {fits.integers[0]!r} as integers{_more(fits.integers)}: it is quantised; give the unquantised model"
         )
-    if found.missing:
+    if fits.missing:
         raise RecipeError(
-            f"{where} lacks {found.missing[0]!r}, which its config.json asks for{_more(found.missing)}: transformers would "
+            f"{where} lacks {fits.missing[0]!r}, which its config.json asks for{_more(fits.missing)}: transformers would "
             "fill it at random; download the model again"
         )
-    return found
+    return fits
 
 
-def _class_of(config: Any) -> Any:
+def _dtype_of(config: Any) -> torch.dtype | None:
+    said = config.dtype or config.get_text_config().dtype
+    return said if isinstance(said, torch.dtype) else None
+
+
+def class_of(config: Any) -> Any:
     """The class that the configuration names, as far as transformers has it; else that of its causal language models."""
     import transformers
 
@@ -106,7 +112,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers draws a bar and lists what it misses; here that is the answer, not a warning."""
     from transformers.utils import logging
 

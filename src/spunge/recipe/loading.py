@@ -10,8 +10,9 @@ from pydantic import BeforeValidator
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import Named, Recipe
-from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
+from spunge.recipe.spelling import read_yaml, write_yaml
+from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
 def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Recipe:
@@ -21,13 +22,13 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
     """
     if isinstance(source, Mapping):
-        content: Any = yaml.safe_load(yaml.safe_dump(_plain(source)))
+        content: Any = read_yaml(write_yaml(_plain(source)))
         folder = Path.cwd()
     else:
         file = recipe_file(str(source))
         folder = file.parent.resolve()
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = read_yaml(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
@@ -57,7 +58,7 @@ def shipped_recipes() -> list[Path]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every default filled in; it loads to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(recipe.model_dump(mode="json"), width=120)
 
 
 def _plain(value: Any) -> Any:
@@ -80,7 +81,8 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     if not equals or not path:
         raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
     try:
-        return path.split("."), yaml.safe_load(text)
+        steps = path.split(".")
+        return steps, read_yaml(text, spelled=steps[:2] == ["split", "values"])
     except yaml.YAMLError:
         raise RecipeError(f"--set: the value of {path!r} is not YAML: {text!r}; quote it") from None
 
@@ -124,6 +126,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         (content, "unlearn", METHODS, "method"),
         *((block, "merge", RULES, "rule") for block in merges),
     ]
+    split = content.get("split")
+    if isinstance(split, dict) and isinstance(by := spelled_out(split.get("by")), dict):
+        split["by"] = by
+        named.append((split, "by", ATTRIBUTES, "kind"))
     for block, setting, registry, key in named:
         if setting in block:
             block[setting] = _anchored(block[setting], registry, key, folder)
@@ -134,11 +140,13 @@ def _anchor_source(block: Any, folder: Path) -> None:
         return
     for item in block["source"] if isinstance(block["source"], list) else [block["source"]]:
         if isinstance(item, dict) and isinstance(item.get("path"), str):
-            item["path"] = _absolute(item["path"], folder)
+            item["path"] = _absolute_source(item["path"], folder)
     if isinstance(block["source"], str):
-        block["source"] = _absolute(block["source"], folder)
+        block["source"] = _absolute_source(block["source"], folder)
     elif isinstance(block["source"], list):
-        block["source"] = [_absolute(item, folder) if isinstance(item, str) else item for item in block["source"]]
+        block["source"] = [
+            _absolute_source(item, folder) if isinstance(item, str) else item for item in block["source"]
+        ]
 
 
 def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> Any:
@@ -174,6 +182,11 @@ def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> A
 
 def _absolute(path: str, folder: Path) -> str:
     return str(folder / Path(path).expanduser())
+
+
+def _absolute_source(path: str, folder: Path) -> str:
+    """A file's absolute path; the name of rows that come with the package stays, where no file is called so."""
+    return path if path == NEUTRAL and not (folder / path).exists() else _absolute(path, folder)
 
 
 def _absolute_model(path: str, folder: Path) -> str:

@@ -9,14 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Strict
-from spunge.registry import EVALUATORS, METHODS, RULES, Registry
+from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
+NEUTRAL = "neutral"  # names the paragraphs of Wikipedia that come with the package, as a source
 
 
 class ModelSettings(Strict):
@@ -33,6 +42,11 @@ class ModelSettings(Strict):
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
     )
     allow_pickle: bool = Field(False, description="Accept pickled weights (.bin), which can run code when read.")
+    dequantize: bool = Field(
+        False,
+        description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
+        "packages are installed) and write what comes of it unquantised.",
+    )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 
 
@@ -40,7 +54,15 @@ class Source(Strict):
     """Where rows come from: files, or a dataset on the Hub."""
 
     path: str | None = Field(
-        None, description="A .jsonl, .json, .csv, .parquet or .txt file, a folder of them, or a glob."
+        None,
+        description="A .jsonl, .json, .csv, .tsv, .parquet, .arrow, .feather or .txt file (also packed: .gz, .zst, .bz2, .xz), a "
+        "folder of them, or a glob; or `neutral`, the paragraphs of Wikipedia that come with the package.",
+    )
+    encoding: str | None = Field(
+        None, description="Of text files, such as cp1252. Default: UTF-8, or as their byte order mark says."
+    )
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="Of CSV. Default: what parts the heading; a tab in .tsv."
     )
     hub: str | None = Field(None, description="A dataset's id on the Hub.")
     config: str | None = Field(None, description="The Hub dataset's configuration.")
@@ -49,6 +71,15 @@ class Source(Strict):
     assign: dict[str, Scalar] = Field(
         default_factory=dict, description="Constant columns to add, such as {domain: bio}."
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            raise ValueError(f"no encoding {encoding!r}; such are utf-8, utf-16, cp1252, latin-1, shift_jis") from None
+        return encoding
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -71,11 +102,14 @@ class Rows(Strict):
     source: Sources | None = Field(
         None, description="File, folder, glob, {hub: ..}, or a list of them. Default: forget's."
     )
-    text: str | None = Field(None, description="Column with plain text.")
-    prompt: str | None = Field(None, description="Column with the prompt; the loss is on the completion alone.")
-    completion: str | None = Field(None, description="Column with the completion.")
+    text: str | None = Field(None, description="Column, or SQL expression, with plain text.")
+    prompt: str | None = Field(
+        None, description="Column, or SQL expression, with the prompt; the loss is on the completion alone."
+    )
+    completion: str | None = Field(None, description="Column, or SQL expression, with the completion.")
     messages: str | None = Field(
-        None, description="Column with conversations; the loss is on the assistant's messages alone, see `learn`."
+        None,
+        description="Column, or SQL expression, with conversations; the loss is on the assistant's messages alone, see `learn`.",
     )
     chat: bool | None = Field(
         None,
@@ -93,6 +127,19 @@ class Rows(Strict):
     )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
     limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral(cls, given: Any) -> Any:
+        """`neutral` is short for its source; its text is in its own column, whatever forget's is called."""
+        content = {"source": given} if given == NEUTRAL else given
+        if (
+            isinstance(content, dict)
+            and content.get("source") == NEUTRAL
+            and not {"text", "prompt", "messages"} & content.keys()
+        ):
+            return {**content, "text": "text"}
+        return content
 
     @model_validator(mode="after")
     def _one_form(self) -> "Rows":
@@ -120,7 +167,8 @@ class Rows(Strict):
 class ForgetRows(Rows):
     source: Sources = Field(description="File, folder, glob, {hub: ..}, or a list of them.")
     refusal: str | None = Field(
-        None, description="Column with the answer wanted in place of the completion (methods dpo and idk)."
+        None,
+        description="Column, or SQL expression, with the answer wanted in place of the completion (methods dpo and idk).",
     )
 
     @property
@@ -128,8 +176,71 @@ class ForgetRows(Rows):
         return super().columns or {"text": "text"}
 
 
+class AttributeSettings(Strict):
+    kind: str = Field(description="Name of the attribute source (`spunge list attributes`).")
+
+
+@dataclass(frozen=True)
+class Named:
+    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
+
+    registry: Registry[Any]
+    key: str
+    default: str | None = None
+    texts: bool = False  # a plain text is no name but a setting of its own kind, and stays
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str) and not self.texts:
+            value = {self.key: value}
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get(self.key, self.default)
+        if not isinstance(name, str):
+            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
+        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
+        return self.registry.get(name).settings.model_validate({**value, self.key: name})
+
+    def chosen(self, value: Any) -> type[Strict] | None:
+        """The settings class of what a value names; None where it names nothing."""
+        if self.texts and isinstance(value, str):
+            return None
+        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
+        try:
+            return self.registry.get(name).settings if isinstance(name, str) else None
+        except RecipeError:
+            return None
+
+    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
+        """What is wrong where there is no name: most often the key is misspelt."""
+        if self.key in value:
+            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
+        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
+            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
+        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
+        return {"type": known, "loc": (self.key,), "input": None}
+
+
+def named(registry: Registry[Any], key: str, default: str | None = None, texts: bool = False) -> BeforeValidator:
+    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
+    return BeforeValidator(Named(registry, key, default, texts))
+
+
+def spelled_out(by: Any) -> Any:
+    """{keywords: ..} as {kind: keywords, keywords: ..}, and what `sql` is told as the text that it is short for."""
+    if not isinstance(by, Mapping):
+        return by
+    if "kind" not in by and len(names := [key for key in by if key in ATTRIBUTES.names()]) == 1:
+        by = {"kind": names[0], **by}
+    return by["sql"] if by.keys() == {"kind", "sql"} and by["kind"] == "sql" else by
+
+
 class Split(Strict):
-    by: str = Field(description="The attribute: a column, or an SQL expression. A list puts a row into several parts.")
+    by: Annotated[
+        str | SerializeAsAny[AttributeSettings], named(ATTRIBUTES, "kind", texts=True), BeforeValidator(spelled_out)
+    ] = Field(
+        description="The attribute: the name of a column, whatever it looks like, or else an SQL expression; or {kind: NAME, ..}, "
+        "another source of its values (`spunge list attributes`). A list puts a row into several parts."
+    )
     values: list[Scalar] | dict[str, list[Scalar]] | None = Field(
         None, description="Values to make parts of, or {part: [values]}. Default: every value that occurs."
     )
@@ -189,48 +300,6 @@ ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
 
 class AttackSettings(Strict):
     kind: str = Field(description="Name of the attack (`spunge list attacks`).")
-
-
-@dataclass(frozen=True)
-class Named:
-    """Turns NAME or {key: NAME, ...} into the settings class that the value of that name declares."""
-
-    registry: Registry[Any]
-    key: str
-    default: str | None = None
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, str):
-            value = {self.key: value}
-        if not isinstance(value, Mapping):
-            return value
-        name = value.get(self.key, self.default)
-        if not isinstance(name, str):
-            raise ValidationError.from_exception_data(self.key, [self._unnamed(value)])
-        # What is wrong inside is told by pydantic with its whole path: unlearn.steps, evaluate.2.limit.
-        return self.registry.get(name).settings.model_validate({**value, self.key: name})
-
-    def chosen(self, value: Any) -> type[Strict] | None:
-        """The settings class of what a value names; None where it names nothing."""
-        name = value.get(self.key, self.default) if isinstance(value, Mapping) else value
-        try:
-            return self.registry.get(name).settings if isinstance(name, str) else None
-        except RecipeError:
-            return None
-
-    def _unnamed(self, value: Mapping[Any, Any]) -> InitErrorDetails:
-        """What is wrong where there is no name: most often the key is misspelt."""
-        if self.key in value:
-            return {"type": "string_type", "loc": (self.key,), "input": value[self.key]}
-        if near := difflib.get_close_matches(self.key, [str(key) for key in value], n=1):
-            return {"type": "extra_forbidden", "loc": (near[0],), "input": None}
-        known = PydanticCustomError("unnamed", "missing; known: {known}", {"known": ", ".join(self.registry.names())})
-        return {"type": known, "loc": (self.key,), "input": None}
-
-
-def named(registry: Registry[Any], key: str, default: str | None = None) -> BeforeValidator:
-    """Marks a setting that names a value of a registry: `Annotated[SerializeAsAny[AttackSettings], named(ATTACKS, "kind")]`."""
-    return BeforeValidator(Named(registry, key, default))
 
 
 TRAININGS = ("joint", "random", "sequential")
@@ -298,7 +367,9 @@ class Recipe(Strict):
     model: ModelSettings = Field(description="The base model.")
     forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
-    retain: Rows | None = Field(None, description="Rows to keep behaving on, where the method needs them.")
+    retain: Rows | None = Field(
+        None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
+    )
     unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
         description="The unlearning method and its settings; each part is unlearned by it from the same base."
     )
@@ -342,8 +413,13 @@ class Recipe(Strict):
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
-        if self.retain is None and METHODS.get(self.unlearn.method).needs_retain(self.unlearn):
-            raise ValueError(f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; add retain.source")
+        needs_retain = METHODS.get(self.unlearn.method).needs_retain
+        if self.retain is None and needs_retain(self.unlearn):
+            alpha = "" if needs_retain(self.unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
+            raise ValueError(
+                f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; give retain.source, write `retain: "
+                f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
+            )
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self

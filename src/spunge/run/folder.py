@@ -50,7 +50,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         "model.path": recipe.model.path,
         "model.revision": recipe.model.revision,
         "forget.source": [source.path or source.hub for source in recipe.forget.source],
-        "split.by": recipe.split.by if recipe.split else None,
+        "split.by": recipe.split.model_dump(mode="json")["by"] if recipe.split else None,
     }
 
 

@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.split import Parts, select_rows, split_rows
+from spunge.data.selection import Selection, select_retain
+from spunge.data.split import Parts, split_rows
 from spunge.files import checksum, fingerprint
+from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
 from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
-from spunge.weights.checkpoint import Checkpoint, model_files
+from spunge.weights.checkpoint import Checkpoint
 
 # Of a model's folder, beside its weights: what the results depend on.
 DESCRIPTIONS = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
@@ -27,7 +29,7 @@ class BaseInputs:
     """The base model and the items that it and its descendants are judged by: the same for every seed."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        """`folder`: the run's, where a base of pickled weights is converted to (RUN/base)."""
+        """`folder`: the run's, where a base of pickled or quantised weights is converted to (RUN/base)."""
         self.recipe = recipe
         self.converted = folder / "base"
 
@@ -43,18 +45,19 @@ class BaseInputs:
         return "given" in vars(self) or Path(path).expanduser().is_dir() or path.startswith((".", "/", "~"))
 
     @cached_property
-    def pickles(self) -> str:
-        """Fingerprint of the pickled weights."""
-        return fingerprint([[file.name, checksum(file)] for file in model_files(self.given).files])
+    def conversion(self) -> Conversion | None:
+        """What is to be converted, where the weights are pickled or quantised."""
+        return conversion(self.given)
 
     @cached_property
-    def pickled(self) -> bool:
-        return model_files(self.given).pickled
+    def unconverted(self) -> str:
+        """Fingerprint of the files that the base is converted from."""
+        return fingerprint([[file.name, checksum(file)] for file in self.conversion.files] if self.conversion else [])
 
     @property
     def folder(self) -> Path:
         """The folder with safetensors weights."""
-        return self.converted if self.pickled else self.given
+        return self.converted if self.conversion else self.given
 
     @cached_property
     def weights(self) -> str:
@@ -124,5 +127,14 @@ class SeedInputs:
         return split_rows(self.recipe)
 
     @cached_property
+    def retained(self) -> Selection | None:
+        return select_retain(self.recipe, self.parts)
+
+    @property
     def retain(self) -> Samples | None:
-        return select_rows(self.recipe.retain, self.recipe, "retain") if self.recipe.retain else None
+        return self.retained.samples if self.retained else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
+        return [*self.parts.notes, *(self.retained.notes if self.retained else ())]

@@ -109,8 +109,11 @@ def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
     evaluations = {judging.items.name: judging.items for judging in judgings}
     if not evaluations:
         return
-    positions = None if base.pickled else positions_of(base.folder, model)
-    limits = Limits(load_tokenizer(model, base.given), embeddings_of(base.given, model), positions)
+    given = base.folder if base.folder.is_dir() else base.given
+    if base.conversion is not None and base.conversion.gguf and given == base.given:
+        return  # its tokenizer and its configuration are in the file that is still to be converted
+    positions = None if base.conversion and given == base.given else positions_of(base.folder, model)
+    limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
     for items in evaluations.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
         refuse_unknown_tokens(items, limits)

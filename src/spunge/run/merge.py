@@ -1,4 +1,4 @@
-"""The stage that merges the branches' deltas into RUN/merged, and the stage that converts a base of pickled weights."""
+"""The stage that merges the branches' deltas into RUN/merged, and the one that converts a pickled or quantised base."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from spunge.files import write_json
 from spunge.merging.engine import merge
-from spunge.model.hub import convert_pickles
+from spunge.model.conversion import convert
 from spunge.registry import RULES
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
@@ -34,6 +34,7 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
         model.merge,
         model.folder,
         progress=session.watcher.step,
+        setting="model.path",
     )
     file = lineup.folder / "merge.json"
     write_json(file, report.to_json())
@@ -42,9 +43,9 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
 
 
 def convert_base(base: BaseInputs) -> Made:
-    """Write a base of pickled weights as safetensors into RUN/base."""
+    """Write a base of pickled or quantised weights as plain safetensors into RUN/base."""
     shutil.rmtree(base.converted, ignore_errors=True)  # whatever stands there, nothing vouches for it
-    convert_pickles(base.given, base.converted, base.recipe.model)
+    convert(base.given, base.converted, base.recipe.model)
     return Made(files_below(base.converted), "converted to safetensors")
 
 

@@ -51,15 +51,19 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     """The run's stages, with every key that can be found: what is wrong is said now, not after the training."""
     watcher.begin("read and split the rows")
     begun = build(recipe, folder)
-    watcher.end(", ".join(f"{part.value}: {len(part.samples)}" for part in begun.seeds[0].inputs.parts.parts))
+    inputs = begun.seeds[0].inputs
+    sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)
+    watcher.end("; ".join([sizes, *inputs.notes]))
     watcher.begin("fingerprint the base")
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
-    for line in untrained(begun):
-        refuse_rows(line.inputs)
+    remarks = [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
-    watcher.end("" if begun.base.pickled else begun.base.weights[:12])
+    watcher.end("" if begun.base.conversion else begun.base.weights[:12])
+    for remark in dict.fromkeys(remarks):
+        watcher.begin("note")
+        watcher.end(remark)
     return begun
 
 

@@ -46,6 +46,7 @@ class Plan:
     memory: int | None  # bytes of the whole process at its peak
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet
+    notes: list[str]  # on the rows: what is left out, what looks like a slip
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,7 +62,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     require_own(folder)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    size = _Size.of(base) if base.local and (not base.pickled or graph.state("pickles").done) else None
+    size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
     trainings = sum(len(line.trainings) for line in begun.seeds)
     return Plan(
@@ -70,6 +71,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
         memory=size.memory() if size else None,
         disk=recipe.seeds * size.nbytes + trainings * 4 * size.trained if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
+        notes=begun.seeds[0].inputs.notes,
     )
 
 
@@ -151,7 +153,7 @@ def plan_text(planned: Plan) -> str:
             f"about {planned.memory / 2**30:.1f} GiB of memory, {planned.disk / 2**30:.2f} GiB of disk, "
             f"{duration(planned.seconds)} for what is to do"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in planned.notes)])
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spunge.data.selection import split_content
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
@@ -98,31 +99,31 @@ def _mark(number: int, line: Lineup) -> str:
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled weights, which are converted."""
-    if not base.local or not base.pickled:
+    """The base itself: nothing to make, but for pickled or quantised weights, which are converted."""
+    if not base.local or base.conversion is None:
         graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
         return
     graph.add(
         Stage(
-            "pickles",
+            "conversion",
             "convert the base",
-            inputs=lambda: {"pickles": base.pickles},
+            inputs=lambda: {"files": base.unconverted},
             files=("base/**",),
             make=lambda session: convert_base(base),
         )
     )
 
     def converted() -> Mapping[str, Any]:
-        if not graph.state("pickles").done:
+        if not graph.state("conversion").done:
             raise NotMadeError("the base to be converted")
         return {"base": base.key}
 
-    graph.add(Stage("base", "the base", needs=("pickles",), inputs=converted))
+    graph.add(Stage("base", "the base", needs=("conversion",), inputs=converted))
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     """recipe.yaml and split.json, which say what the run is."""
-    text, split = dump_recipe(line.inputs.recipe), line.inputs.parts.to_json()
+    text, split = dump_recipe(line.inputs.recipe), split_content(line.inputs.parts, line.inputs.retained)
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 
     def write(session: Session) -> Made:

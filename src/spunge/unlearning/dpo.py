@@ -49,5 +49,9 @@ DPO = Method(
     passes=passes_of(2, reference=2),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    given=lambda samples, settings, tokenizer: {
+        "to forget": samples,
+        "to prefer": refused(samples, settings, tokenizer),
+    },
     version=2,
 )

@@ -35,5 +35,6 @@ IDK = Method(
     passes=passes_of(1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
     version=2,
 )

@@ -86,6 +86,9 @@ class Method(Generic[S]):
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
+    # `spunge split --show` shows them.
+    given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}
     version: int = 1  # rises when the same settings give another delta
 
     @property

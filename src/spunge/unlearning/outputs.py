@@ -106,8 +106,12 @@ def descend(
             if retain is None:
                 return Loss(settings.gamma * loss, terms)
             held = next(retain)
-            found = session.outputs(held)
-            kept = divergence(found, session.reference.log_probabilities(retain, held)) if kl else found.mean()
+            kept_outputs = session.outputs(held)
+            kept = (
+                divergence(kept_outputs, session.reference.log_probabilities(retain, held))
+                if kl
+                else kept_outputs.mean()
+            )
             own = float(kept.detach())
             if len(first) < FIRST:
                 first.append(own)

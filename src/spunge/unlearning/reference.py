@@ -86,10 +86,10 @@ class _Distributions:
     def __init__(self, trained: Trained, stream: Stream, folder: Path | None, size: int) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the branch trains
         counts = [0]
-        for found in _each(trained, stream, size):
-            values = found.logits.log_softmax(-1).cpu()
+        for each in _each(trained, stream, size):
+            values = each.logits.log_softmax(-1).cpu()
             self._file.write(memoryview(values.numpy()).cast("B"))
-            counts += torch.bincount(found.rows.cpu(), minlength=found.samples).tolist()
+            counts += torch.bincount(each.rows.cpu(), minlength=each.samples).tolist()
             self._width = values.shape[1]
         self._file.flush()
         self._starts = np.cumsum(counts)

@@ -25,8 +25,8 @@ def unlearn(task: Task, settings: SimNPOSettings) -> Branch:
     """Push the forget samples' likelihood down by length-normalised preference, without a reference."""
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        found = session.outputs(batch)
-        return simple_preference(found.sums() / found.lengths(), settings.beta, settings.delta)
+        scored = session.outputs(batch)
+        return simple_preference(scored.sums() / scored.lengths(), settings.beta, settings.delta)
 
     return descend(task, settings, loss, over=samples_of)
 

@@ -133,11 +133,11 @@ def training_tensors(base: Base, names: list[str]) -> Iterator[Trained]:
         parameter.requires_grad_(True)
 
     def changes(factor: float) -> dict[str, Change]:
-        found: dict[str, Change] = {}
+        by_name: dict[str, Change] = {}
         for name, parameter in chosen.items():
             change = factor * (parameter.detach() - originals[name].float())
-            found.update(base.stored(name, change))
-        return found
+            by_name.update(base.stored(name, change))
+        return by_name
 
     try:
         yield Trained(base.model, list(chosen.values()), originals, changes)
@@ -177,7 +177,7 @@ def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
         parameter.data = parameter.data.float()
 
     def changes(sign: float) -> dict[str, Change]:
-        found: dict[str, Change] = {}
+        by_name: dict[str, Change] = {}
         for name, layer in layers.items():
             factors = factors_of(layer)
             if factors is None:
@@ -185,8 +185,8 @@ def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
             now = LowRank(
                 factors.A.float().clone(), factors.B.float().clone(), sign * factors.scale, factors.transposed
             )
-            found.update({stored: now.part(base.regions.get(stored, WHOLE)) for stored in base.names[name]})
-        return found
+            by_name.update({stored: now.part(base.regions.get(stored, WHOLE)) for stored in base.names[name]})
+        return by_name
 
     try:
         yield Trained(wrapped, parameters, {}, changes, wrapped.disable_adapter)

@@ -23,6 +23,7 @@ from spunge.weights.delta import LowRank
 from spunge.weights.fitting import fitted
 from spunge.weights.matching import value_of
 from spunge.weights.names import Layout, Region
+from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import AdapterSource
 
 WEIGHTS = "adapter_model.safetensors"
@@ -40,6 +41,7 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     config = read_config(stored.folder, who)
     if not file.exists():
         raise RecipeError(f"{who} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors")
+    refuse_quantised(stored)
     tensors = {key: stored.read(key) for key in stored.tensors}
     layout, wrapped, matrices = fitted(stored.folder, tensors, base, who)
     changes = changes_of(wrapped)
@@ -55,7 +57,16 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     parts = _by_stored_names(changes, layout, base, who)
     shapes = {name: base.tensors[name].shape for name in parts.merged}
     notes = other_base(config, base.folder, label)
-    return AdapterSource(label, digest, {**parts.factors, **matrices}, parts.replaced, parts.merged, shapes, notes)
+    return AdapterSource(
+        label,
+        digest,
+        {**parts.factors, **matrices},
+        parts.replaced,
+        parts.merged,
+        shapes,
+        notes,
+        setting=stored.setting,
+    )
 
 
 class _Parts(NamedTuple):

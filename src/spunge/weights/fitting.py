@@ -118,7 +118,7 @@ def _matrices(
 ) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """Pairs of factors for matrices that the base stores and the model has no layer for, since it keeps a block's experts in one
     tensor; and the other tensors."""
-    rest, found = dict(tensors), {}
+    rest, taken = dict(tensors), {}
     for key in tensors:
         module = _module_of(key)
         pair = [f"{ROOT}{module}.lora_{side}.weight" for side in "AB"]
@@ -127,8 +127,8 @@ def _matrices(
             a, b = (rest.pop(each) for each in pair)
             alpha = _of_layer(config.alpha_pattern, module, config.lora_alpha)
             scale = alpha / (math.sqrt(len(a)) if config.use_rslora else len(a))
-            found[f"{module}.weight"] = LowRank(a, b, scale)
-    return found, rest
+            taken[f"{module}.weight"] = LowRank(a, b, scale)
+    return taken, rest
 
 
 def _of_layer(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
@@ -168,7 +168,13 @@ def put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, copy.deepcopy(config), NAME, low_cpu_mem_usage=True)
             loaded = set_peft_model_state_dict(wrapped, dict(tensors), NAME, low_cpu_mem_usage=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except KeyError as error:  # peft looks up what it is to have, by name
+        reason = _lacking(tensors, known) or _resized(tensors, shapes)
+        missing = str(error.args[0] if error.args else error).removeprefix(ROOT)
+        raise _MisfitError(
+            reason or f"holds no {missing!r}, which its settings call for; the file is incomplete"
+        ) from None
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
         raise MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
     if loaded.unexpected_keys:

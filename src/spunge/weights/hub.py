@@ -27,7 +27,7 @@ def fetched(
     only: these files and no others. Raises RecipeError, one line.
     """
     folder = Path(where).expanduser()
-    if folder.is_dir():
+    if str(where) and folder.is_dir():
         return folder
     if folder.is_file():
         raise RecipeError(f"{setting}: {str(where)!r} is a file; give the folder that it lies in")
@@ -37,12 +37,12 @@ def fetched(
     if revision and match["revision"] not in (None, revision):
         raise RecipeError(f"{setting}: {str(where)!r} names another revision than {revision!r}; give one of them")
     wanted = revision or match["revision"]
-    found = _snapshot(match["id"], wanted, only or (*SMALL, *WEIGHTS), setting)
-    if not only and (more := _named_weights(found, pickles)):
-        found = _snapshot(
-            match["id"], found.name, (*SMALL, *WEIGHTS, *more), setting
+    snapshot = _snapshot(match["id"], wanted, only or (*SMALL, *WEIGHTS), setting)
+    if not only and (more := _named_weights(snapshot, pickles)):
+        snapshot = _snapshot(
+            match["id"], snapshot.name, (*SMALL, *WEIGHTS, *more), setting
         )  # the cache names it by its commit
-    return found
+    return snapshot
 
 
 def _snapshot(identifier: str, revision: str | None, patterns: Sequence[str], setting: str) -> Path:

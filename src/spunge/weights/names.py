@@ -105,11 +105,11 @@ def layout_of(model: nn.Module, checkpoint: Checkpoint) -> Layout:
     regions: dict[str, dict[str, Region]] = {}
     scattered: set[str] = set()
     for name, pieces in taken.items():
-        found = _regions(pieces, checkpoint, tuple(own[name].shape)) if name in own else None
-        if found is None:
+        within = _regions(pieces, checkpoint, tuple(own[name].shape)) if name in own else None
+        if within is None:
             scattered.update(stored for group in pieces.groups.values() for stored in group)
         else:
-            regions.setdefault(aliases[name], {}).update(found)
+            regions.setdefault(aliases[name], {}).update(within)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     return Layout(regions, shapes, aliases, frozenset(scattered), frozenset(unused))
 
@@ -161,15 +161,15 @@ def module_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Modules by the names that they once had, or have in a checkpoint -> their names in the model; unknown ones are left out."""
     tables, own = _tables(model), dict(model.state_dict(keep_vars=True))
     text = text_part(model)
-    found: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for name in names:
         key, pattern = _renamed(f"{name}.weight", tables, model, own)
         # The language part by itself calls `model.layers` what is `model.language_model.layers` in the whole.
         inside = f"{text}.{name.rpartition('language_model.')[2].removeprefix('model.')}.weight"
         for candidate in (key if pattern is None else "", inside):
             if candidate in own:
-                found.setdefault(name, candidate.removesuffix(".weight"))
-    return found
+                renamed.setdefault(name, candidate.removesuffix(".weight"))
+    return renamed
 
 
 def _taken(model: nn.Module, stored: Iterable[str], own: Mapping[str, Tensor]) -> tuple[dict[str, _Pieces], set[str]]:

@@ -30,7 +30,7 @@ class Storage(NamedTuple):
 DRAW = 24  # bits of a draw
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the dtype has no room for
 KEPT = 0.9  # share of a change, along its own direction, that `auto` wants to arrive
-_LOOKED_AT, _RUN = 1 << 21, 1 << 11  # entries that `auto` looks at, and how many of them lie side by side
+_LOOKED_AT, _RUN = 1 << 18, 1 << 11  # entries that `auto` looks at, and how many of them lie side by side
 
 
 def stored_dtypes(base: Checkpoint, wanted: str) -> dict[str, torch.dtype]:
@@ -85,6 +85,8 @@ def draws(name: str, start: int, count: int) -> Tensor:  # (count,) int32
 
 def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> Tensor:
     """float32 -> dtype, to the nearest; with draws, up or down at random where the dtype is a 16-bit one."""
+    if dtype.itemsize == 1:  # most 8-bit floats have no infinity, and torch would write their largest number
+        values = torch.where(values.abs() <= torch.finfo(dtype).max, values, torch.nan)
     if drawn is None or dtype not in _DROPPED:
         return values.to(dtype)
     bits, dropped = values.view(torch.int32), _DROPPED[dtype]
@@ -99,10 +101,9 @@ def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> 
     return torch.where(values.isfinite(), result, values).to(dtype)
 
 
-def counts(base: Tensor, change: Tensor, written: Tensor) -> tuple[int, int]:
-    """Of (n,) entries: how many change, and how many of these are written as the base has them."""
-    changed = change != 0
-    return int(changed.sum()), int((changed & (written.float() == base)).sum())
+def all_finite(values: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. torch cannot tell it of some 8-bit floats."""
+    return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
 
 
 def rounds_at_16_bits(dtype: torch.dtype) -> bool:

@@ -252,6 +252,7 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     assert settings["choices"] == {"description": "", "max_length": 2048, "normalize": "tokens", "orders": 1} | {
         "separator": " ",
         "style": "cloze",
+        "answers_from": "auto",
     }
     assert settings["quantise forgotten"] == {
         "attack": {"kind": "quantise", "bits": "int8"},

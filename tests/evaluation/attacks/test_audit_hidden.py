@@ -11,8 +11,9 @@ import torch
 
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.hidden import ProbeSettings, block_numbers, centred, out_of_fold
+from spunge.evaluation.attacks.hidden import PROBE, ProbeSettings, block_numbers, centred, out_of_fold
 from spunge.evaluation.attacks.membership import min_k
+from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
@@ -73,6 +74,23 @@ def planted_items(words: bool) -> pa.Table:
         question = " ".join(generator.choice(plain, 3))
         rows.append({"question": question, "choices": choices, "answer": str(answer)})
     return pa.Table.from_pylist(rows)
+
+
+def test_a_probe_reads_answers_as_the_evaluation_does(load: Callable[..., Any]) -> None:
+    pytest.importorskip("sklearn")
+    base, rows = load(), planted_items(True).to_pylist()
+    inner, attack = ChoicesSettings(), ProbeSettings(folds=3)
+    spelled = [
+        [row["choices"][int(row["answer"])] for row in rows],  # the candidate itself
+        ["ABC"[int(row["answer"])] for row in rows],
+        [str(int(row["answer"]) + 1) for row in rows],  # labels from 1, which all rows together tell
+    ]
+    measured = []
+    for answers in spelled:
+        items = pa.Table.from_pylist([{**row, "answer": each} for row, each in zip(rows, answers, strict=True)])
+        [measure] = PROBE.run(base, attack, Target(inner, items), Bench("base", "", Path(), Path()))
+        measured.append(measure.numerator.tolist())
+    assert measured[0] == measured[1] == measured[2]
 
 
 @pytest.mark.parametrize(("words", "low", "high"), [(True, 0.8, 1.0), (False, 0.1, 0.6)])

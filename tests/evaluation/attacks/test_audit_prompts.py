@@ -51,7 +51,7 @@ def test_templates_reach_the_model_and_items_are_means_over_them(load: Callable[
     templates = ["it is good {question}", "a {question}", "{question}"]
     found = AUDIT.measure(replace(base, tokenizer=spy), audit({"kind": "reword", "templates": templates}), ITEMS, BENCH)
     assert {"it is good the capital of france is paris", "a the dog sleeps", "the dog eats"} <= set(seen)
-    assert len(seen) == 3 * 3 * 3
+    assert len(set(seen)) == 3 * 3 * 3
     apart = [
         CHOICES.measure(base, INNER, changed(lambda text, form=form: form.replace("{question}", text)), BENCH)[0]
         for form in templates
@@ -128,7 +128,7 @@ def test_rewordings_come_from_a_file(load: Callable[..., Any], write_rows: Calla
         RecipeError, match=r"1 of the 3 questions have no rewording \(first: 'the capital of france is'"
     ):
         AUDIT.measure(base, settings, ITEMS, BENCH)
-    with pytest.raises(RecipeError, match=r"evaluate\.attack\.reworded: 'missing' is no SQL expression"):
+    with pytest.raises(RecipeError, match=r"evaluate\.attack\.reworded: no column 'missing'"):
         AUDIT.measure(base, audit({"kind": "reword", "reworded": "missing"}, source=source), ITEMS, BENCH)
 
 

@@ -14,7 +14,7 @@ import torch
 
 import spunge
 from experts import EXPERTS, build_experts
-from spunge.data.samples import Batch, Samples, collate, encode
+from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate, encode
 from spunge.errors import RecipeError
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import load_base
@@ -26,7 +26,7 @@ from spunge.unlearning.batches import Stream, interleaved
 from spunge.unlearning.method import Task
 from spunge.unlearning.rmu.rmu import RMU
 from spunge.unlearning.rmu.settings import PRESETS, Relative, RMUSettings, block_index
-from spunge.unlearning.rmu.steering import counted, direction, target, token_mean
+from spunge.unlearning.rmu.steering import counted, direction, steered, target, token_mean
 from spunge.unlearning.rmu.trunk import Trunk
 from spunge.unlearning.rmu.tuning import Trial, best, divided
 from spunge.weights.checkpoint import Checkpoint
@@ -149,6 +149,29 @@ def test_blocks_are_found_by_structure_and_projections_by_name(load: Callable[..
     assert name.endswith("weight")
     assert sorted(weight.shape)[0] == 32
     assert any(weight is parameter for parameter in base.model.parameters())
+
+
+def test_of_a_prompt_and_its_answer_the_answer_is_steered_and_the_token_that_tells_it() -> None:
+    dropped = IGNORED
+    batch = collate(
+        [
+            Encoded([5, 6, 7, 8, 9], [dropped, dropped, dropped, 8, 9]),  # prompt and answer
+            Encoded([1, 6, 7, 8], [dropped, 6, 7, 8]),  # a text after a start token
+            Encoded([6, 7, 8, 2], [6, 7, 8, dropped]),  # a text that the tokenizer closes
+            Encoded([5, 6, 7, 8, 9, 4], [dropped, dropped, 7, dropped, dropped, 4]),  # two answers
+            Encoded([5, 6, 7, 8], [dropped, dropped, 7, dropped]),  # what follows the end of turn
+        ]
+    )
+    assert steered(batch, RMUSettings(skip_first=0)).tolist() == [
+        [0, 0, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 1, 1],
+        [0, 1, 1, 0, 0, 0],
+    ]
+    # A first token is left out of plain texts as before; retain rows count whole.
+    assert steered(batch, RMUSettings(skip_first=1))[1].tolist() == [0, 1, 1, 1, 0, 0]
+    assert counted(batch, RMUSettings(skip_first=0))[0].tolist() == [1, 1, 1, 1, 1, 0]
 
 
 def test_padding_does_not_enter_the_loss() -> None:

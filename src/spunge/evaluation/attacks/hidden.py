@@ -19,7 +19,7 @@ from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
-from spunge.evaluation.choices import ChoicesSettings, answer_index
+from spunge.evaluation.choices import ChoicesSettings, answers_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import mean_states
 from spunge.model.loading import Base
@@ -54,7 +54,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     rows = target.items.to_pylist()
     if len(rows) < attack.folds:
         raise RecipeError(f"evaluate.attack.folds: {attack.folds} folds of {len(rows)} items; give more items")
-    answers = [answer_index(row["answer"], row["choices"], number) for number, row in enumerate(rows)]
+    answers = answers_of(rows, settings)
     counts = np.array([len(row["choices"]) for row in rows])
     owners = np.repeat(np.arange(len(rows)), counts)
     right = np.concatenate([np.arange(count) == answer for count, answer in zip(counts, answers, strict=True)])

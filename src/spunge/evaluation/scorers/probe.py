@@ -21,7 +21,7 @@ from spunge.evaluation.likelihood import batch_tokens, grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.files import read_json, write_json
 from spunge.model.architecture import find_blocks
-from spunge.model.hub import local_folder
+from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
@@ -102,11 +102,11 @@ def load_probe(path: str) -> Probe:
     return Probe(base, tuple(content["blocks"]), content["max_length"], fitted, frozenset(numbers["rows"].tolist()))
 
 
-def frozen_model(path: str, revision: str | None, last: int | None) -> Base:
+def frozen_model(path: str, revision: str | None, last: int | None, setting: str = "evaluate.scorer") -> Base:
     """The first blocks of a model of its own in memory: the judged one's weights change. Always in float32, so that a score
     does not depend on the machine."""
     settings = ModelSettings(path=path, revision=revision, dtype="float32")
-    return load_base(local_folder(settings), settings, last)
+    return load_base(judges_folder(settings, setting), settings, last, setting)
 
 
 def save_probe(folder: Path, fitted: Fitted, texts: Sequence[str], description: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
-from spunge.data.split import draw, seed_for, select_rows, split_rows
+from spunge.data.selection import select_rows
+from spunge.data.split import draw, seed_for, split_rows
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.scorers.probe import (
     FILE,
@@ -64,7 +66,7 @@ def train_probe(
     if forget is not None:
         _refuse_forgotten(texts, forget if isinstance(forget, Recipe) else load_recipe(forget))
     name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
-    base = frozen_model(name, revision, max(blocks) if blocks else None)
+    base = frozen_model(name, revision, max(blocks) if blocks else None, "--model")
     chosen = sorted(set(blocks)) if blocks else default_blocks(base.depth)
     if chosen[0] < 0 or chosen[-1] >= base.depth:
         raise RecipeError(f"--block: {chosen} are not all among the model's blocks 0 to {base.depth - 1}")
@@ -91,7 +93,8 @@ def _labelled(
 ) -> tuple[list[str], np.ndarray]:
     query = Query(read_rows([Source(path=str(rows.expanduser()))], "--rows"))
     chosen = draw(query.where(where, "--where"), limit, seed_for(seed, "probe"))
-    table = query.project({"text": text, "label": f"CAST(({label}) AS BOOLEAN)"}, chosen, "probe")
+    named = {"text": text, "label": f"CAST({query.sql(label, '--label')} AS BOOLEAN)"}
+    table = taken(query.project(named, "--"), chosen)
     known = table.filter(pa.compute.is_valid(table["label"]))
     labels = np.array(known["label"].to_pylist(), dtype=np.int64)
     for name, count in (("meet", int(labels.sum())), ("do not meet", int((1 - labels).sum()))):
@@ -103,7 +106,7 @@ def _labelled(
 def _refuse_forgotten(texts: list[str], recipe: Recipe) -> None:
     own = {row_hash(text) for text in texts}
     trained = [part.samples for part in split_rows(recipe).parts]
-    trained += [select_rows(recipe.retain, recipe, "retain")] if recipe.retain else []
+    trained += [select_rows(recipe.retain, recipe, "retain").samples] if recipe.retain else []
     for samples in trained:
         shared = sum(row_hash(text) in own for text in samples.words())
         if shared:

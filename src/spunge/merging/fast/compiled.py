@@ -1,5 +1,7 @@
 """The compiled path: finds where each branch's numbers lie in memory and hands them to the kernels."""
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spunge.errors import one_line
 from spunge.merging.outcome import Tally
 from spunge.merging.rules import TiesSettings, ties
 from spunge.merging.thresholds import Bracket, keys_of
 from spunge.merging.work import Job, Work
-from spunge.weights.rounding import rounded, seed_of, wrapped
+from spunge.weights.rounding import all_finite, rounded, seed_of, wrapped
 
 KINDS = {torch.bfloat16: 1, torch.float32: 2}  # of kernels.py: a model's own values
 DELTA, NOTHING = 0, 3
@@ -38,8 +41,8 @@ class Fast:
         base, base_kind, _base_owner = self._base(job)
         size = job.stop - job.start
         inside = np.empty(size + 1, np.int32)
-        above, found = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
-        return above, torch.from_numpy(inside[:found])
+        above, between = self.kernels.count_keys(address, kind, base, base_kind, size, row.low, row.high, inside)
+        return above, torch.from_numpy(inside[:between])
 
     def sample(self, name: str, starts: Sequence[int], length: int) -> Tensor:  # (k, runs * length)
         """The keys of every branch's magnitudes in runs of entries."""
@@ -102,7 +105,7 @@ class Fast:
             merged, plain = out, base_values.float()
             out = rounded(plain + merged, dtype, self.work.drawn(job))
             tally.note_written(plain, merged, out)
-            finite = finite and bool(torch.isfinite(out).all())
+            finite = finite and all_finite(out)
         return tally, out, finite
 
     def _base(self, job: Job) -> tuple[int, int, Tensor]:
@@ -136,10 +139,26 @@ class Fast:
 
 
 def fast_path(work: Work, wanted: bool | None = None) -> Fast | None:
-    """The compiled path; None where numba is missing or does not load, or when it is not wanted."""
-    if wanted is False:
-        return None
+    """The compiled path; None where numba cannot be used on this machine, or when it is not wanted."""
+    return None if wanted is False or not usable() else Fast(work)
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether the kernels can be compiled (or read from numba's cache) here, and compute what they should.
+
+    Where they can't, it is said once: numba is missing or not made for this Python, finds no folder to keep its code in, or
+    a compiler fails. Whatever it raises, torch does the same work.
+    """
     try:
-        return Fast(work)
-    except ImportError:
-        return None
+        from spunge.merging.fast import kernels
+
+        reason = "" if kernels.tried() else "its code gives wrong numbers"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        told = (
+            f"merging without numba, several times slower and with the same result: it cannot be used here ({reason})"
+        )
+        logging.getLogger("spunge").warning(one_line(told))
+    return not reason

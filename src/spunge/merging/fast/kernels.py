@@ -106,7 +106,7 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
     marks = np.zeros(BLOCK, np.uint8)
     eights = marks.view(np.uint64)  # few entries are marked: look for them eight at a time
     above = 0
-    found = 0
+    inside_count = 0
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
         _difference(address, kind, base, base_kind, start, count, values, scratch)
@@ -115,9 +115,9 @@ def count_keys(address, kind, base, base_kind, entries, low, high, inside):  # t
         for eight in range(BLOCK // 8):
             if eights[eight] != 0:
                 for i in range(8 * eight, 8 * eight + 8):  # no branch: which of the eight is marked can't be foretold
-                    inside[found] = _key(values[i])
-                    found += np.int64(marks[i])
-    return above, found
+                    inside[inside_count] = _key(values[i])
+                    inside_count += np.int64(marks[i])
+    return above, inside_count
 
 
 @numba.njit(**_fast)
@@ -239,7 +239,7 @@ def _draw_to_bf16(values, count, place):  # type: ignore[no-untyped-def]
 
 @numba.njit(**_fast)
 def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
-    """Write float32 values, as bf16 where they have been rounded to it; returns how many are not finite."""
+    """Write float32 values, as bf16 where they have been rounded to it."""
     bits = values.view(np.uint32)
     if out_kind == BF16:
         half = numba.carray(_pointer(out + 2 * start), count, np.uint16)
@@ -249,7 +249,6 @@ def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
         full = numba.carray(_pointer(out + 4 * start), count, np.uint32)
         for i in range(count):
             full[i] = bits[i]
-    return np.int64(_not_finite(values, count))
 
 
 @numba.njit(**_loose)
@@ -260,7 +259,9 @@ def _compare(base, merged, written, count):  # type: ignore[no-untyped-def]
         change = written[i] - base[i]
         error += (change - merged[i]) * (change - merged[i])
         along += change * merged[i]
+    for i in range(count):  # one loop for all of it is no longer done in vectors
         changed += np.float32(1) if merged[i] != 0 else np.float32(0)
+    for i in range(count):
         stayed += np.float32(1) if (merged[i] != 0) & (written[i] == base[i]) else np.float32(0)
     return error, along, changed, stayed
 
@@ -303,7 +304,8 @@ def ties(  # type: ignore[no-untyped-def]
         ties_block(deltas, cuts, weights, scale, merged, work, counts)
         sums[0] += _dot(merged, merged)
         if out_kind == DELTA:
-            counts[k + 2] += _store(merged, count, out, out_kind, start)
+            _store(merged, count, out, out_kind, start)
+            counts[k + 2] += np.int64(_not_finite(merged, count))
             continue
         _values(base, base_kind, start, count, values)
         for i in range(count):
@@ -313,9 +315,41 @@ def ties(  # type: ignore[no-untyped-def]
                 _draw_to_bf16(scratch, count, place + start)
             else:
                 _round_to_bf16(scratch, count)
-        counts[k + 2] += _store(scratch, count, out, out_kind, start)
+        _store(scratch, count, out, out_kind, start)
         error, along, changed, stayed = _compare(values, merged, scratch, count)
+        if not np.isfinite(error):  # of values that are not, or of squares too large: look
+            counts[k + 2] += np.int64(_not_finite(scratch, count))
         sums[1] += error
         sums[2] += along
         counts[k + 3] += np.int64(changed)
         counts[k + 4] += np.int64(stayed)
+
+
+def tried() -> bool:
+    """Call each kernel as `compiled` calls it, which compiles it, on a few numbers; returns whether the outcome is right."""
+    base, out = np.zeros(4, np.float32), np.empty(4, np.float32)
+    deltas = np.array([[3, 1, -2, 0], [1, -1, -4, 0]], np.float32)
+    keys, inside = np.zeros((1, 4), np.int32), np.empty(5, np.int32)
+    first, lying, written = deltas[0].ctypes.data, base.ctypes.data, out.ctypes.data
+    one = int(np.float32(1).view(np.int32))
+    counted = count_keys(first, DELTA, lying, F32, 4, one, one, inside)
+    sample_keys(first, DELTA, lying, F32, np.array([0]), 4, keys[0])
+    ties(
+        np.array([row.ctypes.data for row in deltas]),
+        np.array([DELTA, DELTA]),
+        lying,
+        F32,
+        4,
+        np.zeros(2, np.float32),
+        np.ones(2, np.float32),
+        np.float32(1),
+        written,
+        F32,
+        False,
+        np.int64(0),
+        np.zeros((2, 2)),
+        np.zeros(3),
+        np.zeros(7, np.int64),
+    )
+    right = np.array_equal(keys[0], np.abs(deltas[0]).view(np.int32)) and out.tolist() == [2, 1, -3, 0]
+    return right and tuple(counted) == (2, 1) and int(inside[0]) == one

@@ -62,11 +62,11 @@ class Activations:
         for row in batch.rows:
             if any(row not in kept for kept in self._kept.values()):
                 self._compute(row - row % GROUP)
-        found = {
+        states_of = {
             kind: _padded([kept[row] for row in batch.rows], batch.ids.shape[1]) for kind, kept in self._kept.items()
         }
-        base = found["base"].float() if "base" in found else None
-        return Frozen(self._trunk.prefix(batch, found.get("entering")), base)
+        base = states_of["base"].float() if "base" in states_of else None
+        return Frozen(self._trunk.prefix(batch, states_of.get("entering")), base)
 
     def _compute(self, first: int) -> None:
         """Everything of a row and its neighbours."""
@@ -74,13 +74,13 @@ class Activations:
         rows = range(first, min(first + GROUP, len(self._coded)))
         batch = collate([self._coded[row] for row in rows], self._stream.base.device)
         entered = self._trunk.prefix(batch)
-        found = {"entering": entered.hidden}
+        pieces = {"entering": entered.hidden}
         if self._base_states is not None:
-            found["base"] = self._base_states(entered)
+            pieces["base"] = self._base_states(entered)
         for place, row in enumerate(rows):
             for kind, kept in self._kept.items():
                 # A copy: a view would keep its neighbours' padding too.
-                states = found[kind][place, : len(self._coded[row].ids)]
+                states = pieces[kind][place, : len(self._coded[row].ids)]
                 kept[row] = states.to(self._stream.base.dtype, copy=True)
 
 
@@ -97,7 +97,7 @@ def _fitting(stream: Stream, most: float) -> list[Encoded] | None:
 
 
 def _padded(states: list[Tensor], width: int) -> Tensor:  # of (t, d) -> (b, width, d)
-    found = states[0].new_zeros(len(states), width, states[0].shape[1])
+    padded = states[0].new_zeros(len(states), width, states[0].shape[1])
     for row, each in enumerate(states):
-        found[row, : len(each)] = each
-    return found
+        padded[row, : len(each)] = each
+    return padded

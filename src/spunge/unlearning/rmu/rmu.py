@@ -6,7 +6,8 @@ With M_u and M_0 the hidden states after block l of the trained model and of the
 
 Only the MLP output projections of blocks l-2, l-1 and l are trained (of all experts, in a mixture of them). Both terms are
 divided by the hidden size d (as the reference code does; the paper divides by neither), so alpha means the same in both.
-Padding enters neither term; the reference code averages over it.
+Padding enters neither term; the reference code averages over it. Of a prompt and its answer, forget tokens are the answer's and
+the one before each.
 
     spunge run demo --set unlearn.method=rmu
     spunge run demo --set unlearn.layer=auto --set unlearn.coefficient=auto

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.data.samples import Batch
+from spunge.data.samples import IGNORED, Batch
 from spunge.errors import RecipeError
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import Base
@@ -76,16 +76,13 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
         }
         retain_states = activations(retain_batches, len(order), True)
 
-        def tokens(batch: Batch) -> float:
-            return float(counted(batch, settings).sum())
-
         def forget_term(value: str) -> dict[str, float]:
             batch = next(forget_batches[value])
-            kept = counted(batch, settings)
+            kept = steered(batch, settings)
             entered, before = forget_states[value].of(batch)
             after = trunk.states(entered).float()
             goal = target(after.detach() if before is None else before, directions[value], settings)
-            forget = token_mean(after - goal, kept) * share(batch, tokens)
+            forget = token_mean(after - goal, kept) * share(batch, lambda each: float(steered(each, settings).sum()))
             loop.backward(forget)
             if before is None:
                 return {"forget": float(forget.detach())}
@@ -100,7 +97,7 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
             assert before is not None
             retain = token_mean(trunk.states(entered).float() - before, kept)
             damage = float(retain.detach()) / float(token_mean(before, kept))
-            retain = retain * share(batch, tokens)
+            retain = retain * share(batch, lambda each: float(counted(each, settings).sum()))
             return Loss(terms["forget"] + settings.alpha * retain, {**terms, "retain": float(retain.detach())}, damage)
 
         streams = [*forget_batches.values(), retain_batches]
@@ -130,10 +127,24 @@ def target(before: Tensor, u: Tensor, settings: RMUSettings) -> Tensor:
 
 def counted(batch: Batch, settings: RMUSettings) -> Tensor:
     """(b, t): 1 on the tokens that enter the loss, 0 on padding and on the first tokens that are left out."""
+    return _without_first(batch, batch.mask.clone(), settings)
+
+
+def steered(batch: Batch, settings: RMUSettings) -> Tensor:
+    """(b, t): as `counted`, of forget texts. Where an answer follows a prompt, 1 on the answer's tokens and on the one before each,
+    whose states tell them; of plain texts on all."""
+    learned = batch.labels != IGNORED
+    kept = learned | torch.nn.functional.pad(learned[:, 1:], (0, 1))
+    places = torch.arange(kept.shape[1], device=kept.device)
+    upto = places <= (kept * places).amax(dim=1, keepdim=True)
+    plain = ~(upto & ~kept).any(dim=1, keepdim=True)  # nothing but what the tokenizer adds is context
+    return _without_first(batch, torch.where(plain, batch.mask, kept.to(batch.mask.dtype)), settings)
+
+
+def _without_first(batch: Batch, kept: Tensor, settings: RMUSettings) -> Tensor:
     skip = settings.skip_first
     if skip is None:
         skip = 1 if isinstance(settings.coefficient, Relative) else 0
-    kept = batch.mask.clone()
     # A text too short to lose its first tokens keeps its last one.
     long_enough = batch.mask.sum(dim=1) > skip
     kept[long_enough, :skip] = 0

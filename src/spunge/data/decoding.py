@@ -1,0 +1,85 @@
+"""Files as text: unpacked by the ending of their name, decoded as UTF-8 or as their byte order mark or the recipe says."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO, TextIO, cast
+
+import pyarrow as pa
+
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+HEAD = 4096
+DAMAGES = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what unpacking and reading raise
+
+
+class UnreadableError(ValueError):
+    """Why a file cannot be read: in a few words, with the row where there is one, without the file and the setting."""
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """The file's content, unpacked where its name ends in .gz, .zst, .bz2 or .xz."""
+    match file.suffix.lower():
+        case ".gz":
+            return cast(BinaryIO, gzip.open(file, "rb"))
+        case ".bz2":
+            return cast(BinaryIO, bz2.open(file, "rb"))
+        case ".xz":
+            return cast(BinaryIO, lzma.open(file, "rb"))
+        case ".zst":
+            return io.BufferedReader(pa.input_stream(str(file), compression="zstd"))
+    return file.open("rb")
+
+
+@contextmanager
+def open_text(file: Path, encoding: str | None, newline: str | None) -> Iterator[TextIO]:
+    """The file's text. newline: as `open` takes it. Raises UnreadableError for content that is not what it should be."""
+    try:
+        with open_bytes(file) as stream:
+            decoder = encoding or _encoding(stream)
+            with io.TextIOWrapper(cast(IO[bytes], stream), encoding=decoder, newline=newline) as text:
+                yield text
+    except UnicodeDecodeError as error:
+        raise UnreadableError(_undecodable(file, encoding or "utf-8", error)) from None
+    except DAMAGES as error:
+        raise UnreadableError(" ".join(str(error).split()) or "it is cut short") from None
+
+
+def _encoding(stream: BinaryIO) -> str:
+    """UTF-8, unless a byte order mark says otherwise."""
+    head: bytes = cast(io.BufferedReader, stream).peek(HEAD)[:HEAD]
+    for mark, name in MARKS:
+        if head.startswith(mark):
+            return name
+    # Letters of UTF-16 without a mark are valid UTF-8 with a NUL beside each.
+    if head.count(0) > len(head) // 4:
+        raise UnreadableError("it looks like UTF-16 without a byte order mark; give the source an encoding: utf-16-le")
+    return "utf-8"
+
+
+def _undecodable(file: Path, encoding: str, error: UnicodeDecodeError) -> str:
+    """The line and the byte that cannot be decoded, as near as they can be told."""
+    if codecs.lookup(encoding).name == "utf-8":
+        with open_bytes(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as here:
+                    return (
+                        f"line {number}: byte 0x{here.object[here.start]:02x} is not UTF-8; save the file as UTF-8, or give "
+                        "the source its encoding, such as {path: .., encoding: cp1252}"
+                    )
+    return f"it is not {encoding} ({error.reason}); give the source its encoding"

@@ -1,0 +1,103 @@
+"""Rows that were read: small tables in memory, large ones in a file of the cache that is mapped, so that memory stays flat.
+
+What is kept is named by the content of the file that it was read from, never by its path or time: rows are those of the file
+as it is now.
+"""
+
+import contextlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+
+from spunge.files import cache_folder, checksum, fingerprint, writing, written
+
+VERSION = 1  # rises when the same file gives other rows
+IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
+RECENT = 4  # tables that one process keeps at hand
+DAYS = 30  # after which a file that nobody read is removed
+
+_recent: OrderedDict[str, pa.Table] = OrderedDict()
+
+
+class Keeper:
+    """Takes tables of one schema, one after the other. Use as a context; `table` is all of them together."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._whole = contextlib.ExitStack()  # when it closes, the file has its name
+        self._tables: list[pa.Table] = []
+        self._bytes = 0
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self.rows = 0
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:  # not all rows were given: nothing is kept
+            self._writer.close()
+            self._whole.__exit__(RuntimeError, RuntimeError("rows are missing"), None)
+
+    def add(self, table: pa.Table) -> None:
+        self.rows += table.num_rows
+        self._bytes += table.nbytes
+        if self._writer is None and self._bytes <= IN_MEMORY:
+            self._tables.append(table)
+            return
+        with writing(self._file, "SPUNGE_CACHE"):
+            if self._writer is None:
+                aside = self._whole.enter_context(written(self._file, "SPUNGE_CACHE"))
+                self._writer = pa.ipc.new_file(str(aside), table.schema)
+            for each in (*self._tables, table):
+                self._writer.write_table(each)
+        self._tables.clear()
+
+    def table(self) -> pa.Table:
+        if self._writer is None:
+            return pa.concat_tables(self._tables) if self._tables else pa.table({})
+        self._writer.close()
+        self._writer = None
+        self._whole.close()
+        return _mapped(self._file)
+
+
+def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.Table:
+    """The table that `make` gives, or an earlier one of the same key. `make` is handed what gives it Keepers."""
+    if key in _recent:
+        _recent.move_to_end(key)
+        return _recent[key]
+    file = cache_folder() / "rows" / f"{key}.arrow"
+    try:
+        table = _mapped(file)
+        os.utime(file)
+    except (OSError, pa.ArrowException):
+        table = make(lambda: Keeper(file))
+        _tidy(file.parent)
+    _recent[key] = table
+    while len(_recent) > RECENT:
+        _recent.popitem(last=False)
+    return table
+
+
+def content_key(file: Path, *options: object) -> str:
+    """Of a file's bytes and of all else that its rows depend on."""
+    return fingerprint([VERSION, checksum(file), *options])
+
+
+def _mapped(file: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what nobody read for long. A table in use stays readable until it is let go."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob("*.arrow*"):
+            if file.stat().st_mtime < time.time() - DAYS * 86400:
+                file.unlink(missing_ok=True)

@@ -1,0 +1,103 @@
+"""The retain rows: selected like the forget rows, and set beside them, as a row that is both is unlearned and held at once."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spunge.data.kinds import TEXT
+from spunge.data.query import ROW, Query
+from spunge.data.rows import Records, read_rows
+from spunge.data.samples import Samples
+from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for
+from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
+from spunge.errors import RecipeError
+from spunge.recipe.schema import Recipe, Rows
+
+BESIDE = ("refusal", "end", ROW)  # columns of samples that are no part of what a row says
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The samples of a block such as `retain`."""
+
+    samples: Samples
+    numbers: np.ndarray  # which of the records they are
+    records: Records
+    empty: int  # rows that were left out because a text of theirs is empty
+    notes: tuple[str, ...] = ()  # what a person should look at
+
+
+def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Selection:
+    """The samples of a block such as `retain`; what it does not name (source, columns) is forget's.
+
+    Rows with an empty text are left out and counted. Raises RecipeError as for the forget rows.
+    """
+    query = Query(read_rows(rows.source or recipe.forget.source, f"{setting}.source"))
+    kept = query.where(rows.where, f"{setting}.where")
+    columns = rows.columns or recipe.forget.columns
+    texts = text_table(query, columns, setting)
+    refuse_files_without(query, columns, kept, setting)
+    empty = blank_rows(texts)
+    filled = kept[~empty[kept]]
+    notes = left_out(query, empty, columns, kept, setting)
+    if not len(filled):
+        raise RecipeError(f"{setting}: no row with text is left; {notes[0]}")
+    chosen = draw(filled, rows.limit, seed_for(recipe.seed, "select", setting))
+    samples = read_samples(texts, rendering_of(recipe, rows), setting, query.records, chosen)
+    return Selection(samples, chosen, query.records, len(kept) - len(filled), tuple(notes))
+
+
+def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
+    """The retain rows, where the recipe has any. Raises RecipeError where they are rows to forget, all of them."""
+    if recipe.retain is None:
+        return None
+    rows = recipe.retain
+    same_source = rows.source is None or rows.source == recipe.forget.source
+    if same_source and rows.where is None and (rows.columns or recipe.forget.columns) == recipe.forget.columns:
+        raise RecipeError(
+            "retain: it is every row of forget's source, those to forget among them; give it a where, a source of its own, "
+            "or write `retain: neutral`"
+        )
+    selection = select_rows(rows, recipe, "retain")
+    shared = _shared(selection.samples.table, [part.samples.table for part in parts.parts])
+    if not shared.any():
+        return selection
+    first = selection.records.row_name(int(selection.numbers[shared][0]))
+    if shared.all():
+        more = "".join(f"; {note}" for note in selection.notes)
+        raise RecipeError(
+            f"retain: all of its {len(shared)} rows are rows to forget too (first: {first}); give it a where, a source of its "
+            f"own, or write `retain: neutral`{more}"
+        )
+    note = f"retain: {shared.sum()} of {len(shared)} rows are rows to forget too (first: {first})"
+    return replace(selection, notes=(*selection.notes, note))
+
+
+def split_content(parts: Parts, retain: Selection | None) -> dict[str, Any]:
+    """What split.json holds: the parts, the retain rows, and remarks on both."""
+    content = parts.to_json()
+    if retain is not None:
+        content["retain"] = {"selected": len(retain.samples), "empty": retain.empty, "sha256": retain.samples.sha256}
+        content["notes"] += retain.notes
+    return content
+
+
+def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of retain,) of bool
+    """Which retain rows have the very texts of a row to forget."""
+    names = [name for name in retain.column_names if name not in BESIDE]
+    if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
+        return np.zeros(retain.num_rows, dtype=bool)
+    known = pa.chunked_array([_content(table, names) for table in forget], TEXT)
+    return np.asarray(
+        pc.is_in(_content(retain, names), value_set=known.combine_chunks()).to_numpy(zero_copy_only=False)
+    )
+
+
+def _content(table: pa.Table, names: list[str]) -> pa.Array:
+    """Each row as one text."""
+    columns = [table[name].combine_chunks() for name in names]
+    texts = [column.cast(TEXT) if pa.types.is_large_string(column.type) else column for column in columns]
+    return pc.binary_join_element_wise(*texts, "\x1f")

@@ -1,0 +1,67 @@
+"""The texts of rows: one column for each role (text, prompt, completion, messages, refusal), and which rows lack one."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from spunge.data.query import Query
+from spunge.errors import RecipeError, suggestion
+
+
+def text_table(query: Query, columns: Mapping[str, str], setting: str) -> pa.Table:
+    """All rows with a column for each role. Raises RecipeError for what is no column and no SQL, and for what holds no text."""
+    table = query.project(columns, f"{setting}.")
+    for role, given in columns.items():
+        refuse_other_types(table[role].type, given, f"{setting}.{role}", nested=role != "text")
+    return table
+
+
+def refuse_other_types(kind: pa.DataType, given: str, setting: str, nested: bool) -> None:
+    """Raises RecipeError where a column holds something else than text. nested: lists and records are conversations."""
+    if not (pa.types.is_string(kind) or pa.types.is_null(kind) or (nested and pa.types.is_nested(kind))):
+        raise RecipeError(f"{setting}: {given!r} holds {kind}, not text; as text it is: CAST({given} AS VARCHAR)")
+
+
+def refuse_files_without(query: Query, columns: Mapping[str, str], rows: np.ndarray, setting: str) -> None:
+    """Raises RecipeError where the rows of one of several files are wanted and it has no such column."""
+    files: list[int] = np.unique(query.records.files(rows)).tolist() if query.records.origins else []
+    for role, given in columns.items():
+        name = query.column(given)
+        for origin in (query.records.origins[file] for file in files):
+            if name is not None and name not in origin.columns:
+                raise RecipeError(
+                    f"{setting}.{role}: no column {name!r} in {origin.name}{suggestion(name, origin.columns)}; leave its rows "
+                    "out by a where, or give the files as sources of their own"
+                )
+
+
+def blank_rows(texts: pa.Table) -> np.ndarray:  # (n,) of bool
+    """Whether each row lacks one of its texts."""
+    return np.asarray(np.logical_or.reduce([blank(column) for column in texts.columns]))
+
+
+def blank(column: pa.ChunkedArray) -> np.ndarray:  # (n,) of bool
+    """Whether each row is null, an empty list, or a text of nothing but white space."""
+    # Chunk by chunk, as trimming copies the texts.
+    return np.concatenate([_blank(chunk) for chunk in column.chunks] or [np.zeros(0, dtype=bool)])
+
+
+def _blank(chunk: pa.Array) -> np.ndarray:
+    if pa.types.is_string(chunk.type):
+        empty = pc.equal(pc.utf8_trim_whitespace(chunk), "")
+    elif pa.types.is_list(chunk.type):
+        empty = pc.equal(pc.list_value_length(chunk), 0)
+    else:
+        empty = pc.is_null(chunk)
+    return np.asarray(pc.fill_null(empty, True).to_numpy(zero_copy_only=False))
+
+
+def left_out(query: Query, empty: np.ndarray, roles: Iterable[str], rows: np.ndarray, whose: str) -> list[str]:
+    """A remark on the rows whose text is empty, if there are any."""
+    without = rows[empty[rows]]
+    if not len(without):
+        return []
+    first = query.records.row_name(int(without[0]))
+    return [f"{whose}: {len(without)} of {len(rows)} rows are left out, empty in {' or '.join(roles)} (first: {first})"]

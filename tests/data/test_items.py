@@ -1,0 +1,90 @@
+"""The rows of an evaluation are checked, with row numbers, before anything is trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spunge.data.items import Items, read_items
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+
+GOOD = {
+    "question": "the capital is",
+    "choices": ["paris", "rome"],
+    "answer": 0,
+    "text": "plain words",
+    "topic": "europe",
+}
+
+
+@pytest.fixture
+def items_of(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) -> Callable[..., Items]:
+    def run(rows: list[dict[str, Any]], columns: dict[str, str], **entry: Any) -> Items:
+        source = str(write_rows("questions.jsonl", rows))
+        toy_recipe["evaluate"] = [{"kind": "choices", "source": source, **entry}]
+        recipe = load_recipe(toy_recipe)
+        return read_items(recipe, recipe.evaluate[0], columns, "evaluate.0")
+
+    return run
+
+
+CHOICES = {"question": "question", "choices": "choices", "answer": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "said"),
+    [
+        ({"question": None}, CHOICES, "evaluate.0.question: 'question' is empty in 1 of 8 rows (first: row 6 of"),
+        ({"question": "  "}, CHOICES, "evaluate.0.question: 'question' is empty in 1 of 8 rows (first: row 6 of"),
+        ({"choices": None}, CHOICES, "evaluate.0.choices: 'choices' is empty in 1 of 8 rows (first: row 6 of"),
+        (
+            {"choices": ["paris", None]},
+            CHOICES,
+            "evaluate.0.choices: 'choices' has an empty entry in 1 of 8 rows (first: row 6",
+        ),
+        ({"answer": None}, CHOICES, "evaluate.0.answer: 'answer' is empty in 1 of 8 rows (first: row 6 of"),
+        (
+            {"text": " "},
+            {"text": "trim(text)"},
+            "evaluate.0.text: 'trim(text)' is empty in 1 of 8 rows (first: row 6 of",
+        ),
+        ({}, {"text": "answer"}, "evaluate.0.text: 'answer' holds int64, not text"),
+        ({}, {"prompt": "answer + 1"}, "evaluate.0.prompt: 'answer + 1' holds int64, not text; as text it is: CAST("),
+        ({}, {"question": "qestion"}, "evaluate.0.question: no column 'qestion'; did you mean 'question'?"),
+    ],
+)
+def test_a_gap_or_a_wrong_type_is_refused_with_the_first_row(
+    items_of: Callable[..., Items], change: dict[str, Any], columns: dict[str, str], said: str
+) -> None:
+    rows = [GOOD] * 5 + [{**GOOD, **change}] + [GOOD] * 2
+    with pytest.raises(RecipeError) as caught:
+        items_of(rows, columns)
+    assert str(caught.value).startswith(said), str(caught.value)
+
+
+def test_the_row_is_that_of_the_file_behind_a_condition(items_of: Callable[..., Items]) -> None:
+    rows = [{**GOOD, "topic": "asia"}, GOOD, {**GOOD, "question": None}]
+    with pytest.raises(RecipeError, match=r"1 of 2 rows \(first: row 3 of questions\.jsonl\)"):
+        items_of(rows, CHOICES, where="topic = 'europe'")
+    assert items_of(rows, CHOICES, where="question IS NOT NULL").table.num_rows == 2
+
+
+def test_an_expression_may_give_an_empty_prompt_on_purpose(items_of: Callable[..., Items]) -> None:
+    assert items_of([GOOD], {"prompt": "''"}).table["prompt"].to_pylist() == [""]
+
+
+def test_the_split_s_attribute_names_the_subjects_only_where_the_rows_have_it(
+    items_of: Callable[..., Items], toy_recipe: dict[str, Any]
+) -> None:
+    assert items_of([GOOD], CHOICES).subjects.keys() == {"europe"}
+    assert items_of([{"topics": "x", **{key: GOOD[key] for key in CHOICES}}], CHOICES).subjects.keys() == {"all"}
+
+
+def test_subjects_spelled_as_numbers_go_by_the_part_s_name(
+    items_of: Callable[..., Items], toy_recipe: dict[str, Any]
+) -> None:
+    toy_recipe["split"] = {"by": "topic", "values": {"one": [1], "two": [2.0]}}
+    rows = [{**GOOD, "topic": 1.0}, {**GOOD, "topic": 2}, {**GOOD, "topic": 3}]
+    assert items_of(rows, CHOICES).subjects.keys() == {"one", "two", "3.0"}

@@ -1,0 +1,54 @@
+"""YAML as people mean it: what YAML 1.1 takes for something else stays what is written."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from spunge.recipe.spelling import read_yaml, write_yaml
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["NO", "yes", "on", "Off", "12:30", "1:2:3.5", "007", "00", "2024-01-05", "2024-01-05 10:00:00", "1.2.3", "e5"],
+)
+def test_words_stay_words(word: str) -> None:
+    assert read_yaml(f"a: [{word}]") == {"a": [word]}
+    assert read_yaml(yaml.safe_dump({"a": word})) == {"a": word}, "what is dumped is read back"
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        ("1e5", 1e5),
+        ("1e-4", 1e-4),
+        ("1.5E+3", 1500.0),
+        ("5.", 5.0),
+        (".5", 0.5),
+        ("-1_000", -1000),
+        ("0x10", 16),
+        ("0b11", 3),
+        ("+4", 4),
+    ],
+)
+def test_numbers_are_numbers_in_every_spelling(word: str, number: float) -> None:
+    value = read_yaml(f"a: {word}")["a"]
+    assert value == number
+    assert type(value) is type(number)
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, None, 0, 7, -1.5, 1e300, 1e-7, float("inf"), "true", "1e5", "7", "", "a: b", "~", [], {}]
+)
+def test_what_is_dumped_is_read_back(value: Any) -> None:
+    assert read_yaml(write_yaml({"a": value})) == {"a": value}
+
+
+def test_the_values_of_the_split_are_spelled_as_they_are_written() -> None:
+    content = read_yaml(
+        "seed: 1\nsplit: {by: x, values: {007: [007, 1.50, yes, true, 'a']}, min_rows: 2}\nvalues: [1.50]"
+    )
+    assert content["split"] == {"by": "x", "values": {"007": ["007", "1.50", "yes", "true", "a"]}, "min_rows": 2}
+    assert content["values"] == [1.5]
+    assert read_yaml("[1.50, 2]", spelled=True) == ["1.50", "2"]
+    assert read_yaml("") is None
