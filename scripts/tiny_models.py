@@ -88,6 +88,7 @@ OWN: dict[str, dict[str, Any]] = {
         "intermediate_size": [48] * 15,
     }
     | {"hidden_size_per_layer_input": 8, "activation_sparsity_pattern": [0.0] * 15},
+    "phi4_multimodal": {"num_hidden_layers": 3},
     "roc_bert": {"pronunciation_vocab_size": 16, "shape_vocab_size": 16},
     "qwen2_vl": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}},
     "glm4v": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}},
@@ -111,9 +112,9 @@ def tiny_model(kind: str) -> Any:
 
     reasons: list[str] = []
     for config in _configurations(CONFIG_MAPPING[kind], OWN.get(kind, {}), reasons):
-        auto = (
-            AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
-        )
+        # Of a vision-language model the whole, as people have it, also where its language part has a class of its own.
+        whole = type(config) in AutoModelForImageTextToText._model_mapping
+        auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
         try:
             with torch.device("meta"):
                 if (entries := auto.from_config(copy.deepcopy(config)).num_parameters()) > MOST:

@@ -171,7 +171,7 @@ def put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
     except KeyError as error:  # peft looks up what it is to have, by name
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
         missing = str(error.args[0] if error.args else error).removeprefix(ROOT)
-        raise _MisfitError(
+        raise MisfitError(
             reason or f"holds no {missing!r}, which its settings call for; the file is incomplete"
         ) from None
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
