@@ -194,6 +194,10 @@ class Trunk:
                 hook.remove()
         inner = {below for module in ran for below in module.modules() if below is not module}
         self._front = [module for module in ran if module not in inner] if begun else []
+        if len(gives) < len(self.blocks):
+            raise RecipeError(
+                f"unlearn.method: rmu steers blocks that {type(self._model).__name__} does not run on text; take another method"
+            )
         return gives, hidden[-1]
 
 
