@@ -104,7 +104,7 @@ def test_plan_of_a_hub_model_downloads_nothing(recipe_file: Path, tmp_path: Path
 def test_split_shows_sizes_and_what_was_dropped(recipe_file: Path) -> None:
     done = spunge("split", str(recipe_file), "--set", "split.values=[asia]")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split() == ["asia", "12", "12", "asia"]
+    assert done.stdout.splitlines()[1].split() == ["asia", "12", "0", "12", "asia"]
     assert "dropped europe: 12 rows, not in split.values" in done.stdout
     content = json.loads(spunge("split", str(recipe_file), "--json").stdout)
     assert {part["value"]: part["rows"] for part in content["parts"]} == {"asia": 12, "europe": 12}
