@@ -105,7 +105,8 @@ def line_of(name: str, work: Path) -> list[str]:
 def time_steps(names: list[str], work: Path, model: str) -> None:
     """Seconds a training step: the median of four of one branch's, one method after the other, on a machine that does nothing
     else. The joint control's steps are the same."""
-    from spunge.data.split import select_rows, split_rows
+    from spunge.data.selection import select_rows
+    from spunge.data.split import split_rows
     from spunge.model.loading import load_base
     from spunge.recipe.loading import load_recipe
     from spunge.registry import METHODS
@@ -115,7 +116,7 @@ def time_steps(names: list[str], work: Path, model: str) -> None:
     for name in names:
         recipe = load_recipe(recipe_of(name, work, model), ["unlearn.steps=5"])
         part = split_rows(recipe).parts[0]
-        retain = select_rows(recipe.retain, recipe, "retain")
+        retain = select_rows(recipe.retain, recipe, "retain").samples
         log = work / f"{name}-steps.jsonl"
         base = load_base(Path(model), recipe.model)
         task = Task(base, {part.value: part.samples}, retain, {part.value: 0}, log)

@@ -674,7 +674,8 @@ def test_the_command_plans_a_recipe_at_toy_size(
     sets = [part for override in toy_size(BY_GROUP[0], toys) for part in ("--set", override)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["spunge", "plan", BY_GROUP[0], *sets])
-    main()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
     told = capsys.readouterr().out
     assert "branch:physical-disability" in told
     assert "of memory" in told

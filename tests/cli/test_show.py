@@ -42,7 +42,7 @@ def test_as_many_samples_of_each_part_as_asked_for_with_what_is_learned(
     split(recipe(PAIRS, COLUMNS), show=2, as_json=True)
     told = json.loads(capsys.readouterr().out)
     samples = told["samples"]
-    assert [(sample["part"], sample["row"]) for sample in samples] == [("a", 0), ("a", 2), ("b", 1), ("b", 3)]
+    assert [(sample["part"], sample["row"]) for sample in samples] == [("a", 1), ("a", 3), ("b", 2), ("b", 4)]
     assert samples[0]["text"] == "ask 0 tell 0</s>"
     assert samples[0]["scored"] == " tell 0</s>"
     assert samples[0]["ids"] == [*byte_tokenizer(CHATML)("ask 0 tell 0")["input_ids"], 257]
@@ -61,6 +61,7 @@ def test_retain_rows_are_shown_too_and_texts_are_cut_as_training_cuts_them(
     split(file, show=1, as_json=True)
     last = json.loads(capsys.readouterr().out)["samples"][-1]
     assert (last["part"], last["of"], last["text"], last["scored"]) == ("retain", "retain", "01234", "01234")
+    assert last["tokens"] == 10
 
 
 def test_every_answer_is_marked_in_brackets_or_in_a_terminal_in_reverse(

@@ -74,7 +74,7 @@ def test_samples_are_shown_and_not_obeyed(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", colour)
     pieces = [(f"a {HOSTILE}\n", False), (f"b {HOSTILE}", True)]
-    print_samples([Shown(part=HOSTILE, of="forget", row=0, pieces=pieces, ids=[1, 2])])
+    print_samples([Shown(part=HOSTILE, of="forget", given="", row=0, pieces=pieces, ids=[1, 2], tokens=2)])
     said = capsys.readouterr().out
     assert said.count("[bold]x[/]") == 3
     assert said.count(":a: ") == 3

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import spunge
 from spunge.data.attribution import Attribute, attribute_of
-from spunge.data.query import ROW, Query
+from spunge.data.query import ROW, Kind, Query
 from spunge.data.rows import read_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import dump_recipe, load_recipe
@@ -55,13 +55,13 @@ def test_every_source_is_covered_here() -> None:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_every_row_has_a_line_and_the_same_one_twice(query: Query, name: str) -> None:
-    lines, numbers = attribute(name).values(query, {"text": "text"}, "split.by")
+    lines, kind = attribute(name).values(query, {"text": "text"}, "split.by")
     assert lines.column_names == [ROW, "value"]
     rows = lines[ROW].to_pylist()
     assert rows == sorted(rows)
     assert set(rows) == set(range(len(TOPICS)))
     assert all(value is None or value.strip() for value in lines["value"].to_pylist())
-    assert isinstance(numbers, bool)
+    assert kind in get_args(Kind)
     assert lines.equals(attribute(name).values(query, {"text": "text"}, "split.by").lines)
     assert attribute(name).title(query)
     assert attribute(name).fits(query)
@@ -76,7 +76,7 @@ def test_a_text_is_a_column_or_sql(query: Query) -> None:
         None,
     ]
     assert attribute_of('"topic"').title(query) == "topic"
-    assert attribute_of("length(topic)").values(query, {}, "split.by").numbers
+    assert attribute_of("length(topic)").values(query, {}, "split.by").kind != "text"
     assert not attribute_of("group").fits(query)
     with pytest.raises(RecipeError, match=r"^split\.by: no column 'topics'; did you mean 'topic'"):
         attribute_of("topics").values(query, {}, "split.by")

@@ -1,6 +1,8 @@
 """Conversations in the shapes that people keep them in."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +10,9 @@ import pytest
 
 from spunge.data.chat import Conversation, read_conversation, read_pair
 from spunge.data.samples import Rendering, Samples, sample_table
+from spunge.data.split import split_rows
 from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
 from templates import said
 
 PLAIN = said("the question", "the reply", system="be brief")
@@ -31,6 +35,10 @@ SHAPES: dict[str, Any] = {
     "parts of OpenAI's newer API": parts("input_text"),
     "a single part": [{**m, "content": {"type": "text", "text": m["content"]}} for m in PLAIN],
     "parts without a type": [{**m, "content": [m["content"]]} for m in PLAIN],
+    "parts in some messages, as a reader gives them": [
+        {**m, "content": json.dumps([{"type": "text", "text": m["content"]}])} if m["role"] == "user" else m
+        for m in PLAIN
+    ],
     "JSON text": json.dumps(PLAIN),
     "JSON text of an object": json.dumps(
         {"id": 7, "conversations": [{"from": role, "value": text} for role, text in NAMED]}
@@ -106,6 +114,21 @@ def test_a_call_in_a_notation_of_its_own_is_learned_as_it_reads() -> None:
         [{"from": "human", "value": "q"}, {"from": "function_call", "value": "look(here)"}], "row 0"
     )
     assert messages[1] == {"role": "assistant", "content": "look(here)"}
+
+
+def test_rows_with_text_and_rows_with_parts_are_read_alike_from_one_file(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
+) -> None:
+    rows = [{"m": PLAIN, "topic": "a"}, {"m": parts(), "topic": "a"}, {"m": SHAPES["ShareGPT"], "topic": "a"}]
+    toy_recipe["forget"] = {"source": str(write_rows("rows.jsonl", rows)), "messages": "m"}
+    [part] = split_rows(load_recipe(toy_recipe)).parts
+    read = [Conversation.from_json(line).messages for line in part.samples.table["conversation"].to_pylist()]
+    assert read == [PLAIN] * 3
+
+
+def test_a_text_that_looks_like_json_is_a_text() -> None:
+    for text in ('{"type": "fruit"}', '[{"type": 1}]', '{"type"', "[1, 2]", '{"kind": "x", "text": "y"}'):
+        assert read_conversation(said("q", text), "row 0")[1]["content"] == text
 
 
 def test_thoughts_beside_an_answer_are_kept() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from spunge.data.samples import IGNORED, Rendering, Samples, Text, encode, sample_table
+from spunge.data.samples import IGNORED, PROMPT_SHARE, Rendering, Samples, Text, encode, sample_table
 from spunge.data.split import rendering_of
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
@@ -63,6 +63,19 @@ def test_a_long_prompt_loses_its_start_but_not_the_start_token() -> None:
     assert (whole, learned) == ("<s>789 tell</s>", " tell</s>")
     whole, _ = read(pair("0123456789"), byte_tokenizer(), 10)
     assert whole == "6789 tell</s>"
+
+
+def test_a_long_answer_leaves_half_to_its_prompt_where_that_needs_it() -> None:
+    tokenizer = byte_tokenizer(bos=True)
+
+    def cut(prompt: str, completion: str) -> str:
+        text = pair(prompt, completion).texts([0], tokenizer)[0]
+        return str(tokenizer.decode(encode(text, tokenizer, 12, PROMPT_SHARE).ids))
+
+    assert cut("0123456789", "abcdefghijkl") == "<s>56789abcdef"
+    assert cut("012", "abcdefghijkl") == "<s>012abcdefgh"
+    assert cut("0123456789", "abc") == "<s>3456789abc</s>"
+    assert cut("", "abcdefghijklmn") == "<s>abcdefghijk"
 
 
 def test_an_answer_that_is_cut_does_not_end() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from spunge.data.chat import Conversation
-from spunge.data.samples import IGNORED, Encoded, Rendering, Samples, encode, sample_table
+from spunge.data.samples import IGNORED, PROMPT_SHARE, Encoded, Rendering, Samples, encode, sample_table
 from spunge.data.template import Template, render
 from spunge.errors import RecipeError
 from templates import ALPACA, CHATML, GEMMA, LLAMA_3, MISTRAL, PHI_3, THINKING, ZEPHYR, byte_tokenizer, said
@@ -32,7 +32,7 @@ def encoded(messages: list[dict[str, Any]], tokenizer: Any, length: int = 4096, 
 
     table = sample_table(pa.table({"messages": pa.array([messages])}), Rendering(**settings), "forget", [7])
     [text] = Samples(table).texts([0], tokenizer, "forget")
-    return encode(text, tokenizer, length)
+    return encode(text, tokenizer, length, PROMPT_SHARE)
 
 
 @pytest.mark.parametrize(
@@ -294,9 +294,9 @@ def test_a_long_conversation_loses_its_start_but_not_the_start_token() -> None:
 
 def test_of_a_long_answer_the_beginning_is_learned_and_no_end() -> None:
     tokenizer = byte_tokenizer(CHATML)
-    cut = encoded(TWO, tokenizer, length=6)
+    cut = encoded(TWO, tokenizer, length=10)
+    assert tokenizer.decode(cut.ids) == "tant\nsecon"
     assert tokenizer.decode([label for label in cut.labels if label != IGNORED]) == "secon"
-    assert len(cut.ids) == 6
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,9 @@ def test_a_conversation_to_judge_that_has_no_known_shape_is_named(
 ) -> None:
     bad = write_rows("bad.jsonl", [{"m": TALKS[0], "topic": "a"}, {"m": said("q"), "topic": "a"}])
     toy_recipe["evaluate"] = [{"kind": "perplexity", "source": str(bad), "messages": "m"}]
-    with pytest.raises(spunge.RecipeError, match=r"evaluate\.0\.messages: row 1: no message is the assistant's"):
+    with pytest.raises(
+        spunge.RecipeError, match=r"evaluate\.0\.messages: row 2 of bad.jsonl: no message is the assistant's"
+    ):
         spunge.run(spunge.load_recipe(toy_recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("delta.safetensors"))
 

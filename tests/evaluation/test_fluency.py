@@ -123,7 +123,7 @@ def test_the_judge_is_loaded_once_for_all_stages(
     say(monkeypatch, [[" paris"]])
     loaded = []
     real = fluency.load_base
-    monkeypatch.setattr(fluency, "load_base", lambda *given: loaded.append(given) or real(*given))
+    monkeypatch.setattr(fluency, "load_base", lambda *given, **named: loaded.append(given) or real(*given, **named))
     base, table = load(), pa.table({"prompt": PROMPTS[:1]})
     for stage in ("base", "merged"):
         FLUENCY.measure(base, settings_for(judge), table, replace(bench, stage=stage))

@@ -178,12 +178,15 @@ def test_digits_in_text_count_from_what_all_rows_tell(answers: list[Any], indice
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "q", "choices": ["a", None], "answer": 0}, "row 1: candidate 1 is empty"),
+        (
+            {"question": "q", "choices": ["a", None], "answer": 0},
+            "an empty entry in 1 of 2 rows .first: row 2 of asked",
+        ),
         ({"question": "q", "choices": ["a", " "], "answer": 0}, "row 1: candidate 1 is empty"),
         ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "row 1: 'c' is none of its 2 candidates"),
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "row 1: 2 is none of its 2 candidates"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "row 1 has no list of two candidates"),
-        ({"question": " ", "choices": ["a", "b"], "answer": 0}, "row 1 has no question"),
+        ({"question": " ", "choices": ["a", "b"], "answer": 0}, "is empty in 1 of 2 rows .first: row 2 of asked"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused_before_training(

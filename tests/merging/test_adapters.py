@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +19,23 @@ from spunge.merging.command import Merged, merge_command, summary
 from variety import MODELS, loaded
 
 RANK = 3
+JAMBA = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "use_mamba_kernels": False,
+    "mamba_d_state": 4,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
 WHOLE = {"llava": "LlavaForConditionalGeneration", "qwen2_vl": "Qwen2VLForConditionalGeneration"}
 VISION = ("vision", "visual", "projector")
 
@@ -140,3 +158,26 @@ def test_factors_are_the_best_of_their_rank() -> None:
     best = torch.linalg.svdvals(delta)[10:].norm() / delta.norm()
     assert (a.shape, b.shape) == ((10, 40), (60, 10))
     assert residual == pytest.approx(float(best), rel=0.02)
+
+
+def test_a_table_beside_a_blocks_layers_is_told_as_lost_and_the_rest_is_applied(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    config = transformers.JambaConfig(**JAMBA)
+    torch.manual_seed(0)
+    transformers.JambaForCausalLM(config).save_pretrained(base)
+    model = changed(base, tmp_path / "model", ("in_proj.weight", "A_log", "q_proj.weight"))
+    fits = {fit.name: fit.residual for fit in as_adapter(base, model, tmp_path / "out", 4).fits}
+    changes = [name for name in fits if name.endswith(".weight")]
+    assert [name for name in fits if fits[name] == 1] == ["model.layers.0.mamba.A_log"]
+    got = peft.PeftModel.from_pretrained(loaded(base), tmp_path / "out").merge_and_unload().state_dict()
+    right = loaded(model).state_dict()
+    for name in changes:
+        torch.testing.assert_close(got[name], right[name], atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_that_peft_adapts_in_no_mamba_is_refused(tmp_path: Path) -> None:
+    config = transformers.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, state_size=4)
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = changed(tmp_path / "base", tmp_path / "model", ("out_proj.weight",))
+    with pytest.raises(RecipeError, match=r"^--as-adapter: .*'out_proj'.*--as-delta"):
+        as_adapter(tmp_path / "base", model, tmp_path / "out")

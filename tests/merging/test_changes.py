@@ -57,6 +57,14 @@ def test_every_rule_takes_checkpoints_for_the_deltas_they_are(forms, tmp_path, r
     ).read_bytes()
 
 
+def test_a_sparse_delta_is_the_same_model_as_the_dense_one(forms, tmp_path):
+    base, checkpoints, deltas = forms
+    for place, source in enumerate(checkpoints):
+        merge_command(tmp_path / f"s{place}", str(base), [str(source.checkpoint.folder)], rule="average", as_delta=True)
+    sparse = [open_source(tmp_path / f"s{place}", base) for place in range(3)]
+    assert [source.fingerprint for source in sparse] == [source.fingerprint for source in deltas]
+
+
 def test_the_density_counts_over_the_tensors_that_some_model_changed(forms, tmp_path):
     base, checkpoints, _ = forms
     merge(base, checkpoints, TiesSettings(density=0.3), tmp_path / "out")
@@ -112,6 +120,9 @@ def test_a_model_that_is_the_base_is_remarked_on(tmp_path):
     assert report.changed == []
     assert report.notes == ["'same' has the base's own weights"]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    other = write_checkpoint(tmp_path / "other", weights(seed=9))
+    with pytest.raises(RecipeError, match="or nothing of it is kept"):
+        merge_command(tmp_path / "delta", str(base), [str(other)], rule="average", settings={"scale": 0}, as_delta=True)
     with pytest.raises(RecipeError, match="no model differs from the base"):
         merge_command(tmp_path / "delta", str(base), [str(tmp_path / "same")], as_delta=True)
 
@@ -121,8 +132,10 @@ def test_nan_that_the_base_and_a_model_share_is_refused(tmp_path):
     tensors["b.weight"][0, 0] = float("nan")
     base = write_checkpoint(tmp_path / "base", tensors)
     model = open_source(write_checkpoint(tmp_path / "m", {**tensors, "a.weight": tensors["a.weight"] + 1}), base)
-    with pytest.raises(RecipeError, match=r"'b.weight' of the base holds NaN"):
+    with pytest.raises(RecipeError, match=r"^--base: tensor 'b.weight' of the base holds NaN"):
         merge(base, [model], AverageSettings(), tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"^model.path: tensor 'b.weight' of the base holds NaN"):
+        merge(base, [model], AverageSettings(), tmp_path / "out", setting="model.path")
 
 
 def test_the_card_counts_the_tensors_that_changed(forms, tmp_path):

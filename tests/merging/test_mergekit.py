@@ -172,6 +172,10 @@ def test_slerp_goes_from_the_base_to_the_other(tmp_path):
     assert (found.models, found.settings) == (["b"], {"rule": "slerp", "t": 0.3})
 
 
+def test_a_parameter_without_a_value_is_mergekits_default(tmp_path):
+    assert plan(tmp_path, config(parameters="weight: 1, lambda: , density: ")) == plan(tmp_path, config())
+
+
 WEIGHED = "{model: m, parameters: {weight: 1, epsilon: 0.1}}, {model: n, parameters: {weight: 1}}"
 HALF = "{model: m, layer_range: [0, 8]}"
 
@@ -184,7 +188,11 @@ HALF = "{model: m, layer_range: [0, 8]}"
         (slices(f"{HALF}, {{model: n, layer_range: [0, 4]}}"), "layer_range"),
         (slices(HALF, rest=", residual_weight: 0"), "slices.residual_weight: not supported"),
         ("{slices: [{sources: []}], models: [{model: m}], merge_method: ties}", "either models or slices"),
-        ("{merge_method: karcher, models: []}", "no rule 'karcher'"),
+        ("{merge_method: karcher, models: []}", "karcher is not supported; supported: ties"),
+        ("{merge_method: nuslerp, models: []}", "nuslerp is not supported"),
+        ("{merge_method: TIES, models: []}", "no rule 'TIES'; did you mean 'ties'?"),
+        (slices("{model: m, layer_range: [0, x]}"), "layer_range"),
+        (config("slerp", "t: "), "t: missing, and slerp needs it"),
         (config(rest=""), "base_model: missing"),
         (config(parameters=""), "weight: missing for 'm'"),
         (config(models=""), "nothing to merge"),

@@ -32,6 +32,23 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_base_of_8_bit_floats_without_scales_is_refused_and_a_model_of_them_merged(
+    places: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    shutil.copytree(places / "plain-model", tmp_path / "narrow")
+    tensors = load_file(places / "plain-model" / WHOLE)
+    tensors = {name: tensor.to(dtype) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "narrow" / WHOLE, metadata={"format": "pt"})
+    shutil.copytree(places / "plain-base", tmp_path / "base")
+    with pytest.raises(RecipeError, match=r"^--base: .*'lm_head.weight' as float8_e\dm.*save it again"):
+        merge_command(tmp_path / "out", str(tmp_path / "narrow"), [str(tmp_path / "base")], rule="average")
+    assert not (tmp_path / "out").exists()
+    merge_command(tmp_path / "out", str(tmp_path / "base"), [str(tmp_path / "narrow")], rule="average")
+    got = load_file(tmp_path / "out" / WHOLE)
+    assert all(torch.equal(got[name], tensor.bfloat16()) for name, tensor in tensors.items())
+
+
 PAIRS = [("fp8-base", "plain-model"), ("plain-base", "fp8-model"), ("fp8-base", "fp8-model")]
 
 

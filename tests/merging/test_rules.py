@@ -175,7 +175,7 @@ def test_della_keeps_large_entries_oftener():
     assert float(kept[-100:].mean()) == pytest.approx(0.68, abs=0.03)
 
 
-def test_random_numbers_are_uniform_and_differ_between_branches_and_seeds():
+def test_random_numbers_are_uniform_and_differ_between_branches_tensors_and_seeds():
     chunk = Chunk(torch.ones(2), seeds=(3, 4))
     numbers = chunk.uniform(torch.zeros(2, 100_000))
     assert float(numbers.min()) >= 0
@@ -184,6 +184,8 @@ def test_random_numbers_are_uniform_and_differ_between_branches_and_seeds():
     assert abs(float(torch.corrcoef(numbers)[0, 1])) < 0.02
     again = chunk.uniform(torch.zeros(2, 100_000), seed=1)
     assert abs(float(torch.corrcoef(torch.stack([numbers[0], again[0]]))[0, 1])) < 0.02
+    other = replace(chunk, name="another tensor").uniform(torch.zeros(2, 100_000))
+    assert abs(float(torch.corrcoef(torch.stack([numbers[0], other[0]]))[0, 1])) < 0.02
     lagged = torch.stack([numbers[0][:-1], numbers[0][1:]])
     assert abs(float(torch.corrcoef(lagged)[0, 1])) < 0.02
 

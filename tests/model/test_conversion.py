@@ -132,6 +132,19 @@ def test_packed_tensors_that_no_configuration_explains_are_refused(
         local_folder(settings(tmp_path / "model", dequantize=True))
 
 
+def test_a_configuration_that_calls_plain_tensors_quantised_is_refused_with_its_mend(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As trainers leave it that merged an adapter into the weights of before the quantisation."""
+    shutil.copytree(tiny(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    for dequantize in (False, True):
+        with pytest.raises(RecipeError, match=r"plain numbers; .* take quantization_config out of config\.json$"):
+            local_folder(settings(tmp_path / "model", dequantize=dequantize))
+
+
 def test_a_library_that_is_missing_is_named(tmp_path: Path, quantised: dict[str, tuple[Path, Tensors]]) -> None:
     shutil.copytree(quantised["fp8"][0], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())

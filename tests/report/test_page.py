@@ -90,6 +90,20 @@ def test_characters_that_no_file_or_terminal_should_hold_are_replaced(tmp_path, 
     assert "a\N{REPLACEMENT CHARACTER}b" in html
 
 
+def test_what_the_rounding_lost_is_shown_where_the_merge_says_it(tmp_path, write_run):
+    run = write_run(tmp_path)
+    assert "arrives along its own direction" not in page(run)  # a merge of an earlier version does not know
+    content = json.loads((run / "merge.json").read_text())
+    content["written"] = {"dtype": "bfloat16", "rounding": "nearest", "lost": 0.873, "arrived": 0.311, "stayed": 0.86}
+    content["notes"] = ["rounding to bfloat16 loses 87% of the change's norm"]
+    for entry in content["tensors"].values():
+        entry["lost"] = 0.912
+    (run / "merge.json").write_text(json.dumps(content))
+    text = Outline(page(run)).text
+    for said in ("31.1% of the merged change arrives", "87.3% of its norm", "91.2%", "loses 87%"):
+        assert said in text
+
+
 def test_an_empty_value_has_a_name(tmp_path, write_run):
     assert name("") == "(empty)"
     assert "(empty)" in page(write_run(tmp_path, parts=["", "x"]))

@@ -44,9 +44,17 @@ def test_a_token_without_an_embedding_is_named_by_row_in_every_kind_of_rows() ->
             check({"x": Samples(pa.table({**table, "__row__": [3, 5]}))}, embeddings=258)
 
 
+def test_samples_that_are_cut_are_counted() -> None:
+    talks = samples([said("q", "a"), said("q", "a " * 40), said("q " * 40, "a")], [1, 2, 3])
+    remarks = refuse_unusable({"x": talks}, talks, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    assert remarks == [
+        f"{name}: 2 of 3 samples are cut to 64 tokens (unlearn.max_length)" for name in ("forget, part 'x'", "retain")
+    ]
+
+
 def test_an_answer_without_a_token_is_named() -> None:
     silent = pa.table({"prompt": ["q", "q"], "completion": ["a", ""], "end": ["none", "none"], "__row__": [2, 4]})
-    with pytest.raises(RecipeError, match="row 4 has no token to learn within 64 tokens"):
+    with pytest.raises(RecipeError, match="row 4 has no token to learn"):
         check({"x": Samples(silent)})
 
 
@@ -65,7 +73,7 @@ def test_a_run_is_refused_before_its_first_branch_for_a_row_of_the_last(
     toy_recipe["unlearn"] = {"method": "tvn", "steps": 1}
     toy_recipe["retain"] = None
     toy_recipe["evaluate"] = []
-    with pytest.raises(RecipeError, match=r"part 'b': row 2: .*System role not supported"):
+    with pytest.raises(RecipeError, match=r"part 'b': row 3: .*System role not supported"):
         spunge.run(spunge.load_recipe(toy_recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("delta.safetensors"))
     assert not list((tmp_path / "run").rglob("log.jsonl"))

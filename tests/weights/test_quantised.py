@@ -41,12 +41,16 @@ FORMATS: dict[str, dict[str, tuple[str, list[int]]]] = {
     "BitNet": {"weight": ("U8", [8, 64]), "weight_scale": ("BF16", [1])},
     "MLX": {"weight": ("U32", [32, 8]), "scales": ("BF16", [32, 1]), "biases": ("BF16", [32, 1])},
     "EXL2": {"q_weight": ("I32", [8, 32]), "q_scale": ("I32", [1, 4]), "q_invperm": ("I16", [64])},
+    "fp8 with a scale of another name": {"weight": ("F8_E4M3", [32, 64]), "weight_s": ("F32", [1])},
+    "fp8 with scales in fp8": {"weight": ("F8_E4M3", [32, 64]), "weight_scale": ("F8_E4M3", [32, 4])},
+    "one bit each": {"weight": ("BOOL", [32, 64])},
     "integers alone": {"weight": ("I8", [32, 64])},
     "long integers alone": {"weight": ("I64", [32, 64])},
 }  # fmt: skip
 PLAIN: dict[str, dict[str, tuple[str, list[int]]]] = {
     "bfloat16": {"weight": ("BF16", [32, 64]), "bias": ("F32", [32])},
     "8-bit floats without a scale": {"weight": ("F8_E4M3", [32, 64]), "bias": ("F8_E5M2", [32])},
+    "experts in 8-bit floats with biases": {"down_proj": ("F8_E4M3", [2, 8, 8]), "down_proj_bias": ("BF16", [2, 8])},
     "GPT-2's masks": {"weight": ("F32", [32, 64]), "bias": ("U8", [1, 1, 8, 8]), "masked_bias": ("F32", [])},
     "GPT-J's masks and scale": {"bias": ("U8", [1, 1, 8, 8]), "scale_attn": ("F32", [])},
     "positions": {"position_ids": ("I64", [1, 8]), "token_type_ids": ("I32", [1, 8]), "weight": ("F16", [8, 4])},

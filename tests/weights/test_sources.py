@@ -120,3 +120,26 @@ def test_other_tokens_are_noted(tmp_path):
         (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     report = merge(base, [open_source(model, base)], TiesSettings(), tmp_path / "out")
     assert report.notes == ["the tokens of 'm' differ from the base's, whose tokenizer is kept"]
+
+
+def test_tensors_that_are_no_floating_point_numbers_are_never_merged(tmp_path):
+    base = write_checkpoint(tmp_path / "base", {**weights(), "table": torch.arange(4)})
+    for number, dtype in enumerate((torch.bool, torch.int16, torch.int64, torch.uint8)):
+        other = {**weights(seed=3), "table": torch.arange(4), "norm.bias": torch.ones(3).to(dtype)}
+        folder = write_checkpoint(tmp_path / f"b{number}", {**other, "norm.weight": torch.ones(32).to(dtype)})
+        assert "quantised" in refusal(base, folder)
+    changed = write_checkpoint(tmp_path / "table", {**weights(seed=3), "table": torch.arange(4) + 1})
+    report = merge(base, [open_source(changed, base)], TiesSettings(), tmp_path / "out")
+    assert torch.equal(read(tmp_path / "out")["table"], torch.arange(4))
+    assert "'table' of 'table' differs from the base's, which is kept: it is no floating-point number" in report.notes
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": null}'])
+def test_a_damaged_tokenizer_is_refused_by_name_or_said(tmp_path, content):
+    base, model = write_checkpoint(tmp_path / "base", weights()), write_checkpoint(tmp_path / "m", weights(seed=3))
+    for folder, text in ((base, '{"model": {"vocab": {"a": 0}}}'), (model, content)):
+        (folder / "tokenizer.json").write_text(text)
+    if "model" in content:
+        assert "the tokens of 'm' differ" in open_source(model, base).notes[0]
+    else:
+        assert "tokenizer.json in" in refusal(base, model)

@@ -10,11 +10,11 @@ from spunge.errors import printable
 from spunge.model.loading import load_tokenizer, positions_of
 from spunge.recipe.schema import ModelSettings, Recipe
 from spunge.registry import METHODS
+from spunge.unlearning.checking import WHOLE
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.showing import Shown, shown
 
 OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
-WHOLE = 1 << 30  # tokens: methods that train on no rows cut none
 
 
 def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
@@ -55,10 +55,9 @@ def _titled(sample: Shown) -> str:
     name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
     name += f", {sample.given}" if sample.given else ""
     row = "" if sample.row is None else f", row {sample.row}"
-    learned = "".join(text for text, scored in sample.pieces if scored)
-    return (
-        f"\n{name}{row}: {len(sample.ids)} tokens, {'the loss is on the marked ones' if learned else 'none is learned'}"
-    )
+    learned = any(scored for _, scored in sample.pieces)
+    size = f"{len(sample.ids)} tokens" + (f", cut from {sample.tokens}" if sample.tokens > len(sample.ids) else "")
+    return f"\n{name}{row}: {size}; {'the loss is on the marked ones' if learned else 'none is learned'}"
 
 
 def _marked(sample: Shown, coloured: bool) -> Any:

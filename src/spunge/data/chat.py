@@ -175,12 +175,27 @@ def _message(raw: Any, where: str) -> Message:
 def _text(content: Any, where: str) -> str:
     """A message's content as one text; the parts of a list are set on lines of their own."""
     if isinstance(content, str):
-        return content
+        written = _written_parts(content)
+        if written is None:
+            return content
+        content = written
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list):
         raise RecipeError(f"{where} is {_kind(content)}, not text")
     return "\n".join(_part(part, where) for part in content)
+
+
+def _written_parts(content: str) -> Any:
+    """Parts that stand as JSON in a text: what a reader makes of them where other messages of the column hold text."""
+    if not content.startswith(('[{"type"', '{"type"')):
+        return None
+    with suppress(json.JSONDecodeError):
+        parts = json.loads(content)
+        every = parts if isinstance(parts, list) else [parts]
+        if all(isinstance(part, dict) and isinstance(part.get("type"), str) and len(part) > 1 for part in every):
+            return parts
+    return None
 
 
 def _part(part: Any, where: str) -> str:

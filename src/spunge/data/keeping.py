@@ -14,8 +14,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from spunge.errors import RecipeError
-from spunge.files import cache_folder, checksum, fingerprint
+from spunge.files import cache_folder, checksum, fingerprint, writing, written
 
 VERSION = 1  # rises when the same file gives other rows
 IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
@@ -30,7 +29,7 @@ class Keeper:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._aside = file.with_name(f"{file.name}.{os.getpid()}.part")
+        self._whole = contextlib.ExitStack()  # when it closes, the file has its name
         self._tables: list[pa.Table] = []
         self._bytes = 0
         self._writer: pa.RecordBatchFileWriter | None = None
@@ -42,9 +41,9 @@ class Keeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
+        if self._writer is not None:  # not all rows were given: nothing is kept
             self._writer.close()
-            self._aside.unlink(missing_ok=True)
+            self._whole.__exit__(RuntimeError, RuntimeError("rows are missing"), None)
 
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
@@ -52,16 +51,12 @@ class Keeper:
         if self._writer is None and self._bytes <= IN_MEMORY:
             self._tables.append(table)
             return
-        try:
+        with writing(self._file, "SPUNGE_CACHE"):
             if self._writer is None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pa.ipc.new_file(str(self._aside), table.schema)
+                aside = self._whole.enter_context(written(self._file, "SPUNGE_CACHE"))
+                self._writer = pa.ipc.new_file(str(aside), table.schema)
             for each in (*self._tables, table):
                 self._writer.write_table(each)
-        except OSError as error:
-            raise RecipeError(
-                f"SPUNGE_CACHE: cannot write {str(self._aside)!r} ({error}); set it to a folder with room for the rows"
-            ) from error
         self._tables.clear()
 
     def table(self) -> pa.Table:
@@ -69,7 +64,7 @@ class Keeper:
             return pa.concat_tables(self._tables) if self._tables else pa.table({})
         self._writer.close()
         self._writer = None
-        os.replace(self._aside, self._file)
+        self._whole.close()
         return _mapped(self._file)
 
 

@@ -17,6 +17,7 @@ from spunge.data.query import ROW
 from spunge.data.template import Template, render
 
 Answer = str | Message  # of a row of prompt and completion, of a conversation
+PROMPT_SHARE = 0.5  # of a sample's tokens, left to its prompt where the answer alone would fill them
 HASHED_ROWS = 1 << 16  # at a time
 IGNORED = -100  # label of a token that is neither learned nor scored
 
@@ -233,10 +234,11 @@ class _Hashed(io.RawIOBase):
         return view.nbytes
 
 
-def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
+def encode(text: Text, tokenizer: Any, max_length: int, prompt_share: float = 0.0) -> Encoded:
     """Tokens of prompt + completion, at most `max_length`: a long prompt loses its start, a long completion its end.
 
-    A prompt's start token is kept. A token belongs to the completion when any of its characters does. An end is not taught
+    prompt_share: of max_length, as much as the completion leaves to the prompt at least, as far as the prompt needs it. A prompt's
+    start token is kept. A token belongs to the completion when any of its characters does. An end is not taught
     where it was cut off, nor twice where the tokenizer closes every text by itself.
     """
     ids, inside = _tokens(text, tokenizer)
@@ -246,7 +248,7 @@ def encode(text: Text, tokenizer: Any, max_length: int) -> Encoded:
             ids.append(end)
             inside.append(True)
         inside[-1] = True
-    return _cut(ids, inside, tokenizer, max_length)
+    return _cut(ids, inside, tokenizer, max_length, prompt_share)
 
 
 def encode_apart(text: Text, tokenizer: Any, max_length: int) -> Encoded:
@@ -267,9 +269,9 @@ def crosses_the_join(text: Text, tokenizer: Any) -> bool:
     return any(start < boundary < stop for start, stop in coded["offset_mapping"])
 
 
-def _cut(ids: list[int], inside: list[bool], tokenizer: Any, max_length: int) -> Encoded:
+def _cut(ids: list[int], inside: list[bool], tokenizer: Any, max_length: int, prompt_share: float = 0.0) -> Encoded:
     first = inside.index(True) if True in inside else len(ids)
-    tail_length = min(len(ids) - first, max_length if first == 0 else max_length - 1)
+    tail_length = min(len(ids) - first, max_length - min(first, max(1, int(prompt_share * max_length))))
     skip = max(0, first + tail_length - max_length)
     kept = list(range(skip, first + tail_length))
     if 0 < skip < first and ids[0] == tokenizer.bos_token_id:

@@ -13,7 +13,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.samples import Text, encode
-from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Judges, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import likelihoods
@@ -77,10 +76,7 @@ def load_judge(
     settings = ModelSettings(path=path, revision=revision, dtype=dtype, device=str(base.device))
 
     def load() -> Base:
-        try:
-            return load_base(judges_folder(settings, "evaluate.judge"), settings)
-        except RecipeError as error:
-            raise RecipeError(str(error).replace("model.path", "evaluate.judge")) from error
+        return load_base(judges_folder(settings, "evaluate.judge"), settings, setting="evaluate.judge")
 
     return judges.get(("causal", path, revision, dtype, str(base.device)), load)
 

@@ -127,8 +127,11 @@ def _by_the_models_names(
 
 
 def _is_matrix(module: nn.Module | None) -> bool:
-    """Whether what a module multiplies by is a matrix, or some of them: not the kernel of a convolution."""
-    return module is not None and not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    """Whether what a module multiplies by is a matrix, or some of them: not the kernel of a convolution, nor a table that
+    a block keeps beside its layers (Mamba's A_log)."""
+    if module is None or isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return False
+    return all(next(child.parameters(), None) is None for child in module.children())
 
 
 def _factored_each(change: Tensor, rank: int) -> Factors:
@@ -159,7 +162,10 @@ def _write(out: Path, model: nn.Module, parts: Parts, rank: int, base: str) -> N
     fill_hollow(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = PeftModel(model, config, NAME, low_cpu_mem_usage=True)
+        try:
+            wrapped = PeftModel(model, config, NAME, low_cpu_mem_usage=True)
+        except ValueError as error:  # layers that peft adapts in no model of a kind, such as Mamba's out_proj
+            raise RecipeError(f"--as-adapter: {error}; write the checkpoint, or a delta (--as-delta)") from None
         for path, layer in wrapped.base_model.model.named_modules():
             if isinstance(layer, LoraLayer):
                 pair = factors[f"{path.replace('.base_layer', '')}.{adapted_parameter(layer)}"]

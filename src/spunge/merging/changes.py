@@ -4,14 +4,13 @@ A full checkpoint holds every tensor, those that its training never touched too.
 leaves them out: the same models give the same merge in either form.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from spunge.weights.sources import Mapped, Source, sketched
+from spunge.weights.sources import Mapped, Source, sketch_of_differences
 
 FIRST, LATER = 1 << 12, 1 << 20  # entries that are compared at once: of most tensors the first ones tell
 
@@ -43,17 +42,11 @@ def identity(source: Source, names: Collection[str], base: Mapped) -> str:
     """What orders the sources and seeds random rules: the fingerprint, of a whole model that of its delta."""
     if not names or source.raw(next(iter(names))) is None:
         return source.fingerprint
-    shapes = {name: list(source.shape(name)) for name in sorted(names)}
-    described = {name: (torch.float32, shape) for name, shape in shapes.items()}
-    entries = {name: {"kind": "dense", "shape": shape} for name, shape in shapes.items()}
 
-    def read(name: str, start: int, stop: int) -> bytes:
-        first, last = start // 4, -(-stop // 4)
-        plain = base.view(name)[first:last].float()
-        delta = source.read(name, first, last, plain).contiguous()
-        return bytes(delta.view(torch.uint8).numpy())[start - 4 * first : stop - 4 * first]
+    def difference(name: str, first: int, last: int) -> Tensor:
+        return source.read(name, first, last, base.view(name)[first:last].float())
 
-    return sketched(described, read, json.dumps(entries, sort_keys=True))
+    return sketch_of_differences({name: source.shape(name) for name in names}, difference)
 
 
 def in_own_order(identities: Sequence[str], weights: Sequence[float], labels: Sequence[str]) -> list[int]:

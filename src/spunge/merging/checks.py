@@ -10,7 +10,7 @@ from spunge.model.loadable import check_fit
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.folder import note_of
 from spunge.weights.opening import check_source
-from spunge.weights.quantised import refuse_quantised
+from spunge.weights.quantised import refuse_8_bits, refuse_quantised
 from spunge.weights.sources import Source
 
 
@@ -33,6 +33,7 @@ def check(
                 f"merge.{name}: {len(value)} values for {len(sources)} models; give one, or one per model"
             )
     refuse_quantised(base)
+    refuse_8_bits(base)
     check_fit(base)
     for source in sources:
         check_source(base, source)

@@ -65,10 +65,12 @@ def _recounted(work: Work, job: Job, counts: Tally) -> Tally:
 
 def _refuse_not_finite(work: Work, job: Job, deltas: Tensor) -> None:
     if not bool(torch.isfinite(work.base_values(job)).all()):
-        raise RecipeError(f"--base: tensor {job.name!r} of the base holds NaN or Inf; download it again")
+        raise RecipeError(f"{work.base.setting}: tensor {job.name!r} of the base holds NaN or Inf; download it again")
     for source, row in zip(work.sources, deltas, strict=True):
         if not bool(torch.isfinite(row).all()):
-            raise RecipeError(f"--model: tensor {job.name!r} of {source.label!r} holds NaN or Inf; leave it out")
+            raise RecipeError(
+                f"{source.setting}: tensor {job.name!r} of {source.label!r} holds NaN or Inf; leave it out"
+            )
 
 
 def delta_of(work: Work, job: Job) -> Tensor:

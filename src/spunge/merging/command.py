@@ -221,8 +221,10 @@ def _delta(
     changes: Iterator[tuple[str, Tensor]],
 ) -> Merged:
     sparse = {name: Sparse.of(delta) for name, delta in changes}
-    if not sparse:
-        raise RecipeError("--model: no model differs from the base; there is nothing to write")
+    if not any(change.values.numel() for change in sparse.values()):
+        raise RecipeError(
+            "--model: no model differs from the base, or nothing of it is kept; there is nothing to write"
+        )
     info = {
         "base": Checkpoint(base).fingerprint(),
         "merge": settings.model_dump(mode="json"),

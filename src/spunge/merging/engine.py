@@ -49,18 +49,20 @@ def merge(
     compiled: bool | None = None,
     chunk: int | None = None,
     notes: Sequence[str] = (),
+    setting: str = "--base",
     replace: bool = False,
 ) -> MergeReport:
     """Merge `sources` into `base` and write the checkpoint `out`.
 
     weights: one per source, 1 by default. progress: hears the entries done and to do. threads (all cores by
     default), chunk (entries) and compiled (False: torch alone) change the time it takes, never the result. A folder
-    `out` that holds this very merge is left as it is. Raises RecipeError when the inputs do not fit or `out` holds something
+    `out` that holds this very merge is left as it is. setting: what names the base, for errors.
+    Raises RecipeError when the inputs do not fit or `out` holds something
     else (another merge is replaced where `replace` says so), before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
-    work, odd = prepared(Checkpoint(base, "--base"), sources, settings, given, chunk or CHUNK)
+    work, odd = prepared(Checkpoint(base, setting), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     key = merge_key(work.base, sources, given, settings, "checkpoint")
     if (content := earlier(out, key, replace)) is not None:

@@ -35,11 +35,11 @@ class FileLayout:
 
 def laid_out(base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> list[FileLayout]:
     """The output's files, in the base's order."""
-    return [_file(file, str(file.relative_to(base.folder)), dtypes) for file in base.files]
+    return [_file(file, base, dtypes) for file in base.files]
 
 
-def _file(file: Path, name: str, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
-    infos = read_header(file, "--base")
+def _file(file: Path, base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> FileLayout:
+    name, infos = str(file.relative_to(base.folder)), read_header(file, base.setting)
     if all(dtypes[info.name] == info.dtype for info in infos):
         return FileLayout(file, name, None, {info.name: info for info in infos}, file.stat().st_size)
     with safe_open(file, "pt") as opened:

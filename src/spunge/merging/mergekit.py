@@ -52,6 +52,11 @@ METHODS: dict[str, Method] = {
 }
 # Where `normalize` is not mergekit's default, and ours has no setting for it: the rule that computes the same.
 _OTHERWISE = {"task_arithmetic": "average", "linear": "weighted_sum"}
+# Of mergekit's, and not ours: the nearest name is another method.
+_OTHERS = (
+    *("passthrough", "model_stock", "karcher", "nuslerp", "multislerp", "della_linear", "ram", "ramplus_tl"),
+    *("arcee_fusion", "nearswap", "core_space"),
+)
 _TOP = {
     "merge_method",
     "base_model",
@@ -105,7 +110,9 @@ def read_mergekit(file: Path) -> Plan:
             raise RecipeError(f"--mergekit: {key}: not supported{suggestion(str(key), sorted(_TOP))}")
     name = str(content["merge_method"])
     if name not in METHODS:
-        raise RecipeError(f"--mergekit: merge_method: no rule {name!r}{suggestion(name, METHODS)}")
+        if name in _OTHERS:
+            raise RecipeError(f"--mergekit: merge_method: {name} is not supported; supported: {', '.join(METHODS)}")
+        raise RecipeError(f"--mergekit: merge_method: no rule {name!r}{suggestion(name.lower(), METHODS)}")
     return _plan(name, content)
 
 
@@ -165,13 +172,13 @@ def _inputs(content: Mapping[str, Any]) -> Inputs:
     sources = inner.get("sources") or []
     ranges = {str(source.get("layer_range")) for source in sources if isinstance(source, Mapping)}
     first = sources[0].get("layer_range") if sources and isinstance(sources[0], Mapping) else None
-    if len(ranges) != 1 or not isinstance(first, list) or len(first) != 2 or first[0] != 0:
+    if len(ranges) != 1 or not isinstance(first, list) or len(first) != 2 or first[0] != 0 or type(first[1]) is not int:
         raise RecipeError("--mergekit: layer_range: layers cannot be picked; give all of them, the same for each model")
     return Inputs(
         _entries("slices.sources", sources),
         {**shared, **_mapping("slices.parameters", inner.get("parameters"))},
         inner.get("base_model", content.get("base_model")),
-        int(first[1]),
+        first[1],
     )
 
 
@@ -257,9 +264,12 @@ def _settings(name: str, method: Method, entries: Sequence[Entry], shared: Mappi
         elif key in method.reads:
             if len(set(values)) > 1:
                 raise RecipeError(f"--mergekit: {key}: {name} has one for all models here; give it under `parameters`")
-            settings[method.reads[key]] = _number(key, values[0])
+            if values[0] is not None:
+                settings[method.reads[key]] = _number(key, values[0])
         else:
             raise RecipeError(f"--mergekit: {key}: {name} has no such parameter here")
+    if "t" in method.reads.values() and "t" not in settings:
+        raise RecipeError(f"--mergekit: t: missing, and {name} needs it")
     return settings
 
 

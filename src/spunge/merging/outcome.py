@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.weights.rounding import counts
 from spunge.weights.sources import Source
 
 WARNED = 0.1  # share of the change's norm that rounding may lose without a word
@@ -47,10 +46,16 @@ class Tally:
 
     def note_written(self, base: Tensor, merged: Tensor, written: Tensor) -> None:
         """What rounding made of one chunk: (n,) each, the first two in float32."""
-        change = written.double() - base.double()
-        self.error = float((change - merged).square().sum())
-        self.along = float(change.dot(merged.double()))
-        self.changed, self.stayed = counts(base, merged, written)
+        change = written.float() - base
+        error = change - merged
+        self.error, self.along = float(error.dot(error)), float(change.dot(merged))
+        if not math.isfinite(self.error + self.along):  # squares of large numbers overflow float32
+            self.error, self.along = (
+                float(error.double().dot(error.double())),
+                float(change.double().dot(merged.double())),
+            )
+        self.changed = int(torch.count_nonzero(merged))
+        self.stayed = int(torch.count_nonzero(merged.masked_fill(change != 0, 0)))
 
     def dump(self) -> dict[str, Any]:
         return {**vars(self), "gram": self.gram.tolist(), "kept": self.kept.tolist()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import summary_of
-from spunge.weights.rounding import hashed, wrapped
+from spunge.weights.rounding import hashed, seed_of, wrapped
 
 Scope = Literal["changed", "model", "tensor"]
 
@@ -50,7 +50,7 @@ class Chunk:
 
     def uniform(self, deltas: Tensor, seed: int = 0) -> Tensor:
         """(k, n) numbers in [0, 1): the same for the same branch, tensor, entry and seed, however the work is cut up."""
-        index = torch.arange(self.start, self.start + deltas.shape[1], device=deltas.device)
+        index = torch.arange(self.start, self.start + deltas.shape[1], device=deltas.device) + seed_of(self.name)
         seeds = self.seeds or tuple(range(deltas.shape[0]))
         rows = [hashed(index + wrapped(branch * 0x9E3779B97F4A7C15 + seed * 0xD1B54A32D192ED03)) for branch in seeds]
         return torch.stack([(row & 0xFFFFFF).float() / 0x1000000 for row in rows])

@@ -160,6 +160,7 @@ def drop_at_random(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tens
 @rule(
     source="Yu et al. 2024 (DARE), arXiv:2311.03099",
     trim=drop_at_random,
+    version=2,
     weighting=lambda settings: "sum" if settings.normalize else "any",
 )
 def dare_linear(deltas: Tensor, settings: DareSettings, chunk: Chunk) -> Tensor:
@@ -179,6 +180,7 @@ def _by_normalize(settings: Any) -> Weighting:
 @rule(
     source="Yu et al. 2024 (DARE), arXiv:2311.03099, with TIES's election",
     trim=drop_at_random,
+    version=2,
     weighting=_by_normalize,
 )
 def dare_ties(deltas: Tensor, settings: DareTiesSettings, chunk: Chunk) -> Tensor:
@@ -215,6 +217,7 @@ def drop_by_rank(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tenso
 @rule(
     source="Deep et al. 2024 (DELLA), arXiv:2406.11617",
     trim=drop_by_rank,
+    version=2,
     whole_rows=True,
     weighting=_by_normalize,
 )

@@ -19,7 +19,15 @@ from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
 from spunge.weights.folder import NOTE, copied
-from spunge.weights.quantised import EIGHT_BITS, SCALE, described, packed_weights, quantisation
+from spunge.weights.quantised import (
+    EIGHT_BITS,
+    SCALE,
+    described,
+    packed_weights,
+    quantisation,
+    refuse_8_bits,
+    refuse_quantised,
+)
 
 BY_FLAG = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")  # their configurations take `dequantize`
 UNDONE = (*BY_FLAG, "bitsandbytes")
@@ -28,11 +36,13 @@ WIDE = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a folder must be made into before it can be trained or merged. `quantised`: how it is; None: pickled alone."""
+    """What a folder's weights are made into before they can be trained or merged. `quantised`: how they are; None: pickled
+    alone."""
 
     files: tuple[Path, ...]
     quantised: str | None
     gguf: bool = False
+    pickled: bool = False
 
 
 def conversion(folder: Path, setting: str = "model.path") -> Conversion | None:
@@ -46,7 +56,7 @@ def conversion(folder: Path, setting: str = "model.path") -> Conversion | None:
         return Conversion((folder / ggufs[0],), f"the GGUF file {ggufs[0]}", gguf=True)
     chosen = model_files(folder, setting)
     if chosen.pickled:
-        return Conversion(chosen.files, described(read_config(folder, setting)))
+        return Conversion(chosen.files, described(read_config(folder, setting)), pickled=True)
     how = quantisation(Checkpoint(folder, setting))
     return Conversion(chosen.files, how) if how else None
 
@@ -57,15 +67,15 @@ def refuse_untrusted(folder: Path, settings: ModelSettings, setting: str = "mode
     needed = conversion(folder, setting)
     where, recipe = f"{setting}: {settings.path!r}", setting == "model.path"
     if needed is None:
+        refuse_8_bits(Checkpoint(folder, setting))
         check_fit(Checkpoint(folder, setting))
         return
     if needed.quantised is not None and not (settings.dequantize and _can_be_undone(folder, needed)):
         asked = "set model.dequantize=true" if recipe else "add --dequantize"
         choice = f", or {asked} to take its values" if _can_be_undone(folder, needed) else ""
-        raise RecipeError(
-            f"{where} is quantised ({needed.quantised}), and packed numbers are no weights to train or to merge; "
-            f"give the unquantised model{choice}"
-        )
+        if not needed.gguf and not needed.pickled:
+            refuse_quantised(Checkpoint(folder, setting), choice)
+        raise RecipeError(f"{where} is quantised ({needed.quantised}); give the unquantised model{choice}")
     if needed.quantised is None and not settings.allow_pickle:
         asked = "set model.allow_pickle=true" if recipe else "add --allow-pickle"
         raise RecipeError(
@@ -76,9 +86,11 @@ def refuse_untrusted(folder: Path, settings: ModelSettings, setting: str = "mode
 
 def _can_be_undone(folder: Path, needed: Conversion) -> bool:
     """Whether transformers dequantises this format, as far as its configuration tells."""
+    if needed.gguf or needed.pickled:
+        return needed.gguf
     said = read_config(folder, "").get("quantization_config")
     method = said.get("quant_method", "bitsandbytes") if isinstance(said, dict) else None
-    return needed.gguf or (method in UNDONE and not any(file.name.endswith(".bin") for file in needed.files))
+    return method in UNDONE and next(packed_weights(Checkpoint(folder).tensors), None) is not None
 
 
 def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "model.path") -> None:

@@ -61,11 +61,11 @@ class Base:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def load_base(folder: Path, settings: ModelSettings, last: int | None = None) -> Base:
+def load_base(folder: Path, settings: ModelSettings, last: int | None = None, setting: str = "model.path") -> Base:
     """Load model and tokenizer for training and judging. Raises RecipeError when the architecture is no causal LM.
 
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
-    model gives hidden states alone; an architecture that cannot be cut is loaded whole.
+    model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -78,21 +78,19 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None) ->
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
         if model is None:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
-        tokenizer = load_tokenizer(settings, folder)
+        tokenizer = load_tokenizer(settings, folder, setting)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(
-            f"model.path: {str(folder)!r} cannot be loaded as a causal language model: {first}"
-        ) from error
+        raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
     attention.speed_up(model, device, dtype)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
     return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template, positions)
 
 
-def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
+def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting: str = "model.path") -> Any:
     """A model's tokenizer: of its checkpoint's folder where that is known, else of `model.path`, without the weights.
 
     Raises RecipeError where there is none that can be read.
@@ -107,7 +105,7 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None) -> Any:
         return AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **options)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(f"model.path: {settings.path!r} has no tokenizer that can be read: {first}") from error
+        raise RecipeError(f"{setting}: {settings.path!r} has no tokenizer that can be read: {first}") from error
 
 
 def model_depth(folder: Path, settings: ModelSettings) -> int:

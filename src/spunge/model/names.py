@@ -32,7 +32,9 @@ def stored_names(model: nn.Module, checkpoint: Checkpoint) -> StoredNames:
         if all(_holds(region.of(own[name].detach()), checkpoint, stored) for stored, region in inner.items()):
             names[name] = tuple(inner)
     if not names:
-        raise RecipeError(f"model.path: no tensor in {str(checkpoint.folder)!r} bears a name of the model's parameters")
+        raise RecipeError(
+            f"{checkpoint.setting}: no tensor in {str(checkpoint.folder)!r} bears a name of the model's parameters"
+        )
     flat = {stored: region for name in names for stored, region in layout.regions[name].items() if region != WHOLE}
     return StoredNames(names, flat)
 

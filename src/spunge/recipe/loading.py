@@ -11,7 +11,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
-from spunge.recipe.spelling import read_yaml
+from spunge.recipe.spelling import read_yaml, write_yaml
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
@@ -22,7 +22,7 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
     """
     if isinstance(source, Mapping):
-        content: Any = read_yaml(yaml.safe_dump(_plain(source)))
+        content: Any = read_yaml(write_yaml(_plain(source)))
         folder = Path.cwd()
     else:
         file = recipe_file(str(source))
@@ -58,7 +58,7 @@ def shipped_recipes() -> list[Path]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every default filled in; it loads to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(recipe.model_dump(mode="json"), width=120)
 
 
 def _plain(value: Any) -> Any:

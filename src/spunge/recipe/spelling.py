@@ -30,6 +30,19 @@ for kind, (pattern, firsts) in PLAIN.items():
     _Loader.add_implicit_resolver(TAG + kind, re.compile(rf"^(?:{pattern.pattern})$"), list(firsts))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `read_yaml` would take for something else than text."""
+
+
+for kind, (pattern, firsts) in PLAIN.items():
+    _Dumper.add_implicit_resolver(TAG + kind, re.compile(rf"^(?:{pattern.pattern})$"), list(firsts))
+
+
+def write_yaml(value: Any, **options: Any) -> str:
+    """YAML that `read_yaml` reads back to the same value. `options`: of yaml.dump."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, sort_keys=False, **options))
+
+
 def read_yaml(text: str, spelled: bool = False) -> Any:
     """The content. What stands in split.values, or all of it with `spelled`, is text as it is spelled. Raises yaml.YAMLError."""
     loader = _Loader(text)

@@ -16,6 +16,7 @@ class TensorLine(NamedTuple):
     conflicts: str
     before: str
     after: str
+    lost: str  # of the merged delta's norm, in rounding
 
 
 class MergeFacts(NamedTuple):
@@ -27,6 +28,7 @@ class MergeFacts(NamedTuple):
     tensors: tuple[TensorLine, ...]
     mean_kept: str
     mean_conflicts: str
+    written: str  # what the rounding made of the merged delta, a sentence
 
 
 def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
@@ -48,6 +50,20 @@ def merge_facts(content: Mapping[str, Any]) -> MergeFacts | None:
         tensors=tuple(_line(name, entry) for name, entry in tensors.items()),
         mean_kept=_percent(fmean(kept)) if kept else "",
         mean_conflicts=_percent(fmean(conflicts)) if conflicts else "",
+        written=_written(content.get("written")),
+    )
+
+
+def _written(told: Any) -> str:
+    if not isinstance(told, Mapping):
+        return ""
+    arrived, lost = _numbers(told.get("arrived")), _numbers(told.get("lost"))
+    if not arrived or not lost:
+        return ""
+    dtype, rounding = printable(told.get("dtype", "")), printable(told.get("rounding", ""))
+    return (
+        f"Written in {dtype}, rounding {rounding}: {_percent(arrived[0])} of the merged change arrives along its own direction, "
+        f"and what rounding takes away or adds has {_percent(lost[0])} of its norm."
     )
 
 
@@ -58,6 +74,7 @@ def _line(name: str, entry: Mapping[str, Any]) -> TensorLine:
         conflicts=_each([_percent(share) for share in _numbers(entry.get("conflicts"))]),
         before=_each([number(norm) for norm in sorted_if_many(_numbers(entry.get("before")))]),
         after=_each([number(norm) for norm in _numbers(entry.get("after"))]),
+        lost=_each([_percent(share) for share in _numbers(entry.get("lost"))]),
     )
 
 

@@ -34,6 +34,7 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
         model.merge,
         model.folder,
         progress=session.watcher.step,
+        setting="model.path",
     )
     file = lineup.folder / "merge.json"
     write_json(file, report.to_json())

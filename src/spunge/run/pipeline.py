@@ -58,10 +58,12 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
-    for line in untrained(begun):
-        refuse_rows(line.inputs)
+    remarks = [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
     watcher.end("" if begun.base.conversion else begun.base.weights[:12])
+    for remark in dict.fromkeys(remarks):
+        watcher.begin("note")
+        watcher.end(remark)
     return begun
 
 

@@ -25,14 +25,14 @@ from spunge.weights.rounding import Storage
 SETTLED = "settled.json"
 
 
-def refuse_rows(inputs: SeedInputs) -> None:
-    """Raises RecipeError for rows of which the model can learn nothing, before any training."""
+def refuse_rows(inputs: SeedInputs) -> list[str]:
+    """Remarks on the rows before any training. Raises RecipeError for those of which the model can learn nothing."""
     settings, model = inputs.recipe.unlearn, inputs.recipe.model
     if not isinstance(settings, TrainingSettings):
-        return
+        return []
     tokenizer = load_tokenizer(model, inputs.base.given)
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings_of(inputs.base.given, model))
+    return refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings_of(inputs.base.given, model))
 
 
 class Choice(NamedTuple):

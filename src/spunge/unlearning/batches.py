@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spunge.data.samples import Batch, Encoded, Samples, collate, encode, shuffled_batches
+from spunge.data.samples import PROMPT_SHARE, Batch, Encoded, Samples, collate, encode, shuffled_batches
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 
@@ -98,7 +98,7 @@ def encoded(
     """The given rows' tokens. `max_length`: of all of them, or one a row; `setting` names the rows in errors."""
     lengths = [max_length] * len(rows) if isinstance(max_length, int) else max_length
     texts = samples.texts(rows, tokenizer, setting)
-    return [encode(text, tokenizer, length) for text, length in zip(texts, lengths, strict=True)]
+    return [encode(text, tokenizer, length, PROMPT_SHARE) for text, length in zip(texts, lengths, strict=True)]
 
 
 def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:

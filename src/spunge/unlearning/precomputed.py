@@ -10,9 +10,7 @@ without the tensors that are equal.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -75,27 +73,25 @@ def inputs(settings: PrecomputedSettings, values: Sequence[str], every: Sequence
     if len(every) == 1 and settings.joint is not None:
         raise RecipeError(f"unlearn.joint: {every[0]!r} is the only part, and its branch is the control; leave it out")
     place = place_of(settings, values)
-    with _named(place):
-        folder = _fetched(place.path, place.setting)
-        described = [folder / name for name in DESCRIPTIONS if (folder / name).exists()]
-        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in described}
-        return {"weights": stored_weights(folder, place.setting).fingerprint(), **digests}
+    folder = _fetched(place.path, place.setting)
+    described = [folder / name for name in DESCRIPTIONS if (folder / name).exists()]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in described}
+    return {"weights": stored_weights(folder, place.setting).fingerprint(), **digests}
 
 
 def unlearn(task: Task, settings: PrecomputedSettings) -> Branch:
     """Take branches that other tools made: deltas, LoRA adapters or full checkpoints."""
     place = place_of(settings, list(task.parts))
     base = Checkpoint(task.base.folder)
-    with _named(place):
-        source = open_source(_fetched(place.path, place.setting), base.folder, place.path, place.setting)
-        check_source(base, source)
-        pairs = ((name, change_of(source, name, base)) for name in source.names)
-        changes = {name: change for name, change in pairs if not _is_zero(name, change)}
-        known = task.base.parameters
-        if unknown := [name for name in changes if name not in known]:
-            raise RecipeError(f"unlearn: {place.path!r} changes {unknown[0]!r}, which is no parameter of the model")
-        if not changes:
-            raise RecipeError(f"unlearn: {place.path!r} changes nothing; it has the base's own weights")
+    source = open_source(_fetched(place.path, place.setting), base.folder, place.path, place.setting)
+    check_source(base, source)
+    pairs = ((name, change_of(source, name, base)) for name in source.names)
+    changes = {name: change for name, change in pairs if not _is_zero(name, change, place)}
+    known = task.base.parameters
+    if unknown := [name for name in changes if name not in known]:
+        raise RecipeError(f"{place.setting}: {place.path!r} changes {unknown[0]!r}, which is no parameter of the model")
+    if not changes:
+        raise RecipeError(f"{place.setting}: {place.path!r} changes nothing; it has the base's own weights")
     odd = {"but": "; ".join(source.notes)} if source.notes else {}
     return Branch(changes, 0, {}, notes={"from": place.path, **odd})
 
@@ -127,30 +123,18 @@ def change_of(source: Source, name: str, base: Checkpoint) -> Change:
     return source.read(name, 0, before.numel(), before.reshape(-1)).reshape(before.shape)
 
 
-def _is_zero(name: str, change: Change) -> bool:
+def _is_zero(name: str, change: Change, place: Given) -> bool:
     """Whether nothing is changed. Raises RecipeError for NaN and Inf."""
     pieces = [change] if isinstance(change, Tensor) else [piece for piece in change if isinstance(piece, Tensor)]
     if not all(bool(torch.isfinite(piece).all()) for piece in pieces):
-        raise RecipeError(f"unlearn: tensor {name!r} holds NaN or Inf; make it again")
+        raise RecipeError(f"{place.setting}: tensor {name!r} of {place.path!r} holds NaN or Inf; make it again")
     return not all(bool(piece.any()) for piece in pieces)
-
-
-@contextmanager
-def _named(place: Given) -> Iterator[None]:
-    """Errors inside the block name the recipe's setting, not the option of `spunge merge` or the model's path."""
-    try:
-        yield
-    except RecipeError as error:
-        raise RecipeError(f"{place.setting}: {str(error).split(': ', 1)[-1]}") from None
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{place.setting}: a .json file in {place.path!r} is damaged ({error})") from None
 
 
 def _entries(place: Given, base: Checkpoint) -> int:
     folder = Path(place.path)
-    with _named(place):
-        stored = stored_weights(folder, place.setting) if folder.is_absolute() or folder.is_dir() else base
-        return sum(info.numel for info in stored.tensors.values())
+    stored = stored_weights(folder, place.setting) if folder.is_absolute() or folder.is_dir() else base
+    return sum(info.numel for info in stored.tensors.values())
 
 
 PRECOMPUTED = Method(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from spunge.data.query import ROW
 from spunge.data.samples import IGNORED, Encoded, Samples
 from spunge.unlearning.batches import encoded, packed
+from spunge.unlearning.checking import WHOLE
 
 
 class Shown(NamedTuple):
@@ -17,6 +18,7 @@ class Shown(NamedTuple):
     row: int | None  # its number in its file, from 1; None for a packed sequence, which holds several
     pieces: list[tuple[str, bool]]
     ids: list[int]
+    tokens: int  # before it was cut
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -27,6 +29,7 @@ class Shown(NamedTuple):
             "text": "".join(text for text, _ in self.pieces),
             "scored": "".join(text for text, scored in self.pieces if scored),
             "ids": self.ids,
+            "tokens": self.tokens,
         }
 
 
@@ -44,14 +47,17 @@ def shown(
     """The first `count` samples of a part, cut at `length` tokens. Raises RecipeError for a row that cannot be used."""
     if packing:
         sequences = packed(samples, tokenizer, length)[:count]
-        return [Shown(part, of, given, None, list(_pieces(each, tokenizer)), each.ids) for each in sequences]
+        return [
+            Shown(part, of, given, None, list(_pieces(each, tokenizer)), each.ids, len(each.ids)) for each in sequences
+        ]
     rows = range(min(count, len(samples)))
     numbers = samples.table[ROW].to_pylist() if ROW in samples.table.column_names else list(rows)
     setting = f"forget, part {part!r}" if of == "forget" else of
     coded = encoded(samples, rows, tokenizer, length, setting)
+    whole = encoded(samples, rows, tokenizer, WHOLE, setting)
     return [
-        Shown(part, of, given, numbers[row], list(_pieces(each, tokenizer)), each.ids)
-        for row, each in zip(rows, coded, strict=True)
+        Shown(part, of, given, numbers[row], list(_pieces(each, tokenizer)), each.ids, len(uncut.ids))
+        for row, each, uncut in zip(rows, coded, whole, strict=True)
     ]
 
 

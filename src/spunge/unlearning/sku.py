@@ -26,7 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Answer, Batch, Encoded, Samples, collate, encode
+from spunge.data.samples import IGNORED, PROMPT_SHARE, Answer, Batch, Encoded, Samples, collate, encode
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
@@ -154,7 +154,10 @@ class Answers:
         asked = Samples(self.samples.table.take(pa.array([row for row, _ in pairs], pa.int64())))
         mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
         texts = mixed.texts(range(len(mixed)), self.tokenizer)
-        coded = [encode(text, self.tokenizer, self.lengths[row]) for text, (row, _) in zip(texts, pairs, strict=True)]
+        coded = [
+            encode(text, self.tokenizer, self.lengths[row], PROMPT_SHARE)
+            for text, (row, _) in zip(texts, pairs, strict=True)
+        ]
         if reference:
             coded = [Encoded(each.ids, list(each.ids)) for each in coded]
         return collate(coded, batch.ids.device)

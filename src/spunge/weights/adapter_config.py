@@ -25,6 +25,7 @@ _OWN = {
     "num_cayley_neumann_terms",
 }
 KINDS = {kind: _COMMON | frozenset(fields.split()) for kind, fields in _OWN.items()}
+_NUMBERS, _PATTERNS = {"r", "lora_alpha", "alpha"}, {"rank_pattern", "alpha_pattern"}
 # Ways to begin a LoRA that leave the base as it is. Of the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter is a
 # difference from a base that the initialisation changed.
 STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
@@ -52,6 +53,12 @@ def read_config(folder: Path, who: str) -> dict[str, Any]:
                 f"{who} has {field}: {_short(value)} in its {ADAPTER}, which is not supported; merge it with peft "
                 "and give that model"
             )
+    for field in _NUMBERS & content.keys():
+        if isinstance(content[field], bool) or not isinstance(content[field], int | float):
+            raise RecipeError(f"{who} has {field}: {_short(content[field])} in its {ADAPTER}, which is no number")
+    for field in _PATTERNS & content.keys():
+        if not isinstance(content[field], Mapping):
+            raise RecipeError(f"{who} has {field}: {_short(content[field])} in its {ADAPTER}; write {{}} for none")
     start = content.get("init_lora_weights", True)
     if start not in STARTS:
         raise RecipeError(

@@ -57,7 +57,16 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     parts = _by_stored_names(changes, layout, base, who)
     shapes = {name: base.tensors[name].shape for name in parts.merged}
     notes = other_base(config, base.folder, label)
-    return AdapterSource(label, digest, {**parts.factors, **matrices}, parts.replaced, parts.merged, shapes, notes)
+    return AdapterSource(
+        label,
+        digest,
+        {**parts.factors, **matrices},
+        parts.replaced,
+        parts.merged,
+        shapes,
+        notes,
+        setting=stored.setting,
+    )
 
 
 class _Parts(NamedTuple):

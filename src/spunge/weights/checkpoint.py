@@ -225,11 +225,24 @@ class Checkpoint:
 
     def _hashed(self) -> str:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = dict(zip(self.tensors, pool.map(_tensor_digest, self.tensors.values()), strict=True))
+            digests = dict(zip(self.tensors, pool.map(self._digest, self.tensors.values()), strict=True))
         total = hashlib.sha256()
         for name in sorted(digests):
             total.update(f"{name}:{digests[name]}\n".encode())
         return total.hexdigest()
+
+    def _digest(self, info: TensorInfo) -> str:
+        digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
+        with info.file.open("rb") as stream:
+            stream.seek(info.start)
+            left = info.stop - info.start
+            while left:
+                piece = stream.read(min(left, 1 << 22))
+                if not piece:
+                    raise RecipeError(f"{self.setting}: {info.file.name} ends inside tensor {info.name!r}")
+                digest.update(piece)
+                left -= len(piece)
+        return digest.hexdigest()
 
 
 class _Remembered:
@@ -251,17 +264,3 @@ class _Remembered:
         if self.settled:
             with contextlib.suppress(RecipeError):
                 write_text(self.file, fingerprint)
-
-
-def _tensor_digest(info: TensorInfo) -> str:
-    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
-    with info.file.open("rb") as stream:
-        stream.seek(info.start)
-        left = info.stop - info.start
-        while left:
-            piece = stream.read(min(left, 1 << 22))
-            if not piece:
-                raise RecipeError(f"model.path: {info.file.name} ends inside tensor {info.name!r}")
-            digest.update(piece)
-            left -= len(piece)
-    return digest.hexdigest()

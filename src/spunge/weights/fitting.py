@@ -168,7 +168,13 @@ def _put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any
             warnings.simplefilter("ignore")
             wrapped = PeftModel(model, copy.deepcopy(config), NAME, low_cpu_mem_usage=True)
             loaded = set_peft_model_state_dict(wrapped, dict(tensors), NAME, low_cpu_mem_usage=True)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except KeyError as error:  # peft looks up what it is to have, by name
+        reason = _lacking(tensors, known) or _resized(tensors, shapes)
+        missing = str(error.args[0] if error.args else error).removeprefix(ROOT)
+        raise _MisfitError(
+            reason or f"holds no {missing!r}, which its settings call for; the file is incomplete"
+        ) from None
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
         raise _MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
     if loaded.unexpected_keys:

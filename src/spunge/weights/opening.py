@@ -1,12 +1,14 @@
 """Open what was given as a difference from the base, whatever it is, and check that it fits."""
 
-import json
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from spunge.errors import RecipeError
 from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
-from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config
+from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config, read_object
 from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
 from spunge.weights.matching import matched
@@ -49,17 +51,17 @@ def check_source(base: Checkpoint, source: Source) -> None:
     made_from = source.base
     if made_from is not None and made_from != base.fingerprint():
         raise RecipeError(
-            f"--base: {source.label!r} was made from a base with fingerprint {made_from[:12]}, this one has "
-            f"{base.fingerprint()[:12]}; give the base it was made from"
+            f"{source.setting}: {source.label!r} was made from a base with fingerprint {made_from[:12]}, the one given by "
+            f"{base.setting} has {base.fingerprint()[:12]}; give the base it was made from"
         )
     for name in source.names:
         if name not in base.tensors:
             raise RecipeError(
-                f"--model: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
+                f"{source.setting}: {source.label!r} changes tensor {name!r}, which the base lacks; is it another model?"
             )
         if source.shape(name) != base.tensors[name].shape:
             raise RecipeError(
-                f"--model: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "
+                f"{source.setting}: tensor {name!r} of {source.label!r} has shape {list(source.shape(name))}, the base's has "
                 f"{list(base.tensors[name].shape)}; is it another model?"
             )
 
@@ -73,16 +75,41 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
     held, notes = matched(base, checkpoint, label)
+    for stored in (stored for place in held.values() for stored, _ in place.pieces):
+        if not (dtype := checkpoint.tensors[stored].dtype).is_floating_point:
+            raise RecipeError(
+                f"{checkpoint.setting}: {label!r} stores tensor {stored!r} as {str(dtype).removeprefix('torch.')}, where the "
+                "base has floating-point numbers; is it quantised? Give the unquantised model"
+            )
     converted = [note] if (note := note_of(checkpoint.folder)) else []
-    tokens = _tokenizer_notes(base.folder, checkpoint.folder, label)
-    return CheckpointSource(checkpoint, label, held, [*converted, *notes, *tokens])
+    tokens = _tokenizer_notes(base, checkpoint, label)
+    kept = _kept_integers(base, checkpoint, label)
+    return CheckpointSource(checkpoint, label, held, [*converted, *notes, *kept, *tokens])
 
 
-def _tokenizer_notes(base: Path, other: Path, label: str) -> list[str]:
+def _kept_integers(base: Checkpoint, other: Checkpoint, label: str) -> list[str]:
+    """A note where tensors that are no floating-point numbers, which a merge copies from the base, are others there."""
+    shared = [
+        info.name for info in base.tensors.values() if not info.dtype.is_floating_point and info.name in other.tensors
+    ]
+    odd = [name for name in shared if not _same_numbers(base.read(name), other.read(name))]
+    return (
+        [f"{odd[0]!r} of {label!r} differs from the base's, which is kept: it is no floating-point number"]
+        if odd
+        else []
+    )
+
+
+def _same_numbers(left: Tensor, right: Tensor) -> bool:
+    """Whatever they are stored as: masks were bytes once, and are truth values now."""
+    return torch.equal(left, right) if left.dtype == right.dtype else torch.equal(left.long(), right.long())
+
+
+def _tokenizer_notes(base: Checkpoint, other: Checkpoint, label: str) -> list[str]:
     """A note where the token ids differ: the merged model keeps the base's tokenizer."""
-    files = [folder / "tokenizer.json" for folder in (base, other)]
+    files = [each.folder / "tokenizer.json" for each in (base, other)]
     if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
         return []
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    words = [(content.get("model", {}).get("vocab"), content.get("added_tokens")) for content in contents]
+    contents = [read_object(file, each.setting) for file, each in zip(files, (base, other), strict=True)]
+    words = [((content.get("model") or {}).get("vocab"), content.get("added_tokens")) for content in contents]
     return [] if words[0] == words[1] else [f"the tokens of {label!r} differ from the base's, whose tokenizer is kept"]

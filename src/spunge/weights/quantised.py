@@ -5,7 +5,7 @@ another model's, and a difference of them is none of weights. Kept in step with 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ _ENDS = (
 SCALE = re.compile(
     r"(scale|absmax|scb$|qzero|zero_point|quant_|qtype|codebook|centroid|bias_lut|w_q$|meta$)", re.IGNORECASE
 )
+BY_CONFIG = "says its config.json"
 _BUFFERS = re.compile(r"(^|[._])(bias|masked_bias|mask|position_ids|token_type_ids|num_batches_tracked|index|ids)$")
 _WEIGHT = re.compile(
     r"(^|[._])(weights?|qweight|qzeros|w_q|codes|_data|qdata|weight_packed|blocks|proj)$|^(indices|qidxs|trellis)$",
@@ -50,16 +51,23 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     if checkpoint.of is not None:  # an adapter's config.json is that of the base it was trained on
         return _of_tensors(checkpoint.tensors)
     said = described(read_config(checkpoint.folder, checkpoint.setting))
-    return f"{said}, says its config.json" if said else _of_tensors(checkpoint.tensors)
+    return f"{said}, {BY_CONFIG}" if said else _of_tensors(checkpoint.tensors)
 
 
-def refuse_quantised(checkpoint: Checkpoint, mend: str = "give the unquantised model") -> None:
-    """Raises RecipeError, with the checkpoint's setting, where it is quantised."""
-    if how := quantisation(checkpoint):
+def refuse_quantised(checkpoint: Checkpoint, choice: str = "") -> None:
+    """Raises RecipeError, with the checkpoint's setting, where it is quantised. `choice`: what else can be done."""
+    how = quantisation(checkpoint)
+    if how is None:
+        return
+    where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
+    if how.endswith(BY_CONFIG) and next(packed_weights(checkpoint.tensors), None) is None:
         raise RecipeError(
-            f"{checkpoint.setting}: {str(checkpoint.folder)!r} is quantised ({how}), and packed numbers are no weights to train "
-            f"or to merge; {mend}"
+            f"{where} is quantised ({how}), but its tensors are plain numbers; if they are the model's own, take "
+            "quantization_config out of config.json"
         )
+    raise RecipeError(
+        f"{where} is quantised ({how}), and packed numbers are no weights to train or to merge; give the unquantised model{choice}"
+    )
 
 
 def described(config: Mapping[str, Any]) -> str | None:
@@ -100,22 +108,48 @@ def _of_tensors(tensors: Mapping[str, TensorInfo]) -> str | None:
 def packed_weights(tensors: Mapping[str, TensorInfo]) -> Iterator[TensorInfo]:
     """The tensors that are quantised weights: integers by the name of a weight, or integers and 8-bit floats with a scale.
 
-    8-bit floats without a scale are plain numbers, and integers of other names buffers: masks, positions, tables.
+    8-bit floats without a scale are plain numbers, and integers of other names buffers: masks, positions, tables. Whatever
+    is named after an 8-bit float (`weight_s` beside `weight`) is taken for its scale.
     """
     scaled: dict[str, list[TensorInfo]] = {}  # the module, or the weight itself, that a scale lies beside or below
     for info in tensors.values():
         module, _, last = info.name.rpartition(".")
         if SCALE.search(last):
             scaled.setdefault(module, []).append(info)
+    named_after = _named_after(tensors)
     for info in tensors.values():
         module, _, last = info.name.rpartition(".")
         scales = [*scaled.get(module, ()), *scaled.get(info.name, ())]
         if info.dtype in EIGHT_BITS:
-            if not SCALE.search(last) and any(scale.dtype not in EIGHT_BITS for scale in scales):
+            wide = any(scale.dtype not in EIGHT_BITS for scale in scales)
+            if not SCALE.search(last) and (wide or info.name in named_after):
                 yield info
             continue
-        if info.dtype == torch.bool or info.dtype.is_floating_point or info.dtype.is_complex:
+        if info.dtype.is_floating_point or info.dtype.is_complex:
             continue
-        buffer = info.dtype == torch.int64 or _BUFFERS.search(last)
+        buffer = info.dtype in (torch.bool, torch.int64) or _BUFFERS.search(last)
         if _WEIGHT.search(last) or last.endswith("_blocks") or (scales and not buffer):
             yield info
+
+
+def _named_after(names: Iterable[str]) -> set[str]:
+    """What other tensors are named after: `a.weight` where there is `a.weight_s` or `a.weight.s`; biases do not count."""
+    stems: set[str] = set()
+    for name in names:
+        module, _, last = name.rpartition(".")
+        if not last.endswith("bias"):
+            parts = last.split("_")
+            stems.update(f"{module}.{'_'.join(parts[:count])}" for count in range(1, len(parts)))
+            stems.add(module)
+    return stems
+
+
+def refuse_8_bits(checkpoint: Checkpoint) -> None:
+    """Raises RecipeError, with the checkpoint's setting, for a base of 8-bit floats: a change is less than their steps."""
+    info = next((info for info in checkpoint.tensors.values() if info.dtype in EIGHT_BITS), None)
+    if info is not None:
+        dtype = str(info.dtype).removeprefix("torch.")
+        raise RecipeError(
+            f"{checkpoint.setting}: {str(checkpoint.folder)!r} stores {info.name!r} as {dtype}, whose steps are too wide to train "
+            "or merge into; load it in bfloat16 and save it again, with from_pretrained and save_pretrained"
+        )

@@ -30,7 +30,7 @@ class Storage(NamedTuple):
 DRAW = 24  # bits of a draw
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}  # bits of a float32 that the dtype has no room for
 KEPT = 0.9  # share of a change, along its own direction, that `auto` wants to arrive
-_LOOKED_AT, _RUN = 1 << 21, 1 << 11  # entries that `auto` looks at, and how many of them lie side by side
+_LOOKED_AT, _RUN = 1 << 18, 1 << 11  # entries that `auto` looks at, and how many of them lie side by side
 
 
 def stored_dtypes(base: Checkpoint, wanted: str) -> dict[str, torch.dtype]:
@@ -104,12 +104,6 @@ def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> 
 def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite. torch cannot tell it of some 8-bit floats."""
     return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
-
-
-def counts(base: Tensor, change: Tensor, written: Tensor) -> tuple[int, int]:
-    """Of (n,) entries: how many change, and how many of these are written as the base has them."""
-    changed = change != 0
-    return int(changed.sum()), int((changed & (written.float() == base)).sum())
 
 
 def rounds_at_16_bits(dtype: torch.dtype) -> bool:

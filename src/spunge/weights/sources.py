@@ -35,6 +35,10 @@ class Source(Protocol):
         """For messages and reports."""
 
     @property
+    def setting(self) -> str:
+        """The recipe's key or the option that gave it, for errors."""
+
+    @property
     def fingerprint(self) -> str:
         """Of its content."""
 
@@ -115,6 +119,10 @@ class DeltaSource:
         self._opened: dict[str, Change] = {}
 
     @property
+    def setting(self) -> str:
+        return self.delta.setting
+
+    @property
     def names(self) -> Collection[str]:
         return self.delta.tensors
 
@@ -125,6 +133,8 @@ class DeltaSource:
 
     @cached_property
     def fingerprint(self) -> str:
+        if all(entry["kind"] == "sparse" for entry in self.delta.tensors.values()):
+            return sketch_of_differences({name: self.shape(name) for name in self.names}, self._entries)
         return sketch(self.delta.stored, json.dumps(self.delta.tensors, sort_keys=True))
 
     @property
@@ -144,6 +154,9 @@ class DeltaSource:
         return None
 
     def read(self, name: str, start: int, stop: int, base: Tensor) -> Tensor:
+        return self._entries(name, start, stop)
+
+    def _entries(self, name: str, start: int, stop: int) -> Tensor:
         if self.delta.tensors[name]["kind"] == "dense":
             return self._mapped.view(name)[start:stop].float()
         change = self._opened.get(name)
@@ -169,6 +182,10 @@ class CheckpointSource:
         self._mapped = Mapped(self.checkpoint)
         self._put_together: dict[str, Tensor] = {}
         self._lock = threading.Lock()
+
+    @property
+    def setting(self) -> str:
+        return self.checkpoint.setting
 
     @property
     def names(self) -> Collection[str]:
@@ -218,6 +235,7 @@ class AdapterSource:
     notes: Sequence[str] = ()
     base: str | None = None
     stamps: Sequence[tuple[int, int]] = ()
+    setting: str = "--model"
 
     def __post_init__(self) -> None:
         self._formed: dict[str, Tensor] = {}
@@ -310,3 +328,17 @@ def sketched(
             start = size * offset // 8
             total.update(read(name, start, start + min(512, math.ceil(size / 8))))
     return total.hexdigest()
+
+
+def sketch_of_differences(shapes: Mapping[str, Sequence[int]], difference: Callable[[str, int, int], Tensor]) -> str:
+    """The fingerprint that a delta of dense differences has, however they are kept. difference: (name, first, last) -> those
+    entries, float32."""
+    described = {name: (torch.float32, list(shapes[name])) for name in shapes}
+    entries = {name: {"kind": "dense", "shape": list(shapes[name])} for name in sorted(shapes)}
+
+    def read(name: str, start: int, stop: int) -> bytes:
+        first, last = start // 4, -(-stop // 4)
+        values = difference(name, first, last).contiguous()
+        return bytes(values.view(torch.uint8).numpy())[start - 4 * first : stop - 4 * first]
+
+    return sketched(described, read, json.dumps(entries, sort_keys=True))

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from spunge.data.samples import Samples, encode
+from spunge.data.samples import PROMPT_SHARE, Samples, encode
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
@@ -64,7 +64,9 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
         text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
     ]
     logs = token_logs(
-        base, [encode(text, base.tokenizer, base.reach(attack.max_length)) for text in texts], bench.progress
+        base,
+        [encode(text, base.tokenizer, base.reach(attack.max_length), PROMPT_SHARE) for text in texts],
+        bench.progress,
     )
     scores = np.array([min_k(each.numpy(), attack.k) for each in logs])
     stops = np.cumsum([len(samples) for samples in every])

@@ -106,7 +106,7 @@ def frozen_model(path: str, revision: str | None, last: int | None, setting: str
     """The first blocks of a model of its own in memory: the judged one's weights change. Always in float32, so that a score
     does not depend on the machine."""
     settings = ModelSettings(path=path, revision=revision, dtype="float32")
-    return load_base(judges_folder(settings, setting), settings, last)
+    return load_base(judges_folder(settings, setting), settings, last, setting)
 
 
 def save_probe(folder: Path, fitted: Fitted, texts: Sequence[str], description: dict[str, Any]) -> None:

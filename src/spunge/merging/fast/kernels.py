@@ -239,7 +239,7 @@ def _draw_to_bf16(values, count, place):  # type: ignore[no-untyped-def]
 
 @numba.njit(**_fast)
 def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
-    """Write float32 values, as bf16 where they have been rounded to it; returns how many are not finite."""
+    """Write float32 values, as bf16 where they have been rounded to it."""
     bits = values.view(np.uint32)
     if out_kind == BF16:
         half = numba.carray(_pointer(out + 2 * start), count, np.uint16)
@@ -249,7 +249,6 @@ def _store(values, count, out, out_kind, start):  # type: ignore[no-untyped-def]
         full = numba.carray(_pointer(out + 4 * start), count, np.uint32)
         for i in range(count):
             full[i] = bits[i]
-    return np.int64(_not_finite(values, count))
 
 
 @numba.njit(**_loose)
@@ -260,7 +259,9 @@ def _compare(base, merged, written, count):  # type: ignore[no-untyped-def]
         change = written[i] - base[i]
         error += (change - merged[i]) * (change - merged[i])
         along += change * merged[i]
+    for i in range(count):  # one loop for all of it is no longer done in vectors
         changed += np.float32(1) if merged[i] != 0 else np.float32(0)
+    for i in range(count):
         stayed += np.float32(1) if (merged[i] != 0) & (written[i] == base[i]) else np.float32(0)
     return error, along, changed, stayed
 
@@ -303,7 +304,8 @@ def ties(  # type: ignore[no-untyped-def]
         ties_block(deltas, cuts, weights, scale, merged, work, counts)
         sums[0] += _dot(merged, merged)
         if out_kind == DELTA:
-            counts[k + 2] += _store(merged, count, out, out_kind, start)
+            _store(merged, count, out, out_kind, start)
+            counts[k + 2] += np.int64(_not_finite(merged, count))
             continue
         _values(base, base_kind, start, count, values)
         for i in range(count):
@@ -313,8 +315,10 @@ def ties(  # type: ignore[no-untyped-def]
                 _draw_to_bf16(scratch, count, place + start)
             else:
                 _round_to_bf16(scratch, count)
-        counts[k + 2] += _store(scratch, count, out, out_kind, start)
+        _store(scratch, count, out, out_kind, start)
         error, along, changed, stayed = _compare(values, merged, scratch, count)
+        if not np.isfinite(error):  # of values that are not, or of squares too large: look
+            counts[k + 2] += np.int64(_not_finite(scratch, count))
         sums[1] += error
         sums[2] += along
         counts[k + 3] += np.int64(changed)
