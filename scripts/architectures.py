@@ -73,7 +73,7 @@ def tried(kind: str) -> Row:
                 again = type(model).from_pretrained(folder, dtype=torch.float32).eval()
                 _require_close({"logits": _logits(again)}, {"logits": _logits(model)}, "loaded again as it was saved")
         except Exception as error:
-            return {"built": _line(error)}
+            return {"built": _line(error).removeprefix("ValueError: ")}
         return {"class": type(model).__name__, **_steps(folder, Path(place))}
 
 

@@ -88,6 +88,7 @@ OWN: dict[str, dict[str, Any]] = {
         "intermediate_size": [48] * 15,
     }
     | {"hidden_size_per_layer_input": 8, "activation_sparsity_pattern": [0.0] * 15},
+    "phi4_multimodal": {"num_hidden_layers": 3},
     "roc_bert": {"pronunciation_vocab_size": 16, "shape_vocab_size": 16},
     "qwen2_vl": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}},
     "glm4v": {"text_config": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}},
@@ -110,30 +111,41 @@ def tiny_model(kind: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
     reasons: list[str] = []
-    for config in _configurations(CONFIG_MAPPING[kind], OWN.get(kind, {}), reasons):
-        auto = (
-            AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
-        )
-        try:
-            with torch.device("meta"):
-                if (entries := auto.from_config(copy.deepcopy(config)).num_parameters()) > MOST:
-                    raise ValueError(f"it stays large: {entries / 1e6:.0f} M parameters")
+    # Of a vision-language model the whole, as people have it, also where its language part has a class of its own.
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        for config in _configurations(CONFIG_MAPPING[kind], OWN.get(kind, {}), reasons):
+            if type(config) not in auto._model_mapping:
+                break
             torch.manual_seed(0)
-            model = auto.from_config(config).eval()
-            for parameter in model.parameters():  # norms and biases too, so that nothing is right by being one or zero
-                parameter.data += 0.02 * torch.randn_like(parameter)
-            ids = torch.arange(3, 19)[None]
-            with torch.no_grad():
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-            if logits.shape[:2] != ids.shape:
-                raise ValueError(f"it gives logits of the shape {list(logits.shape)} for {ids.shape[1]} tokens")
-        except Exception as error:
-            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            continue
-        if bool(torch.isfinite(logits).all()):
-            return model
-        reasons.append("its logits are not finite")
+            try:
+                return _checked(auto, config)
+            except Exception as error:
+                reasons.append(_line(error))
     raise ValueError(reasons[0])
+
+
+def _checked(auto: Any, config: Any) -> Any:
+    """The model of a configuration. Raises ValueError where it is large, or gives no logits for every token."""
+    import torch
+
+    with torch.device("meta"):
+        if (entries := auto.from_config(copy.deepcopy(config)).num_parameters()) > MOST:
+            raise ValueError(f"it stays large: {entries / 1e6:.0f} M parameters")
+    model = auto.from_config(config).eval()
+    for parameter in model.parameters():  # norms and biases too, so that nothing is right by being one or zero
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    if logits.shape[:2] != ids.shape or not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            f"for {ids.shape[1]} tokens it gives logits of the shape {list(logits.shape)}, or none that are finite"
+        )
+    return model
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _configurations(kind: Any, own: Mapping[str, Any], reasons: list[str]) -> Iterator[Any]:
@@ -141,7 +153,7 @@ def _configurations(kind: Any, own: Mapping[str, Any], reasons: list[str]) -> It
         try:
             yield kind(**_small(kind, {**adjusted, **own}))
         except Exception as error:
-            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            reasons.append(_line(error))
 
 
 def _small(kind: Any, own: Mapping[str, Any]) -> dict[str, Any]:

@@ -414,4 +414,5 @@ def test_an_adapter_of_another_base_is_said(plain: tuple[Path, Path], tmp_path: 
 def test_an_adapter_that_changes_nothing_at_all_is_refused(base_of: Callable[..., Path], tmp_path: Path) -> None:
     base = base_of("llama")
     peft.get_peft_model(loaded(base), peft.LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
-    assert "changes nothing" in refusal(base, tmp_path / "a")
+    change_config(tmp_path / "a", base_model_name_or_path="someone/another-7b")
+    assert re.search(r"changes nothing: .*another-7b", refusal(base, tmp_path / "a"))

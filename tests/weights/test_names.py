@@ -184,3 +184,14 @@ def test_a_tensor_that_a_model_lacks_is_named_whatever_the_names(
 
     model = rewritten(base_of("gpt2"), tmp_path / "m", short_and_fewer)
     assert f"lacks tensor {lost!r} of the base" in refusal(base_of("gpt2"), model)
+
+
+def test_a_model_that_transformers_saves_again_under_another_kind_is_the_same(
+    base_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(base_of("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "internlm3"}))
+    model = tuned(base_of("llama"), tmp_path / "tuned")
+    values = [loaded(folder).state_dict() for folder in (base, model)]
+    assert_half_way(base, model, tmp_path / "out", *values, kind_of("llama"))

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.weights.adapted import NAME, adapted_parameter, fill_hollow, set_factors, targets_of
+from spunge.weights.adapted import NAME, adapted_parameter, changes_of, fill_hollow, set_factors, targets_of
 from spunge.weights.adapters import WEIGHTS
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.fitting import ROOT
+from spunge.weights.delta import LowRank
+from spunge.weights.fitting import ROOT, MisfitError, put_in
 from spunge.weights.matching import value_of
 from spunge.weights.names import Layout, UnbuildableError, layout_of, skeletons
 from spunge.weights.writing import write_tensors
@@ -75,8 +77,35 @@ def write_adapter(
             fits.append(Fit(name, 1.0, norm))
     if not parts.factors and not parts.whole:
         raise RecipeError("--as-adapter: the merge changes no matrix; write a delta instead (--as-delta)")
-    _write(out, *_in_first_class(parts, layout, classes), rank, base.folder.resolve().name)
+    model, own = _in_first_class(parts, layout, classes)
+    _write(out, model, own, rank, base.folder.resolve().name)
+    _require_loadable(out, base, type(model), own)
     return fits
+
+
+def _require_loadable(out: Path, base: Checkpoint, kind: type[nn.Module], parts: Parts) -> None:
+    """Raises RecipeError where peft, loading the adapter, would change something else: it translates the names of some models."""
+    from peft import PeftConfig
+
+    model = next(made for make in skeletons(base.folder) if type(made := make()) is kind)
+    try:
+        read = changes_of(put_in(model, PeftConfig.from_pretrained(str(out)), load_file(out / WEIGHTS)))
+        wrong = [name for name, pair in parts.factors.items() if not _is_same(read.factors.get(name), pair)]
+        reason = f"of {wrong[0]} it makes something else" if wrong else ""
+    except MisfitError as misfit:
+        reason = f"it {misfit}"
+    if reason:
+        raise RecipeError(
+            f"--as-adapter: peft does not load again what it writes for {kind.__name__} ({reason}); write the checkpoint, or "
+            "--as-delta"
+        )
+
+
+def _is_same(read: LowRank | None, pair: Factors) -> bool:
+    if read is None:
+        return False
+    a, b = (read.B.mT, read.A.mT) if read.transposed else (read.A, read.B)
+    return torch.equal(a, pair.a) and torch.equal(b, pair.b)
 
 
 def _classes(base: Checkpoint) -> list[tuple[nn.Module, Layout]]:

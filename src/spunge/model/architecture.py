@@ -5,9 +5,23 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from spunge.errors import RecipeError
+from spunge.weights.names import text_part
 
 # The projection that writes an MLP's result back to the residual stream, as the architectures call it.
-DOWN_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "mlp.dense_out")
+DOWN_PROJECTIONS = (
+    *("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "mlp.dense_out", "mlp.fc_out", "mlp.Wo"),
+    *(
+        "mlp.output_linear",
+        "mlp_block.down_proj",
+        "mixer.down_proj",
+        "ffn.down_proj",
+        "ffn.fc2",
+        "ffn.2",
+        "ffn.ffn.w_out",
+    ),
+    *("feed_forward.down_proj", "feed_forward.w2", "feed_forward.output", "feed_forward.value", "ff.layer_2"),
+    *("output.dense", "lin2"),
+)
 
 
 # The same of a mixture of experts: all experts in one tensor, one tensor each, and the expert that every token takes.
@@ -23,7 +37,8 @@ EXPERT_PROJECTIONS = (
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, found by structure: the list of modules as long as the model is deep that holds most parameters."""
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[operator,union-attr]
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    part = model.get_submodule(text_part(model))  # the blocks of an image encoder may be as many
+    lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if not lists:
         raise RecipeError(f"model.path: no list of {depth} blocks found in {type(model).__name__}")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
@@ -45,7 +60,7 @@ def down_projections(block: nn.Module) -> dict[str, nn.Parameter]:
     }
     if not experts:
         raise RecipeError(
-            f"unlearn: no MLP output projection in {type(block).__name__} (looked for {', '.join(DOWN_PROJECTIONS)} and "
-            "experts' down_proj and w2); name the tensors in unlearn.trainable"
+            f"unlearn.trainable: {type(block).__name__} has no MLP output projection under a known name; name the tensors that "
+            "are trained (kind: tensors)"
         )
     return experts

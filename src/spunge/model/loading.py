@@ -67,7 +67,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
@@ -77,7 +77,8 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
         if model is None:
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
+            kind = _class_of(config)
+            model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -88,6 +89,18 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
     return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template, positions)
+
+
+def _class_of(config: Any) -> Any:
+    """How a model is loaded: as a causal language model, or where transformers has none of its kind as a vision-language model,
+    which given text alone is one."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    known = (
+        type(config) not in AutoModelForCausalLM._model_mapping
+        and type(config) in AutoModelForImageTextToText._model_mapping
+    )
+    return AutoModelForImageTextToText if known else AutoModelForCausalLM
 
 
 def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting: str = "model.path") -> Any:
@@ -134,7 +147,9 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
     """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
     if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
-    return int(config.get_text_config().max_position_embeddings)
+    said = config.get_text_config().to_dict()
+    most = said.get("max_position_embeddings", said.get("max_target_positions"))
+    return None if most is None else int(most)
 
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:

@@ -181,8 +181,19 @@ class Loop:
         terms: dict[str, float] = {}
         damage: list[float] = []
         for micro in range(settings.accumulation):
-            with self.task.base.autocast():
-                loss = self.next_loss(self.step * settings.accumulation + micro)
+            try:
+                with self.task.base.autocast():
+                    loss = self.next_loss(self.step * settings.accumulation + micro)
+            except RecipeError:
+                raise
+            except ValueError as error:  # of the architecture's own code, such as a length that it cannot train on
+                kind, reason = type(self.task.base.model).__name__, " ".join(str(error).split())
+                raise RecipeError(f"model.path: {kind} does not take such a batch: {reason}") from error
+            if not loss.total.requires_grad:
+                raise RecipeError(
+                    "unlearn.trainable: no gradient of the loss reaches what is trained in "
+                    f"{type(self.task.base.model).__name__}; train other tensors"
+                )
             torch.autograd.backward(loss.total / settings.accumulation)
             for name, value in {"loss": float(loss.total.detach()), **loss.terms}.items():
                 terms[name] = terms.get(name, 0.0) + value / settings.accumulation

@@ -37,6 +37,9 @@ def find_targets(base: Base, wanted: list[str] | Literal["default", "all-linear"
             f"{SETTING}.dropout: {dropout:g}: {targets.parameters[0]!r} can be adapted without dropout alone (experts in one "
             f"tensor, and what peft takes for them); set {SETTING}.dropout to 0, or name other targets"
         )
+    for path in targets.layers:
+        if (reason := _refusal(model, path)) is not None:
+            raise RecipeError(f"{SETTING}.targets: {path!r}: {reason}")
     for name in chosen:
         _require_own_tensor(base, name)
     return targets
@@ -51,7 +54,20 @@ def _is_linear(model: Any, name: str) -> bool:
         and is_plain_layer(module)
         and not isinstance(module, nn.Embedding)
         and module is not model.get_output_embeddings()
+        and _refusal(model, path) is None
     )
+
+
+def _refusal(model: Any, path: str) -> str | None:
+    """Why peft does not adapt a layer that it could: some projections of state-space models are used past their layer."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    try:
+        _check_lora_target_modules_mamba(LoraConfig(), model, path.rpartition(".")[2])
+    except ValueError as error:
+        return str(error).partition("]")[2].strip()
+    return None
 
 
 def _usual(model: Any) -> list[str]:

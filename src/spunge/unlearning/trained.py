@@ -162,7 +162,11 @@ def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
         target_parameters=targets.parameters or None,
         task_type="CAUSAL_LM",
     )
-    wrapped = get_peft_model(base.model, config)
+    try:
+        wrapped = get_peft_model(base.model, config)
+    except ValueError as error:
+        _unwrap(base.model)
+        raise RecipeError(f"unlearn.trainable.targets: {what.targets!r}: {str(error).splitlines()[0]}") from None
     layers = {
         f"{path.replace('.base_layer', '')}.{adapted_parameter(layer)}": layer
         for path, layer in wrapped.base_model.model.named_modules()
@@ -187,7 +191,17 @@ def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
     try:
         yield Trained(wrapped, parameters, {}, changes, wrapped.disable_adapter)
     finally:
-        wrapped.unload()
-        base.model.requires_grad_(False)
-        for attribute in ("peft_config", "_hf_peft_config_loaded"):
-            vars(base.model).pop(attribute, None)
+        _unwrap(base.model)
+
+
+def _unwrap(model: nn.Module) -> None:
+    """Take peft's layers out of a model, also where it has put in some of them and then raised an error."""
+    from peft.tuners.lora import LoraLayer
+
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer) and not path.endswith(".base_layer"):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+    model.requires_grad_(False)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        vars(model).pop(attribute, None)

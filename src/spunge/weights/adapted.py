@@ -86,9 +86,15 @@ def is_plain_layer(module: nn.Module) -> bool:
     """
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    return isinstance(module, nn.Embedding) or type(module) is Conv1D
+    if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+        weight = module.weight
+        try:
+            with torch.no_grad():
+                given = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
+        except Exception:  # a class of its own, that wants something else
+            return False
+        return isinstance(given, Tensor) and given.shape == (1, module.out_features)
+    return isinstance(module, nn.Linear | nn.Embedding) or type(module) is Conv1D
 
 
 class Targets(NamedTuple):

@@ -42,6 +42,7 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     if not file.exists():
         raise RecipeError(f"{who} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors")
     refuse_quantised(stored)
+    notes = other_base(config, base.folder, label)
     tensors = {key: stored.read(key) for key in stored.tensors}
     layout, wrapped, matrices = fitted(stored.folder, tensors, base, who)
     changes = changes_of(wrapped)
@@ -50,13 +51,13 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     if not any([*changes.added, *changes.replaced, *changes.layers]) and not any(
         map(_is_something, [*changes.factors.values(), *matrices.values()])
     ):
-        raise RecipeError(f"{who} changes nothing: of every layer, a factor is zero; has it been trained?")
+        also = "".join(f" ({note})" for note in notes)
+        raise RecipeError(f"{who} changes nothing: of every layer, a factor is zero; has it been trained?{also}")
     _refuse_torn_ties(changes, layout, who)
     content = json.dumps({key: value for key, value in config.items() if key not in _METADATA}, sort_keys=True)
     digest = hashlib.sha256(content.encode() + file.read_bytes()).hexdigest()
     parts = _by_stored_names(changes, layout, base, who)
     shapes = {name: base.tensors[name].shape for name in parts.merged}
-    notes = other_base(config, base.folder, label)
     return AdapterSource(
         label,
         digest,

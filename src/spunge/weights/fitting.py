@@ -44,9 +44,9 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
             layout = layout_of(attempt.model, base)
             try:
                 alone = attempt.matrices and not attempt.tensors
-                wrapped = None if alone else _put_in(attempt.model, attempt.config, attempt.tensors)
+                wrapped = None if alone else put_in(attempt.model, attempt.config, attempt.tensors)
                 return Fitted(layout, wrapped, attempt.matrices)
-            except _MisfitError as misfit:
+            except MisfitError as misfit:
                 problems.append(str(misfit))
     except UnbuildableError as reason:
         raise RecipeError(
@@ -150,12 +150,12 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in lines if not line.endswith(":")), type(error).__name__)
 
 
-class _MisfitError(Exception):
+class MisfitError(Exception):
     """What of an adapter does not fit a model."""
 
 
-def _put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """peft's model with the adapter in it. Raises _MisfitError unless every layer that the settings name has its tensors, and every
+def put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """peft's model with the adapter in it. Raises MisfitError unless every layer that the settings name has its tensors, and every
     tensor its layer."""
     from peft import PeftModel
     from peft.utils import set_peft_model_state_dict
@@ -171,18 +171,18 @@ def _put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any
     except KeyError as error:  # peft looks up what it is to have, by name
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
         missing = str(error.args[0] if error.args else error).removeprefix(ROOT)
-        raise _MisfitError(
+        raise MisfitError(
             reason or f"holds no {missing!r}, which its settings call for; the file is incomplete"
         ) from None
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
-        raise _MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
+        raise MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
     if loaded.unexpected_keys:
         reason = f"holds tensor {loaded.unexpected_keys[0]!r}, which its settings or the base have no layer for"
-        raise _MisfitError(_lacking(tensors, known) or reason)
+        raise MisfitError(_lacking(tensors, known) or reason)
     empty = [name for name, parameter in wrapped.named_parameters() if parameter.is_meta]
     if empty:
-        raise _MisfitError(
+        raise MisfitError(
             f"holds no {empty[0].removeprefix(ROOT)!r}, which its settings call for; the file is incomplete"
         )
     return wrapped

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,15 @@ def value_of(name: str, layout: Layout, checkpoint: Checkpoint) -> Tensor:
     pieces = layout.regions[layout.aliases[name]]
     held = Held(tuple(pieces.items()), layout.shapes[name])
     return held.of({stored: checkpoint.read(stored) for stored in pieces}).float()
+
+
+def share_a_class(one: Path, other: Path) -> bool:
+    """Whether some class of transformers loads both folders, whatever they call their kind: InternLM 3 is saved again as Llama."""
+    try:
+        kinds = [{type(make()) for make in skeletons(folder)} for folder in (one, other)]
+    except UnbuildableError:
+        return False
+    return bool(kinds[0] & kinds[1])
 
 
 def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, Held], list[str]]:

@@ -150,8 +150,11 @@ def _renamed(name: str, tables: _Tables, model: nn.Module, own: Mapping[str, Ten
 
 
 def text_part(model: Any) -> str:
-    """The path of a model's decoder, as it is in a vision-language model too."""
-    return next((path for path, module in model.named_modules() if module is model.get_decoder()), "")
+    """The path of a model's decoder, as it is in a vision-language model too; "" where the model has no such part."""
+    decoder = model.get_decoder()
+    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
+        return ""  # an output layer that is called `decoder`
+    return next((path for path, module in model.named_modules() if module is decoder), "")
 
 
 def module_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -222,11 +225,14 @@ def _regions(pieces: _Pieces, checkpoint: Checkpoint, shape: tuple[int, ...]) ->
         elif kind == "Concatenate":
             ordered = [tensor for pattern in pieces.patterns for tensor in lists.get(pattern, [])]
             lists = {"": [_concatenated(ordered, operation.dim)]}
-        elif kind == "Transpose" and not operation.check_dims:
-            lists = {
+        elif kind == "Transpose":
+            turned = {
                 pattern: [[block.swapped(operation.dim0, operation.dim1) for block in blocks] for blocks in tensors]
                 for pattern, tensors in lists.items()
             }
+            # With check_dims, a tensor that has the model's shape already is left as it is.
+            fits = operation.check_dims and all(_covered(blocks) == shape for [blocks] in lists.values())
+            lists = lists if fits else turned
         else:
             return None
     parts = [block for tensors in lists.values() for blocks in tensors for block in blocks]

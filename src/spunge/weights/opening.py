@@ -11,7 +11,7 @@ from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config, read_object
 from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
-from spunge.weights.matching import matched
+from spunge.weights.matching import matched, share_a_class
 from spunge.weights.quantised import refuse_quantised
 from spunge.weights.sources import CheckpointSource, DeltaSource, Source
 
@@ -70,7 +70,8 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
     """A full checkpoint of the base's architecture. Raises RecipeError naming the first thing that does not fit."""
     ours, theirs = read_config(base.folder, base.setting), read_config(checkpoint.folder, checkpoint.setting)
     for key, what in (("model_type", "architecture"), ("vocab_size", "vocabulary size")):
-        if key in ours and key in theirs and ours[key] != theirs[key]:
+        differs = key in ours and key in theirs and ours[key] != theirs[key]
+        if differs and not (key == "model_type" and share_a_class(base.folder, checkpoint.folder)):
             raise RecipeError(
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.data.samples import Batch
+from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import Base
 
@@ -62,7 +63,8 @@ class Trunk:
         entering: what the frozen blocks gave for this batch (b, t, d), where that is known; they are not run then.
         """
         if self._gives_tuple is None:
-            self._gives_tuple = self._observe_outputs(batch)
+            self._gives_tuple, inside = self._observe_outputs(batch)
+            self._require_chain(batch, inside)
         gives_tuple = self._gives_tuple
         arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         entered: list[Tensor] = []
@@ -106,8 +108,28 @@ class Trunk:
                     out = block(hidden, *args, **kwargs)
                 else:
                     out = torch.func.functional_call(block, dict(weights[position]), (hidden, *args), kwargs)
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = _hidden(out)
         return hidden
+
+    def _require_chain(self, batch: Batch, inside: Tensor) -> None:
+        """Raises RecipeError where the blocks, run one by one on the first text, do not give what they give inside the model: where
+        a block is told more than its arguments hold, or changes them."""
+        row = batch._replace(ids=batch.ids[:1], mask=batch.mask[:1], rows=())
+        there = row.mask.bool()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), _without_dropout(self._model):
+                alone = self.states(self.prefix(row))
+            if alone.shape != (*row.ids.shape, alone.shape[-1]):
+                raise ValueError(f"hidden states of the shape {list(alone.shape)}")
+            apart = float((alone - inside)[there].norm() / inside[there].norm())
+            reason = "" if apart < 0.02 else f"they differ by {apart:.0%}"
+        except Exception as error:  # whatever an architecture's own code objects to
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
+        if reason:
+            raise RecipeError(
+                f"unlearn.method: rmu runs a model's blocks one by one, and those of {type(self._model).__name__} do not give the "
+                f"same so ({reason}); take another method, such as npo or tvn"
+            )
 
     @contextmanager
     def _front_once(self, entered: Entered) -> Iterator[None]:
@@ -135,17 +157,20 @@ class Trunk:
                 hook.remove()
         entered.versions[:] = _versions(entered.front)
 
-    def _observe_outputs(self, batch: Batch) -> list[bool]:
-        """Whether each block gives its hidden states in a tuple: older architectures do, newer ones do not.
+    def _observe_outputs(self, batch: Batch) -> tuple[list[bool], Tensor]:
+        """Whether each block gives its hidden states in a tuple: older architectures do, newer ones do not; and the last one's for
+        the first text, without dropout.
 
         Also finds the first block's front: the modules that have run when the first trained one begins.
         """
         gives: list[bool] = []
+        hidden: list[Tensor] = []
         ran: list[nn.Module] = []
         begun: list[nn.Module] = []
 
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            gives.append(isinstance(output, tuple))
+            gives.append(not isinstance(output, Tensor))
+            hidden.append(_hidden(output))
             if len(gives) == len(self.blocks):
                 raise _Stop
 
@@ -159,7 +184,8 @@ class Trunk:
             owner.register_forward_pre_hook(lambda module, _inputs: begun.append(module)) for owner in self._owners
         ]
         try:
-            with torch.no_grad(), torch.random.fork_rng():  # a resumed branch must find its random numbers as they were
+            # A resumed branch must find its random numbers as they were.
+            with torch.no_grad(), torch.random.fork_rng(), _without_dropout(self._model):
                 self._model(input_ids=batch.ids[:1], attention_mask=batch.mask[:1], use_cache=False)
         except _Stop:
             pass
@@ -168,7 +194,28 @@ class Trunk:
                 hook.remove()
         inner = {below for module in ran for below in module.modules() if below is not module}
         self._front = [module for module in ran if module not in inner] if begun else []
-        return gives
+        if len(gives) < len(self.blocks):
+            raise RecipeError(
+                f"unlearn.method: rmu steers blocks that {type(self._model).__name__} does not run on text; take another method"
+            )
+        return gives, hidden[-1]
+
+
+def _hidden(output: Any) -> Tensor:
+    """A block's hidden states: what it gives, or the first of several."""
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _replay(outputs: list[Any]) -> Any:
