@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +57,20 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"hidden_act": "gelu"}),
     ("phi", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
     ("qwen2", {"num_attention_heads": 8, "num_key_value_heads": 4}),
-    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "sliding_window": 4}),
+    (
+        "qwen2",
+        {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "sliding_window": 4},
+    ),
     ("gemma2", {"final_logit_softcapping": 2.0}),
     ("gemma2", {"query_pre_attn_scalar": 64}),
 ]
 SAID: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_theta": 5e5, "rope_parameters": None}, "rope_theta 500000.0 (base: 10000.0)"),
-    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": None}, "factor 4.0 (base: null)"),
+    (
+        "llama",
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rope_parameters": None},
+        "factor 4.0 (base: null)",
+    ),
     ("llama", {"rms_norm_eps": 0.1}, "rms_norm_eps 0.1 (base: 1e-06)"),
     ("gemma2", {"sliding_window": 4}, "sliding_window 4 (base: 4096)"),
 ]
@@ -119,7 +125,10 @@ def test_a_field_that_no_class_declares_is_said(bases: dict[str, Path], tmp_path
 def test_configurations_that_transformers_does_not_know_are_compared_as_written(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", weights(), heads=4, context=128)
     tuned = {name: tensor + noise(7, *tensor.shape).bfloat16() for name, tensor in weights().items()}
-    same: Callable[..., Any] = lambda name, **config: open_source(write_checkpoint(tmp_path / name, tuned, **config), base)
+
+    def same(name: str, **config: Any) -> Any:
+        return open_source(write_checkpoint(tmp_path / name, tuned, **config), base)
+
     assert list(same("same", heads=4, context=128).notes) == []
     assert "context null (base: 128)" in same("fewer", heads=4).notes[0]
     with pytest.raises(RecipeError, match=r"'other' has heads 8 in its config.json, the base has 4"):

@@ -17,7 +17,7 @@ import torch
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.matching import COMPUTED
-from spunge.weights.quantised import SCALE
+from spunge.weights.quantised import SCALE, settled
 from spunge.weights.wrapping import wrappers
 
 
@@ -49,10 +49,11 @@ def fit(checkpoint: Checkpoint) -> Fit:
         return Fit(None, "there is no config.json")
     with quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            own = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
             return Fit(None, _first_line(error))
+        config = settled(own, checkpoint.folder)
         kind = class_of(config)
         if kind is None:
             return Fit(None, f"transformers has no class for {config.model_type!r} that generates")
@@ -94,13 +95,14 @@ def check_fit(checkpoint: Checkpoint) -> Fit:
         )
     if fits.missing:
         wrapped = wrappers(checkpoint.tensors)
+        hint = f"the names in it bear {wrapped}: save the model inside" if wrapped else "download the model again"
         raise RecipeError(
             f"{where} lacks {fits.missing[0]!r}, which its config.json asks for{_more(fits.missing)}: transformers would "
-            f"fill it at random; {f'the names in it bear {wrapped}: save the model inside' if wrapped else 'download the model again'}"
+            f"fill it at random; {hint}"
         )
     if scales := _scales(checkpoint.tensors, fits.unread):
         raise RecipeError(
-            f"{where} holds {scales[0]!r}{_more(scales)}, a scale that the model does not read: its weights are not what is stored; "
+            f"{where} holds {scales[0]!r}{_more(scales)}, a scale that the model does not read: its weights are not those stored; "
             "give the unquantised model, or take the scales out of the file where they are left over"
         )
     return fits

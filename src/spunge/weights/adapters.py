@@ -74,7 +74,8 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
 def _in_its_place(folder: Path) -> str:
     """What an adapter's folder holds in place of the one file that peft reads, and what to do with it."""
     if shards := sorted(file.name for file in folder.glob("adapter_model-*.safetensors")):
-        return f"peft reads no adapter in pieces, and here are {len(shards)} ({shards[0]} ...): join their tensors in one file of that name"
+        there = f"and here are {len(shards)} ({shards[0]} ...)"
+        return f"peft reads no adapter in pieces, {there}: join their tensors in one file of that name"
     if (folder / "adapter_model.bin").is_file():
         return "pickled adapters are not read: load it with peft and save it again, which writes safetensors"
     return "the folder holds an adapter's settings alone: download it again, or save the trained model with save_pretrained"

@@ -138,8 +138,14 @@ def _what_there_is(folder: Path, setting: str) -> str:
 
 def _inner(folder: Path) -> str:
     """Which of its folders hold weights, in the order of the numbers in their names: checkpoint-500, checkpoint-1000."""
-    held = {path.parent.name for name in (WHOLE, INDEX, PICKLED, PICKLED_INDEX, ADAPTER) for path in folder.glob(f"*/{name}")}
-    inner = sorted(held, key=lambda name: [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)])
+    held = {
+        path.parent.name
+        for name in (WHOLE, INDEX, PICKLED, PICKLED_INDEX, ADAPTER)
+        for path in folder.glob(f"*/{name}")
+    }
+    inner = sorted(
+        held, key=lambda name: [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    )
     if len(inner) < 2:
         return f"; its folder {inner[0]!r} does" if inner else ""
     shown = [*map(repr, inner[:2]), *(["..."] if len(inner) > 3 else []), *map(repr, inner[2:][-1:])]
@@ -202,6 +208,27 @@ class Checkpoint:
         """Every tensor by name, in file order; of a name that two files hold, the last file's."""
         stored = {info.name: info for file in self.files for info in read_header(file, self.setting)}
         return {name: stored[own] for own, name in unwrapped(stored).items()} if self.plain else stored
+
+    @cached_property
+    def embeddings(self) -> list[str]:
+        """The matrices with a row for each token: embeddings and output layers."""
+        config = read_config(self.folder, self.setting)
+        text = config.get("text_config")
+        size = (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
+        return [name for name, info in self.tensors.items() if len(info.shape) == 2 and info.shape[0] == size]
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """Embeddings that are stored a second time, as tied output layers can be -> the first of the two."""
+        pairs = [(one, other) for place, one in enumerate(self.embeddings) for other in self.embeddings[place + 1 :]]
+        return {other: one for one, other in reversed(pairs) if self._are_the_same(one, other)}
+
+    def _are_the_same(self, one: str, other: str) -> bool:
+        if (self.tensors[one].dtype, self.tensors[one].shape) != (self.tensors[other].dtype, self.tensors[other].shape):
+            return False
+        return torch.equal(self.read(one, slice(0, 8)), self.read(other, slice(0, 8))) and torch.equal(
+            self.read(one), self.read(other)
+        )
 
     @cached_property
     def nbytes(self) -> int:

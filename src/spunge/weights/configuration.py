@@ -25,7 +25,9 @@ _OF_QUANTISATION = ("quantization_config", "compression_config")
 _MAY_DIFFER = re.compile(
     r"rope|rotary_emb_base|position_embeddings|n_positions|n_ctx|seq_len|max_position|window|eps$|epsilon$|nextn"
 )
-_STRUCTURE = re.compile(r"^(partial_rotary_factor|qk_rope_head_dim|no_rope.*|rope_interleave)$")  # among those of a rotation
+_STRUCTURE = re.compile(
+    r"^(partial_rotary_factor|qk_rope_head_dim|no_rope.*|rope_interleave)$"
+)  # among those of a rotation
 
 
 class _Described(NamedTuple):

@@ -62,7 +62,9 @@ def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, 
     spare = [layout.unused for layout in layouts] if layouts else [frozenset[str](), frozenset[str]()]
     held = {name: _held(name, other, layouts) for name in ours}
     headless = _is_headless(other)
-    heads = [name for name, place in held.items() if place is None and headless and layouts and _is_head(name, layouts[0])]
+    heads = [
+        name for name, place in held.items() if place is None and headless and layouts and _is_head(name, layouts[0])
+    ]
     for name, place in held.items():
         if place is None and name not in spare[0] and name not in heads:
             raise RecipeError(

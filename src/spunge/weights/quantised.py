@@ -6,6 +6,7 @@ another model's, and a difference of them is none of weights. Kept in step with 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def refuse_quantised(checkpoint: Checkpoint, choice: str = "") -> None:
     if how is None:
         if info := next((info for info in checkpoint.tensors.values() if info.dtype in POWERS), None):
             raise RecipeError(
-                f"{where} stores {info.name!r} as float8_e8m0fnu, which holds powers of two alone, the scales of quantised weights; "
+                f"{where} stores {info.name!r} as float8_e8m0fnu, which holds powers of two alone: scales of quantised weights; "
                 "give the unquantised model"
             )
         return
@@ -89,6 +90,13 @@ def described(config: Mapping[str, Any]) -> str | None:
         if isinstance(part, Mapping) and (inner := described(part)):
             return inner
     return None
+
+
+def settled(config: Any, folder: Path) -> Any:
+    """transformers' configuration without quantisation settings that are empty or switched off, which it refuses to load."""
+    if described(read_config(folder)) is None and getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    return config
 
 
 def _switched_off(said: Mapping[str, Any]) -> bool:
