@@ -148,8 +148,9 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
     """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
     if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
-    said = config.get_text_config().to_dict()
-    most = said.get("max_position_embeddings", said.get("max_target_positions"))
+    # By attribute, which has one name for all: GPT-2's file says n_positions.
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or getattr(text, "max_target_positions", None)
     return None if most is None else int(most)
 
 
