@@ -229,6 +229,11 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def arithmetic(folder: Path, settings: ModelSettings) -> torch.dtype:
+    """What a model is loaded in by these settings. Raises RecipeError when its configuration cannot be read."""
+    return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
+
+
 def pick_device(name: str) -> torch.device:
     if name != "auto":
         try:

@@ -34,7 +34,7 @@ class ModelSettings(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
-        "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
+        "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     template: dict[str, Any] = Field(
