@@ -244,3 +244,23 @@ def test_real_groups_come_out_of_a_list_column(shared: Path, toy_recipe: dict[st
         for group in ("women", "muslim")
     }
     assert sizes(parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}]}, "messages: messages"),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "messages: conversations"),
+        ({"instruction": "q", "input": "", "output": "a"}, "prompt: instruction and completion: output"),
+        ({"question": "q", "answer": "a"}, "prompt: question and completion: answer"),
+        ({"content": "t"}, "text: content"),
+    ],
+)
+def test_rows_without_a_column_text_are_told_the_columns_that_they_seem_to_have(
+    write_rows: Callable[..., Path], row: dict[str, Any], named: str
+) -> None:
+    forget = {"source": str(write_rows("rows.jsonl", [row]))}
+    with pytest.raises(
+        RecipeError, match=f"forget: the rows have no column 'text'; name theirs, such as forget.{named}$"
+    ):
+        split_rows(load_recipe({"model": {"path": "m"}, "forget": forget, "unlearn": {"method": "tvn"}}))

@@ -26,6 +26,11 @@ from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
 NEUTRAL = "neutral"  # names the paragraphs of Wikipedia that come with the package, as a source
+# What answer_end says in other spellings, which would be learned as texts.
+MEANT_AS_END = {
+    **dict.fromkeys(["auto", "eos", "eos_token", "true"], "auto"),
+    **dict.fromkeys(["none", "null", "false"], "none"),
+}
 
 
 class ModelSettings(Strict):
@@ -155,6 +160,12 @@ class Rows(Strict):
             )
         if self.answer_end == "":
             raise ValueError("answer_end: an empty text; give none, auto or the text that ends an answer")
+        if self.answer_end is not None and self.answer_end.strip().lower() in MEANT_AS_END:
+            end = MEANT_AS_END[self.answer_end.strip().lower()]
+            if self.answer_end != end:
+                raise ValueError(
+                    f"answer_end: {self.answer_end!r} would be learned as a text; for what it says write {end}"
+                )
         return self
 
     @property
