@@ -66,9 +66,7 @@ class Source(Strict):
     encoding: str | None = Field(
         None, description="Of text files, such as cp1252. Default: UTF-8, or as their byte order mark says."
     )
-    delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="Of CSV. Default: what parts the heading; a tab in .tsv."
-    )
+    delimiter: str | None = Field(None, description="Of CSV. Default: what parts the heading; a tab in .tsv.")
     hub: str | None = Field(None, description="A dataset's id on the Hub.")
     config: str | None = Field(None, description="The Hub dataset's configuration.")
     split: str = Field("train", description="The Hub dataset's split.")
@@ -85,6 +83,13 @@ class Source(Strict):
         except LookupError:
             raise ValueError(f"no encoding {encoding!r}; such are utf-8, utf-16, cp1252, latin-1, shift_jis") from None
         return encoding
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '\r\n"'):
+            raise ValueError(f'{delimiter!r} is no delimiter; give one character (a tab is "\\t" in double quotes)')
+        return delimiter
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
