@@ -19,6 +19,7 @@ from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.names import WHOLE, Region
+from spunge.weights.quantised import settled
 
 # What the matrix of learned positions is called; OPT's has two rows more than there are positions.
 LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
@@ -72,7 +73,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        config = settled(AutoConfig.from_pretrained(folder, trust_remote_code=trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
