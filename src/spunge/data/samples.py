@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair
 from spunge.data.query import ROW
+from spunge.data.tables import taken
 from spunge.data.template import Template, render
 
 Answer = str | Message  # of a row of prompt and completion, of a conversation
@@ -73,6 +74,10 @@ class Samples:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def number(self, row: int) -> int:
+        """A row's number in its file, from 1; where it came from none, its place here."""
+        return int(self.table[ROW][row].as_py()) if ROW in self.table.column_names else row
+
     @property
     def plain(self) -> bool:
         """Whether the rows are plain texts, without prompts."""
@@ -98,7 +103,7 @@ class Samples:
 
     def texts(self, rows: Sequence[int], tokenizer: Any, setting: str = "rows") -> list[Text]:
         """The given rows as texts; conversations go through the tokenizer's template. `setting` names the rows in errors."""
-        chosen = self.table.take(pa.array(rows, pa.int64()))
+        chosen = taken(self.table, rows)
         if self.plain:
             return [Text("", text) for text in chosen["text"].to_pylist()]
         if "prompt" in chosen.column_names:
