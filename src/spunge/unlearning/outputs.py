@@ -128,10 +128,10 @@ def descend(
         return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped)
 
 
-def divergence(found: Scored, base: Tensor) -> Tensor:
+def divergence(scored: Scored, base: Tensor) -> Tensor:
     """Scalar: the mean over scored tokens of KL(base || trained); base: log-probabilities (n, v)."""
-    apart = torch.nn.functional.kl_div(found.logits.log_softmax(-1), base, log_target=True, reduction="none")
-    return apart.sum() / max(1, found.labels.numel())
+    apart = torch.nn.functional.kl_div(scored.logits.log_softmax(-1), base, log_target=True, reduction="none")
+    return apart.sum() / max(1, scored.labels.numel())
 
 
 def _retain_of(task: Task) -> Any:

@@ -72,7 +72,7 @@ class Stored:
 
 
 def _each(
-    trained: Trained, stream: Stream, size: int, what: Callable[[Scored], Any] = lambda found: found
+    trained: Trained, stream: Stream, size: int, what: Callable[[Scored], Any] = lambda scored: scored
 ) -> Iterator[Any]:
     """What the base gives for every sample of a stream, in the samples' order, batch after batch."""
     for start in range(0, stream.count, size):

@@ -172,9 +172,9 @@ class Answers:
         return chosen
 
 
-def _sample_mean(found: Scored) -> Tensor:
+def _sample_mean(scored: Scored) -> Tensor:
     """Mean over samples of their mean NLL."""
-    return (found.sums() / found.lengths()).mean()
+    return (scored.sums() / scored.lengths()).mean()
 
 
 def _guided(trained: Trained, batch: Batch, settings: SKUSettings) -> Tensor:
