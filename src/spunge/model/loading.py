@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.model import attention
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
@@ -84,7 +83,6 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
-    attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
@@ -147,8 +145,9 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
     """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
     if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
-    said = config.get_text_config().to_dict()
-    most = said.get("max_position_embeddings", said.get("max_target_positions"))
+    text = config.get_text_config()
+    # Asked for as an attribute: GPT-2 stores it under a name of its own.
+    most = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
     return None if most is None else int(most)
 
 

@@ -37,7 +37,9 @@ def trained(folder: Path, names: Mapping[str, str]) -> list[Training]:
         if (folder / slug / "delta.json").exists():
             trainings.append(_read(folder / slug, shown_as))
         # A control may be several trainings: controls/random/random-1, ...
-        trainings += [_read(file.parent, f"{slug}/{file.parent.name}") for file in sorted((folder / slug).glob("*/delta.json"))]
+        trainings += [
+            _read(file.parent, f"{slug}/{file.parent.name}") for file in sorted((folder / slug).glob("*/delta.json"))
+        ]
     return trainings
 
 

@@ -125,7 +125,7 @@ def descend(
         loop = Loop(task, settings, trained.parameters, next_loss, steps, streams, memory={"first": first})
         with training_mode(trained.model):
             history = loop.run()
-        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped)
+        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes)
 
 
 def divergence(scored: Scored, base: Tensor) -> Tensor:
