@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import Field, model_validator
 
+from spunge.data.samples import start_once
 from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
@@ -217,7 +218,7 @@ def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[in
         text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        ids = base.tokenizer(prompt)["input_ids"]
+        ids = start_once(base.tokenizer(prompt)["input_ids"], base.tokenizer)
         # Some tokenizers close every text with an end token, after which there is nothing to write.
         if len(ids) > 1 and ids[-1] == base.tokenizer.eos_token_id:
             ids = ids[:-1]

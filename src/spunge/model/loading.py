@@ -18,6 +18,7 @@ from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.names import WHOLE, Region
+from spunge.weights.quantised import settled
 
 # What the matrix of learned positions is called; OPT's has two rows more than there are positions.
 LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
@@ -71,7 +72,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        config = settled(AutoConfig.from_pretrained(folder, trust_remote_code=trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
@@ -145,9 +146,9 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
     """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
     if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
+    # By attribute, which has one name for all: GPT-2's file says n_positions.
     text = config.get_text_config()
-    # Asked for as an attribute: GPT-2 stores it under a name of its own.
-    most = getattr(text, "max_position_embeddings", getattr(text, "max_target_positions", None))
+    most = getattr(text, "max_position_embeddings", None) or getattr(text, "max_target_positions", None)
     return None if most is None else int(most)
 
 
@@ -224,6 +225,11 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def arithmetic(folder: Path, settings: ModelSettings) -> torch.dtype:
+    """What a model is loaded in by these settings. Raises RecipeError when its configuration cannot be read."""
+    return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
 
 
 def pick_device(name: str) -> torch.device:

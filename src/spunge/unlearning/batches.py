@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spunge.data.samples import PROMPT_SHARE, Batch, Encoded, Samples, collate, encode, shuffled_batches
+from spunge.data.samples import PROMPT_SHARE, Batch, Encoded, Samples, collate, encode, shuffled_batches, start_once
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 
@@ -142,7 +142,7 @@ def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:
     for start in range(0, len(samples), 1000):
         rows = range(start, min(start + 1000, len(samples)))
         for text in samples.texts(rows, tokenizer):
-            own = list(tokenizer(text.completion)["input_ids"])
+            own = start_once(tokenizer(text.completion)["input_ids"], tokenizer)
             ids += own if own[-1:] == end else own + end  # some tokenizers close every text themselves
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
     return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]

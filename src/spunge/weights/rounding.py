@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.header import TensorInfo
 
@@ -53,6 +54,19 @@ def main_dtype(base: Checkpoint) -> torch.dtype:
         if info.dtype.is_floating_point:
             entries[info.dtype] = entries.get(info.dtype, 0) + info.numel
     return max(entries, key=lambda dtype: entries[dtype], default=torch.float32)
+
+
+def written_bytes(base: Checkpoint, wanted: str) -> int:
+    """Size of a merged checkpoint's tensors. wanted: base, or a dtype's name."""
+    return sum(base.tensors[name].numel * dtype.itemsize for name, dtype in stored_dtypes(base, wanted).items())
+
+
+def written_dtype(base: Checkpoint, wanted: str) -> torch.dtype:
+    """The dtype that most entries of a merged checkpoint are written in. wanted: base, or a dtype's name."""
+    if wanted == "base":
+        return main_dtype(base)
+    chosen: torch.dtype = getattr(torch, wanted)
+    return chosen
 
 
 def _takes(dtype: torch.dtype, main: torch.dtype, target: torch.dtype) -> bool:
@@ -104,6 +118,17 @@ def rounded(values: Tensor, dtype: torch.dtype, drawn: Tensor | None = None) -> 
 def all_finite(values: Tensor) -> bool:
     """Whether no entry is NaN or infinite. torch cannot tell it of some 8-bit floats."""
     return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
+
+
+def refuse_idle_rounding(rounding: Rounding, dtypes: Iterable[torch.dtype]) -> None:
+    """Raises RecipeError for rounding at random of what is written in dtypes that nothing is rounded to."""
+    kinds = list(dict.fromkeys(dtypes))
+    if rounding == "stochastic" and kinds and not any(map(rounds_at_16_bits, kinds)):
+        names = " and ".join(str(each).removeprefix("torch.") for each in kinds)
+        raise RecipeError(
+            f"merge.rounding: stochastic rounds to 16 bits, and what is merged is written in {names}; leave it out, or set "
+            "merge.dtype=bfloat16"
+        )
 
 
 def rounds_at_16_bits(dtype: torch.dtype) -> bool:
