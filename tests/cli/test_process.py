@@ -14,15 +14,15 @@ import yaml
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def heed_ctrl_c() -> None:
-    """In the process to be, whatever shell these tests are run from."""
+def heeding_ctrl_c() -> None:
+    """As in a terminal, also where the tests themselves were started in the background, where shells have it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, preexec_fn=heed_ctrl_c
+        command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, preexec_fn=heeding_ctrl_c
     )
 
 
@@ -76,7 +76,7 @@ def test_a_run_stopped_while_it_trains_exits_130_and_says_how_to_go_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heeding_ctrl_c,
     )
     deadline = time.monotonic() + 100
     while not any(file.stat().st_size for file in tmp_path.glob("run/branches/*/log.jsonl")):
