@@ -132,7 +132,12 @@ def _messages(
     read, write = os.pipe()
     command = [sys.executable, __file__, "worker", str(write), "--work", str(room), *(["--toy"] if given.toy else [])]
     process = subprocess.Popen(
-        [*command, "--only", *left], stdout=log, stderr=log, pass_fds=(write,), start_new_session=True
+        [*command, "--only", *left],
+        stdout=log,
+        stderr=log,
+        pass_fds=(write,),
+        start_new_session=True,
+        env={**os.environ, "SPUNGE_CACHE": str(room / "cache")},  # nothing is taken from an earlier check
     )
     os.close(write)
     told: queue.Queue[str | None] = queue.Queue()
