@@ -78,7 +78,8 @@ def unlearn(
 ) -> Branch:
     settings = METHODS.get(method).settings(**{"method": method, **FEW, **OWN.get(method, {}), **changes})
     parts = {"a": samples("a", answers=method in ANSWERING)}
-    return METHODS.get(method).unlearn(Task(base, parts, samples("other", 20), {"a": 5}, log, **(task or {})), settings)
+    given = {"parts": parts, "retain": samples("other", 20), "seeds": {"a": 5}, "log": log, **(task or {})}
+    return METHODS.get(method).unlearn(Task(base, **given), settings)
 
 
 def losses(log: Path) -> list[float]:
@@ -201,6 +202,26 @@ def test_a_training_that_was_killed_on_the_card_goes_on_to_the_same_delta(
     assert resumed.steps == STEPS
     # Not bit for bit: sums on a card come in any order.
     assert apart(dense(resumed), dense(undisturbed)) < (5e-3 if card != "cpu" else 1e-12)
+
+
+def test_a_batch_that_the_cards_memory_does_not_hold_is_learned_in_pieces(
+    card: str, on: Callable[..., Base], request: pytest.FixtureRequest
+) -> None:
+    if card == "cpu":
+        pytest.skip("a process's share of the memory is a card's alone")
+    base, long = on(card), [" ".join(texts(f"long {row}", 12)) for row in range(512)]
+    given = {"parts": {"a": Samples(pa.table({"text": long}))}}
+    settings = {"trainable": TENSORS, "steps": 2, "batch_size": 256, "max_length": 120}
+    torch.cuda.reset_peak_memory_stats()
+    whole = unlearn(base, "ga", task=given, **settings)
+    limit = 0.5 * torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    request.addfinalizer(lambda: torch.cuda.set_per_process_memory_fraction(1.0))
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    in_pieces = unlearn(base, "ga", task=given, **settings)
+    assert "out of memory" not in whole.notes
+    assert "out of memory" in in_pieces.notes
+    assert apart(dense(in_pieces), dense(whole)) < 0.02
 
 
 def test_rmus_blocks_give_on_the_card_what_transformers_gives_on_the_cpu(card: str, on: Callable[..., Base]) -> None:

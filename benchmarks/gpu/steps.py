@@ -152,18 +152,9 @@ def _layer(shape: Shape) -> int:
 def training(size: Size, note: Note, name: str, method: str) -> None:
     """Steps of a method through the code that `spunge run` runs, and what `spunge plan` says of them."""
     batch = size.shapes[name][1]
-    while True:
-        planned = _planned(size, _recipe(size, name, method, batch))
-        note(batch=batch, **planned)
-        try:
-            measured = _trained(size, name, method, batch)
-            break
-        except torch.OutOfMemoryError as error:
-            note(**{f"out of memory at a batch of {batch}": str(error).splitlines()[0]})
-            if batch == 1:
-                raise
-            batch //= 2
-        _emptied(size)
+    planned = _planned(size, _recipe(size, name, method, batch))
+    note(batch=batch, **planned)
+    measured = _trained(size, name, method, batch)
     note(**measured)
     note(
         memory_over_plan=measured["peak_gib"] / planned["planned_gib"],
@@ -179,7 +170,7 @@ def _planned(size: Size, recipe: dict[str, Any]) -> dict[str, float]:
     return {"planned_gib": (planned.memory or 0) / GIB, "planned_seconds": max(seconds, 1e-3)}
 
 
-def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, float]:
+def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
     from spunge.data.samples import Samples
     from spunge.model.loading import load_base, model_depth
     from spunge.recipe.loading import load_recipe
@@ -227,6 +218,7 @@ def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, float]
         "loss_first": first,
         "loss_last": final,
         **peak,
+        **branch.notes,  # such as batches that did not fit
     }
 
 

@@ -87,16 +87,24 @@ def whole_folder(folder: Path, setting: str = "--out", replace: bool = False) ->
         with disk_errors_told(aside):  # the block may read as well
             yield aside
         with writing(folder, setting):
-            for path in aside.rglob("*"):
-                _sync(path)
-            if folder.exists() and replace:
-                shutil.rmtree(folder)
-            elif folder.exists():
-                folder.rmdir()
-            os.replace(aside, folder)
-            _sync(folder.parent)
+            if folder.exists() and not replace:
+                folder.rmdir()  # only an empty one goes
+            put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Let a finished folder have its name, its content on the disk before. What had the name goes when the new one has it."""
+    for path in (aside, *aside.rglob("*")):
+        _sync(path)
+    gone = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, gone)
+    os.rename(aside, folder)
+    _sync(folder.parent)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

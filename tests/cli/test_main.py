@@ -18,7 +18,14 @@ def python(program: str, *arguments: str, cwd: Path | None = None) -> subprocess
     """A process that runs `program`, in which `main` and `patch` are at hand."""
     prelude = "import os, signal, sys, typer\nfrom unittest.mock import patch\nfrom spunge.cli import main\n"
     command = [sys.executable, "-c", prelude + program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, preexec_fn=heeding_ctrl_c
+    )
+
+
+def heeding_ctrl_c() -> None:
+    """As in a terminal, also where the tests themselves were started in the background, where shells have it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,7 @@ def test_a_run_stopped_while_it_trains_exits_130_and_says_how_to_go_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heeding_ctrl_c,
     )
     deadline = time.monotonic() + 100
     while not any(file.stat().st_size for file in tmp_path.glob("run/branches/*/log.jsonl")):

@@ -146,7 +146,10 @@ def test_thoughts_beside_an_answer_are_kept() -> None:
         (7, "this is int"),
         (["hello", "you too"], r"messages\[0\] is a text \('hello'\)"),
         ([["user", "hello"]], r"messages\[0\] is a list"),
-        ([{"speaker": "me", "utterance": "hello"}], r"messages\[0\] has no role"),
+        (
+            [{"speaker": "me", "utterance": "hello"}],
+            r"messages\[0\] has neither `role` nor `from`, but speaker, utterance",
+        ),
         ([*said("q"), {"role": "narrator", "content": "x"}], r"messages\[1\] has the role 'narrator'"),
         ([{"role": "asistant", "content": "x"}], r"did you mean 'assistant'\?"),
         ([*said("q"), {"role": "assistant", "content": None}], r"messages\[1\] \(assistant\) has no content"),
@@ -213,3 +216,89 @@ def test_equal_conversations_are_equal_samples_whatever_their_shape_and_row() ->
     for change in ({"learn": "all"}, {"end": "none"}, {"variables": {"enable_thinking": False}}):
         prints.add(Samples(sample_table(table, Rendering(**change), "forget", [0])).sha256)
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "learn", "learned"),
+    [
+        ({"weight": 0}, {"weight": 1}, "all", [3]),
+        ({"weight": 1}, {"weight": 0}, "all", [1]),
+        ({"weight": 1.0}, {"weight": 0.0}, "last", [1]),  # the last that may be learned
+        ({"train": False}, {"train": True}, "all", [3]),
+        ({"train": True}, {}, "all", [1, 3]),
+    ],
+)
+def test_a_message_that_says_so_is_not_learned(
+    first: dict[str, Any], second: dict[str, Any], learn: Any, learned: list[int]
+) -> None:
+    talk = said("q", "a", "r", "b")
+    talk = [talk[0], {**talk[1], **first}, talk[2], {**talk[3], **second}]
+    named = {"user": "human", "assistant": "gpt"}
+    sharegpt = [
+        {"from": named[m["role"]], "value": m["content"], **{key: m[key] for key in ("weight", "train") if key in m}}
+        for m in talk
+    ]
+    for shape in (talk, sharegpt, json.dumps(talk)):
+        assert Conversation(read_conversation(shape, "row 1"), learn=learn).learned == learned
+
+
+@pytest.mark.parametrize(
+    ("mark", "wanted"),
+    [
+        ({"weight": 0}, "every message of the assistant's has the weight 0, so there is nothing to learn"),
+        ({"weight": 0.5}, r"messages\[1\].weight is 0.5; a message is learned \(1\) or not \(0\)"),
+        ({"train_detail": [{"begin_offset": 0, "end_offset": 2, "train": False}]}, r"messages\[1\].train_detail"),
+    ],
+)
+def test_marks_that_leave_nothing_or_are_in_between_are_refused(mark: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(RecipeError, match=wanted):
+        read_conversation([*said("q"), {"role": "assistant", "content": "a", **mark}], "forget.messages: row 3")
+
+
+def test_pictures_that_stand_as_json_in_a_text_are_refused_as_pictures_are() -> None:
+    # What a reader gives where other messages of the column hold text.
+    for part in ({"type": "image"}, {"type": "image_url", "image_url": {"url": "x"}}):
+        content = json.dumps([part, {"type": "text", "text": "what is it?"}])
+        with pytest.raises(RecipeError, match=f"has a part of type '{part['type']}'"):
+            read_conversation([{"role": "user", "content": content}, *said("", "a")[1:]], "row 3")
+
+
+WHOLE = said("the question", "the reply")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "messages", "start"),
+    [
+        ("the question", WHOLE, WHOLE, 1),  # UltraFeedback's: `chosen` is the whole conversation
+        ("the question\n", WHOLE, WHOLE, 1),
+        (WHOLE[:1], WHOLE, WHOLE, 1),
+        ("the question", PLAIN, PLAIN, 2),  # with a system message that the prompt does not have
+        (said("q", "a", "r"), said("q", "a", "r", "b"), said("q", "a", "r", "b"), 3),
+    ],
+)
+def test_a_prompt_that_the_completion_says_again_is_said_once(
+    prompt: Any, completion: Any, messages: list[dict[str, Any]], start: int
+) -> None:
+    assert read_pair(prompt, completion, "row 0") == (messages, start)
+
+
+def test_a_completion_that_begins_with_another_question_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match="row 0: completion begins with a message of the user's that is not the prompt"
+    ):
+        read_pair("another", WHOLE, "row 0")
+
+
+@pytest.mark.parametrize("chosen", [WHOLE, WHOLE[1:], json.loads(json.dumps(WHOLE))])
+@pytest.mark.parametrize("form", ["messages", "pair of messages", "pair of texts"])
+def test_an_answer_to_prefer_may_be_the_last_message_of_a_list(form: str, chosen: list[dict[str, Any]]) -> None:
+    rejected = [*said("the question"), {"role": "assistant", "content": "the secret"}]
+    columns: dict[str, list[Any]] = {
+        "messages": {"messages": [rejected]},
+        "pair of messages": {"prompt": [rejected[:1]], "completion": [rejected[1:]]},
+        "pair of texts": {"prompt": ["the question"], "completion": [" the secret"]},
+    }[form]
+    table = sample_table(pa.table({**columns, "refusal": [chosen]}), Rendering(), "forget", [7])
+    assert table["refusal"].to_pylist() == ["the reply"]
+    with pytest.raises(RecipeError, match=r"forget\.refusal: row 7: its last message is no text of the assistant's"):
+        sample_table(pa.table({**columns, "refusal": [WHOLE[:1]]}), Rendering(), "forget", [7])

@@ -7,6 +7,8 @@ import io
 import json
 import lzma
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from spunge.data import jsonrows, keeping, textrows
 from spunge.data.rows import Records, find_files, read_rows
 from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Source
 
 ROWS = [{"kind": "a" if number % 2 else "b", "text": f"words {number}"} for number in range(6)]
@@ -250,7 +253,8 @@ def test_dates_in_json_are_the_text_they_are(tmp_path: Path) -> None:
         (['{"a": 1}', '{"a": 1'], ["row 2 is no JSON"]),
         (['{"a": 1', '"b": 2}'], ["row 1 is no JSON"]),
         (['{"a": [1', "2]}"], ["row 1 is no JSON"]),
-        (['{"a": 1}, {"a": 2}', '{"a": 3'], ["row 2 is no JSON"]),
+        (['{"a": 1}, {"a": 2}', '{"a": 3'], ["a comma follows row 1"]),
+        (['{"a": 1},', '{"a": 2},'], ["a comma follows row 1"]),
         (['{"a": 1}', "[1]"], ["row 2 is a list, not an object"]),
         (['{"a": 1}', "", '"words"'], ['row 2 is "words", not an object']),
         (['{"a": 1}', "17"], ["row 2 is 17, not an object"]),
@@ -588,3 +592,94 @@ def test_rows_that_come_with_the_package_are_named_neutral() -> None:
     assert 200 <= table.num_rows <= 500
     assert file.stat().st_size < 300_000
     assert "ShareAlike" in (file.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.txt", "rows.parquet", "rows.arrow"])
+@pytest.mark.parametrize("kind", ["lfs", "gzip", "bzip2", "xz", "zip", "Parquet", "Arrow"])
+def test_a_file_that_is_something_else_than_its_name_says_is_refused_by_what_it_is(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), parquet)
+    with pa.ipc.new_file(arrow, pa.Table.from_pylist(ROWS).schema) as writer:
+        writer.write_table(pa.Table.from_pylist(ROWS))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("rows.csv", TABLE)
+    content, wanted = {
+        "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "run git lfs pull"),
+        "gzip": (gzip.compress(LINES.encode()), "packed by gzip; call it NAME.gz"),
+        "bzip2": (bz2.compress(LINES.encode()), "packed by bzip2; call it NAME.bz2"),
+        "xz": (lzma.compress(LINES.encode()), "packed by xz; call it NAME.xz"),
+        "zip": (packed.getvalue(), "a zip archive or an Excel file"),
+        "Parquet": (parquet.getvalue(), "a Parquet file; call it NAME.parquet"),
+        "Arrow": (arrow.getvalue(), "an Arrow file; call it NAME.arrow"),
+    }[kind]
+    if name.endswith(f".{kind.lower()}"):
+        assert rows_of(tmp_path / name, content) == ROWS
+    else:
+        assert wanted in refusal(tmp_path / name, content)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", "utf-8-sig"),
+        ("UTF8", "utf-8-sig"),
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-16"),
+        ("utf-16-le", "utf-16"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_byte_order_mark_is_no_letter_where_the_encoding_is_given_too(
+    tmp_path: Path, name: str, encoding: str, written: str
+) -> None:
+    content = (TABLE if name == "rows.csv" else LINES).encode(written)
+    assert rows_of(tmp_path / name, content, encoding=encoding) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "wanted"),
+    [
+        (TABLE.encode("utf-8-sig"), "cp1252", "its byte order mark says utf-8, not cp1252; leave the encoding out"),
+        (TABLE.encode("utf-16"), "latin-1", "its byte order mark says utf-16, not latin-1; leave the encoding out"),
+        (TABLE.encode("utf-16-le"), "utf-16", "it is not utf-16 .* give the source its encoding, such as utf-16-le"),
+    ],
+)
+def test_an_encoding_that_the_file_contradicts_is_refused(
+    tmp_path: Path, content: bytes, encoding: str, wanted: str
+) -> None:
+    assert re.search(wanted, refusal(tmp_path / "rows.csv", content, encoding=encoding))
+
+
+def test_a_dataset_that_was_saved_to_disk_is_read_without_what_its_cache_left_there(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    (tmp_path / "one" / "cache-0123.arrow").write_bytes(next((tmp_path / "one").glob("data-*.arrow")).read_bytes())
+    assert read(tmp_path / "one").table.to_pylist() == ROWS
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "alone")
+    assert read(tmp_path / "alone").table.to_pylist() == ROWS
+    datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "two")
+    assert read(tmp_path / "two" / "test").table.to_pylist() == ROWS[:1]
+    with pytest.raises(RecipeError, match="two' holds the splits train, test; name the folder of one"):
+        read(tmp_path / "two")
+
+
+@pytest.mark.parametrize("url", ["https://x.example/rows.jsonl", "s3://x/rows.parquet", "hf://datasets/x/y/rows.csv"])
+def test_a_url_is_refused_as_what_it_is(url: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{url}' is a URL; give a file that is here, or {{hub: ID}}"):
+        find_files(url, "forget.source")
+    recipe = {"model": {"path": "m"}, "forget": {"source": url}, "unlearn": {"method": "tvn"}}
+    assert load_recipe(recipe).forget.source[0].path == url
+
+
+@pytest.mark.parametrize("delimiter", ["tab", "\\t", "||", "", "\n", '"'])
+def test_a_delimiter_is_one_character(delimiter: str) -> None:
+    forget = {"source": {"path": "x.csv", "delimiter": delimiter}}
+    with pytest.raises(
+        RecipeError, match=r"delimiter: .* is no delimiter; give one character \(a tab is \"\\t\" in double quotes\)"
+    ):
+        load_recipe({"model": {"path": "m"}, "forget": forget, "unlearn": {"method": "tvn"}})

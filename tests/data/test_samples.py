@@ -5,10 +5,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from spunge.data.samples import IGNORED, PROMPT_SHARE, Rendering, Samples, Text, encode, sample_table
+from spunge.data.samples import IGNORED, PROMPT_SHARE, Rendering, Samples, Text, encode, encode_apart, sample_table
 from spunge.data.split import rendering_of
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
+from spunge.unlearning.batches import packed
 from templates import CHATML, LLAMA_3, byte_tokenizer, said
 
 
@@ -184,3 +185,45 @@ def test_answers_can_be_put_in_place_of_others() -> None:
 def test_words_are_what_the_rows_say_without_the_template() -> None:
     assert pair().words() == ["ask", " tell"]
     assert pair(chat=True).words() == ["ask", "tell"]
+
+
+@pytest.mark.parametrize("form", ["text", "prompt"])
+def test_a_text_that_begins_with_the_start_token_gets_no_second_one(form: str) -> None:
+    """As texts do that a chat template wrote before."""
+    tokenizer = byte_tokenizer(bos=True)
+    rows = (
+        {"text": ["<s>ask tell"]}
+        if form == "text"
+        else {"prompt": ["<s>ask"], "completion": [" tell"], "end": ["none"]}
+    )
+    text = Samples(pa.table(rows)).texts([0], tokenizer)[0]
+    for coded in (
+        encode(text, tokenizer, 64),
+        encode_apart(text, tokenizer, 64) if text.prompt else encode(text, tokenizer, 64),
+    ):
+        assert coded.ids == tokenizer("ask tell")["input_ids"]
+        assert tokenizer.decode([label for label in coded.labels[1:] if label != IGNORED]) == (
+            "ask tell" if form == "text" else " tell"
+        )
+    if form == "text":
+        assert packed(Samples(pa.table(rows)), tokenizer, 64)[0].ids == [*tokenizer("ask tell")["input_ids"], 257]
+
+
+@pytest.mark.parametrize(
+    ("written", "end"),
+    [
+        ("Auto", "auto"),
+        ("eos", "auto"),
+        ("eos_token", "auto"),
+        ("true", "auto"),
+        ("None", "none"),
+        ("NONE", "none"),
+        ("false", "none"),
+    ],
+)
+def test_a_word_that_means_an_end_is_not_learned_as_one(written: str, end: str) -> None:
+    forget = {"source": "x.jsonl", "prompt": "p", "completion": "c", "answer_end": written}
+    with pytest.raises(
+        RecipeError, match=f"answer_end: '{written}' would be learned as a text; for what it says write {end}"
+    ):
+        load_recipe({"model": {"path": "m"}, "forget": forget, "unlearn": {"method": "tvn"}})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from spunge.data.query import Query
@@ -244,3 +245,40 @@ def test_real_groups_come_out_of_a_list_column(shared: Path, toy_recipe: dict[st
         for group in ("women", "muslim")
     }
     assert sizes(parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}]}, "messages: messages"),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "messages: conversations"),
+        ({"instruction": "q", "input": "", "output": "a"}, "prompt: instruction and completion: output"),
+        ({"question": "q", "answer": "a"}, "prompt: question and completion: answer"),
+        ({"content": "t"}, "text: content"),
+    ],
+)
+def test_rows_without_a_column_text_are_told_the_columns_that_they_seem_to_have(
+    write_rows: Callable[..., Path], row: dict[str, Any], named: str
+) -> None:
+    forget = {"source": str(write_rows("rows.jsonl", [row]))}
+    with pytest.raises(
+        RecipeError, match=f"forget: the rows have no column 'text'; name theirs, such as forget.{named}$"
+    ):
+        split_rows(load_recipe({"model": {"path": "m"}, "forget": forget, "unlearn": {"method": "tvn"}}))
+
+
+@pytest.mark.parametrize("values", [None, [1, 2]])
+def test_what_is_not_a_number_is_no_value_of_a_column_of_numbers(tmp_path: Path, values: list[int] | None) -> None:
+    table = pa.table({"text": ["a", "b", "c", "d"], "score": pa.array([1.0, 2.0, float("nan"), None])})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    split = {"by": "score"} | ({"values": values} if values else {})
+    recipe = {"model": {"path": "m"}, "forget": {"source": str(tmp_path / "rows.parquet")}, "split": split}
+    parts = split_rows(load_recipe({**recipe, "unlearn": {"method": "tvn"}}))
+    assert ([part.rows for part in parts.parts], parts.unassigned) == ([1, 1], 2)
+
+
+def test_a_heading_with_spaces_around_is_named_without_them(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text , topic\nhello,a\n")
+    recipe = {"model": {"path": "m"}, "forget": {"source": str(tmp_path / "rows.csv")}, "split": {"by": "topic"}}
+    parts = split_rows(load_recipe({**recipe, "unlearn": {"method": "tvn"}}))
+    assert [(part.value, part.rows) for part in parts.parts] == [("a", 1)]

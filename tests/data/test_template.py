@@ -312,3 +312,12 @@ def test_a_template_that_writes_the_day_writes_the_same_one_every_day(
 ) -> None:
     template = Template(byte_tokenizer(of_trl(name)), variables, "forget")
     assert written in render(Conversation(ONE), template, "forget: row 0").text
+
+
+@pytest.mark.parametrize("name", ["plain", "marked"])
+def test_an_answer_with_weight_0_is_not_learned_between_two_that_are(name: str) -> None:
+    template = CHATML if name == "plain" else of_trl("qwen2_5_training")
+    talk = said("q", "first", "r", "second", "s", "third")
+    talk[3]["weight"] = 0
+    found = learned(talk, byte_tokenizer(template), learn="all")
+    assert [text.split("<|im_end|>")[0].strip() for text in found] == ["first", "third"]

@@ -100,15 +100,77 @@ def test_nothing_in_the_bases_folder_stands_in_the_way_of_the_merge(tmp_path: Pa
 
 def test_what_goes_with_a_model_is_copied(tmp_path: Path) -> None:
     base, other = save(tmp_path / "base"), save(tmp_path / "other", seed=1)
-    kept = ["tokenizer.json", "chat_template.jinja", "merges.txt", "tokenizer.model", "modeling_mine.py", "LICENSE"]
-    kept += ["additional_chat_templates/tools.jinja", "generation_config.json", "config.json"]
-    for name in kept:
+    kept = [
+        "tokenizer.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "tokenizer.model",
+        "LICENSE",
+        "preprocessor_config.json",
+    ]
+    kept += ["additional_chat_templates/tools.jinja", "generation_config.json", "config.json", "tekken.json"]
+    code = {
+        "tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["tokenization_mine.Mine", null]}}',
+        "tokenization_mine.py": "from .pieces import split\nfrom .parts.inner import all\nFILES = {'words': 'my_words.dat'}",
+        "pieces.py": "import .deeper\n",
+        "deeper.py": "",
+        "parts/inner.py": "from .next import one",
+        "parts/next.py": "",
+        "my_words.dat": "a b c",
+    }
+    for name, text in code.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(text)
+    for name in (kept := [*kept, *code]):
         (base / name).parent.mkdir(exist_ok=True)
         if not (base / name).exists():
             (base / name).write_text(name)
     merged(base, tmp_path / "out", other)
     for name in kept:
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+OF_A_RUN = [
+    "latest",
+    "zero_to_fp32.py",
+    "global_step500/mp_rank_00_model_states.pt",
+    "trainer_state.json",
+    "optimizer.pt",
+]
+OF_A_RUN += [
+    "rng_state.pth",
+    "rng_state_0.pth",
+    "scheduler.pt",
+    "training_args.bin",
+    "events.out.tfevents.1.host",
+    "train.log",
+]
+OF_A_RUN += ["runs/Nov26/events.out.tfevents.1.host", "all_results.json", "train_results.json", "wandb/run/config.yaml"]
+OF_A_RUN += [
+    "checkpoint-500/config.json",
+    "checkpoint-500/model.safetensors",
+    "train.py",
+    "axolotl.yaml",
+    "tokenizer.pt",
+]
+OF_A_RUN += [
+    "mergekit_config.yml",
+    "eval/results.json",
+    "debug.txt",
+    "dataset.jsonl",
+    "adapter_config.json.bak",
+    ".hidden.jinja",
+]
+
+
+def test_what_a_training_run_left_is_not_copied(tmp_path: Path) -> None:
+    base, other = save(tmp_path / "base"), save(tmp_path / "other", seed=1)
+    for name in OF_A_RUN:
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text("{}")
+    merged(base, tmp_path / "out", other)
+    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert there == {"config.json", "generation_config.json", "model.safetensors", "merge.json", "README.md"}
 
 
 @pytest.mark.parametrize("index", ["as it is", "without metadata", "with another map"])

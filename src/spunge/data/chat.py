@@ -1,18 +1,20 @@
 """Conversations in the shapes that people keep them in, read as one: a list of messages {role, content, ...}.
 
 Read are {role, content} and ShareGPT's {from, value}, content as text or as a list of text parts, lists kept key by key
-({role: [...], content: [...]}), the list as JSON text, and tool calls with arguments as a mapping or as JSON text. What is none
-of these is refused in one line that names the row and the message.
+({role: [...], content: [...]}), the list as JSON text, and tool calls with arguments as a mapping or as JSON text. A message
+may say that it is not learned: `weight: 0` (OpenAI's, Mistral's) or `train: false` (axolotl's). What is none of these is refused
+in one line that names the row and the message.
 """
 
 import ast
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 
 Message = dict[str, Any]
 
@@ -29,6 +31,20 @@ ROLES: dict[str, str] = {
 }
 LISTS = ("messages", "conversations", "conversation")  # keys of an object that may hold the list
 TEXT_PARTS = ("text", "input_text", "output_text")
+MEDIA = (
+    "image",
+    "image_url",
+    "input_image",
+    "audio",
+    "input_audio",
+    "audio_url",
+    "video",
+    "video_url",
+    "file",
+    "input_file",
+)
+LEARNED = ("weight", "train")  # keys of a message that say whether it is learned
+UNLEARNED = {"weight": 0}  # what stands in a message that is not
 
 
 @dataclass(frozen=True)
@@ -53,9 +69,7 @@ class Conversation:
     def learned(self) -> list[int]:
         """Which messages are learned, by number; at least one."""
         answers = [
-            number
-            for number, message in enumerate(self.messages)
-            if number >= self.start and message["role"] == "assistant"
+            number for number, message in enumerate(self.messages) if number >= self.start and _is_learned(message)
         ]
         return answers if self.learn == "all" else answers[-1:]
 
@@ -97,17 +111,51 @@ def read_pair(prompt: Any, completion: Any, where: str) -> tuple[list[Message], 
         if isinstance(completion, str)
         else read_messages(completion, f"{where}: completion")
     )
-    _require_answer(after, f"{where}: completion")
-    return [*before, *after], len(before)
+    start = _answered_at(before, after, f"{where}: completion")
+    _require_answer(after[start or 0 :], f"{where}: completion")
+    return ([*before, *after], len(before)) if start is None else (after, start)
 
 
 def _said(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
+def read_answer(value: Any, where: str) -> str:
+    """The text of a conversation's last message, which is the assistant's: the answer that is preferred, as in preference pairs
+    whose `chosen` is a list of messages. A text is that text. Raises RecipeError for any other."""
+    if isinstance(value, str):
+        return value
+    last = read_messages(value, where)[-1]
+    if last["role"] != "assistant" or not last["content"].strip():
+        raise RecipeError(f"{where}: its last message is no text of the assistant's; filter the row out")
+    return str(last["content"])
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
 def _require_answer(messages: Sequence[Message], where: str) -> None:
-    if all(message["role"] != "assistant" for message in messages):
-        raise RecipeError(f"{where}: no message is the assistant's, so there is nothing to learn; filter the row out")
+    if not any(map(_is_learned, messages)):
+        own = any(message["role"] == "assistant" for message in messages)
+        reason = "every message of the assistant's has the weight 0" if own else "no message is the assistant's"
+        raise RecipeError(f"{where}: {reason}, so there is nothing to learn; filter the row out")
+
+
+def _answered_at(before: Sequence[Message], after: Sequence[Message], where: str) -> int | None:
+    """Where in a completion the answer to the prompt begins, if the completion says the prompt again, as in preference pairs
+    whose `chosen` is the whole conversation; None where it does not. Raises RecipeError where it begins with another question."""
+    said = [(message["role"], message["content"].strip()) for message in before]
+    every = [(message["role"], message["content"].strip()) for message in after]
+    for start in range(len(every) - len(said)):
+        if every[start : start + len(said)] == said and all(role == "system" for role, _ in every[:start]):
+            return start + len(said)
+    if before[-1]["role"] == "user" and after[0]["role"] in ("user", "system"):
+        raise RecipeError(
+            f"{where} begins with a message of the {after[0]['role']}'s that is not the prompt; give it the answer alone, or name "
+            "its column as messages"
+        )
+    return None
 
 
 def _listed(value: Any, where: str) -> list[Any]:
@@ -152,22 +200,26 @@ def _message(raw: Any, where: str) -> Message:
     name = given.pop("role", None) or given.pop("from", None)
     role = ROLES.get(str(name).strip().lower()) if name else None
     if role is None:
-        said = "has no role" if not name else f"has the role {name!r}{suggestion(str(name), ROLES)}"
-        raise RecipeError(
-            f"{where} {said}; known: {', '.join(dict.fromkeys(ROLES.values()))}, and their ShareGPT names"
-        )
+        roles = f"roles are {', '.join(dict.fromkeys(ROLES.values()))}, and their ShareGPT names"
+        if not name:
+            keys = ", ".join(map(str, raw))
+            raise RecipeError(f"{where} has neither `role` nor `from`, but {keys}; {roles}")
+        near = difflib.get_close_matches(str(name).lower(), ROLES, n=1)
+        raise RecipeError(f"{where} has the role {name!r}; {f'did you mean {near[0]!r}?' if near else roles}")
     content = next((given.pop(key) for key in ("content", "value", "text") if key in given), None)
     called = _called(content) if str(name).strip().lower() in CALLS else []
     calls = called or _tool_calls(given, where)
     content = None if called else content
-    rest = {key: value for key, value in given.items() if key not in ("from", "tool_calls", "function_call")}
+    rest = {key: value for key, value in given.items() if key not in ("from", "tool_calls", "function_call", *LEARNED)}
+    if not _weight(given, where):
+        rest |= UNLEARNED
     if calls:
         rest["tool_calls"] = calls
     thoughts = any(rest.get(key) for key in ("reasoning_content", "reasoning", "thinking"))
     if content is None and not (role == "assistant" and (calls or thoughts)):
         raise RecipeError(f"{where} ({role}) has no content; filter the row out, or give it one")
     text = "" if content is None else _text(content, f"{where}.content")
-    if role == "assistant" and not text.strip() and not (calls or thoughts):
+    if role == "assistant" and not text.strip() and not (calls or thoughts) and "weight" not in rest:
         raise RecipeError(f"{where} ({role}) has an empty content; filter the row out, or give it one")
     return {"role": role, "content": text, **rest}
 
@@ -193,18 +245,39 @@ def _written_parts(content: str) -> Any:
     with suppress(json.JSONDecodeError):
         parts = json.loads(content)
         every = parts if isinstance(parts, list) else [parts]
-        if all(isinstance(part, dict) and isinstance(part.get("type"), str) and len(part) > 1 for part in every):
+        if all(isinstance(part, dict) and _is_part(part) for part in every):
             return parts
     return None
+
+
+def _is_part(part: Mapping[str, Any]) -> bool:
+    return isinstance(part.get("type"), str) and (len(part) > 1 or part["type"] in MEDIA)
 
 
 def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
+    if kind not in TEXT_PARTS:
         raise RecipeError(f"{where} has a part of type {kind!r}; only parts of text can be learned")
+    if not isinstance(part.get("text"), str):
+        raise RecipeError(f"{where} has a part without `text`, but {', '.join(map(str, part))}")
     return str(part["text"])
+
+
+def _weight(given: Mapping[str, Any], where: str) -> bool:
+    """Whether a message may be learned, by its own mark. Raises RecipeError for a mark between yes and no."""
+    if given.get("train_detail"):
+        raise RecipeError(
+            f"{where}.train_detail: parts of a message cannot be left unlearned; give `train: true` or `train: false`"
+        )
+    for key in LEARNED:
+        value = given.get(key, True)
+        if value not in (0, 1):  # False and True too
+            raise RecipeError(f"{where}.{key} is {value!r}; a message is learned (1) or not (0)")
+        if not value:
+            return False
+    return True
 
 
 def _tool_calls(given: Mapping[str, Any], where: str) -> list[Any]:

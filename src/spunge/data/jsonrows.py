@@ -263,6 +263,8 @@ def _objects(text: _Text, decoder: json.JSONDecoder) -> Iterator[Row]:
             text.next()
         number += 1
         yield _checked(text.value(decoder, number), number)
+        if not listed and text.next() == ",":
+            raise UnreadableError(f"a comma follows row {number}; rows one a line are parted by line breaks alone")
     if listed:
         text.skip()
         if not here or text.next():

@@ -59,7 +59,7 @@ class Query:
 
     def column(self, given: str) -> str | None:
         """The column that a recipe's text names, or None where it is SQL: by its exact name, by its name in double quotes as SQL
-        has it, or, for a single word, whatever the case and the Unicode form of its letters."""
+        has it, or, for a single word, whatever the spaces around it and the case and the Unicode form of its letters."""
         if given in self.columns:
             return given
         bare = given.strip()
@@ -67,7 +67,7 @@ class Query:
             bare = quoted[1].replace('""', '"')
         if bare in self.columns:
             return bare
-        alike = [name for name in self.columns if _folded(name) == _folded(bare)]
+        alike = [name for name in self.columns if _folded(name.strip()) == _folded(bare)]
         return alike[0] if len(alike) == 1 and re.fullmatch(r"\w+", _folded(bare)) else None
 
     def sql(self, given: str, setting: str) -> str:
@@ -120,11 +120,12 @@ class Query:
     def values(self, given: str, setting: str) -> pa.Table:
         """Columns `__row__` and `value` (text): one line for each row, or one for each distinct item of a list.
 
-        A row whose value is null, blank text, or an empty list has one line, with null. A value stays as it is written,
-        with the spaces around it.
+        A row whose value is null, not a number, blank text, or an empty list has one line, with null. A value stays as it is
+        written, with the spaces around it.
         """
         source = f"SELECT {ROW}, {self.sql(given, setting)} AS value FROM rows"
-        if pa.types.is_list(self._kind(given, setting)):
+        kind = self._kind(given, setting)
+        if pa.types.is_list(kind):
             source = (
                 f"SELECT {ROW}, unnest(list_distinct(value)) AS value FROM ({source}) "
                 f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(list_distinct(value)), 0) = 0"
@@ -133,6 +134,8 @@ class Query:
             f"SELECT {ROW}, CAST(value AS VARCHAR) AS value FROM ({source}) ORDER BY {ROW}, value", given, setting
         )
         blank = pc.equal(pc.utf8_trim_whitespace(lines["value"]), "")
+        if pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind):
+            blank = pc.or_(blank, pc.equal(lines["value"], "nan"))  # what is missing in a column of numbers
         return lines.set_column(1, "value", pc.if_else(blank, pa.scalar(None, pa.string()), lines["value"]))
 
     def spelled_as(self, given: str, setting: str) -> Kind:

@@ -1,16 +1,18 @@
 """Rows of files as they are now, or of the Hub, in an Arrow table: in memory where they are few, else mapped from the cache."""
 
 import glob
+import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from spunge.data.arrowrows import plain_table, read_arrow
-from spunge.data.decoding import COMPRESSIONS, UnreadableError
+from spunge.data.decoding import COMPRESSIONS, UnreadableError, refuse_foreign
 from spunge.data.jsonrows import read_json
 from spunge.data.keeping import Keeper, content_key, table_of
 from spunge.data.kinds import TEXT, fitted, kind_of, merged
@@ -43,6 +45,8 @@ OTHERS = (
     ".sqlite",
     ".h5",
 )
+URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
+BEGINNINGS = {"Parquet": (b"PAR1",), "Arrow": (b"ARROW1",)}
 SHIPPED = {NEUTRAL: Path(__file__).parent / "neutral" / "wikitext2.jsonl"}  # what a source may name in place of a path
 
 
@@ -160,6 +164,7 @@ def _of_file(file: Path, source: Source, text: Collection[str], setting: str) ->
     ending, columns = _ending(file), sorted(text)
 
     def read(keeper: Callable[[], Keeper]) -> pa.Table:
+        refuse_foreign(file, BEGINNINGS.get(FORMATS[ending], ()))
         match FORMATS[ending]:
             case "JSON":
                 return read_json(file, ending, source.encoding, columns, keeper)
@@ -187,8 +192,14 @@ def find_files(path: str, setting: str) -> list[Path]:
     whole = Path(path)
     if path in SHIPPED:
         return [SHIPPED[path]]
+    if URL.match(path):
+        raise RecipeError(
+            f"{setting}: {path!r} is a URL; give a file that is here, or {{hub: ID}} for a dataset of the Hub"
+        )
     if whole.is_file():
         files = [whole]
+    elif whole.is_dir() and (saved := _saved_dataset(whole, setting)):
+        files = saved
     elif whole.is_dir():
         inside = (file for file in whole.rglob("*") if file.is_file())
         files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(whole).parts)]
@@ -201,11 +212,35 @@ def find_files(path: str, setting: str) -> list[Path]:
     files = sorted(file for file in files if _ending(file) in FORMATS)
     if not files:
         kind = "folder without data files" if whole.is_dir() else "no such file, folder or match"
-        raise RecipeError(f"{setting}: {kind}: {path!r}; known formats: {', '.join(FORMATS)}")
+        hub = "" if whole.is_dir() or whole.suffix else "; a dataset of the Hub is {hub: ID}"
+        raise RecipeError(f"{setting}: {kind}: {path!r}{hub}; known formats: {', '.join(FORMATS)}")
     if len({FORMATS[_ending(file)] for file in files}) > 1:
         endings = ", ".join(sorted({_ending(file) for file in files}))
         raise RecipeError(f"{setting}: files of several formats ({endings}); give them as a list of sources")
     return files
+
+
+def _saved_dataset(folder: Path, setting: str) -> list[Path]:
+    """The files of a dataset that `datasets` saved to a folder: those that its state.json lists, as others may be left there from
+    its cache. None where it is no such folder. Raises RecipeError for several splits."""
+    if (splits := folder / "dataset_dict.json").is_file():
+        names = _of_state(splits, "splits", setting)
+        if len(names) != 1:
+            raise RecipeError(
+                f"{setting}: {str(folder)!r} holds the splits {', '.join(map(str, names))}; name the folder of one"
+            )
+        folder = folder / str(names[0])
+    if not (state := folder / "state.json").is_file():
+        return []
+    return [folder / str(file["filename"]) for file in _of_state(state, "_data_files", setting)]
+
+
+def _of_state(file: Path, key: str, setting: str) -> list[Any]:
+    try:
+        listed: list[Any] = json.loads(file.read_text(encoding="utf-8"))[key]
+    except (ValueError, LookupError, TypeError):
+        raise RecipeError(f"{setting}: {str(file)!r} does not say what a saved dataset holds; name its files") from None
+    return listed
 
 
 def _pattern(path: Path) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from spunge.data.chat import Conversation, Message, read_conversation, read_pair
+from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair
 from spunge.data.query import ROW
 from spunge.data.template import Template, render
 
@@ -45,6 +45,9 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
     step: "tuple[Batch, ...]" = ()  # all batches of its optimizer step, where those are several
+    drawn: tuple[int, ...] = ()  # the rows that were drawn together, of which these begin at `start`
+    start: int = 0
+    counts: bool = True  # False: a piece that stands in for none, where there are fewer samples than pieces
 
     @property
     def learned(self) -> int:
@@ -85,7 +88,9 @@ class Samples:
             return "plain texts, learned whole"
         if "prompt" in self.table.column_names:
             ends = set(self.table["end"].to_pylist()) if "end" in self.table.column_names else {"none"}
-            end = {"auto": " and the tokenizer's end token", "none": ""}.get(first := min(ends), f" and {first!r}")
+            end = {"auto": " and the tokenizer's end token, if it has one,", "none": ""}.get(
+                first := min(ends), f" and {first!r}"
+            )
             return f"prompt and completion, joined as they are, without a chat template; the completion{end} is learned"
         conversation = Conversation.from_json(self.table["conversation"][0].as_py())
         answers = "every assistant message" if conversation.learn == "all" else "the last assistant message"
@@ -174,11 +179,15 @@ def sample_table(
     rows: their numbers in their files. names: gives `row 3 of chats.jsonl` and so on. Raises RecipeError for a conversation of
     no known shape, naming its row.
     """
-    numbers = pa.array(rows, pa.int64())
+    names = names or (lambda: [f"row {row}" for row in rows])
     kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
+    if "refusal" in kept and pa.types.is_nested(kept["refusal"].type):
+        cells = zip(kept["refusal"].to_pylist(), names(), strict=True)
+        answers = [read_answer(cell, f"{setting}.refusal: {name}") for cell, name in cells]
+        kept["refusal"] = pa.chunked_array([pa.array(answers, pa.string())])
     if "text" not in kept:
-        kept |= _told(table, rendering, setting, names or (lambda: [f"row {row}" for row in rows]))
-    return pa.table({**kept, ROW: numbers})
+        kept |= _told(table, rendering, setting, names)
+    return pa.table({**kept, ROW: pa.array(rows, pa.int64())})
 
 
 def _told(table: pa.Table, rendering: Rendering, setting: str, names: Callable[[], list[str]]) -> dict[str, Any]:
@@ -253,7 +262,7 @@ def encode(text: Text, tokenizer: Any, max_length: int, prompt_share: float = 0.
 
 def encode_apart(text: Text, tokenizer: Any, max_length: int) -> Encoded:
     """As `encode`, with prompt and completion tokenised each by itself, so that no token holds characters of both."""
-    head = list(tokenizer(text.prompt, add_special_tokens=not text.templated)["input_ids"])
+    head = start_once(tokenizer(text.prompt, add_special_tokens=not text.templated)["input_ids"], tokenizer)
     if head and head[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
         head.pop()  # the tokenizer closes every text
     tail = list(tokenizer(text.completion, add_special_tokens=False)["input_ids"])
@@ -285,12 +294,13 @@ def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], list[bool]]:
     boundary, whole = len(text.prompt), text.prompt + text.completion
     if tokenizer.is_fast:
         coded = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=not text.templated)
+        ids = start_once(coded["input_ids"], tokenizer)
         skipped = [(boundary + start, boundary + stop) for start, stop in text.unscored]
         inside = [
             stop > boundary and not any(low <= start and stop <= high for low, high in skipped)
             for start, stop in coded["offset_mapping"]
         ]
-        return list(coded["input_ids"]), inside
+        return ids, inside[len(inside) - len(ids) :]
     ids = [] if text.templated else list(tokenizer("")["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
         ids.pop()  # it closes every text, so it would stand before this one
@@ -299,7 +309,15 @@ def _tokens(text: Text, tokenizer: Any) -> tuple[list[int], list[bool]]:
         own = tokenizer(piece, add_special_tokens=False)["input_ids"]
         ids += own
         inside += [scored] * len(own)
-    return ids, inside
+    once = start_once(ids, tokenizer)
+    return once, inside[len(inside) - len(once) :]
+
+
+def start_once(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """A text's tokens with one start token, where the text begins with it (as one that a chat template wrote) and the tokenizer
+    puts another before it."""
+    first = tokenizer.bos_token_id
+    return list(ids)[1:] if first is not None and list(ids[:2]) == [first, first] else list(ids)
 
 
 def _pieces(text: Text) -> Iterator[tuple[str, bool]]:

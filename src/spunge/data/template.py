@@ -217,9 +217,17 @@ class Turns:
     def marks(self, learned: Sequence[int]) -> np.ndarray:
         """Which characters of the learned messages the template marks."""
         inside = np.zeros(len(self.text), dtype=bool)
-        first = self.content(learned[0]).start
+        answers = [
+            number for number in range(learned[0], learned[-1] + 1) if self._messages[number]["role"] == "assistant"
+        ]
+        # Where every answer is learned, no other needs to be looked for.
+        starts = {
+            number: self.content(number).start for number in (learned[:1] if len(answers) == len(learned) else answers)
+        }
         for mark in self.marked or []:
-            if mark.stop > first:  # marks of earlier messages end before
+            # A mark is of the last answer that begins before it ends; marks of earlier messages end before all of these.
+            owner = max((number for number, start in starts.items() if start < mark.stop), default=None)
+            if owner in learned:
                 inside[mark.start : mark.stop] = True
         return inside
 

@@ -34,11 +34,11 @@ def check(
             )
     refuse_quantised(base)
     refuse_8_bits(base)
-    check_fit(base)
+    unread = check_fit(base).notes
     for source in sources:
         check_source(base, source)
     own = [note] if (note := note_of(base.folder)) else []
-    return [*own, *(note for source in sources for note in source.notes), *notes]
+    return [*own, *unread, *(note for source in sources for note in source.notes), *notes]
 
 
 def check_weights(rule: Rule, settings: Any, weights: Sequence[float]) -> list[str]:

@@ -30,6 +30,7 @@ from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.folder import name_of
+from spunge.weights.rounding import refuse_idle_rounding
 from spunge.weights.sources import Mapped, Source
 
 CHUNK = 1 << 16  # entries: in torch, a few branches' float32 temporaries stay in a core's cache
@@ -117,6 +118,7 @@ def prepared(
         settings=settings,
         chunk=chunk,
     )
+    refuse_idle_rounding(settings.rounding, (work.dtypes[name] for name in work.changed))
     return work, notes
 
 

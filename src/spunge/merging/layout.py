@@ -1,7 +1,7 @@
 """Where each tensor of the merged checkpoint is written: in the base's files and order, each in the dtype it is to have.
 
 A file whose tensors all keep their dtype is laid out as the base's, byte for byte, header included. Another one gets a
-header of its own (https://huggingface.co/docs/safetensors), and config.json says which dtype they are to be loaded in.
+header of its own (https://huggingface.co/docs/safetensors).
 """
 
 import json
@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 
 from spunge.errors import RecipeError
-from spunge.files import read_json, write_json
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.header import DTYPES, TensorInfo, read_header
 from spunge.weights.rounding import all_finite
@@ -62,24 +61,6 @@ def _file(file: Path, base: Checkpoint, dtypes: Mapping[str, torch.dtype]) -> Fi
         start, stop = (len(header) + offset for offset in entries[info.name]["data_offsets"])
         tensors[info.name] = TensorInfo(info.name, file, dtypes[info.name], info.shape, start, stop)
     return FileLayout(file, name, header, tensors, len(header) + at)
-
-
-def describe(folder: Path, dtype: str) -> None:
-    """Make the copied config.json say what the folder's weights are stored in. dtype: base, or a dtype's name."""
-    config = read_json(folder / "config.json")
-    if dtype != "base" and isinstance(config, dict):
-        _set_dtype(config, dtype, top=True)
-        write_json(folder / "config.json", config)
-
-
-def _set_dtype(config: dict[str, Any], dtype: str, top: bool = False) -> None:
-    """transformers loads a model in the dtype that its config names, that of a nested part included."""
-    named = [key for key in ("dtype", "torch_dtype") if isinstance(config.get(key), str)]
-    for key in named or (["torch_dtype"] if top else []):  # which every version of transformers reads
-        config[key] = dtype
-    for value in config.values():
-        if isinstance(value, dict):
-            _set_dtype(value, dtype)
 
 
 def check_finite(name: str, values: torch.Tensor, dtype: torch.dtype) -> None:

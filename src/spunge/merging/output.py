@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spunge.files import LOCK, alone, append_text, disk_errors_told, write_json, write_text
+from spunge.files import LOCK, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_range, write_all
+from spunge.merging.description import describe
 from spunge.merging.earlier import REPORT, earlier, weight_files
 from spunge.merging.folder import check_folder, copy_rest, write_index
-from spunge.merging.layout import FileLayout, check_finite, describe, laid_out
+from spunge.merging.layout import FileLayout, check_finite, laid_out
 from spunge.merging.outcome import MergeReport, Tally
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.sources import Mapped
@@ -195,15 +196,15 @@ class Output:
         for copied in self._copying:
             copied.result()
         copy_rest(self.base.folder, self.aside, self.out)
-        describe(self.aside, self.dtype)
         write_index(self.base.folder, self.aside)
+        told = describe(self.aside, self.dtype)
         checked = check_folder(self.aside, self.base.folder, self.places)
-        report = replace(report, checked=checked, files=weight_files(self.aside))
+        report = replace(report, checked=checked, files=weight_files(self.aside), notes=[*report.notes, *told])
         write_text(self.aside / "README.md", merge_card(report, self.base.folder))
         write_json(self.aside / REPORT, report.to_json())
         for own in ("journal.jsonl", LOCK):
             (self.aside / own).unlink()
-        _replace_folder(self.aside, self.out)
+        put_in_place(self.aside, self.out)
         return report
 
 
@@ -218,17 +219,6 @@ def _reserve(target: Path, size: int) -> None:
         os.ftruncate(handle, size)
     finally:
         os.close(handle)
-
-
-def _replace_folder(new: Path, old: Path) -> None:
-    if not old.exists():
-        os.rename(new, old)
-        return
-    gone = old.with_name(f".{old.name}.replaced")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(old, gone)
-    os.rename(new, old)
-    shutil.rmtree(gone)
 
 
 def _lines(file: Path) -> list[Any]:

@@ -33,7 +33,7 @@ class Chunk:
     """Where a chunk lies, and what is known about the tensor it belongs to. k branches, n entries."""
 
     weights: Tensor  # (k,) float32
-    name: str = ""  # the tensor's
+    name: str = ""  # the tensor's, which seeds what is drawn
     start: int = 0  # index of the chunk's first entry in the flattened tensor
     columns: int = 1  # length of the tensor's rows (its last dimension)
     seeds: tuple[int, ...] = ()  # one per branch, from its content: random rules must not depend on the branches' order

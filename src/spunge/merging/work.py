@@ -75,6 +75,10 @@ class Work:
     def entries(self, names: Sequence[str]) -> int:
         return sum(self.base.tensors[name].numel for name in names)
 
+    def seeded_as(self, name: str) -> str:
+        """The tensor whose name seeds what is drawn for one: of tied ones, stored twice, the first: they stay tied."""
+        return self.base.twins.get(name, name)
+
     def columns(self, name: str) -> int:
         """Length of a tensor's rows: its last dimension."""
         shape = self.base.tensors[name].shape
@@ -101,12 +105,13 @@ class Work:
             if self.changes(place, job.name):
                 deltas[place] = source.read(job.name, job.start, job.stop, base)
         facts = self.facts.get(job.name) or self.facts.get("", {})
-        chunk = Chunk(self.weight_row, job.name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
+        name = self.seeded_as(job.name)
+        chunk = Chunk(self.weight_row, name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
         return deltas, chunk
 
     def drawn(self, job: Job) -> Tensor | None:
         """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
-        return draws(job.name, job.start, job.stop - job.start) if self.at_random else None
+        return draws(self.seeded_as(job.name), job.start, job.stop - job.start) if self.at_random else None
 
     def choose_rounding(self, pool: ThreadPoolExecutor) -> None:
         """Where it is left to us: at random if nearest would lose more than a tenth of the merged delta."""

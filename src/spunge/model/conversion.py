@@ -2,7 +2,8 @@
 
 What transformers can undo on a CPU is undone where the user asks for it (`model.dequantize`, `spunge merge --dequantize`):
 fp8 in blocks as DeepSeek and Qwen publish it, MXFP4 as gpt-oss does, GGUF, and, where their libraries are installed,
-compressed-tensors and bitsandbytes. The whole model is in memory meanwhile.
+compressed-tensors and bitsandbytes. The whole model is in memory meanwhile: transformers undoes a format on the model it loads,
+not tensor by tensor.
 """
 
 import shutil
@@ -28,6 +29,7 @@ from spunge.weights.quantised import (
     refuse_8_bits,
     refuse_quantised,
 )
+from spunge.weights.wrapping import wrappers
 
 BY_FLAG = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")  # their configurations take `dequantize`
 UNDONE = (*BY_FLAG, "bitsandbytes")
@@ -140,6 +142,12 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
         model = model.dequantize(dtype=model.dtype)
     if needed.quantised is not None:
         _check_undone(folder, needed, model, loaded, setting)
+    elif missing := sorted(loaded["missing_keys"]):
+        wrapped = wrappers(loaded["unexpected_keys"])
+        hint = f"the names in it bear {wrapped}: save the model inside" if wrapped else "save the model whole"
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} lacks {missing[0]!r}, which transformers would fill at random; {hint}"
+        )
     plain = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **named)
     if said is not None:
         del plain.quantization_config

@@ -7,7 +7,7 @@ renames, its stacked experts and its tied weights count as they count in a real 
     print(fit(Checkpoint(Path('FOLDER'))))"
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,9 @@ import torch
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.matching import COMPUTED
+from spunge.weights.quantised import SCALE, settled
+from spunge.weights.wrapping import wrappers
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,14 @@ class Fit:
     missing: tuple[str, ...] = ()  # parameters that transformers would fill at random
     mismatched: tuple[str, ...] = ()  # parameters whose tensors have other shapes
     integers: tuple[str, ...] = ()  # parameters whose tensors are integers
+    unread: tuple[str, ...] = ()  # tensors that no parameter takes
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of a checkpoint that loads."""
+        odd = [name for name in self.unread if not COMPUTED.search(name)]
+        shown = ", ".join(repr(name) for name in odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+        return [f"the model reads no {shown} of the base's files: copied as they are"] if odd else []
 
 
 def fit(checkpoint: Checkpoint) -> Fit:
@@ -38,10 +49,11 @@ def fit(checkpoint: Checkpoint) -> Fit:
         return Fit(None, "there is no config.json")
     with quiet():
         try:
-            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            own = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
             return Fit(None, _first_line(error))
+        config = settled(own, checkpoint.folder)
         kind = class_of(config)
         if kind is None:
             return Fit(None, f"transformers has no class for {config.model_type!r} that generates")
@@ -63,12 +75,13 @@ def fit(checkpoint: Checkpoint) -> Fit:
     missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
     whole = {info.name for info in stored if not info.dtype.is_floating_point and not info.dtype.is_complex}
     integers = sorted(name for name, _ in model.named_parameters() if name in whole)
-    return Fit(kind.__name__, "", _dtype_of(config), tuple(missing), tuple(mismatched), tuple(integers))
+    unread = tuple(sorted(loaded["unexpected_keys"]))
+    return Fit(kind.__name__, "", _dtype_of(config), tuple(missing), tuple(mismatched), tuple(integers), unread)
 
 
 def check_fit(checkpoint: Checkpoint) -> Fit:
     """The same. Raises RecipeError, with the checkpoint's setting, where tensors lack or have other shapes than the
-    configuration's."""
+    configuration's, and where weights have scales that the model does not read."""
     fits = fit(checkpoint)
     where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
     if fits.mismatched:
@@ -81,11 +94,25 @@ def check_fit(checkpoint: Checkpoint) -> Fit:
             f"{where} stores {fits.integers[0]!r} as integers{_more(fits.integers)}: it is quantised; give the unquantised model"
         )
     if fits.missing:
+        wrapped = wrappers(checkpoint.tensors)
+        hint = f"the names in it bear {wrapped}: save the model inside" if wrapped else "download the model again"
         raise RecipeError(
             f"{where} lacks {fits.missing[0]!r}, which its config.json asks for{_more(fits.missing)}: transformers would "
-            "fill it at random; download the model again"
+            f"fill it at random; {hint}"
+        )
+    if scales := _scales(checkpoint.tensors, fits.unread):
+        raise RecipeError(
+            f"{where} holds {scales[0]!r}{_more(scales)}, a scale that the model does not read: its weights are not those stored; "
+            "give the unquantised model, or take the scales out of the file where they are left over"
         )
     return fits
+
+
+def _scales(stored: Collection[str], unread: Sequence[str]) -> tuple[str, ...]:
+    """Unread tensors that by their names scale a weight that is read."""
+    scales = [name for name in unread if SCALE.search(name.rpartition(".")[2])]
+    read = set(stored) - set(unread)
+    return tuple(name for name in scales if {name.rpartition(".")[0], f"{name.rpartition('.')[0]}.weight"} & read)
 
 
 def _dtype_of(config: Any) -> torch.dtype | None:

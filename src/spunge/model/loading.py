@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.model import attention
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.names import WHOLE, Region
+from spunge.weights.quantised import settled
 
 # What the matrix of learned positions is called; OPT's has two rows more than there are positions.
 LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
@@ -72,7 +72,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        config = settled(AutoConfig.from_pretrained(folder, trust_remote_code=trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
@@ -84,7 +84,6 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
-    attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
@@ -147,8 +146,9 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
     """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
     if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
-    said = config.get_text_config().to_dict()
-    most = said.get("max_position_embeddings", said.get("max_target_positions"))
+    # By attribute, which has one name for all: GPT-2's file says n_positions.
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or getattr(text, "max_target_positions", None)
     return None if most is None else int(most)
 
 
@@ -225,6 +225,11 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def arithmetic(folder: Path, settings: ModelSettings) -> torch.dtype:
+    """What a model is loaded in by these settings. Raises RecipeError when its configuration cannot be read."""
+    return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
 
 
 def pick_device(name: str) -> torch.device:

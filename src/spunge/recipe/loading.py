@@ -186,6 +186,8 @@ def _absolute(path: str, folder: Path) -> str:
 
 def _absolute_source(path: str, folder: Path) -> str:
     """A file's absolute path; the name of rows that come with the package stays, where no file is called so."""
+    if "://" in path:
+        return path  # refused where files are looked for
     return path if path == NEUTRAL and not (folder / path).exists() else _absolute(path, folder)
 
 

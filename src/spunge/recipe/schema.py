@@ -26,6 +26,11 @@ from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
 NEUTRAL = "neutral"  # names the paragraphs of Wikipedia that come with the package, as a source
+# What answer_end says in other spellings, which would be learned as texts.
+MEANT_AS_END = {
+    **dict.fromkeys(["auto", "eos", "eos_token", "true"], "auto"),
+    **dict.fromkeys(["none", "null", "false"], "none"),
+}
 
 
 class ModelSettings(Strict):
@@ -34,7 +39,7 @@ class ModelSettings(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
-        "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
+        "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     template: dict[str, Any] = Field(
@@ -61,9 +66,7 @@ class Source(Strict):
     encoding: str | None = Field(
         None, description="Of text files, such as cp1252. Default: UTF-8, or as their byte order mark says."
     )
-    delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="Of CSV. Default: what parts the heading; a tab in .tsv."
-    )
+    delimiter: str | None = Field(None, description="Of CSV. Default: what parts the heading; a tab in .tsv.")
     hub: str | None = Field(None, description="A dataset's id on the Hub.")
     config: str | None = Field(None, description="The Hub dataset's configuration.")
     split: str = Field("train", description="The Hub dataset's split.")
@@ -80,6 +83,13 @@ class Source(Strict):
         except LookupError:
             raise ValueError(f"no encoding {encoding!r}; such are utf-8, utf-16, cp1252, latin-1, shift_jis") from None
         return encoding
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '\r\n"'):
+            raise ValueError(f'{delimiter!r} is no delimiter; give one character (a tab is "\\t" in double quotes)')
+        return delimiter
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -155,6 +165,12 @@ class Rows(Strict):
             )
         if self.answer_end == "":
             raise ValueError("answer_end: an empty text; give none, auto or the text that ends an answer")
+        if self.answer_end is not None and self.answer_end.strip().lower() in MEANT_AS_END:
+            end = MEANT_AS_END[self.answer_end.strip().lower()]
+            if self.answer_end != end:
+                raise ValueError(
+                    f"answer_end: {self.answer_end!r} would be learned as a text; for what it says write {end}"
+                )
         return self
 
     @property

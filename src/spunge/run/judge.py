@@ -52,6 +52,8 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     content = _evaluation(items, lineup)
     if model.trainings and model.merge is None:  # judged as it would be written
         content |= flattened("merge", model.storage._asdict())
+    if (dtype := lineup.inputs.base.judged.dtype) != lineup.inputs.recipe.model.dtype:
+        content["arithmetic"] = dtype
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)

@@ -1,6 +1,7 @@
 """The stage that merges the branches' deltas into RUN/merged, and the one that converts a pickled or quantised base."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from spunge.run.inputs import BaseInputs
 from spunge.run.models import Lineup, Model, delta_sources
 from spunge.run.session import Session
 from spunge.run.train import flattened
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import refuse_idle_rounding, written_dtype
 
 
 def merged_inputs(model: Model) -> dict[str, Any]:
@@ -20,6 +23,14 @@ def merged_inputs(model: Model) -> dict[str, Any]:
     assert model.merge is not None
     settings = model.merge.model_dump(mode="json")
     return {**flattened("merge", settings), "rule's version": RULES.version(model.merge.rule)}
+
+
+def refuse_merges(lineups: Sequence[Lineup]) -> None:
+    """Raises RecipeError, before anything is trained, for settings of a merge that would not be read."""
+    base = lineups[0].inputs.base
+    if base.folder.is_dir():  # else it is still to be converted
+        for merge in [model.merge for model in lineups[0].models if model.merge is not None]:
+            refuse_idle_rounding(merge.rounding, [written_dtype(Checkpoint(base.folder), merge.dtype)])
 
 
 def merge_branches(lineup: Lineup, session: Session) -> Made:

@@ -15,6 +15,7 @@ from spunge.results import Results, read_results
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.judge import refuse_items
+from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
 from spunge.run.stages import Run, RunGraph, build, unjudged, untrained
 from spunge.run.stamps import faults, stamp_file
@@ -58,6 +59,7 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
+    refuse_merges(begun.seeds)
     remarks = [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
     watcher.end("" if begun.base.conversion else begun.base.weights[:12])

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
     who, file = f"{stored.setting}: {label!r}", stored.folder / WEIGHTS
     config = read_config(stored.folder, who)
     if not file.exists():
-        raise RecipeError(f"{who} has no {WEIGHTS}; pickled adapters are not read, save it with safetensors")
+        raise RecipeError(f"{who} has no {WEIGHTS}; {_in_its_place(stored.folder)}")
     refuse_quantised(stored)
     notes = other_base(config, base.folder, label)
     tensors = {key: stored.read(key) for key in stored.tensors}
@@ -68,6 +69,16 @@ def open_adapter(stored: Checkpoint, base: Checkpoint, label: str) -> AdapterSou
         notes,
         setting=stored.setting,
     )
+
+
+def _in_its_place(folder: Path) -> str:
+    """What an adapter's folder holds in place of the one file that peft reads, and what to do with it."""
+    if shards := sorted(file.name for file in folder.glob("adapter_model-*.safetensors")):
+        there = f"and here are {len(shards)} ({shards[0]} ...)"
+        return f"peft reads no adapter in pieces, {there}: join their tensors in one file of that name"
+    if (folder / "adapter_model.bin").is_file():
+        return "pickled adapters are not read: load it with peft and save it again, which writes safetensors"
+    return "the folder holds an adapter's settings alone: download it again, or save the trained model with save_pretrained"
 
 
 class _Parts(NamedTuple):

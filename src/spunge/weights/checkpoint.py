@@ -25,6 +25,7 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.files import cache_folder, write_text
 from spunge.weights.header import TensorInfo, read_header
+from spunge.weights.wrapping import unwrapped
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -132,9 +133,23 @@ def _what_there_is(folder: Path, setting: str) -> str:
     ends = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz")
     if others := [name for name in there if name.endswith(ends)]:
         return f"{str(folder)!r} holds no weights that can be read, but {_few(others)}; {wanted}"
-    inner = sorted(path.parent.name for name in (WHOLE, INDEX) for path in folder.glob(f"*/{name}"))
-    hint = f"; its folder {inner[0]!r} does" if inner else ""
-    return f"{str(folder)!r} holds no weights ({wanted}){hint}"
+    return f"{str(folder)!r} holds no weights ({wanted}){_inner(folder)}"
+
+
+def _inner(folder: Path) -> str:
+    """Which of its folders hold weights, in the order of the numbers in their names: checkpoint-500, checkpoint-1000."""
+    held = {
+        path.parent.name
+        for name in (WHOLE, INDEX, PICKLED, PICKLED_INDEX, ADAPTER)
+        for path in folder.glob(f"*/{name}")
+    }
+    inner = sorted(
+        held, key=lambda name: [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    )
+    if len(inner) < 2:
+        return f"; its folder {inner[0]!r} does" if inner else ""
+    shown = [*map(repr, inner[:2]), *(["..."] if len(inner) > 3 else []), *map(repr, inner[2:][-1:])]
+    return f"; its folders {', '.join(shown)} do: give one of these, such as the last, {str(folder / inner[-1])!r}"
 
 
 def _few(names: list[str]) -> str:
@@ -161,7 +176,8 @@ def read_config(folder: Path, setting: str = "model.path") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a model's folder, or of one file (`of`) in a delta's or an adapter's. `setting`: for errors.
+    """The tensors of a model's folder, or of one file (`of`) in a delta's or an adapter's. `setting`: for errors. `plain`: by the
+    names that the model itself has for them, where what ran it has written its own into them (see `wrapping`).
 
     Raises RecipeError when a file is missing, cut short or damaged, or when the weights are pickled.
     """
@@ -169,6 +185,7 @@ class Checkpoint:
     folder: Path
     setting: str = "model.path"
     of: str | None = None
+    plain: bool = False
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -189,7 +206,29 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor by name, in file order; of a name that two files hold, the last file's."""
-        return {info.name: info for file in self.files for info in read_header(file, self.setting)}
+        stored = {info.name: info for file in self.files for info in read_header(file, self.setting)}
+        return {name: stored[own] for own, name in unwrapped(stored).items()} if self.plain else stored
+
+    @cached_property
+    def embeddings(self) -> list[str]:
+        """The matrices with a row for each token: embeddings and output layers."""
+        config = read_config(self.folder, self.setting)
+        text = config.get("text_config")
+        size = (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
+        return [name for name, info in self.tensors.items() if len(info.shape) == 2 and info.shape[0] == size]
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """Embeddings that are stored a second time, as tied output layers can be -> the first of the two."""
+        pairs = [(one, other) for place, one in enumerate(self.embeddings) for other in self.embeddings[place + 1 :]]
+        return {other: one for one, other in reversed(pairs) if self._are_the_same(one, other)}
+
+    def _are_the_same(self, one: str, other: str) -> bool:
+        if (self.tensors[one].dtype, self.tensors[one].shape) != (self.tensors[other].dtype, self.tensors[other].shape):
+            return False
+        return torch.equal(self.read(one, slice(0, 8)), self.read(other, slice(0, 8))) and torch.equal(
+            self.read(one), self.read(other)
+        )
 
     @cached_property
     def nbytes(self) -> int:

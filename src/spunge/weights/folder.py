@@ -1,42 +1,82 @@
 """What lies beside the weights in a model's folder, and goes with them: configuration, tokenizer, templates, code, licence.
 
-transformers, peft, vLLM and spunge itself decide by a file's name what a folder is, so that files which would make a copy
-something else stay behind: other weights and their indexes, adapters, deltas, and what says how a model was quantised.
+One rule says what a copy takes: the files that describe a model, known by their names, the code that an `auto_map` names with the
+modules that it imports, and what this code calls by name. Whatever else lies there stays behind: other weights, adapters, what a
+training run left (optimizer states, DeepSpeed's `latest` and `zero_to_fp32.py`, logs), what says how a model was quantised.
 """
 
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from spunge.files import read_json
 
 NOTE = "converted.json"  # in a folder into which pickled or quantised weights were converted
 
-WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx"),
-    *(".onnx_data", ".npz", ".npy", ".tflite", ".ot", ".mlmodel", ".distcp", ".part", ".incomplete", ".lock"),
+DESCRIBING = (
+    *("config.json", "generation_config.json", "*processor_config.json"),
+    *(
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab*",
+        "merges.txt",
+        "tekken.json",
+        "emoji.json",
+    ),
+    *("*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "bpe.codes", "dict.txt"),  # of tokenizers, too
+    *("*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
+    *("readme.md", "license*", "licence*", "copying*", "notice*", "use_policy*"),
 )
-OWN = ("merge.json", "delta.json", "journal.jsonl", NOTE)  # of spunge's own folders
-STAY = (
-    "adapter_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "hf_quant_config.json",
-    "trainer_state.json",
-)
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".part", ".lock", ".index.json")  # whatever they are called
 
 
 def copied(folder: Path, out: Path) -> Iterator[Path]:
     """The files that a copy of a model's folder takes over, relative to it. `out`, where it lies inside, is not."""
-    out = out.resolve()
-    for path in sorted(folder.rglob("*")):
+    code = _code(folder)
+    called = {
+        name
+        for file in code
+        for name in re.findall(r"[\"']([\w.-]+)[\"']", (folder / file).read_text("utf-8", "replace"))
+    }
+    for path in sorted(
+        (*folder.glob("*"), *folder.glob("additional_chat_templates/*"), *(folder / file for file in code))
+    ):
         inside = path.relative_to(folder)
-        name = path.name.lower()
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or not path.is_file() or out in path.resolve().parents:
+        name = inside.as_posix().lower()
+        known = any(fnmatchcase(name, pattern) for pattern in DESCRIBING) or name in called or str(inside) in called
+        if not path.is_file() or out.resolve() in path.resolve().parents:
             continue
-        if name.endswith(WEIGHTS) or name in OWN or name in STAY or (".index" in name and name.endswith(".json")):
-            continue
-        yield inside
+        if inside in code or (known and not name.endswith(WEIGHTS) and not name.startswith(".") and name != NOTE):
+            yield inside
+
+
+def _code(folder: Path) -> set[Path]:
+    """The modules that some `auto_map` of the folder names, and those that they import, relative to it."""
+    from transformers.dynamic_module_utils import get_relative_imports
+
+    contents = [read_json(file) for file in sorted(folder.glob("*.json")) if not file.name.endswith(".index.json")]
+    maps = [content["auto_map"] for content in contents if isinstance(content, dict) and "auto_map" in content]
+    waiting = [module for each in maps if isinstance(each, dict) for module in _modules(list(each.values()))]
+    files: set[Path] = set()
+    while waiting:
+        file = Path(*waiting.pop().split(".")).with_suffix(".py")
+        if file not in files and (folder / file).is_file():
+            files.add(file)
+            inside = ".".join(file.parts[:-1])
+            waiting += [f"{inside}.{name}".strip(".") for name in get_relative_imports(folder / file)]
+    return files
+
+
+def _modules(values: list[Any]) -> Iterator[str]:
+    """Of "modeling_mine.MyModel", the module; classes of other repositories ("owner/name--modeling_mine.MyModel") are not here."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _modules(value)
+        elif isinstance(value, str) and "--" not in value and "." in value:
+            yield value.rpartition(".")[0]
 
 
 def name_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.names import WHOLE, Layout, Region, UnbuildableError, layout_of, skeletons
 
 
@@ -61,8 +61,12 @@ def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, 
     layouts = _layouts(base, other)
     spare = [layout.unused for layout in layouts] if layouts else [frozenset[str](), frozenset[str]()]
     held = {name: _held(name, other, layouts) for name in ours}
+    headless = _is_headless(other)
+    heads = [
+        name for name, place in held.items() if place is None and headless and layouts and _is_head(name, layouts[0])
+    ]
     for name, place in held.items():
-        if place is None and name not in spare[0]:
+        if place is None and name not in spare[0] and name not in heads:
             raise RecipeError(
                 f"{other.setting}: {label!r} lacks tensor {name!r} of the base; is it another model, or saved in part?"
             )
@@ -72,14 +76,33 @@ def matched(base: Checkpoint, other: Checkpoint, label: str) -> tuple[dict[str, 
             raise RecipeError(
                 f"{other.setting}: {label!r} has tensor {name!r}, which the base lacks; is it another model?"
             )
-    odd = [name for name in theirs if name in spare[1] and name not in ours and not _COMPUTED.search(name)]
+    odd = [name for name in theirs if name in spare[1] and name not in ours and not COMPUTED.search(name)]
     names = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
     notes = [f"left out of {label!r}, since the model does not take them: {names}"] if odd else []
+    notes += [f"{label!r} was saved without an output layer: {name!r} is the base's" for name in heads]
     return {name: place for name, place in held.items() if place is not None}, notes
 
 
 # Buffers that older versions of transformers stored: they are computed.
-_COMPUTED = re.compile(r"(^|\.)((attn|attention|self_attn)\.(bias|masked_bias)|inv_freq|position_ids)$")
+COMPUTED = re.compile(r"(^|\.)((attn|attention|self_attn)\.(bias|masked_bias)|inv_freq|position_ids)$")
+
+
+def _is_headless(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint was saved from the model without an output layer (LlamaModel), as its config.json says."""
+    from transformers import AutoModel
+
+    named = read_config(checkpoint.folder, checkpoint.setting).get("architectures")
+    bare = {str(kind) for kinds in AutoModel._model_mapping._model_mapping.values() for kind in _each(kinds)}
+    return isinstance(named, list) and len(named) == 1 and named[0] in bare
+
+
+def _each(kinds: str | tuple[str, ...]) -> tuple[str, ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def _is_head(name: str, layout: Layout) -> bool:
+    """Whether a tensor of the base is the output layer's."""
+    return name in layout.homes and layout.homes[name][0].rpartition(".")[0] in ("lm_head", "embed_out", "output")
 
 
 def _floating(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """Open what was given as a difference from the base, whatever it is, and check that it fits."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from spunge.errors import RecipeError
 from spunge.weights import delta
 from spunge.weights.adapters import WEIGHTS, open_adapter
 from spunge.weights.checkpoint import ADAPTER, Checkpoint, has_model, read_config, read_object
+from spunge.weights.configuration import compared
 from spunge.weights.folder import note_of
 from spunge.weights.hub import fetched
 from spunge.weights.matching import matched, share_a_class
@@ -26,6 +28,7 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
     stored = stored_weights(folder, setting)
     if stored.of == delta.WEIGHTS:
         return DeltaSource(delta.open_delta(folder, setting), name)
+    stored = replace(stored, plain=True)
     if stored.of == WEIGHTS:
         return open_adapter(stored, Checkpoint(base), name)
     refuse_quantised(stored)
@@ -33,16 +36,11 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
 
 
 def stored_weights(folder: Path, setting: str) -> Checkpoint:
-    """The tensors of a delta, an adapter or a model, whichever the folder holds. Raises RecipeError for several adapters."""
+    """The tensors of a delta, an adapter or a model, whichever the folder holds."""
     if (folder / delta.DESCRIPTION).exists():
         return Checkpoint(folder, setting, delta.WEIGHTS)
     if (folder / ADAPTER).exists() and not has_model(folder):
         return Checkpoint(folder, setting, WEIGHTS)
-    if not any(folder.glob("*.safetensors")) and (inner := sorted(folder.glob(f"*/{ADAPTER}"))):
-        names = ", ".join(repr(file.parent.name) for file in inner)
-        raise RecipeError(
-            f"{setting}: {str(folder)!r} holds adapters in folders of their own ({names}); give one of these"
-        )
     return Checkpoint(folder, setting)
 
 
@@ -75,6 +73,7 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
             raise RecipeError(
                 f"{checkpoint.setting}: {label!r} has {what} {theirs[key]!r}, the base has {ours[key]!r}; they cannot be merged"
             )
+    settings = compared(base, checkpoint, label)
     held, notes = matched(base, checkpoint, label)
     for stored in (stored for place in held.values() for stored, _ in place.pieces):
         if not (dtype := checkpoint.tensors[stored].dtype).is_floating_point:
@@ -85,7 +84,7 @@ def open_checkpoint(checkpoint: Checkpoint, base: Checkpoint, label: str) -> Che
     converted = [note] if (note := note_of(checkpoint.folder)) else []
     tokens = _tokenizer_notes(base, checkpoint, label)
     kept = _kept_integers(base, checkpoint, label)
-    return CheckpointSource(checkpoint, label, held, [*converted, *notes, *kept, *tokens])
+    return CheckpointSource(checkpoint, label, held, [*converted, *settings, *notes, *kept, *tokens])
 
 
 def _kept_integers(base: Checkpoint, other: Checkpoint, label: str) -> list[str]:

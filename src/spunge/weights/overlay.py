@@ -100,7 +100,7 @@ def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> I
     at_random = storage.rounding == "stochastic" or (storage.rounding == "auto" and is_lost(looked_at()))
     for name in names:
         plain, changes = _read(base, deltas, name)
-        drawn = draws(name, 0, plain.numel()) if at_random else None
+        drawn = draws(base.twins.get(name, name), 0, plain.numel()) if at_random else None
         yield name, rounded(_added(plain, changes), dtypes[name], drawn).reshape(plain.shape)
     for name in narrowed(base, dtypes):
         if name not in names:

@@ -6,6 +6,7 @@ another model's, and a difference of them is none of weights. Kept in step with 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ EIGHT_BITS = tuple(
     if hasattr(torch, name)
 )
 
+POWERS = tuple(getattr(torch, name) for name in ("float8_e8m0fnu",) if hasattr(torch, name))
+
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
     """How a checkpoint is quantised, in a few words; None where it is not."""
@@ -57,9 +60,14 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
 def refuse_quantised(checkpoint: Checkpoint, choice: str = "") -> None:
     """Raises RecipeError, with the checkpoint's setting, where it is quantised. `choice`: what else can be done."""
     how = quantisation(checkpoint)
-    if how is None:
-        return
     where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
+    if how is None:
+        if info := next((info for info in checkpoint.tensors.values() if info.dtype in POWERS), None):
+            raise RecipeError(
+                f"{where} stores {info.name!r} as float8_e8m0fnu, which holds powers of two alone: scales of quantised weights; "
+                "give the unquantised model"
+            )
+        return
     if how.endswith(BY_CONFIG) and next(packed_weights(checkpoint.tensors), None) is None:
         raise RecipeError(
             f"{where} is quantised ({how}), but its tensors are plain numbers; if they are the model's own, take "
@@ -82,6 +90,13 @@ def described(config: Mapping[str, Any]) -> str | None:
         if isinstance(part, Mapping) and (inner := described(part)):
             return inner
     return None
+
+
+def settled(config: Any, folder: Path) -> Any:
+    """transformers' configuration without quantisation settings that are empty or switched off, which it refuses to load."""
+    if described(read_config(folder)) is None and getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    return config
 
 
 def _switched_off(said: Mapping[str, Any]) -> bool:
@@ -146,8 +161,8 @@ def _named_after(names: Iterable[str]) -> set[str]:
 
 def refuse_8_bits(checkpoint: Checkpoint) -> None:
     """Raises RecipeError, with the checkpoint's setting, for a base of 8-bit floats: a change is less than their steps."""
-    info = next((info for info in checkpoint.tensors.values() if info.dtype in EIGHT_BITS), None)
-    if info is not None:
+    stored = checkpoint.tensors.values()
+    if info := next((info for info in stored if info.dtype.is_floating_point and info.dtype.itemsize == 1), None):
         dtype = str(info.dtype).removeprefix("torch.")
         raise RecipeError(
             f"{checkpoint.setting}: {str(checkpoint.folder)!r} stores {info.name!r} as {dtype}, whose steps are too wide to train "

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.header import TensorInfo
 
@@ -53,6 +54,19 @@ def main_dtype(base: Checkpoint) -> torch.dtype:
         if info.dtype.is_floating_point:
             entries[info.dtype] = entries.get(info.dtype, 0) + info.numel
     return max(entries, key=lambda dtype: entries[dtype], default=torch.float32)
+
+
+def written_bytes(base: Checkpoint, wanted: str) -> int:
+    """Size of a merged checkpoint's tensors. wanted: base, or a dtype's name."""
+    return sum(base.tensors[name].numel * dtype.itemsize for name, dtype in stored_dtypes(base, wanted).items())
+
+
+def written_dtype(base: Checkpoint, wanted: str) -> torch.dtype:
+    """The dtype that most entries of a merged checkpoint are written in. wanted: base, or a dtype's name."""
+    if wanted == "base":
+        return main_dtype(base)
+    chosen: torch.dtype = getattr(torch, wanted)
+    return chosen
 
 
 def _takes(dtype: torch.dtype, main: torch.dtype, target: torch.dtype) -> bool:
@@ -106,6 +120,17 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
 
 
+def refuse_idle_rounding(rounding: Rounding, dtypes: Iterable[torch.dtype]) -> None:
+    """Raises RecipeError for rounding at random of what is written in dtypes that nothing is rounded to."""
+    kinds = list(dict.fromkeys(dtypes))
+    if rounding == "stochastic" and kinds and not any(map(rounds_at_16_bits, kinds)):
+        names = " and ".join(str(each).removeprefix("torch.") for each in kinds)
+        raise RecipeError(
+            f"merge.rounding: stochastic rounds to 16 bits, and what is merged is written in {names}; leave it out, or set "
+            "merge.dtype=bfloat16"
+        )
+
+
 def rounds_at_16_bits(dtype: torch.dtype) -> bool:
     """Whether the two ways of rounding differ: float32's sums are written in float32 as they are."""
     return dtype in _DROPPED
@@ -140,9 +165,9 @@ def arrival(base: Tensor, change: Tensor, written: Tensor) -> Arrival:
     return Arrival(float((written.double() - base.double()).dot(wide)), float(wide.dot(wide)))
 
 
-def is_lost(found: Iterable[Arrival]) -> bool:
+def is_lost(arrivals: Iterable[Arrival]) -> bool:
     """Whether more than a tenth of a change is lost, by what arrives of its parts."""
-    parts = list(found)
+    parts = list(arrivals)
     return sum(part.along for part in parts) < KEPT * sum(part.squares for part in parts)
 
 

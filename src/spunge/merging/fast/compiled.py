@@ -82,7 +82,7 @@ class Fast:
             out.data_ptr(),
             kind,
             self.work.at_random,
-            np.int64(wrapped(seed_of(job.name) + job.start)),
+            np.int64(wrapped(seed_of(self.work.seeded_as(job.name)) + job.start)),
             gram,
             sums,
             counts,
