@@ -49,13 +49,13 @@ def _nested_kind(values: Sequence[Any], types: set[type]) -> pa.DataType:
     if types == {dict} and len(set().union(*filter(None, values))) > MOST_FIELDS:
         return TEXT
     try:
-        found = pa.array(values).type
+        kind = pa.array(values).type
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-        found = None
+        kind = None
     # Arrow takes true for 1.0 where it stands among floats.
-    if found is None or _has(found, pa.types.is_floating):
-        found = reduce(merged, map(_kind, values), pa.null())
-    return _sound(found)
+    if kind is None or _has(kind, pa.types.is_floating):
+        kind = reduce(merged, map(_kind, values), pa.null())
+    return _sound(kind)
 
 
 def _kind(value: Any) -> pa.DataType:

@@ -45,6 +45,9 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: tuple[int, ...] = ()  # which of the samples these are, where that is known
     step: "tuple[Batch, ...]" = ()  # all batches of its optimizer step, where those are several
+    drawn: tuple[int, ...] = ()  # the rows that were drawn together, of which these begin at `start`
+    start: int = 0
+    counts: bool = True  # False: a piece that stands in for none, where there are fewer samples than pieces
 
     @property
     def learned(self) -> int:

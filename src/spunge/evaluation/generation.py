@@ -20,6 +20,7 @@ from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
 from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
+from spunge.model.memory import halved
 from spunge.recipe.block import Strict
 
 TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
@@ -127,11 +128,12 @@ def _with_transformers(
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pad, ends = _special(base)
     plain = plain_generation(settings, pad, ends)
-    for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples)):
-        # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
-        # writes what it would have written.
-        if done.issuperset(rows):
-            continue
+    # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
+    # writes what it would have written.
+    groups = grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples))
+    missing = (rows for rows in groups if not done.issuperset(rows))
+
+    def continued(rows: Sequence[int]) -> list[list[int]]:
         with (
             _seeded(base, seed * 1_000_003 + rows[0]),
             torch.inference_mode(),
@@ -139,13 +141,14 @@ def _with_transformers(
             _generating(base.model, plain),
         ):
             ids, mask = _left_padded([coded[row] for row in rows], pad)
-            written = base.model.generate(
-                input_ids=ids.to(base.device),
-                attention_mask=mask.to(base.device),
-            )[:, ids.shape[1] :].tolist()
+            out = base.model.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device))
+        written: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return written
+
+    for rows, written in halved(missing, sizes, continued, "evaluate.generation"):
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
-        yield rows, [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+        yield list(rows), [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
 
 
 def plain_generation(settings: GenerationSettings, pad: int, ends: Sequence[int]) -> Any:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.model import attention
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
@@ -85,7 +84,6 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
-    attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)

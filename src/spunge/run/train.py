@@ -143,8 +143,10 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
             "raise it, or the number of steps"
         )
     log = [task.log] if task.log and task.log.exists() else []
-    stopped = f" ({branch.stopped})" if branch.stopped else ""
-    return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{stopped}", log, [state])
+    remarks = [str(branch.stopped)] if branch.stopped else []
+    remarks += [f"{name}: {note}" for name, note in branch.notes.items() if name == "out of memory"]
+    said = f" ({'; '.join(remarks)})" if remarks else ""
+    return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log, [state])
 
 
 def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:

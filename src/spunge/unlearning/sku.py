@@ -115,7 +115,7 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)
-    return Branch(changes, history.steps, history.losses, history.stopped)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class Answers:
         return cls(samples, answers, forget.lengths, tokenizer, settings, seed)
 
     def mismatched(self, batch: Batch, turn: int) -> Batch:
-        """Each prompt of a batch with k random answers; `turn` decides which."""
+        """Each prompt of a batch with k random answers; `turn` decides which, for all rows that were drawn together."""
         generator = np.random.default_rng([self.seed, turn])
         reference = self.settings.mode == "reference"
         shared = generator.integers(0, len(self.answers), self.settings.answers).tolist()
-        pairs = [
-            (row, other) for row in batch.rows for other in (shared if reference else self._others(row, generator))
-        ]
+        drawn = [(row, shared if reference else self._others(row, generator)) for row in batch.drawn or batch.rows]
+        mine = drawn[batch.start : batch.start + len(batch.rows)]
+        pairs = [(row, other) for row, others in mine for other in others]
         asked = Samples(self.samples.table.take(pa.array([row for row, _ in pairs], pa.int64())))
         mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
         texts = mixed.texts(range(len(mixed)), self.tokenizer)
@@ -172,9 +172,9 @@ class Answers:
         return chosen
 
 
-def _sample_mean(found: Scored) -> Tensor:
+def _sample_mean(scored: Scored) -> Tensor:
     """Mean over samples of their mean NLL."""
-    return (found.sums() / found.lengths()).mean()
+    return (scored.sums() / scored.lengths()).mean()
 
 
 def _guided(trained: Trained, batch: Batch, settings: SKUSettings) -> Tensor:

@@ -165,9 +165,9 @@ def arrival(base: Tensor, change: Tensor, written: Tensor) -> Arrival:
     return Arrival(float((written.double() - base.double()).dot(wide)), float(wide.dot(wide)))
 
 
-def is_lost(found: Iterable[Arrival]) -> bool:
+def is_lost(arrivals: Iterable[Arrival]) -> bool:
     """Whether more than a tenth of a change is lost, by what arrives of its parts."""
-    parts = list(found)
+    parts = list(arrivals)
     return sum(part.along for part in parts) < KEPT * sum(part.squares for part in parts)
 
 
