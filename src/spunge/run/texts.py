@@ -6,20 +6,19 @@ files that went. Until a model is judged they stay, so that a killed run goes on
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from spunge.data.keeping import rows_files
+from spunge.data.keeping import cached_rows, rows_files
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
-from spunge.files import PART, alone, read_json, write_json, write_text
+from spunge.files import alone, read_json, write_json, write_text
 from spunge.progress import Watcher
-from spunge.registry import EVALUATORS
-from spunge.run.judge import cached_scores, drop_cached_texts
+from spunge.run.judge import compared, drop_cached_texts, measures_file
 from spunge.run.stages import Run, judging_name, unjudged
 from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 
@@ -78,14 +77,13 @@ def drop_judged(begun: Run, keep: Keep) -> None:
 def bring_back(begun: Run, watcher: Watcher) -> None:
     """Have the base judged again where its texts were dropped and a model is still to be compared with them."""
     for judging in unjudged(begun):
-        base = f"judge:base/{judging.file.stem}"
-        if judging.folder == judging.base_folder or not EVALUATORS.get(judging.items.settings.kind).compares_texts:
-            continue
-        stamp = read_stamp(begun.graph.folder, base)
-        if stamp is not None and stamp.dropped:
-            stamp_file(begun.graph.folder, base).unlink()
-            watcher.begin(f"{base} is made again")
-            watcher.end(f"its texts were dropped, and {judging_name(judging)} compares with them")
+        for name in compared(judging):
+            base = f"judge:base/{measures_file(name)}".removesuffix(".json")
+            stamp = read_stamp(begun.graph.folder, base)
+            if stamp is not None and stamp.dropped:
+                stamp_file(begun.graph.folder, base).unlink()
+                watcher.begin(f"{base} is made again")
+                watcher.end(f"its texts were dropped, and {judging_name(judging)} compares with them")
 
 
 def evaluation_folders(run: Path) -> list[Path]:
