@@ -59,7 +59,7 @@ def test_a_dataset_of_parquet_is_read_by_its_library(tmp_path: Path) -> None:
     ("rest", "values", "said"),
     [
         ("", {"split": "train[:10%]"}, r"has no split 'train\[:10%\]'; known: train"),
-        ("  skiprows: 1\n", {}, "sets skiprows in its card for its files"),
+        ("  skiprows: 1\n", {}, "sets skiprows in its card"),
         ("", {"config": "other"}, "cannot be read"),
     ],
 )

@@ -45,7 +45,7 @@ def text_files(source: Source, setting: str) -> TextFiles | None:
         )
     if others := sorted(_options(builder.config)):
         raise RecipeError(
-            f"{setting}: {source.hub!r} sets {others[0]} in its card for its files, which is not read; download them, give the folder"
+            f"{setting}: {source.hub!r} sets {others[0]} in its card, which is not read; download the files, give the folder"
         )
     try:
         here = [_downloaded(str(path)) for path in files[source.split]]
