@@ -22,6 +22,10 @@ SHARED = ROOT.parent / "shared" / "data"
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where the tests marked gpu run; cpu tries the tests themselves")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 

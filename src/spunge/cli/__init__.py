@@ -48,9 +48,9 @@ def _no_command(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
-        from importlib import metadata
+        from spunge import __version__
 
-        say(metadata.version("spunge"))
+        say(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())

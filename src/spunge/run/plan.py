@@ -111,12 +111,12 @@ class _Size:
     def of(cls, base: BaseInputs) -> "_Size":
         model, checkpoint = base.recipe.model, Checkpoint(base.folder)
         entries = sum(info.numel for info in checkpoint.tensors.values())
-        cpu = pick_device(model.device).type == "cpu"
-        narrow = model.dtype in ("auto", "bfloat16") and (not cpu or bfloat16_speedup() > 1.2)
+        device = pick_device(model.device)
+        narrow = model.dtype in ("auto", "bfloat16") and (device.type != "cpu" or bfloat16_speedup() > 1.2)
         reduced = narrow and base.judged.dtype != "float32"  # most of a run's time is judging
         unlearn = base.recipe.unlearn
         trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
-        speed = _speed(torch.bfloat16 if reduced else torch.float32)
+        speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
         written = written_bytes(checkpoint, base.recipe.merge.dtype)
         return cls(entries, written, trained, speed, 2 if reduced else 4)
 
@@ -128,14 +128,15 @@ class _Size:
         return PROCESS + BATCH + self.entries * self.width + 16 * self.trained
 
 
-def _speed(dtype: torch.dtype) -> float:
-    """Floating-point operations a second that this machine reaches on a model's step."""
-    size = 768
-    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+def _speed(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second that a device reaches on a model's step; the CPU's where there is no such device here."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    size, where = (8192, device) if there else (768, torch.device("cpu"))
+    left, right = (torch.ones(size, size, dtype=dtype, device=where) for _ in range(2))
     best = math.inf
     for _ in range(5):
         started = time.perf_counter()
-        left @ right
+        float((left @ right)[0, 0])  # a card is asked for a value, and so waited for
         best = min(best, time.perf_counter() - started)
     return EFFICIENCY * 2 * size**3 / best
 
