@@ -18,6 +18,7 @@ from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
+from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Strict
@@ -127,7 +128,8 @@ def _with_transformers(
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pad, ends = _special(base)
     plain = plain_generation(settings, pad, ends)
-    for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples)):
+    padded = reading_of(base).padded
+    for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples), alike=not padded):
         # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
         # writes what it would have written.
         if done.issuperset(rows):
