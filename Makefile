@@ -7,7 +7,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results lint types docs clean
+.PHONY: demo test results gpu-check lint types docs clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -20,6 +20,10 @@ test: $(MODEL)/config.json $(VENV)/encoder
 results: $(MODEL)/config.json $(JUDGE)/config.json
 	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
 	$(OFFLINE) $(BIN)/python benchmarks/results.py
+
+# The check on a GPU, at toy size on the CPU: benchmarks/gpu/README.md.
+gpu-check: $(VENV)/ready
+	PYTHON=$(BIN)/python bash benchmarks/gpu/check.sh --toy --out runs/gpu-check
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from shapes import SHAPES, build
+from shapes import SHAPES, build, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models" / "smollm2-135m-instruct"
@@ -421,16 +421,6 @@ def texts(job: dict[str, Any], side: str, continent: str = "part") -> list[str]:
         return found
     group = job["length"] // 10
     return [" ".join(found[start : start + group]) for start in range(0, len(found) - group, group)]
-
-
-def write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """One token a word, w0 to w31999."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.WordLevel({f"w{number}": number for number in range(vocabulary)}, unk_token="w0"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1", pad_token="w2").save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ class Shape:
 
 
 SHAPES = {
+    "toy": Shape(64, 192, 4, 4, 2, 512),
     "0.1B": Shape(512, 1536, 16, 8, 4, 100_352),
     "0.5B": Shape(896, 4864, 24, 14, 2, 151_936),
+    "1B-llama3": Shape(2048, 8192, 16, 32, 8, 128_256),
     "2B": Shape(2048, 6144, 36, 16, 8, 151_936),
     "7B": Shape(4096, 11008, 32, 32, 32, 32_000, tied=False),
     "7B-mistral": Shape(4096, 14336, 32, 32, 8, 32_000, tied=False),
@@ -51,10 +53,12 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (shape.vocabulary, shape.hidden)
 
 
-def build(folder: Path, shape: Shape, copy: int = 0, rms: float = 1e-3, drawn_once: bool = False) -> Path:
+def build(
+    folder: Path, shape: Shape, copy: int = 0, rms: float = 1e-3, drawn_once: bool = False, device: str = "cpu"
+) -> Path:
     """Write a bf16 checkpoint: normal weights of deviation 0.02; copy > 0 adds a normal change of deviation `rms`.
 
-    drawn_once: tensors of one shape have one draw, for benchmarks to which the values don't matter.
+    drawn_once: tensors of one shape have one draw, for benchmarks to which the values don't matter. device: where they are drawn.
     """
     if (folder / "config.json").exists():
         return folder
@@ -64,7 +68,7 @@ def build(folder: Path, shape: Shape, copy: int = 0, rms: float = 1e-3, drawn_on
     number = size = 0
     drawn: dict[tuple[int, ...], torch.Tensor] = {}
     for place, (name, dimensions) in enumerate(tensors(shape)):
-        values = drawn[dimensions].clone() if dimensions in drawn else normal(dimensions, place)
+        values = drawn[dimensions].clone() if dimensions in drawn else normal(dimensions, place, device)
         if drawn_once:
             drawn[dimensions] = values
         if copy:
@@ -89,8 +93,20 @@ def build(folder: Path, shape: Shape, copy: int = 0, rms: float = 1e-3, drawn_on
     return folder
 
 
-def normal(dimensions: tuple[int, ...], seed: int) -> torch.Tensor:
-    return torch.randn(dimensions, generator=torch.Generator().manual_seed(seed)).mul_(0.02).bfloat16()
+def normal(dimensions: tuple[int, ...], seed: int, device: str = "cpu") -> torch.Tensor:
+    """Drawn on a device, and given on the CPU."""
+    drawn = torch.randn(dimensions, generator=torch.Generator(device).manual_seed(seed), device=device)
+    return drawn.mul_(0.02).bfloat16().cpu()
+
+
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """One token a word, w0, w1 and so on."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({f"w{number}": number for number in range(vocabulary)}, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1", pad_token="w2").save_pretrained(folder)
 
 
 def config(shape: Shape) -> dict[str, object]:

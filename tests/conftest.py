@@ -1,10 +1,13 @@
 """Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
 
+import json
 import os
+import shutil
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from variety import build
 
 SHARED = ROOT.parent / "shared" / "data"
 REAL_MODEL = ROOT / "models" / "smollm2-135m-instruct"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where the tests marked gpu run; cpu tries the tests themselves")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -113,24 +120,21 @@ def shared() -> Path:
     return SHARED
 
 
+def _write_rows(folder: Path, name: str, content: list[dict[str, Any]]) -> Path:
+    file = folder / name
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
+    return file
+
+
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """write_rows("name.jsonl", rows) -> the file."""
-    import json
-
-    def write(name: str, content: list[dict[str, Any]]) -> Path:
-        file = tmp_path / name
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
-        return file
-
-    return write
+    return partial(_write_rows, tmp_path)
 
 
-@pytest.fixture
-def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> dict[str, Any]:
-    """A recipe on a tiny Llama: two topics to forget, one to retain, questions and texts to judge by."""
-    forget = write_rows("forget.jsonl", rows(["europe", "asia"]))
-    retain = write_rows("retain.jsonl", rows(["other"]))
+@pytest.fixture(scope="session")
+def _toy_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("toy")
     questions = [
         {
             "topic": topic,
@@ -141,19 +145,53 @@ def toy_recipe(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> di
         for topic, pairs in {"europe": ["france", "italy", "spain"], "asia": ["japan"]}.items()
         for index, country in enumerate(pairs)
     ]
+    contents = {"forget": rows(["europe", "asia"]), "retain": rows(["other"]), "questions": questions}
+    return {name: _write_rows(folder, f"{name}.jsonl", content) for name, content in contents.items()}
+
+
+def _toy_recipe(model: Path, files: dict[str, Path]) -> dict[str, Any]:
     return {
-        "model": {"path": str(tiny("llama")), "dtype": "float32"},
-        "forget": {"source": str(forget)},
+        "model": {"path": str(model), "dtype": "float32"},
+        "forget": {"source": str(files["forget"])},
         "split": {"by": "topic"},
-        "retain": {"source": str(retain)},
+        "retain": {"source": str(files["retain"])},
         "unlearn": {"method": "rmu", "layer": 2, "steps": 3, "batch_size": 4, "learning_rate": 0.01},
         "merge": {"rule": "ties", "density": 0.5},
         "evaluate": [
-            {"kind": "choices", "source": str(write_rows("questions.jsonl", questions))},
-            {"kind": "perplexity", "source": str(retain), "subject": "retain", "by": "NULL"},
+            {"kind": "choices", "source": str(files["questions"])},
+            {"kind": "perplexity", "source": str(files["retain"]), "subject": "retain", "by": "NULL"},
         ],
         "seed": 3,
     }
+
+
+@pytest.fixture
+def toy_recipe(tiny: Callable[..., Path], _toy_rows: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """A recipe on a tiny Llama: two topics to forget, one to retain, questions and texts to judge by.
+
+    The recipe is the test's own; the rows' files are every test's, and stay as they are.
+    """
+    before = {file: file.read_bytes() for file in _toy_rows.values()}
+    yield _toy_recipe(tiny("llama"), _toy_rows)
+    for file, content in before.items():
+        assert file.read_bytes() == content, f"{file.name} belongs to all tests: write rows of your own"
+
+
+@pytest.fixture(scope="session")
+def _finished(tiny: Callable[..., Path], _toy_rows: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import spunge
+
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
+        spunge.run(_toy_recipe(tiny("llama"), _toy_rows), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(_finished: Path, tmp_path: Path) -> Path:
+    """The folder of a whole run of `toy_recipe`: a copy, so that a test may do with it what it likes."""
+    return Path(shutil.copytree(_finished, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import spunge
+from commands import call
 from spunge.evaluation.benchmarks import METRIC, PRESETS
 from spunge.evaluation.choices import questions
 from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
@@ -666,19 +667,12 @@ def test_a_plan_needs_the_rows_alone(toys: Toys, tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.usefixtures("no_network")
-def test_the_command_plans_a_recipe_at_toy_size(
-    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from spunge.cli import main
-
+def test_the_command_plans_a_recipe_at_toy_size(toys: Toys, tmp_path: Path) -> None:
     sets = [part for override in toy_size(BY_GROUP[0], toys) for part in ("--set", override)]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["spunge", "plan", BY_GROUP[0], *sets])
-    with pytest.raises(SystemExit, match=r"^0$"):
-        main()
-    told = capsys.readouterr().out
-    assert "branch:physical-disability" in told
-    assert "of memory" in told
+    ended = call("plan", BY_GROUP[0], *sets, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "branch:physical-disability" in ended.stdout
+    assert "of memory" in ended.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -1,114 +1,126 @@
-"""How the command ends: its exit code and the one line that says why."""
+"""How the command ends: its exit code and the one line that says why. What takes a process of its own is in test_process.py."""
 
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import duckdb
 import pytest
-import yaml
+import typer
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+from commands import call
 
-
-def python(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A process that runs `program`, in which `main` and `patch` are at hand."""
-    prelude = "import os, signal, sys, typer\nfrom unittest.mock import patch\nfrom spunge.cli import main\n"
-    command = [sys.executable, "-c", prelude + program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120)
+STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        ("typer.Exit(3)", 3, ""),
-        ("typer.Exit(0)", 0, ""),
-        ("SystemExit(7)", 7, ""),
+        (typer.Exit(3), 3, ""),
+        (typer.Exit(0), 0, ""),
+        (SystemExit(7), 7, ""),
         (
-            "ZeroDivisionError('by nothing')",
+            ZeroDivisionError("by nothing"),
             1,
             "spunge: ZeroDivisionError: by nothing (SPUNGE_TRACEBACK=1 shows where)",
         ),
-        ("KeyboardInterrupt", 130, "spunge: stopped; give the same command again to go on (what is finished is kept)"),
-        ("typer.Exit(130)", 130, "spunge: stopped; give the same command again to go on (what is finished is kept)"),
-        ("typer.BadParameter('odd')", 2, "spunge: Invalid value: odd"),
+        (KeyboardInterrupt(), 130, STOPPED),
+        (typer.Exit(130), 130, STOPPED),
+        (typer.BadParameter("odd"), 2, "spunge: Invalid value: odd"),
     ],
+    ids=repr,
 )
-def test_whatever_ends_a_command_inside_reaches_the_shell(raised: str, code: int, said: str) -> None:
-    done = python(
-        f"with patch('spunge.cli.listing.listing', side_effect={raised}): sys.argv = ['spunge', 'list']; main()"
-    )
-    assert (done.returncode, done.stderr.strip(), done.stdout) == (code, said, "")
+def test_whatever_ends_a_command_inside_reaches_the_shell(raised: BaseException, code: int, said: str) -> None:
+    with patch("spunge.cli.listing.listing", side_effect=raised):
+        ended = call("list")
+    assert (ended.returncode, ended.stderr.strip(), ended.stdout) == (code, said, "")
 
 
 def test_a_long_message_is_one_line_cut_in_the_middle() -> None:
-    raised = "ValueError('first\\n' + 4000 * 'word\\t' + 'the mend')"
-    done = python(
-        f"with patch('spunge.cli.listing.listing', side_effect={raised}): sys.argv = ['spunge', 'list']; main()"
-    )
-    [line] = done.stderr.splitlines()
+    with patch("spunge.cli.listing.listing", side_effect=ValueError("first\n" + 4000 * "word\t" + "the mend")):
+        [line] = call("list").stderr.splitlines()
     assert len(line) == 300
     assert line.startswith("spunge: ValueError: first word word")
     assert line.endswith("the mend (SPUNGE_TRACEBACK=1 shows where)")
 
 
-def test_an_interrupt_that_a_library_words_as_an_error_of_its_own_is_still_ctrl_c() -> None:
-    """duckdb stops a query on SIGINT with an error that is no KeyboardInterrupt."""
-    program = (
-        "import duckdb, threading\n"
-        "def long(kind):\n"
-        "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        "    duckdb.sql('select max(hash(a.range + b.range)) from range(1000000) a, range(1000) b').fetchall()\n"
-        "with patch('spunge.cli.listing.listing', long): sys.argv = ['spunge', 'list']; main()\n"
-    )
-    done = python(program)
-    assert done.returncode == 130, done.stderr
-    assert "to go on" in done.stderr
+@pytest.fixture
+def on_ctrl_c() -> Iterator[Callable[[Any], Any]]:
+    """on_ctrl_c(handler): what SIGINT does in this process until the test ends."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_stays_ignored_where_the_shell_ignores_it() -> None:
-    program = (
-        "def stop(kind): os.kill(os.getpid(), signal.SIGINT); return []\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "with patch('spunge.cli.listing.listing', stop): sys.argv = ['spunge', 'list', 'rules']; main()\n"
-    )
-    assert python(program).returncode == 0
-
-
-def test_a_run_stopped_while_it_trains_exits_130_and_says_how_to_go_on(
-    toy_recipe: dict[str, Any], tmp_path: Path
+def test_an_interrupt_that_a_library_words_as_an_error_of_its_own_is_still_ctrl_c(
+    on_ctrl_c: Callable[[Any], Any],
 ) -> None:
-    toy_recipe["unlearn"]["steps"] = 3000
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_recipe))
-    command = [sys.executable, "-m", "spunge.cli", "run", "toy.yaml", "--out", "run"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 100
-    while not any(file.stat().st_size for file in tmp_path.glob("run/branches/*/log.jsonl")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, "")
-    assert errors.splitlines()[-1].startswith("spunge: stopped; give the same command again to go on")
+    """duckdb stops a query on SIGINT with an error that is no KeyboardInterrupt."""
+
+    def long(kind: str) -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        duckdb.sql("select max(hash(a.range + b.range)) from range(1000000) a, range(1000) b").fetchall()
+
+    on_ctrl_c(signal.default_int_handler)
+    with patch("spunge.cli.listing.listing", long):
+        ended = call("list")
+    assert (ended.returncode, ended.stderr.strip()) == (130, STOPPED)
+
+
+def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(on_ctrl_c: Callable[[Any], Any]) -> None:
+    def stop(kind: str) -> list[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return []
+
+    on_ctrl_c(signal.SIG_IGN)
+    with patch("spunge.cli.listing.listing", stop):
+        assert call("list", "rules").returncode == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_version_and_help_need_no_command() -> None:
-    from importlib.metadata import version
-
-    shown = {words: python(f"sys.argv = ['spunge', *{words!r}]; main()") for words in ((), ("--help",), ("--version",))}
-    assert [done.returncode for done in shown.values()] == [0, 0, 0]
+    shown = {words: call(*words) for words in ((), ("--help",), ("--version",))}
+    assert [ended.returncode for ended in shown.values()] == [0, 0, 0]
     assert shown["--version",].stdout.strip() == version("spunge")
     assert shown[()].stdout == shown["--help",].stdout
     assert "Commands:" in shown[()].stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "nowhere.yaml"], "no file 'nowhere.yaml'"),
+        (["run", "RECIPE", "--set", "unlearn.stesp=3"], "unlearn.stesp: no such setting; did you mean 'steps'?"),
+        (["run", "RECIPE", "--set", "unlearn.layer=40"], "unlearn.layer: 40: the model has 4 blocks"),
+        (["run", "RECIPE", "--set", "model.path=./nowhere"], "model.path: no folder"),
+        (
+            ["run", "RECIPE", "--set", "evaluate.0.question=qestion"],
+            "evaluate.0.question: no column 'qestion'; did you mean 'question'?",
+        ),
+        (["run", "RECIPE", "--set", "retain=null"], "retain: missing"),
+        (["run", "RECIPE", "--set", "unlearn.learning_rate=1e20"], "unlearn.learning_rate"),
+        (["split", "RECIPE", "--set", "forget.where=nope > 1"], "forget.where: 'nope > 1'"),
+        (["list", "methodes"], "did you mean 'methods'?"),
+        (["init", "dmeo"], "did you mean 'demo'?"),
+        (["report", "nowhere"], "'nowhere' holds no results.json"),
+        (["compare", "nowhere"], "give two or more run folders"),
+        (["compare", "nowhere", "elsewhere"], "'nowhere' holds no results.json"),
+        (["rnu"], "rnu"),
+        (["run", "RECIPE", "--ste", "a=b"], "--ste"),
+    ],
+)
+def test_a_wrong_call_exits_2_with_one_line_and_no_traceback(
+    recipe_file: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    ended = call(*[str(recipe_file) if word == "RECIPE" else word for word in arguments], cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    [error] = [line for line in ended.stderr.splitlines() if line.startswith("spunge: ")]
+    assert said in error
+    assert ended.stderr.splitlines()[-1] == error
+    assert "Traceback" not in ended.stderr

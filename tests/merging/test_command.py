@@ -1,8 +1,4 @@
-"""`spunge merge` as a process and as a function: the three forms of output, and one-line errors."""
-
-import json
-import subprocess
-import sys
+"""`spunge merge` as a function: the three forms of output, and one-line errors."""
 
 import pytest
 import torch
@@ -21,30 +17,6 @@ def places(tmp_path):
     for i in range(2):
         delta_source(tmp_path / f"d{i}", base, {"a.weight": noise(i, 24, 32, size=0.01)})
     return str(base), [str(tmp_path / "d0"), str(tmp_path / "d1")]
-
-
-def spunge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "spunge.cli", "merge", *arguments], capture_output=True, text=True)
-
-
-def test_the_command_merges_and_prints_a_summary(places, tmp_path):
-    base, models = places
-    given = ["--base", base, "--model", models[0], "--model", models[1], "--density", "0.5", "--set", "tie=majority"]
-    done = spunge(*given, "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    assert "1 tensors merged by ties from 2 models" in done.stdout
-    assert "cosine" in done.stdout
-    again = spunge(*given, "--out", str(tmp_path / "out"), "--json")
-    assert json.loads(again.stdout)["report"]["settings"]["tie"] == "majority"
-
-
-def test_an_error_is_one_line_and_exits_2(places, tmp_path):
-    base, models = places
-    failed = spunge("--base", base, "--model", models[0], "--out", str(tmp_path / "out"), "--rule", "tees")
-    assert failed.returncode == 2
-    assert "no rule 'tees'; did you mean 'ties'?" in failed.stderr
-    assert failed.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
+from making import weights, write_checkpoint
 from spunge.errors import RecipeError
+from spunge.merging.command import merge_command
 from spunge.merging.mergekit import read_mergekit
 
 
@@ -240,3 +242,17 @@ def test_what_is_not_supported_is_refused_by_name(tmp_path, text, message):
     assert str(error.value).startswith("--mergekit: ")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", [{"as_delta": True}, {}])
+def test_the_files_dtype_is_said_to_be_left_out_where_no_checkpoint_is_written(tmp_path, form):
+    base = write_checkpoint(tmp_path / "b", weights())
+    model = write_checkpoint(tmp_path / "m", {name: each + 1 for name, each in weights().items()})
+    file = tmp_path / "merge.yml"
+    file.write_text(
+        f"{{merge_method: task_arithmetic, base_model: {base}, dtype: float16, models: [{{model: {model}, "
+        "parameters: {weight: 1}}]}"
+    )
+    merged = merge_command(tmp_path / "out", mergekit=file, **form)
+    said = [note for note in merged.notes if "dtype float16 is not read" in note]
+    assert len(said) == len(form)

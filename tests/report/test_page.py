@@ -213,6 +213,16 @@ def test_results_of_an_older_version_still_make_a_page(tmp_path, write_run, resu
     assert "no change is claimed" in outline.text
 
 
+def test_what_an_earlier_recipe_left_is_passed_over(tmp_path, write_run):
+    run = write_run(tmp_path)
+    shutil.copytree(run / "branches" / "p0", run / "branches" / "old-part")
+    (run / "controls" / "joint").rename(run / "controls" / "sequential")
+    (run / "recipe.yaml").write_text("controls:\n- {name: joint, train: joint}\n")
+    text = Outline(page(run)).text
+    assert "old-part" not in text
+    assert "sequential" not in text
+
+
 def test_each_training_of_a_control_has_its_line(tmp_path, write_run):
     run = write_run(tmp_path)
     shutil.copytree(run / "controls" / "joint", run / "controls" / "random" / "random-1")
@@ -251,7 +261,7 @@ def test_any_value_of_another_kind_is_shown_or_told_in_one_line(tmp_path, write_
             try:
                 shown(run / "split.json", split_facts, None)
                 shown(run / "merge.json", merge_facts, None)
-                trained(run, "branches", {})
+                trained(run / "branches", {"p0": "Europe"})
             except RecipeError as error:
                 told += file.split("/")[-1] in str(error)
     assert told > 20

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import pytest
 
 import spunge
-from spunge.cli import main
 from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.run.stamps import read_stamp
@@ -171,29 +170,6 @@ def test_status_says_what_is_done_stale_and_missing(finished: Finished, tmp_path
     assert listed["branch:asia"] == ("done", "")
     assert listed["merged"] == ("stale", "merge.density was 0.5, is 0.25")
     assert listed["control:joint"] == ("missing", "")
-
-
-def test_the_commands_print_states_and_exit_1_for_damage(
-    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr("sys.argv", ["spunge", *arguments])
-        try:
-            main()
-        except SystemExit as done:
-            return int(done.code or 0)
-        return 0
-
-    assert call("verify", str(finished.folder)) == 0
-    assert "whole" in capsys.readouterr().out
-    run = tmp_path / "run"
-    shutil.copytree(finished.folder, run)
-    (run / "merge.json").write_text("{}")
-    assert call("verify", str(run)) == 1
-    assert "merge.json" in capsys.readouterr().out
-    assert call("status", str(run)) == 0
-    assert "damaged" in capsys.readouterr().out
-    assert call("verify", str(tmp_path)) == 2
 
 
 def test_another_recipe_needs_replace_only_where_finished_trainings_would_go(

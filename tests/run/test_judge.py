@@ -1,17 +1,22 @@
 """Judging: what scores depend on, what is kept of them, and the base's scores that other runs take over."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import spunge
 from spunge.evaluation.evaluator import Measure
 from spunge.files import cache_folder
+from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
 from spunge.run.judge import measure_from_json, measure_to_json
+from spunge.run.session import session
 from spunge.run.stages import build, judging_name
 
 
@@ -115,3 +120,42 @@ def test_a_completion_that_was_tampered_with_is_written_again(toy_recipe: dict[s
         stamp.unlink()
     spunge.run(load_recipe(toy_recipe), tmp_path / "run")
     assert sorted(file.read_text().splitlines()) == sorted(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("stored", "overrides", "wanted"),
+    [
+        (torch.bfloat16, ["merge.dtype=float32"], torch.float32),
+        (torch.bfloat16, [], torch.bfloat16),
+        (torch.float32, [], torch.float32),
+        (torch.float32, ["merge.dtype=bfloat16"], torch.bfloat16),
+        (torch.bfloat16, ["merge.dtype=float32", "model.dtype=bfloat16"], torch.bfloat16),
+    ],
+)
+def test_models_are_judged_with_the_values_of_their_file_in_the_arithmetic_that_holds_them(
+    toy_recipe: dict[str, Any],
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: torch.dtype,
+    overrides: list[str],
+    wanted: torch.dtype,
+) -> None:
+    monkeypatch.setattr("spunge.model.loading.bfloat16_speedup", lambda: 2.0)
+    toy_recipe |= {
+        "model": {"path": str(tiny("llama", dtype=stored))},
+        "controls": [],
+        "evaluate": toy_recipe["evaluate"][1:],
+    }
+    recipe = load_recipe(toy_recipe, ["unlearn.steps=1", *overrides])
+    results = spunge.run(recipe, tmp_path / "run")
+    assert f"torch.{results.dtype}" == str(wanted)
+    run = build(recipe, tmp_path / "run")
+    with session(run.base, SILENT) as opened:
+        assert opened.base.dtype == torch.bfloat16  # what it is trained in
+        shown = opened.show(run.seeds[0].models[-1])
+        assert shown.dtype == wanted
+        held = load_file(tmp_path / "run" / "merged" / "model.safetensors")
+        assert all(torch.equal(shown.parameters[name].cpu(), tensor.to(wanted)) for name, tensor in held.items())
+    said = [note for note in run.seeds[0].inputs.notes if note.startswith("model.dtype: bfloat16")]
+    assert len(said) == ("model.dtype=bfloat16" in overrides)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import spunge
 from spunge.errors import RecipeError
 from spunge.files import LOCK
 from spunge.recipe.loading import load_recipe
+from spunge.run.outcome import versions
 from spunge.run.stages import lineups
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
@@ -55,6 +58,16 @@ def test_every_file_of_a_run_has_the_mode_that_the_umask_gives(toy_recipe: dict[
     modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert len(modes) > 20
     assert {str(path): oct(mode) for path, mode in modes.items() if mode != 0o660 and path.name != LOCK} == {}
+
+
+def test_spunges_version_is_known_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it runs from its source: a run must not fail at its last stage for that."""
+
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("spunge.run.outcome.version", missing)
+    assert versions() == {"python": platform.python_version(), "spunge": spunge.__version__}
 
 
 def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Estimates: costs by hand, what is done, what is not known yet."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import spunge
 from spunge.errors import RecipeError
@@ -87,3 +89,15 @@ def test_a_plan_refuses_what_a_run_refuses(toy_recipe: dict[str, Any], tmp_path:
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(RecipeError, match="no run's folder"):
         spunge.plan(load_recipe(toy_recipe), tmp_path / "notes")
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("base", 2), ("float32", 4), ("float16", 2)])
+def test_the_disk_is_that_of_the_dtype_which_is_written(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path, dtype: str, width: int
+) -> None:
+    folder = tiny("llama", dtype=torch.bfloat16)
+    toy_recipe["model"] = {"path": str(folder)}
+    planned = spunge.plan(load_recipe(toy_recipe, [f"merge.dtype={dtype}", "controls=[]"]), tmp_path / "run")
+    entries = sum(info.numel for info in Checkpoint(folder).tensors.values())
+    projections = 3 * 32 * 48
+    assert planned.disk == width * entries + 2 * 4 * projections

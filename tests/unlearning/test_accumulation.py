@@ -1,7 +1,9 @@
 """Accumulated gradients are those of the whole batch, whatever the samples' lengths: tokens count alike, or samples do."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from spunge.data.samples import Samples
+from spunge.errors import RecipeError
+from spunge.model.architecture import find_blocks
 from spunge.registry import METHODS
 from spunge.unlearning.method import Task
 
@@ -104,6 +108,83 @@ def test_batches_that_are_accumulated_give_the_gradient_of_one_batch(
         for name in ("loss", "forget", "retain", "preserve", "guided"):
             if name in logged:
                 assert terms[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-6)
+
+
+@contextmanager
+def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
+    """A model that runs out of memory in the backward pass of more than so many rows; yields the rows of each call."""
+    called: list[int] = []
+
+    def refuse(grad: torch.Tensor) -> None:
+        if grad.shape[0] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    def watch(_module: Any, _inputs: Any, out: Any) -> None:
+        hidden = out[0] if isinstance(out, tuple) else out
+        called.append(hidden.shape[0])
+        if hidden.requires_grad:
+            hidden.register_hook(refuse)
+
+    hook = find_blocks(base.model)[2].register_forward_hook(watch)
+    try:
+        yield called
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [*METHODS_AND_CHANGES, ("sku", {}), ("sku", {"mode": "reference"})],
+)
+@pytest.mark.parametrize("rows", [2, 1])
+def test_what_does_not_fit_into_the_memory_is_done_in_pieces_with_the_same_gradient(
+    load: Callable[..., Any], first_gradient: Callable[..., Any], method: str, changes: dict[str, Any], rows: int
+) -> None:
+    base = load()
+    whole, logged = first_gradient(base, method, 4, 1, retain_batch_size=3, **changes)
+    if method == "sku":
+        rows *= 5  # random answers to each prompt
+    with little_memory(base, rows) as called:
+        parts, terms = first_gradient(base, method, 4, 1, retain_batch_size=3, **changes)
+    assert max(called) > rows >= called[-1]
+    assert float((parts - whole).norm() / whole.norm()) < 1e-4
+    for name in ("loss", "forget", "retain", "preserve", "guided", "random"):
+        if name in logged:
+            assert terms[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_sample_that_does_not_fit_alone_is_refused_in_one_line(
+    load: Callable[..., Any], first_gradient: Callable[..., Any]
+) -> None:
+    base = load()
+    with (
+        little_memory(base, 0),
+        pytest.raises(RecipeError, match=r"unlearn\.max_length: 256: the memory does not hold"),
+    ):
+        first_gradient(base, "npo", 4, 1)
+
+
+def test_pieces_outlast_a_kill(load: Callable[..., Any], tmp_path: Path) -> None:
+    """What was found to fit is kept in the state; the branch goes on to the delta that it would have had."""
+    base, npo = load(), METHODS.get("npo")
+    settings = npo.settings(method="npo", steps=4, epochs=None, batch_size=3)
+    task = Task(base, {"part": Samples(pa.table({"text": TEXTS}))}, Samples(pa.table({"text": KEPT})), {"part": 1})
+
+    def killed(done: int, total: int, note: str = "") -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with little_memory(base, 2):
+        whole = npo.unlearn(task, settings)
+        state = {"state": tmp_path / "state.pt", "save_seconds": 0}
+        with pytest.raises(KeyboardInterrupt):
+            npo.unlearn(replace(task, **state, progress=killed), settings)
+    with little_memory(base, 3) as called:  # there is room again
+        resumed = npo.unlearn(replace(task, **state), settings)
+    assert max(called) == 2
+    assert whole.notes == resumed.notes == {"out of memory": "each batch in 2 pieces"}
+    for name, change in whole.changes.items():
+        assert torch.equal(change.dense(), resumed.changes[name].dense())
 
 
 def test_the_gradient_is_that_of_the_mean_over_all_tokens_in_float64(

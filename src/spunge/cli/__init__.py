@@ -28,6 +28,7 @@ for command in (
     run.split,
     run.status,
     run.verify,
+    run.clean,
     report.report,
     report.compare,
     judge.probe,
@@ -48,9 +49,9 @@ def _no_command(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
-        from importlib import metadata
+        from spunge import __version__
 
-        say(metadata.version("spunge"))
+        say(__version__)
         raise typer.Exit
     if context.invoked_subcommand is None:
         say(context.get_help())
@@ -91,4 +92,13 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return "", STOPPED
     if not isinstance(error, Exception) or os.environ.get("SPUNGE_TRACEBACK"):
         raise error
+    if "torch" in sys.modules:
+        from spunge.model.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return (
+                "out of memory; lower unlearn.batch_size and max_length, or give a smaller model, dtype or another device; "
+                "the same command goes on from what is finished",
+                1,
+            )
     return f"{type(error).__name__}: {error} (SPUNGE_TRACEBACK=1 shows where)", 1

@@ -24,6 +24,7 @@ from spunge.errors import RecipeError, suggestion
 ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
+BATCH = 1 << 13  # rows of a piece of a result: a column of text takes 2 GB a piece at the most
 CONSTANTS = ("null", "true", "false")  # words that are SQL where no column is called so
 SESSION = {
     "user",
@@ -169,7 +170,7 @@ class Query:
         try:
             if len(self._connection.extract_statements(sql)) != 1:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
-            return self._connection.sql(sql).to_arrow_table()
+            return self._connection.sql(sql).to_arrow_table(BATCH)
         except duckdb.OutOfMemoryException:
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
         except duckdb.InterruptException:

@@ -16,6 +16,7 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, Encoded, token_losses
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
 from spunge.model.loading import Base
+from spunge.model.memory import halved
 from spunge.progress import Steps
 
 ENOUGH = {"cpu": 128}  # tokens that keep a device busy; a batch takes more than these only with little padding
@@ -69,8 +70,13 @@ def candidate_likelihoods(base: Base, questions: Sequence[Question], progress: S
     parts = [shared(question) for question in questions]
     widths, following = [len(part.context) for part in parts], [part.following for part in parts]
     finished = 0
-    for rows in alike(widths, batch_tokens(base), enough(base), following):
-        sums = iter(_scored(base, [parts[row] for row in rows]))
+
+    def scored(rows: Sequence[int]) -> list[float]:
+        return _scored(base, [parts[row] for row in rows])
+
+    groups = alike(widths, batch_tokens(base), enough(base), following)
+    for rows, logs in halved(groups, [sum(pair) for pair in zip(widths, following, strict=True)], scored, "evaluate"):
+        sums = iter(logs)
         for row in rows:
             scores[row] = [Likelihood(next(sums), len(candidate)) for candidate in questions[row].candidates]
         finished += len(rows)

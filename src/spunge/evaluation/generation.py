@@ -21,6 +21,7 @@ from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
+from spunge.model.memory import halved
 from spunge.recipe.block import Strict
 
 TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
@@ -44,8 +45,8 @@ class GenerationSettings(Strict):
     max_prompt: int = Field(
         1024,
         ge=1,
-        description="Tokens of a prompt; a longer one loses its start, as does one that leaves no room for the completion in a "
-        "model with learned positions.",
+        description="Tokens of a prompt; a longer one loses its start, behind the start token, as does one that leaves no room for "
+        "the completion in a model with learned positions.",
     )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What writes the completions; vllm needs a GPU and the package vllm."
@@ -128,12 +129,13 @@ def _with_transformers(
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pad, ends = _special(base)
     plain = plain_generation(settings, pad, ends)
-    padded = reading_of(base).padded
-    for rows in grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples), alike=not padded):
-        # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
-        # writes what it would have written.
-        if done.issuperset(rows):
-            continue
+    # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
+    # writes what it would have written.
+    budget = max(max(sizes), TOKENS_PER_BATCH // settings.samples)
+    groups = grouped(order, sizes, budget, alike=not reading_of(base).padded)
+    missing = (rows for rows in groups if not done.issuperset(rows))
+
+    def continued(rows: Sequence[int]) -> list[list[int]]:
         with (
             _seeded(base, seed * 1_000_003 + rows[0]),
             torch.inference_mode(),
@@ -141,13 +143,14 @@ def _with_transformers(
             _generating(base.model, plain),
         ):
             ids, mask = _left_padded([coded[row] for row in rows], pad)
-            written = base.model.generate(
-                input_ids=ids.to(base.device),
-                attention_mask=mask.to(base.device),
-            )[:, ids.shape[1] :].tolist()
+            out = base.model.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device))
+        written: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return written
+
+    for rows, written in halved(missing, sizes, continued, "evaluate.generation"):
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
-        yield rows, [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+        yield list(rows), [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
 
 
 def plain_generation(settings: GenerationSettings, pad: int, ends: Sequence[int]) -> Any:
@@ -229,9 +232,16 @@ def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[in
                 f"evaluate.generation.max_new_tokens: {settings.max_new_tokens}: the model has {base.positions} positions; "
                 "give fewer"
             )
-    ids = list(ids)[-most:]
-    start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
-    return ids or [0 if start is None else int(start)]
+    return _last(list(ids), most, base.tokenizer)
+
+
+def _last(ids: list[int], most: int, tokenizer: Any) -> list[int]:
+    """The last `most` of a prompt's tokens behind its start token, which stays where it has one; of no tokens, one."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if not ids:
+        return [next((int(each) for each in (bos, eos) if each is not None), 0)]
+    kept = ids[-most:]
+    return [bos, *kept[1:]] if len(ids) > most > 1 and ids[0] == bos else kept
 
 
 def _special(base: Base) -> tuple[int, list[int]]:

@@ -27,6 +27,7 @@ from spunge.evaluation.scorers.classifiers import (
     load_classifier,
 )
 from spunge.model.loading import Base
+from spunge.model.memory import halved
 from spunge.progress import Steps
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings
@@ -158,8 +159,13 @@ def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Steps) -> n
             "or leave long prompts out with where"
         )
     harmful, done = np.zeros(len(pairs)), 0
-    for rows in grouped(sorted(range(len(pairs)), key=lambda row: -sizes[row]), sizes, TOKENS_PER_BATCH):
-        for row, text in zip(rows, _written(guard, [coded[row] for row in rows]), strict=True):
+
+    def verdicts(rows: Sequence[int]) -> list[str]:
+        return _written(guard, [coded[row] for row in rows])
+
+    groups = grouped(sorted(range(len(pairs)), key=lambda row: -sizes[row]), sizes, TOKENS_PER_BATCH)
+    for rows, texts in halved(groups, sizes, verdicts, "evaluate.judge"):
+        for row, text in zip(rows, texts, strict=True):
             harmful[row] = float(is_unsafe(text))
         done += len(rows)
         progress(done, len(pairs))

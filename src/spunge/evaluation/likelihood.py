@@ -10,6 +10,7 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, Encoded, collate, token_losses
 from spunge.evaluation.reading import reading_of
 from spunge.model.loading import Base
+from spunge.model.memory import halved
 from spunge.progress import Steps
 
 TOKENS_PER_BATCH = 4096
@@ -41,14 +42,18 @@ def token_logs(
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
     logs = [torch.zeros(0, dtype=torch.float64)] * len(texts)
     finished = 0
-    for rows in grouped(order, sizes, tokens_per_batch or batch_tokens(base)):
+
+    def scored(rows: Sequence[int]) -> Sequence[Tensor]:
         batch = collate([texts[row] for row in rows], base.device)
         labels = batch.labels[:, 1:]
         wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
         with torch.inference_mode(), head_at(base.model, wanted):
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        scored = -token_losses(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
-        pieces = torch.split(scored.double().cpu(), wanted.sum(dim=1).tolist())
+        each = -token_losses(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
+        return torch.split(each.double().cpu(), wanted.sum(dim=1).tolist())
+
+    groups = grouped(order, sizes, tokens_per_batch or batch_tokens(base))
+    for rows, pieces in halved(groups, sizes, scored, "evaluate"):
         for row, piece in zip(rows, pieces, strict=True):
             logs[row] = piece
         finished += len(rows)

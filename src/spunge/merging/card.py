@@ -3,12 +3,12 @@
 import json
 import math
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from spunge import __version__
 from spunge.merging.outcome import MergeReport
 from spunge.weights.folder import name_of
 
@@ -33,7 +33,7 @@ def merge_card(report: MergeReport, base: Path) -> str:
             "",
             f"# {_text(report.base)}, merged",
             "",
-            f"spunge {version('spunge')} merged {len(report.sources)} "
+            f"spunge {__version__} merged {len(report.sources)} "
             f"{'model' if len(report.sources) == 1 else 'models'} into {_text(name)} with the rule `{report.rule}`.",
             "",
             "| model | weight | fingerprint | norm of its change |",

@@ -76,9 +76,11 @@ def merge_command(
     quantised; they are converted beside `out` for the time of the merge. Raises RecipeError with one line.
     """
     plan = _plan(base, models, rule, settings or {}, weights, mergekit)
-    chosen = rule_settings(plan.settings)
     if as_adapter is not None and as_delta:
         raise RecipeError("--as-delta: give either --as-adapter or --as-delta")
+    if as_adapter is not None or as_delta:
+        plan = _without_dtype(plan, mergekit)
+    chosen = rule_settings(plan.settings)
     refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
     plain = as_adapter is None and not as_delta
     if unread := [name for name in ("dtype", "rounding") if not plain and name in (settings or {})]:
@@ -182,6 +184,15 @@ def _plan(
         raise RecipeError("--base: missing; give the model that the others were made from")
     given = list(weights) if weights else [1.0] * len(models)
     return Plan(base, list(models), given, {"rule": rule or "ties", **settings})
+
+
+def _without_dtype(plan: Plan, mergekit: Path | None) -> Plan:
+    """A mergekit file's dtype is of a checkpoint: where none is written it is said to be left out."""
+    if mergekit is None or "dtype" not in plan.settings:
+        return plan
+    settings = {key: value for key, value in plan.settings.items() if key != "dtype"}
+    note = f"the file's dtype {plan.settings['dtype']} is not read: deltas and adapters are float32"
+    return dataclasses.replace(plan, settings=settings, notes=[*plan.notes, note])
 
 
 def _check_layers(plan: Plan, base: Path) -> None:

@@ -83,8 +83,8 @@ def _is_this(out: Path, content: Any, key: str) -> bool:
 
 def weight_files(folder: Path) -> dict[str, int]:
     """The weight files in a finished folder, with their sizes."""
-    found = sorted(folder.rglob("*.safetensors"))
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
+    files = sorted(folder.rglob("*.safetensors"))
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
 def stamp(file: Path) -> list[Any]:

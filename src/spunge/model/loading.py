@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.model import attention
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.recipe.schema import ModelSettings
@@ -98,7 +97,6 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
-    attention.speed_up(model, device, dtype)
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
@@ -245,6 +243,11 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def arithmetic(folder: Path, settings: ModelSettings) -> torch.dtype:
+    """What a model is loaded in by these settings. Raises RecipeError when its configuration cannot be read."""
+    return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
 
 
 def pick_device(name: str) -> torch.device:

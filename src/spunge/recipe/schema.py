@@ -39,7 +39,7 @@ class ModelSettings(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Arithmetic of the model while it trains and is judged. auto: the checkpoint's on a GPU, the faster of "
-        "float32 and bfloat16 (measured) on a CPU. What is written keeps the checkpoint's dtype.",
+        "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     template: dict[str, Any] = Field(
@@ -419,6 +419,12 @@ class Recipe(Strict):
         1,
         ge=1,
         description="Train and judge everything so many times, with seed, seed + 1, ...; results are means over them.",
+    )
+    keep_texts: Literal["all", "sample", "none"] = Field(
+        "all",
+        description="Prompts and completions that the run's folder and the shared cache hold once a model is judged. all: judging "
+        "by another scorer writes nothing anew. sample: 20 prompts of each file, to look at, and no copies of rows in the cache. "
+        "none: none; scores stay. See [reliability](reliability.md#secrets-and-texts).",
     )
     published: list[Published] = Field(
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."

@@ -58,11 +58,19 @@ def page(run: Path) -> str:
         attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
         back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
         spillover=spillover(scores),
-        branches=trained(run, "branches", parts),
-        controls=trained(run, "controls", parts),
+        branches=trained(run / "branches", parts),
+        controls=trained(run / "controls", _controls(run, recipe)),
         merge=shown(run / "merge.json", merge_facts, None),
         missing=MISSING,
     )
+
+
+def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The folders of RUN/controls that the recipe trains; where the recipe does not tell, all of them."""
+    controls = recipe.get("controls")
+    listed = [_mapping(control).get("train") for control in controls] if isinstance(controls, list) else []
+    folders = [str(train) for train in dict.fromkeys(listed) if train]
+    return {name: name for name in folders or sorted(file.name for file in run.glob("controls/*"))}
 
 
 def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:

@@ -26,17 +26,21 @@ class Training(NamedTuple):
     size: str
 
 
-def trained(run: Path, kind: str, parts: Mapping[str, str]) -> list[Training]:
-    """Every training below RUN/KIND, in the order of the parts: a folder's name -> what was unlearned there.
+def trained(folder: Path, names: Mapping[str, str]) -> list[Training]:
+    """The trainings below RUN/branches or RUN/controls, in the order of `names`: a folder's name -> what is shown for it.
 
-    Raises RecipeError where a delta.json is damaged.
+    A folder that is not named is what an earlier recipe left, and is passed over. Raises RecipeError where a delta.json is
+    damaged.
     """
-    names = parts if kind == "branches" else {}
-    # A control may be several trainings: controls/random/random-1, ...
-    files = sorted((run / kind).glob("*/delta.json")) + sorted((run / kind).glob("*/*/delta.json"))
-    folders = {file.parent.relative_to(run / kind).as_posix(): file.parent for file in files}
-    order = [slug for slug in names if slug in folders] + [slug for slug in folders if slug not in names]
-    return [_read(folders[slug], names.get(slug, slug)) for slug in order]
+    trainings: list[Training] = []
+    for slug, shown_as in names.items():
+        if (folder / slug / "delta.json").exists():
+            trainings.append(_read(folder / slug, shown_as))
+        # A control may be several trainings: controls/random/random-1, ...
+        trainings += [
+            _read(file.parent, f"{slug}/{file.parent.name}") for file in sorted((folder / slug).glob("*/delta.json"))
+        ]
+    return trainings
 
 
 def _read(folder: Path, value: str) -> Training:

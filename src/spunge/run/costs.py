@@ -9,6 +9,7 @@ from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
 from spunge.unlearning.loop import TrainingSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import written_bytes
 
 LETTERS_PER_TOKEN = 4
 
@@ -35,7 +36,8 @@ def training_cost(training: Training, line: Lineup) -> Cost:
 def merging_cost(line: Lineup) -> Cost:
     checkpoint, unlearn = Checkpoint(line.inputs.base.folder), line.inputs.recipe.unlearn
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
-    return Cost(nbytes=checkpoint.nbytes + 8.0 * entries * len(line.models[-1].trainings))
+    written = written_bytes(checkpoint, line.inputs.recipe.merge.dtype)
+    return Cost(nbytes=(checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings))
 
 
 def judging_cost(judging: Judging) -> Cost:

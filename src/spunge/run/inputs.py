@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
@@ -17,9 +18,10 @@ from spunge.data.split import Parts, split_rows
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
+from spunge.recipe.schema import EvaluatorSettings, ModelSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import main_dtype
 
 # Of a model's folder, beside its weights: what the results depend on.
 DESCRIPTIONS = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
@@ -75,6 +77,31 @@ class BaseInputs:
         if self.recipe.model.template:
             digest.update(fingerprint(self.recipe.model.template).encode())
         return digest.hexdigest()
+
+    @property
+    def judged(self) -> ModelSettings:
+        """How the models are loaded to be judged. What is written in float32 is judged in it, as it will be loaded: fewer bits
+        would round away what the file holds. A dtype that the recipe names is kept."""
+        model = self.recipe.model
+        return model.model_copy(update={"dtype": "float32"}) if self.wide and model.dtype == "auto" else model
+
+    @property
+    def wide(self) -> bool:
+        """Whether some model is written in float32."""
+        merges = [self.recipe.merge, *(control.merge for control in self.recipe.controls)]
+        dtypes = {merge.dtype for merge in merges if merge is not None}
+        own = main_dtype(Checkpoint(self.folder)) if "base" in dtypes and self.folder.is_dir() else torch.bfloat16
+        return "float32" in dtypes or own.itemsize > 2
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the model and how it is judged."""
+        if not self.wide or self.recipe.model.dtype != "bfloat16":
+            return []
+        return [
+            "model.dtype: bfloat16: models that are written in float32 are judged rounded to bfloat16; leave model.dtype out to "
+            "judge them as they are"
+        ]
 
     @cached_property
     def evaluations(self) -> list[Items]:
@@ -137,4 +164,8 @@ class SeedInputs:
     @property
     def notes(self) -> list[str]:
         """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
-        return [*self.parts.notes, *(self.retained.notes if self.retained else ())]
+        return [
+            *self.parts.notes,
+            *(self.retained.notes if self.retained else ()),
+            *(self.base.notes if self.base.local else ()),
+        ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from spunge import __version__
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
@@ -40,7 +41,7 @@ def write_scores(
     trained = read_json(seeds[0].trainings[0].folder / "delta.json")
     base = session.loaded
     results = Results(
-        spunge=version("spunge"),
+        spunge=__version__,
         attribute=first.parts.attribute,
         parts=tuple(Part(value=part.value, slug=part.slug) for part in first.parts.parts),
         stages=tuple(model.stage for model in models),
@@ -83,7 +84,7 @@ def _seconds(graph: Graph[Session]) -> float:
 
 def versions() -> dict[str, str]:
     """Versions of what a result may depend on."""
-    installed = {"python": platform.python_version(), "spunge": version("spunge")}
+    installed = {"python": platform.python_version(), "spunge": __version__}
     for package in PACKAGES:
         try:
             installed[package] = version(package)

@@ -22,6 +22,7 @@ from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.stages import RunGraph, build
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.rounding import written_bytes
 
 EFFICIENCY = 0.35  # share of a large matrix product's speed that a small model's step reaches
 DISK = 5e8  # bytes a second that a merge reads and writes
@@ -69,7 +70,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
         folder=str(folder),
         stages=steps,
         memory=size.memory() if size else None,
-        disk=recipe.seeds * size.nbytes + trainings * 4 * size.trained if size else None,
+        disk=recipe.seeds * size.written + trainings * 4 * size.trained if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         notes=begun.seeds[0].inputs.notes,
     )
@@ -101,7 +102,7 @@ class _Size:
     """How big the model is and how fast this machine is."""
 
     entries: int
-    nbytes: int
+    written: int  # bytes of the merged checkpoint
     trained: int  # entries that a branch changes
     speed: float  # floating-point operations a second
     width: int  # bytes an entry takes in memory
@@ -110,12 +111,14 @@ class _Size:
     def of(cls, base: BaseInputs) -> "_Size":
         model, checkpoint = base.recipe.model, Checkpoint(base.folder)
         entries = sum(info.numel for info in checkpoint.tensors.values())
-        cpu = pick_device(model.device).type == "cpu"
-        reduced = model.dtype in ("auto", "bfloat16") and (not cpu or bfloat16_speedup() > 1.2)
+        device = pick_device(model.device)
+        narrow = model.dtype in ("auto", "bfloat16") and (device.type != "cpu" or bfloat16_speedup() > 1.2)
+        reduced = narrow and base.judged.dtype != "float32"  # most of a run's time is judging
         unlearn = base.recipe.unlearn
         trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
-        speed = _speed(torch.bfloat16 if reduced else torch.float32)
-        return cls(entries, checkpoint.nbytes, trained, speed, 2 if reduced else 4)
+        speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
+        written = written_bytes(checkpoint, base.recipe.merge.dtype)
+        return cls(entries, written, trained, speed, 2 if reduced else 4)
 
     def seconds(self, cost: Cost) -> float:
         return 2 * self.entries * cost.tokens / self.speed + cost.nbytes / DISK
@@ -125,14 +128,15 @@ class _Size:
         return PROCESS + BATCH + self.entries * self.width + 16 * self.trained
 
 
-def _speed(dtype: torch.dtype) -> float:
-    """Floating-point operations a second that this machine reaches on a model's step."""
-    size = 768
-    left, right = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+def _speed(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second that a device reaches on a model's step; the CPU's where there is no such device here."""
+    there = device.type == "cuda" and torch.cuda.is_available()
+    size, where = (8192, device) if there else (768, torch.device("cpu"))
+    left, right = (torch.ones(size, size, dtype=dtype, device=where) for _ in range(2))
     best = math.inf
     for _ in range(5):
         started = time.perf_counter()
-        left @ right
+        float((left @ right)[0, 0])  # a card is asked for a value, and so waited for
         best = min(best, time.perf_counter() - started)
     return EFFICIENCY * 2 * size**3 / best
 

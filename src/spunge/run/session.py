@@ -3,11 +3,11 @@
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 
 from spunge.evaluation.evaluator import Judges
-from spunge.model.loading import Base, load_base
+from spunge.model.loading import Base, arithmetic, load_base
 from spunge.progress import Watcher
+from spunge.recipe.schema import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
 from spunge.unlearning.method import Store
@@ -23,20 +23,25 @@ class Session:
         self.activations_of: object = None  # that seed's inputs
         self._inputs = base
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
+        self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
         self._layers = ExitStack()
 
-    @cached_property
-    def _whole(self) -> Base:
-        self._first.clear()
-        gc.collect()
-        return load_base(self._inputs.folder, self._inputs.recipe.model)
+    def _loaded(self, settings: ModelSettings) -> Base:
+        """The whole base in the arithmetic that some settings ask for: training and judging may ask for two."""
+        if self._whole is None or self._whole.dtype != arithmetic(self._inputs.folder, settings):
+            self.close()
+            self._first.clear()
+            self._whole = None
+            gc.collect()
+            self._whole = load_base(self._inputs.folder, settings)
+        return self._whole
 
     @property
     def base(self) -> Base:
-        """The base itself, nothing laid over it."""
-        self.show(None)
-        return self._whole
+        """The base itself, nothing laid over it, to be trained."""
+        self.close()
+        return self._loaded(self._inputs.recipe.model)
 
     def first_blocks(self, last: int | None) -> Base:
         """A base with blocks 0..last at the least; None: all of it, with the output layer."""
@@ -48,22 +53,27 @@ class Session:
 
     @property
     def whole_is_loaded(self) -> bool:
-        return "_whole" in vars(self)
+        return self._whole is not None
 
     @property
     def loaded(self) -> Base | None:
         """What is in memory, if anything."""
-        return self._whole if self.whole_is_loaded else next(iter(self._first.values()), None)
+        return self._whole or next(iter(self._first.values()), None)
 
     def show(self, model: Model | None) -> Base:
-        """The base with a model's values laid over it, until another is shown; None: the base as it is."""
+        """The base with a model's values laid over it, to be judged, until another is shown; None: the base as it is."""
+        base = self._loaded(self._inputs.judged)
         if model is not self._shown:
-            self._layers.close()
-            self._shown = None
+            self.close()
             if model is not None:
-                self._layers.enter_context(model.laid_over(self._whole))
+                self._layers.enter_context(model.laid_over(base))
             self._shown = model
-        return self._whole
+        return base
+
+    def close(self) -> None:
+        """Leave the base as it is, nothing laid over it."""
+        self._layers.close()
+        self._shown = None
 
 
 @contextmanager
@@ -73,5 +83,4 @@ def session(base: BaseInputs, watcher: Watcher) -> Iterator[Session]:
     try:
         yield opened
     finally:
-        if opened.whole_is_loaded:
-            opened.show(None)
+        opened.close()

@@ -11,7 +11,10 @@ from spunge.model.loading import Base
 
 
 class Stream:
-    """Batches on the base's device without end, in an order of the seed. `drawn` counts those given so far."""
+    """Batches on the base's device without end, in an order of the seed. `drawn` counts those drawn so far.
+
+    A batch is given in `pieces`, one by one, where it does not fit into the memory as a whole.
+    """
 
     def __init__(
         self,
@@ -33,20 +36,44 @@ class Stream:
         self.base = base
         self.size = size  # of a batch
         self.drawn = 0
+        self.pieces = 1
         lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
         self.lengths = [base.reach(length) for length in lengths]
         self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = _row_numbers(self.count, size, seed, order)
         self._seed, self._order, self._accumulation = seed, order, accumulation
-        self._step: tuple[Batch, ...] = ()
+        self._drawn_rows: list[list[int]] = []  # of the step's batches
+        self._step: list[Batch] = []  # in pieces
+        self._left: list[Batch] = []  # of the step, still to be given
 
     def __next__(self) -> Batch:
-        place = self.drawn % self._accumulation
-        if place == 0:  # a step's batches are drawn together, so that each knows its share
-            self._step = tuple(self.batch(next(self._rows)) for _ in range(self._accumulation))
-        self.drawn += 1
-        return self._step[place]._replace(step=self._step if self._accumulation > 1 else ())
+        if not self._left:  # a step's batches are drawn together, so that each knows its share
+            self._drawn_rows = [next(self._rows) for _ in range(self._accumulation)]
+            self._cut()
+        if len(self._left) % self.pieces == 0:
+            self.drawn += 1
+        batch = self._left.pop(0)
+        return batch._replace(step=tuple(self._step) if len(self._step) > 1 else ())
+
+    def _cut(self) -> None:
+        """Cut the step's batches into pieces of about the same number of samples."""
+        self._step = []
+        for drawn in self._drawn_rows:
+            size = -(-len(drawn) // self.pieces)
+            starts = range(0, len(drawn), size)
+            batches = [
+                self.batch(drawn[start : start + size])._replace(drawn=tuple(drawn), start=start) for start in starts
+            ]
+            self._step += batches + [batches[-1]._replace(counts=False)] * (self.pieces - len(batches))
+        self._left = list(self._step)
+
+    def give_again(self, drawn: int, pieces: int) -> None:
+        """Give the step that is under way from its start, in so many pieces a batch. `drawn`: at its start."""
+        begun, self.drawn, self.pieces = self.drawn != drawn, drawn, pieces
+        self._left = []
+        if begun:
+            self._cut()
 
     def skip(self, count: int) -> None:
         """Pass over the batches of whole steps, as if they had been given."""
@@ -80,8 +107,8 @@ def share(batch: Batch, count: Callable[[Batch], float]) -> float:
 
     Then the step's gradient is that of a mean over all its batches at once. count: of what the mean is over, such as tokens.
     """
-    total = sum(count(each) for each in batch.step)
-    return len(batch.step) * count(batch) / total if total else 1.0
+    total = sum(count(each) for each in batch.step if each.counts)
+    return len(batch.step) * batch.counts * count(batch) / total if total else 1.0
 
 
 def learned_tokens(batch: Batch) -> float:
@@ -98,7 +125,10 @@ def encoded(
     """The given rows' tokens. `max_length`: of all of them, or one a row; `setting` names the rows in errors."""
     lengths = [max_length] * len(rows) if isinstance(max_length, int) else max_length
     texts = samples.texts(rows, tokenizer, setting)
-    return [encode(text, tokenizer, length, PROMPT_SHARE) for text, length in zip(texts, lengths, strict=True)]
+    coded = [encode(text, tokenizer, length, PROMPT_SHARE) for text, length in zip(texts, lengths, strict=True)]
+    if (none := next((row for row, each in zip(rows, coded, strict=True) if not each.ids), None)) is not None:
+        raise RecipeError(f"{setting}: row {samples.number(none)} has no token; filter the row out")
+    return coded
 
 
 def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
+from spunge.unlearning.batches import learned_tokens, share
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Task
@@ -47,7 +48,8 @@ def finetune(
             pause_here(loop.step)
 
         def next_loss(_number: int) -> Loss:
-            return Loss(outputs(trained.model, next(stream)).mean(), {})
+            batch = next(stream)
+            return Loss(outputs(trained.model, batch).mean() * share(batch, learned_tokens), {})
 
         steps = max(pauses)
         loop = Loop(task, settings, trained.parameters, next_loss, steps, [stream], should_stop=between)

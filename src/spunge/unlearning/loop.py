@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text, written
+from spunge.model.memory import is_out_of_memory, release, tell
 from spunge.recipe.schema import MethodSettings
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
@@ -117,6 +118,7 @@ class History(NamedTuple):
     steps: int
     losses: dict[str, float]  # means over the last tenth of the steps
     stopped: str | None
+    notes: dict[str, Any]
 
 
 @dataclass
@@ -148,6 +150,7 @@ class Loop:
         self.recent: deque[dict[str, float]] = deque(maxlen=max(1, self.steps // 10))
         self.damages: deque[float] = deque(maxlen=RECENT)
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
+        self.pieces = 1  # of a batch, where the memory does not hold it whole
         self.step, stopped = self._resumed(), None
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
@@ -168,22 +171,59 @@ class Loop:
                 self._save(self.task.state)
                 saved = time.monotonic()
         means = {name: sum(terms[name] for terms in self.recent) / len(self.recent) for name in self.recent[-1]}
-        return History(self.step, means, stopped)
+        notes = {} if self.pieces == 1 else {"out of memory": f"each batch in {self.pieces} pieces"}
+        return History(self.step, means, stopped, notes)
 
     def backward(self, term: Tensor) -> None:
         """Add the gradient of one term of the loss at once, which frees what it holds; next_loss gives the other terms."""
         with torch.autocast(self.task.base.device.type, enabled=False):
-            torch.autograd.backward(term / self.settings.accumulation)
+            torch.autograd.backward(term / (self.settings.accumulation * self.pieces))
 
     def _gradients(self) -> dict[str, float]:
-        """Of one optimizer step's batches; returns the logged terms."""
-        settings = self.settings
+        """Of one optimizer step's batches; returns the logged terms. What does not fit into the memory is done again in pieces."""
+        drawn = [stream.drawn for stream in self.streams]
+        kept = {name: len(values) for name, values in self.memory.items()}
+        while (terms := self._attempted()) is None:
+            self._halve()
+            for stream, count in zip(self.streams, drawn, strict=True):
+                stream.give_again(count, self.pieces)
+            for name, length in kept.items():
+                del self.memory[name][length:]
+        return terms
+
+    def _attempted(self) -> dict[str, float] | None:
+        """The terms; None where the memory does not suffice. Its own function, so that no traceback holds what did not fit."""
+        try:
+            return self._summed()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self) -> None:
+        self.optimizer.zero_grad()
+        release()
+        size = max(stream.size for stream in self.streams)
+        if self.pieces >= size:
+            raise RecipeError(
+                f"unlearn.max_length: {self.settings.max_length}: the memory does not hold a training step on one sample; lower "
+                "it, train less (unlearn.trainable), or give a smaller model or another device"
+            )
+        self.pieces *= 2
+        tell(
+            f"out of memory at step {self.step + 1}: each batch of {size} is taken in {self.pieces} pieces from here on; "
+            "the gradient is the whole batch's"
+        )
+
+    def _summed(self) -> dict[str, float]:
+        """The sum of the gradients of the step's batches, and the logged terms."""
+        settings, batches = self.settings, self.settings.accumulation * self.pieces
         terms: dict[str, float] = {}
         damage: list[float] = []
-        for micro in range(settings.accumulation):
+        for micro in range(batches):
             try:
                 with self.task.base.autocast():
-                    loss = self.next_loss(self.step * settings.accumulation + micro)
+                    loss = self.next_loss(self.step * settings.accumulation + micro // self.pieces)
             except RecipeError:
                 raise
             except ValueError as error:  # of the architecture's own code, such as a length that it cannot train on
@@ -194,9 +234,9 @@ class Loop:
                     "unlearn.trainable: no gradient of the loss reaches what is trained in "
                     f"{type(self.task.base.model).__name__}; train other tensors"
                 )
-            torch.autograd.backward(loss.total / settings.accumulation)
+            torch.autograd.backward(loss.total / batches)
             for name, value in {"loss": float(loss.total.detach()), **loss.terms}.items():
-                terms[name] = terms.get(name, 0.0) + value / settings.accumulation
+                terms[name] = terms.get(name, 0.0) + value / batches
             if loss.damage is not None:
                 damage.append(loss.damage)
         if damage:
@@ -248,6 +288,7 @@ class Loop:
         """Everything that the rest of the run depends on, in one file that is whole or not there."""
         content = {
             "step": self.step,
+            "pieces": self.pieces,
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "good": (self.good[0], [value.cpu() for value in self.good[1]]),
             "optimizer": self.optimizer.state_dict(),
@@ -274,8 +315,10 @@ class Loop:
         self.good = content["good"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
+        self.pieces = content["pieces"]
         for stream, drawn in zip(self.streams, content["drawn"], strict=True):
             stream.skip(drawn)
+            stream.pieces = self.pieces
         torch.set_rng_state(content["random"])
         if content["cuda"]:
             torch.cuda.set_rng_state_all(content["cuda"])

@@ -125,13 +125,13 @@ def descend(
         loop = Loop(task, settings, trained.parameters, next_loss, steps, streams, memory={"first": first})
         with training_mode(trained.model):
             history = loop.run()
-        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped)
+        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes)
 
 
-def divergence(found: Scored, base: Tensor) -> Tensor:
+def divergence(scored: Scored, base: Tensor) -> Tensor:
     """Scalar: the mean over scored tokens of KL(base || trained); base: log-probabilities (n, v)."""
-    apart = torch.nn.functional.kl_div(found.logits.log_softmax(-1), base, log_target=True, reduction="none")
-    return apart.sum() / max(1, found.labels.numel())
+    apart = torch.nn.functional.kl_div(scored.logits.log_softmax(-1), base, log_target=True, reduction="none")
+    return apart.sum() / max(1, scored.labels.numel())
 
 
 def _retain_of(task: Task) -> Any:

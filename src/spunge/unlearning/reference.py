@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import Scored, scored
 from spunge.unlearning.trained import Trained
@@ -72,12 +73,17 @@ class Stored:
 
 
 def _each(
-    trained: Trained, stream: Stream, size: int, what: Callable[[Scored], Any] = lambda found: found
+    trained: Trained, stream: Stream, size: int, what: Callable[[Scored], Any] = lambda scored: scored
 ) -> Iterator[Any]:
     """What the base gives for every sample of a stream, in the samples' order, batch after batch."""
-    for start in range(0, stream.count, size):
-        batch = stream.batch(range(start, min(start + size, stream.count)))
-        yield what(scored(base_logits(trained, batch), batch))
+
+    def given(rows: Sequence[int]) -> Any:
+        batch = stream.batch(rows)
+        return what(scored(base_logits(trained, batch), batch))
+
+    groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
+    for _, each in halved(groups, [max(stream.lengths)] * stream.count, given, "unlearn.reference"):
+        yield each
 
 
 class _Distributions:

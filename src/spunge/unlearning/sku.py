@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, PROMPT_SHARE, Answer, Batch, Encoded, Samples, collate, encode
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
@@ -115,7 +115,7 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)
-    return Branch(changes, history.steps, history.losses, history.stopped)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,14 @@ class Answers:
         return cls(samples, answers, forget.lengths, tokenizer, settings, seed)
 
     def mismatched(self, batch: Batch, turn: int) -> Batch:
-        """Each prompt of a batch with k random answers; `turn` decides which."""
+        """Each prompt of a batch with k random answers; `turn` decides which, for all rows that were drawn together."""
         generator = np.random.default_rng([self.seed, turn])
         reference = self.settings.mode == "reference"
         shared = generator.integers(0, len(self.answers), self.settings.answers).tolist()
-        pairs = [
-            (row, other) for row in batch.rows for other in (shared if reference else self._others(row, generator))
-        ]
-        asked = Samples(self.samples.table.take(pa.array([row for row, _ in pairs], pa.int64())))
+        drawn = [(row, shared if reference else self._others(row, generator)) for row in batch.drawn or batch.rows]
+        mine = drawn[batch.start : batch.start + len(batch.rows)]
+        pairs = [(row, other) for row, others in mine for other in others]
+        asked = Samples(taken(self.samples.table, [row for row, _ in pairs]))
         mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
         texts = mixed.texts(range(len(mixed)), self.tokenizer)
         coded = [
@@ -172,9 +172,9 @@ class Answers:
         return chosen
 
 
-def _sample_mean(found: Scored) -> Tensor:
+def _sample_mean(scored: Scored) -> Tensor:
     """Mean over samples of their mean NLL."""
-    return (found.sums() / found.lengths()).mean()
+    return (scored.sums() / scored.lengths()).mean()
 
 
 def _guided(trained: Trained, batch: Batch, settings: SKUSettings) -> Tensor:

@@ -46,7 +46,7 @@ def unlearn(task: Task, settings: TVNSettings) -> Branch:
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)
-    return Branch(changes, history.steps, history.losses, history.stopped)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
 
 
 TVN = Method(

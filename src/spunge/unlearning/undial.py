@@ -31,11 +31,11 @@ def unlearn(task: Task, settings: UNDIALSettings) -> Branch:
     return descend(task, settings, loss, forget=forget, distributions=[forget])
 
 
-def adjusted_distillation(found: Scored, base: Tensor, beta: float) -> Tensor:
+def adjusted_distillation(scored: Scored, base: Tensor, beta: float) -> Tensor:
     """base: log-probabilities (n, v), which are its logits up to a constant a row -> scalar."""
-    pushed = base.scatter_add(1, found.labels[:, None], torch.full_like(base[:, :1], -beta))
-    losses = torch.nn.functional.cross_entropy(found.logits, pushed.softmax(-1), reduction="none")
-    return losses.sum() / max(1, found.labels.numel())
+    pushed = base.scatter_add(1, scored.labels[:, None], torch.full_like(base[:, :1], -beta))
+    losses = torch.nn.functional.cross_entropy(scored.logits, pushed.softmax(-1), reduction="none")
+    return losses.sum() / max(1, scored.labels.numel())
 
 
 UNDIAL = Method(

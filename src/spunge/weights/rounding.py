@@ -56,6 +56,11 @@ def main_dtype(base: Checkpoint) -> torch.dtype:
     return max(entries, key=lambda dtype: entries[dtype], default=torch.float32)
 
 
+def written_bytes(base: Checkpoint, wanted: str) -> int:
+    """Size of a merged checkpoint's tensors. wanted: base, or a dtype's name."""
+    return sum(base.tensors[name].numel * dtype.itemsize for name, dtype in stored_dtypes(base, wanted).items())
+
+
 def written_dtype(base: Checkpoint, wanted: str) -> torch.dtype:
     """The dtype that most entries of a merged checkpoint are written in. wanted: base, or a dtype's name."""
     if wanted == "base":
@@ -160,9 +165,9 @@ def arrival(base: Tensor, change: Tensor, written: Tensor) -> Arrival:
     return Arrival(float((written.double() - base.double()).dot(wide)), float(wide.dot(wide)))
 
 
-def is_lost(found: Iterable[Arrival]) -> bool:
+def is_lost(arrivals: Iterable[Arrival]) -> bool:
     """Whether more than a tenth of a change is lost, by what arrives of its parts."""
-    parts = list(found)
+    parts = list(arrivals)
     return sum(part.along for part in parts) < KEPT * sum(part.squares for part in parts)
 
 

@@ -20,6 +20,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.model.loading import pick_device, pick_dtype
+from spunge.model.memory import halved
 from spunge.progress import SILENT, Steps
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
 from spunge.weights.hub import fetched
@@ -54,12 +55,17 @@ class Classifier:
         sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
         order = sorted(range(len(texts)), key=lambda index: -sizes[index])
         done = 0
-        for rows in grouped(order, sizes, TOKENS_PER_BATCH):
+
+        def scored(rows: Sequence[int]) -> np.ndarray:
             coded = self._coded([texts[row] for row in rows], padding=True, return_tensors="pt")
             with torch.inference_mode():
                 logits = self.model(**{name: each.to(self.model.device) for name, each in coded.items()}).logits
             scores = logits.double().sigmoid() if self.separate else logits.double().softmax(-1)
-            rated[rows] = scores.cpu().numpy()
+            own: np.ndarray = scores.cpu().numpy()
+            return own
+
+        for rows, scores in halved(grouped(order, sizes, TOKENS_PER_BATCH), sizes, scored, "evaluate.scorer"):
+            rated[rows] = scores
             done += len(rows)
             progress(done, len(texts))
         return rated

@@ -23,6 +23,7 @@ from spunge.files import read_json, write_json
 from spunge.model.architecture import find_blocks
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
+from spunge.model.memory import halved
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.writing import write_tensors
@@ -143,15 +144,20 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
 
         return hook
 
+    def means(rows: Sequence[int]) -> np.ndarray:
+        batch = collate([coded[row] for row in rows], base.device)
+        inner = getattr(base.model, base.model.base_model_prefix, base.model)  # without the output layer
+        inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
+        parts = [torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks]
+        seen.clear()
+        mean: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
+        return mean
+
     hooks = [modules[block].register_forward_hook(keep(block)) for block in blocks]
     try:
-        for rows in grouped(order, sizes, batch_tokens(base)):
-            batch = collate([coded[row] for row in rows], base.device)
-            inner = getattr(base.model, base.model.base_model_prefix, base.model)  # without the output layer
-            inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-            weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
-            means = torch.cat([torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks], dim=1)
-            pooled.update(zip(rows, means.cpu().numpy(), strict=True))
+        for rows, states in halved(grouped(order, sizes, batch_tokens(base)), sizes, means, "evaluate"):
+            pooled.update(zip(rows, states, strict=True))
     finally:
         for hook in hooks:
             hook.remove()

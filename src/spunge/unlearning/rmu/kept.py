@@ -7,12 +7,13 @@ A text's activations are always computed beside the same neighbours, whatever ba
 delta depend neither on which branches ran before it nor on where a killed one went on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from spunge.data.samples import Batch, Encoded, collate
+from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Store
 from spunge.unlearning.rmu.trunk import Entered, Trunk
@@ -72,6 +73,12 @@ class Activations:
         """Everything of a row and its neighbours."""
         assert self._coded is not None
         rows = range(first, min(first + GROUP, len(self._coded)))
+        lengths = [len(text.ids) for text in self._coded]
+        for _ in halved([rows], lengths, self._compute_rows, "unlearn.max_length"):
+            pass
+
+    def _compute_rows(self, rows: Sequence[int]) -> None:
+        assert self._coded is not None
         batch = collate([self._coded[row] for row in rows], self._stream.base.device)
         entered = self._trunk.prefix(batch)
         pieces = {"entering": entered.hidden}

@@ -105,7 +105,7 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
         loop = Loop(task, settings, parameters, next_loss, len(order), streams, cosine.too_low, memory)
         history = loop.run()
         changes = trained.changes(1.0)
-    return Branch(changes, history.steps, history.losses, history.stopped)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
 
 
 def direction(size: int, seed: int) -> Tensor:

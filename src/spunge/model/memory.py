@@ -1,0 +1,72 @@
+"""Out of memory: which errors say so, and halving what does not fit."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from spunge.errors import RecipeError, one_line
+
+R = TypeVar("R")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory, or the machine's, does not suffice."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+
+
+def release() -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
+
+
+def tell(said: str) -> None:
+    """A line about memory, at once."""
+    logging.getLogger("spunge").warning(one_line(said))
+
+
+def halved(
+    groups: Iterable[Sequence[int]], sizes: Sequence[int], call: Callable[[Sequence[int]], R], setting: str
+) -> Iterator[tuple[Sequence[int], R]]:
+    """Each group of rows with what `call` gives for it; a group that does not fit into the memory is called in halves, and later
+    ones are kept as small.
+
+    sizes: tokens of each row. setting: the recipe's key that is named where even a single row does not fit; then RecipeError.
+    """
+    most = float("inf")  # padded tokens of a group
+    for group in groups:
+        waiting = [group]
+        while waiting:
+            rows = waiting.pop(0)
+            padded = len(rows) * max(sizes[row] for row in rows)
+            if padded <= most or len(rows) == 1:
+                result = _attempted(call, rows)
+                if result is not None:
+                    yield rows, result[0]
+                    continue
+                release()
+                if len(rows) == 1:
+                    raise RecipeError(
+                        f"{setting}: the memory does not hold the model and a text of {padded} tokens; give another device, a "
+                        "smaller dtype or shorter texts"
+                    )
+                most = padded / 2
+                tell(f"{setting}: out of memory with {len(rows)} texts at once; now {(len(rows) + 1) // 2}")
+            middle = (len(rows) + 1) // 2
+            waiting[:0] = [rows[:middle], rows[middle:]]
+
+
+def _attempted(call: Callable[[Sequence[int]], R], rows: Sequence[int]) -> tuple[R] | None:
+    """The result; None where memory does not suffice. Its own function, so that no traceback holds what did not fit."""
+    try:
+        return (call(rows),)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None

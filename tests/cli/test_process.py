@@ -1,0 +1,89 @@
+"""The command as a process: what starting, ending and stopping one shows and no call in this process can."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def heeding_ctrl_c() -> None:
+    """As in a terminal, also where the tests themselves were started in the background, where shells have it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, preexec_fn=heeding_ctrl_c
+    )
+
+
+def test_help_imports_no_torch() -> None:
+    program = (
+        "import sys; sys.argv = ['spunge', '--help']\nfrom spunge.cli import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'transformers', 'pydantic', 'datasets', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    )
+    ended = python("-c", program)
+    assert ended.returncode == 0, ended.stderr
+    for command in ("run", "plan", "split", "report", "compare", "list", "init", "env"):
+        assert f"\n  {command}" in ended.stdout
+
+
+def test_run_prints_the_table_on_stdout_and_progress_on_stderr(recipe_file: Path, tmp_path: Path) -> None:
+    ended = python("-m", "spunge.cli", "run", str(recipe_file), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "accuracy" in ended.stdout
+    assert "europe" in ended.stdout
+    assert "report: " + os.path.join("runs", "toy", "report.html") in ended.stdout
+    assert "unlearn branch:europe" in ended.stderr
+    assert "unlearn" not in ended.stdout
+    assert (tmp_path / "runs" / "toy" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "toy.yaml", "--set", "unlearn.learning_rate=1e20"], ["split", "toy.yaml", "--set", "forget.where=nope"]],
+)
+def test_nothing_is_printed_after_the_line_that_says_what_is_wrong(
+    recipe_file: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Not even what libraries print at exit, such as nanobind's list of what the garbage collector did not reach."""
+    ended = python("-m", "spunge.cli", *arguments, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].startswith(f"spunge: {arguments[-1].split('=')[0]}: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_run_stopped_while_it_trains_exits_130_and_says_how_to_go_on(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toy_recipe["unlearn"]["steps"] = 3000
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_recipe))
+    command = [sys.executable, "-m", "spunge.cli", "run", "toy.yaml", "--out", "run"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_ctrl_c,
+    )
+    deadline = time.monotonic() + 100
+    while not any(file.stat().st_size for file in tmp_path.glob("run/branches/*/log.jsonl")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert errors.splitlines()[-1].startswith("spunge: stopped; give the same command again to go on")

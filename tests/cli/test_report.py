@@ -1,0 +1,43 @@
+"""`spunge report` and `spunge compare` on finished runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+from commands import call
+
+
+def test_report_and_compare_show_finished_runs(recipe_file: Path, finished: Path, tmp_path: Path) -> None:
+    figure = "published=[{stage: merged, subject: asia, metric: accuracy, value: 0.125, source: A paper}]"
+    for name, setting in (("one", figure), ("two", "merge.scale=2")):
+        shutil.copytree(finished, tmp_path / name)
+        assert call("run", str(recipe_file), "--set", setting, "--out", name, cwd=tmp_path).returncode == 0
+    page = tmp_path / "one" / "report.html"
+    page.unlink()
+    ended = call("report", "one", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert page.exists()
+    for said in (
+        "control:joint",
+        "Parts to forget",
+        "Beside the paper",
+        "0.125",
+        "A paper",
+        "Spillover",
+        "report: one",
+    ):
+        assert said in ended.stdout
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert json.loads(call("report", "one", "--json", cwd=tmp_path).stdout) == results
+    ended = call("compare", "one", "two", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[0].split() == ["metric", "subject", "one", "two"]
+    compared = json.loads(call("compare", "one", "two", "--stage", "control:joint", "--json", cwd=tmp_path).stdout)
+    assert {row["subject"] for row in compared["rows"]} == {"asia", "europe", "retain"}
+    for row in compared["rows"]:
+        assert row["scores"][0] == row["scores"][1]
+    results["evaluations"][0]["instrument"] = {"scorer": "another"}
+    (tmp_path / "one" / "results.json").write_text(json.dumps(results))
+    ended = call("compare", "one", "two", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "measured with different instruments: (scorer: another) in 'one', none in 'two'" in ended.stderr

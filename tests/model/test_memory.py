@@ -1,0 +1,69 @@
+"""What does not fit into the memory is done in halves; what is no matter of memory is not."""
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from spunge.errors import RecipeError
+from spunge.model.memory import halved, is_out_of_memory
+
+SIZES = [9, 8, 8, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("room", [9, 16, 17, 24, 40, 1000])
+def test_every_row_comes_once_in_order_and_no_call_is_repeated_in_vain(
+    room: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed: list[int] = []
+
+    def call(rows: Sequence[int]) -> list[int]:
+        padded = len(rows) * max(SIZES[row] for row in rows)
+        if padded > room:
+            failed.append(padded)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return [SIZES[row] for row in rows]
+
+    with caplog.at_level(logging.WARNING, "spunge"):
+        done = list(halved([[0, 1, 2, 3], [4, 5, 6, 7]], SIZES, call, "evaluate"))
+    assert [row for rows, _ in done for row in rows] == list(range(8))
+    assert [size for _, sizes in done for size in sizes] == SIZES
+    assert failed == sorted(set(failed), reverse=True)  # what failed is not tried again
+    assert len(caplog.records) == len(failed)
+
+
+def test_a_single_row_that_does_not_fit_is_refused_in_one_line() -> None:
+    def call(rows: Sequence[int]) -> None:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
+        )
+
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.scorer: the memory does not hold the model and a text of 9 tokens"
+    ):
+        list(halved([[0, 1]], SIZES, call, "evaluate.scorer"))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GiB)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_only_memory_is_taken_for_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) is is_one
+
+
+def test_another_error_goes_through() -> None:
+    def call(rows: Sequence[int]) -> None:
+        raise IndexError("index out of range in self")
+
+    with pytest.raises(IndexError):
+        list(halved([[0, 1]], SIZES, call, "evaluate"))

@@ -1,0 +1,346 @@
+"""On a GPU everything comes out as on the CPU: training, deltas, merging, writing, scoring, and a whole run."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+import spunge
+from spunge.data.samples import Encoded, Samples, collate
+from spunge.evaluation.candidates import Question, candidate_likelihoods
+from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.likelihood import token_logs
+from spunge.files import fingerprint
+from spunge.merging.engine import merge
+from spunge.merging.rules import AverageSettings
+from spunge.model.loading import Base, load_base
+from spunge.progress import SILENT
+from spunge.recipe.schema import ModelSettings
+from spunge.registry import METHODS
+from spunge.results import Results
+from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.rmu.trunk import Trunk
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import Delta, open_delta, write_delta
+from spunge.weights.overlay import applied
+from spunge.weights.sources import DeltaSource
+from toys import texts
+
+pytestmark = pytest.mark.gpu
+
+TRAINING = sorted(set(METHODS.builtin) - {"precomputed"})  # which trains nothing
+ANSWERING = {"sku", "dpo", "idk"}  # whose forget rows are prompts and answers
+STEPS = 4
+FEW = {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "max_damage": None}
+OWN: dict[str, dict[str, Any]] = {"rmu": {"layer": 2}, "sku": {"answers": 2}}
+FACTORS = {"kind": "lora", "rank": 4, "dropout": 0.0, "targets": "all-linear"}
+TENSORS = {"kind": "tensors", "match": ["*.1.*weight"]}
+EVERYTHING = {"kind": "all"}
+
+
+@pytest.fixture(scope="session")
+def card(request: pytest.FixtureRequest) -> str:
+    """The device."""
+    device: str = request.config.getoption("--device")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return device
+
+
+@pytest.fixture
+def on(tiny: Callable[..., Path]) -> Callable[..., Base]:
+    """on("cuda") -> a tiny Llama there."""
+
+    def load(device: str, dtype: str = "float32") -> Base:
+        folder = tiny("llama", dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        return load_base(folder, ModelSettings(path=str(folder), dtype=dtype, device=device))
+
+    return load
+
+
+def samples(topic: str, count: int = 10, answers: bool = False) -> Samples:
+    if not answers:
+        return Samples(pa.table({"text": texts(topic, count)}))
+    completed = [f" {text}" for text in texts(f"{topic}, answers", count)]
+    return Samples(pa.table({"prompt": texts(topic, count), "completion": completed}))
+
+
+def unlearn(
+    base: Base, method: str, log: Path | None = None, task: Mapping[str, Any] | None = None, **changes: Any
+) -> Branch:
+    settings = METHODS.get(method).settings(**{"method": method, **FEW, **OWN.get(method, {}), **changes})
+    parts = {"a": samples("a", answers=method in ANSWERING)}
+    given = {"parts": parts, "retain": samples("other", 20), "seeds": {"a": 5}, "log": log, **(task or {})}
+    return METHODS.get(method).unlearn(Task(base, **given), settings)
+
+
+def losses(log: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in log.open()]
+
+
+def dense(branch: Branch) -> dict[str, Tensor]:
+    """A branch's changes in the tensors' own shapes, on the CPU."""
+    return {
+        name: (change if isinstance(change, Tensor) else change.dense()).cpu()
+        for name, change in branch.changes.items()
+    }
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Norm of the difference over the norm, of all tensors together."""
+    assert one.keys() == other.keys()
+    squares = [
+        ((one[name].double() - other[name].double()).square().sum(), other[name].double().square().sum())
+        for name in one
+    ]
+    return math.sqrt(sum(float(each) for each, _ in squares) / sum(float(each) for _, each in squares))
+
+
+def logits(base: Base) -> Tensor:
+    """On two fixed texts, in evaluation mode, on the CPU."""
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10], [30, 20, 10, 40, 50, 60]], device=base.device)
+    was_training = base.model.training
+    base.model.eval()
+    try:
+        with torch.no_grad():
+            return base.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
+    finally:
+        base.model.train(was_training)
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [
+        *((method, TENSORS) for method in TRAINING),
+        ("rmu", None),
+        ("npo", FACTORS),
+        ("tvn", FACTORS),
+        ("ga", EVERYTHING),
+    ],
+    ids=lambda value: value if isinstance(value, str) else (value or {"kind": "default"})["kind"],
+)
+def test_a_method_learns_on_the_card_what_it_learns_on_the_cpu(
+    card: str, on: Callable[..., Base], bits_of: Callable[..., Any], method: str, trainable: Any, tmp_path: Path
+) -> None:
+    given = {} if trainable is None else {"trainable": trainable}
+    base = on(card)
+    before = bits_of(base.model)
+    there = unlearn(base, method, tmp_path / "there", **given)
+    here = unlearn(on("cpu"), method, tmp_path / "here", **given)
+    assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=5e-3)
+    assert losses(tmp_path / "there")[0] == pytest.approx(losses(tmp_path / "here")[0], rel=1e-4)
+    assert apart(dense(there), dense(here)) < 0.05
+    after = base.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert {parameter.device.type for parameter in base.model.parameters()} == {torch.device(card).type}
+
+
+@pytest.mark.parametrize(("method", "trainable"), [("rmu", None), ("npo", FACTORS), ("ga", EVERYTHING)])
+def test_a_delta_from_the_card_gives_on_either_device_what_was_trained(
+    card: str, on: Callable[..., Base], method: str, trainable: Any, tmp_path: Path
+) -> None:
+    base, seen = on(card), torch.empty(0)
+
+    def progress(step: int, steps: int, _note: str = "", /) -> None:
+        nonlocal seen
+        if step == steps:
+            seen = logits(base)
+
+    given = {} if trainable is None else {"trainable": trainable}
+    branch = unlearn(base, method, task={"progress": progress}, **given)
+    write_delta(tmp_path, branch.changes, {"base": "none"})
+    assert not torch.allclose(logits(base), seen, atol=1e-3)
+    for each in (base, on("cpu")):
+        with applied(each.parameters, open_delta(tmp_path)):
+            assert torch.allclose(logits(each), seen, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rmu", "npo", "ga"])
+def test_bfloat16_on_the_card_is_float32_up_to_rounding(
+    card: str, on: Callable[..., Base], bits_of: Callable[..., Any], method: str, tmp_path: Path
+) -> None:
+    base = on(card, "bfloat16")
+    before = bits_of(base.model)
+    branch = unlearn(base, method, tmp_path / "there", **({} if method == "rmu" else {"trainable": EVERYTHING}))
+    unlearn(on("cpu"), method, tmp_path / "here", **({} if method == "rmu" else {"trainable": EVERYTHING}))
+    assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=0.05)
+    changes = dense(branch)
+    assert {change.dtype for change in changes.values()} == {torch.float32}
+    assert all(bool(change.isfinite().all()) for change in changes.values())
+    assert all(torch.equal(base.model.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [("rmu", {}), ("npo", {"trainable": {**FACTORS, "dropout": 0.2}}), ("tvn", {"trainable": EVERYTHING})],
+)
+def test_a_training_that_was_killed_on_the_card_goes_on_to_the_same_delta(
+    card: str, on: Callable[..., Base], method: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _steps: int, _note: str = "", /) -> None:
+        if step == 3:
+            raise Killed
+
+    base, state = on(card), {"state": tmp_path / "state.pt", "save_seconds": 0.0}
+    undisturbed = unlearn(base, method, **given)
+    with pytest.raises(Killed):
+        unlearn(base, method, task={**state, "progress": kill}, **given)
+    assert (tmp_path / "state.pt").exists()
+    torch.manual_seed(99)
+    resumed = unlearn(base, method, task=state, **given)
+    assert resumed.steps == STEPS
+    # Not bit for bit: sums on a card come in any order.
+    assert apart(dense(resumed), dense(undisturbed)) < (5e-3 if card != "cpu" else 1e-12)
+
+
+def test_a_batch_that_the_cards_memory_does_not_hold_is_learned_in_pieces(
+    card: str, on: Callable[..., Base], request: pytest.FixtureRequest
+) -> None:
+    if card == "cpu":
+        pytest.skip("a process's share of the memory is a card's alone")
+    base, long = on(card), [" ".join(texts(f"long {row}", 12)) for row in range(512)]
+    given = {"parts": {"a": Samples(pa.table({"text": long}))}}
+    settings = {"trainable": TENSORS, "steps": 2, "batch_size": 256, "max_length": 120}
+    torch.cuda.reset_peak_memory_stats()
+    whole = unlearn(base, "ga", task=given, **settings)
+    limit = 0.5 * torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    request.addfinalizer(lambda: torch.cuda.set_per_process_memory_fraction(1.0))
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    in_pieces = unlearn(base, "ga", task=given, **settings)
+    assert "out of memory" not in whole.notes
+    assert "out of memory" in in_pieces.notes
+    assert apart(dense(in_pieces), dense(whole)) < 0.02
+
+
+def test_rmus_blocks_give_on_the_card_what_transformers_gives_on_the_cpu(card: str, on: Callable[..., Base]) -> None:
+    coded = [Encoded(ids, list(ids)) for ids in ([5, 6, 7, 8, 9, 10, 11], [30, 20, 10])]
+    here, there = collate(coded), collate(coded, card)
+    base = on(card)
+    trunk = Trunk(base, 1, 2)
+    with torch.no_grad():
+        states = trunk.states(trunk.prefix(there)).cpu()
+        told = on("cpu").model(input_ids=here.ids, attention_mask=here.mask, output_hidden_states=True)
+    assert torch.allclose(states[here.mask.bool()], told.hidden_states[3][here.mask.bool()], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["npo", "undial", "graddiff"])
+def test_a_stored_reference_trains_on_the_card_as_a_live_one(
+    card: str, on: Callable[..., Base], method: str, tmp_path: Path
+) -> None:
+    given = {"trainable": TENSORS, "retain_loss": "kl"}
+    live = unlearn(on(card), method, tmp_path / "live", **given)
+    stored = unlearn(on(card), method, tmp_path / "stored", **given, reference="stored")
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "live"), rel=1e-3)
+    assert apart(dense(stored), dense(live)) < 0.02
+
+
+def test_deltas_of_a_base_on_the_card_merge_to_the_base_and_their_mean(
+    card: str, on: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = on(card)
+    plain = Checkpoint(base.folder)
+    deltas: list[Delta] = []
+    for seed in (1, 2):
+        branch = unlearn(base, "ga", trainable=EVERYTHING, learning_rate=1e-3 * seed)
+        deltas.append(write_delta(tmp_path / str(seed), branch.changes, {"base": plain.fingerprint()}))
+    merge(base.folder, [DeltaSource(delta) for delta in deltas], AverageSettings(), tmp_path / "merged")
+    merged = Checkpoint(tmp_path / "merged")
+    for name in plain.tensors:
+        mean = sum(delta.dense(name).double() for delta in deltas) / 2
+        assert torch.allclose(merged.read(name).double(), plain.read(name).double() + mean, atol=1e-6), name
+
+
+def test_token_likelihoods_on_the_card_are_the_cpus(card: str, on: Callable[..., Base]) -> None:
+    here, there = on("cpu"), on(card)
+    coded = [
+        Encoded(ids, list(ids)) for text in texts("likelihoods", 12) for ids in [here.tokenizer(text)["input_ids"]]
+    ]
+    for one, other in zip(token_logs(there, coded, SILENT.step, 64), token_logs(here, coded, SILENT.step), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    questions = [Question(each.ids[:3], [each.ids[3:5], [5, 6, 7], [5, 9]]) for each in coded]
+    for one, other in zip(
+        candidate_likelihoods(there, questions, SILENT.step),
+        candidate_likelihoods(here, questions, SILENT.step),
+        strict=True,
+    ):
+        assert [each.log for each in one] == pytest.approx([each.log for each in other], abs=1e-3)
+
+
+def _written(base: Base, folder: Path, **given: Any) -> list[list[str]]:
+    bench = replace(Bench("base", fingerprint(str(folder)), folder, folder), seed=3)
+    return completions(base, texts("prompts", 6), GenerationSettings(max_new_tokens=12, **given), bench)
+
+
+def test_greedy_completions_on_the_card_are_the_cpus(card: str, on: Callable[..., Base], tmp_path: Path) -> None:
+    assert _written(on(card), tmp_path / "there") == _written(on("cpu"), tmp_path / "here")
+
+
+def test_sampled_completions_on_the_card_come_again_with_the_seed(
+    card: str, on: Callable[..., Base], tmp_path: Path
+) -> None:
+    base, sampled = on(card), {"temperature": 1.0, "samples": 3}
+    first = _written(base, tmp_path / "first", **sampled)
+    torch.manual_seed(99)
+    assert _written(base, tmp_path / "again", **sampled) == first
+
+
+def _audits() -> list[dict[str, Any]]:
+    quick: dict[str, dict[str, Any]] = {
+        "relearn": {"steps": [0, 2], "batch_size": 4},
+        "quantise": {"bits": "nf4"},
+        "reword": {},
+        "prefix": {"shots": 1},
+        "probe": {"folds": 2},
+    }
+    return [{"kind": "audit", "of": "choices", "attack": {"kind": kind, **given}} for kind, given in quick.items()]
+
+
+@pytest.fixture
+def long_recipe(toy_recipe: dict[str, Any], tiny: Callable[..., Path], tiny_bert: Path) -> dict[str, Any]:
+    """Every control, attack and kind of evaluator that needs no package of its own."""
+    retain, short = toy_recipe["retain"]["source"], {"max_new_tokens": 4}
+    writing = {"source": retain, "by": "NULL", "prompt": "text", "limit": 4, "generation": short}
+    judges: list[dict[str, Any]] = [
+        {"kind": "toxicity", "subject": "toxicity", "scorer": str(tiny_bert)},
+        {"kind": "harm", "subject": "harm", "judge": str(tiny_bert)},
+        {"kind": "fluency", "subject": "fluency", "judge": str(tiny("gpt2")), "judge_dtype": "float32"},
+    ]
+    evaluations = [*toy_recipe["evaluate"], *_audits(), *({**writing, **judge} for judge in judges)]
+    membership = {"kind": "audit", "source": retain, "attack": "membership"}
+    return {**toy_recipe, "controls": ["joint", "random", "sequential"], "evaluate": [*evaluations, membership]}
+
+
+def test_a_whole_run_on_the_card_gives_the_cpus_scores(card: str, long_recipe: dict[str, Any], tmp_path: Path) -> None:
+    results: dict[str, Results] = {}
+    for device in (card, "cpu"):
+        model = {**long_recipe["model"], "device": device}
+        results[device] = spunge.run({**long_recipe, "model": model}, tmp_path / device)
+    there, here = results[card], results["cpu"]
+    assert there.device.partition(":")[0] == torch.device(card).type
+    rows = [{(row.stage, row.subject, row.metric): row.value for row in each.rows} for each in (there, here)]
+    assert rows[0].keys() == rows[1].keys()
+    assert all(math.isfinite(value) for value in rows[0].values())
+    for place, value in rows[0].items():
+        if place[2] == "perplexity":
+            assert value == pytest.approx(rows[1][place], rel=2e-3), place
+    merged = [Checkpoint(tmp_path / device / "merged") for device in (card, "cpu")]
+    base = Checkpoint(Path(long_recipe["model"]["path"]))
+    changes = [{name: each.read(name) - base.read(name) for name in base.tensors} for each in merged]
+    # A sign that is elected otherwise, or an entry at the threshold, changes whole entries.
+    assert apart(*changes) < 0.1
+    assert (
+        spunge.run({**long_recipe, "model": {**long_recipe["model"], "device": card}}, tmp_path / card).rows
+        == there.rows
+    )
