@@ -78,7 +78,11 @@ def _walked(
         else:
             kinds = [(block, ()) for block in blocks if step in (block.__name__, _kind_of(block))] or kinds
     own = [block for annotation, marks in kinds for block in _blocks_of(annotation, marks, content)]
-    return steps, *([name for block in each for name in block.model_fields] for each in (blocks, own))
+    return steps, _keys(blocks), _keys(own)
+
+
+def _keys(blocks: Sequence[Any]) -> list[str]:
+    return [name for block in blocks for name in block.model_fields]
 
 
 def _inside(content: Any, step: int | str) -> Any:
