@@ -410,6 +410,12 @@ class Recipe(Strict):
         ge=1,
         description="Train and judge everything so many times, with seed, seed + 1, ...; results are means over them.",
     )
+    keep_texts: Literal["all", "sample", "none"] = Field(
+        "all",
+        description="Prompts and completions that the run's folder and the shared cache hold once a model is judged. all: judging "
+        "by another scorer writes nothing anew. sample: 20 prompts of each file, to look at, and no copies of rows in the cache. "
+        "none: none; scores stay. See [reliability](reliability.md#secrets-and-texts).",
+    )
     published: list[Published] = Field(
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."
     )
