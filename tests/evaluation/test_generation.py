@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spunge.evaluation import generation
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions, prompt_ids
 from spunge.files import sealed
+from templates import CHATML, LLAMA_3, byte_tokenizer
 from toys import ARCHITECTURES, texts
 
 PROMPTS = [*texts("prompts", 9), "the"]
@@ -126,3 +128,25 @@ def test_a_completion_with_unusual_line_breaks_is_taken_up(load: Callable[..., A
     odd = [json.dumps(sealed({"row": row, "texts": ["one\u2028two\x85three"]}), ensure_ascii=False) for row in (0, 1)]
     file.write_text("\n".join(odd) + "\n", encoding="utf-8")
     assert completions(base, ["the dog", "the cat"], SHORT, bench(tmp_path)) == [["one\u2028two\x85three"]] * 2
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(("positions", "most"), [(None, 12), (19, 12), (None, 1)])
+def test_a_prompt_that_is_cut_keeps_its_start_token(
+    load: Callable[..., Any], chat: bool, positions: int | None, most: int
+) -> None:
+    tokenizer = byte_tokenizer(LLAMA_3.replace("<|begin_of_text|>", "<s>"), bos=True)
+    base = replace(load(), tokenizer=tokenizer, positions=positions)
+    settings = GenerationSettings(max_new_tokens=7, chat=chat, max_prompt=1024 if positions else most)
+    whole = prompt_ids(replace(base, positions=None), "ask " * 30, GenerationSettings(chat=chat))
+    cut = prompt_ids(base, "ask " * 30, settings)
+    assert whole[0] == tokenizer.bos_token_id
+    assert cut == ([whole[0], *whole[-most + 1 :]] if most > 1 else whole[-1:])
+    assert len(cut) == most
+
+
+def test_a_prompt_that_begins_without_a_start_token_gets_none_when_it_is_cut(load: Callable[..., Any]) -> None:
+    base = replace(load(), tokenizer=byte_tokenizer(CHATML))
+    for chat in (False, True):
+        whole = prompt_ids(base, "ask " * 30, GenerationSettings(chat=chat))
+        assert prompt_ids(base, "ask " * 30, GenerationSettings(chat=chat, max_prompt=9)) == whole[-9:]

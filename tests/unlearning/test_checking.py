@@ -1,5 +1,7 @@
 """Rows of which nothing can be learned are refused before anything is trained."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ import pytest
 import spunge
 from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
 from spunge.registry import METHODS
 from spunge.unlearning.checking import refuse_unusable
 from templates import GEMMA, byte_tokenizer, said
+from toys import rows
 
 SETTINGS = METHODS.get("tvn").settings(max_length=64)
 
@@ -77,3 +81,45 @@ def test_a_run_is_refused_before_its_first_branch_for_a_row_of_the_last(
         spunge.run(spunge.load_recipe(toy_recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("delta.safetensors"))
     assert not list((tmp_path / "run").rglob("log.jsonl"))
+
+
+@pytest.fixture
+def silent(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """A model whose tokenizer drops what nobody sees, as many do."""
+    folder = Path(shutil.copytree(tiny(), tmp_path / "silent"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    options = {"clean_text": True, "handle_chinese_chars": False, "strip_accents": False, "lowercase": False}
+    content["normalizer"] = {"type": "BertNormalizer", **options}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u00ad\u200b\u00ad", "\x01\x02", "\u200b" * 50], ids=ascii)
+@pytest.mark.parametrize("side", ["forget", "retain"])
+def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused_with_its_row_before_any_training(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], silent: Path, tmp_path: Path, side: str, text: str
+) -> None:
+    content = [*rows(["europe"], 4), {"topic": "europe", "text": text}]
+    toy_recipe[side] = {"source": str(write_rows("odd.jsonl", content))}
+    toy_recipe["model"]["path"] = str(silent)
+    for unlearn in ({"method": "rmu", "layer": 2}, {"method": "npo"}):
+        with pytest.raises(RecipeError, match=rf"^{side}.*: row 5 .*has no token to learn; filter the row out"):
+            spunge.run(load_recipe({**toy_recipe, "unlearn": unlearn}), tmp_path / "run")
+        assert not list((tmp_path / "run").rglob("delta.safetensors"))
+
+
+def test_a_text_of_one_token_is_enough_where_no_next_token_is_learned() -> None:
+    one = {"x": Samples(pa.table({"text": ["a"], "__row__": [7]}))}
+    steering = METHODS.get("rmu").settings(layer=1)
+    refuse_unusable(one, None, steering, byte_tokenizer(GEMMA), 1000)
+    with pytest.raises(RecipeError, match=r"^forget, part 'x': row 7 \('a'\) has no token to learn"):
+        refuse_unusable(one, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+
+
+def test_what_cuts_a_sample_is_named() -> None:
+    talks = samples([said("q", "a " * 40)], [1])
+    for positions, said_of in ((None, "64 tokens (unlearn.max_length)"), (128, "64 tokens (unlearn.max_length)")):
+        [remark] = refuse_unusable({"x": talks}, None, SETTINGS, byte_tokenizer(GEMMA), 1000, positions)
+        assert remark.endswith(said_of)
+    [remark] = refuse_unusable({"x": talks}, None, SETTINGS, byte_tokenizer(GEMMA), 1000, 48)
+    assert remark.endswith("cut to 48 tokens (as many as the model has positions for)")

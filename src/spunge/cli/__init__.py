@@ -28,6 +28,7 @@ for command in (
     run.split,
     run.status,
     run.verify,
+    run.clean,
     report.report,
     report.compare,
     judge.probe,

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from spunge.data.kinds import FREE
 from spunge.errors import RecipeError
 
 Message = dict[str, Any]
@@ -98,6 +99,41 @@ def read_conversation(value: Any, where: str) -> list[Message]:
     messages = read_messages(value, where)
     _require_answer(messages, where)
     return messages
+
+
+def read_tools(value: Any, where: str) -> list[Any]:
+    """The tools of a row, as a chat template is told of them: descriptions of functions, each as an object or as JSON text.
+    Raises RecipeError for what is no list of them."""
+    if isinstance(value, str):
+        value = _parsed(value, where) if value.strip() else None
+    if value is None:
+        return []
+    tools = []
+    for number, raw in enumerate(value if isinstance(value, list) else [value]):
+        tool = _parsed(raw, f"{where}[{number}]") if isinstance(raw, str) else raw
+        if not isinstance(tool, Mapping):
+            raise RecipeError(f"{where}[{number}] is {_kind(tool)}; a tool is an object that describes a function")
+        tools.append(_without_nulls(_with_objects(tool)))
+    return tools
+
+
+def _with_objects(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a reader keeps as JSON text (see `kinds.FREE`) as objects."""
+    opened = {key: _object(value) if key in FREE else value for key, value in tool.items()}
+    return {key: _with_objects(value) if isinstance(value, Mapping) else value for key, value in opened.items()}
+
+
+def _object(value: Any) -> Any:
+    with suppress(json.JSONDecodeError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
+
+
+def tools_beside(cell: Any) -> Any:
+    """The tools that stand beside the messages in one object ({messages: [...], tools: [...]}); None where there are none."""
+    if isinstance(cell, str) and cell.lstrip().startswith("{"):
+        cell = _object(cell)
+    return cell.get("tools") if isinstance(cell, Mapping) else None
 
 
 def read_pair(prompt: Any, completion: Any, where: str) -> tuple[list[Message], int]:
@@ -304,12 +340,8 @@ def _called(content: Any) -> list[Any]:
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
     inner = dict(call["function"]) if isinstance(call.get("function"), Mapping) else call
-    arguments = inner.get("arguments", {})
-    if isinstance(arguments, str):
-        # A template writes arguments as JSON itself; text would be quoted twice.
-        with suppress(json.JSONDecodeError):
-            arguments = json.loads(arguments)
-    inner = {**inner, "arguments": arguments}
+    # A template writes arguments as JSON itself; text would be quoted twice.
+    inner = {**inner, "arguments": {}, **{key: _object(value) for key, value in inner.items() if key in FREE}}
     return {**call, "function": inner} if "function" in call else {"type": "function", "function": inner}
 
 

@@ -12,7 +12,7 @@ from spunge.data.attribution import attribute_of
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
-from spunge.data.split import draw, rendering_of, seed_for
+from spunge.data.split import draw, rendering_of, seed_for, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
@@ -49,7 +49,8 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
         _refuse_gaps(query, items[role], role, given, rows, setting)
     if set(columns) in SAMPLES:  # texts to be scored as they would be learned
         named = partial(query.records.row_names, rows)
-        items = sample_table(items, rendering_of(recipe, recipe.forget), setting, query.records.numbers(rows), named)
+        rendering, tools = rendering_of(recipe, recipe.forget), tools_of(query.records, rows)
+        items = sample_table(items, rendering, setting, query.records.numbers(rows), named, tools)
     by: str | AttributeSettings | None = entry.by
     if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
         by = recipe.split.by

@@ -16,6 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 WIDE = pa.decimal128(38, 0)  # integers beyond 64 bits
+# Keys inside a record under which each row has keys of its own: what a tool is called with, and takes. As a record they would
+# be padded with every other row's, and a number beside a text become one; as JSON text they stay as they are.
+FREE = ("arguments", "parameters", "input_schema")
 MOST_FIELDS = 1000  # of a record; one with more is text, as its keys are data
 NOTHING, TEXT = type(None), pa.string()
 
@@ -108,7 +111,11 @@ def _record(fields: Mapping[str, pa.DataType]) -> pa.DataType:
     # SQL does not tell fields apart that differ by case alone.
     if len(fields) > MOST_FIELDS or len({name.lower() for name in fields}) < len(fields):
         return TEXT
-    return pa.struct(list(fields.items()))
+    return pa.struct([(name, TEXT if name in FREE and _is_nested(kind) else kind) for name, kind in fields.items()])
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_map(kind))
 
 
 def _sound(kind: pa.DataType) -> pa.DataType:
@@ -194,8 +201,15 @@ def fitted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if not by_hand and (kind != TEXT or plain_kind(column.type) == TEXT):
         with contextlib.suppress(pa.ArrowException):
             return column.cast(kind)
-    chunks = [column_of(chunk.to_pylist(), kind) for chunk in column.chunks]
+    chunks = [column_of([_unpadded(value) for value in chunk.to_pylist()], kind) for chunk in column.chunks]
     return pa.chunked_array(chunks, kind)
+
+
+def _unpadded(value: Any) -> Any:
+    """Without the keys that are null: Arrow gives every record the keys of all others."""
+    if isinstance(value, dict):
+        return {name: _unpadded(inner) for name, inner in value.items() if inner is not None}
+    return [_unpadded(item) for item in value] if isinstance(value, list) else value
 
 
 def text_of(value: Any) -> str:

@@ -10,6 +10,7 @@ import re
 import threading
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 import duckdb
@@ -23,6 +24,7 @@ from spunge.errors import RecipeError, suggestion
 ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
+BATCH = 1 << 13  # rows of a piece of a result: a column of text takes 2 GB a piece at the most
 CONSTANTS = ("null", "true", "false")  # words that are SQL where no column is called so
 SESSION = {
     "user",
@@ -86,6 +88,8 @@ class Query:
         or is met by no row."""
         if condition is None:
             return np.arange(self.rows)
+        if not condition.strip():
+            raise RecipeError(f"{setting}: an empty condition; leave it out")
         # Where no column is called so, SQL takes these words for the session's user and the like.
         words = set(re.findall(r"\w+(?!\w*\()", re.sub(r"'[^']*'|\"[^\"]*\"", "", condition.lower())))
         if strangers := sorted(words & SESSION - {name.lower() for name in self.columns}):
@@ -156,12 +160,17 @@ class Query:
         return types[0]
 
     def _run(self, sql: str, given: str, setting: str) -> pa.Table:
+        called = {word.lower() for word in re.findall(r"(\w+)\s*\(", re.sub(r"'[^']*'|\"[^\"]*\"", "", given))}
+        if self.column(given) is None and (changing := sorted(called & _changing())):
+            raise RecipeError(
+                f"{setting}: {given!r} gives other values each time, by {changing[0]}; a share at random is hash(text) % 10 = 0"
+            )
         timer = threading.Timer(SECONDS, self._connection.interrupt)
         timer.start()
         try:
             if len(self._connection.extract_statements(sql)) != 1:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
-            return self._connection.sql(sql).to_arrow_table()
+            return self._connection.sql(sql).to_arrow_table(BATCH)
         except duckdb.OutOfMemoryException:
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
         except duckdb.InterruptException:
@@ -180,6 +189,8 @@ class Query:
     def _mend(self, message: str, given: str) -> str:
         """What would work, where that can be told."""
         if missing := re.search(r'column "(.+?)"', message):
+            if f'"{missing[1]}"' in given:
+                return f"; a text stands in single quotes: '{missing[1]}'; columns: {', '.join(self.columns)}"
             alike = [name for name in self.columns if name.lower() == missing[1].lower()]
             if len(alike) > 1:
                 return f"; SQL does not tell {' from '.join(map(repr, alike))}; rename one"
@@ -187,10 +198,27 @@ class Query:
         if "explicit cast" in message or "explicit type casts" in message:
             return "; a column of text is compared as a number by CAST(name AS DOUBLE)"
         words = [name for name in self.columns if name and re.search(rf"(?<![\w\"]){re.escape(name)}(?![\w\"])", given)]
-        if unquoted := [name for name in words if not re.fullmatch(r"[^\W\d]\w*", name) or "syntax error" in message]:
+        if unquoted := [name for name in words if not re.fullmatch(r"[^\W\d]\w*", name) or _is_keyword(name)]:
             return f'; write the column {unquoted[0]!r} in double quotes: "{unquoted[0]}"'
         near = difflib.get_close_matches(given, self.columns, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@cache
+def _keywords() -> frozenset[str]:
+    rows = duckdb.connect().execute("SELECT keyword_name FROM duckdb_keywords()").fetchall()
+    return frozenset(word for (word,) in rows)
+
+
+@cache
+def _changing() -> frozenset[str]:
+    """Functions whose value is another each time or each day."""
+    told = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+    return frozenset(word for (word,) in duckdb.connect().execute(told).fetchall())
+
+
+def _is_keyword(name: str) -> bool:
+    return name.lower() in _keywords()
 
 
 def _folded(name: str) -> str:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair
+from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair, read_tools, tools_beside
 from spunge.data.query import ROW
+from spunge.data.tables import taken
 from spunge.data.template import Template, render
 
 Answer = str | Message  # of a row of prompt and completion, of a conversation
@@ -76,6 +77,10 @@ class Samples:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def number(self, row: int) -> int:
+        """A row's number in its file, from 1; where it came from none, its place here."""
+        return int(self.table[ROW][row].as_py()) if ROW in self.table.column_names else row
+
     @property
     def plain(self) -> bool:
         """Whether the rows are plain texts, without prompts."""
@@ -101,7 +106,7 @@ class Samples:
 
     def texts(self, rows: Sequence[int], tokenizer: Any, setting: str = "rows") -> list[Text]:
         """The given rows as texts; conversations go through the tokenizer's template. `setting` names the rows in errors."""
-        chosen = self.table.take(pa.array(rows, pa.int64()))
+        chosen = taken(self.table, rows)
         if self.plain:
             return [Text("", text) for text in chosen["text"].to_pylist()]
         if "prompt" in chosen.column_names:
@@ -173,11 +178,12 @@ def sample_table(
     setting: str,
     rows: Sequence[int] | np.ndarray,
     names: Callable[[], list[str]] | None = None,
+    tools: pa.ChunkedArray | None = None,
 ) -> pa.Table:
     """The table of Samples for columns named by role: text; prompt and completion; or messages; and refusal.
 
-    rows: their numbers in their files. names: gives `row 3 of chats.jsonl` and so on. Raises RecipeError for a conversation of
-    no known shape, naming its row.
+    rows: their numbers in their files. tools: the functions that each row's template is told of, where rows have any. names:
+    gives `row 3 of chats.jsonl` and so on. Raises RecipeError for a conversation of no known shape, naming its row.
     """
     names = names or (lambda: [f"row {row}" for row in rows])
     kept = {name: table[name] for name in ("text", "refusal") if name in table.column_names}
@@ -186,26 +192,37 @@ def sample_table(
         answers = [read_answer(cell, f"{setting}.refusal: {name}") for cell, name in cells]
         kept["refusal"] = pa.chunked_array([pa.array(answers, pa.string())])
     if "text" not in kept:
-        kept |= _told(table, rendering, setting, names)
+        kept |= _told(table, rendering, setting, names, tools)
     return pa.table({**kept, ROW: pa.array(rows, pa.int64())})
 
 
-def _told(table: pa.Table, rendering: Rendering, setting: str, names: Callable[[], list[str]]) -> dict[str, Any]:
+def _told(
+    table: pa.Table,
+    rendering: Rendering,
+    setting: str,
+    names: Callable[[], list[str]],
+    tools: pa.ChunkedArray | None,
+) -> dict[str, Any]:
     """Columns of prompts and completions, or of conversations."""
     nested = any(pa.types.is_nested(table[name].type) for name in table.column_names if name != "refusal")
     if "messages" not in table.column_names and not rendering.chat and not nested:
         ends = pa.array([rendering.end] * len(table), pa.string())
         return {"prompt": table["prompt"], "completion": table["completion"], "end": ends}
+    told, rows = [None] * len(table) if tools is None else tools.to_pylist(), names()
     if "messages" in table.column_names:
-        cells = zip(table["messages"].to_pylist(), names(), strict=True)
-        read = [(read_conversation(cell, f"{setting}.messages: {name}"), 0) for cell, name in cells]
+        cells = table["messages"].to_pylist()
+        read = [
+            (read_conversation(cell, f"{setting}.messages: {row}"), 0) for cell, row in zip(cells, rows, strict=True)
+        ]
+        told = [own or tools_beside(cell) for own, cell in zip(told, cells, strict=True)]
     else:
-        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), names(), strict=True)
-        read = [read_pair(prompt, completion, f"{setting}: {name}") for prompt, completion, name in pairs]
-    lines = [
-        Conversation(messages, start, rendering.learn, rendering.end, rendering.variables).to_json()
-        for messages, start in read
-    ]
+        pairs = zip(table["prompt"].to_pylist(), table["completion"].to_pylist(), rows, strict=True)
+        read = [read_pair(prompt, completion, f"{setting}: {row}") for prompt, completion, row in pairs]
+    lines = []
+    for (messages, start), own, row in zip(read, told, rows, strict=True):
+        functions = read_tools(own, f"{setting}: {row}: tools")
+        variables = {**rendering.variables, "tools": functions} if functions else rendering.variables
+        lines.append(Conversation(messages, start, rendering.learn, rendering.end, variables).to_json())
     return {"conversation": pa.array(lines, pa.large_string())}
 
 

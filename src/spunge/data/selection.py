@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spunge.data.kinds import TEXT
 from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
@@ -90,7 +89,7 @@ def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of
     names = [name for name in retain.column_names if name not in BESIDE]
     if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
         return np.zeros(retain.num_rows, dtype=bool)
-    known = pa.chunked_array([_content(table, names) for table in forget], TEXT)
+    known = pa.chunked_array([_content(table, names) for table in forget], pa.large_string())
     return np.asarray(
         pc.is_in(_content(retain, names), value_set=known.combine_chunks()).to_numpy(zero_copy_only=False)
     )
@@ -98,6 +97,6 @@ def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of
 
 def _content(table: pa.Table, names: list[str]) -> pa.Array:
     """Each row as one text."""
-    columns = [table[name].combine_chunks() for name in names]
-    texts = [column.cast(TEXT) if pa.types.is_large_string(column.type) else column for column in columns]
-    return pc.binary_join_element_wise(*texts, "\x1f")
+    # Joined, texts of less than 2 GB may be more than that.
+    texts = [table[name].cast(pa.large_string()).combine_chunks() for name in names]
+    return pc.binary_join_element_wise(*texts, pa.scalar("\x1f", pa.large_string()))

@@ -104,7 +104,13 @@ def split_rows(recipe: Recipe) -> Parts:
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
     """The samples of the given rows of a table of texts."""
     names = partial(records.row_names, rows)
-    return Samples(sample_table(taken(texts, rows), rendering, setting, records.numbers(rows), names))
+    numbers, tools = records.numbers(rows), tools_of(records, rows)
+    return Samples(sample_table(taken(texts, rows), rendering, setting, numbers, names, tools))
+
+
+def tools_of(records: Records, rows: np.ndarray) -> pa.ChunkedArray | None:
+    """The column `tools` of the given rows, if there is one: conversations that call functions carry their descriptions in it."""
+    return taken(records.table.select(["tools"]), rows)["tools"] if "tools" in records.table.column_names else None
 
 
 def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:

@@ -18,6 +18,7 @@ from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
+from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.model.memory import halved
@@ -44,8 +45,8 @@ class GenerationSettings(Strict):
     max_prompt: int = Field(
         1024,
         ge=1,
-        description="Tokens of a prompt; a longer one loses its start, as does one that leaves no room for the completion in a "
-        "model with learned positions.",
+        description="Tokens of a prompt; a longer one loses its start, behind the start token, as does one that leaves no room for "
+        "the completion in a model with learned positions.",
     )
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="What writes the completions; vllm needs a GPU and the package vllm."
@@ -130,7 +131,8 @@ def _with_transformers(
     plain = plain_generation(settings, pad, ends)
     # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
     # writes what it would have written.
-    groups = grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples))
+    budget = max(max(sizes), TOKENS_PER_BATCH // settings.samples)
+    groups = grouped(order, sizes, budget, alike=not reading_of(base).padded)
     missing = (rows for rows in groups if not done.issuperset(rows))
 
     def continued(rows: Sequence[int]) -> list[list[int]]:
@@ -230,9 +232,16 @@ def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[in
                 f"evaluate.generation.max_new_tokens: {settings.max_new_tokens}: the model has {base.positions} positions; "
                 "give fewer"
             )
-    ids = list(ids)[-most:]
-    start = base.tokenizer.bos_token_id if base.tokenizer.bos_token_id is not None else base.tokenizer.eos_token_id
-    return ids or [0 if start is None else int(start)]
+    return _last(list(ids), most, base.tokenizer)
+
+
+def _last(ids: list[int], most: int, tokenizer: Any) -> list[int]:
+    """The last `most` of a prompt's tokens behind its start token, which stays where it has one; of no tokens, one."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if not ids:
+        return [next((int(each) for each in (bos, eos) if each is not None), 0)]
+    kept = ids[-most:]
+    return [bos, *kept[1:]] if len(ids) > most > 1 and ids[0] == bos else kept
 
 
 def _special(base: Base) -> tuple[int, list[int]]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
-from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth
+from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth, positions_of
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import METHODS
 from spunge.run.graph import Made
@@ -32,7 +32,11 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
         return []
     tokenizer = load_tokenizer(model, inputs.base.given)
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    return refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings_of(inputs.base.given, model))
+    embeddings = embeddings_of(inputs.base.given, model)
+    positions = (
+        positions_of(inputs.base.folder, model) if inputs.base.folder.is_dir() else None
+    )  # still to be converted
+    return refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings, positions)
 
 
 class Choice(NamedTuple):

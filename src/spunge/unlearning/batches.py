@@ -125,7 +125,10 @@ def encoded(
     """The given rows' tokens. `max_length`: of all of them, or one a row; `setting` names the rows in errors."""
     lengths = [max_length] * len(rows) if isinstance(max_length, int) else max_length
     texts = samples.texts(rows, tokenizer, setting)
-    return [encode(text, tokenizer, length, PROMPT_SHARE) for text, length in zip(texts, lengths, strict=True)]
+    coded = [encode(text, tokenizer, length, PROMPT_SHARE) for text, length in zip(texts, lengths, strict=True)]
+    if (none := next((row for row, each in zip(rows, coded, strict=True) if not each.ids), None)) is not None:
+        raise RecipeError(f"{setting}: row {samples.number(none)} has no token; filter the row out")
+    return coded
 
 
 def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:

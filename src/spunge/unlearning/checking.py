@@ -1,46 +1,53 @@
 """What training will be given, looked at before anything is trained: rows of which nothing can be learned are refused."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spunge.data.query import ROW
 from spunge.data.samples import IGNORED, Encoded, Samples
 from spunge.errors import RecipeError
+from spunge.registry import METHODS
 from spunge.unlearning.batches import encoded
 from spunge.unlearning.loop import TrainingSettings
 
 AT_ONCE = 500  # rows
 WHOLE = 1 << 30  # tokens: nothing is cut
+SHORT, WORD = 32, re.compile(r"\w")  # characters of a text that may have no token; what a token is made of
 
 
 def refuse_unusable(
-    parts: Mapping[str, Samples], retain: Samples | None, settings: TrainingSettings, tokenizer: Any, embeddings: int
+    parts: Mapping[str, Samples],
+    retain: Samples | None,
+    settings: TrainingSettings,
+    tokenizer: Any,
+    embeddings: int,
+    positions: int | None = None,
 ) -> list[str]:
     """Remarks on samples that are too long and will be cut.
 
-    parts: attribute value -> samples. embeddings: rows of the model's embedding matrix. Raises RecipeError, with the row's
-    number, where a chat template refuses a conversation, where there is no token of an answer to learn, and where a text holds a
-    token that the model has no embedding for.
+    parts: attribute value -> samples. embeddings: rows of the model's embedding matrix; positions: tokens that it has learned
+    positions for, where they are learned. Raises RecipeError, with the row's number, where a chat template refuses a conversation,
+    where there is no token to learn, and where a text holds a token that the model has no embedding for.
     """
     every = [(f"forget, part {value!r}", samples, settings.length_of(value)) for value, samples in parts.items()]
     if retain is not None:
         every.append(("retain", retain, settings.length_of("retain")))
     remarks = []
-    for setting, samples, length in every:
-        cut = sum(size > length for size in _sizes(samples, tokenizer, embeddings, setting))
+    least = 1 if METHODS.get(settings.method).last_block else 2  # without an output layer no token is predicted
+    for setting, samples, asked in every:
+        length = asked if positions is None else min(asked, positions)
+        why = "unlearn.max_length" if length == asked else "as many as the model has positions for"
+        cut = sum(size > length for size in _sizes(samples, tokenizer, embeddings, least, setting))
         if cut:
-            remarks.append(
-                f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens (unlearn.max_length)"
-            )
+            remarks.append(f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens ({why})")
     return remarks
 
 
-def _sizes(samples: Samples, tokenizer: Any, embeddings: int, setting: str) -> Iterator[int]:
-    """How many tokens each sample has. Of plain texts nothing can be wrong but tokens without an embedding."""
+def _sizes(samples: Samples, tokenizer: Any, embeddings: int, least: int, setting: str) -> Iterator[int]:
+    """How many tokens each sample has. Plain texts are not counted: all that can be wrong with them is looked for. `least`: tokens
+    of one, its special tokens among them."""
     unknown = max(tokenizer.get_vocab().values(), default=0) >= embeddings
-    if samples.plain and not unknown:
-        return
-    for number, sample in _each(samples, tokenizer, setting):
+    for number, sample in _each(samples, tokenizer, setting) if unknown or not samples.plain else ():
         if unknown and max(sample.ids, default=0) >= embeddings:
             token = max(sample.ids)
             raise RecipeError(
@@ -50,12 +57,28 @@ def _sizes(samples: Samples, tokenizer: Any, embeddings: int, setting: str) -> I
         if not samples.plain and all(label == IGNORED for label in sample.labels[1:]):
             raise RecipeError(f"{setting}: row {number} has no token to learn; filter the row out")
         yield len(sample.ids)
+    if samples.plain:
+        _refuse_tokenless(samples, tokenizer, least, setting)
+
+
+def _refuse_tokenless(samples: Samples, tokenizer: Any, least: int, setting: str) -> None:
+    """Raises RecipeError for a text that the tokenizer leaves nothing of. Only short ones and those without letters are asked."""
+    for start in range(0, len(samples), AT_ONCE):
+        rows = range(start, min(start + AT_ONCE, len(samples)))
+        for row, text in zip(rows, samples.texts(rows, tokenizer), strict=True):
+            said = text.completion
+            if len(said) > SHORT and WORD.search(said):
+                continue
+            own = tokenizer(said, add_special_tokens=False)["input_ids"]
+            if not own or len(tokenizer(said)["input_ids"]) < least:
+                raise RecipeError(
+                    f"{setting}: row {samples.number(row)} ({said[:20]!r}) has no token to learn; filter the row out"
+                )
 
 
 def _each(samples: Samples, tokenizer: Any, setting: str) -> Iterator[tuple[int, Encoded]]:
     """Every row's number in its file, and all of its tokens."""
-    numbers = samples.table[ROW].to_pylist() if ROW in samples.table.column_names else list(range(len(samples)))
     for start in range(0, len(samples), AT_ONCE):
         rows: Sequence[int] = range(start, min(start + AT_ONCE, len(samples)))
         for row, sample in zip(rows, encoded(samples, rows, tokenizer, WHOLE, setting), strict=True):
-            yield numbers[row], sample
+            yield samples.number(row), sample

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, PROMPT_SHARE, Answer, Batch, Encoded, Samples, collate, encode
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
@@ -151,7 +151,7 @@ class Answers:
         drawn = [(row, shared if reference else self._others(row, generator)) for row in batch.drawn or batch.rows]
         mine = drawn[batch.start : batch.start + len(batch.rows)]
         pairs = [(row, other) for row, others in mine for other in others]
-        asked = Samples(self.samples.table.take(pa.array([row for row, _ in pairs], pa.int64())))
+        asked = Samples(taken(self.samples.table, [row for row, _ in pairs]))
         mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
         texts = mixed.texts(range(len(mixed)), self.tokenizer)
         coded = [

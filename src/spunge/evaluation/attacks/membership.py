@@ -11,11 +11,11 @@ Below 0.5 they look stranger than unseen ones, which gives away that they were u
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.samples import PROMPT_SHARE, Samples, encode
 from spunge.data.split import draw, seed_for
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
@@ -89,7 +89,7 @@ def min_k(logs: np.ndarray, percent: float) -> float:
 
 def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:
     rows = draw(np.arange(len(samples)), attack.rows, seed_for(seed, "membership", value))
-    return Samples(samples.table.take(pa.array(rows)).combine_chunks())
+    return Samples(taken(samples.table, rows))
 
 
 def _measure(

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.samples import Samples, union
 from spunge.data.split import draw, seed_for
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target, share_of
@@ -97,7 +97,7 @@ def chosen(attack: RelearnSettings, bench: Bench) -> Samples:
 
 def _drawn(samples: Samples, count: int, seed: int) -> Samples:
     rows = draw(np.arange(len(samples)), count, seed) if count else np.arange(0)
-    return Samples(samples.table.take(pa.array(rows)).combine_chunks())
+    return Samples(taken(samples.table, rows))
 
 
 def check(attack: RelearnSettings, _other: EvaluatorSettings | None, recipe: Recipe) -> None:

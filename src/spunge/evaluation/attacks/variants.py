@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.target import Target, prompt_role
 from spunge.evaluation.evaluator import Bench, Measure
@@ -21,7 +22,7 @@ def measured_over(
     role = target.prompt_role
     owners = np.repeat(np.arange(len(variants)), [len(prompts) for prompts in variants])
     prompts = pa.array([prompt for prompts in variants for prompt in prompts])
-    table = target.items.take(pa.array(owners))
+    table = taken(target.items, owners)
     table = table.set_column(table.column_names.index(role), role, prompts)
     measures = target.measured(base, bench, items=table)
     if any(measure.subject is not None or len(measure.numerator) != len(owners) for measure in measures):

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from spunge.data.samples import Samples
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.unlearning.batches import Stream
@@ -95,10 +95,10 @@ def divided(parts: Mapping[str, Samples], retain: Samples, seed: int) -> Rows:
 def held_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples]:
     """Rows to train on and rows to judge by; the same rows where there are fewer than four times `count`."""
     order = np.random.default_rng(seed).permutation(len(samples))
-    judged = Samples(samples.table.take(pa.array(np.sort(order[:count]))))
+    judged = Samples(taken(samples.table, np.sort(order[:count])))
     if len(samples) < 4 * count:
         return samples, judged
-    return Samples(samples.table.take(pa.array(np.sort(order[count:])))), judged
+    return Samples(taken(samples.table, np.sort(order[count:]))), judged
 
 
 def rises(base: Base, rows: Rows, settings: RMUSettings, before: tuple[float, float], seed: int) -> tuple[float, float]:
