@@ -13,11 +13,12 @@ class RecipeError(ValueError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words when none is near."""
+    """`; did you mean 'x'?`, or the known words when none is near, whatever their case and the spaces around them."""
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=1)
+    folded = {name.strip().lower(): name for name in reversed(names)}
+    near = [word] if word in names else difflib.get_close_matches(word.strip().lower(), folded, n=1)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean {folded.get(near[0], near[0])!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 

@@ -6,12 +6,12 @@ One rule for columns, wherever a recipe names one: the name of an existing colum
 """
 
 import difflib
-import functools
 import json
 import re
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Literal
 
 import duckdb
@@ -96,6 +96,8 @@ class Query:
         or is met by no row."""
         if condition is None:
             return np.arange(self.rows)
+        if not condition.strip():
+            raise RecipeError(f"{setting}: an empty condition; leave it out")
         # Where no column is called so, SQL takes these words for the session's user and the like.
         words = set(re.findall(r"\w+(?!\w*\()", re.sub(r"'[^']*'|\"[^\"]*\"", "", condition.lower())))
         if strangers := sorted(words & SESSION - {name.lower() for name in self.columns}):
@@ -172,9 +174,7 @@ class Query:
             if len(self._connection.extract_statements(sql)) != 1:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
             if beyond := self._beyond_rows(sql):
-                raise RecipeError(
-                    f"{setting}: {given!r} asks for {beyond}; an expression reads the row and nothing else"
-                )
+                raise RecipeError(f"{setting}: {given!r} {beyond}")
             return self._answer(sql)
         except (duckdb.OutOfMemoryException, MemoryError):
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
@@ -187,29 +187,21 @@ class Query:
         """What an expression asks for beside the rows, if anything, by DuckDB's own parser."""
         [[text]] = self._connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
         tree = json.loads(text)
-        if tree["error"]:
-            # What does not parse is explained where it is run.
-            return "" if tree["error_type"] == "parser" else "more than a value of each row"
+        if tree["error"]:  # what does not parse is explained where it is run
+            return "" if tree["error_type"] == "parser" else "is no expression"
         nodes = list(_nodes(tree))
         own = {entry["key"].lower() for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())}
         for node in nodes:
-            if (
-                node.get("type") == "TABLE_FUNCTION"
-                and (name := node["function"]["function_name"]).lower() not in LISTS
-            ):
-                return f"the table {name}()"
-            if node.get("type") == "BASE_TABLE" and (
-                node["schema_name"] or node["catalog_name"] or node["table_name"].lower() not in {"rows", *own}
-            ):
-                return f"the table {node['table_name']!r}"
-            if node.get("type") == "SHOW_REF":
-                return "what tables there are"
+            if table := _table(node, {"rows", *own}):
+                return f"asks for {table}; an expression reads the row and nothing else"
             if node.get("sample"):
-                return "a sample, which is another each time"
+                return "gives other values each time, by its sample"
             if node.get("class") == "FUNCTION" and not node.get("is_operator"):
                 name = node["function_name"].lower()
-                if name in _changing() or TELLING.fullmatch(name):
-                    return f"{name}(), which is not of the row"
+                if TELLING.fullmatch(name):
+                    return f"asks for {name}(); an expression reads the row and nothing else"
+                if name in _changing():
+                    return f"gives other values each time, by {name}; a share at random is hash(text) % 10 = 0"
         return ""
 
     def _answer(self, sql: str) -> pa.Table:
@@ -222,7 +214,7 @@ class Query:
 
         def ask() -> None:
             try:
-                answers.append(self._connection.sql(sql).to_arrow_table())
+                answers.append(self._connection.sql(sql).to_arrow_table(BATCH))
             except BaseException as error:
                 errors.append(error)
 
@@ -250,6 +242,8 @@ class Query:
     def _mend(self, message: str, given: str) -> str:
         """What would work, where that can be told."""
         if missing := re.search(r'column "(.+?)"', message):
+            if f'"{missing[1]}"' in given:
+                return f"; a text stands in single quotes: '{missing[1]}'; columns: {', '.join(self.columns)}"
             alike = [name for name in self.columns if name.lower() == missing[1].lower()]
             if len(alike) > 1:
                 return f"; SQL does not tell {' from '.join(map(repr, alike))}; rename one"
@@ -257,20 +251,39 @@ class Query:
         if "explicit cast" in message or "explicit type casts" in message:
             return "; a column of text is compared as a number by CAST(name AS DOUBLE)"
         words = [name for name in self.columns if name and re.search(rf"(?<![\w\"]){re.escape(name)}(?![\w\"])", given)]
-        if unquoted := [name for name in words if not re.fullmatch(r"[^\W\d]\w*", name) or "syntax error" in message]:
+        if unquoted := [name for name in words if not re.fullmatch(r"[^\W\d]\w*", name) or _is_keyword(name)]:
             return f'; write the column {unquoted[0]!r} in double quotes: "{unquoted[0]}"'
         near = difflib.get_close_matches(given, self.columns, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
 
 
-@functools.cache
+@cache
+def _keywords() -> frozenset[str]:
+    rows = duckdb.connect().execute("SELECT keyword_name FROM duckdb_keywords()").fetchall()
+    return frozenset(word for (word,) in rows)
+
+
+@cache
 def _changing() -> frozenset[str]:
-    """DuckDB's functions that do not depend on their arguments alone: clocks, chance, counters, settings."""
-    with duckdb.connect() as connection:
-        named = connection.execute(
-            "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-        )
-        return frozenset(name.lower() for (name,) in named.fetchall())
+    """Functions whose value is another each time or each day."""
+    told = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
+    return frozenset(word for (word,) in duckdb.connect().execute(told).fetchall())
+
+
+def _is_keyword(name: str) -> bool:
+    return name.lower() in _keywords()
+
+
+def _table(node: dict[str, Any], known: set[str]) -> str:
+    """The table that a node of the parsed expression reads, unless it is known."""
+    match node.get("type"):
+        case "TABLE_FUNCTION" if (name := node["function"]["function_name"]).lower() not in LISTS:
+            return f"the table {name}()"
+        case "BASE_TABLE" if node["schema_name"] or node["catalog_name"] or node["table_name"].lower() not in known:
+            return f"the table {node['table_name']!r}"
+        case "SHOW_REF":
+            return "what tables there are"
+    return ""
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

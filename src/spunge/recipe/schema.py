@@ -379,11 +379,21 @@ class Published(Strict):
     source: str = Field(description="Paper and table.")
 
 
+def _retained(value: Any) -> Any:
+    """Raises ValueError for words that are no file but mean something."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word == NEUTRAL != value:
+        raise ValueError(f"{value!r}: write {NEUTRAL}")
+    if word in ("none", "null", "false", "no"):
+        raise ValueError(f"{value!r}: write null, or leave it out")
+    return value
+
+
 class Recipe(Strict):
     model: ModelSettings = Field(description="The base model.")
     forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
-    retain: Rows | None = Field(
+    retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
     )
     unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
