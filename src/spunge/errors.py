@@ -4,6 +4,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
+ASKING = "spunge-sql"  # the name of a thread that may not hear that it is to stop
 _DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
 
@@ -12,11 +13,12 @@ class RecipeError(ValueError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the known words when none is near."""
+    """`; did you mean 'x'?`, or the known words when none is near, whatever their case and the spaces around them."""
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=1)
+    folded = {name.strip().lower(): name for name in reversed(names)}
+    near = [word] if word in names else difflib.get_close_matches(word.strip().lower(), folded, n=1)
     if near:
-        return f"; did you mean {near[0]!r}?"
+        return f"; did you mean {folded.get(near[0], near[0])!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 

@@ -169,3 +169,36 @@ def test_an_expression_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -
     query = Query(Records(pa.table({"n": np.arange(1000)})))
     with pytest.raises(RecipeError, match=r"forget\.where: .* was stopped after"):
         query.where("n = (SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b)", "forget.where")
+
+
+@pytest.mark.parametrize("given", ["random() < 0.5", "topic || uuid()", "RANDOM( ) > 0.1", "now() > '2020-01-01'"])
+def test_an_expression_that_gives_other_values_each_time_is_refused(given: str) -> None:
+    query = query_of(topic=["a", "b"])
+    for asked in (lambda: query.where(given, "forget.where"), lambda: query.values(given, "split.by")):
+        with pytest.raises(RecipeError, match="gives other values each time, by "):
+            asked()
+
+
+def test_the_name_of_a_function_in_a_text_or_of_a_column_is_none() -> None:
+    query = query_of(topic=["random()", "b"], random=["x", "y"])
+    assert query.where("topic = 'random()' AND random = 'x'", "forget.where").tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ('topic = "a"', "a text stands in single quotes: 'a'; columns: topic, group"),
+        ("group = 'a'", "write the column 'group' in double quotes: \"group\""),
+        ("", "an empty condition; leave it out"),
+    ],
+)
+def test_a_slip_in_a_condition_is_told_with_its_mend(condition: str, wanted: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        query_of(topic=["a"], group=["b"]).where(condition, "forget.where")
+    assert str(caught.value).endswith(wanted)
+
+
+def test_a_syntax_error_does_not_blame_a_plain_column() -> None:
+    with pytest.raises(RecipeError) as caught:
+        query_of(topic=["a"]).where("topic = 'a' and", "forget.where")
+    assert "double quotes" not in str(caught.value)

@@ -232,3 +232,14 @@ def test_a_real_encoder_finds_a_paraphrase_nearer_than_another_matter(
     found = measure(bench, written, table, encoder=str(encoder), reference="reference")
     near, far = found["similarity to reference"]
     assert far < 0.3 < 0.8 < near
+
+
+def test_under_an_attack_the_base_is_compared_with_what_it_wrote_before_it(
+    measure: Callable[..., Any], bench: Bench, stub: Stub
+) -> None:
+    measure(bench, [["a"], ["b"]])
+    before = {file.name: file.read_bytes() for file in bench.folder.glob("texts-base-answers-*")}
+    attacked = measure(replace(bench, attacked=True, model="the base, relearned"), [["b"], ["a"]])
+    untouched = {file.name: file.read_bytes() for file in bench.folder.glob("texts-base-answers-*")}
+    assert before == untouched
+    assert attacked == {"similarity to base": pytest.approx([0.6, 0.6])}

@@ -35,6 +35,25 @@ def refused(recipe: Any, *overrides: str) -> str:
         ),
         ("unlearn.trainable={kind: tensors, mach: [a]}", ["unlearn.trainable.mach", "did you mean 'match'?"]),
         ("split=5", ["split: 5: it should be a mapping"]),
+        ("split=topic", ["split: 'topic': it should be a mapping, such as {by: topic}"]),
+        ("retain=keep.jsonl", ["retain: 'keep.jsonl': it should be a mapping, such as {source: keep.jsonl}"]),
+        ("retain=Neutral", ["retain: 'Neutral': write neutral"]),
+        ("retain=none", ["retain: 'none': write null, or leave it out"]),
+        ("controls=joint", ["controls: 'joint': it should be a list, such as [joint]"]),
+        ("split.values=a", ["split.values: 'a': it should be a list, such as [a]"]),
+        ("split.by=2024", ["split.by: 2024: it should be a text; in quotes it is one"]),
+        ("unlearn.steps=true", ["unlearn.steps: True: it should be a number, not true or false"]),
+        ("unlearn.learning_rate=true", ["unlearn.learning_rate: True: it should be a number, not true or false"]),
+        ("unlearn.layer=false", ["unlearn.layer: False: it should be a number, not true or false"]),
+        ("merge.density=[0.5, true]", ["merge.density: [0.5, True]: it should be a number, not true or false"]),
+        ("seed=true", ["seed: True: it should be a number, not true or false"]),
+        ("evaluate.0.limit=true", ["evaluate.0.limit: True: it should be a number, not true or false"]),
+        ("unlearn.learning_rate=.inf", ["unlearn.learning_rate: inf: it should be a finite number"]),
+        ("unlearn.learning_rate=.nan", ["unlearn.learning_rate: nan: it should be"]),
+        ("merge.scale=inf", ["merge.scale: 'inf': it should be a finite number"]),
+        ("merge.rule=TIES", ["merge.rule: no rule 'TIES'; did you mean 'ties'?"]),
+        ("unlearn.method= RMU ", ["unlearn.method: no method 'RMU'; did you mean 'rmu'?"]),
+        ("unlearn.Steps=3", ["unlearn.Steps: no such setting; did you mean 'steps'?"]),
         ("forget.source={pth: a}", ["forget.source.0.pth: no such setting; did you mean 'path'?"]),
         ("merge.rule=tise", ["merge.rule", "'tise'", "did you mean 'ties'?"]),
         ("unlearn.method=rum", ["unlearn.method", "'rum'", "did you mean 'rmu'?"]),
@@ -47,7 +66,7 @@ def refused(recipe: Any, *overrides: str) -> str:
         ("evaluate.0=5", ["evaluate.0: 5: it should be a mapping"]),
         ("unlearn={methode: rmu, steps: 3}", ["unlearn.methode: no such setting; did you mean 'method'?"]),
         ("unlearn={steps: 3}", ["unlearn.method: missing; known: rmu, tvn"]),
-        ("unlearn.method=3", ["unlearn.method: 3: it should be a valid string"]),
+        ("unlearn.method=3", ["unlearn.method: 3: it should be a text; in quotes it is one"]),
         ("merge={rul: average}", ["merge.rul: no such setting; did you mean 'rule'?"]),
         (
             "controls=[{name: c, merge: {rule: ties, densty: 1}}]",
@@ -55,7 +74,7 @@ def refused(recipe: Any, *overrides: str) -> str:
         ),
         ("controls=[{name: c, merge: {rul: ties}}]", ["controls.0.merge.rul: no such setting; did you mean 'rule'?"]),
         ("evaluate.0={kind: toxicity, generation: {smaples: 2}}", ["evaluate.0.generation.smaples", "'samples'?"]),
-        ("controls=5", ["controls: 5: it should be a valid list"]),
+        ("controls=5", ["controls: 5: it should be a list"]),
         ("unlearn.epochs=2", ["either epochs or steps"]),  # the toy recipe gives steps
         ("unlearn.steps=zero", ["unlearn.steps", "'zero'"]),
         ("split.unassigned=maybe", ["split.unassigned", "'maybe'"]),
@@ -168,3 +187,22 @@ def test_a_control_is_written_as_the_merge_is_where_it_does_not_say_otherwise(to
     like_the_merge = ("float32", "nearest")
     assert written == {"average": like_the_merge, "short": like_the_merge, "own": ("bfloat16", "nearest")}
     assert load_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_recipe_that_is_not_utf_8_is_refused_with_its_line(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes("model: x\n# Gr\xfc\xdfe\n".encode(encoding))
+    assert f"is not UTF-8 (line {2 if encoding == 'cp1252' else 1}); save it as UTF-8" in refused(file)
+
+
+def test_a_recipe_may_be_saved_by_windows(tmp_path: Path, toy_recipe: dict[str, Any]) -> None:
+    (tmp_path / "plain.yaml").write_bytes(dump_recipe(load_recipe(toy_recipe)).encode())
+    (tmp_path / "windows.yaml").write_bytes(
+        dump_recipe(load_recipe(toy_recipe)).replace("\n", "\r\n").encode("utf-8-sig")
+    )
+    assert load_recipe(tmp_path / "windows.yaml") == load_recipe(tmp_path / "plain.yaml")
+
+
+def test_spaces_around_a_set_key_are_no_part_of_it(toy_recipe: dict[str, Any]) -> None:
+    assert load_recipe(toy_recipe, ["unlearn.steps = 7"]) == load_recipe(toy_recipe, ["unlearn.steps=7"])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spunge.recipe.spelling import read_yaml, write_yaml
+from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,34 @@ def test_the_values_of_the_split_are_spelled_as_they_are_written() -> None:
     assert content["values"] == [1.5]
     assert read_yaml("[1.50, 2]", spelled=True) == ["1.50", "2"]
     assert read_yaml("") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "a", 3),
+        ("a:\n  b: 1\n  c: 2\n  b: 1\n", "b", 4),
+        ("- {a: 1}\n- {a: 1, a: 2}\n", "a", 2),
+        ("split: {values: {x: [1], x: [2]}}\n", "x", 1),
+        ('a: 1\n"a": 2\n', "a", 2),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(text: str, key: str, line: int) -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        read_yaml(text)
+    assert yaml_fault(caught.value) == f"line {line}: the key '{key}' stands twice"
+
+
+def test_one_key_in_several_mappings_is_no_key_twice() -> None:
+    assert read_yaml("a: &a {b: 1}\nc: {<<: *a, d: 2}\ne: *a\n") == {
+        "a": {"b": 1},
+        "c": {"b": 1, "d": 2},
+        "e": {"b": 1},
+    }
+
+
+def test_a_tab_is_named_with_its_line() -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        read_yaml("a:\n\tb: 1\n")
+    assert yaml_fault(caught.value).startswith("line 2: found character '\\t'")
+    assert yaml_fault(caught.value).endswith("; indent by spaces, not by tabs")

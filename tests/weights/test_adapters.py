@@ -244,13 +244,46 @@ def test_an_adapter_with_the_names_of_an_older_transformers_merges_like_one_with
     old = shutil.copytree(place, tmp_path / "once")
     tensors = load_file(place / "adapter_model.safetensors")
     save_file({key.replace(today, once): value for key, value in tensors.items()}, old / "adapter_model.safetensors")
-    names = targets.replace(today, once) if regex else [layer, once] if model == "gpt_neox" else [layer]
+    names = targets.replace(today, once) if regex else [once] if model == "gpt_neox" else [layer]
     change_config(old, target_modules=names, alpha_pattern={f"{once}.*1.*{layer}": 3})
     for adapter in (place, old):
         merged(base, adapter, tmp_path / f"out-{adapter.name}")
     one, other = (load_file(tmp_path / f"out-{name}" / "model.safetensors") for name in ("today", "once"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert any(not torch.equal(one[name], tensor) for name, tensor in load_file(base / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("gone", [".1.self_attn.v_proj", "q_proj"], ids=["of a block", "of a kind"])
+@pytest.mark.parametrize(("model", "whole", "today", "once"), [case for case in OLD_NAMES if case[0] != "gpt_neox"])
+def test_an_adapter_of_old_names_that_lacks_a_layer_its_settings_call_for_is_refused(
+    base_of: Callable[..., Path], tmp_path: Path, model: str, whole: str, today: str, once: str, gone: str
+) -> None:
+    config = peft.LoraConfig(r=4, target_modules=f"{today}.*(q_proj|v_proj)")
+    place = trained(base_of(model, whole), tmp_path / "old", config, whole or "AutoModelForCausalLM")
+    tensors = load_file(place / "adapter_model.safetensors")
+    kept = {key.replace(today, once): value for key, value in tensors.items() if gone not in key}
+    assert len(kept) < len(tensors)
+    save_file(kept, place / "adapter_model.safetensors")
+    change_config(place, target_modules=["q_proj", "v_proj"])
+    said = refusal(base_of(model, whole), place)
+    assert f"{gone}'" in said or f"'{gone}'" in said
+    assert said.endswith("which its settings call for; the file is incomplete")
+
+
+def test_an_adapter_on_experts_one_by_one_that_lacks_one_is_refused_but_for_blocks_that_were_left_out(
+    base_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    stored_experts(base_of("mixtral"), tmp_path / "adapter", ["w1", "w2", "q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: value for key, value in tensors.items() if ".1.block_sparse_moe.experts.2.w1." not in key}, file)
+    assert "layers.1.block_sparse_moe.experts.2.w1', which its settings call for" in refusal(
+        base_of("mixtral"), tmp_path / "adapter"
+    )
+    save_file({key: value for key, value in tensors.items() if ".layers.1." not in key}, file)
+    refusal(base_of("mixtral"), tmp_path / "adapter")
+    change_config(tmp_path / "adapter", layers_to_transform=[0])
+    open_source(tmp_path / "adapter", base_of("mixtral"))
 
 
 def refusal(base: Path, adapter: Path) -> str:

@@ -105,6 +105,32 @@ def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+def clean(
+    folder: RunArgument,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Prompts and completions of the run, and the cache's copies of its rows.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what a finished run does not need: with --texts all texts, here and in the shared cache. Scores and models stay."""
+    from spunge.errors import RecipeError
+
+    if not texts:
+        raise RecipeError("clean: nothing to remove is named; give --texts")
+    from spunge.run.status import shown_size
+    from spunge.run.texts import clean_texts
+
+    quiet()
+    removed = clean_texts(folder)
+    if as_json:
+        print_json(removed.to_json())
+        return
+    say(
+        f"removed {removed.files} files with texts ({shown_size(removed.nbytes)}), those of {removed.cached} judgings of the base "
+        f"in the cache, and {removed.tables} copies of rows in the cache"
+    )
+
+
 def split(
     recipe: RecipeArgument,
     overrides: SetOption = [],  # noqa: B006

@@ -6,9 +6,10 @@ as it is now.
 
 import contextlib
 import os
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ RECENT = 4  # tables that one process keeps at hand
 DAYS = 30  # after which a file that nobody read is removed
 
 _recent: OrderedDict[str, pa.Table] = OrderedDict()
+_mapped_here: set[str] = set()  # keys of the tables that this process took from a file
 
 
 class Keeper:
@@ -80,10 +82,23 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
     except (OSError, pa.ArrowException):
         table = make(lambda: Keeper(file))
         _tidy(file.parent)
+    if file.exists():
+        _mapped_here.add(key)
     _recent[key] = table
     while len(_recent) > RECENT:
         _recent.popitem(last=False)
     return table
+
+
+def rows_files() -> frozenset[str]:
+    """Keys of the tables in the cache that this process has used."""
+    return frozenset(_mapped_here)
+
+
+def cached_rows(key: str) -> Iterator[Path]:
+    """The files of the cache that hold a table, whole or in part. A key that is none names nothing."""
+    if re.fullmatch(r"[0-9a-f]{64}", key):
+        yield from (cache_folder() / "rows").glob(f"{key}.arrow*")
 
 
 def content_key(file: Path, *options: object) -> str:

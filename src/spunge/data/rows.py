@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from spunge.data.arrowrows import plain_table, read_arrow
 from spunge.data.decoding import COMPRESSIONS, UnreadableError, refuse_foreign
+from spunge.data.hubrows import hub_table, text_files
 from spunge.data.jsonrows import read_json
 from spunge.data.keeping import Keeper, content_key, table_of
 from spunge.data.kinds import TEXT, fitted, kind_of, merged
@@ -122,11 +123,16 @@ def read_rows(sources: Sequence[Source], setting: str) -> Records:
 
 
 def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
-    if source.hub:
-        table = _assigned(_of_hub(source, setting), source)
+    texts = text_files(source, setting) if source.hub else None
+    if source.hub and texts is None:
+        table = _assigned(hub_table(source, setting), source)
         yield _Piece(source.hub, table, lambda text: plain_table(table, sorted(text)))
         return
-    files = find_files(str(source.path), setting)
+    if texts is not None:
+        files = _of_known_formats(texts.files, f"{setting}: {source.hub!r}")
+        source = source.model_copy(update={"delimiter": source.delimiter or texts.delimiter})
+    else:
+        files = find_files(str(source.path), setting)
     for file in files:
         name = file.name if [other.name for other in files].count(file.name) == 1 else str(file)
 
@@ -134,6 +140,14 @@ def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
             return _assigned(_of_file(file, source, text, setting), source)
 
         yield _Piece(name, read(()), read)
+
+
+def _of_known_formats(files: list[Path], where: str) -> list[Path]:
+    if odd := [file.name for file in files if _ending(file) not in FORMATS]:
+        raise RecipeError(
+            f"{where}: {odd[0]!r} is of a format that is not read; download and unpack it, and give the folder"
+        )
+    return files
 
 
 def _assigned(table: pa.Table, source: Source) -> pa.Table:
@@ -145,19 +159,6 @@ def _assigned(table: pa.Table, source: Source) -> pa.Table:
         else:
             table = table.append_column(name, column)
     return table
-
-
-def _of_hub(source: Source, setting: str) -> pa.Table:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
-        return plain_table(loaded.data.table)
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise RecipeError(f"{setting}: {source.hub!r} cannot be read: {reason}") from error
 
 
 def _of_file(file: Path, source: Source, text: Collection[str], setting: str) -> pa.Table:

@@ -22,6 +22,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
+from spunge.evaluation.reading import reading_of
 from spunge.model.loading import Base
 from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
@@ -185,10 +186,12 @@ def encoded_alike(texts: Sequence[Text], tokenizer: Any, length: int) -> list[En
 
 
 def all_likelihoods(base: Base, encoded: Sequence[Encoded], counts: Sequence[int], progress: Steps) -> list[Likelihood]:
-    """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same."""
+    """Of every candidate, item after item (`counts` of each): with a shared prompt where its tokens are the same and the model
+    can go on from one several times."""
     starts = [0, *itertools.accumulate(counts)]
     items = [encoded[start:stop] for start, stop in itertools.pairwise(starts)]
-    questions = [question_of(item) for item in items]
+    shares = reading_of(base).shared
+    questions = [question_of(item) if shares else None for item in items]
     shared = candidate_likelihoods(base, [question for question in questions if question], progress)
     apart = likelihoods(
         base, [text for item, question in zip(items, questions, strict=True) if not question for text in item], progress

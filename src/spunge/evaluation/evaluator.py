@@ -95,6 +95,7 @@ class Bench:
     model: str  # fingerprint of the model that is judged: what is kept for another must not be used
     folder: Path  # of this stage, to keep texts in and take them up again
     base_folder: Path  # the same of the base, which is judged first
+    attacked: bool = False  # the model's weights are not the stage's own
     judges: Judges = field(default_factory=Judges)
     forget: Mapping[str, Samples] = field(default_factory=dict)  # attribute value -> the samples that are unlearned
     retain: Samples | None = None
@@ -131,6 +132,7 @@ class Evaluator(Generic[S]):
     written_tokens: Callable[[S], int] = lambda settings: 0
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
     uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
+    compares_texts: bool = False  # True: what other models write is compared with what the base wrote
     version: int = 1  # rises when the same settings give other measurements
 
     @property

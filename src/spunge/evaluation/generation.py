@@ -18,6 +18,7 @@ from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
+from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.model.memory import halved
@@ -130,7 +131,8 @@ def _with_transformers(
     plain = plain_generation(settings, pad, ends)
     # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
     # writes what it would have written.
-    groups = grouped(order, sizes, max(max(sizes), TOKENS_PER_BATCH // settings.samples))
+    budget = max(max(sizes), TOKENS_PER_BATCH // settings.samples)
+    groups = grouped(order, sizes, budget, alike=not reading_of(base).padded)
     missing = (rows for rows in groups if not done.issuperset(rows))
 
     def continued(rows: Sequence[int]) -> list[list[int]]:

@@ -9,6 +9,7 @@ import functools
 import io
 import logging
 import random
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -169,7 +170,7 @@ def laid_over(
 def loaded(manager: Any, task: str, shots: int | None, leaves: Sequence[Leaf]) -> dict[str, Any]:
     """The tasks by name, with their data. Raises RecipeError where these cannot be had."""
     # Inside a group, changes are laid over a task that the harness knows; outside they would be all of it.
-    members = [{"task": leaf.name, **leaf.changes} for leaf in leaves]
+    members = [{"task": leaf.name, **_uncached(leaf.changes)} for leaf in leaves]
     try:
         tasks: dict[str, Any] = manager.load([{"group": "spunge", "task": members}])["tasks"]
     except Exception as error:
@@ -182,6 +183,19 @@ def loaded(manager: Any, task: str, shots: int | None, leaves: Sequence[Leaf]) -
             each.set_config("num_fewshot", shots or 0)
         each.set_fewshot_seed(SEED)
     return tasks
+
+
+def _uncached(changes: dict[str, Any]) -> dict[str, Any]:
+    """With the copies that datasets makes of local files in a folder that goes with this process."""
+    options = changes.get("dataset_kwargs") or {}
+    return (
+        {**changes, "dataset_kwargs": {**options, "cache_dir": _copies().name}} if "data_files" in options else changes
+    )
+
+
+@functools.cache
+def _copies() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="spunge-")
 
 
 def local_files(

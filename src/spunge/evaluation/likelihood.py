@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, collate, token_losses
+from spunge.evaluation.reading import reading_of
 from spunge.model.loading import Base
 from spunge.model.memory import halved
 from spunge.progress import Steps
@@ -36,6 +37,7 @@ def token_logs(
 
     A first token has no context and is never scored.
     """
+    reading_of(base)  # refuses a model that sees what it predicts
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
     logs = [torch.zeros(0, dtype=torch.float64)] * len(texts)
@@ -82,11 +84,11 @@ def batch_tokens(base: Base) -> int:
     return max(256, min(TOKENS_PER_BATCH, LOGITS_BYTES // (10 * vocabulary)))
 
 
-def grouped(order: Sequence[int], sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Groups of texts in the given order (longest first) whose padded size stays within the budget."""
+def grouped(order: Sequence[int], sizes: Sequence[int], budget: int, alike: bool = False) -> Iterator[list[int]]:
+    """Groups of texts in the given order (longest first) whose padded size stays within the budget. alike: without padding."""
     rows: list[int] = []
     for index in order:
-        if rows and (len(rows) + 1) * sizes[rows[0]] > budget:
+        if rows and ((len(rows) + 1) * sizes[rows[0]] > budget or (alike and sizes[index] != sizes[rows[0]])):
             yield rows
             rows = []
         rows.append(index)

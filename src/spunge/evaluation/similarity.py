@@ -63,14 +63,15 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
         lambda: load_encoder(settings.encoder, settings.encoder_revision, str(base.device)),
     )
     kept = bench.base_folder / f"texts-base-answers-{_key(settings, items)}.jsonl"
-    of_base = [] if bench.stage == "base" else read_answers(kept)
+    is_base = bench.stage == "base" and not bench.attacked
+    of_base = [] if is_base else read_answers(kept)
     written = completions(base, items["prompt"].to_pylist(), settings.generation, bench)
     wanted = {"similarity to base": of_base or written}
     if settings.reference:
         references = [str(text) for text in items["reference"].to_pylist()]
         wanted["similarity to reference"] = [[text] * settings.generation.samples for text in references]
     cosines = similarities(encoder, written, list(wanted.values()))
-    if bench.stage == "base":
+    if is_base:
         _keep(kept, written)
         bench.kept.add(kept)
     ones = np.ones(len(written))
@@ -149,4 +150,6 @@ SIMILARITY = Evaluator(
     columns=columns,
     instrument=instrument,
     written_tokens=written_tokens,
+    compares_texts=True,
+    version=2,  # under an attack the base is compared with what it wrote before it
 )

@@ -21,7 +21,20 @@ from spunge.weights.names import WHOLE, Region
 from spunge.weights.quantised import settled
 
 # What the matrix of learned positions is called; OPT's has two rows more than there are positions.
-LEARNED_POSITIONS = ("wpe.weight", "embed_positions.weight", "position_embeddings.weight", "position_embedding.weight")
+LEARNED_POSITIONS = (
+    "wpe.weight",
+    "embed_positions.weight",
+    "position_embeddings.weight",
+    "position_embedding.weight",
+    "positions_embed.weight",
+)
+TABLED_POSITIONS = ("gptj", "codegen", "ctrl", "mpt", "reformer")  # computed, into a table of a fixed length
+AFTER_PADDING = (
+    "roberta",
+    "camembert",
+    "data2vec-text",
+    "xmod",
+)  # their first position is the one after the padding's id
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Base:
         default_factory=dict
     )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
-    positions: int | None = None  # tokens that there are learned positions for; None: positions are computed
+    positions: int | None = None  # tokens that there are positions for; None: nothing bounds them
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -143,13 +156,18 @@ def positions_of(folder: Path, settings: ModelSettings) -> int | None:
 
 
 def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
-    """Past its learned positions a model fails (GPT-2, OPT, GPT-Neo); past its trained length it only gets worse (RoPE, ALiBi)."""
-    if not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
+    """Past the end of its table of positions a model fails (GPT-2, OPT, GPT-J); past its trained length it only gets worse (RoPE,
+    ALiBi)."""
+    text = config.get_text_config()
+    tabled = text.model_type in TABLED_POSITIONS
+    if not tabled and not any(name.endswith(LEARNED_POSITIONS) for name in checkpoint.tensors):
         return None
     # By attribute, which has one name for all: GPT-2's file says n_positions.
-    text = config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None) or getattr(text, "max_target_positions", None)
-    return None if most is None else int(most)
+    names = ("max_position_embeddings", "max_target_positions", "max_seq_len")
+    most = next((int(value) for name in names if (value := getattr(text, name, None))), None)
+    if most is not None and any(name in text.model_type for name in AFTER_PADDING):
+        most -= 1 + (text.pad_token_id or 0)
+    return most
 
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:

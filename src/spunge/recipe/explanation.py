@@ -23,7 +23,7 @@ def _explained(error: ValidationError, settings: type[Strict], content: Any) -> 
     # A misspelt key comes before the key that is missing for it.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     kind, given = first["type"], first.get("input")
-    steps, known = _walked(settings, first["loc"], content)
+    steps, known, inside = _walked(settings, first["loc"], content)
     name = ".".join(steps)
     if kind == "extra_forbidden":
         return f"{name}: no such setting{suggestion(steps[-1], known)}"
@@ -37,7 +37,13 @@ def _explained(error: ValidationError, settings: type[Strict], content: Any) -> 
         message = str(first["ctx"]["error"])
         return f"{name}: {message}" if name else message
     if kind == "model_type":
-        return f"{name}: {_shown(given)}: it should be a mapping"
+        such = f", such as {{{inside[0]}: {given}}}" if inside and isinstance(given, str) else ""
+        return f"{name}: {_shown(given)}: it should be a mapping{such}"
+    if kind == "list_type":
+        such = f", such as [{given}]" if isinstance(given, str | int | float) else ""
+        return f"{name}: {_shown(given)}: it should be a list{such}"
+    if kind == "string_type" and isinstance(given, bool | int | float):
+        return f"{name}: {_shown(given)}: it should be a text; in quotes it is one"
     if kind == "union_tag_invalid":
         return f"{name}.kind: {first['ctx']['tag']!r}: it should be one of {first['ctx']['expected_tags']}"
     return f"{name}: {_shown(given)}: {first['msg'].lower().replace('input should', 'it should')}"
@@ -48,8 +54,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _walked(settings: type[Strict], place: tuple[int | str, ...], content: Any) -> tuple[list[str], list[str]]:
-    """The settings on the way to an error, and the known keys of the block it is in.
+def _walked(
+    settings: type[Strict], place: tuple[int | str, ...], content: Any
+) -> tuple[list[str], list[str], list[str]]:
+    """The settings on the way to an error, the known keys of the block it is in, and of the block that it may be itself.
 
     pydantic's own marks for the branch of a union that it tried are left out.
     """
@@ -69,7 +77,12 @@ def _walked(settings: type[Strict], place: tuple[int | str, ...], content: Any) 
                 kinds = [(field.annotation, field.metadata) for field in fields]
         else:
             kinds = [(block, ()) for block in blocks if step in (block.__name__, _kind_of(block))] or kinds
-    return steps, [name for block in blocks for name in block.model_fields]
+    own = [block for annotation, marks in kinds for block in _blocks_of(annotation, marks, content)]
+    return steps, _keys(blocks), _keys(own)
+
+
+def _keys(blocks: Sequence[Any]) -> list[str]:
+    return [name for block in blocks for name in block.model_fields]
 
 
 def _inside(content: Any, step: int | str) -> Any:

@@ -11,7 +11,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
-from spunge.recipe.spelling import read_yaml, write_yaml
+from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
@@ -29,8 +29,11 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
         folder = file.parent.resolve()
         try:
             content = read_yaml(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise RecipeError(f"recipe: {str(file)!r} is not UTF-8 (line {line}); save it as UTF-8") from None
         except yaml.YAMLError as error:
-            raise RecipeError(f"recipe: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
+            raise RecipeError(f"recipe: {str(file)!r} is not YAML ({yaml_fault(error)})") from None
     if not isinstance(content, dict):
         raise RecipeError(
             f"recipe: {str(source)!r} must be a mapping with model, forget and unlearn; see `spunge init demo`"
@@ -81,10 +84,12 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     if not equals or not path:
         raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
     try:
-        steps = path.split(".")
+        steps = path.strip().split(".")
         return steps, read_yaml(text, spelled=steps[:2] == ["split", "values"])
-    except yaml.YAMLError:
-        raise RecipeError(f"--set: the value of {path!r} is not YAML: {text!r}; quote it") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"--set: the value of {path!r} is not YAML: {text!r} ({yaml_fault(error)}); quote it"
+        ) from None
 
 
 def _assign(content: Any, path: list[str], value: Any) -> None:

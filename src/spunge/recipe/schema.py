@@ -379,11 +379,21 @@ class Published(Strict):
     source: str = Field(description="Paper and table.")
 
 
+def _retained(value: Any) -> Any:
+    """Raises ValueError for words that are no file but mean something."""
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word == NEUTRAL != value:
+        raise ValueError(f"{value!r}: write {NEUTRAL}")
+    if word in ("none", "null", "false", "no"):
+        raise ValueError(f"{value!r}: write null, or leave it out")
+    return value
+
+
 class Recipe(Strict):
     model: ModelSettings = Field(description="The base model.")
     forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
-    retain: Rows | None = Field(
+    retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
     )
     unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
@@ -409,6 +419,12 @@ class Recipe(Strict):
         1,
         ge=1,
         description="Train and judge everything so many times, with seed, seed + 1, ...; results are means over them.",
+    )
+    keep_texts: Literal["all", "sample", "none"] = Field(
+        "all",
+        description="Prompts and completions that the run's folder and the shared cache hold once a model is judged. all: judging "
+        "by another scorer writes nothing anew. sample: 20 prompts of each file, to look at, and no copies of rows in the cache. "
+        "none: none; scores stay. See [reliability](reliability.md#secrets-and-texts).",
     )
     published: list[Published] = Field(
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."

@@ -50,12 +50,39 @@ def read_yaml(text: str, spelled: bool = False) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        _refuse_twice(node)
         inside = [values for split in _under(node, "split") for values in _under(split, "values")]
         for values in [node] if spelled else inside:
             _keep_spelling(values)
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _refuse_twice(root: yaml.Node) -> None:
+    """Raises a YAMLError for a key that stands twice in one mapping: the first would be lost without a word."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        keys = set()
+        for item in node.value:
+            waiting += item if isinstance(item, tuple) else (item,)
+            if isinstance(item, tuple) and isinstance(key := item[0], yaml.ScalarNode):
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                keys.add(key.value)
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML text, in a few words, with its line where that is known."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None:
+        return " ".join(str(error).split())
+    line = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+    mend = "; indent by spaces, not by tabs" if r"'\t'" in error.problem else ""
+    return f"{line}{error.problem}{mend}"
 
 
 def _under(node: yaml.Node, key: str) -> list[yaml.Node]:

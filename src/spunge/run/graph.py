@@ -101,7 +101,9 @@ class Graph(Generic[SessionT]):
         if stamp.key != key:
             return State("stale", "; ".join(changed(stamp.inputs, self.inputs(name))), stamp)
         problems = self.faults(stamp)
-        return State("damaged", "; ".join(map(str, problems)), stamp) if problems else State("done", stamp=stamp)
+        if problems:
+            return State("damaged", "; ".join(map(str, problems)), stamp)
+        return State("done", "its texts were dropped" if stamp.dropped else "", stamp)
 
     def _virtual(self, name: str) -> State:
         """Of a stage that makes nothing: done when all that it needs is."""

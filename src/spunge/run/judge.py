@@ -4,6 +4,7 @@ What is kept are the items' measurements (RUN/evaluation/MODEL/), so that statis
 The base's are kept across runs too, in the cache folder, under the key of all that they depend on.
 """
 
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,12 @@ class Judging:
 
     @property
     def file(self) -> Path:
-        return self.folder / f"{fingerprint(self.items.name)[:12]}.json"
+        return self.folder / measures_file(self.items.name)
+
+
+def measures_file(evaluation: str) -> str:
+    """An evaluation may be called anything, its file may not."""
+    return f"{fingerprint(evaluation)[:12]}.json"
 
 
 def evaluation_folder(folder: Path, model: str) -> Path:
@@ -100,7 +106,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     write_json(judging.file, content)
     kept = sorted(bench.kept)
     if judging.model.name == "base":
-        _to_cache(key, content, kept)
+        _to_cache(key, content, kept if judging.lineup.inputs.recipe.keep_texts == "all" else [], dropped=bool(kept))
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
 
@@ -137,6 +143,13 @@ def refuse_unknown_tokens(items: Items, limits: Limits) -> None:
                     )
 
 
+def compared(judging: Judging) -> list[str]:
+    """The evaluations, itself or the one that it measures again, that compare what a model writes with what the base wrote."""
+    names = (judging.items.name, measured_again(judging.items.settings))
+    evaluations = [other for other in judging.lineup.inputs.base.evaluations if other.name in names]
+    return [each.name for each in evaluations if EVALUATORS.get(each.settings.kind).compares_texts]
+
+
 def read_measures(judging: Judging) -> list[Measure]:
     """The measurements of a finished judging."""
     return [measure_from_json(measure) for measure in read_json(judging.file)["measures"]]
@@ -160,7 +173,9 @@ def _from_cache(judging: Judging, key: str) -> list[Path]:
     """Take the base's measurements, and the texts that were made for them, from an earlier run: all of them whole, or none."""
     folder = _cached(key)
     stored = unsealed(read_json(folder / "scores.json"))
-    if stored is None or stored.get("key") != key:
+    if stored is None or stored.get("key") != key or not all(Path(name).name == name for name in stored["files"]):
+        return []
+    if stored.get("dropped") and (judging.lineup.inputs.recipe.keep_texts != "none" or compared(judging)):
         return []
     try:
         if any(checksum(folder / name) != mark for name, mark in stored["files"].items()):
@@ -173,12 +188,30 @@ def _from_cache(judging: Judging, key: str) -> list[Path]:
     return [judging.file, *taken]
 
 
-def _to_cache(key: str, content: dict[str, Any], kept: Iterable[Path]) -> None:
-    """Keep the base's measurements for other runs. Where the cache cannot be written, nothing is kept."""
+def _to_cache(key: str, content: dict[str, Any], kept: Iterable[Path], dropped: bool) -> None:
+    """Keep the base's measurements for other runs. Where the cache cannot be written, nothing is kept.
+
+    dropped: texts were made for them that are not kept.
+    """
     folder = _cached(key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         marks = {file.name: checksum(Path(shutil.copyfile(file, folder / file.name))) for file in kept}
-        write_json(folder / "scores.json", sealed({"key": key, "files": marks, "content": content}))
+        dropped = dropped and not marks
+        write_json(folder / "scores.json", sealed({"key": key, "files": marks, "content": content, "dropped": dropped}))
     except (OSError, RecipeError):
         return
+
+
+def drop_cached_texts(key: str) -> bool:
+    """Remove the texts that the cache keeps of a judging of the base. Its measurements stay. Whether there were any."""
+    if not re.fullmatch(r"[0-9a-f]{64}", key):
+        return False  # a stamp that another hand wrote
+    folder = _cached(key)
+    texts = [file for file in folder.glob("*") if file.name != "scores.json"]
+    stored = unsealed(read_json(folder / "scores.json"))
+    if texts and stored is not None:
+        write_json(folder / "scores.json", sealed({**stored, "files": {}, "dropped": True}))
+    for file in texts:
+        file.unlink(missing_ok=True)
+    return bool(texts)

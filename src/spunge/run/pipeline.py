@@ -19,6 +19,7 @@ from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
 from spunge.run.stages import Run, RunGraph, build, unjudged, untrained
 from spunge.run.stamps import faults, stamp_file
+from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
 from spunge.run.train import refuse_rows
 
 
@@ -44,6 +45,9 @@ def run(
         with session(begun.base, watcher) as opened:
             for stage in begun.graph.to_do():
                 _make(begun.graph, stage, opened)
+                if recipe.keep_texts != "all" and "judge:" in stage.name:
+                    drop_judged(begun, recipe.keep_texts)
+        drop_texts(folder, recipe.keep_texts)
         _tell_byproducts(begun.graph, watcher)
         return read_results(folder)
 
@@ -63,6 +67,8 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     remarks = [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
     watcher.end("" if begun.base.conversion else begun.base.weights[:12])
+    note_rows(folder)
+    bring_back(begun, watcher)
     for remark in dict.fromkeys(remarks):
         watcher.begin("note")
         watcher.end(remark)

@@ -8,7 +8,7 @@ from typing import Any
 from spunge.data.selection import split_content
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
-from spunge.recipe.schema import Recipe
+from spunge.recipe.schema import Recipe, measured_again
 from spunge.run.costs import judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
@@ -219,7 +219,10 @@ def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -
     for model in line.models:
         if model.name == "base" and mark:
             continue
-        for items in line.inputs.base.judged_at(model.name):
+        # What is measured again under an attack is measured without one first.
+        for items in sorted(
+            line.inputs.base.judged_at(model.name), key=lambda each: measured_again(each.settings) is not None
+        ):
             folder = base_folder if model.name == "base" else evaluation_folder(line.folder, model.name)
             judging = Judging(model, items, line, folder, base_folder)
             judgings.append(judging)

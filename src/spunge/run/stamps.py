@@ -6,7 +6,7 @@ trusted because it is there. The stamp holds a checksum of itself too.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from spunge.files import checksum, read_json, sealed, unsealed, write_json
@@ -28,6 +28,7 @@ class Stamp:
     inputs: Mapping[str, Any]  # what the key is made of: name -> value or fingerprint
     files: Mapping[str, FileMark]  # path relative to RUN -> its mark
     seconds: float
+    dropped: Sequence[str] = ()  # files with texts that it made and that were removed since, see run.texts
 
     @property
     def size(self) -> int:
@@ -53,8 +54,11 @@ def write_stamp(
         file.relative_to(folder).as_posix(): FileMark(file.stat().st_size, checksum(file), file in byproducts)
         for file in sorted({*files, *byproducts})
     }
-    stamp = Stamp(stage, key, inputs, marks, round(seconds, 2))
-    write_json(stamp_file(folder, stage), sealed({"format": FORMAT, **asdict(stamp)}))
+    return store_stamp(folder, Stamp(stage, key, inputs, marks, round(seconds, 2)))
+
+
+def store_stamp(folder: Path, stamp: Stamp) -> Stamp:
+    write_json(stamp_file(folder, stamp.stage), sealed({"format": FORMAT, **asdict(stamp)}))
     return stamp
 
 
@@ -64,7 +68,15 @@ def read_stamp(folder: Path, stage: str) -> Stamp | None:
     if content is None or content.pop("format", None) != FORMAT or content["stage"] != stage:
         return None
     files = {path: FileMark(**mark) for path, mark in content.pop("files").items()}
+    if not all(map(_below, files)):
+        return None
     return Stamp(**content, files=files)
+
+
+def _below(path: str) -> bool:
+    """Whether it names a file in RUN: what a stamp names may be removed."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and "\\" not in path and ".." not in parts
 
 
 def stamps_in(folder: Path) -> Iterator[Stamp]:

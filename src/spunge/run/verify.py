@@ -51,6 +51,8 @@ def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
         watcher.step(number, len(stamps))
         _check_files(checked, folder, stamp)
     watcher.end(f"{checked.files} files")
+    if dropped := sum(bool(stamp.dropped) for stamp in stamps.values()):
+        checked.notes.append(f"the texts of {dropped} judgings were dropped; their scores are there")
     checked.problems += _broken_chain(folder, stamps)
     if checked.problems:
         checked.notes.append("the merged model was not compared with base + merge of the deltas: files are damaged")

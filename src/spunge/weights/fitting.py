@@ -20,6 +20,7 @@ from spunge.weights.delta import LowRank
 from spunge.weights.names import Layout, UnbuildableError, layout_of, module_names, skeletons, text_part
 
 ROOT = "base_model.model."
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block, of an expert
 
 
 class Fitted(NamedTuple):
@@ -43,6 +44,11 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
         for attempt in _attempts(skeletons(base.folder), config, tensors, base):
             layout = layout_of(attempt.model, base)
             try:
+                if attempt.missing:
+                    problems.insert(
+                        0, f"holds nothing for {attempt.missing!r}, which its settings call for; the file is incomplete"
+                    )
+                    break
                 alone = attempt.matrices and not attempt.tensors
                 wrapped = None if alone else put_in(attempt.model, attempt.config, attempt.tensors)
                 return Fitted(layout, wrapped, attempt.matrices)
@@ -63,6 +69,7 @@ class _Attempt(NamedTuple):
     config: Any
     tensors: Mapping[str, Tensor]
     matrices: dict[str, LowRank]
+    missing: str = ""  # a layer that the settings call for, by its name there, and that has no tensors
 
 
 def _attempts(
@@ -110,7 +117,47 @@ def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base:
     renamed = {
         key: ROOT + names.get(module, module) + key.removeprefix(ROOT)[len(module) :] for key, module in old.items()
     }
-    return _Attempt(model, settings, {renamed[key]: tensor for key, tensor in rest.items()}, matrices)
+    stored = {name.removesuffix(".weight") for name in matrices}
+    layers, inside = [name for name, _ in model.named_modules()], text_part(model)
+    missing = (
+        _other_block(config, adapted, layers)
+        or _other_block(
+            config, {name: name for name in stored}, [name.removesuffix(".weight") for name in base.tensors]
+        )
+        or _other_entry(config, {*adapted, *stored}, [name for name in layers if name.startswith(inside)])
+    )
+    return _Attempt(model, settings, {renamed[key]: tensor for key, tensor in rest.items()}, matrices, missing)
+
+
+def _other_block(config: Any, adapted: Mapping[str, str], layers: Collection[str]) -> str:
+    """A layer without tensors that differs from an adapted one (old name -> the model's) by the numbers of its block or expert
+    alone, and that the settings call for too: its old name."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    siblings = {_numberless(new): (old, new) for old, new in adapted.items()}
+    for layer in layers:
+        old, new = siblings.get(_numberless(layer), ("", ""))
+        if not old or layer in adapted.values() or _NUMBER.findall(old) != _NUMBER.findall(new):
+            continue  # of another kind, or the old name counts otherwise
+        pieces = [*_NUMBER.split(old), ""]
+        once = "".join(f"{piece}{number}" for piece, number in zip(pieces, [*_NUMBER.findall(layer), ""], strict=False))
+        if check_target_module_exists(config, once):
+            return once
+    return ""
+
+
+def _other_entry(config: Any, adapted: Collection[str], layers: Collection[str]) -> str:
+    """An entry of target_modules that the model has layers for, and none of them has tensors."""
+    entries = () if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
+    for entry in entries if adapted else ():
+        held = any(old == entry or old.endswith(f".{entry}") for old in adapted)
+        if not held and any(layer.endswith(f".{entry}") for layer in layers):
+            return str(entry)
+    return ""
+
+
+def _numberless(name: str) -> str:
+    return _NUMBER.sub("*", name)
 
 
 def _matrices(

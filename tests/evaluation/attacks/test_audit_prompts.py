@@ -48,6 +48,7 @@ def test_templates_reach_the_model_and_items_are_means_over_them(load: Callable[
         return tokenizer(text, **options)
 
     spy.is_fast = True  # type: ignore[attr-defined]
+    spy.bos_token_id = tokenizer.bos_token_id  # type: ignore[attr-defined]
     templates = ["it is good {question}", "a {question}", "{question}"]
     found = AUDIT.measure(replace(base, tokenizer=spy), audit({"kind": "reword", "templates": templates}), ITEMS, BENCH)
     assert {"it is good the capital of france is paris", "a the dog sleeps", "the dog eats"} <= set(seen)

@@ -33,9 +33,9 @@ class Target:
         """
         model = bench.model if change is None else fingerprint([bench.model, change])
         evaluator = EVALUATORS.get(self.settings.kind)
-        return evaluator.measure(
-            base, self.settings, self.items if items is None else items, replace(bench, model=model)
-        )
+        attacked = bench.attacked or change is not None
+        under = replace(bench, model=model, attacked=attacked)
+        return evaluator.measure(base, self.settings, self.items if items is None else items, under)
 
     def again(
         self, measure: Measure, attack: str, detail: str = "", *, at: float | None = None, unit: str | None = None
