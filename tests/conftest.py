@@ -1,5 +1,6 @@
 """Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
 
+import gc
 import json
 import os
 import shutil
@@ -27,6 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. No later search for garbage, which `spunge` does as it frees a model, goes through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -173,10 +173,13 @@ def test_a_sequential_control_trains_each_part_from_the_model_before(
 def test_changing_the_first_part_trains_all_that_follows_in_the_sequence(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
+    file = tmp_path / "forget.jsonl"
+    lines = Path(toy_recipe["forget"]["source"]).read_text().splitlines()
+    file.write_text("\n".join(lines))
+    toy_recipe["forget"]["source"] = str(file)
     run(toy_recipe, tmp_path / "run", "controls=[sequential]", "evaluate=[]")
-    file = Path(toy_recipe["forget"]["source"])
-    lines = [line for line in file.read_text().splitlines() if '"asia"' in line]
-    file.write_text("\n".join(line for line in file.read_text().splitlines() if line != lines[0]) + "\n")
+    lines.remove(next(line for line in lines if '"asia"' in line))
+    file.write_text("\n".join(lines))
     _, worked = run(toy_recipe, tmp_path / "run", "controls=[sequential]", "evaluate=[]")
     assert [title for title in worked if title.startswith("unlearn")] == [
         "unlearn branch:asia",

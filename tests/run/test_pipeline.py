@@ -17,6 +17,7 @@ import spunge
 from spunge.errors import RecipeError
 from spunge.files import LOCK
 from spunge.recipe.loading import load_recipe
+from spunge.results import read_results
 from spunge.run.outcome import versions
 from spunge.run.stages import lineups
 from spunge.weights.checkpoint import Checkpoint
@@ -106,24 +107,22 @@ def test_a_run_leaves_every_file_that_the_design_names(toy_recipe: dict[str, Any
     assert results.value("base", "retain", "perplexity") > 1
 
 
-def test_merged_loads_in_a_process_that_never_heard_of_spunge(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
+def test_merged_loads_in_a_process_that_never_heard_of_spunge(finished: Path) -> None:
     program = (
         "import sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T;"
         "m = M.from_pretrained(sys.argv[1], dtype='auto'); t = T.from_pretrained(sys.argv[1]);"
         "print(m(**t('the capital of france', return_tensors='pt')).logits.isfinite().all().item(), 'spunge' in sys.modules)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "run" / "merged")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(finished / "merged")], capture_output=True, text=True, check=True
     )
     assert out.stdout.split() == ["True", "False"]
 
 
 def test_only_the_tensors_that_branches_changed_differ_from_the_base(
-    toy_recipe: dict[str, Any], tmp_path: Path
+    toy_recipe: dict[str, Any], finished: Path
 ) -> None:
-    run(toy_recipe, tmp_path / "run")
-    base, merged = Checkpoint(Path(toy_recipe["model"]["path"])), Checkpoint(tmp_path / "run" / "merged")
+    base, merged = Checkpoint(Path(toy_recipe["model"]["path"])), Checkpoint(finished / "merged")
     different = {name for name in base.tensors if not torch.equal(base.read(name), merged.read(name))}
     assert different == {f"model.layers.{block}.mlp.down_proj.weight" for block in (0, 1, 2)}
 
@@ -136,22 +135,19 @@ def test_a_second_run_does_nothing_again_and_reports_the_same(toy_recipe: dict[s
     assert second.rows == first.rows
 
 
-def test_the_written_recipe_runs_again_as_it_is(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    first, _ = run(toy_recipe, tmp_path / "run")
-    again = spunge.run(tmp_path / "run" / "recipe.yaml", tmp_path / "again")
-    assert again.rows == first.rows
-    assert (tmp_path / "again" / "recipe.yaml").read_text() == (tmp_path / "run" / "recipe.yaml").read_text()
+def test_the_written_recipe_runs_again_as_it_is(finished: Path, tmp_path: Path) -> None:
+    again = spunge.run(finished / "recipe.yaml", tmp_path / "again")
+    assert again.rows == read_results(finished).rows
+    assert (tmp_path / "again" / "recipe.yaml").read_text() == (finished / "recipe.yaml").read_text()
 
 
-def test_changing_the_merge_trains_nothing(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
-    _, worked = run(toy_recipe, tmp_path / "run", "merge.scale=2.0")
+def test_changing_the_merge_trains_nothing(toy_recipe: dict[str, Any], finished: Path) -> None:
+    _, worked = run(toy_recipe, finished, "merge.scale=2.0")
     assert worked == ["merge", "judge merged: choices", "judge merged: perplexity"]
 
 
-def test_changing_an_evaluation_repeats_that_one_alone(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
-    _, worked = run(toy_recipe, tmp_path / "run", "evaluate.0.normalize=characters")
+def test_changing_an_evaluation_repeats_that_one_alone(toy_recipe: dict[str, Any], finished: Path) -> None:
+    _, worked = run(toy_recipe, finished, "evaluate.0.normalize=characters")
     assert len(worked) == 5
     assert all(title.endswith(": choices") for title in worked)
 
@@ -159,10 +155,12 @@ def test_changing_an_evaluation_repeats_that_one_alone(toy_recipe: dict[str, Any
 def test_changing_one_part_trains_that_part_and_the_control(
     toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
+    file = tmp_path / "forget.jsonl"
+    lines = Path(toy_recipe["forget"]["source"]).read_text().splitlines()
+    file.write_text("\n".join(lines) + "\n")
+    toy_recipe["forget"]["source"] = str(file)
     run(toy_recipe, tmp_path / "run")
-    file = Path(toy_recipe["forget"]["source"])
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join(line for line in lines if line != lines[-1]) + "\n")
+    file.write_text("\n".join(lines[:-1]) + "\n")
     _, worked = run(toy_recipe, tmp_path / "run")
     assert [title for title in worked if title.startswith("unlearn")] == [
         "unlearn branch:asia",
@@ -170,9 +168,8 @@ def test_changing_one_part_trains_that_part_and_the_control(
     ]
 
 
-def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
-    _, worked = run(toy_recipe, tmp_path / "run", "unlearn.alpha=7")
+def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, Any], finished: Path) -> None:
+    _, worked = run(toy_recipe, finished, "unlearn.alpha=7")
     assert sum(title.startswith("unlearn") for title in worked) == 3
     assert not any(title.startswith("judge base") for title in worked)
 
@@ -194,7 +191,7 @@ def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, An
 
 
 def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
-    toy_recipe: dict[str, Any], tmp_path: Path
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     class Stopper(Recorder):
         def begin(self, title: str) -> None:
@@ -203,35 +200,33 @@ def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spunge.run(load_recipe(toy_recipe), tmp_path / "run", Stopper())
-    resumed, worked = run(toy_recipe, tmp_path / "run")
+        spunge.run(load_recipe(toy_recipe), tmp_path / "stopped", Stopper())
+    resumed, worked = run(toy_recipe, tmp_path / "stopped")
     assert worked[0] == "unlearn control:joint"
-    whole, _ = run(toy_recipe, tmp_path / "whole")
-    assert resumed.rows == whole.rows
+    assert resumed.rows == read_results(finished).rows
 
 
-def test_a_branch_cut_off_in_the_middle_is_trained_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
-    before = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
-    (tmp_path / "run" / "stamps" / "branch" / "asia.json").unlink()
-    _, worked = run(toy_recipe, tmp_path / "run")
+def test_a_branch_cut_off_in_the_middle_is_trained_again(toy_recipe: dict[str, Any], finished: Path) -> None:
+    before = open_delta(finished / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
+    (finished / "stamps" / "branch" / "asia.json").unlink()
+    _, worked = run(toy_recipe, finished)
     assert worked == ["unlearn branch:asia"]
-    after = open_delta(tmp_path / "run" / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
+    after = open_delta(finished / "branches" / "asia").dense("model.layers.1.mlp.down_proj.weight")
     assert torch.equal(before, after)
 
 
-def test_each_branch_starts_from_the_base_whatever_ran_before_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "both")
-    run(toy_recipe, tmp_path / "one", "split.values=[asia]")
-    names = [tmp_path / where / "branches" / "asia" for where in ("both", "one")]
+def test_each_branch_starts_from_the_base_whatever_ran_before_it(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    run(toy_recipe, tmp_path / "one", "split.values=[asia]", "evaluate=[]")
+    names = [folder / "branches" / "asia" for folder in (finished, tmp_path / "one")]
     first, second = (open_delta(name).dense("model.layers.2.mlp.down_proj.weight") for name in names)
     assert torch.equal(first, second)
 
 
-def test_the_joint_control_takes_the_branches_steps_together(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    run(toy_recipe, tmp_path / "run")
+def test_the_joint_control_takes_the_branches_steps_together(finished: Path) -> None:
     steps = [
-        json.loads((tmp_path / "run" / place / "delta.json").read_text())["steps"]
+        json.loads((finished / place / "delta.json").read_text())["steps"]
         for place in ("branches/europe", "branches/asia", "controls/joint")
     ]
     assert steps == [3, 3, 6]
@@ -329,9 +324,9 @@ def test_the_judged_merged_model_is_the_one_on_disk(toy_recipe: dict[str, Any], 
     assert merged != pytest.approx(results.value("base", "retain", "perplexity"), rel=1e-3)
 
 
-def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    first, _ = run(toy_recipe, tmp_path / "run")
-    again, _ = run(toy_recipe, tmp_path / "run")
+def test_the_reported_time_is_of_all_stages_whenever_they_ran(toy_recipe: dict[str, Any], finished: Path) -> None:
+    first = read_results(finished)
+    again, _ = run(toy_recipe, finished)
     assert again.content["seconds"] == first.content["seconds"] > 0
 
 
@@ -346,18 +341,18 @@ def test_a_change_that_rounding_swallows_is_an_error_and_no_branch(
     assert not (tmp_path / "run" / "stamps" / "branch" / "asia.json").exists()
 
 
-def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
-    results, _ = run(toy_recipe, tmp_path / "run")
+def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], finished: Path) -> None:
+    results = read_results(finished)
     holding = (
         "import sys, pathlib; from spunge.files import alone\n"
         "with alone(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     )
-    command = [sys.executable, "-c", holding, str(tmp_path / "run")]
+    command = [sys.executable, "-c", holding, str(finished)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(RecipeError, match="another process is at work in"):
-            run(toy_recipe, tmp_path / "run")
+            run(toy_recipe, finished)
         other.communicate("\n")
-    again, worked = run(toy_recipe, tmp_path / "run")
+    again, worked = run(toy_recipe, finished)
     assert (again.rows, worked) == (results.rows, [])

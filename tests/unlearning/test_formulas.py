@@ -94,7 +94,7 @@ def first_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
             loss.total.backward()
             assert table.grad is not None
             seen.append(Found(float(loss.total.detach()), dict(loss.terms), table.grad.tolist()))
-            return History(1, {}, None)
+            return History(1, {}, None, {})
 
         monkeypatch.setattr(Loop, "run", run)
         task = Task(letters(), {"part": samples(forget)}, samples(RETAIN), {"part": 1})
@@ -555,7 +555,7 @@ def test_dpo_is_trls_times_two_over_beta(
         loss.backward()
         found["loss"] = float(loss.detach())
         found["gradients"] = [parameter.grad for parameter in loop.parameters]
-        return History(1, {}, None)
+        return History(1, {}, None, {})
 
     monkeypatch.setattr(Loop, "run", run)
     settings = METHODS.get("dpo").settings(

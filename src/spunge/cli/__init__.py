@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from spunge.cli import judge, merge, report, run, start
-from spunge.cli.terminal import fail, say
+from spunge.cli.terminal import fail, leave, say
 from spunge.errors import RecipeError
 
 app = typer.Typer(
@@ -79,7 +79,7 @@ def main() -> None:
     # Outside of the except block, nothing holds what the command had open any more.
     if message:
         fail(message, code)
-    sys.exit(code)
+    leave(code)
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

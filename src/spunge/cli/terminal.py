@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spunge.errors import is_direction, one_line, printable, unprintable
+from spunge.errors import ASKING, is_direction, one_line, printable, unprintable
 
 if TYPE_CHECKING:
     from spunge.results import Results
@@ -23,6 +24,15 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on stderr and exit."""
     typer.echo(one_line(f"spunge: {message}"), err=True)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit, also where SQL goes on in a thread that could not be stopped: nothing of it would end in order."""
+    if any(thread.name == ASKING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

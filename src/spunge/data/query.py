@@ -1,17 +1,18 @@
-"""Columns by name and SQL over rows: conditions and attributes, in a DuckDB connection that reaches neither files nor the
-network and is stopped after some minutes.
+"""Columns by name and SQL over rows: conditions and attributes, in a DuckDB connection that reaches the rows alone (no files, no
+network, no settings, no other tables, nothing that differs from one reading to the next), in half of the memory and some minutes.
 
 One rule for columns, wherever a recipe names one: the name of an existing column is that column, whatever it looks like
 (`group`, `bad answer`, `a.b`); anything else is SQL. A condition (`where`) is always SQL.
 """
 
 import difflib
+import json
 import re
 import threading
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import duckdb
 import numpy as np
@@ -19,11 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spunge.data.rows import Records
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import ASKING, RecipeError, suggestion
 
 ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
+GRACE = 5.0  # more, in which what is stopped ends by itself; some functions look at nothing until they are through
+MEMORY = "50%"  # of the machine's, or of what its container may have
+LISTS = ("unnest", "range", "generate_series")  # functions that make a table and read nothing but their arguments
+TELLING = re.compile(r"(pg|has|duckdb|current|pragma)_\w+|version|query|session_user|user|get_users|getenv|getvariable")
 BATCH = 1 << 13  # rows of a piece of a result: a column of text takes 2 GB a piece at the most
 CONSTANTS = ("null", "true", "false")  # words that are SQL where no column is called so
 SESSION = {
@@ -45,12 +50,15 @@ class Query:
         self.columns: list[str] = records.table.column_names
         self.rows: int = records.table.num_rows
         self._sql_names = _sql_names(self.columns)
+        self._stuck = False
         self._connection = duckdb.connect(
             config={
                 "enable_external_access": "false",
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
                 "python_enable_replacements": "false",
+                "memory_limit": MEMORY,
+                "temp_directory": "",  # rows are not written to the disk
                 "preserve_insertion_order": "true",
             }
         )
@@ -160,25 +168,70 @@ class Query:
         return types[0]
 
     def _run(self, sql: str, given: str, setting: str) -> pa.Table:
-        called = {word.lower() for word in re.findall(r"(\w+)\s*\(", re.sub(r"'[^']*'|\"[^\"]*\"", "", given))}
-        if self.column(given) is None and (changing := sorted(called & _changing())):
-            raise RecipeError(
-                f"{setting}: {given!r} gives other values each time, by {changing[0]}; a share at random is hash(text) % 10 = 0"
-            )
-        timer = threading.Timer(SECONDS, self._connection.interrupt)
-        timer.start()
         try:
+            if self._stuck:
+                raise TimeoutError
             if len(self._connection.extract_statements(sql)) != 1:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
-            return self._connection.sql(sql).to_arrow_table(BATCH)
-        except duckdb.OutOfMemoryException:
+            if beyond := self._beyond_rows(sql):
+                raise RecipeError(f"{setting}: {given!r} {beyond}")
+            return self._answer(sql)
+        except (duckdb.OutOfMemoryException, MemoryError):
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
-        except duckdb.InterruptException:
+        except (duckdb.InterruptException, TimeoutError):
             raise RecipeError(f"{setting}: {given!r} was stopped after {SECONDS:.0f} seconds") from None
         except duckdb.Error as error:
             raise RecipeError(self._explained(error, given, setting)) from None
+
+    def _beyond_rows(self, sql: str) -> str:
+        """What an expression asks for beside the rows, if anything, by DuckDB's own parser."""
+        [[text]] = self._connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
+        tree = json.loads(text)
+        if tree["error"]:  # what does not parse is explained where it is run
+            return "" if tree["error_type"] == "parser" else "is no expression"
+        nodes = list(_nodes(tree))
+        own = {entry["key"].lower() for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())}
+        for node in nodes:
+            if table := _table(node, {"rows", *own}):
+                return f"asks for {table}; an expression reads the row and nothing else"
+            if node.get("sample"):
+                return "gives other values each time, by its sample"
+            if node.get("class") == "FUNCTION" and not node.get("is_operator"):
+                name = node["function_name"].lower()
+                if TELLING.fullmatch(name):
+                    return f"asks for {name}(); an expression reads the row and nothing else"
+                if name in _changing():
+                    return f"gives other values each time, by {name}; a share at random is hash(text) % 10 = 0"
+        return ""
+
+    def _answer(self, sql: str) -> pa.Table:
+        """What DuckDB says. It runs in a thread of its own, since one of its functions may not hear that it is to stop.
+
+        Raises TimeoutError, after which this connection answers nothing more.
+        """
+        answers: list[pa.Table] = []
+        errors: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                answers.append(self._connection.sql(sql).to_arrow_table(BATCH))
+            except BaseException as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask, name=ASKING, daemon=True)
+        asking.start()
+        try:
+            asking.join(SECONDS)
         finally:
-            timer.cancel()
+            if asking.is_alive():
+                self._connection.interrupt()
+                asking.join(GRACE)
+                self._stuck = asking.is_alive()
+        if self._stuck:
+            raise TimeoutError
+        if errors:
+            raise errors[0]
+        return answers[0]
 
     def _explained(self, error: duckdb.Error, given: str, setting: str) -> str:
         first = str(error).strip().splitlines()[0].rstrip(".")
@@ -219,6 +272,30 @@ def _changing() -> frozenset[str]:
 
 def _is_keyword(name: str) -> bool:
     return name.lower() in _keywords()
+
+
+def _table(node: dict[str, Any], known: set[str]) -> str:
+    """The table that a node of the parsed expression reads, unless it is known."""
+    match node.get("type"):
+        case "TABLE_FUNCTION" if (name := node["function"]["function_name"]).lower() not in LISTS:
+            return f"the table {name}()"
+        case "BASE_TABLE" if node["schema_name"] or node["catalog_name"] or node["table_name"].lower() not in known:
+            return f"the table {node['table_name']!r}"
+        case "SHOW_REF":
+            return "what tables there are"
+    return ""
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a tree of mappings and lists. Not by recursion: an expression may be nested deeply."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
 
 
 def _folded(name: str) -> str:

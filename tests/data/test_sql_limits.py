@@ -1,0 +1,168 @@
+"""SQL of a recipe reads the rows and nothing else, and ends: every way out that DuckDB has is tried."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from spunge.data import query
+from spunge.data.query import Query
+from spunge.data.rows import Records
+from spunge.errors import RecipeError
+
+passwords = pa.table(
+    {"password": ["open sesame"]}
+)  # a variable of this process, which DuckDB for Python would take for a table
+
+
+@pytest.fixture(scope="module")
+def rows() -> Query:
+    return Query(Records(pa.table({"text": ["a", "b"], "n": [1, 2], "user": ["x", "y"]})))
+
+
+WAYS_OUT = {
+    "files": [
+        "(SELECT count(*) FROM read_csv('{file}'))",
+        "(SELECT content FROM read_text('{file}'))",
+        "(SELECT content FROM read_blob('{file}'))",
+        "(SELECT count(*) FROM read_json_objects('{file}'))",
+        "(SELECT count(*) FROM read_parquet('{file}'))",
+        "(SELECT count(*) FROM parquet_metadata('{file}'))",
+        "(SELECT count(*) FROM sniff_csv('{file}'))",
+        "(SELECT count(*) FROM glob('/*'))",
+        "(SELECT count(*) FROM '{file}')",
+        '(SELECT count(*) FROM "{file}")',
+        "1); COPY rows TO '{file}'; SELECT (1",
+        "1) FROM rows; ATTACH '{file}.db'; SELECT (1",
+        "(COPY rows TO '{file}')",
+    ],
+    "the network": [
+        "(SELECT count(*) FROM read_csv('http://127.0.0.1:9/x.csv'))",
+        "(SELECT count(*) FROM 'https://127.0.0.1:9/x.parquet')",
+        "1); INSTALL httpfs; LOAD httpfs; SELECT (1",
+    ],
+    "settings": [
+        "getenv('HOME')",
+        "current_setting('memory_limit')",
+        "(SELECT count(*) FROM duckdb_settings())",
+        "(SELECT count(*) FROM duckdb_secrets())",
+        "(SELECT count(*) FROM duckdb_extensions())",
+        "(SELECT count(*) FROM pragma_version())",
+        "1); SET lock_configuration = false; SELECT (1",
+        "1); PRAGMA database_list; SELECT (1",
+        "version()",
+        "getvariable('x')",
+        "current_query()",
+        "pg_my_temp_schema()",
+    ],
+    "other tables": [
+        "(SELECT password FROM passwords)",
+        "(SELECT count(*) FROM information_schema.tables)",
+        "(SELECT count(*) FROM sqlite_master)",
+        "(SELECT count(*) FROM pg_catalog.pg_class)",
+        "(SELECT count(*) FROM duckdb_tables())",
+        "(SELECT count(*) FROM duckdb_logs())",
+        "(SELECT name FROM (SHOW TABLES))",
+        "(SELECT count(*) FROM (DESCRIBE rows))",
+        "(SELECT count(*) FROM query('SELECT 1'))",
+        "(SELECT count(*) FROM query_table('passwords'))",
+        "(WITH q AS (SELECT * FROM passwords) SELECT count(*) FROM q)",
+        "[x FOR x IN (SELECT list(password) FROM passwords)]",
+        "CASE WHEN n = 1 THEN (SELECT max(a) FROM (VALUES ((SELECT count(*) FROM duckdb_views()))) t(a)) END",
+    ],
+    "what changes": [
+        "random()",
+        "now()",
+        "uuid()",
+        "nextval('x')",
+        "txid_current()",
+        "(SELECT n FROM rows USING SAMPLE 1)",
+        "1); CREATE TABLE x AS SELECT 1; SELECT (1",
+        "1); DROP VIEW rows; SELECT (1",
+    ],
+}
+
+
+@pytest.mark.parametrize("sql", [sql for ways in WAYS_OUT.values() for sql in ways])
+@pytest.mark.parametrize("asked", ["attribute", "condition", "column"])
+def test_an_expression_that_asks_for_more_than_the_rows_is_refused(
+    rows: Query, tmp_path: Path, sql: str, asked: str
+) -> None:
+    file = tmp_path / "secret.csv"
+    file.write_text("password\nopen sesame\n")
+    given = sql.format(file=file)
+    ask = {
+        "attribute": lambda: rows.values(given, "split.by"),
+        "condition": lambda: rows.where(f"{given} IS NOT NULL", "forget.where"),
+        "column": lambda: rows.project({"text": given}, "forget."),
+    }[asked]
+    with pytest.raises(RecipeError) as refused:
+        ask()
+    assert "sesame" not in str(refused.value)
+    assert file.read_text() == "password\nopen sesame\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["secret.csv"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "values"),
+    [
+        ("n + (SELECT max(n) FROM rows)", ["3", "4"]),
+        ("(WITH q AS (SELECT max(n) AS m FROM rows) SELECT m FROM q)", ["2", "2"]),
+        ("[x + 1 for x in [n]]", ["2", "3"]),
+        ("(SELECT sum(i) FROM range(n + 1) t(i))", ["1", "3"]),
+        ("upper(text) || CAST(n AS VARCHAR)", ["A1", "B2"]),
+        ('"user"', ["x", "y"]),
+        ("CASE WHEN text LIKE 'a%' THEN 'first' ELSE 'other' END", ["first", "other"]),
+        ("regexp_extract(text, '[ab]')", ["a", "b"]),
+    ],
+)
+def test_what_reads_the_rows_is_answered(rows: Query, sql: str, values: list[str]) -> None:
+    assert rows.values(sql, "split.by")["value"].to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "(SELECT count(*) FROM range(1000000) a, range(1000000) b)",
+        "(WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r) SELECT count(*) FROM r)",
+    ],
+)
+def test_an_expression_without_end_is_stopped_with_a_line(monkeypatch: pytest.MonkeyPatch, endless: str) -> None:
+    monkeypatch.setattr(query, "SECONDS", 0.3)
+    asked = Query(Records(pa.table({"text": ["a"]})))
+    with pytest.raises(RecipeError, match=r"^split.by: .* was stopped after 0 seconds$"):
+        asked.values(endless, "split.by")
+    assert asked.values("text", "split.by")["value"].to_pylist() == ["a"]
+
+
+def test_a_function_that_hears_nothing_does_not_hold_the_command() -> None:
+    program = (
+        "import pyarrow as pa, time; from spunge.data import query; from spunge.data.rows import Records;"
+        "from spunge.cli.terminal import fail; from spunge.errors import RecipeError;"
+        "query.SECONDS, query.GRACE = 0.2, 0.2\n"
+        "rows = query.Query(Records(pa.table({'text': ['a']})))\n"
+        "deaf = \"levenshtein(repeat('a', 400000) || text, repeat('b', 400000))\"\n"
+        "for _ in range(2):\n"
+        "    try: rows.values(deaf, 'split.by')\n"
+        "    except RecipeError as error: said = str(error)\n"
+        "fail(said, 2)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.endswith("was stopped after 0 seconds\n")
+
+
+def test_an_expression_beyond_the_memory_is_refused_and_nothing_goes_to_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(query, "MEMORY", "40MB")
+    monkeypatch.chdir(tmp_path)
+    asked = Query(Records(pa.table({"text": ["a"]})))
+    with pytest.raises(RecipeError, match=r"^split.by: .* needs more memory than there is$"):
+        asked.values(
+            "(SELECT count(DISTINCT CAST(i AS VARCHAR) || repeat('x', 90)) FROM range(3000000) t(i))", "split.by"
+        )
+    assert list(tmp_path.iterdir()) == []
