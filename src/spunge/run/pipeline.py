@@ -42,6 +42,9 @@ def run(
         if not replace:
             refuse_replacing(folder, recipe)
         begun = _begun(recipe, folder, watcher)
+        for name in begun.graph.stages:
+            if begun.graph.state(name).done:
+                begun.graph.tidy(name)
         with session(begun.base, watcher) as opened:
             for stage in begun.graph.to_do():
                 _make(begun.graph, stage, opened)
