@@ -7,7 +7,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results gpu-check lint types docs clean
+.PHONY: demo test results gpu-check lint types docs package clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -32,6 +32,10 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+# The wheel and the sdist: built, installed in environments of their own, used there.
+package: $(VENV)/ready
+	$(BIN)/python scripts/check_package.py
 
 docs: $(VENV)/ready
 	$(BIN)/python scripts/check_docs.py

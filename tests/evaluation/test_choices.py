@@ -12,7 +12,7 @@ import torch
 
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import Question, alike, candidate_likelihoods, shared
-from spunge.evaluation.choices import CHOICES, ChoicesSettings, answer_index, questions
+from spunge.evaluation.choices import CHOICES, ChoicesSettings, answer_index, answers_of, questions
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import load_recipe
@@ -199,3 +199,78 @@ def test_batches_hold_every_row_once_within_the_budget_and_with_little_padding()
         assert padded <= 128 or padded - filled <= 0.2 * padded
     assert list(alike([7, 2000], 10, 128)) == [[1], [0]]
     assert list(alike([], 10, 128)) == []
+
+
+FOUR = ["red", "green", "blue", "yellow"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "given", "expected"),
+    [
+        ([1, 2, 3, 4], "auto", [0, 1, 2, 3]),  # a 4 of four is no index
+        (["1", "2", "3", "4"], "auto", [0, 1, 2, 3]),
+        ([1, 2, 3], "auto", [1, 2, 3]),
+        ([1, 2, 3], 1, [0, 1, 2]),
+        ([1.0, 2.0], 1, [0, 1]),
+        ([0, 3, 1], "auto", [0, 3, 1]),
+        ([" A ", "b"], "auto", [0, 1]),
+        ([[2], ["3"]], 1, [1, 2]),
+    ],
+)
+def test_numbers_count_from_what_the_rows_or_the_recipe_say(
+    answers: list[Any], given: Any, expected: list[int]
+) -> None:
+    rows = [{"choices": FOUR, "answer": answer} for answer in answers]
+    assert answers_of(rows, ChoicesSettings(answers_from=given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "answers", "wanted"),
+    [
+        (FOUR, [1, 2, 3] * 7, "row 0: 1 may count the candidates from 0 or from 1, and no row tells"),
+        ([3, 2, 1, 0], [1, 0], "row 0: 1 may be a candidate itself or its number"),
+        (["3", "2", "1", "0"], [1, 0], None),  # a number is no text
+        ([0, 1, 2, 3], [1, 0], None),  # either way the same
+    ],
+)
+def test_numbers_that_may_mean_two_things_are_refused(
+    choices: list[Any], answers: list[int], wanted: str | None
+) -> None:
+    rows = [{"choices": choices, "answer": answer} for answer in answers]
+    if wanted is None:
+        assert answers_of(rows, ChoicesSettings()) == answers
+        return
+    with pytest.raises(RecipeError, match=f"{wanted}.*; set evaluate.answers_from to 0 or 1"):
+        answers_of(rows, ChoicesSettings())
+    assert answers_of(rows, ChoicesSettings(answers_from=0)) == answers
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "wanted"),
+    [
+        (FOUR, "RED", "'red' differs by case or spaces alone"),
+        (FOUR, "(B)", r"a letter stands alone: trim\(answer, '\(\). '\) gives 'B'"),
+        (["no", "yes"], True, r"a truth value is a number by CAST\(answer AS INTEGER\)"),
+        ({"text": FOUR, "label": list("ABCD")}, "A", "write choices.text for the column `choices`"),
+        ({"A": "x", "B": "y"}, "A", r"write \[choices.A, choices.B\] for the column `choices`"),
+    ],
+)
+def test_what_is_no_candidate_is_refused_with_what_to_write(choices: Any, answer: Any, wanted: str) -> None:
+    with pytest.raises(RecipeError, match=f"row 7.*{wanted}"):
+        answer_index(answer, choices, 7)
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_candidates_may_be_a_list_in_a_text(load: Callable[..., Any], write: Callable[[Any], str]) -> None:
+    base, settings = load(), ChoicesSettings()
+    asked = [{**row, "choices": write(row["choices"])} for row in ROWS]
+    [listed], [written] = (CHOICES.measure(base, settings, pa.Table.from_pylist(rows), BENCH) for rows in (ROWS, asked))
+    assert written.numerator.tolist() == listed.numerator.tolist()
+
+
+def test_a_candidate_that_stands_twice_is_right_in_either_place(load: Callable[..., Any]) -> None:
+    base = load()
+    rows = [{"question": row["question"], "choices": [row["choices"][0]] * 3, "answer": 1} for row in ROWS]
+    [measure] = CHOICES.measure(base, ChoicesSettings(), pa.Table.from_pylist(rows), BENCH)
+    assert measure.numerator.tolist() == [1.0] * len(ROWS)
+    assert measure.chance == 1.0

@@ -182,10 +182,10 @@ def test_digits_in_text_count_from_what_all_rows_tell(answers: list[Any], indice
             {"question": "q", "choices": ["a", None], "answer": 0},
             "an empty entry in 1 of 2 rows .first: row 2 of asked",
         ),
-        ({"question": "q", "choices": ["a", " "], "answer": 0}, "row 1: candidate 1 is empty"),
-        ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "row 1: 'c' is none of its 2 candidates"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "row 1: 2 is none of its 2 candidates"),
-        ({"question": "q", "choices": ["a"], "answer": 0}, "row 1 has no list of two candidates"),
+        ({"question": "q", "choices": ["a", " "], "answer": 0}, "row 2: candidate 1 is empty"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "c"}, "row 2: 'c' is none of its 2 candidates"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "row 2: '2' is none of its 2 candidates"),
+        ({"question": "q", "choices": ["a"], "answer": 0}, "row 2 has no list of two candidates"),
         ({"question": " ", "choices": ["a", "b"], "answer": 0}, "is empty in 1 of 2 rows .first: row 2 of asked"),
     ],
 )
@@ -216,7 +216,7 @@ def test_an_evaluations_text_with_a_token_that_the_model_lacks_is_refused_before
     toy_recipe["model"]["path"] = str(folder)
     asked = write_rows("asked.jsonl", [{"text": "the sun"}, {"text": "the <extra> moon"}])
     toy_recipe["evaluate"] = [{"kind": "perplexity", "source": str(asked), "text": "text", "by": "NULL"}]
-    with pytest.raises(RecipeError, match="row 1 holds the token '<extra>'"):
+    with pytest.raises(RecipeError, match="row 2 holds the token '<extra>'"):
         spunge.run(load_recipe(toy_recipe), tmp_path / "run")
     toy_recipe["evaluate"][0]["where"] = "text NOT LIKE '%<extra>%'"
     spunge.run(load_recipe(toy_recipe, ["controls=[]"]), tmp_path / "run")

@@ -133,10 +133,10 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"),
-    [*METHODS_AND_CHANGES, ("sku", {}), ("sku", {"mode": "reference"})],
+    ("method", "changes", "rows"),
+    [(method, changes, 1) for method, changes in [*METHODS_AND_CHANGES, ("sku", {}), ("sku", {"mode": "reference"})]]
+    + [("npo", {}, 2), ("sku", {}, 2), ("rmu", {"layer": 2}, 2)],
 )
-@pytest.mark.parametrize("rows", [2, 1])
 def test_what_does_not_fit_into_the_memory_is_done_in_pieces_with_the_same_gradient(
     load: Callable[..., Any], first_gradient: Callable[..., Any], method: str, changes: dict[str, Any], rows: int
 ) -> None:

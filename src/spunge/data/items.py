@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from spunge.data.attribute import subjects_of
 from spunge.data.attribution import attribute_of
-from spunge.data.query import Query
+from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
 from spunge.data.split import draw, rendering_of, seed_for, tools_of
@@ -51,6 +51,8 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
         named = partial(query.records.row_names, rows)
         rendering, tools = rendering_of(recipe, recipe.forget), tools_of(query.records, rows)
         items = sample_table(items, rendering, setting, query.records.numbers(rows), named, tools)
+    else:
+        items = items.append_column(ROW, pa.array(query.records.numbers(rows), pa.int64()))
     by: str | AttributeSettings | None = entry.by
     if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
         by = recipe.split.by

@@ -7,16 +7,20 @@ With `style: letter` the options are listed under the question and their letters
 et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-harness's tasks mmlu and wmdp.
 """
 
+import ast
 import itertools
+import json
 import math
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from spunge.data.query import ROW
 from spunge.data.samples import Encoded, Text, crosses_the_join, encode, encode_apart
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
@@ -26,6 +30,8 @@ from spunge.evaluation.reading import reading_of
 from spunge.model.loading import Base
 from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
+
+UNTOLD = 20  # answers, of which one would be 0 if they counted from it
 
 
 class ChoicesSettings(EvaluatorSettings):
@@ -53,8 +59,8 @@ class ChoicesSettings(EvaluatorSettings):
     )
     answers_from: Literal["auto", 0, 1] = Field(
         "auto",
-        description="What answers in digits count from. auto: numbers count from 0; digits in text from what all rows together "
-        "tell (a '0' is no label of 1 to 4, a '4' of four candidates no index).",
+        description="What answers that are numbers count from, in text or not. auto: what all rows together tell (a 0 is no label "
+        "of 1 to 4, a 4 of four candidates no index).",
     )
     separator: str = Field(" ", description="Goes between prompt and candidate.")
     normalize: Literal["tokens", "characters", "none"] = Field(
@@ -94,9 +100,11 @@ def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench
     right, times, chance = (np.zeros(items.num_rows) for _ in range(3))
     for each in asked:
         scores = [normalised(*next(scored), settings) for _ in each.candidates]
-        right[each.row] += float(int(np.argmax(scores)) == each.answer)
+        # A candidate that stands twice is right in either place.
+        wanted = each.candidates[each.answer]
+        right[each.row] += float(each.candidates[int(np.argmax(scores))] == wanted)
         times[each.row] += 1
-        chance[each.row] = 1 / len(each.candidates)
+        chance[each.row] = each.candidates.count(wanted) / len(each.candidates)
     share = float(chance.mean()) if len(chance) else None
     return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
 
@@ -116,27 +124,55 @@ def all_questions(items: pa.Table, settings: ChoicesSettings) -> list[Asked]:
 def answers_of(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> list[int]:
     """Each row's right candidate, by its index. Raises RecipeError, with the row's number."""
     first = first_label(rows, settings)
-    return [answer_index(row["answer"], row["choices"], number, first) for number, row in enumerate(rows)]
+    counted = settings.answers_from != "auto"
+    return [
+        answer_index(row["answer"], row["choices"], row.get(ROW, number), first, counted)
+        for number, row in enumerate(rows)
+    ]
 
 
 def first_label(rows: Sequence[Mapping[str, Any]], settings: ChoicesSettings) -> int:
     """What answers that are numbers count from: 0, or 1 where they are labels such as '1' to '4'.
 
-    Numbers are indices from 0. Digits in text may be either, and all rows together tell: a '0' is none of the labels, a 4
-    of four candidates no index. Raises RecipeError where nothing tells.
+    All rows together tell: a 0 is none of the labels, a 4 of four candidates no index. Where nothing tells, a few numbers are
+    indices from 0. Raises RecipeError where digits in text or many numbers do not tell, and for an answer that may as well be
+    a candidate itself.
     """
     if settings.answers_from != "auto":
         return settings.answers_from
-    written = [(number, row) for number, row in enumerate(rows) if _is_digits(row["answer"]) and not _names_one(row)]
-    if not written or any(int(_single(row["answer"])) == 0 for _, row in written):
-        return 0
-    if any(int(_single(row["answer"])) == len(listed(row["choices"])) for _, row in written):
-        return 1
-    number, row = written[0]
-    raise RecipeError(
-        f"evaluate.answer: row {number}: {row['answer']!r} may count the candidates from 0 or from 1, and no row tells; "
-        "set evaluate.answers_from to 0 or 1"
-    )
+    written = [row for row in rows if _counts(row["answer"]) and not _names_one(row)]
+    values = [int(_single(row["answer"])) for row in written]
+    last = [
+        value == len(listed(row["choices"]))
+        for value, row in zip(values, written, strict=True)
+        if listed(row["choices"])
+    ]
+    first = 1 if 0 not in values and any(last) else 0
+    told = 0 in values or any(last) or not written
+    if not told and (_is_digits(written[0]["answer"]) or len(written) >= UNTOLD):
+        _refuse_untold(written[0], rows, "may count the candidates from 0 or from 1, and no row tells")
+    for row in rows if written else ():
+        if _counts(row["answer"]) and _place(row) not in (None, int(_single(row["answer"])) - first):
+            _refuse_untold(row, rows, "may be a candidate itself or its number")
+    return first
+
+
+def _refuse_untold(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], why: str) -> NoReturn:
+    number = row.get(ROW, rows.index(row))
+    raise RecipeError(f"evaluate.answer: row {number}: {row['answer']!r} {why}; set evaluate.answers_from to 0 or 1")
+
+
+def _counts(answer: Any) -> bool:
+    """Whether an answer is a whole number, or digits in text."""
+    single = _single(answer)
+    number = isinstance(single, int | float) and not isinstance(single, bool) and math.isfinite(single)
+    return _is_digits(answer) or (number and single == int(single))
+
+
+def _place(row: Mapping[str, Any]) -> int | None:
+    """Which candidate an answer is itself, if it is one."""
+    options, answer = listed(row["choices"]), _single(row["answer"])
+    return options.index(answer) if isinstance(options, list) and answer in options else None
 
 
 def _is_digits(answer: Any) -> bool:
@@ -153,20 +189,20 @@ def _single(answer: Any) -> Any:
 
 def _names_one(row: Mapping[str, Any]) -> bool:
     """Whether the answer is a candidate's own text."""
-    options = listed(row["choices"])
-    return isinstance(options, list) and _single(row["answer"]) in options
+    return isinstance(_single(row["answer"]), str) and _place(row) is not None
 
 
 def questions(row: Mapping[str, Any], number: int, settings: ChoicesSettings, first: int = 0) -> list[Asked]:
     """A row as the questions that are asked: one, or one for each rotation of its options."""
+    named = row.get(ROW, number)
     if not isinstance(row["question"], str) or not row["question"].strip():
-        raise RecipeError(f"evaluate.question: row {number} has no question; filter it out")
+        raise RecipeError(f"evaluate.question: row {named} has no question; filter it out")
     options = listed(row["choices"])
-    answer = answer_index(row["answer"], options, number, first)
+    answer = answer_index(row["answer"], options, named, first, settings.answers_from != "auto")
     if settings.style == "cloze":
         return [Asked(number, settings.description + row["question"], [str(option) for option in options], answer)]
     if len(options) > len(string.ascii_uppercase):
-        raise RecipeError(f"evaluate.style: row {number} has {len(options)} options, more than there are letters")
+        raise RecipeError(f"evaluate.style: row {named} has {len(options)} options, more than there are letters")
     letters = list(string.ascii_uppercase[: len(options)])
     asked = []
     for shift in range(min(settings.orders, len(options))):
@@ -214,34 +250,66 @@ def normalised(text: Text, likelihood: Likelihood, settings: ChoicesSettings) ->
 
 
 def listed(choices: Any) -> Any:
-    """A list of candidates that came as an array or a tuple, as a list; anything else as it is."""
+    """A list of candidates that came as an array, a tuple, or as the text that JSON or a data frame writes it in, as a list;
+    anything else as it is."""
+    if isinstance(choices, str) and choices.lstrip().startswith("["):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError):
+                return read(choices.strip())
     if isinstance(choices, np.ndarray):
         return choices.tolist()
     return list(choices) if isinstance(choices, tuple) else choices
 
 
-def answer_index(answer: Any, choices: Any, row: int, first: int = 0) -> int:
+def answer_index(answer: Any, choices: Any, row: int, first: int = 0, counted: bool = False) -> int:
     """The right candidate's index, given as a number, a letter, or the candidate itself, also as the only one in a list.
 
-    first: what digits in text count from. Raises RecipeError otherwise."""
+    first: what numbers count from. counted: digits are a number even where a candidate reads so. Raises RecipeError otherwise."""
     choices = listed(choices)
     if not isinstance(choices, list) or len(choices) < 2:
-        raise RecipeError(f"evaluate.choices: row {row} has no list of two candidates or more")
+        raise RecipeError(f"evaluate.choices: row {row} has no list of two candidates or more{_mend(choices)}")
     for place, candidate in enumerate(choices):
         if candidate is None or not str(candidate).strip():
             raise RecipeError(f"evaluate.choices: row {row}: candidate {place} is empty; filter the row out")
     answer = given = _single(answer)
     if isinstance(answer, str):
-        if answer in choices:
+        if answer in choices and not (counted and _is_digits(answer)):
             return choices.index(answer)
+        answer = answer.strip()
         if len(answer) == 1 and answer.upper() in string.ascii_uppercase:
             answer = string.ascii_uppercase.index(answer.upper())
         elif _is_digits(answer):
             answer = int(answer) - first
     number = isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer)
+    if number and not isinstance(given, str):
+        answer -= first
     if number and answer == int(answer) and 0 <= answer < len(choices):
         return int(answer)
-    raise RecipeError(f"evaluate.answer: row {row}: {given!r} is none of its {len(choices)} candidates")
+    raise RecipeError(
+        f"evaluate.answer: row {row}: {str(given)!r} is none of its {len(choices)} candidates{_near(given, choices)}"
+    )
+
+
+def _near(answer: Any, choices: Sequence[Any]) -> str:
+    """What to do about an answer that is no candidate."""
+    texts = {str(choice).strip().lower(): str(choice) for choice in choices}
+    if isinstance(answer, bool):
+        return "; a truth value is a number by CAST(answer AS INTEGER)"
+    if near := texts.get(str(answer).strip().lower()):
+        return f"; {near!r} differs by case or spaces alone, mend the rows"
+    bare = str(answer).strip("(). ")
+    if len(bare) == 1 and bare.upper() in string.ascii_uppercase[: len(choices)]:
+        return f"; a letter stands alone: trim(answer, '(). ') gives {bare!r}"
+    return "; give its number, its letter or its text"
+
+
+def _mend(choices: Any) -> str:
+    """What to do about what is no list of candidates."""
+    if isinstance(choices, Mapping):
+        lists = [str(key) for key, value in choices.items() if isinstance(value, list)]
+        wanted = f"choices.{lists[0]}" if lists else f"[{', '.join(f'choices.{key}' for key in choices)}]"
+        return f", but an object; write {wanted} for the column `choices`"
+    return f", but the text {choices[:40]!r}" if isinstance(choices, str) else ""
 
 
 CHOICES = Evaluator(
@@ -250,5 +318,5 @@ CHOICES = Evaluator(
     measure=measure,
     columns=columns,
     check_items=check_items,
-    version=3,
+    version=4,
 )

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
@@ -138,9 +139,9 @@ def _keep(file: Path, written: Sequence[Sequence[str]]) -> None:
 
 def _key(settings: SimilaritySettings, items: pa.Table) -> str:
     """The same for every stage, and for other runs of the same evaluation, which may take the base's answers over."""
-    return fingerprint(
-        {"items": items.to_pydict(), "settings": settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))}
-    )[:16]
+    content = items.select([name for name in items.column_names if name != ROW]).to_pydict()
+    asked = settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))
+    return fingerprint({"items": content, "settings": asked})[:16]
 
 
 SIMILARITY = Evaluator(

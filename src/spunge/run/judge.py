@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from spunge.data.items import Items
+from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, fingerprint, is_inside, read_json, sealed, unsealed, write_json
@@ -131,8 +132,10 @@ def refuse_unknown_tokens(items: Items, limits: Limits) -> None:
     """Raises RecipeError for a text with a token that the model has no embedding for."""
     if max(limits.tokenizer.get_vocab().values(), default=0) < limits.embeddings:
         return
+    count = items.table.num_rows
+    numbers = items.table[ROW].to_pylist() if ROW in items.table.column_names else range(count)
     for column in items.table.column_names:
-        for row, value in enumerate(items.table[column].to_pylist()):
+        for row, value in zip(numbers, items.table[column].to_pylist(), strict=True):
             texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
             for ids in limits.tokenizer(texts)["input_ids"] if texts else ():
                 if (token := max(ids, default=0)) >= limits.embeddings:
