@@ -60,7 +60,7 @@ def quiet() -> None:
 
     of_transformers.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.showwarning = _warned  # type: ignore[assignment]  # where in a library it was said is of no use here
+    warnings.showwarning = _warned  # where in a library it was said is of no use here
     _logs_told()
 
 
