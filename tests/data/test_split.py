@@ -13,7 +13,7 @@ from spunge.data.query import Query
 from spunge.data.rows import Records
 from spunge.data.samples import table_sha256
 from spunge.data.selection import select_rows
-from spunge.data.split import Parts, slugs, split_rows
+from spunge.data.split import Parts, split_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 
@@ -186,36 +186,6 @@ def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(
     recipe = load_recipe(toy_recipe)
     assert recipe.retain is not None
     assert select_rows(recipe.retain, recipe, "retain").samples.table["text"].to_pylist() == ["one", "five"]
-
-
-def test_slugs_never_collide_and_never_leave_the_folder() -> None:
-    values = [
-        "Europe",
-        "europe",
-        "a b",
-        "a-b",
-        "A/B",
-        "a/b",
-        "..",
-        "../../x",
-        "",
-        "é",
-        "e",
-        "x" * 400,
-        "x" * 401,
-        "\0",
-        "con",
-    ]
-    names = slugs(values)
-    assert len({name.lower() for name in names.values()}) == len(values)
-    assert all(
-        name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) <= 48
-        for name in names.values()
-    )
-    assert slugs(["Europe", "physical disability"]) == {
-        "Europe": "europe",
-        "physical disability": "physical-disability",
-    }
 
 
 def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
