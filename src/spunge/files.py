@@ -147,9 +147,11 @@ def _sync(path: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Inside the block, no other process can be in a block of the same folder; what a killed one left unfinished is removed.
 
-    Raises RecipeError where another process is in one. On a file system without locks a file stands for the lock, and that is
-    said: its holder is known by machine and process, so that one that was killed on this machine holds nothing.
+    Raises RecipeError where another process is in one, and where a link in the folder leads out of it: what is written or
+    removed there would be another's. On a file system without locks a file stands for the lock, and that is said: its holder is
+    known by machine and process, so that one that was killed on this machine holds nothing.
     """
+    refuse_links(folder)
     lock = _acquired(folder)
     try:
         for left in list(folder.rglob(f"*{PART}")):
@@ -186,6 +188,20 @@ def _acquired(folder: Path) -> "BaseFileLock":
     return lock
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises RecipeError for a folder that is a link, or in which one leads out of it."""
+    root = folder.parent.resolve() / folder.name
+    links = [root] if root.is_symlink() else []
+    for where, folders, files in os.walk(root):
+        links += [link for name in (*folders, *files) if (link := Path(where, name)).is_symlink()]
+    for link in links:
+        if not link.resolve().is_relative_to(root) or link == root:
+            raise RecipeError(
+                f"--out: {str(link)!r} is a link that leads out of the folder, and what is written there would be another's; "
+                "take it away, or give another folder"
+            )
+
+
 def cache_folder() -> Path:
     """What is kept across runs: the folder that SPUNGE_CACHE names, by default spunge in the user's cache folder."""
     given = os.environ.get("SPUNGE_CACHE")
@@ -198,6 +214,19 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that stands in a file leads to something in that file's folder, on every system."""
+    if not isinstance(name, str) or not name or name.startswith(("/", "\\")) or "\0" in name:
+        return False
+    parts = re.split(r"[/\\]", name)
+    return ".." not in parts and set(parts) != {"."} and ":" not in parts[0]
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file of that name, whatever its ending, for a device."""
+    return re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.split(".")[0].strip().lower()) is not None
 
 
 def checksum(file: Path) -> str:
