@@ -263,12 +263,12 @@ def writing(path: Path, setting: str = "--out") -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:
-        if (refused := _refused(error)) is None:
+        if (refused := system_error(error)) is None:
             raise
         raise unwritable(path, refused, setting) from error
 
 
-def _refused(error: BaseException | None) -> OSError | None:
+def system_error(error: BaseException | None) -> OSError | None:
     """The system's error that is one, or stands behind one of a library: torch raises another while it handles it,
     safetensors gives its text alone, "... (os error 28)"."""
     while error is not None:
@@ -287,6 +287,24 @@ def unwritable(path: Path, error: OSError, setting: str = "--out") -> RecipeErro
             f"{setting}: the disk that holds {str(path.parent)!r} is full; free some space or give another folder"
         )
     return RecipeError(f"{setting}: cannot write {str(path)!r} ({error.strerror or error}); give another folder")
+
+
+def require_space(folder: Path, nbytes: float, what: str, setting: str = "--out") -> None:
+    """Raises RecipeError where the disk that holds `folder`, or is to hold it, has no room for so many bytes of `what`."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if nbytes > free:
+        raise RecipeError(
+            f"{setting}: {what} takes {shown_size(nbytes)}, and the disk that holds {str(there)!r} has {shown_size(free)} "
+            "free; free some space or give another folder"
+        )
+
+
+def shown_size(nbytes: float) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"
 
 
 @contextmanager

@@ -80,8 +80,8 @@ def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
     Exits 1 where something is not as the run wrote it.
     """
     with loading():
+        from spunge.files import shown_size
         from spunge.progress import Terminal
-        from spunge.run.status import shown_size
         from spunge.run.verify import verify as verify_run
 
     quiet()
@@ -117,7 +117,7 @@ def clean(
 
     if not texts:
         raise RecipeError("clean: nothing to remove is named; give --texts")
-    from spunge.run.status import shown_size
+    from spunge.files import shown_size
     from spunge.run.texts import clean_texts
 
     quiet()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from spunge.files import about
+from spunge.weights.checkpoint import Checkpoint
 
 FICLONE = 0x40049409  # Linux ioctl: let a file share another's blocks (btrfs, xfs, bcachefs)
 PIECE = 1 << 30
@@ -26,6 +27,15 @@ def clone(source: Path, target: Path) -> bool:
         if error.errno in _CANNOT:
             return False
         raise
+
+
+def shares_blocks(base: Checkpoint, folder: Path) -> bool:
+    """Whether a copy of the base in `folder` takes no room: the file system lets it share the base's blocks."""
+    probe = folder / "probe"
+    try:
+        return clone(base.files[0], probe)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def copy_range(reader: int, writer: int, start: int, stop: int, to: int) -> None:

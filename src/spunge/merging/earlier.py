@@ -58,13 +58,18 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
     return None
 
 
+def unfinished(out: Path) -> Path:
+    """The folder beside `out` in which a merge is made."""
+    return out.with_name(f".{out.name}.merging")
+
+
 @contextmanager
 def claimed(out: Path) -> Iterator[Path]:
     """Inside the block, no other process merges into `out`. Gives the folder beside it that stands for the claim.
 
     Raises RecipeError where another process does.
     """
-    aside = out.resolve().with_name(f".{out.resolve().name}.merging")
+    aside = unfinished(out.resolve())
     with disk_errors_told(aside):
         aside.mkdir(parents=True, exist_ok=True)
         with alone(aside):

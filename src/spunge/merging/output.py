@@ -1,6 +1,5 @@
 """The merged checkpoint while it is written: aside, in the base's own files, with a journal of what is finished."""
 
-import errno
 import json
 import os
 import shutil
@@ -16,11 +15,22 @@ import torch
 from torch import Tensor
 
 from spunge.errors import redacted
-from spunge.files import HELD, LOCK, about, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
+from spunge.files import (
+    HELD,
+    LOCK,
+    about,
+    alone,
+    append_text,
+    disk_errors_told,
+    put_in_place,
+    require_space,
+    write_json,
+    write_text,
+)
 from spunge.merging.card import merge_card
-from spunge.merging.copying import clone, copy_range, write_all
+from spunge.merging.copying import clone, copy_range, shares_blocks, write_all
 from spunge.merging.description import describe
-from spunge.merging.earlier import REPORT, earlier, weight_files
+from spunge.merging.earlier import REPORT, earlier, unfinished, weight_files
 from spunge.merging.folder import check_folder, copy_rest, write_index
 from spunge.merging.layout import FileLayout, check_finite, laid_out
 from spunge.merging.outcome import MergeReport, Tally
@@ -58,7 +68,7 @@ class Output:
         self.names = {layout.source: layout.name for layout in self.layouts}
         self.places = {name: inside[info.file][name] for name, info in base.tensors.items()}
         self.changed = frozenset(changed)
-        self.aside = self.out.with_name(f".{self.out.name}.merging")
+        self.aside = unfinished(self.out)
         self.key, self.replace = key, replace
         self.done: dict[str, Tally] = {}
         self.facts: dict[str, Tensor] = {}
@@ -112,16 +122,8 @@ class Output:
     def _require_space(self) -> None:
         wanted = sum(layout.size for layout in self.layouts)
         there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
-        free = shutil.disk_usage(self.aside).free
-        same = all(layout.header is None for layout in self.layouts)
-        if wanted - there > free and not (same and self._shares_blocks()):
-            raise OSError(errno.ENOSPC, f"{(wanted - there) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-
-    def _shares_blocks(self) -> bool:
-        probe = self.aside / "probe"
-        shared = clone(self.base.files[0], probe)
-        probe.unlink(missing_ok=True)
-        return shared
+        if any(layout.header is not None for layout in self.layouts) or not shares_blocks(self.base, self.aside):
+            require_space(self.aside, wanted - there, "the merged model")
 
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""

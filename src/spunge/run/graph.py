@@ -5,6 +5,7 @@ and the function that makes its files. Its state is read off the folder: a stamp
 means done.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class Cost:
 
     tokens: float = 0.0
     nbytes: float = 0.0
+    kept: float = 0.0  # bytes on the disk that its files take
+    passing: float = 0.0  # the same, for the time that it is made
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,8 @@ class Graph(Generic[SessionT]):
     def tidy(self, name: str) -> None:
         """Remove what is of no use once a stage is done: a process that was killed may have left it."""
         for pattern in self.stages[name].passing:
-            for file in self.folder.glob(pattern):
-                file.unlink(missing_ok=True)
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def to_do(self) -> Iterator[Stage[SessionT]]:
         """The stages that are still to be made when their turn comes, each after those that it needs."""

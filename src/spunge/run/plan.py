@@ -66,12 +66,11 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     base, graph = begun.base, begun.graph
     size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
-    trainings = sum(len(line.trainings) for line in begun.seeds)
     return Plan(
         folder=str(folder),
         stages=steps,
         memory=size.memory() if size else None,
-        disk=recipe.seeds * size.written + trainings * 4 * size.trained if size else None,
+        disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         notes=[*trusted(recipe), *begun.seeds[0].inputs.notes],
     )

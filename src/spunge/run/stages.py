@@ -8,9 +8,10 @@ from typing import Any
 from spunge.data.selection import split_content
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, write_json, write_text
+from spunge.merging.earlier import unfinished
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
-from spunge.run.costs import judging_cost, merging_cost, training_cost, training_steps
+from spunge.run.costs import conversion_cost, judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -129,6 +130,7 @@ def _add_base(graph: RunGraph, base: BaseInputs) -> None:
             "convert the base",
             inputs=lambda: {"files": base.unconverted},
             files=("base/**",),
+            cost=lambda: conversion_cost(base),
             make=lambda session: convert_base(base),
         )
     )
@@ -218,6 +220,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     needs=needs,
                     inputs=lambda: merged_inputs(line.models[-1]),
                     files=files,
+                    passing=tuple(_inside(graph, [unfinished(model.folder)])),
                     make=lambda session: merge_branches(line, session),
                     cost=lambda: merging_cost(line),
                     told=f"{line.inputs.recipe.merge.rule} of {len(model.trainings)} branches",
