@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
-from spunge.files import alone, disk_errors_told, fingerprint, is_inside, read_json
+from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, is_inside, read_json
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -47,6 +47,7 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
         raise RecipeError(f"--out: {str(out)!r} exists and no merge wrote it; give another folder")
     content = read_json(out / REPORT)
     if _is_this(out, content, key):
+        clear_replaced(out)
         return dict(content)
     if replace or not (out / REPORT).exists():
         return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import redacted
-from spunge.files import LOCK, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
+from spunge.files import HELD, LOCK, about, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_range, write_all
 from spunge.merging.description import describe
@@ -27,6 +27,7 @@ from spunge.merging.outcome import MergeReport, Tally
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.sources import Mapped
 
+JOURNAL = "journal.jsonl"
 PIECE = 1 << 27  # bytes
 CONVERTED = 1 << 22  # entries that are converted at once
 
@@ -54,6 +55,7 @@ class Output:
         self.dtype = dtype
         self.layouts = laid_out(base, dtypes)
         inside = {layout.source: layout.tensors for layout in self.layouts}
+        self.names = {layout.source: layout.name for layout in self.layouts}
         self.places = {name: inside[info.file][name] for name, info in base.tensors.items()}
         self.changed = frozenset(changed)
         self.aside = self.out.with_name(f".{self.out.name}.merging")
@@ -86,15 +88,19 @@ class Output:
             self._files.clear()
 
     def _begin(self) -> None:
-        lines = _lines(self.aside / "journal.jsonl")
+        journal = self.aside / JOURNAL
+        lines = _lines(journal)
         if lines[:1] != [{"key": self.key}]:
+            lines = [{"key": self.key}]
             for left in self.aside.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-                elif left.name != LOCK:
+                elif left.name not in (LOCK, HELD):
                     left.unlink()
-            self._note({"key": self.key})
-        for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
+        write_text(
+            journal, "".join(map(_line, lines))
+        )  # without one that was cut short: what comes next is a line of its own
+        for line in lines[1:]:
             if "tensor" in line:
                 self.done[line["tensor"]] = Tally.load(line["tally"])
             elif "facts" in line:
@@ -135,16 +141,20 @@ class Output:
 
     def _copy_around(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo], shared: bool) -> None:
         """Everything but the `touched` tensors, in pieces, so that a merge that stops does not wait for the whole file."""
-        if layout.header is not None:
-            self._convert(layout, target, touched)
-        elif not shared:
-            with layout.source.open("rb") as reader, target.open("r+b") as writer:
-                at = 0
-                for start, stop in [*sorted((info.start, info.stop) for info in touched), (layout.size, layout.size)]:
-                    self._copy(reader.fileno(), writer.fileno(), at, start, at)
-                    at = max(at, stop)
+        with about(target):
+            if layout.header is not None:
+                self._convert(layout, target, touched)
+            elif not shared:
+                self._copy_between(layout, target, touched)
         if not self._stopped.is_set():
             self._note({"copied": layout.name})
+
+    def _copy_between(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo]) -> None:
+        with layout.source.open("rb") as reader, target.open("r+b") as writer:
+            at = 0
+            for start, stop in [*sorted((info.start, info.stop) for info in touched), (layout.size, layout.size)]:
+                self._copy(reader.fileno(), writer.fileno(), at, start, at)
+                at = max(at, stop)
 
     def _copy(self, reader: int, writer: int, start: int, stop: int, to: int) -> None:
         while start < stop and not self._stopped.is_set():
@@ -175,7 +185,8 @@ class Output:
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Entries from `start` on of a changed tensor, in the dtype that it is to have."""
         info = self.places[name]
-        write_all(self._files[info.file], _bytes_of(values), info.start + start * info.dtype.itemsize)
+        with about(self.aside / self.names[info.file]):
+            write_all(self._files[info.file], _bytes_of(values), info.start + start * info.dtype.itemsize)
 
     def note_facts(self, facts: dict[str, Tensor]) -> None:
         self._note({"facts": {name: value.double().tolist() for name, value in facts.items()}})
@@ -186,7 +197,7 @@ class Output:
 
     def _note(self, line: dict[str, Any]) -> None:
         with self._lock:
-            append_text(self.aside / "journal.jsonl", json.dumps(line) + "\n")
+            append_text(self.aside / JOURNAL, _line(line))
 
     def finish(self, report: MergeReport) -> MergeReport:
         """Everything but weights from the base's folder, the index, the report and the model card; then the rename.
@@ -203,8 +214,8 @@ class Output:
         report = replace(report, checked=checked, files=weight_files(self.aside), notes=[*report.notes, *told])
         write_text(self.aside / "README.md", redacted(merge_card(report, self.base.folder)))
         write_json(self.aside / REPORT, report.to_json())
-        for own in ("journal.jsonl", LOCK):
-            (self.aside / own).unlink()
+        for own in (JOURNAL, LOCK, HELD):
+            (self.aside / own).unlink(missing_ok=True)
         put_in_place(self.aside, self.out)
         return report
 
@@ -217,9 +228,14 @@ def _reserve(target: Path, size: int) -> None:
     """A file of the final size to write into; what an interrupted merge wrote there stays."""
     handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        os.ftruncate(handle, size)
+        with about(target):
+            os.ftruncate(handle, size)
     finally:
         os.close(handle)
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content) + "\n"
 
 
 def _lines(file: Path) -> list[Any]:

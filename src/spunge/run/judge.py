@@ -5,7 +5,6 @@ The base's are kept across runs too, in the cache folder, under the key of all t
 """
 
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
-from spunge.files import cache_folder, checksum, fingerprint, is_inside, read_json, sealed, unsealed, write_json
+from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
@@ -200,10 +199,9 @@ def _from_cache(judging: Judging, key: str) -> list[Path]:
     try:
         if any(checksum(folder / name) != mark for name, mark in stored["files"].items()):
             return []
-        judging.folder.mkdir(parents=True, exist_ok=True)
-        taken = [Path(shutil.copyfile(folder / name, judging.folder / name)) for name in stored["files"]]
     except OSError:
         return []
+    taken = [copied(folder / name, judging.folder / name) for name in stored["files"]]
     write_json(judging.file, {**stored["content"], "evaluation": judging.items.name})
     return [judging.file, *taken]
 
@@ -214,8 +212,7 @@ def _to_cache(folder: Path, key: str, content: dict[str, Any], kept: Iterable[Pa
     dropped: texts were made for them that are not kept.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        marks = {file.name: checksum(Path(shutil.copyfile(file, folder / file.name))) for file in kept}
+        marks = {file.name: checksum(copied(file, folder / file.name)) for file in kept}
         dropped = dropped and not marks
         write_json(folder / "scores.json", sealed({"key": key, "files": marks, "content": content, "dropped": dropped}))
     except (OSError, RecipeError):

@@ -44,6 +44,9 @@ def run(
         begun = _begun(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
+        for name in begun.graph.stages:
+            if begun.graph.state(name).done:
+                begun.graph.tidy(name)
         with session(begun.base, watcher) as opened:
             for stage in begun.graph.to_do():
                 _make(begun.graph, stage, opened)

@@ -19,7 +19,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
-from spunge.run.train import SETTLED, flattened, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
 
@@ -197,6 +197,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         after=(settled,) if settled else (),
         inputs=inputs,
         files=tuple(_inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
+        passing=tuple(_inside(graph, [training.folder / STATES])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
         told=f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps)",
