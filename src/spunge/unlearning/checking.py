@@ -27,7 +27,7 @@ def refuse_unusable(
 
     parts: attribute value -> samples. embeddings: rows of the model's embedding matrix; positions: tokens that it has learned
     positions for, where they are learned. Raises RecipeError, with the row's number, where a chat template refuses a conversation,
-    where there is no token to learn (of texts: in none of them), and where a text holds a token that the model has no embedding for.
+    where there is no token to learn (of texts: in none of them), and where a token has no embedding in the model.
     """
     every = [(f"forget, part {value!r}", samples, settings.length_of(value)) for value, samples in parts.items()]
     if retain is not None:
