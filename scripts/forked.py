@@ -91,6 +91,7 @@ def start(command: Command, folder: Path, prepared: Callable[[], None] = lambda:
     folder.mkdir(parents=True, exist_ok=True)
     _logs(folder).mkdir(exist_ok=True)
     log = _logs(folder) / f"stderr-{os.urandom(4).hex()}"
+    log.touch()
     pid = os.fork()
     if pid:
         return Child(pid, log)
