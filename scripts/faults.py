@@ -28,10 +28,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forked import Command, Ended, call, commands, content, differing, preload, remove
+from forked import Command, Ended, call, content, differing, preload, remove
+from toy_commands import commands
 
 SHIM = "SPUNGE_FAULTS"  # set in the process that has it loaded
 CREATE, WRITE, RENAME, SYNC, REMOVE, READ, LOCK, OPEN = (1 << place for place in range(8))
+EVERY = (1 << 8) - 1
 PASSING = re.compile(
     r"[0-9a-f]{8}\.part|tmp\w{8}|state-[0-9a-f]{12}|#\d+|-[0-9a-f]{16}|[0-9a-f]{32,64}|[0-9a-f]{12}\.json"
 )
@@ -78,6 +80,7 @@ class Case(NamedTuple):
 class Figures:
     seconds: float = 0.0
     faults: int = 0
+    missed: int = 0  # calls that did not come this time
     refused: int = 0  # commands that ended with a line
     harmless: int = 0  # commands that ended well all the same, such as where only the cache could not be written
     tracebacks: int = 0
@@ -107,18 +110,27 @@ def armed(fault: Fault, number: int, place: Path, folder: Path, log: int = -1) -
     return arm
 
 
-def calls_of(command: Command, fault: Fault, place: Path, folder: Path) -> Iterator[Called]:
-    """The calls that a command makes, of each role the first and the last."""
-    log = place / f"{folder.name}.calls"
+class Logged(NamedTuple):
+    kind: int
+    name: str
+    path: str  # below the place
+
+
+def logged(command: Command, place: Path, folder: Path) -> list[Logged]:
+    """The calls that a command makes, undisturbed."""
+    log = place / f"{command.kind}.calls"
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    call(command, folder, armed(fault, 0, place, folder, handle))
+    call(command, folder, armed(Fault(EVERY, 0, False, True), 0, place, folder, handle))
     os.close(handle)
-    remove(folder)
-    made = []
-    for line in log.read_text(errors="replace").splitlines():
-        number, _kind, name, path = line.split(" ", 3)
-        if str(log) not in path and not path.startswith((log.name, f"{folder.name}-log")):
-            made.append(Called(int(number), name, path))
+    lines = (line.split(" ", 3) for line in log.read_text(errors="replace").splitlines())
+    return [Logged(int(kind), name, path) for _number, kind, name, path in lines]
+
+
+def calls_of(calls: list[Logged], fault: Fault, folder: str) -> Iterator[Called]:
+    """Those that a fault is of, of each role the first and the last. folder: of the command, below the place."""
+    own = [each for each in calls if each.kind & fault.calls and (fault.inputs or each.path.startswith(f"{folder}/"))]
+    made = [Called(number, each.name, each.path.removeprefix(f"{folder}/")) for number, each in enumerate(own, 1)]
+    made = [each for each in made if not each.path.startswith((f"{folder}-log/", "faults"))]
     first = {each.alike: each for each in reversed(made)}
     last = {each.alike: each for each in made}
     yield from sorted({*first.values(), *last.values()})
@@ -127,10 +139,15 @@ def calls_of(command: Command, fault: Fault, place: Path, folder: Path) -> Itera
 def tried(case: Case, place: Path, folder: Path, whole: dict[str, Any], figures: Figures) -> None:
     """Let one call fail, look at what is said and left, and let the same command go on."""
     command, fault, called = case
-    figures.faults += 1
-    bad, where = figures.bad, f"{command.kind}, {errno.errorcode[fault.error]} at {called.name} {called.path}"
-    ended = call(command, folder, armed(fault, called.number, place, folder))
-    _look(ended, fault, figures, where)
+    hit = place / f"{folder.name}.hit"
+    handle = os.open(hit, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    ended = call(command, folder, armed(fault, called.number, place, folder, handle))
+    os.close(handle)
+    line = hit.read_text(errors="replace").partition("\n")[0].split(" ", 2)[-1]
+    figures.faults += bool(line)
+    figures.missed += not line
+    bad, where = figures.bad, f"{command.kind}, {errno.errorcode[fault.error]} at {line}"
+    _look(ended, fault, figures, where, hit=bool(line))
     if command.is_run and (folder / command.out / "recipe.yaml").exists():
         for name, codes in (("status", (0, 2)), ("verify", (0, 1) if ended.code == 0 else (1, 2))):
             told = call(Command(name, (name, command.out), command.out), folder)
@@ -144,11 +161,11 @@ def tried(case: Case, place: Path, folder: Path, whole: dict[str, Any], figures:
         remove(folder)
 
 
-def _look(ended: Ended, fault: Fault, figures: Figures, where: str) -> None:
+def _look(ended: Ended, fault: Fault, figures: Figures, where: str, hit: bool) -> None:
     if "Traceback" in ended.errors or "Exception ignored" in ended.errors:
         figures.note("tracebacks", f"{where}: {ended.errors[-700:]}")
     elif ended.code == 0:
-        figures.harmless += 1
+        figures.harmless += hit
     else:
         figures.refused += 1
         cause = os.strerror(fault.error) in ended.last or (fault.error == errno.ENOSPC and "is full" in ended.last)
@@ -173,10 +190,11 @@ def cases_of(
 ) -> Iterator[Case]:
     """Every fault of every call of the commands. Fills in what undisturbed ones leave."""
     for kind, command in known.items():
-        call(command, place / "again" / kind)
-        whole[kind] = content(command, place / "again" / kind)
+        folder = place / "again" / kind
+        calls = logged(command, place, folder)
+        whole[kind] = content(command, folder)
         for name in faults:
-            for called in calls_of(command, FAULTS[name], place, place / f"{kind}-{name}"):
+            for called in calls_of(calls, FAULTS[name], f"again/{kind}"):
                 yield Case(command, FAULTS[name], called)
 
 

@@ -27,7 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from forked import Child, Command, Ended, begun, call, commands, content, differing, preload, remove, stamped, start
+from forked import Child, Command, Ended, begun, call, content, differing, preload, remove, stamped, start
+from toy_commands import commands
 
 GO_ON = ("spunge: stopped; give the same command again to go on", "spunge: stopped at once; give the same command")
 BUSY = "another process is at work in"
