@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from spunge.files import about
+from spunge.files import PART, about
 from spunge.weights.checkpoint import Checkpoint
 
 FICLONE = 0x40049409  # Linux ioctl: let a file share another's blocks (btrfs, xfs, bcachefs)
@@ -31,7 +31,7 @@ def clone(source: Path, target: Path) -> bool:
 
 def shares_blocks(base: Checkpoint, folder: Path) -> bool:
     """Whether a copy of the base in `folder` takes no room: the file system lets it share the base's blocks."""
-    probe = folder / "probe"
+    probe = folder / f"probe{PART}"
     try:
         return clone(base.files[0], probe)
     finally:

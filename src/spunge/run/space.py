@@ -20,13 +20,12 @@ def refuse_full(begun: Run, stages: Sequence[Stage[Session]], what: str) -> None
 
 
 def _there(begun: Run, stage: Stage[Session]) -> float:
-    """Bytes of a stage that need no room: what it replaces, what it goes on from, and a merge that shares the base's blocks."""
+    """Bytes of a stage that need no room: what it replaces, what a merge goes on from, and one that shares the base's blocks."""
     folder, state = begun.graph.folder, begun.graph.state(stage.name)
-    merges = stage.name == "merged" or stage.name.endswith(":merged")
-    if merges and begun.recipe.merge.dtype == "base" and shares_blocks(Checkpoint(begun.base.folder), folder):
-        return float("inf")
-    begun_files = [
-        file for pattern in stage.passing for path in folder.glob(pattern) for file in [path, *path.rglob("*")]
-    ]
     replaced = state.stamp.size if state.stamp else 0
-    return replaced + sum(file.stat().st_blocks * 512 for file in begun_files if merges)
+    if stage.name != "merged" and not stage.name.endswith(":merged"):
+        return replaced
+    if begun.recipe.merge.dtype == "base" and shares_blocks(Checkpoint(begun.base.folder), folder):
+        return float("inf")
+    asides = [aside for pattern in stage.passing for aside in folder.glob(pattern)]
+    return replaced + sum(file.stat().st_blocks * 512 for aside in asides for file in aside.rglob("*"))
