@@ -138,6 +138,15 @@ def test_verify_names_every_damaged_file_and_a_whole_run_has_none(finished: Fini
         assert any(name in problem for problem in verify(run).problems), name
 
 
+@pytest.mark.parametrize("last", ["results", "page"])
+def test_verify_says_that_a_run_whose_last_stages_are_not_made_is_not_finished(
+    finished: Finished, tmp_path: Path, last: str
+) -> None:
+    run = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    (run / "stamps" / f"{last}.json").unlink()
+    assert f"stamps/{last}.json is missing: the run is not finished" in verify(run).problems
+
+
 def test_verify_sees_a_merged_model_that_is_not_the_merge_of_its_deltas(finished: Finished, tmp_path: Path) -> None:
     """The checksums are right and the merge is not: as if the merge itself had been wrong."""
     import dataclasses

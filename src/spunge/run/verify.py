@@ -73,11 +73,16 @@ def _check_files(checked: Verification, folder: Path, stamp: Stamp) -> None:
 
 def _broken_chain(folder: Path, stamps: dict[str, Stamp]) -> Iterator[str]:
     """Stages that the results rest on and that are not there as they were."""
-    results = stamps.get("results")
-    if results is None:
-        yield "stamps/results.json is missing: the run is not finished"
-        return
-    for name, key in results.inputs.items():
+    for last in ("results", "page"):
+        if last not in stamps:
+            yield f"stamps/{last}.json is missing: the run is not finished"
+            return
+        yield from _other_making(folder, stamps, last)
+
+
+def _other_making(folder: Path, stamps: dict[str, Stamp], last: str) -> Iterator[str]:
+    """Stages that `last` was made from and that are missing, or were made again since."""
+    for name, key in stamps[last].inputs.items():
         if not name.startswith("stage "):
             continue
         stage = name.removeprefix("stage ")
@@ -86,7 +91,7 @@ def _broken_chain(folder: Path, stamps: dict[str, Stamp]) -> Iterator[str]:
             if not (folder / file).exists():
                 yield f"{file} is missing"
         elif stamps[stage].key != key:
-            yield f"{file} is of another making than results.json"
+            yield f"{file} is of another making than what {last} was made from"
 
 
 def _check_merged(checked: Verification, folder: Path, watcher: Watcher) -> None:
