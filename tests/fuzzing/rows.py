@@ -1,0 +1,211 @@
+"""Targets that read rows: valid files of every format, damaged, packed, misnamed; and generated values."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
+from fuzzing.mutations import PLAIN, as_json, changed, damaged
+from fuzzing.trial import Target
+from spunge.data.chat import read_conversation, read_tools
+from spunge.data.rows import Records, read_rows
+from spunge.recipe.schema import Source
+
+ROWS = [
+    {"kind": "a", "n": 1, "text": "words", "list": [1, 2], "record": {"x": 1.5, "y": None}},
+    {"kind": "b", "n": 2, "text": "mots é", "list": [], "record": {"x": None, "y": "z"}},
+    {"kind": None, "n": 3, "text": "", "list": None, "record": None},
+]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+LIST = json.dumps(ROWS, indent=1).encode()
+INSIDE = json.dumps({"version": 1, "data": ROWS}).encode()
+COLUMNS = json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode()
+TABLE = 'kind,n,text\na,1,"words, more"\nb,2,"a ""quote"""\n,3,\n'.encode()
+TABS = TABLE.replace(b",", b"\t")
+LONG = b"".join(b'{"text": "%d %s"}\n' % (number, b"word " * 20) for number in range(50))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    table = pa.Table.from_pylist(list(rows))
+    return table.append_column("day", pa.array([1, 2, None][: len(rows)], pa.date32())).append_column(
+        "word", pa.array(["x", "y", "x"][: len(rows)]).dictionary_encode()
+    )
+
+
+def _parquet(**options: Any) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(_table(ROWS), sink, **options)
+    return sink.getvalue()
+
+
+def _arrow(stream: bool = False, **options: Any) -> bytes:
+    sink, table = io.BytesIO(), _table(ROWS)
+    written = pa.ipc.IpcWriteOptions(**options)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema, options=written) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _feather() -> bytes:
+    sink = io.BytesIO()
+    pyarrow.feather.write_feather(_table(ROWS), sink)
+    return sink.getvalue()
+
+
+def _zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as out:
+        out.write(content)
+    return bytes(sink.getvalue())
+
+
+CONTENTS: dict[str, tuple[bytes, ...]] = {
+    "jsonl": (LINES, LONG, LINES.replace(b"\n", b"\r\n"), LINES.decode().encode("utf-16"), b"\xef\xbb\xbf" + LINES),
+    "json": (LIST, INSIDE, COLUMNS, LINES, b'{"a": 1}'),
+    "csv": (TABLE, TABLE.replace(b",", b";"), b"sep=;\r\n" + TABLE.replace(b",", b";"), TABS, TABLE.replace(b"\n", b"\r")),
+    "tsv": (TABS,),
+    "txt": (b"one\ntwo\r\nthree", "eins\nzw\u00f6lf\n".encode("utf-16-le"), b""),
+    "parquet": (_parquet(), _parquet(compression="none", use_dictionary=False), _parquet(data_page_version="2.0")),
+    "arrow": (_arrow(), _arrow(stream=True), _arrow(compression="lz4")),
+    "feather": (_feather(),),
+}
+PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": _zstd}
+
+
+def read(file: Path, content: bytes, **options: Any) -> Records:
+    file.write_bytes(content)
+    records = read_rows([Source(path=str(file), **options)], "forget.source")
+    records.table.validate(full=True)
+    assert records.table.num_rows
+    return records
+
+
+def _lines_of(content: bytes) -> int | None:
+    """Rows that Python's json reads, one a line; None where some line is no object of its own."""
+    try:
+        values = [json.loads(line) for line in content.decode("utf-8").split("\n") if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+    return len(values) if values and all(isinstance(value, dict) for value in values) else None
+
+
+def _plain(ending: str) -> Callable[[Path, bytes], int]:
+    def call(folder: Path, content: bytes) -> int:
+        records = read(folder / f"rows.{ending}", content)
+        if ending == "jsonl" and (lines := _lines_of(content)) is not None and lines > 1:
+            assert records.table.num_rows == lines
+        if ending == "parquet":
+            assert records.table.num_rows == pq.ParquetFile(io.BytesIO(content)).metadata.num_rows
+        return len(content)
+
+    return call
+
+
+def _packed(folder: Path, case: tuple[str, str, bytes]) -> int:
+    ending, packing, content = case
+    read(folder / f"rows.{ending}.{packing}", content)
+    return len(content)
+
+
+def _misnamed(folder: Path, case: tuple[str, bytes, str | None, str | None]) -> int:
+    ending, content, encoding, delimiter = case
+    read(folder / f"rows.{ending}", content, encoding=encoding, delimiter=delimiter)
+    return len(content)
+
+
+def _values(folder: Path, rows: Any) -> int:
+    """Rows of any values: what json writes is read, with as many rows, and each column that is text holds its texts."""
+    content = b"\n".join(map(as_json, rows))
+    records = read(folder / "rows.jsonl", content)
+    if len(rows) > 1:
+        assert records.table.num_rows == len(rows)
+        for name in records.table.column_names:
+            values = [row.get(name) for row in rows]
+            if all(value is None or isinstance(value, str) for value in values):
+                assert records.table[name].to_pylist() == values
+    return len(content)
+
+
+def _cells(folder: Path, rows: list[list[str]]) -> int:
+    """What Python's csv writes is read back."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    content = text.getvalue().encode("utf-8", "surrogatepass")
+    records = read(folder / "rows.csv", content, delimiter=",")
+    if all(rows[0]):
+        assert records.table.column_names == rows[0]
+    return len(content)
+
+
+MESSAGES = (
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}],
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"role": ["user", "assistant"], "content": ["a", "b"]},
+    [
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]},
+        {"role": "assistant", "content": "b"},
+    ],
+)
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": '{"type": "object"}'}}]
+
+
+def _chat(folder: Path, value: Any) -> int:
+    messages = read_conversation(value, "forget.messages: row 1")
+    assert all(isinstance(message["role"], str) and isinstance(message["content"], str) for message in messages)
+    return 1 << 14
+
+
+def _tools(folder: Path, value: Any) -> int:
+    read_tools(value, "forget.tools: row 1")
+    return 1 << 14
+
+
+_AS_TEXT = lambda value: as_json(value).decode()  # noqa: E731
+_ENDINGS = st.sampled_from([*CONTENTS, "ndjson", "JSONL", "xlsx"])
+_PACKINGS = st.sampled_from([*PACKED])
+_ANY = st.sampled_from([content for contents in CONTENTS.values() for content in contents])
+_CONVERSATIONS = changed(*MESSAGES) | changed(*MESSAGES).map(_AS_TEXT) | damaged(*map(as_json, MESSAGES)).map(
+    lambda content: content.decode("utf-8", "replace")
+)  # fmt: skip
+_BOMBS = {name: pack(b"a" * (1 << 20)) for name, pack in PACKED.items()}
+
+
+def _of_packing(packing: str) -> st.SearchStrategy[tuple[str, str, bytes]]:
+    pack = PACKED[packing]
+    contents = [pack(LINES), pack(TABLE), pack(CONTENTS["parquet"][0]), pack(b""), _BOMBS[packing]]
+    return st.tuples(st.sampled_from(["jsonl", "csv", "parquet", "txt"]), st.just(packing), damaged(*contents))
+
+
+TARGETS = (
+    *(
+        Target(f"rows-{ending}", damaged(*contents), _plain(ending), cases)
+        for (ending, contents), cases in zip(CONTENTS.items(), (1500, 1500, 1500, 500, 500, 400, 600, 200), strict=True)
+    ),
+    Target("rows-packed", _PACKINGS.flatmap(_of_packing), _packed, 400),
+    Target(
+        "rows-misnamed",
+        st.tuples(
+            _ENDINGS,
+            _ANY,
+            st.sampled_from([None, None, "utf-16", "utf-16-le", "cp1252", "utf-8-sig", "latin-1", "shift_jis", "utf-7", "idna", "punycode"]),
+            st.sampled_from([None, None, ",", " ", "a", "\u2028"]),
+        ),
+        _misnamed,
+        300,
+    ),
+    Target("rows-values", st.lists(st.dictionaries(st.sampled_from(["a", "A", "b c", "", "text"]) | st.text(max_size=3), PLAIN, max_size=3), min_size=1, max_size=4), _values, 200),
+    Target("rows-cells", st.lists(st.lists(st.text(max_size=4), min_size=2, max_size=2), min_size=2, max_size=4), _cells, 300),
+    Target("chat", _CONVERSATIONS, _chat, 1500),
+    Target("tools", changed(TOOLS, as_json(TOOLS).decode()), _tools, 500),
+)  # fmt: skip

@@ -1,0 +1,8 @@
+"""Every target of the fuzzer. A target is a line in one of these files; `make test` tries some cases of each, `make fuzz` goes on."""
+
+from fuzzing import recipes, rows, weights
+from fuzzing.trial import Target
+
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (*recipes.TARGETS, *rows.TARGETS, *weights.TARGETS)
+}
