@@ -1,6 +1,11 @@
-"""The errors that people see: one line that names the setting, the value and what to do, as a terminal can show it."""
+"""The errors that people see: one line that names the setting, the value and what to do, as a terminal can show it.
+
+What is shown holds no token and no key: of the Hub, of services, in an address, or in this process's environment.
+"""
 
 import difflib
+import os
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -8,8 +13,34 @@ ASKING = "spunge-sql"  # the name of a thread that may not hear that it is to st
 _DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 
 
+HIDDEN = "[secret]"
+# Tokens of the Hub, OpenAI and its like, GitHub, GitLab, Slack, AWS and Google; what stands before a host, or as a key after it.
+_TOKENS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|"
+    r"glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|A(?:KI|SI)A[A-Z0-9]{16}|AIza[\w-]{35})"
+    r"|(?<=://)[^/\s\"'<>,@]{1,300}(?=@)"
+    r"|(?<=Bearer )[\w.~+/=-]{16,}"
+    r"|(?<=[?&])(?:access_token|token|api_key|apikey|key|sig|signature|X-Amz-Signature|X-Amz-Security-Token)=[^&\s\"'<>]+",
+)
+_NAMED = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|SECRET|PRIVATE)_?KEY)(_|$)|^KEY$", re.I
+)
+_LENGTH = 12  # of a value in the environment that is taken for a secret: shorter ones are words
+
+
 class RecipeError(ValueError):
     """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
+
+def redacted(text: str) -> str:
+    """The text without tokens, keys and passwords."""
+    for name, value in os.environ.items():
+        if _NAMED.search(name) and len(value) >= _LENGTH and not value.startswith(("/", "~")) and value in text:
+            text = text.replace(value, HIDDEN)
+    return _TOKENS.sub(HIDDEN, text)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -45,7 +76,7 @@ def printable(value: object, keep: str = "") -> str:
         else "\N{REPLACEMENT CHARACTER}"
         if unprintable(character)
         else character
-        for character in str(value)
+        for character in redacted(str(value))
         if not is_direction(character)
     )
 

@@ -161,6 +161,19 @@ def read_json(file: Path) -> Any:
         return None
 
 
+def is_inside(name: object) -> bool:
+    """Whether a name that stands in a file leads to something in that file's folder, on every system."""
+    if not isinstance(name, str) or not name or name.startswith(("/", "\\")) or "\0" in name:
+        return False
+    parts = re.split(r"[/\\]", name)
+    return ".." not in parts and set(parts) != {"."} and ":" not in parts[0]
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file of that name, whatever its ending, for a device."""
+    return re.fullmatch(r"con|prn|aux|nul|(com|lpt)[0-9]", name.split(".")[0].strip().lower()) is not None
+
+
 def checksum(file: Path) -> str:
     """XXH3 (128 bits) of a file's bytes, read in pieces. It tells damage, not forgery."""
     digest = xxhash.xxh3_128()

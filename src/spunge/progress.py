@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from spunge.errors import one_line
+from spunge.errors import one_line, printable
 
 ERRORS = Console(stderr=True, highlight=False)
 EVERY = 30.0  # seconds between two lines of one stage, where there is no terminal
@@ -66,12 +66,12 @@ class Terminal:
             TimeRemainingColumn(compact=True),
         )
         self._bar = Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal)
-        self._task = self._bar.add_task(title, total=1, note="")
+        self._task = self._bar.add_task(printable(title), total=1, note="")
         self._bar.start()
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=done, total=total, note=note)
+            self._bar.update(self._task, completed=done, total=total, note=printable(note))
         if not ERRORS.is_terminal and time.perf_counter() - self._said >= EVERY:
             self._said = time.perf_counter()
             self._print(f"{done}/{total} {note}".rstrip())

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from spunge.errors import RecipeError
-from spunge.files import write_json
+from spunge.errors import RecipeError, redacted
+from spunge.files import write_text
 
 FILE = "results.json"
 SCHEMA: Final = 1
@@ -238,7 +238,7 @@ class Results:
 
 def write_results(results: Results) -> None:
     """Write results.json into the run's folder. Raises RecipeError where that cannot be written."""
-    write_json(results.folder / FILE, results.content)
+    write_text(results.folder / FILE, redacted(json.dumps(results.content, indent=2, ensure_ascii=False)) + "\n")
 
 
 def json_value(value: Any) -> Any:

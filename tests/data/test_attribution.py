@@ -96,7 +96,7 @@ def test_sql_told_as_a_source_is_the_text_that_it_is_short_for(toy_recipe: dict[
         ({"kind": "words"}, r"^split\.by\.kind: no attribute source 'words'; known: sql"),
         ({"sql": "topic", "sqll": 1}, r"^split\.by\.sqll: no such setting; did you mean 'sql'"),
         ({}, r"^split\.by\.kind: missing; known: sql"),
-        (5, r"^split\.by: 5: it should be a valid string"),
+        (5, r"^split\.by: 5: it should be a text; in quotes it is one"),
     ],
 )
 def test_a_source_that_is_none_is_refused(toy_recipe: dict[str, Any], by: Any, message: str) -> None:

@@ -13,7 +13,7 @@ from spunge.data.query import Query
 from spunge.data.rows import Records
 from spunge.data.samples import table_sha256
 from spunge.data.selection import select_rows
-from spunge.data.split import Parts, slugs, split_rows
+from spunge.data.split import Parts, split_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 
@@ -113,7 +113,10 @@ def test_a_limit_draws_the_same_rows_for_the_same_seed(split: Callable[..., Part
         (["forget.text=txt"], ["forget.text", "no column 'txt'", "did you mean 'text'?"]),
         (["forget.text=score"], ["forget.text", "not text"]),
         (["forget.source=/nowhere/x.jsonl"], ["forget.source", "no such file"]),
-        (["forget.where=text IN (SELECT content FROM read_text('/etc/hostname'))"], ["forget.where", "Permission"]),
+        (
+            ["forget.where=text IN (SELECT content FROM read_text('/etc/hostname'))"],
+            ["forget.where", "asks for the table read_text()"],
+        ),
         (["forget.where=EXISTS (FROM 'https://example.org/x.csv')"], ["forget.where"]),
         (["forget.where=EXISTS (FROM table)"], ["forget.where"]),
     ],
@@ -185,36 +188,6 @@ def test_retain_takes_source_and_columns_from_forget_unless_it_has_its_own(
     assert select_rows(recipe.retain, recipe, "retain").samples.table["text"].to_pylist() == ["one", "five"]
 
 
-def test_slugs_never_collide_and_never_leave_the_folder() -> None:
-    values = [
-        "Europe",
-        "europe",
-        "a b",
-        "a-b",
-        "A/B",
-        "a/b",
-        "..",
-        "../../x",
-        "",
-        "é",
-        "e",
-        "x" * 400,
-        "x" * 401,
-        "\0",
-        "con",
-    ]
-    names = slugs(values)
-    assert len({name.lower() for name in names.values()}) == len(values)
-    assert all(
-        name and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(name) <= 48
-        for name in names.values()
-    )
-    assert slugs(["Europe", "physical disability"]) == {
-        "Europe": "europe",
-        "physical disability": "physical-disability",
-    }
-
-
 def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
     whole = pa.table({"text": ["a", "b", "c", "d"]})
     chunked = pa.chunked_array([["x", "b"], ["c"]])
@@ -225,10 +198,10 @@ def test_equal_rows_have_equal_hashes_whatever_table_they_came_from() -> None:
 
 def test_conditions_see_no_python_variables() -> None:
     table = pa.table({"text": ["a"]})
-    with pytest.raises(RecipeError, match="does not exist"):
+    with pytest.raises(RecipeError, match=r"does not exist|asks for the table"):
         Query(Records(table)).where("EXISTS (FROM table_of_mine)", "forget.where")
     table_of_mine = table
-    with pytest.raises(RecipeError, match="does not exist"):
+    with pytest.raises(RecipeError, match=r"does not exist|asks for the table"):
         Query(Records(table)).where("EXISTS (FROM table_of_mine)", "forget.where")
     assert table_of_mine.num_rows == 1
 

@@ -37,9 +37,9 @@ class Recorder(Silent):
         return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge", "choose")]
 
 
-def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[str]]:
+def run(recipe: dict[str, Any], out: Path, *overrides: str, replace: bool = False) -> tuple[Any, list[str]]:
     watcher = Recorder()
-    return spunge.run(load_recipe(recipe, overrides), out, watcher), watcher.worked
+    return spunge.run(load_recipe(recipe, overrides), out, watcher, replace), watcher.worked
 
 
 def weight_of(recipe: dict[str, Any], out: Path, stage: str, *overrides: str) -> torch.Tensor:
@@ -180,7 +180,7 @@ def test_changing_the_first_part_trains_all_that_follows_in_the_sequence(
     run(toy_recipe, tmp_path / "run", "controls=[sequential]", "evaluate=[]")
     lines.remove(next(line for line in lines if '"asia"' in line))
     file.write_text("\n".join(lines))
-    _, worked = run(toy_recipe, tmp_path / "run", "controls=[sequential]", "evaluate=[]")
+    _, worked = run(toy_recipe, tmp_path / "run", "controls=[sequential]", "evaluate=[]", replace=True)
     assert [title for title in worked if title.startswith("unlearn")] == [
         "unlearn branch:asia",
         "unlearn control:sequential/asia",

@@ -43,9 +43,9 @@ class Recorder:
         return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge")]
 
 
-def run(recipe: dict[str, Any], out: Path, *overrides: str) -> tuple[Any, list[str]]:
+def run(recipe: dict[str, Any], out: Path, *overrides: str, replace: bool = False) -> tuple[Any, list[str]]:
     recorder = Recorder()
-    results = spunge.run(load_recipe(recipe, overrides), out, recorder)
+    results = spunge.run(load_recipe(recipe, overrides), out, recorder, replace)
     return results, recorder.worked()
 
 
@@ -161,7 +161,11 @@ def test_changing_one_part_trains_that_part_and_the_control(
     toy_recipe["forget"]["source"] = str(file)
     run(toy_recipe, tmp_path / "run")
     file.write_text("\n".join(lines[:-1]) + "\n")
-    _, worked = run(toy_recipe, tmp_path / "run")
+    with pytest.raises(
+        RecipeError, match=r"no longer fit \(branch:asia: part asia changed, and 1 more\); give --replace"
+    ):
+        run(toy_recipe, tmp_path / "run")
+    _, worked = run(toy_recipe, tmp_path / "run", replace=True)
     assert [title for title in worked if title.startswith("unlearn")] == [
         "unlearn branch:asia",
         "unlearn control:joint",
@@ -169,7 +173,9 @@ def test_changing_one_part_trains_that_part_and_the_control(
 
 
 def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, Any], finished: Path) -> None:
-    _, worked = run(toy_recipe, finished, "unlearn.alpha=7")
+    with pytest.raises(RecipeError, match=r"branch:asia: unlearn\.alpha was 100\.0, is 7\.0, and 2 more"):
+        run(toy_recipe, finished, "unlearn.alpha=7")
+    _, worked = run(toy_recipe, finished, "unlearn.alpha=7", replace=True)
     assert sum(title.startswith("unlearn") for title in worked) == 3
     assert not any(title.startswith("judge base") for title in worked)
 
@@ -186,7 +192,7 @@ def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, An
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _, worked = run(toy_recipe, tmp_path / "run")
+    _, worked = run(toy_recipe, tmp_path / "run", replace=True)
     assert len(worked) == 3 + 1 + 5 * 2
 
 

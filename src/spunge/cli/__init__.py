@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from spunge.cli import judge, merge, report, run, start
-from spunge.cli.terminal import fail, leave, say
+from spunge.cli.terminal import fail, leave, say, show_traceback
 from spunge.errors import RecipeError
 
 app = typer.Typer(
@@ -90,8 +90,11 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, KeyboardInterrupt):
         return "", STOPPED
-    if not isinstance(error, Exception) or os.environ.get("SPUNGE_TRACEBACK"):
+    if not isinstance(error, Exception):
         raise error
+    if os.environ.get("SPUNGE_TRACEBACK"):
+        show_traceback(error)
+        return "", 1
     if "torch" in sys.modules:
         from spunge.model.memory import is_out_of_memory
 

@@ -21,7 +21,7 @@ def run(
     overrides: SetOption = [],  # noqa: B006
     out: OutOption = "",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Make finished trainings of another recipe in that folder again.")
+        bool, typer.Option("--replace", help="Make finished trainings in that folder again that no longer fit.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

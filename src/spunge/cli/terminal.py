@@ -2,18 +2,22 @@
 
 import gc
 import json
+import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from spunge.errors import ASKING, is_direction, one_line, printable, unprintable
+from spunge.errors import ASKING, is_direction, one_line, printable, redacted, unprintable
 
 if TYPE_CHECKING:
     from spunge.results import Results
@@ -51,12 +55,38 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    logging.disable_progress_bar()
+    of_transformers.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.showwarning = _warned  # where in a library it was said is of no use here
+    _logs_told()
+
+
+def _warned(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    typer.echo(one_line(f"warning: {message}"), err=True)
+
+
+def _logs_told() -> None:
+    """Whatever a library logs is shown and not obeyed."""
+    made = logging.getLogRecordFactory()
+    if isinstance(made, partial) and made.func is _told:
+        return
+    logging.setLogRecordFactory(partial(_told, made))
+
+
+def _told(made: Callable[..., logging.LogRecord], *arguments: Any, **more: Any) -> logging.LogRecord:
+    record = made(*arguments, **more)
+    with suppress(TypeError, ValueError):  # arguments that do not fit are logging's to tell
+        record.msg, record.args = printable(record.getMessage(), keep="\n"), ()
+    return record
+
+
+def show_traceback(error: BaseException) -> None:
+    """Python's own traceback on stderr."""
+    text = "".join(traceback.format_exception(error))
+    typer.echo(printable(text, keep="\n").rstrip("\n"), err=True)
 
 
 def say(text: str) -> None:
@@ -67,7 +97,7 @@ def say(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print JSON for scripts; what a terminal would obey is escaped, which means the same."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    typer.echo(re.sub(r"[^ -~\n]", lambda found: _escaped(found.group()), text))
+    typer.echo(re.sub(r"[^ -~\n]", lambda found: _escaped(found.group()), redacted(text)))
 
 
 def _escaped(character: str) -> str:

@@ -19,6 +19,7 @@ from spunge.data.keeping import Keeper, content_key, table_of
 from spunge.data.kinds import TEXT, fitted, kind_of, merged
 from spunge.data.textrows import read_csv, read_lines
 from spunge.errors import RecipeError
+from spunge.files import is_inside
 from spunge.recipe.schema import NEUTRAL, Source
 
 FAMILIES = {
@@ -239,6 +240,9 @@ def _saved_dataset(folder: Path, setting: str) -> list[Path]:
 def _of_state(file: Path, key: str, setting: str) -> list[Any]:
     try:
         listed: list[Any] = json.loads(file.read_text(encoding="utf-8"))[key]
+        names = [entry["filename"] if isinstance(entry, dict) else entry for entry in listed]
+        if not all(map(is_inside, names)):
+            raise ValueError("names that lead out of the folder")
     except (ValueError, LookupError, TypeError):
         raise RecipeError(f"{setting}: {str(file)!r} does not say what a saved dataset holds; name its files") from None
     return listed

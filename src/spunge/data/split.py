@@ -1,8 +1,6 @@
 """Split the forget rows by an attribute into parts, and say what was dropped and why (SPUNGE, arXiv 2406.11780, step 1)."""
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +11,7 @@ import pyarrow as pa
 
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
+from spunge.data.naming import slugs
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
@@ -184,23 +183,3 @@ def seed_for(seed: int, *names: str) -> int:
     """A seed of its own for each name, whatever the others are: 63 bits of sha256."""
     digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def slugs(values: Sequence[str]) -> dict[str, str]:
-    """Value -> a folder name of its own: [a-z0-9-], at most 48 characters, unequal even where case is ignored.
-
-    A value that survives as it is (but for case and spaces) keeps its plain name; any other gets part of its sha256.
-    """
-    plain = {value: _plain(value) for value in values}
-    shared = {slug for slug in plain.values() if list(plain.values()).count(slug) > 1}
-    result = {}
-    for value, slug in plain.items():
-        faithful = re.fullmatch(r"[a-z0-9]+([ _-][a-z0-9]+)*", value.lower()) and len(value) <= 40
-        unique = hashlib.sha256(value.encode()).hexdigest()[:8]
-        result[value] = slug if faithful and slug not in shared else f"{slug}-{unique}".lstrip("-")
-    return result
-
-
-def _plain(value: str) -> str:
-    ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:39].rstrip("-")

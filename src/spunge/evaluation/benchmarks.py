@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, model_validator
 
+from spunge.data.naming import slug
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation import harness
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
@@ -222,7 +223,7 @@ def run(base: Base, entry: Benchmark, settings: BenchmarksSettings, bench: Bench
     if settings.log_samples:
         for name in tasks:
             lines = [json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples[name]]
-            file = bench.folder / f"samples-{name.replace('/', '_')}.jsonl"
+            file = bench.folder / f"samples-{slug(name)}.jsonl"
             write_text(file, "".join(lines))
             bench.kept.add(file)
     return summed(entry, manager.task_index[entry.task], tasks, samples)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from spunge import __version__
+from spunge.errors import printable
 from spunge.merging.outcome import MergeReport
 from spunge.weights.folder import name_of
 
@@ -88,4 +89,4 @@ def _rows(report: MergeReport) -> list[str]:
 
 def _text(value: str) -> str:
     """Plain text inside Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(value.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(" ".join(value.split())))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
-from spunge.files import alone, disk_errors_told, fingerprint, read_json
+from spunge.files import alone, disk_errors_told, fingerprint, is_inside, read_json
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         raise RecipeError(f"--out: {str(out)!r} holds another merge; give another folder, or --replace")
-    if all((out / name).exists() for name in content["files"]):
+    if all((out / name).exists() for name in content.get("files") or () if is_inside(name)):
         raise RecipeError(f"--out: the weights in {str(out)!r} were changed since; give another folder, or --replace")
     return None
 
@@ -76,6 +76,8 @@ def claimed(out: Path) -> Iterator[Path]:
 def _is_this(out: Path, content: Any, key: str) -> bool:
     """Whether a report is of the merge with this key, and the files are there as it wrote them."""
     if not isinstance(content, dict) or content.get("key") != key:
+        return False
+    if not isinstance(content.get("files"), dict) or not all(map(is_inside, content["files"])):
         return False
     files = {name: out / name for name in content["files"]}
     return all(file.exists() and file.stat().st_size == content["files"][name] for name, file in files.items())

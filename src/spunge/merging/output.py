@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spunge.errors import redacted
 from spunge.files import LOCK, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
 from spunge.merging.card import merge_card
 from spunge.merging.copying import clone, copy_range, write_all
@@ -200,7 +201,7 @@ class Output:
         told = describe(self.aside, self.dtype)
         checked = check_folder(self.aside, self.base.folder, self.places)
         report = replace(report, checked=checked, files=weight_files(self.aside), notes=[*report.notes, *told])
-        write_text(self.aside / "README.md", merge_card(report, self.base.folder))
+        write_text(self.aside / "README.md", redacted(merge_card(report, self.base.folder)))
         write_json(self.aside / REPORT, report.to_json())
         for own in ("journal.jsonl", LOCK):
             (self.aside / own).unlink()

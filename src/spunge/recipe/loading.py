@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BeforeValidator
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError, redacted, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
@@ -41,6 +41,7 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     _anchor(content, folder)
     apply_overrides(content, overrides)
     _anchor(content, Path.cwd())
+    _refuse_secrets(content)
     return validated(Recipe, content)
 
 
@@ -110,6 +111,23 @@ def _assign(content: Any, path: list[str], value: Any) -> None:
             if isinstance(at, dict) and at.get(key) is None:
                 at[key] = {}
             at = at[key]
+
+
+def _refuse_secrets(content: dict[str, Any]) -> None:
+    """Raises RecipeError for a token or key anywhere in a recipe, which stands in files of the run."""
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                waiting += [(name or "recipe", key), (f"{name}.{key}".lstrip("."), inner)]
+        elif isinstance(value, list):
+            waiting += [(f"{name}.{number}", inner) for number, inner in enumerate(value)]
+        elif isinstance(value, str) and redacted(value) != value:
+            raise RecipeError(
+                f"{name}: holds a token or key, which the run would write into its files; leave it out: libraries read theirs "
+                "from the environment, such as HF_TOKEN"
+            )
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:

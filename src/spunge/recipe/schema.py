@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
+from spunge.files import is_device
 from spunge.recipe.block import Strict
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
@@ -324,7 +325,11 @@ TRAININGS = ("joint", "random", "sequential")
 class Control(Strict):
     """A baseline: what is trained, and how that becomes one model."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Names its stage, control:NAME, and its folder.")
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$",
+        max_length=60,
+        description="Names its stage, control:NAME, and its folder.",
+    )
     train: Literal["parts", "joint", "random", "sequential"] = Field(
         "parts",
         description="parts: the run's own branches, merged otherwise. joint: the same method, samples and steps on all parts "
@@ -340,6 +345,10 @@ class Control(Strict):
     def _says_something_else(self) -> "Control":
         if self.train == "parts" and self.merge is None:
             raise ValueError("the run's own branches, merged as the recipe says, are `merged`; give merge")
+        if is_device(self.name):
+            raise ValueError(
+                f"the name {self.name!r} is a device's on Windows, and can be no folder there; give another"
+            )
         if self.name in TRAININGS and (self.train != self.name or (self.merge and self.train != "random")):
             raise ValueError(f"the name {self.name!r} is kept for {{train: {self.name}}} without a merge of its own")
         return self

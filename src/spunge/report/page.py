@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
-from spunge.errors import printable
+from spunge.errors import printable, redacted
 from spunge.files import write_text
 from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
@@ -30,7 +30,7 @@ def write_page(run: Path) -> Path:
     Raises RecipeError when the folder cannot be written, and where one of its files is damaged.
     """
     file = run / "report.html"
-    write_text(file, page(run))
+    write_text(file, redacted(page(run)))
     return file
 
 

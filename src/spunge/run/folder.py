@@ -16,7 +16,8 @@ IDENTITY = ("model.path", "model.revision", "forget.source", "split.by")
 
 def default_folder(recipe: Any) -> Path:
     """runs/NAME, after the recipe's file."""
-    return Path("runs") / (Path(str(recipe)).stem if isinstance(recipe, str | Path) else "run")
+    stem = Path(str(recipe)).stem if isinstance(recipe, str | Path) else "run"
+    return Path("runs") / (stem if stem.strip(". ") else "run")
 
 
 def require_own(folder: Path) -> None:

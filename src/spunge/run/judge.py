@@ -17,7 +17,7 @@ from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
-from spunge.files import cache_folder, checksum, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.files import cache_folder, checksum, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, measured_again
 from spunge.registry import EVALUATORS
@@ -176,7 +176,7 @@ def _from_cache(judging: Judging, key: str) -> list[Path]:
     """Take the base's measurements, and the texts that were made for them, from an earlier run: all of them whole, or none."""
     folder = _cached(key)
     stored = unsealed(read_json(folder / "scores.json"))
-    if stored is None or stored.get("key") != key or not all(Path(name).name == name for name in stored["files"]):
+    if stored is None or stored.get("key") != key or not all(map(is_inside, stored["files"])):
         return []
     if stored.get("dropped") and (judging.lineup.inputs.recipe.keep_texts != "none" or compared(judging)):
         return []

@@ -17,7 +17,7 @@ from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
-from spunge.run.stages import Run, RunGraph, build, unjudged, untrained
+from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untrained
 from spunge.run.stamps import faults, stamp_file
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
 from spunge.run.train import refuse_rows
@@ -32,7 +32,7 @@ def run(
     """Do everything that a recipe asks for and that its folder does not hold yet.
 
     recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name. out: the run's folder, `runs/NAME` by default.
-    replace: finished trainings of another recipe in that folder may be made again. Raises RecipeError when the recipe,
+    replace: finished trainings in that folder that no longer fit may be made again. Raises RecipeError when the recipe,
     its data or the folder is wrong.
     """
     watcher = watcher or SILENT
@@ -42,6 +42,8 @@ def run(
         if not replace:
             refuse_replacing(folder, recipe)
         begun = _begun(recipe, folder, watcher)
+        if not replace:
+            refuse_losing(begun)
         with session(begun.base, watcher) as opened:
             for stage in begun.graph.to_do():
                 _make(begun.graph, stage, opened)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.data.selection import split_content
+from spunge.errors import RecipeError
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
@@ -72,6 +73,25 @@ def build(recipe: Recipe, folder: Path) -> Run:
         Stage("page", "page", needs=("results",), files=("report.html",), make=lambda session: write_report(folder))
     )
     return Run(recipe, graph, base, seeds, judgings)
+
+
+def refuse_losing(run: Run) -> None:
+    """Raises RecipeError where finished trainings no longer fit the recipe, its rows or the base, and would be made again."""
+    stages = [
+        _mark(number, line) + training.name for number, line in enumerate(run.seeds) for training in line.trainings
+    ]
+    states = {name: run.graph.state(name) for name in stages}
+    lost = [
+        f"{name}: {state.why}"
+        for name, state in states.items()
+        if state.kind == "stale" and state.stamp and not run.graph.faults(state.stamp)
+    ]
+    if lost:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise RecipeError(
+            f"--out: {str(run.graph.folder)!r} holds finished trainings that no longer fit ({lost[0]}{more}); give --replace "
+            "to train them again, or another folder"
+        )
 
 
 def untrained(run: Run) -> list[Lineup]:

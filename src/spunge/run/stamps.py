@@ -6,10 +6,10 @@ trusted because it is there. The stamp holds a checksum of itself too.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from spunge.files import checksum, read_json, sealed, unsealed, write_json
+from spunge.files import checksum, is_inside, read_json, sealed, unsealed, write_json
 
 FORMAT = 1
 
@@ -68,15 +68,9 @@ def read_stamp(folder: Path, stage: str) -> Stamp | None:
     if content is None or content.pop("format", None) != FORMAT or content["stage"] != stage:
         return None
     files = {path: FileMark(**mark) for path, mark in content.pop("files").items()}
-    if not all(map(_below, files)):
+    if not all(map(is_inside, files)):  # what a stamp names may be removed
         return None
     return Stamp(**content, files=files)
-
-
-def _below(path: str) -> bool:
-    """Whether it names a file in RUN: what a stamp names may be removed."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and "\\" not in path and ".." not in parts
 
 
 def stamps_in(folder: Path) -> Iterator[Stamp]:

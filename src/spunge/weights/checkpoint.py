@@ -16,14 +16,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import cache_folder, write_text
+from spunge.files import cache_folder, is_inside, write_text
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.wrapping import unwrapped
 
@@ -63,7 +63,7 @@ def model_files(folder: Path, setting: str = "model.path") -> ModelFiles:
             "model's weights; merge it into them with peft, or move it out of the folder"
         )
     named = config.get("transformers_weights")
-    if named is not None and not (_inside(str(named)) and str(named).endswith(SAFE)):
+    if named is not None and not (is_inside(str(named)) and str(named).endswith(SAFE)):
         raise RecipeError(
             f"{setting}: config.json names the weights {named!r}, which is no safetensors file of its folder"
         )
@@ -93,18 +93,13 @@ def _shards(folder: Path, index: Path, setting: str) -> tuple[Path, ...]:
     if not weight_map:
         raise RecipeError(f"{setting}: {index.name} names no file; download it again")
     for name in (names := sorted(set(weight_map.values()))):
-        if not _inside(name):
+        if not is_inside(name):
             raise RecipeError(f"{setting}: {index.name} names {name!r}, which is no file of its folder")
         if not (folder / name).is_file():
             raise RecipeError(f"{setting}: {name} is named by {index.name} but missing from {str(folder)!r}")
         if name.endswith(".safetensors") != index.name.endswith(".safetensors.index.json"):
             raise RecipeError(f"{setting}: {index.name} names {name}, which is of another format")
     return tuple(folder / name for name in names)
-
-
-def _inside(name: str) -> bool:
-    """Whether a name in a file of the folder stays inside the folder."""
-    return bool(name) and not PurePath(name).is_absolute() and ".." not in re.split(r"[/\\]", name)
 
 
 def file_names(folder: Path, setting: str) -> list[str]:
