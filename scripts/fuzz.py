@@ -63,7 +63,9 @@ def _tell(totals: dict[str, Counter[str]], seconds: Counter[str], findings: Path
         told = f"{counts['taken']} taken, {counts['refused']} refused, {counts['findings']} findings"
         print(f"{name:24} {cases:8} cases {rate:6.0f}/s  {told}")
     every = sum(totals.values(), Counter())
-    print(f"{every['taken'] + every['refused'] + every['findings']} cases, {every['findings']} of them findings ({findings})")
+    print(
+        f"{every['taken'] + every['refused'] + every['findings']} cases, {every['findings']} of them findings ({findings})"
+    )
 
 
 def _round(target: Any, seed: str, left: float, findings: Path) -> Counter[str]:

@@ -49,7 +49,9 @@ def _at(edits: Sequence[Edit], content: bytes) -> bytes:
             case 4:
                 content = content[:at] + content[at // 2 :]
             case 5:
-                content = content[:at] + bytes(byte ^ (1 << place % 8) for byte in content[at : at + 1]) + content[at + 1 :]
+                content = (
+                    content[:at] + bytes(byte ^ (1 << place % 8) for byte in content[at : at + 1]) + content[at + 1 :]
+                )
             case 6:
                 content = _renamed(content, place)
     return content
@@ -137,5 +139,3 @@ def as_json(document: Any) -> bytes:
 def json_files(*documents: Any) -> st.SearchStrategy[bytes]:
     """Files of JSON: of changed documents, and of damaged text."""
     return changed(*documents).map(as_json) | damaged(*map(as_json, documents))
-
-

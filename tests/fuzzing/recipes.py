@@ -38,7 +38,8 @@ BOMB = "\n".join(
     + [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 12)]
 )
 MERGE_BOMB = "\n".join(
-    ["a0: &a0 {k: 1}"] + [f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}" for level in range(1, 12)]
+    ["a0: &a0 {k: 1}"]
+    + [f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}" for level in range(1, 12)]
 )
 YAMLS = (
     TEXT,
@@ -65,7 +66,10 @@ MERGEKIT = {
     "base_model": "base",
     "models": [
         {"model": "one", "parameters": {"weight": 1.0, "density": "0.5"}},
-        {"model": {"model": {"path": "base", "revision": "x"}, "lora": {"path": "two"}}, "parameters": {"weight": [1, 1]}},
+        {
+            "model": {"model": {"path": "base", "revision": "x"}, "lora": {"path": "two"}},
+            "parameters": {"weight": [1, 1]},
+        },
     ],
     "parameters": {"normalize": True, "lambda": 1.0, "int8_mask": True},
     "dtype": "bfloat16",
@@ -174,5 +178,10 @@ TARGETS = (
     Target("set-in-recipe", _OVERRIDES, _set, 60),
     Target("recipe-file", damaged(TEXT, *YAMLS) | changed(SMALL).map(_flat), _recipe, 150),
     Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 150),
-    Target("mergekit", changed(MERGEKIT, SLICES).map(_flat) | damaged(_flat(MERGEKIT), _flat(SLICES), *YAMLS), _mergekit, 200),
+    Target(
+        "mergekit",
+        changed(MERGEKIT, SLICES).map(_flat) | damaged(_flat(MERGEKIT), _flat(SLICES), *YAMLS),
+        _mergekit,
+        200,
+    ),
 )

@@ -72,14 +72,25 @@ def _zstd(content: bytes) -> bytes:
 CONTENTS: dict[str, tuple[bytes, ...]] = {
     "jsonl": (LINES, LONG, LINES.replace(b"\n", b"\r\n"), LINES.decode().encode("utf-16"), b"\xef\xbb\xbf" + LINES),
     "json": (LIST, INSIDE, COLUMNS, LINES, b'{"a": 1}'),
-    "csv": (TABLE, TABLE.replace(b",", b";"), b"sep=;\r\n" + TABLE.replace(b",", b";"), TABS, TABLE.replace(b"\n", b"\r")),
+    "csv": (
+        TABLE,
+        TABLE.replace(b",", b";"),
+        b"sep=;\r\n" + TABLE.replace(b",", b";"),
+        TABS,
+        TABLE.replace(b"\n", b"\r"),
+    ),
     "tsv": (TABS,),
     "txt": (b"one\ntwo\r\nthree", "eins\nzw\u00f6lf\n".encode("utf-16-le"), b""),
     "parquet": (_parquet(), _parquet(compression="none", use_dictionary=False), _parquet(data_page_version="2.0")),
     "arrow": (_arrow(), _arrow(stream=True), _arrow(compression="lz4")),
     "feather": (_feather(),),
 }
-PACKED: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": _zstd}
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": _zstd,
+}
 
 
 def read(file: Path, content: bytes, **options: Any) -> Records:

@@ -3,6 +3,4 @@
 from fuzzing import recipes, rows, weights
 from fuzzing.trial import Target
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (*recipes.TARGETS, *rows.TARGETS, *weights.TARGETS)
-}
+TARGETS: dict[str, Target] = {target.name: target for target in (*recipes.TARGETS, *rows.TARGETS, *weights.TARGETS)}

@@ -120,7 +120,14 @@ def _config(folder: Path, content: bytes) -> int:
     checkpoint = Checkpoint(own)
     assert isinstance(read_config(own), dict)
     assert checkpoint.tensors
-    _ = checkpoint.embeddings, checkpoint.twins, quantisation(checkpoint), list(copied(own, own / "out")), name_of(own), note_of(own)
+    _ = (
+        checkpoint.embeddings,
+        checkpoint.twins,
+        quantisation(checkpoint),
+        list(copied(own, own / "out")),
+        name_of(own),
+        note_of(own),
+    )
     return len(content)
 
 
@@ -153,7 +160,9 @@ def _whole_delta() -> tuple[Any, bytes]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        write_delta(Path(folder), CHANGES, {"base": "0" * 64, "steps": 3, "losses": [0.5], "method": "ga", "device": "cpu"})
+        write_delta(
+            Path(folder), CHANGES, {"base": "0" * 64, "steps": 3, "losses": [0.5], "method": "ga", "device": "cpu"}
+        )
         return json.loads((Path(folder) / DESCRIPTION).read_text()), (Path(folder) / DELTA).read_bytes()
 
 

@@ -6,6 +6,7 @@ compressed-tensors and bitsandbytes. The whole model is in memory meanwhile: tra
 not tensor by tensor.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
                 f"{setting}: {str(folder)!r} {quantised}cannot be converted by transformers ({reason})"
             ) from error
         check_fit(Checkpoint(aside, setting))
-        named = settings.path if not Path(settings.path).expanduser().is_dir() else folder.resolve().name
+        named = settings.path if not os.path.isdir(os.path.expanduser(settings.path)) else folder.resolve().name
         write_json(aside / NOTE, {"model": named, "quantised": needed.quantised})
 
 
