@@ -124,10 +124,12 @@ def _sync(path: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Inside the block, no other process can be in a block of the same folder; what a killed one left unfinished is removed.
 
-    Raises RecipeError where another process is in one.
+    Raises RecipeError where another process is in one, and where a link in the folder leads out of it: what is written or
+    removed there would be another's.
     """
     from filelock import FileLock, Timeout
 
+    refuse_links(folder)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -146,6 +148,20 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises RecipeError for a folder that is a link, or in which one leads out of it."""
+    root = folder.parent.resolve() / folder.name
+    links = [root] if root.is_symlink() else []
+    for where, folders, files in os.walk(root):
+        links += [link for name in (*folders, *files) if (link := Path(where, name)).is_symlink()]
+    for link in links:
+        if not link.resolve().is_relative_to(root) or link == root:
+            raise RecipeError(
+                f"--out: {str(link)!r} is a link that leads out of the folder, and what is written there would be another's; "
+                "take it away, or give another folder"
+            )
 
 
 def cache_folder() -> Path:

@@ -30,7 +30,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 LIST = json.dumps(ROWS, indent=1).encode()
 INSIDE = json.dumps({"version": 1, "data": ROWS}).encode()
 COLUMNS = json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode()
-TABLE = 'kind,n,text\na,1,"words, more"\nb,2,"a ""quote"""\n,3,\n'.encode()
+TABLE = b'kind,n,text\na,1,"words, more"\nb,2,"a ""quote"""\n,3,\n'
 TABS = TABLE.replace(b",", b"\t")
 LONG = b"".join(b'{"text": "%d %s"}\n' % (number, b"word " * 20) for number in range(50))
 

@@ -157,7 +157,7 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
         bare = type(model)(plain).to(model.dtype)
     bare.save_pretrained(out, state_dict=model.state_dict())
     if needed.gguf and not any(out.glob("tokenizer*")):
-        AutoTokenizer.from_pretrained(folder, **named).save_pretrained(out)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, **named).save_pretrained(out)
 
 
 def _scales_alone(unread: Iterable[str]) -> list[str]:
