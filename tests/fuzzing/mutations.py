@@ -1,9 +1,10 @@
-"""What is done to a valid file or value: few draws of hypothesis a case, so that thousands of cases take seconds."""
+"""What is done to a valid file or value: one draw of hypothesis a case, so that thousands of cases take seconds."""
 
 import json
+import random
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
@@ -25,19 +26,30 @@ TOKENS = (
     b"\0", b"\xff", b"\xfe\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", b"\x1b[2J", b"\r", b"\n", b"\n\n", b"\t",
     b'"', b"'", b"\\", b"\\u0000", b"\\ud800", b"{", b"}", b"[", b"]", b",", b":", b": ", b"- ", b"#", b"&a ", b"*a", b"!!set ",
     b"!!python/object:os.system ", b"!!binary ", b"!!timestamp ", b"!!int ", b"<<: ", b"? ", b"| ", b"%YAML 9\n", b"---\n", b"...",
-    b"null", b"true", b"NaN", b"-Infinity", b".nan", b".inf", b"1e999", b"-1", b"007", b"0o7", b"0b", b"9" * 5000, b"18446744073709551616",
+    b"null", b"true", b"NaN", b"-Infinity", b".nan", b".inf", b"1e999", b"-1", b"007", b"0o7", b"0b", b"9" * 5000,
     b"\x80" * 8, b"\x7f" + b"\xff" * 7, b"\0" * 16, b"[" * DEEP, b'{"a":' * DEEP, WORD.encode(), b"2024-01-05", b"NO", b"12:30:45",
-    b'"a":1,"a":2', b"0", b"-",
+    b"18446744073709551616", b'"a":1,"a":2', b"0", b"-",
 )  # fmt: skip
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:')
 
-Edit = tuple[int, int, Any]  # what is done, where (modulo what there is), with what
+T = TypeVar("T")
 
 
-def _at(edits: Sequence[Edit], content: bytes) -> bytes:
-    for kind, place, token in edits:
-        at = place % (len(content) + 1)
-        match kind:
+def drawn(make: Callable[[random.Random], T]) -> st.SearchStrategy[T]:
+    """What a function makes by chance. Cases are not made smaller: the smallest that was met is kept."""
+    return st.binary(min_size=8, max_size=8).map(lambda seed: make(random.Random(seed)))
+
+
+def damaged(*contents: bytes) -> st.SearchStrategy[bytes]:
+    """One of the contents with up to three edits: bytes set, put in, taken out, flipped, cut off, names of JSON doubled."""
+    return drawn(lambda chance: damage(chance, chance.choice(contents)))
+
+
+def damage(chance: random.Random, content: bytes) -> bytes:
+    for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
+        at = chance.randint(0, len(content))
+        token = chance.choice(TOKENS) if chance.random() < 0.7 else chance.randbytes(chance.randint(1, 4))
+        match chance.randrange(7):
             case 0:
                 content = content[:at] + token + content[at + len(token) :]
             case 1:
@@ -49,11 +61,10 @@ def _at(edits: Sequence[Edit], content: bytes) -> bytes:
             case 4:
                 content = content[:at] + content[at // 2 :]
             case 5:
-                content = (
-                    content[:at] + bytes(byte ^ (1 << place % 8) for byte in content[at : at + 1]) + content[at + 1 :]
-                )
+                flipped = bytes(byte ^ (1 << chance.randrange(8)) for byte in content[at : at + 1])
+                content = content[:at] + flipped + content[at + 1 :]
             case 6:
-                content = _renamed(content, place)
+                content = _renamed(content, chance.randrange(1 << 16))
     return content
 
 
@@ -66,38 +77,38 @@ def _renamed(content: bytes, place: int) -> bytes:
     return content[: one.start(1)] + other[1] + content[one.end(1) :]
 
 
-_PLACES = st.integers(0, 1 << 16)
-_BYTES = st.sampled_from(TOKENS) | st.binary(min_size=1, max_size=4)
-_EDITS = st.lists(st.tuples(st.integers(0, 6), _PLACES, _BYTES), max_size=3)
+def any_value(chance: random.Random, depth: int = 3) -> Any:
+    """A value of JSON, odd ones more often than not."""
+    match chance.randrange(8 if depth else 6):
+        case 6:
+            return [any_value(chance, depth - 1) for _ in range(chance.randrange(4))]
+        case 7:
+            return {chance.choice(ODD_TEXTS): any_value(chance, depth - 1) for _ in range(chance.randrange(4))}
+        case 4:
+            return chance.choice((chance.randint(-100, 100), chance.getrandbits(70), chance.uniform(-9, 9)))
+        case 5:
+            return any_text(chance)
+    return chance.choice(ODD_VALUES)
 
 
-def damaged(*contents: bytes) -> st.SearchStrategy[bytes]:
-    """One of the contents with up to three edits: bytes set, put in, taken out, flipped, cut off, names of JSON doubled."""
-    return st.tuples(st.sampled_from(contents), _EDITS).map(lambda drawn: _at(drawn[1], drawn[0]))
-
-
-PLAIN = st.recursive(
-    st.sampled_from(ODD_VALUES) | st.integers() | st.text(max_size=8) | st.floats(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-_VALUES = st.sampled_from(ODD_VALUES) | PLAIN
-_CHANGES = st.lists(st.tuples(st.integers(0, 5), _PLACES, _VALUES), min_size=1, max_size=2)
+def any_text(chance: random.Random, most: int = 8) -> str:
+    highest = chance.choice((0x7E, 0x7E, 0xFF, 0x2FFF, 0x10FFFF))
+    return "".join(chr(chance.randint(0, highest)) for _ in range(chance.randrange(most + 1)))
 
 
 def changed(*documents: Any) -> st.SearchStrategy[Any]:
     """One of the documents, of mappings and lists, with one or two changes: values replaced, keys taken out, renamed, added."""
-    return st.tuples(st.sampled_from(documents), _CHANGES).map(lambda drawn: _changed(*drawn))
+    return drawn(lambda chance: change(chance, chance.choice(documents)))
 
 
-def _changed(document: Any, changes: Sequence[Edit]) -> Any:
-    for kind, place, value in changes:
+def change(chance: random.Random, document: Any) -> Any:
+    for _ in range(chance.choice((1, 1, 2))):
         paths = list(_paths(document))
-        document = _edited(document, paths[place % len(paths)], kind, value)
+        document = _edited(document, chance.choice(paths), chance.randrange(6), any_value(chance))
     return document
 
 
-def _paths(value: Any, above: tuple[Any, ...] = ()) -> Any:
+def _paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     yield above
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -136,6 +147,11 @@ def as_json(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
+def json_file(chance: random.Random, *documents: Any) -> bytes:
+    """A file of JSON: of a changed document, or damaged text."""
+    document = chance.choice(documents)
+    return as_json(change(chance, document)) if chance.random() < 0.6 else damage(chance, as_json(document))
+
+
 def json_files(*documents: Any) -> st.SearchStrategy[bytes]:
-    """Files of JSON: of changed documents, and of damaged text."""
-    return changed(*documents).map(as_json) | damaged(*map(as_json, documents))
+    return drawn(lambda chance: json_file(chance, *documents))

@@ -1,13 +1,14 @@
 """Targets that read recipes: files, `--set`, mappings, YAML alone, mergekit's configurations."""
 
 import math
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import strategies as st
 
-from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, changed, damaged
+from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, any_text, change, changed, damage, drawn
 from fuzzing.trial import Target
 from spunge.errors import RecipeError
 from spunge.merging.mergekit import read_mergekit
@@ -146,23 +147,28 @@ def _mergekit(folder: Path, content: bytes) -> int:
 
 
 _SMALL_TEXT = write_yaml(SMALL)
-_WORDS = st.sampled_from(ODD_TEXTS) | st.text(max_size=6)
-_PATHS = st.lists(
-    st.sampled_from(["model", "path", "forget", "source", "0", "1", "-1", "assign", "split", "values", "unlearn", "steps", "seed"])
-    | _WORDS,
-    min_size=1,
-    max_size=4,
-).map(".".join)  # fmt: skip
-_YAML_WORDS = (
-    st.sampled_from([content.decode("utf-8") for content in YAMLS])
-    | st.sampled_from([token.decode("utf-8", "surrogateescape") for token in TOKENS])
-    | _WORDS
-    | st.sampled_from(ODD_VALUES).map(repr)
+_STEPS = ("model", "path", "forget", "source", "0", "1", "-1", "assign", "split", "values", "unlearn", "steps", "seed")
+_PIECES = (
+    *ODD_TEXTS,
+    *(content.decode() for content in YAMLS),
+    *(token.decode("utf-8", "surrogateescape") for token in TOKENS),
+    *map(repr, ODD_VALUES),
 )
-_OVERRIDES = st.tuples(_PATHS, st.sampled_from(["=", "=", "=", "", " = ", "=="]), _YAML_WORDS).map("".join)
-_YAML_TEXTS = damaged(*YAMLS).map(lambda content: content.decode("utf-8", "surrogateescape")) | st.lists(
-    _YAML_WORDS, min_size=1, max_size=3
-).map(" ".join)
+
+
+def _assignment(chance: random.Random) -> str:
+    steps = [chance.choice(_STEPS) if chance.random() < 0.7 else _word(chance) for _ in range(chance.randint(1, 4))]
+    return ".".join(steps) + chance.choice(("=", "=", "=", "", " = ", "==")) + chance.choice((*_PIECES, _word(chance)))
+
+
+def _word(chance: random.Random) -> str:
+    return chance.choice(ODD_TEXTS) if chance.random() < 0.5 else any_text(chance)
+
+
+def _text(chance: random.Random) -> str:
+    if chance.random() < 0.6:
+        return damage(chance, chance.choice(YAMLS)).decode("utf-8", "surrogateescape")
+    return " ".join(chance.choice(_PIECES) for _ in range(chance.randint(1, 3)))
 
 
 def _flat(value: Any) -> bytes:
@@ -172,16 +178,21 @@ def _flat(value: Any) -> bytes:
         return repr(value).encode("utf-8", "surrogatepass")
 
 
+def _file(chance: random.Random, documents: Sequence[Any], texts: Sequence[bytes]) -> bytes:
+    return (
+        _flat(change(chance, chance.choice(documents)))
+        if chance.random() < 0.6
+        else damage(chance, chance.choice(texts))
+    )
+
+
 TARGETS = (
-    Target("yaml", _YAML_TEXTS, _yaml, 1500),
-    Target("set", _OVERRIDES, _override, 2500),
-    Target("set-in-recipe", _OVERRIDES, _set, 60),
-    Target("recipe-file", damaged(TEXT, *YAMLS) | changed(SMALL).map(_flat), _recipe, 150),
-    Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 150),
+    Target("yaml", drawn(_text), _yaml, 300),
+    Target("set", drawn(_assignment), _override, 3000),
+    Target("set-in-recipe", drawn(_assignment), _set, 40),
+    Target("recipe-file", drawn(lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS])), _recipe, 60),
+    Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 50),
     Target(
-        "mergekit",
-        changed(MERGEKIT, SLICES).map(_flat) | damaged(_flat(MERGEKIT), _flat(SLICES), *YAMLS),
-        _mergekit,
-        200,
+        "mergekit", drawn(lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS])), _mergekit, 300
     ),
 )

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
-from hypothesis import strategies as st
 
-from fuzzing.mutations import PLAIN, as_json, changed, damaged
+from fuzzing.mutations import any_text, any_value, as_json, change, changed, damage, damaged, drawn
 from fuzzing.trial import Target
 from spunge.data.chat import read_conversation, read_tools
 from spunge.data.rows import Records, read_rows
@@ -182,41 +182,70 @@ def _tools(folder: Path, value: Any) -> int:
     return 1 << 14
 
 
-_AS_TEXT = lambda value: as_json(value).decode()  # noqa: E731
-_ENDINGS = st.sampled_from([*CONTENTS, "ndjson", "JSONL", "xlsx"])
-_PACKINGS = st.sampled_from([*PACKED])
-_ANY = st.sampled_from([content for contents in CONTENTS.values() for content in contents])
-_CONVERSATIONS = changed(*MESSAGES) | changed(*MESSAGES).map(_AS_TEXT) | damaged(*map(as_json, MESSAGES)).map(
-    lambda content: content.decode("utf-8", "replace")
-)  # fmt: skip
+def _conversation(chance: random.Random) -> Any:
+    """A value, as JSON text, or as damaged text."""
+    messages = chance.choice(MESSAGES)
+    match chance.randrange(3):
+        case 0:
+            return change(chance, messages)
+        case 1:
+            return as_json(change(chance, messages)).decode()
+    return damage(chance, as_json(messages)).decode("utf-8", "replace")
+
+
 _BOMBS = {name: pack(b"a" * (1 << 20)) for name, pack in PACKED.items()}
+_ENCODINGS = (
+    None,
+    None,
+    "utf-16",
+    "utf-16-le",
+    "cp1252",
+    "utf-8-sig",
+    "latin-1",
+    "shift_jis",
+    "utf-7",
+    "idna",
+    "punycode",
+)
+_DELIMITERS = (None, None, ",", " ", "a", "\u2028")
+_ENDINGS = (*CONTENTS, "ndjson", "JSONL", "xlsx")
+_EVERY = [content for contents in CONTENTS.values() for content in contents]
 
 
-def _of_packing(packing: str) -> st.SearchStrategy[tuple[str, str, bytes]]:
-    pack = PACKED[packing]
-    contents = [pack(LINES), pack(TABLE), pack(CONTENTS["parquet"][0]), pack(b""), _BOMBS[packing]]
-    return st.tuples(st.sampled_from(["jsonl", "csv", "parquet", "txt"]), st.just(packing), damaged(*contents))
+def _some_packed(chance: random.Random) -> tuple[str, str, bytes]:
+    name = chance.choice([*PACKED])
+    content = chance.choice([LINES, TABLE, CONTENTS["parquet"][0], b""])
+    packed = _BOMBS[name] if chance.random() < 0.1 else PACKED[name](content)
+    return chance.choice(["jsonl", "csv", "parquet", "txt"]), name, damage(chance, packed)
 
+
+def _some_misnamed(chance: random.Random) -> tuple[str, bytes, str | None, str | None]:
+    return chance.choice(_ENDINGS), chance.choice(_EVERY), chance.choice(_ENCODINGS), chance.choice(_DELIMITERS)
+
+
+def _some_rows(chance: random.Random) -> list[dict[str, Any]]:
+    names = ["a", "A", "b c", "", "text", any_text(chance, 3)]
+    return [
+        {name: any_value(chance) for name in chance.sample(names, chance.randrange(4))}
+        for _ in range(chance.randint(1, 4))
+    ]
+
+
+def _some_cells(chance: random.Random) -> list[list[str]]:
+    return [[any_text(chance, 4), any_text(chance, 4)] for _ in range(chance.randint(2, 4))]
+
+
+_CASES = (900, 700, 700, 300, 300, 300, 400, 200)
 
 TARGETS = (
     *(
         Target(f"rows-{ending}", damaged(*contents), _plain(ending), cases)
-        for (ending, contents), cases in zip(CONTENTS.items(), (1500, 1500, 1500, 500, 500, 400, 600, 200), strict=True)
+        for (ending, contents), cases in zip(CONTENTS.items(), _CASES, strict=True)
     ),
-    Target("rows-packed", _PACKINGS.flatmap(_of_packing), _packed, 400),
-    Target(
-        "rows-misnamed",
-        st.tuples(
-            _ENDINGS,
-            _ANY,
-            st.sampled_from([None, None, "utf-16", "utf-16-le", "cp1252", "utf-8-sig", "latin-1", "shift_jis", "utf-7", "idna", "punycode"]),
-            st.sampled_from([None, None, ",", " ", "a", "\u2028"]),
-        ),
-        _misnamed,
-        300,
-    ),
-    Target("rows-values", st.lists(st.dictionaries(st.sampled_from(["a", "A", "b c", "", "text"]) | st.text(max_size=3), PLAIN, max_size=3), min_size=1, max_size=4), _values, 200),
-    Target("rows-cells", st.lists(st.lists(st.text(max_size=4), min_size=2, max_size=2), min_size=2, max_size=4), _cells, 300),
-    Target("chat", _CONVERSATIONS, _chat, 1500),
-    Target("tools", changed(TOOLS, as_json(TOOLS).decode()), _tools, 500),
-)  # fmt: skip
+    Target("rows-packed", drawn(_some_packed), _packed, 300),
+    Target("rows-misnamed", drawn(_some_misnamed), _misnamed, 200),
+    Target("rows-values", drawn(_some_rows), _values, 300),
+    Target("rows-cells", drawn(_some_cells), _cells, 200),
+    Target("chat", drawn(_conversation), _chat, 4000),
+    Target("tools", changed(TOOLS, as_json(TOOLS).decode()), _tools, 2500),
+)

@@ -1,4 +1,4 @@
-"""Every target of the fuzzer. A target is a line in one of these files; `make test` tries some cases of each, `make fuzz` goes on."""
+"""Every target of the fuzzer: `make test` tries some cases of each, `make fuzz` goes on."""
 
 from fuzzing import recipes, rows, weights
 from fuzzing.trial import Target

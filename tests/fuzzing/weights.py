@@ -1,17 +1,17 @@
 """Targets that read weights and what lies beside them: headers, indexes, deltas, adapters, configurations."""
 
 import json
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fuzzing.mutations import as_json, changed, damaged, json_files
+from fuzzing.mutations import as_json, change, damage, drawn, json_file, json_files
 from fuzzing.trial import Target
 from spunge.errors import RecipeError
 from spunge.weights.adapter_config import other_base
@@ -42,11 +42,15 @@ FILES = (
     _framed(b"{}", data=b""),
     _framed(b'{"__metadata__": {}}', data=b"x"),
 )
-_LENGTHS = st.none() | st.sampled_from([0, 1, 7, 2**31, 2**32 + 2, 2**63, 2**64 - 1, 100_000_001, -1])
-_HEADERS = st.tuples(changed(HEADER).map(as_json) | damaged(as_json(HEADER)), _LENGTHS, st.sampled_from([b"\0" * 32, b"", b"\0" * 31])).map(
-    lambda drawn: _framed(*drawn)
-)  # fmt: skip
-_SAFETENSORS = _HEADERS | damaged(*FILES)
+LENGTHS = (None, None, None, 0, 1, 7, 2**31, 2**32 + 2, 2**63, 2**64 - 1, 100_000_001, -1)
+
+
+def _safetensors(chance: random.Random) -> bytes:
+    if chance.random() < 0.3:
+        return damage(chance, chance.choice(FILES))
+    return _framed(
+        json_file(chance, HEADER), chance.choice(LENGTHS), chance.choice((b"\0" * 32, b"\0" * 32, b"", b"\0" * 31))
+    )
 
 
 def _header(folder: Path, content: bytes) -> int:
@@ -169,11 +173,16 @@ def _whole_delta() -> tuple[Any, bytes]:
 DESCRIBED, WRITTEN = _whole_delta()
 
 
-def _reheaded(content: bytes) -> st.SearchStrategy[bytes]:
-    """A safetensors file with another header over the same bytes."""
-    length = struct.unpack("<Q", content[:8])[0]
-    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    return changed(header).map(lambda other: _framed(as_json(other), data=data))
+def _some_delta(chance: random.Random) -> tuple[bytes | None, bytes | None]:
+    """One of the two files changed: the description, the bytes of the weights, or their header alone."""
+    match chance.randrange(3):
+        case 0:
+            return json_file(chance, DESCRIBED), None
+        case 1:
+            return None, damage(chance, WRITTEN)
+    length = struct.unpack("<Q", WRITTEN[:8])[0]
+    header = change(chance, json.loads(WRITTEN[8 : 8 + length]))
+    return None, _framed(as_json(header), data=WRITTEN[8 + length :])
 
 
 ADAPTER_CONFIG = {
@@ -207,16 +216,15 @@ def _kinds() -> Iterator[dict[str, Any]]:
         yield {**ADAPTER_CONFIG, "peft_type": kind}
 
 
+def _some_adapter(chance: random.Random) -> tuple[bytes, bytes]:
+    return json_file(chance, *_kinds()), json_file(chance, CONFIG) if chance.random() < 0.3 else as_json(CONFIG)
+
+
 TARGETS = (
-    Target("header", _SAFETENSORS, _header, 2500),
-    Target("header-as-safetensors", _SAFETENSORS, _refused_alike, 1000),
-    Target("index", json_files(INDEXED), _index, 600),
-    Target("config", json_files(CONFIG), _config, 500),
-    Target(
-        "delta",
-        st.tuples(json_files(DESCRIBED), st.none()) | st.tuples(st.none(), damaged(WRITTEN) | _reheaded(WRITTEN)),
-        _delta,
-        600,
-    ),
-    Target("adapter-config", st.tuples(json_files(*_kinds()), json_files(CONFIG)), _adapter_config, 500),
+    Target("header", drawn(_safetensors), _header, 1500),
+    Target("header-as-safetensors", drawn(_safetensors), _refused_alike, 500),
+    Target("index", json_files(INDEXED), _index, 400),
+    Target("config", json_files(CONFIG), _config, 300),
+    Target("delta", drawn(_some_delta), _delta, 400),
+    Target("adapter-config", drawn(_some_adapter), _adapter_config, 200),
 )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.spelling import read_foreign_yaml, yaml_text
+from spunge.recipe.spelling import NO_TEXT, read_foreign_yaml, yaml_text
 
 
 class Method(NamedTuple):
@@ -216,10 +216,10 @@ def _reference(value: Any) -> tuple[str, str | None]:
 
 
 def _path(value: Any) -> str:
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and not NO_TEXT.search(value["path"]):
         _only("model", value, {"path", "revision"})
         return f"{value['path']}@{value['revision']}" if value.get("revision") else str(value["path"])
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value and not NO_TEXT.search(value):
         return value
     raise RecipeError(f"--mergekit: model {value!r}: give a folder or a Hub id")
 

@@ -114,14 +114,14 @@ def _of_some_length(text: str) -> str:
 def _size(node: yaml.Node, sizes: dict[int, int], plain: bool) -> int:
     """How many values a node holds, an alias counting as all that it stands for.
 
-    Raises a YAMLError for too many of them, for what holds itself, for text that no file can hold, and for a key that stands
-    twice: the first would be lost without a word. plain: also for what JSON has no word for; keys become text.
+    Raises a YAMLError for too many of them, for what holds itself, and for a key that stands twice: the first would be lost
+    without a word. plain: also for what JSON has no word for, and for text that no file can hold; keys become text.
     `sizes`: of the nodes that were seen.
     """
     if plain and node.tag not in READ:
         raise yaml.MarkedYAMLError(None, None, f"a value with the tag {node.tag!r} is not read", node.start_mark)
     if isinstance(node, yaml.ScalarNode):
-        if odd := NO_TEXT.search(node.value):
+        if plain and (odd := NO_TEXT.search(node.value)):
             raise yaml.MarkedYAMLError(None, None, f"a text holds {odd[0]!a}, which is no character", node.start_mark)
         return 1
     if id(node) in sizes:

@@ -143,7 +143,7 @@ def _inner(folder: Path) -> str:
     if len(inner) < 2:
         return f"; its folder {inner[0]!r} does" if inner else ""
     shown = [*map(repr, inner[:2]), *(["..."] if len(inner) > 3 else []), *map(repr, inner[2:][-1:])]
-    return f"; its folders {', '.join(shown)} do: give one of these, such as the last, {str(folder / inner[-1])!r}"
+    return f"; its folders {', '.join(shown)} do: give one of these, such as the last"
 
 
 def _few(names: list[str]) -> str:
