@@ -83,6 +83,12 @@ def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(on_ctrl_c: Callable[[An
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+def test_help_says_of_each_command_a_whole_sentence() -> None:
+    listed = call("--help").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) >= 13
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_version_and_help_need_no_command() -> None:
     shown = {words: call(*words) for words in ((), ("--help",), ("--version",))}
     assert [ended.returncode for ended in shown.values()] == [0, 0, 0]

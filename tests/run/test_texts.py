@@ -193,7 +193,7 @@ def test_judging_otherwise_works_after_the_texts_are_gone(kept: Kept, copied: Ca
     run, told = copied("none"), Told()
     recipe = load_recipe({**kept.recipe, "keep_texts": "none"}, ["evaluate.0.threshold=0.25"])
     spunge.run(recipe, run, told)
-    assert told.judged == ["judge base: toxicity", "judge merged: toxicity", "judge merged: toxicity"]
+    assert told.judged == ["judge base: toxicity", "judge merged: toxicity", "judge merged: toxicity (seed-1)"]
     assert holding(run) == []
 
 

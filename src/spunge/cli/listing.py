@@ -169,7 +169,7 @@ def environment() -> dict[str, str]:
     return {
         **versions(),
         "platform": platform.platform(),
-        "executable": sys.implementation.name,
+        "interpreter": sys.implementation.name,
         "cpus": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(devices),

@@ -15,7 +15,10 @@ def list_(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what a recipe can name, such as methods, rules and evaluators, with its settings; and the shipped recipes."""
+    """List what a recipe can name, and the shipped recipes.
+
+    Methods, rules, evaluators, attacks, scorers and attributes, each with its settings.
+    """
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
