@@ -237,6 +237,17 @@ def broken_examples(file: Path) -> list[str]:
     return found
 
 
+def unexplained_dependencies() -> list[str]:
+    """Dependencies of pyproject.toml without a line in docs/dependencies.md, and lines of what is none."""
+    # Not from the installed package, which may be of an earlier pyproject.toml.
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = project[project.index("\ndependencies = [") : project.index("\n[project.scripts]")]
+    names = {name.lower() for name in re.findall(r'"([A-Za-z][\w-]*)[^"\n]*"', listed)} - {"spunge"}
+    rows = re.findall(r"^\| ([\w-]+) \|", (DOCS / "dependencies.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    explained = {name.lower() for name in rows} - {"package"}
+    return [f"docs/dependencies.md: {name} is not in it, or is no dependency" for name in sorted(names ^ explained)]
+
+
 def main() -> None:
     schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     generated = {"recipe.md": reference(), "results-json.md": results_reference(), "results.schema.json": schema}
@@ -249,6 +260,7 @@ def main() -> None:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
     for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
+    problems += unexplained_dependencies()
     for problem in problems:
         print(problem, file=sys.stderr)
     sys.exit(1 if problems else 0)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import pytest
 
 import spunge
 from commands import call
+from spunge.data import keeping
 from spunge.errors import RecipeError
 from spunge.files import alone
 from spunge.progress import Silent
@@ -213,12 +215,10 @@ def test_a_run_that_is_at_work_is_not_cleaned(copied: Callable[[str], Path]) -> 
         clean_texts(run)
 
 
-def test_cleaning_touches_nothing_outside(copied: Callable[[str], Path], tmp_path: Path) -> None:
+def test_cleaning_follows_no_name_of_a_file_to_the_outside(copied: Callable[[str], Path], tmp_path: Path) -> None:
     run, outside = copied("all"), tmp_path / "outside"
     outside.mkdir()
     (outside / "letter.txt").write_text("mine")
-    (run / "evaluation" / "linked").symlink_to(outside)
-    (run / "evaluation" / "merged" / "link.txt").symlink_to(outside / "letter.txt")
     (run / "cached-rows.json").write_text(json.dumps(["../../outside/letter", "*", 5]))
     stamp = read_stamp(run, next(each.stage for each in status(run) if each.stage.startswith("judge:base/")))
     assert stamp is not None
@@ -226,7 +226,6 @@ def test_cleaning_touches_nothing_outside(copied: Callable[[str], Path], tmp_pat
     store_stamp(run, hostile)
     clean_texts(run)
     assert (outside / "letter.txt").read_text() == "mine"
-    assert not (run / "evaluation" / "merged" / "link.txt").is_symlink()
 
 
 @pytest.mark.parametrize("path", ["../outside/letter.txt", "/etc/hostname", "a/../../b", "..", ""])
@@ -260,3 +259,119 @@ def test_without_a_word_on_what_to_remove_nothing_is_removed(copied: Callable[[s
     code, _, err = call("clean", str(run))
     assert (code, err) == (2, "spunge: clean: nothing to remove is named; give --texts\n")
     assert holding(run)
+
+
+COMPARER = '''
+import numpy as np
+from spunge.evaluation.evaluator import Evaluator, Measure
+from spunge.recipe.schema import EvaluatorSettings
+
+
+class Settings(EvaluatorSettings):
+    kind: str = "comparer"
+    prompt: str = "prompt"
+
+
+def measure(base, settings, items, bench):
+    """Compares with what the base wrote."""
+    answers = bench.base_folder / "texts-of-the-base.jsonl"
+    if bench.stage == "base":
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        answers.write_text("unmistakable")
+        bench.kept.add(answers)
+    assert answers.read_text() == "unmistakable"
+    return [Measure("alike", np.ones(len(items)), np.ones(len(items)), higher_is_better=True)]
+
+
+COMPARER = Evaluator(
+    settings=Settings,
+    source="",
+    measure=measure,
+    columns=lambda settings, forget: {"prompt": settings.prompt},
+    compares_texts=True,
+)
+'''
+
+
+@pytest.mark.parametrize("keep", ["sample", "none"])
+def test_the_base_writes_again_where_another_model_is_to_be_compared_with_it(
+    kept: Kept, tmp_path: Path, keep: str
+) -> None:
+    (tmp_path / "comparer.py").write_text(COMPARER)
+    source = kept.recipe["evaluate"][0]["source"]
+    evaluate = {"kind": f"{tmp_path / 'comparer.py'}:COMPARER", "name": "comparer", "source": source, "by": "NULL"}
+    recipe = {**kept.recipe, "keep_texts": keep, "seeds": 1, "evaluate": [{**evaluate, "stages": ["base", "merged"]}]}
+    run = tmp_path / "run"
+    spunge.run(load_recipe(recipe), run)
+    assert not list(run.rglob("texts-*"))
+    told = Told()
+    spunge.run(load_recipe(recipe, ["merge.density=0.3"]), run, told)
+    assert told.judged == ["judge base: comparer", "judge merged: comparer"]
+    assert any("its texts were dropped, and judge:merged/" in line for line in told.lines)
+    assert not list(run.rglob("texts-*"))
+    assert {stage.state for stage in status(run)} == {"done"}
+    # In a folder of its own too: what the shared cache has of the base is scores without texts.
+    spunge.run(load_recipe(recipe), tmp_path / "other")
+    assert {stage.state for stage in status(tmp_path / "other")} == {"done"}
+
+
+FAILING = '''
+from pathlib import Path
+from spunge.evaluation.evaluator import Evaluator
+from spunge.recipe.schema import EvaluatorSettings
+
+
+class Settings(EvaluatorSettings):
+    kind: str = "failing"
+
+
+def measure(base, settings, items, bench):
+    """Fails."""
+    raise OSError("stopped")
+
+
+FAILING = Evaluator(settings=Settings, source="", measure=measure, columns=lambda settings, forget: {"prompt": "prompt"})
+'''
+
+
+def test_a_run_that_was_stopped_keeps_the_texts_of_the_models_that_are_still_to_be_judged(
+    kept: Kept, tmp_path: Path
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    toxicity = kept.recipe["evaluate"][0]
+    failing = {
+        "kind": f"{tmp_path / 'failing.py'}:FAILING",
+        "name": "failing",
+        "source": toxicity["source"],
+        "by": "NULL",
+    }
+    recipe = {**kept.recipe, "keep_texts": "none", "seeds": 1}
+    stopped = load_recipe({**recipe, "evaluate": [toxicity, {**failing, "stages": ["merged"]}]})
+    with pytest.raises(OSError, match="stopped"):
+        spunge.run(stopped, tmp_path / "run")
+    folder = tmp_path / "run" / "evaluation"
+    assert [len(list((folder / model).glob("texts-*"))) for model in ("base", "merged")] == [1, 1]
+    told = Told()
+    spunge.run(load_recipe({**recipe, "evaluate": [toxicity]}), tmp_path / "run", told)
+    assert told.judged == []
+    assert holding(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("keep", "cleaned"), [("all", False), ("all", True), ("sample", False), ("none", False)])
+def test_copies_of_rows_in_the_cache_go_with_the_texts(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, cleaned: bool
+) -> None:
+    monkeypatch.setattr(keeping, "IN_MEMORY", 0)
+    monkeypatch.setattr(keeping, "_recent", OrderedDict())
+    monkeypatch.setattr(keeping, "_mapped_here", set())
+    another = tmp_path / "spunge-cache" / "rows" / f"{'ab' * 32}.arrow"
+    another.parent.mkdir(parents=True)
+    another.write_text("of another run")
+    recipe = {**kept.recipe, "keep_texts": keep, "seeds": 1, "evaluate": kept.recipe["evaluate"][:1]}
+    spunge.run(load_recipe(recipe), tmp_path / "run")
+    if cleaned:
+        assert clean_texts(tmp_path / "run").tables == 3
+    tables = sorted(another.parent.glob("*.arrow"))
+    assert another in tables
+    assert len(tables) == (4 if keep == "all" and not cleaned else 1)
+    assert (tmp_path / "run" / "cached-rows.json").exists() == (len(tables) > 1)

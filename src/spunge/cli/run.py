@@ -83,11 +83,12 @@ def status(folder: RunArgument, as_json: JsonOption = False) -> None:
 def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
     """Check a run's files and its merged model.
 
-    Every file against its checksum; the merged model against base + merge of the stored deltas. Exits 1 where something is not as the run wrote it.
+    Every file against its checksum; the merged model against base + merge of the stored deltas. Exits 1 where something is
+    not as the run wrote it.
     """
     with loading():
+        from spunge.files import shown_size
         from spunge.progress import Terminal
-        from spunge.run.status import shown_size
         from spunge.run.verify import verify as verify_run
 
     quiet()
@@ -126,7 +127,7 @@ def clean(
 
     if not texts:
         raise RecipeError("clean: nothing to remove is named; give --texts")
-    from spunge.run.status import shown_size
+    from spunge.files import shown_size
     from spunge.run.texts import clean_texts
 
     quiet()

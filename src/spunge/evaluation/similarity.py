@@ -19,7 +19,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.files import fingerprint, write_text
+from spunge.files import fingerprint, is_inside, read_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
@@ -113,11 +113,30 @@ def load_encoder(path: str, revision: str | None, device: str) -> Any:
         raise RecipeError(
             f"evaluate.encoder: no folder {path!r}; give a sentence-transformers model's folder or Hub id"
         )
+    _refuse_code(Path(path).expanduser(), path)
     try:
-        return SentenceTransformer(str(Path(path).expanduser()), revision=revision, device=device)
+        return SentenceTransformer(
+            str(Path(path).expanduser()), revision=revision, device=device, trust_remote_code=False
+        )
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"evaluate.encoder: {path!r} cannot be loaded as a sentence encoder: {first}") from error
+
+
+def _refuse_code(folder: Path, path: str) -> None:
+    """Raises RecipeError for an encoder of modules that are not the package's: of a folder it would run the Python there."""
+    modules = read_json(folder / "modules.json")
+    for module in modules if isinstance(modules, list) else []:
+        kind = module.get("type") if isinstance(module, dict) else None
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise RecipeError(
+                f"evaluate.encoder: {path!r} brings code of its own ({kind!r} in modules.json), which is not run; give an encoder "
+                "of sentence-transformers' modules"
+            )
+        if module.get("path") and not is_inside(module["path"]):
+            raise RecipeError(
+                f"evaluate.encoder: {path!r}: modules.json names {module['path']!r}, outside of the folder"
+            )
 
 
 def read_answers(file: Path) -> list[list[str]]:

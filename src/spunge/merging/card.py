@@ -26,7 +26,7 @@ def merge_card(report: MergeReport, base: Path) -> str:
         "tags": ["merge", "spunge", report.rule],
     }
     head.update(_inherited(base))
-    return "\n".join(
+    lines = "\n".join(
         [
             "---",
             yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
@@ -51,6 +51,7 @@ def merge_card(report: MergeReport, base: Path) -> str:
             "",
         ]
     )
+    return printable(lines, keep="\n")
 
 
 def base_identifier(base: Path) -> str:
@@ -68,11 +69,12 @@ def base_identifier(base: Path) -> str:
 def _inherited(base: Path) -> dict[str, Any]:
     """Licence and language, which a merge takes over from its base."""
     card = base / "README.md"
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2) if card.exists() else []
-    if len(parts) < 3 or parts[0].strip():
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    front = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
+    if front is None:
         return {}
     try:
-        head = yaml.safe_load(parts[1])
+        head = yaml.safe_load(front[1])
     except yaml.YAMLError:
         return {}
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -89,4 +91,4 @@ def _rows(report: MergeReport) -> list[str]:
 
 def _text(value: str) -> str:
     """Plain text inside Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(" ".join(value.split())))
+    return re.sub(r"([\\`*_{}\[\]<>|#&~])", r"\\\1", " ".join(value.split()))

@@ -6,6 +6,7 @@ compressed-tensors and bitsandbytes. The whole model is in memory meanwhile: tra
 not tensor by tensor.
 """
 
+import errno
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from spunge.errors import RecipeError
-from spunge.files import whole_folder, write_json
+from spunge.files import NOT_WRITABLE, about, disk_errors_told, system_error, whole_folder, write_json
 from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
@@ -111,6 +112,10 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
         except RecipeError:
             raise
         except Exception as error:
+            refused = system_error(error)
+            if refused is not None and refused.errno in (*NOT_WRITABLE, errno.EIO):
+                with disk_errors_told(aside), about(aside):
+                    raise refused from error
             # Whatever transformers or a library of the format objects to, the missing library above all.
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             quantised = f"is quantised ({needed.quantised}) and " if needed.quantised else ""
@@ -156,7 +161,7 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
         bare = type(model)(plain).to(model.dtype)
     bare.save_pretrained(out, state_dict=model.state_dict())
     if needed.gguf and not any(out.glob("tokenizer*")):
-        AutoTokenizer.from_pretrained(folder, **named).save_pretrained(out)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, **named).save_pretrained(out)
 
 
 def _scales_alone(unread: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ and the function that makes its files. Its state is read off the folder: a stamp
 means done.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,6 @@ class Made(NamedTuple):
     files: Sequence[Path]
     outcome: str = ""  # for the person who watches
     byproducts: Sequence[Path] = ()  # such as a log: not worth making the stage again
-    leftovers: Sequence[Path] = ()  # of no use once the stage is vouched for
 
 
 class NotMadeError(Exception):
@@ -38,6 +38,8 @@ class Cost:
 
     tokens: float = 0.0
     nbytes: float = 0.0
+    kept: float = 0.0  # bytes on the disk that its files take
+    passing: float = 0.0  # the same, for the time that it is made
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Stage(Generic[SessionT]):
     after: tuple[str, ...] = ()  # made before it, though nothing of them enters the key
     inputs: Callable[[], Mapping[str, Any]] = dict
     files: tuple[str, ...] = ()  # patterns, relative to RUN
+    passing: tuple[str, ...] = ()  # the same, of files that are of no use once the stage is done
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
@@ -133,8 +136,13 @@ class Graph(Generic[SessionT]):
         write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
         self._keys.clear()
         self._faults[name, self.key(name)] = []
-        for file in made.leftovers:
-            file.unlink(missing_ok=True)
+        self.tidy(name)
+
+    def tidy(self, name: str) -> None:
+        """Remove what is of no use once a stage is done: a process that was killed may have left it."""
+        for pattern in self.stages[name].passing:
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def to_do(self) -> Iterator[Stage[SessionT]]:
         """The stages that are still to be made when their turn comes, each after those that it needs."""

@@ -5,6 +5,7 @@ safetensors headers. They are for deciding where to run, not for comparing metho
 """
 
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ class Plan:
     memory: int | None  # bytes of the whole process at its peak
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet
-    notes: list[str]  # on the rows: what is left out, what looks like a slip; on the folder: what a run refuses
+    notes: list[str]  # code that the recipe lets run; on the rows: what is left out; on the folder: what a run refuses
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,25 +66,46 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     base, graph = begun.base, begun.graph
     size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
-    trainings = sum(len(line.trainings) for line in begun.seeds)
     return Plan(
         folder=str(folder),
         stages=steps,
         memory=size.memory() if size else None,
-        disk=recipe.seeds * size.written + trainings * 4 * size.trained if size else None,
+        disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
-        notes=[*begun.seeds[0].inputs.notes, *_replaced(begun, size)],
+        notes=[*trusted(recipe), *begun.seeds[0].inputs.notes, *_replaced(begun, size)],
     )
 
 
 def _replaced(begun: Run, size: "_Size | None") -> list[str]:
     """That a run would ask for --replace. Nothing is downloaded to tell it."""
     lost = losing(begun) if size else ""
-    return (
-        [f"the folder holds finished trainings that no longer fit ({lost}); spunge run asks for --replace"]
-        if lost
-        else []
-    )
+    told = f"the folder holds finished trainings that no longer fit ({lost}); spunge run asks for --replace"
+    return [told] if lost else []
+
+
+def trusted(recipe: Recipe) -> list[str]:
+    """What a recipe names that can run code of others: a line each."""
+    notes = []
+    if recipe.model.allow_pickle:
+        notes.append(f"model.allow_pickle: pickled weights of {recipe.model.path!r} are read, which can run code")
+    if recipe.model.trust_remote_code:
+        notes.append(f"model.trust_remote_code: Python that {recipe.model.path!r} carries is run")
+    for name, value in _leaves("", recipe.model_dump(mode="json")):
+        if isinstance(value, str) and re.fullmatch(r".*\.py:\w+", value, re.DOTALL):
+            notes.append(f"{name}: {value!r} is run as Python")
+        elif ".include_path." in name:
+            notes.append(f"{name}: Python that the task files in {value!r} name is run")
+    return notes
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every plain value of a recipe, with its setting: evaluate.0.kind."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield name, value
+        return
+    for key, each in inner:
+        yield from _leaves(f"{name}.{key}".lstrip("."), each)
 
 
 def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:

@@ -8,9 +8,10 @@ from typing import Any
 from spunge.data.selection import split_content
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, write_json, write_text
+from spunge.merging.earlier import unfinished
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
-from spunge.run.costs import judging_cost, merging_cost, training_cost, training_steps
+from spunge.run.costs import conversion_cost, judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -19,7 +20,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
-from spunge.run.train import SETTLED, flattened, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
 
@@ -138,6 +139,7 @@ def _add_base(graph: RunGraph, base: BaseInputs) -> None:
             "convert the base",
             inputs=lambda: {"files": base.unconverted},
             files=("base/**",),
+            cost=lambda: conversion_cost(base),
             make=lambda session: convert_base(base),
         )
     )
@@ -206,6 +208,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         after=(settled,) if settled else (),
         inputs=inputs,
         files=tuple(_inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
+        passing=tuple(_inside(graph, [training.folder / STATES])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
         told=f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps)",
@@ -226,6 +229,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     needs=needs,
                     inputs=lambda: merged_inputs(line.models[-1]),
                     files=files,
+                    passing=tuple(_inside(graph, [unfinished(model.folder)])),
                     make=lambda session: merge_branches(line, session),
                     cost=lambda: merging_cost(line),
                     told=f"{line.inputs.recipe.merge.rule} of {len(model.trainings)} branches",

@@ -66,7 +66,11 @@ def _code(folder: Path) -> set[Path]:
         if file not in files and (folder / file).is_file():
             files.add(file)
             inside = ".".join(file.parts[:-1])
-            waiting += [f"{inside}.{name}".strip(".") for name in get_relative_imports(folder / file)]
+            waiting += [
+                f"{inside}.{name}".strip(".")
+                for name in get_relative_imports(folder / file)
+                if re.fullmatch(r"[\w.]+", name)
+            ]
     return files
 
 
@@ -75,7 +79,7 @@ def _modules(values: list[Any]) -> Iterator[str]:
     for value in values:
         if isinstance(value, list):
             yield from _modules(value)
-        elif isinstance(value, str) and "--" not in value and "." in value:
+        elif isinstance(value, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)+", value) and "--" not in value:
             yield value.rpartition(".")[0]
 
 

@@ -89,12 +89,12 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     folder = fetched(path, setting, revision, pickles=True)
     target = pick_device(device)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dtype = torch.float32 if target.type == "cpu" else pick_dtype("auto", target, config)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True
+            folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
         raise RecipeError(f"{setting}: {path!r} cannot be loaded as a text classifier: {_first_line(error)}") from error
     if loaded["missing_keys"]:
