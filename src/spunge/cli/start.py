@@ -17,7 +17,7 @@ def list_(
 ) -> None:
     """List what a recipe can name, and the shipped recipes.
 
-    Methods, rules, evaluators, attacks, scorers and attributes, each with its settings.
+    All of them in a line each; methods, rules, evaluators ... alone with their settings.
     """
     from spunge.cli.listing import KINDS, listing, listing_text
 
@@ -27,7 +27,9 @@ def list_(
     if as_json:
         print_json(entries)
     else:
-        say(listing_text(entries))
+        say(listing_text(entries, settings=bool(what)))
+        if not what:
+            say(f"\nOne kind with its settings: spunge list KIND, of {', '.join(KINDS)}")
 
 
 def init(
