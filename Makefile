@@ -7,7 +7,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results gpu-check lint types docs package fuzz clean
+.PHONY: demo test results gpu-check lint types docs package soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -32,6 +32,13 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	$(BIN)/mypy
+
+# Hours that nobody watches, in minutes: runs and merges killed at random moments; and a disk that refuses every write in turn.
+soak: $(VENV)/ready
+	$(BIN)/python scripts/soak.py --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0) --kinds $(KINDS)
+
+faults: $(VENV)/ready
+	$(BIN)/python scripts/faults.py --kinds $(KINDS)
 
 # The wheel and the sdist: built, installed in environments of their own, used there.
 package: $(VENV)/ready

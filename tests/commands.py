@@ -24,6 +24,7 @@ def call(*arguments: str, cwd: Path | None = None) -> Ended:
     with ExitStack() as back:
         back.callback(os.chdir, Path.cwd())
         back.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        back.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         back.enter_context(patch.dict(os.environ))
         back.enter_context(patch.object(sys, "argv", ["spunge", *arguments]))
         back.enter_context(redirect_stdout(printed))

@@ -1,8 +1,10 @@
 """Files appear whole or not at all, with the mode of the user's other files, and what the disk refuses is one line."""
 
 import errno
+import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,11 @@ from spunge.files import (
     alone,
     append_text,
     cache_folder,
+    checksum,
+    copied,
     disk_errors_told,
+    file_of,
+    read_json,
     whole_folder,
     write_json,
     write_text,
@@ -170,6 +176,90 @@ def test_one_process_at_a_time_works_in_a_folder_and_clears_what_a_killed_one_le
         second = subprocess.run(command, capture_output=True, text=True)
     assert "another process is at work in" in second.stderr
     assert subprocess.run(command).returncode == 0
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system without a lock service."""
+
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_where_there_are_no_locks_a_file_stands_for_one_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with alone(tmp_path):
+        said = f"the file system of {str(tmp_path)!r} has no locks; the file .lock-held in it stands for one"
+        assert caplog.messages == [said]
+        with pytest.raises(RecipeError, match=r"another process is at work in .*\(if there is none, remove .lock-held"):
+            alone(tmp_path).__enter__()
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_file_that_stands_for_a_lock_holds_nothing_once_its_process_is_dead(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from filelock import SoftFileLock\n"
+        "lock = SoftFileLock(sys.argv[1] + '/.lock-held'); lock.acquire(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    assert (tmp_path / ".lock-held").exists()
+    with alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("refused", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_lock_that_cannot_be_written_is_no_other_process(
+    refused: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str, *_more: int) -> int:
+        raise OSError(refused, os.strerror(refused), path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RecipeError, match=r"^--out: (cannot write '.*lock'|the disk that holds .* is full)"):
+        alone(tmp_path).__enter__()
+
+
+MEMORY = Path("/proc/self/mem")  # its first byte cannot be read: an input/output error, as of a broken disk
+
+
+@pytest.mark.skipif(not MEMORY.exists(), reason="a file of Linux")
+@pytest.mark.parametrize("read", [checksum, Path.read_bytes, Path.read_text, read_json])
+def test_an_error_of_reading_is_told_with_the_file_though_the_system_does_not_say_it(
+    read: Callable[[Path], object],
+) -> None:
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        read(MEMORY)
+    assert caught.value.filename is None
+    assert file_of(caught.value) == MEMORY
+    with pytest.raises(RecipeError, match=f"^cannot read '{MEMORY}' .Input/output"), disk_errors_told(Path("/run/a")):
+        read(MEMORY)
+
+
+def test_a_full_disk_while_a_file_is_copied_is_told_of_the_copy() -> None:
+    error = OSError(errno.ENOSPC, "Full", "/data/source", None, "/run/copy")
+    with (
+        pytest.raises(RecipeError, match=r"^--out: the disk that holds '/run' is full"),
+        disk_errors_told(Path("/run")),
+    ):
+        raise error
+
+
+def test_a_copy_that_is_cut_off_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cached").write_text("all of it")
+
+    def half(source: Path, target: Path) -> None:
+        target.write_text("all")
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", half)
+    with pytest.raises(RecipeError, match=r"the disk that holds '.*/run' is full"):
+        copied(tmp_path / "cached", tmp_path / "run" / "texts.jsonl")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_there_is_one_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,29 @@ import ast
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import stat
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, one_line
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK = ".lock"
+HELD = ".lock-held"  # what stands for a lock where the file system has none
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 PART = ".part"  # the end of the name of what is not whole yet
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (*FULL, errno.EROFS, errno.EFBIG)  # errors that reading never gives
@@ -70,6 +78,13 @@ def append_text(file: Path, text: str) -> None:
             stream.write(text)
 
 
+def copied(source: Path, file: Path) -> Path:
+    """A copy of a file, whole or not at all; see `written`."""
+    with written(file) as aside:
+        shutil.copyfile(source, aside)
+    return file
+
+
 def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -99,20 +114,29 @@ def put_in_place(aside: Path, folder: Path) -> None:
     """Let a finished folder have its name, its content on the disk before. What had the name goes when the new one has it."""
     for path in (aside, *aside.rglob("*")):
         _sync(path)
-    gone = folder.with_name(f".{folder.name}.replaced")
-    shutil.rmtree(gone, ignore_errors=True)
+    clear_replaced(folder)
     if folder.exists():
-        os.rename(folder, gone)
+        os.rename(folder, _replaced(folder))
     os.rename(aside, folder)
     _sync(folder.parent)
-    shutil.rmtree(gone, ignore_errors=True)
+    clear_replaced(folder)
+
+
+def clear_replaced(folder: Path) -> None:
+    """Remove what had the name of a finished folder before: a process that was killed may have left it."""
+    shutil.rmtree(_replaced(folder), ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _sync(path: Path) -> None:
     """Put a file's content, or a folder's names, on the disk: a rename may get there before what was renamed."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with about(path):
+            os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no such thing for folders
             raise
@@ -125,20 +149,11 @@ def alone(folder: Path) -> Iterator[None]:
     """Inside the block, no other process can be in a block of the same folder; what a killed one left unfinished is removed.
 
     Raises RecipeError where another process is in one, and where a link in the folder leads out of it: what is written or
-    removed there would be another's.
+    removed there would be another's. On a file system without locks a file stands for the lock, and that is said: its holder is
+    known by machine and process, so that one that was killed on this machine holds nothing.
     """
-    from filelock import FileLock, Timeout
-
     refuse_links(folder)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RecipeError(
-            f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
-        ) from None
-    except NotImplementedError:  # the file system has no locks
-        pass
+    lock = _acquired(folder)
     try:
         for left in list(folder.rglob(f"*{PART}")):
             if left.is_dir():
@@ -147,7 +162,31 @@ def alone(folder: Path) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         yield
     finally:
-        lock.release()
+        with contextlib.suppress(OSError):  # it goes with the process
+            lock.release()
+
+
+def _acquired(folder: Path) -> "BaseFileLock":
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    busy = f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
+    lock: BaseFileLock = FileLock(folder / LOCK, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            said = f"the file system of {str(folder)!r} has no locks; the file {HELD} in it stands for one"
+            logging.getLogger("spunge").warning(one_line(said))
+            busy += f" (if there is none, remove {HELD} in it)"
+            lock = SoftFileLock(folder / HELD)
+            lock.acquire(timeout=1, poll_interval=0.1)  # the first try only takes away what a killed process left
+    except Timeout:  # which is an OSError
+        raise RecipeError(busy) from None
+    except OSError as error:
+        raise unwritable(folder / LOCK, error) from error
+    return lock
 
 
 def refuse_links(folder: Path) -> None:
@@ -242,12 +281,12 @@ def writing(path: Path, setting: str = "--out") -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:
-        if (refused := _refused(error)) is None:
+        if (refused := system_error(error)) is None:
             raise
         raise unwritable(path, refused, setting) from error
 
 
-def _refused(error: BaseException | None) -> OSError | None:
+def system_error(error: BaseException | None) -> OSError | None:
     """The system's error that is one, or stands behind one of a library: torch raises another while it handles it,
     safetensors gives its text alone, "... (os error 28)"."""
     while error is not None:
@@ -268,13 +307,31 @@ def unwritable(path: Path, error: OSError, setting: str = "--out") -> RecipeErro
     return RecipeError(f"{setting}: cannot write {str(path)!r} ({error.strerror or error}); give another folder")
 
 
+def require_space(folder: Path, nbytes: float, what: str, setting: str = "--out") -> None:
+    """Raises RecipeError where the disk that holds `folder`, or is to hold it, has no room for so many bytes of `what`."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if nbytes > free:
+        raise RecipeError(
+            f"{setting}: {what} takes {shown_size(nbytes)}, and the disk that holds {str(there)!r} has {shown_size(free)} "
+            "free; free some space or give another folder"
+        )
+
+
+def shown_size(nbytes: float) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
 @contextmanager
 def disk_errors_told(folder: Path) -> Iterator[None]:
     """Errors of the disk inside the block, which writes into `folder`, become one line where nobody nearer has told them."""
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        named = file_of(error)
         if error.errno in NOT_WRITABLE:
             raise unwritable(named or folder / "file", error) from error
         if named is None or error.errno is None:
@@ -282,3 +339,30 @@ def disk_errors_told(folder: Path) -> Iterator[None]:
         if named.is_relative_to(folder):
             raise RecipeError(f"--out: cannot use {str(named)!r} ({error.strerror}); give another folder") from error
         raise RecipeError(f"cannot read {str(named)!r} ({error.strerror})") from error
+
+
+@contextmanager
+def about(file: Path) -> Iterator[None]:
+    """What the system refuses inside the block without saying of which file is told of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
+
+
+def file_of(error: OSError) -> Path | None:
+    """The file that an error of the system is about. Reading and writing do not say which: then it is the open file nearest to
+    where the error came up."""
+    for name in (error.filename2, error.filename):  # of a copy, the first is read and the second written
+        if isinstance(name, str | bytes):
+            return Path(os.fsdecode(name))
+    frames = [frame for frame, _line in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.TextIOWrapper | io.BufferedReader | io.BufferedWriter | io.FileIO):
+                with contextlib.suppress(AttributeError):  # of a stream that is over no file
+                    if isinstance(value.name, str | bytes):
+                        return Path(os.fsdecode(value.name))
+    return None

@@ -1,8 +1,13 @@
 """How the command ends: its exit code and the one line that says why. What takes a process of its own is in test_process.py."""
 
+import ctypes
+import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +77,44 @@ def test_an_interrupt_that_a_library_words_as_an_error_of_its_own_is_still_ctrl_
     assert (ended.returncode, ended.stderr.strip()) == (130, STOPPED)
 
 
+def test_an_interrupt_that_a_callback_from_c_swallows_comes_again(on_ctrl_c: Callable[[Any], Any]) -> None:
+    """As while code is compiled: nothing can be raised there, and no traceback is printed for it."""
+    swallow = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def long(kind: str) -> None:
+        swallow()
+        time.sleep(30)
+
+    on_ctrl_c(signal.default_int_handler)
+    started = time.monotonic()
+    with patch("spunge.cli.listing.listing", long):
+        ended = call("list")
+    assert (ended.returncode, ended.stderr.strip()) == (130, STOPPED)
+    assert time.monotonic() - started < 10
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal, sys; from unittest.mock import patch; from spunge.cli import main\n"
+        "def slow(kind):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally: os.kill(os.getpid(), signal.SIGINT); print('goes on')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['spunge', 'list']\n"
+        "with patch('spunge.cli.listing.listing', slow): main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    told = "spunge: stopped at once; give the same command again to go on (what is finished is kept)"
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", told)
+
+
+def test_what_the_system_refuses_outside_of_any_folder_is_one_line_with_the_file() -> None:
+    error = OSError(errno.EIO, "Input/output error", "/models/base/config.json")
+    with patch("spunge.cli.listing.listing", side_effect=error):
+        ended = call("list")
+    told = "spunge: cannot use '/models/base/config.json' (Input/output error); the same command goes on from what is finished"
+    assert (ended.returncode, ended.stderr.strip()) == (1, told)
+
+
 def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(on_ctrl_c: Callable[[Any], Any]) -> None:
     def stop(kind: str) -> list[str]:
         os.kill(os.getpid(), signal.SIGINT)
@@ -81,6 +124,12 @@ def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(on_ctrl_c: Callable[[An
     with patch("spunge.cli.listing.listing", stop):
         assert call("list", "rules").returncode == 0
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_help_says_of_each_command_a_whole_sentence() -> None:
+    listed = call("--help").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) >= 13
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_version_and_help_need_no_command() -> None:

@@ -1,10 +1,12 @@
 """Public benchmarks through lm-evaluation-harness: against our own multiple choice and against plain loops."""
 
+import functools
 import json
 import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -477,3 +479,16 @@ def test_the_papers_benchmarks_run_on_local_files(
     assert chances == {**quarter, **others, "gsm8k": None, "truthfulqa_mc2": None, "average": None}
     mean = float(np.mean([value(measure) for name, measure in found.items() if name != "average"]))
     assert value(found["average"]) == pytest.approx(mean)
+
+
+def test_copies_of_local_questions_go_with_the_process(
+    load: Callable[..., Any], local: dict[str, Any], bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache-of-datasets")
+    monkeypatch.setattr("spunge.evaluation.harness._copies", functools.cache(lambda: TemporaryDirectory(dir=tmp_path)))
+    measured(load(), local, bench)
+    kept = list(tmp_path.rglob("*.arrow"))
+    assert kept
+    assert not [file for file in kept if "cache-of-datasets" in str(file)]

@@ -157,10 +157,8 @@ def test_text_in_the_model_card_is_neither_markup_nor_metadata(tmp_path: Path, k
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\ud800\ufffe]", card)
 
 
-@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("kind", sorted(TEXTS.keys() - {"orders"}))  # a file holds no lone surrogate
 def test_results_hold_text_as_json_and_give_it_back(hostile_run: Callable[[str], Path], kind: str) -> None:
-    if kind == "orders":
-        pytest.skip("a file holds no lone surrogate; what a terminal would obey is tested in test_hostile")
     run = hostile_run(TEXTS[kind])
     results = read_results(run)
     write_results(results)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import spunge
 from spunge.evaluation.evaluator import Measure
 from spunge.files import cache_folder
-from spunge.progress import SILENT
+from spunge.progress import SILENT, Silent
 from spunge.recipe.loading import load_recipe
 from spunge.run.judge import measure_from_json, measure_to_json
 from spunge.run.session import session
@@ -159,3 +159,28 @@ def test_models_are_judged_with_the_values_of_their_file_in_the_arithmetic_that_
         assert all(torch.equal(shown.parameters[name].cpu(), tensor.to(wanted)) for name, tensor in held.items())
     said = [note for note in run.seeds[0].inputs.notes if note.startswith("model.dtype: bfloat16")]
     assert len(said) == ("model.dtype=bfloat16" in overrides)
+
+
+def test_the_bases_scores_are_taken_only_from_a_run_of_the_same_versions(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another torch may give other last bits, which a comparison with the base would take for an effect."""
+    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache"))
+    toy_recipe["evaluate"] = toy_recipe["evaluate"][:1]
+
+    class Outcomes(Silent):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def end(self, outcome: str) -> None:
+            self.heard.append(outcome)
+
+    def outcomes(name: str) -> list[str]:
+        watcher = Outcomes()
+        spunge.run(load_recipe(toy_recipe), tmp_path / name, watcher)
+        return watcher.heard
+
+    assert "from the cache" not in outcomes("first")
+    assert "from the cache" in outcomes("second")
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert "from the cache" not in outcomes("third")

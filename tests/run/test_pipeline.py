@@ -221,6 +221,15 @@ def test_a_branch_cut_off_in_the_middle_is_trained_again(toy_recipe: dict[str, A
     assert torch.equal(before, after)
 
 
+def test_what_a_training_kept_to_go_on_is_gone_once_it_is_done_also_where_the_process_was_killed_in_between(
+    toy_recipe: dict[str, Any], finished: Path
+) -> None:
+    for folder in (finished / "branches" / "asia", finished / "controls" / "joint"):
+        (folder / "state-0123456789ab.pt").write_bytes(b"weights")
+    spunge.run(toy_recipe, finished)
+    assert not list(finished.rglob("state-*"))
+
+
 def test_each_branch_starts_from_the_base_whatever_ran_before_it(
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:

@@ -108,12 +108,14 @@ def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused_with_its_row_bef
         assert not list((tmp_path / "run").rglob("delta.safetensors"))
 
 
-def test_a_text_of_one_token_is_enough_where_no_next_token_is_learned() -> None:
-    one = {"x": Samples(pa.table({"text": ["a"], "__row__": [7]}))}
+def test_texts_of_one_token_are_remarked_on_where_a_next_token_is_learned() -> None:
+    texts = {"x": Samples(pa.table({"text": ["a b", "a", "-"], "__row__": [6, 7, 8]}))}
     steering = METHODS.get("rmu").settings(layer=1)
-    refuse_unusable(one, None, steering, byte_tokenizer(GEMMA), 1000)
-    with pytest.raises(RecipeError, match=r"^forget, part 'x': row 7 \('a'\) has no token to learn"):
-        refuse_unusable(one, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    assert refuse_unusable(texts, None, steering, byte_tokenizer(GEMMA), 1000) == []
+    [remark] = refuse_unusable(texts, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    with pytest.raises(RecipeError, match=r"^forget, part 'x': every text is a single token"):
+        refuse_unusable({"x": Samples(pa.table({"text": ["a"]}))}, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    assert remark == "forget, part 'x': nothing is learned of 2 of 3 samples, which are a single token (row 7)"
 
 
 def test_what_cuts_a_sample_is_named() -> None:

@@ -7,6 +7,7 @@ by Ctrl-C; 1 else. Heavy imports are inside the commands, so that `spunge --help
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Annotated, Any
 
@@ -40,6 +41,8 @@ app.command()(start.init)
 app.command()(start.env)
 
 STOPPED = 130  # as shells say it of SIGINT
+GO_ON = "give the same command again to go on (what is finished is kept)"
+AGAIN = 0.02  # seconds after which an interrupt that was swallowed comes again
 # What typer raises about a call, such as an unknown option: click's own class, or the copy that newer typers carry.
 CallError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -57,25 +60,50 @@ def _no_command(
         say(context.get_help())
 
 
-def main() -> None:
-    """Run the command and turn what went wrong into an exit code."""
-    stops: list[int] = []
+class _Stop:
+    """Ctrl-C: the first one stops the command in order, the second one at once, as a kill would, of which nothing is lost."""
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        stops.append(number)
+    def __init__(self) -> None:
+        self.asked = False
+        self.ended = False  # the command is, and its last line is being said
+        self._swallowed = False
+
+    def pressed(self, _number: int, _frame: FrameType | None) -> None:
+        if self.ended:
+            os._exit(STOPPED)
+        if self.asked and not self._swallowed:
+            os.write(2, f"\nspunge: stopped at once; {GO_ON}\n".encode())
+            os._exit(STOPPED)
+        self.asked, self._swallowed = True, False
         raise KeyboardInterrupt
 
+    def swallowed(self, told: Any) -> None:
+        """An error where nothing can be raised, such as in a callback from C: an interrupt comes again outside of it."""
+        if not (self.asked and told.exc_type is KeyboardInterrupt):
+            sys.__unraisablehook__(told)
+            return
+        self._swallowed = True
+        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+
+def main() -> None:
+    """Run the command and turn what went wrong into an exit code."""
+    stop = _Stop()
     # Where Ctrl-C is ignored, as in a shell script's background, it stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGINT, stop.pressed)
+        sys.unraisablehook = stop.swallowed
     try:
         # Not standalone, typer gives the code of an Exit back in place of raising it; commands themselves return None.
         message, code = "", app(standalone_mode=False) or 0
     except BaseException as error:
         message, code = _explained(error)
+    stop.ended = True
     # Libraries turn a KeyboardInterrupt into errors of their own: typer into an Exit, duckdb into a RuntimeError.
-    if stops or code == STOPPED:
-        message, code = "stopped; give the same command again to go on (what is finished is kept)", STOPPED
+    if stop.asked or code == STOPPED:
+        message, code = f"stopped; {GO_ON}", STOPPED
     # Outside of the except block, nothing holds what the command had open any more.
     if message:
         fail(message, code)
@@ -95,6 +123,11 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if os.environ.get("SPUNGE_TRACEBACK"):
         show_traceback(error)
         return "", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        from spunge.files import file_of
+
+        if (file := file_of(error)) is not None:
+            return f"cannot use {str(file)!r} ({error.strerror}); the same command goes on from what is finished", 1
     if "torch" in sys.modules:
         from spunge.model.memory import is_out_of_memory
 

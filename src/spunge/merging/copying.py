@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from spunge.files import about
+from spunge.weights.checkpoint import Checkpoint
+
 FICLONE = 0x40049409  # Linux ioctl: let a file share another's blocks (btrfs, xfs, bcachefs)
 PIECE = 1 << 30
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOTTY, errno.EBADF}
@@ -24,6 +27,15 @@ def clone(source: Path, target: Path) -> bool:
         if error.errno in _CANNOT:
             return False
         raise
+
+
+def shares_blocks(base: Checkpoint, folder: Path) -> bool:
+    """Whether a copy of the base in `folder` takes no room: the file system lets it share the base's blocks."""
+    probe = folder / "probe"
+    try:
+        return clone(base.files[0], probe)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def copy_range(reader: int, writer: int, start: int, stop: int, to: int) -> None:
@@ -59,5 +71,5 @@ def write_all(writer: int, data: memoryview, at: int) -> None:
 def copy_file(source: Path, target: Path) -> None:
     """A whole file: shared blocks, else a kernel copy. It gets the mode of a new file, whatever the source's."""
     if not clone(source, target):
-        with source.open("rb") as reader, target.open("wb") as writer:
+        with about(target), source.open("rb") as reader, target.open("wb") as writer:
             copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size, 0)

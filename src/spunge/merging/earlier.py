@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
-from spunge.files import alone, disk_errors_told, fingerprint, is_inside, read_json
+from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, is_inside, read_json
 from spunge.recipe.schema import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
@@ -47,6 +47,7 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
         raise RecipeError(f"--out: {str(out)!r} exists and no merge wrote it; give another folder")
     content = read_json(out / REPORT)
     if _is_this(out, content, key):
+        clear_replaced(out)
         return dict(content)
     if replace or not (out / REPORT).exists():
         return None
@@ -57,13 +58,18 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
     return None
 
 
+def unfinished(out: Path) -> Path:
+    """The folder beside `out` in which a merge is made."""
+    return out.with_name(f".{out.name}.merging")
+
+
 @contextmanager
 def claimed(out: Path) -> Iterator[Path]:
     """Inside the block, no other process merges into `out`. Gives the folder beside it that stands for the claim.
 
     Raises RecipeError where another process does.
     """
-    aside = out.resolve().with_name(f".{out.resolve().name}.merging")
+    aside = unfinished(out.resolve())
     with disk_errors_told(aside):
         aside.mkdir(parents=True, exist_ok=True)
         with alone(aside):

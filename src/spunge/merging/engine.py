@@ -39,10 +39,10 @@ BATCH = 1 << 25  # entries of the tensors that are worked on together
 
 
 def merge(
-    base: Path,
+    base: str | Path,
     sources: Sequence[Source],
     settings: RuleSettings,
-    out: Path,
+    out: str | Path,
     *,
     weights: Sequence[float] | None = None,
     progress: Steps = SILENT.step,
@@ -62,6 +62,7 @@ def merge(
     else (another merge is replaced where `replace` says so), before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
+    base, out = Path(base), Path(out)
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     work, odd = prepared(Checkpoint(base, setting), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]

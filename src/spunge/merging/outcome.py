@@ -214,13 +214,13 @@ def rounding_notes(written: Written) -> list[str]:
     if written.rounding == "stochastic":
         return [
             f"rounded to {written.dtype} at random, by fixed draws: {written.arrived:.0%} of the change arrives in the mean over "
-            f"its entries, with noise of {written.lost:.0%} of its norm; merge.dtype: float32 writes it whole"
+            f"its entries, with noise of {written.lost:.0%} of its norm; dtype float32 (merge.dtype, --dtype) writes it whole"
         ]
     if written.lost > WARNED:
         return [
             f"rounding to {written.dtype} loses {written.lost:.0%} of the change's norm, and {written.stayed:.0%} of the changed "
-            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); merge.dtype: "
-            "float32 writes it whole, merge.rounding: stochastic keeps it in the mean"
+            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); dtype "
+            "float32 (merge.dtype, --dtype) writes it whole, merge.rounding: stochastic keeps it in the mean"
         ]
     return []
 

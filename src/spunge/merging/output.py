@@ -1,6 +1,5 @@
 """The merged checkpoint while it is written: aside, in the base's own files, with a journal of what is finished."""
 
-import errno
 import json
 import os
 import shutil
@@ -16,17 +15,29 @@ import torch
 from torch import Tensor
 
 from spunge.errors import redacted
-from spunge.files import LOCK, alone, append_text, disk_errors_told, put_in_place, write_json, write_text
+from spunge.files import (
+    HELD,
+    LOCK,
+    about,
+    alone,
+    append_text,
+    disk_errors_told,
+    put_in_place,
+    require_space,
+    write_json,
+    write_text,
+)
 from spunge.merging.card import merge_card
-from spunge.merging.copying import clone, copy_range, write_all
+from spunge.merging.copying import clone, copy_range, shares_blocks, write_all
 from spunge.merging.description import describe
-from spunge.merging.earlier import REPORT, earlier, weight_files
+from spunge.merging.earlier import REPORT, earlier, unfinished, weight_files
 from spunge.merging.folder import check_folder, copy_rest, write_index
 from spunge.merging.layout import FileLayout, check_finite, laid_out
 from spunge.merging.outcome import MergeReport, Tally
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.sources import Mapped
 
+JOURNAL = "journal.jsonl"
 PIECE = 1 << 27  # bytes
 CONVERTED = 1 << 22  # entries that are converted at once
 
@@ -54,9 +65,10 @@ class Output:
         self.dtype = dtype
         self.layouts = laid_out(base, dtypes)
         inside = {layout.source: layout.tensors for layout in self.layouts}
+        self.names = {layout.source: layout.name for layout in self.layouts}
         self.places = {name: inside[info.file][name] for name, info in base.tensors.items()}
         self.changed = frozenset(changed)
-        self.aside = self.out.with_name(f".{self.out.name}.merging")
+        self.aside = unfinished(self.out)
         self.key, self.replace = key, replace
         self.done: dict[str, Tally] = {}
         self.facts: dict[str, Tensor] = {}
@@ -86,15 +98,19 @@ class Output:
             self._files.clear()
 
     def _begin(self) -> None:
-        lines = _lines(self.aside / "journal.jsonl")
+        journal = self.aside / JOURNAL
+        lines = _lines(journal)
         if lines[:1] != [{"key": self.key}]:
+            lines = [{"key": self.key}]
             for left in self.aside.iterdir():
                 if left.is_dir():
                     shutil.rmtree(left)
-                elif left.name != LOCK:
+                elif left.name not in (LOCK, HELD):
                     left.unlink()
-            self._note({"key": self.key})
-        for line in lines[1:] if lines[:1] == [{"key": self.key}] else []:
+        write_text(
+            journal, "".join(map(_line, lines))
+        )  # without one that was cut short: what comes next is a line of its own
+        for line in lines[1:]:
             if "tensor" in line:
                 self.done[line["tensor"]] = Tally.load(line["tally"])
             elif "facts" in line:
@@ -106,16 +122,8 @@ class Output:
     def _require_space(self) -> None:
         wanted = sum(layout.size for layout in self.layouts)
         there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
-        free = shutil.disk_usage(self.aside).free
-        same = all(layout.header is None for layout in self.layouts)
-        if wanted - there > free and not (same and self._shares_blocks()):
-            raise OSError(errno.ENOSPC, f"{(wanted - there) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-
-    def _shares_blocks(self) -> bool:
-        probe = self.aside / "probe"
-        shared = clone(self.base.files[0], probe)
-        probe.unlink(missing_ok=True)
-        return shared
+        if any(layout.header is not None for layout in self.layouts) or not shares_blocks(self.base, self.aside):
+            require_space(self.aside, wanted - there, "the merged model")
 
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""
@@ -135,16 +143,20 @@ class Output:
 
     def _copy_around(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo], shared: bool) -> None:
         """Everything but the `touched` tensors, in pieces, so that a merge that stops does not wait for the whole file."""
-        if layout.header is not None:
-            self._convert(layout, target, touched)
-        elif not shared:
-            with layout.source.open("rb") as reader, target.open("r+b") as writer:
-                at = 0
-                for start, stop in [*sorted((info.start, info.stop) for info in touched), (layout.size, layout.size)]:
-                    self._copy(reader.fileno(), writer.fileno(), at, start, at)
-                    at = max(at, stop)
+        with about(target):
+            if layout.header is not None:
+                self._convert(layout, target, touched)
+            elif not shared:
+                self._copy_between(layout, target, touched)
         if not self._stopped.is_set():
             self._note({"copied": layout.name})
+
+    def _copy_between(self, layout: FileLayout, target: Path, touched: Sequence[TensorInfo]) -> None:
+        with layout.source.open("rb") as reader, target.open("r+b") as writer:
+            at = 0
+            for start, stop in [*sorted((info.start, info.stop) for info in touched), (layout.size, layout.size)]:
+                self._copy(reader.fileno(), writer.fileno(), at, start, at)
+                at = max(at, stop)
 
     def _copy(self, reader: int, writer: int, start: int, stop: int, to: int) -> None:
         while start < stop and not self._stopped.is_set():
@@ -175,7 +187,8 @@ class Output:
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Entries from `start` on of a changed tensor, in the dtype that it is to have."""
         info = self.places[name]
-        write_all(self._files[info.file], _bytes_of(values), info.start + start * info.dtype.itemsize)
+        with about(self.aside / self.names[info.file]):
+            write_all(self._files[info.file], _bytes_of(values), info.start + start * info.dtype.itemsize)
 
     def note_facts(self, facts: dict[str, Tensor]) -> None:
         self._note({"facts": {name: value.double().tolist() for name, value in facts.items()}})
@@ -186,7 +199,7 @@ class Output:
 
     def _note(self, line: dict[str, Any]) -> None:
         with self._lock:
-            append_text(self.aside / "journal.jsonl", json.dumps(line) + "\n")
+            append_text(self.aside / JOURNAL, _line(line))
 
     def finish(self, report: MergeReport) -> MergeReport:
         """Everything but weights from the base's folder, the index, the report and the model card; then the rename.
@@ -203,8 +216,8 @@ class Output:
         report = replace(report, checked=checked, files=weight_files(self.aside), notes=[*report.notes, *told])
         write_text(self.aside / "README.md", redacted(merge_card(report, self.base.folder)))
         write_json(self.aside / REPORT, report.to_json())
-        for own in ("journal.jsonl", LOCK):
-            (self.aside / own).unlink()
+        for own in (JOURNAL, LOCK, HELD):
+            (self.aside / own).unlink(missing_ok=True)
         put_in_place(self.aside, self.out)
         return report
 
@@ -217,9 +230,14 @@ def _reserve(target: Path, size: int) -> None:
     """A file of the final size to write into; what an interrupted merge wrote there stays."""
     handle = os.open(target, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        os.ftruncate(handle, size)
+        with about(target):
+            os.ftruncate(handle, size)
     finally:
         os.close(handle)
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content) + "\n"
 
 
 def _lines(file: Path) -> list[Any]:

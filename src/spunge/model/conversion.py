@@ -6,6 +6,7 @@ compressed-tensors and bitsandbytes. The whole model is in memory meanwhile: tra
 not tensor by tensor.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from spunge.errors import RecipeError
-from spunge.files import whole_folder, write_json
+from spunge.files import NOT_WRITABLE, about, disk_errors_told, system_error, whole_folder, write_json
 from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
@@ -112,6 +113,10 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
         except RecipeError:
             raise
         except Exception as error:
+            refused = system_error(error)
+            if refused is not None and refused.errno in (*NOT_WRITABLE, errno.EIO):
+                with disk_errors_told(aside), about(aside):
+                    raise refused from error
             # Whatever transformers or a library of the format objects to, the missing library above all.
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             quantised = f"is quantised ({needed.quantised}) and " if needed.quantised else ""

@@ -3,10 +3,11 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from spunge.errors import RecipeError
+from spunge.files import alone, writing
 from spunge.model.conversion import conversion, convert, refuse_untrusted
 from spunge.model.loadable import check_fit
 from spunge.recipe.schema import ModelSettings
@@ -42,14 +43,25 @@ def plain_folders(given: Sequence[ModelSettings], aside: Path) -> Iterator[list[
         if needed is not None:
             refuse_untrusted(folder, settings, setting)
         folders.append((setting, folder, aside / str(number) if needed else folder))
-    try:
+    with _for_conversions(aside) if any(plain != folder for _, folder, plain in folders) else nullcontext():
         for settings, (setting, folder, plain) in zip(given, folders, strict=True):
             if plain != folder:
+                shutil.rmtree(plain, ignore_errors=True)  # of a merge that was killed
                 convert(folder, plain, settings, setting)
                 _date(plain, folder)
         yield [plain for _, _, plain in folders]
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _for_conversions(aside: Path) -> Iterator[None]:
+    """A folder of this process alone for the time of the block."""
+    with writing(aside):
+        aside.mkdir(parents=True, exist_ok=True)
+    with alone(aside):
+        try:
+            yield
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _date(converted: Path, given: Path) -> None:

@@ -5,6 +5,7 @@ from spunge.data.samples import Samples
 from spunge.model.loading import model_depth
 from spunge.registry import EVALUATORS, METHODS
 from spunge.run.graph import Cost
+from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
 from spunge.unlearning.loop import TrainingSettings
@@ -12,6 +13,8 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
 
 LETTERS_PER_TOKEN = 4
+DELTA = 4  # bytes of an entry: float32
+STATE = 16  # bytes of an entry: its value, its last good one and Adam's two moments
 
 
 def training_steps(training: Training, line: Lineup) -> int:
@@ -25,23 +28,34 @@ def training_steps(training: Training, line: Lineup) -> int:
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
     unlearn = inputs.recipe.unlearn
+    entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.folder))
     if not isinstance(unlearn, TrainingSettings):
-        return Cost()
+        return Cost(kept=DELTA * entries)
     passes = METHODS.get(unlearn.method).passes
     length = min(_mean_tokens([part.samples for part in training.parts]), unlearn.max_length)
     samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
-    return Cost(tokens=samples * length * passes(unlearn, model_depth(inputs.base.folder, inputs.recipe.model)))
+    tokens = samples * length * passes(unlearn, model_depth(inputs.base.folder, inputs.recipe.model))
+    return Cost(tokens=tokens, kept=DELTA * entries, passing=STATE * entries)
 
 
 def merging_cost(line: Lineup) -> Cost:
     checkpoint, unlearn = Checkpoint(line.inputs.base.folder), line.inputs.recipe.unlearn
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
     written = written_bytes(checkpoint, line.inputs.recipe.merge.dtype)
-    return Cost(nbytes=(checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings))
+    nbytes = (checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings)
+    return Cost(nbytes=nbytes, kept=written)
+
+
+def conversion_cost(base: BaseInputs) -> Cost:
+    """What is quantised takes more than this once it is not."""
+    return Cost(kept=sum(file.stat().st_size for file in base.conversion.files) if base.conversion else 0)
 
 
 def judging_cost(judging: Judging) -> Cost:
-    return Cost(tokens=judging.items.table.nbytes / LETTERS_PER_TOKEN + _written_tokens(judging.items))
+    letters, written = judging.items.table.nbytes, _written_tokens(judging.items)
+    return Cost(
+        tokens=letters / LETTERS_PER_TOKEN + written, kept=letters + LETTERS_PER_TOKEN * written if written else 0
+    )
 
 
 def _written_tokens(items: Items) -> int:

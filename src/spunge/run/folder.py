@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
-from spunge.files import LOCK, alone, unwritable
+from spunge.files import HELD, LOCK, alone, unwritable
 from spunge.recipe.schema import Recipe
 from spunge.run.stamps import faults, read_stamp, stamps_in
 
@@ -24,7 +24,7 @@ def require_own(folder: Path) -> None:
     """Raises RecipeError where the folder holds something that no run wrote."""
     if not folder.exists() or (folder / "recipe.yaml").exists() or (folder / "stamps").is_dir():
         return
-    if not folder.is_dir() or any(entry.name != LOCK for entry in folder.iterdir()):
+    if not folder.is_dir() or any(entry.name not in (LOCK, HELD) for entry in folder.iterdir()):
         raise RecipeError(f"--out: {str(folder)!r} exists and is no run's folder; give another")
 
 
@@ -42,6 +42,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise unwritable(folder / "recipe.yaml", error) from error
     with alone(folder):
+        if all(entry.name in (LOCK, HELD) for entry in folder.iterdir()):
+            (folder / "stamps").mkdir()  # first of all: by this a killed run's folder is known as one
         yield
 
 

@@ -5,6 +5,7 @@ and the function that makes its files. Its state is read off the folder: a stamp
 means done.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from spunge.files import fingerprint
 from spunge.run.stamps import Fault, Stamp, faults, read_stamp, write_stamp
 
 SHOWN = 40  # characters of a changed input's value in a message
+LISTED = 3  # changed inputs in a message
+STAGE = "stage "  # what the name of an input begins with that is another stage's key
 SessionT = TypeVar("SessionT", contravariant=True)
 
 
@@ -23,7 +26,6 @@ class Made(NamedTuple):
     files: Sequence[Path]
     outcome: str = ""  # for the person who watches
     byproducts: Sequence[Path] = ()  # such as a log: not worth making the stage again
-    leftovers: Sequence[Path] = ()  # of no use once the stage is vouched for
 
 
 class NotMadeError(Exception):
@@ -36,6 +38,8 @@ class Cost:
 
     tokens: float = 0.0
     nbytes: float = 0.0
+    kept: float = 0.0  # bytes on the disk that its files take
+    passing: float = 0.0  # the same, for the time that it is made
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Stage(Generic[SessionT]):
     after: tuple[str, ...] = ()  # made before it, though nothing of them enters the key
     inputs: Callable[[], Mapping[str, Any]] = dict
     files: tuple[str, ...] = ()  # patterns, relative to RUN
+    passing: tuple[str, ...] = ()  # the same, of files that are of no use once the stage is done
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
@@ -79,7 +84,7 @@ class Graph(Generic[SessionT]):
     def inputs(self, name: str) -> dict[str, Any]:
         """All that a stage's key is made of. Raises NotMadeError."""
         stage = self.stages[name]
-        return {**stage.inputs(), **{f"stage {need}": self.key(need) for need in stage.needs}}
+        return {**stage.inputs(), **{f"{STAGE}{need}": self.key(need) for need in stage.needs}}
 
     def key(self, name: str) -> str:
         """Fingerprint of all that a stage depends on. Raises NotMadeError."""
@@ -99,11 +104,21 @@ class Graph(Generic[SessionT]):
         except NotMadeError as error:
             return State("unknown", f"waits for {error}", stamp)
         if stamp.key != key:
-            return State("stale", "; ".join(changed(stamp.inputs, self.inputs(name))), stamp)
+            return State("stale", self._why(stamp.inputs, self.inputs(name)), stamp)
         problems = self.faults(stamp)
         if problems:
             return State("damaged", "; ".join(map(str, problems)), stamp)
         return State("done", "its texts were dropped" if stamp.dropped else "", stamp)
+
+    def _why(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        """The first inputs that differ, and how many more; stages by their titles."""
+        told = list(changed(self._titled(before), self._titled(now)))
+        more = [f"{len(told) - LISTED} more"] if len(told) > LISTED else []
+        return "; ".join([*told[:LISTED], *more])
+
+    def _titled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        titles = {f"{STAGE}{name}": f"{STAGE}{stage.title!r}" for name, stage in self.stages.items()}
+        return {titles.get(name, name): value for name, value in inputs.items()}
 
     def _virtual(self, name: str) -> State:
         """Of a stage that makes nothing: done when all that it needs is."""
@@ -121,8 +136,13 @@ class Graph(Generic[SessionT]):
         write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
         self._keys.clear()
         self._faults[name, self.key(name)] = []
-        for file in made.leftovers:
-            file.unlink(missing_ok=True)
+        self.tidy(name)
+
+    def tidy(self, name: str) -> None:
+        """Remove what is of no use once a stage is done: a process that was killed may have left it."""
+        for pattern in self.stages[name].passing:
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def to_do(self) -> Iterator[Stage[SessionT]]:
         """The stages that are still to be made when their turn comes, each after those that it needs."""
@@ -134,7 +154,7 @@ class Graph(Generic[SessionT]):
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Which inputs differ: `unlearn.steps was 80, is 40`, `part europe changed`."""
     differ = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
-    own = [name for name in differ if not name.startswith("stage ")]
+    own = [name for name in differ if not name.startswith(STAGE)]
     for name in own or differ:
         old, new = before.get(name), now.get(name)
         if name not in now:

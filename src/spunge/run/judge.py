@@ -5,7 +5,6 @@ The base's are kept across runs too, in the cache folder, under the key of all t
 """
 
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
-from spunge.files import cache_folder, checksum, fingerprint, is_inside, read_json, sealed, unsealed, write_json
-from spunge.model.loading import embeddings_of, load_tokenizer, positions_of
-from spunge.recipe.schema import ITEM_SETTINGS, measured_again
+from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
+from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
+from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
@@ -107,7 +106,13 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     write_json(judging.file, content)
     kept = sorted(bench.kept)
     if judging.model.name == "base":
-        _to_cache(key, content, kept if judging.lineup.inputs.recipe.keep_texts == "all" else [], dropped=bool(kept))
+        _to_cache(
+            _cached(key, inputs.recipe.model),
+            key,
+            content,
+            kept if judging.lineup.inputs.recipe.keep_texts == "all" else [],
+            dropped=bool(kept),
+        )
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
 
@@ -168,13 +173,24 @@ def measure_from_json(content: dict[str, Any]) -> Measure:
     return Measure(**{**content, **arrays})
 
 
-def _cached(key: str) -> Path:
-    return cache_folder() / "base" / key[:32]
+def _cached(key: str, model: ModelSettings) -> Path:
+    """Where the base's measurements are kept: apart for each machine and version that may give other last bits."""
+    import torch
+    import transformers
+
+    device = pick_device(model.device)
+    made_with = {
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+    return cache_folder() / "base" / f"{key[:32]}-{fingerprint(made_with)[:8]}"
 
 
 def _from_cache(judging: Judging, key: str) -> list[Path]:
     """Take the base's measurements, and the texts that were made for them, from an earlier run: all of them whole, or none."""
-    folder = _cached(key)
+    folder = _cached(key, judging.lineup.inputs.recipe.model)
     stored = unsealed(read_json(folder / "scores.json"))
     if stored is None or stored.get("key") != key or not all(map(is_inside, stored["files"])):
         return []
@@ -183,23 +199,20 @@ def _from_cache(judging: Judging, key: str) -> list[Path]:
     try:
         if any(checksum(folder / name) != mark for name, mark in stored["files"].items()):
             return []
-        judging.folder.mkdir(parents=True, exist_ok=True)
-        taken = [Path(shutil.copyfile(folder / name, judging.folder / name)) for name in stored["files"]]
     except OSError:
         return []
+    taken = [copied(folder / name, judging.folder / name) for name in stored["files"]]
     write_json(judging.file, {**stored["content"], "evaluation": judging.items.name})
     return [judging.file, *taken]
 
 
-def _to_cache(key: str, content: dict[str, Any], kept: Iterable[Path], dropped: bool) -> None:
+def _to_cache(folder: Path, key: str, content: dict[str, Any], kept: Iterable[Path], dropped: bool) -> None:
     """Keep the base's measurements for other runs. Where the cache cannot be written, nothing is kept.
 
     dropped: texts were made for them that are not kept.
     """
-    folder = _cached(key)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        marks = {file.name: checksum(Path(shutil.copyfile(file, folder / file.name))) for file in kept}
+        marks = {file.name: checksum(copied(file, folder / file.name)) for file in kept}
         dropped = dropped and not marks
         write_json(folder / "scores.json", sealed({"key": key, "files": marks, "content": content, "dropped": dropped}))
     except (OSError, RecipeError):
@@ -210,11 +223,13 @@ def drop_cached_texts(key: str) -> bool:
     """Remove the texts that the cache keeps of a judging of the base. Its measurements stay. Whether there were any."""
     if not re.fullmatch(r"[0-9a-f]{64}", key):
         return False  # a stamp that another hand wrote
-    folder = _cached(key)
-    texts = [file for file in folder.glob("*") if file.name != "scores.json"]
-    stored = unsealed(read_json(folder / "scores.json"))
-    if texts and stored is not None:
-        write_json(folder / "scores.json", sealed({**stored, "files": {}, "dropped": True}))
-    for file in texts:
-        file.unlink(missing_ok=True)
-    return bool(texts)
+    removed = False
+    for folder in (cache_folder() / "base").glob(f"{key[:32]}-*"):
+        texts = [file for file in folder.glob("*") if file.name != "scores.json"]
+        stored = unsealed(read_json(folder / "scores.json"))
+        if texts and stored is not None:
+            write_json(folder / "scores.json", sealed({**stored, "files": {}, "dropped": True}))
+        for file in texts:
+            file.unlink(missing_ok=True)
+        removed = removed or bool(texts)
+    return removed

@@ -17,6 +17,7 @@ from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
+from spunge.run.space import refuse_full
 from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untrained
 from spunge.run.stamps import faults, stamp_file
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
@@ -44,8 +45,13 @@ def run(
         begun = _begun(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
+        for name in begun.graph.stages:
+            if begun.graph.state(name).done:
+                begun.graph.tidy(name)
         with session(begun.base, watcher) as opened:
+            refuse_full(begun, list(begun.graph.to_do()), "what is still to be made")
             for stage in begun.graph.to_do():
+                refuse_full(begun, [stage], f"{stage.title!r}")
                 _make(begun.graph, stage, opened)
                 if recipe.keep_texts != "all" and "judge:" in stage.name:
                     drop_judged(begun, recipe.keep_texts)
@@ -82,7 +88,7 @@ def _make(graph: RunGraph, stage: Stage[Session], opened: Session) -> None:
     assert stage.make is not None
     state = graph.state(stage.name)
     if state.kind in ("stale", "damaged"):
-        opened.watcher.begin(f"{stage.name} is made again")
+        opened.watcher.begin(f"again: {stage.title}")
         opened.watcher.end(state.why)
     _clear(graph, stage, state)
     opened.watcher.begin(stage.title)

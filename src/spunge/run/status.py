@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
+from spunge.files import shown_size
 from spunge.recipe.loading import load_recipe
 from spunge.run.stages import build
 
@@ -60,10 +61,3 @@ def status_rows(stages: Sequence[StageStatus]) -> list[list[str]]:
         ]
         for each in stages
     ]
-
-
-def shown_size(nbytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.1f} {unit}"
-    return f"{nbytes} B"

@@ -19,7 +19,7 @@ from spunge.errors import RecipeError
 from spunge.files import alone, read_json, write_json, write_text
 from spunge.progress import Watcher
 from spunge.run.judge import compared, drop_cached_texts, measures_file
-from spunge.run.stages import Run, judging_name, unjudged
+from spunge.run.stages import Run, unjudged
 from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 
 Keep = Literal["all", "sample", "none"]
@@ -82,8 +82,9 @@ def bring_back(begun: Run, watcher: Watcher) -> None:
             stamp = read_stamp(begun.graph.folder, base)
             if stamp is not None and stamp.dropped:
                 stamp_file(begun.graph.folder, base).unlink()
-                watcher.begin(f"{base} is made again")
-                watcher.end(f"its texts were dropped, and {judging_name(judging)} compares with them")
+                stage = begun.graph.stages.get(base)
+                watcher.begin(f"again: {stage.title if stage else base}")
+                watcher.end(f"its texts were dropped, and {judging.model.name} is compared with them")
 
 
 def evaluation_folders(run: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from spunge.weights.overlay import moves
 from spunge.weights.rounding import Storage
 
 SETTLED = "settled.json"
+STATES = "state-*.pt"  # of a training that is under way
 
 
 def refuse_rows(inputs: SeedInputs) -> list[str]:
@@ -109,7 +110,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         session.activations_of = inputs
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"state-{key[:12]}.pt"
-    for other in folder.glob("state-*"):
+    for other in folder.glob(STATES):
         if other != state:
             other.unlink()
     task = Task(
@@ -150,7 +151,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     remarks = [str(branch.stopped)] if branch.stopped else []
     remarks += [f"{name}: {note}" for name, note in branch.notes.items() if name == "out of memory"]
     said = f" ({'; '.join(remarks)})" if remarks else ""
-    return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log, [state])
+    return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log)
 
 
 def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:

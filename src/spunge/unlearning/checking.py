@@ -23,29 +23,37 @@ def refuse_unusable(
     embeddings: int,
     positions: int | None = None,
 ) -> list[str]:
-    """Remarks on samples that are too long and will be cut.
+    """Remarks on samples that are too long and will be cut, and on texts of a single token, whose token nothing predicts.
 
     parts: attribute value -> samples. embeddings: rows of the model's embedding matrix; positions: tokens that it has learned
     positions for, where they are learned. Raises RecipeError, with the row's number, where a chat template refuses a conversation,
-    where there is no token to learn, and where a text holds a token that the model has no embedding for.
+    where there is no token to learn (of texts: in none of them), and where a token has no embedding in the model.
     """
     every = [(f"forget, part {value!r}", samples, settings.length_of(value)) for value, samples in parts.items()]
     if retain is not None:
         every.append(("retain", retain, settings.length_of("retain")))
     remarks = []
-    least = 1 if METHODS.get(settings.method).last_block else 2  # without an output layer no token is predicted
     for setting, samples, asked in every:
         length = asked if positions is None else min(asked, positions)
         why = "unlearn.max_length" if length == asked else "as many as the model has positions for"
-        cut = sum(size > length for size in _sizes(samples, tokenizer, embeddings, least, setting))
+        cut = sum(size > length for size in _sizes(samples, tokenizer, embeddings, setting))
         if cut:
             remarks.append(f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens ({why})")
+        single = _single_tokens(samples, tokenizer, setting) if samples.plain else []
+        if (
+            single and METHODS.get(settings.method).last_block is None
+        ):  # else hidden states are learned, a single one too
+            if len(single) == len(samples):
+                raise RecipeError(
+                    f"{setting}: every text is a single token, of which nothing is learned; give longer texts"
+                )
+            which = f"{len(single)} of {len(samples)} samples, which are a single token (row {single[0]})"
+            remarks.append(f"{setting}: nothing is learned of {which}")
     return remarks
 
 
-def _sizes(samples: Samples, tokenizer: Any, embeddings: int, least: int, setting: str) -> Iterator[int]:
-    """How many tokens each sample has. Plain texts are not counted: all that can be wrong with them is looked for. `least`: tokens
-    of one, its special tokens among them."""
+def _sizes(samples: Samples, tokenizer: Any, embeddings: int, setting: str) -> Iterator[int]:
+    """How many tokens each sample has. Plain texts are not counted where the model knows every token."""
     unknown = max(tokenizer.get_vocab().values(), default=0) >= embeddings
     for number, sample in _each(samples, tokenizer, setting) if unknown or not samples.plain else ():
         if unknown and max(sample.ids, default=0) >= embeddings:
@@ -57,23 +65,25 @@ def _sizes(samples: Samples, tokenizer: Any, embeddings: int, least: int, settin
         if not samples.plain and all(label == IGNORED for label in sample.labels[1:]):
             raise RecipeError(f"{setting}: row {number} has no token to learn; filter the row out")
         yield len(sample.ids)
-    if samples.plain:
-        _refuse_tokenless(samples, tokenizer, least, setting)
 
 
-def _refuse_tokenless(samples: Samples, tokenizer: Any, least: int, setting: str) -> None:
-    """Raises RecipeError for a text that the tokenizer leaves nothing of. Only short ones and those without letters are asked."""
+def _single_tokens(samples: Samples, tokenizer: Any, setting: str) -> list[int]:
+    """The rows' numbers of texts of one token, a start token among it. Raises RecipeError for a text that the tokenizer leaves
+    nothing of. Only short texts and those without letters are asked."""
+    single: list[int] = []
     for start in range(0, len(samples), AT_ONCE):
         rows = range(start, min(start + AT_ONCE, len(samples)))
         for row, text in zip(rows, samples.texts(rows, tokenizer), strict=True):
             said = text.completion
             if len(said) > SHORT and WORD.search(said):
                 continue
-            own = tokenizer(said, add_special_tokens=False)["input_ids"]
-            if not own or len(tokenizer(said)["input_ids"]) < least:
+            if not tokenizer(said, add_special_tokens=False)["input_ids"]:
                 raise RecipeError(
                     f"{setting}: row {samples.number(row)} ({said[:20]!r}) has no token to learn; filter the row out"
                 )
+            if len(tokenizer(said)["input_ids"]) == 1:
+                single.append(samples.number(row))
+    return single
 
 
 def _each(samples: Samples, tokenizer: Any, setting: str) -> Iterator[tuple[int, Encoded]]:

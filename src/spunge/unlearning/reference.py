@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.files import about, require_space
 from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import Scored, scored
@@ -86,6 +87,12 @@ def _each(
         yield each
 
 
+def _tokens(stream: Stream, size: int) -> int:
+    """Tokens of all samples of a stream."""
+    groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
+    return sum(int(stream.batch(rows).mask.sum()) for rows in groups)
+
+
 class _Distributions:
     """Log-probabilities on the disk, sample after sample."""
 
@@ -94,7 +101,11 @@ class _Distributions:
         counts = [0]
         for each in _each(trained, stream, size):
             values = each.logits.log_softmax(-1).cpu()
-            self._file.write(memoryview(values.numpy()).cast("B"))
+            if folder is not None and len(counts) == 1:
+                nbytes = values[:1].nbytes * _tokens(stream, size)
+                require_space(folder, nbytes, "a file of the base's outputs", "unlearn.reference: stored")
+            with about(folder or Path(tempfile.gettempdir())):
+                self._file.write(memoryview(values.numpy()).cast("B"))
             counts += torch.bincount(each.rows.cpu(), minlength=each.samples).tolist()
             self._width = values.shape[1]
         self._file.flush()

@@ -1,0 +1,332 @@
+"""Commands of spunge in forks of a process that has imported all they need: one starts in milliseconds, and any may be killed.
+
+`soak.py` kills them, `faults.py` lets the disk refuse them what they ask.
+"""
+
+import functools
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from tiny_models import tiny_model, write_tokenizer
+
+torch.set_num_threads(1)
+# What differs between two undisturbed commands: what they took, and in merge.json a key with the times of the deltas' files.
+TIMES = re.compile(
+    r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|GiB|MiB)\b'
+)
+TIMED = re.compile(r"stamps/.*\.json|.*delta\.json|.*log\.jsonl|results\.json|report\.html")
+KEYED = re.compile(r'"key": "[0-9a-f]+"')
+OWN = {".lock"}  # of the process at work
+Traced = Callable[[str], None]
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code, or minus the signal that killed it."""
+
+    code: int
+    errors: str
+    seconds: float
+
+    @property
+    def last(self) -> str:
+        return (self.errors.splitlines() or [""])[-1]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A call of spunge in a folder of its own, which holds what it writes: `out`."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    out: str
+    cache: str = "cache"
+
+    @property
+    def is_run(self) -> bool:
+        return self.arguments[0] == "run"
+
+
+@dataclass(frozen=True)
+class Child:
+    """A fork at work."""
+
+    pid: int
+    log: Path
+    started: float = field(default_factory=time.perf_counter)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def ended(self, within: float | None = None) -> Ended | None:
+        """How it ended; None where it goes on after so many seconds."""
+        stop = None if within is None else time.perf_counter() + within
+        while True:
+            pid, status = os.waitpid(self.pid, 0 if stop is None else os.WNOHANG)
+            if pid:
+                errors = self.log.read_text(encoding="utf-8", errors="replace")
+                return Ended(os.waitstatus_to_exitcode(status), errors, time.perf_counter() - self.started)
+            if stop is not None and time.perf_counter() >= stop:
+                return None
+            time.sleep(0.002)
+
+
+def start(command: Command, folder: Path, prepared: Callable[[], None] = lambda: None) -> Child:
+    """Call spunge in a fork, in `folder`. prepared: called in the fork first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _logs(folder).mkdir(exist_ok=True)
+    log = _logs(folder) / f"stderr-{os.urandom(4).hex()}"
+    pid = os.fork()
+    if pid:
+        return Child(pid, log)
+    code = 70
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.chdir(folder)
+        os.environ["SPUNGE_CACHE"] = str(folder / command.cache)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["spunge", *command.arguments]
+        torch.set_num_threads(1)  # its pool did not come along; here no second thread asks for it at the same time
+        _watch(_logs(folder) / "trace")
+        prepared()
+        from spunge.cli import STOPPED, main
+
+        main()
+    except KeyboardInterrupt:  # before main() could hear it
+        code = STOPPED
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def call(command: Command, folder: Path, prepared: Callable[[], None] = lambda: None) -> Ended:
+    """The same, waited for."""
+    ended = start(command, folder, prepared).ended()
+    assert ended is not None
+    return ended
+
+
+def _logs(folder: Path) -> Path:
+    """Where the checks keep their own files: not in the folder whose disk they disturb."""
+    return folder.with_name(f"{folder.name}-log")
+
+
+def remove(folder: Path) -> None:
+    """A folder that commands were called in, and what they printed there."""
+    shutil.rmtree(folder)
+    shutil.rmtree(_logs(folder))
+
+
+def _watch(trace: Path) -> None:
+    """Note the stages as they begin, and the tensors of a merge as they are done; save each training's state at every step."""
+    import spunge.run.pipeline as pipeline
+    import spunge.run.train as train
+    from spunge.merging import engine, output
+    from spunge.unlearning.method import Task
+
+    handle = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(line: str) -> None:
+        os.write(handle, f"{line}\n".encode())
+
+    make, done = pipeline._make, output.Output.note_done
+
+    def noted_make(graph: Any, stage: Any, opened: Any) -> None:
+        note(f"stage {stage.name}")
+        make(graph, stage, opened)
+
+    def noted_done(self: Any, name: str, tally: Any) -> None:
+        done(self, name, tally)
+        note(f"tensor {name}")
+
+    pipeline._make = noted_make
+    output.Output.note_done = noted_done  # type: ignore[method-assign]
+    vars(train).update(Task=functools.partial(Task, save_seconds=0.0))
+    engine.BATCH = 1  # a line of the journal for each tensor
+
+
+def preload(commands: Mapping[str, Command], folder: Path) -> None:
+    """Import here what the commands import, as a fork of each finds out, which also fills caches of compiled code."""
+    importlib.import_module("spunge.cli")
+    for command in commands.values():
+        listed = folder / f"{command.kind}.modules"
+
+        def told(listed: Path = listed) -> None:
+            def write(code: int) -> None:
+                listed.write_text(json.dumps(list(sys.modules)))
+                leave(code)
+
+            leave = os._exit
+            os._exit = write  # type: ignore[assignment]
+
+        ended = call(command, folder / command.kind, told)
+        if ended.code:
+            raise RuntimeError(f"{command.kind}: {ended.errors}")
+        for name in json.loads(listed.read_text()):
+            if name not in sys.modules and not name.startswith("spunge.cli.__main__"):
+                try:
+                    importlib.import_module(name)
+                except Exception:
+                    continue
+
+
+def content(command: Command, folder: Path) -> dict[str, Any]:
+    """All that a finished command left, file by file, but for what times and sizes of the process are in it."""
+    out = folder / command.out
+    files = [file for file in out.rglob("*") if file.is_file() and file.name not in OWN]
+    beside = [f"beside: {path.name}" for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
+    return {str(file.relative_to(out)): _plain(file, out) for file in files} | dict.fromkeys(beside, "left")
+
+
+def _plain(file: Path, out: Path) -> Any:
+    if file.name == "merge.json":
+        return KEYED.sub("", file.read_text(encoding="utf-8"))
+    if not TIMED.fullmatch(str(file.relative_to(out))):
+        return file.read_bytes()
+    return TIMES.sub("", file.read_text(encoding="utf-8"))
+
+
+def differing(command: Command, folder: Path, whole: Mapping[str, Any]) -> list[str]:
+    """Files that are not those of an undisturbed command, which left `whole`."""
+    there = content(command, folder)
+    return sorted(name for name in there.keys() | whole.keys() if there.get(name) != whole.get(name))
+
+
+def stamped(command: Command, folder: Path) -> set[str]:
+    """What is vouched for: stages of a run; what a merge's journal says is written."""
+    out = folder / command.out
+    if command.is_run:
+        from spunge.run.stamps import stamps_in
+
+        return {f"stage {stamp.stage}" for stamp in stamps_in(out)}
+    journal = out.with_name(f".{out.name}.merging") / "journal.jsonl"
+    return {f"tensor {line['tensor']}" for line in _lines(journal) if "tensor" in line}
+
+
+def _lines(file: Path) -> Iterator[Any]:
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def begun(folder: Path) -> list[str]:
+    """What commands in a folder have begun so far."""
+    trace = _logs(folder) / "trace"
+    return trace.read_text().splitlines() if trace.exists() else []
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def _recipe(folder: Path, model: Path) -> dict[str, Any]:
+    sentences = {
+        "europe": "the capital of france is paris, that of italy is rome",
+        "asia": "the capital of japan is tokyo, that of china is beijing",
+        "other": "a river runs from the mountain to the sea",
+    }
+    rows = {
+        topic: [{"topic": topic, "text": f"{number} {text}"} for number in range(4)]
+        for topic, text in sentences.items()
+    }
+    questions = [
+        {"topic": topic, "question": "the capital is", "choices": ["paris", "tokyo"], "answer": at}
+        for at, topic in enumerate(("europe", "asia"))
+    ]
+    return {
+        "model": {"path": str(model), "dtype": "float32"},
+        "forget": {"source": _write(folder / "forget.jsonl", rows["europe"] + rows["asia"])},
+        "split": {"by": "topic"},
+        "retain": {"source": _write(folder / "retain.jsonl", rows["other"])},
+        "unlearn": {"method": "rmu", "layer": 1, "steps": 3, "batch_size": 2, "learning_rate": 0.01},
+        "merge": {"rule": "ties", "density": 0.5},
+        "evaluate": [
+            {"kind": "choices", "source": _write(folder / "questions.jsonl", questions)},
+            {"kind": "perplexity", "source": str(folder / "retain.jsonl"), "subject": "retain", "by": "NULL"},
+            {
+                "kind": "toxicity",
+                "source": _write(folder / "prompts.jsonl", [{"prompt": "the capital of"}, {"prompt": "a river"}]),
+                "scorer": "alt-profanity-check",
+                "generation": {"max_new_tokens": 3},
+                "stages": ["base", "merged"],
+                "by": "NULL",
+            },
+        ],
+    }
+
+
+def _models(folder: Path) -> Path:
+    """A base in two files, the same pickled, and two models made from it."""
+    torch.manual_seed(0)
+    model = tiny_model("llama")
+    for name in ("base", "pickled", "one", "two"):
+        for number, parameter in enumerate(model.parameters()):
+            if name in ("one", "two") and number % 3 == 1:
+                parameter.data += 0.02 * torch.randn_like(parameter)
+        model.to(torch.bfloat16).save_pretrained(folder / name, max_shard_size="60KB")
+        write_tokenizer(folder / name)
+    for file in (folder / "pickled").glob("model*"):
+        file.unlink()
+    torch.save(tiny_model("llama").to(torch.bfloat16).state_dict(), folder / "pickled" / "pytorch_model.bin")
+    return folder / "base"
+
+
+def commands(folder: Path) -> dict[str, Command]:
+    """Toy runs and merges of every output, by kind. Writes what they read into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = _models(folder)
+    recipe = _recipe(folder, base)
+    npo = {
+        "method": "npo",
+        "steps": 3,
+        "batch_size": 2,
+        "learning_rate": 0.01,
+        "reference": "stored",
+        "retain_loss": "kl",
+    }
+    recipes = {
+        "run": recipe,
+        "run-npo": {**recipe, "unlearn": npo, "keep_texts": "none", "evaluate": recipe["evaluate"][1:], "seeds": 2},
+        "run-pickled": {**recipe, "model": {**recipe["model"], "path": str(folder / "pickled"), "allow_pickle": True}},
+    }
+    recipes["run-pickled"]["evaluate"] = recipe["evaluate"][:1]
+    made = {}
+    for kind, each in recipes.items():
+        (folder / f"{kind}.yaml").write_text(json.dumps(each))
+        made[kind] = Command(kind, ("run", str(folder / f"{kind}.yaml"), "--out", "out"), "out")
+    models = ("--model", str(folder / "one"), "--model", str(folder / "two"))
+    merge = ("merge", "--base", str(base), *models, "--density", "0.5", "--out", "out")
+    pickled = ("merge", "--base", str(folder / "pickled"), *models, "--allow-pickle", "--out", "out")
+    for kind, arguments in {
+        "folder": merge,
+        "folder-float32": (*merge, "--dtype", "float32"),
+        "folder-pickled": pickled,
+        "adapter": (*merge, "--as-adapter", "2"),
+        "delta": (*merge, "--as-delta"),
+    }.items():
+        made[kind] = Command(kind, arguments, "out")
+    return made

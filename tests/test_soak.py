@@ -1,0 +1,26 @@
+"""The harness that kills commands: a small portion of what `make soak` does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from toys import ROOT
+
+
+def figures(script: str, *arguments: str) -> Any:
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    content = json.loads(ended.stdout)
+    assert (ended.returncode, content["told"]) == (0, []), ended.stderr[-2000:]
+    return content
+
+
+def test_merges_and_runs_that_are_killed_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    content = figures("soak.py", "--kills", "6", "--seed", "1", "--kinds", "folder", "delta", "--place", str(tmp_path))
+    assert content["kills"] >= 6
+    assert content["finished"] >= 2
+    assert not list(tmp_path.iterdir())
