@@ -42,7 +42,7 @@ def main() -> None:
         parser.error(f"no target {sorted(unknown)[0]}; there are {', '.join(targets)}")
     end = time.monotonic() + 60 * given.minutes
     totals: dict[str, Counter[str]] = {name: Counter() for name in given.only or targets}
-    seconds: Counter[str] = Counter()
+    seconds = dict.fromkeys(totals, 0.0)
     round_number = 0
     while time.monotonic() < end:
         for name, counts in totals.items():
@@ -56,7 +56,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _tell(totals: dict[str, Counter[str]], seconds: Counter[str], findings: Path) -> None:
+def _tell(totals: dict[str, Counter[str]], seconds: dict[str, float], findings: Path) -> None:
     for name, counts in totals.items():
         cases = counts["taken"] + counts["refused"] + counts["findings"]
         rate = cases / seconds[name] if seconds[name] else 0
