@@ -83,7 +83,7 @@ def read_foreign_yaml(text: str) -> list[Any]:
     with _faults_told():
         loader = yaml.SafeLoader(_of_some_length(text))
         try:
-            while (node := loader.get_node()) is not None:
+            while loader.check_node() and (node := loader.get_node()) is not None:
                 _size(node, {}, plain=False)
                 documents.append(loader.construct_document(node))
         finally:
