@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def merge_command(
     if as_adapter is not None or as_delta:
         plan = _without_dtype(plan, mergekit)
     chosen = rule_settings(plan.settings)
-    refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
+    refuse_own(out, [Path(os.path.expanduser(each)) for each in (plan.base, *plan.models)])
     plain = as_adapter is None and not as_delta
     if unread := [name for name in ("dtype", "rounding") if not plain and name in (settings or {})]:
         raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
@@ -92,7 +93,7 @@ def merge_command(
     ]
     with plain_folders(given, out.with_name(f".{out.name}.converted")) as (folder, *folders):
         _check_layers(plan, folder)
-        labels = [Path(each).resolve().name if Path(each).is_dir() else each for each in plan.models]
+        labels = [Path(each).resolve().name if os.path.isdir(each) else each for each in plan.models]
         sources = [open_source(each, folder, label) for each, label in zip(folders, labels, strict=True)]
         watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
         if not plain:
