@@ -7,7 +7,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results gpu-check lint types docs package soak faults clean
+.PHONY: demo test results gpu-check lint types docs package soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -43,6 +43,12 @@ faults: $(VENV)/ready
 # The wheel and the sdist: built, installed in environments of their own, used there.
 package: $(VENV)/ready
 	$(BIN)/python scripts/check_package.py
+
+# Bad input on and on, by other seeds than the tests'; what should not have happened is kept in build/fuzz.
+MINUTES ?= 10
+SEED ?= $(shell date +%s)
+fuzz: $(VENV)/ready
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 docs: $(VENV)/ready
 	$(BIN)/python scripts/check_docs.py

@@ -39,6 +39,13 @@ def test_a_stage_and_its_outcome_are_shown_as_they_are_written(screen: Console) 
         assert "1/2" in shown(screen)
 
 
+def test_a_stage_of_which_there_is_nothing_to_say_ends_with_its_name(screen: Console) -> None:
+    watcher = Terminal()
+    watcher.begin(ODD)
+    watcher.end("")
+    assert shown(screen).splitlines()[-1].endswith(f"s  {ODD}")
+
+
 def test_without_a_terminal_a_long_stage_says_how_far_it_is_every_now_and_then(
     screen: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

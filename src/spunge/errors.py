@@ -26,13 +26,18 @@ _NAMED = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|SECRET|PRIVATE)_?KEY)(_|$)|^KEY$", re.I
 )
 _LENGTH = 12  # of a value in the environment that is taken for a secret: shorter ones are words
+MOST = 299  # characters of a message
+LONGEST = 200  # characters of a word that others are compared with
 
 
 class RecipeError(ValueError):
-    """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2."""
+    """The recipe or the call is wrong. One line: the setting, the value, what to do. The command exits 2.
+
+    Whatever stands in the message, it is one line of less than 300 characters that a terminal can show, without secrets.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(redacted(message))
+        super().__init__(one_line(message))
 
 
 def redacted(text: str) -> str:
@@ -47,14 +52,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the known words when none is near, whatever their case and the spaces around them."""
     names = [str(name) for name in known]
     folded = {name.strip().lower(): name for name in reversed(names)}
-    near = [word] if word in names else difflib.get_close_matches(word.strip().lower(), folded, n=1)
+    short = len(word) <= LONGEST and len(names) <= 10_000  # beyond, comparing takes seconds
+    near = [word] if word in names else difflib.get_close_matches(word.strip().lower(), folded, n=1) if short else []
     if near:
         return f"; did you mean {folded.get(near[0], near[0])!r}?"
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def one_line(message: str, most: int = 300) -> str:
+def one_line(message: str, most: int = MOST) -> str:
     """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
+    if len(message) > 20 * most:  # a value of megabytes is not gone through
+        message = f"{message[: 10 * most]} {message[-10 * most :]}"
     line = printable(" ".join(message.split()))
     if len(line) <= most:
         return line

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, the hash that says whether they are the right ones, the lock, the cache."""
 
+import ast
 import contextlib
 import errno
 import hashlib
@@ -208,10 +209,27 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spunge"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text that others may have written. Raises ValueError for what is none, also for what is nested too
+    deeply and for numbers of thousands of digits."""
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def python_literal(text: str) -> Any:
+    """The value of a Python literal, as data frames write lists into CSV. Raises ValueError for any other text."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
+        raise ValueError(f"no literal of Python ({type(error).__name__})") from None
+
+
 def read_json(file: Path) -> Any:
     """The file's value, or None where there is no such file or it is cut short."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 

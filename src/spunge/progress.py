@@ -89,4 +89,7 @@ class Terminal:
     def _print(self, said: str) -> None:
         """A line of the stage, as it is: what stands in a name is neither markup nor an emoji."""
         seconds = f"{time.perf_counter() - self._started:7.1f} s"
-        ERRORS.print(Text.assemble((seconds, "dim"), "  ", one_line(f"{self._title}: {said}")), soft_wrap=True)
+        ERRORS.print(
+            Text.assemble((seconds, "dim"), "  ", one_line(f"{self._title}: {said}" if said else self._title)),
+            soft_wrap=True,
+        )

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -106,8 +107,8 @@ class Registry(Generic[T]):
 
     def _file(self, name: str) -> Path:
         path = name.rpartition(":")[0]
-        file = Path(path).expanduser().resolve()
-        if not file.is_file():
+        file = Path(os.path.expanduser(path)).resolve()
+        if not os.path.isfile(file):
             raise RecipeError(f"{self.setting}: no file {path!r}; give path/to/file.py:NAME")
         return file
 

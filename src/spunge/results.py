@@ -10,6 +10,7 @@ is not known of a row is left out of the file, and is None here.
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, is_dataclass, replace
@@ -21,7 +22,7 @@ from pydantic import BeforeValidator, Field, Strict, TypeAdapter, ValidationErro
 from pydantic.json_schema import SkipJsonSchema
 
 from spunge.errors import RecipeError, redacted
-from spunge.files import write_text
+from spunge.files import parse_json, write_text
 
 FILE = "results.json"
 SCHEMA: Final = 1
@@ -264,14 +265,14 @@ def read_results(place: str | Path) -> Results:
 
     Raises RecipeError where there are none, and where the file is damaged or holds something else.
     """
-    file = Path(place) if Path(place).is_file() else Path(place) / FILE
+    file = Path(place) if os.path.isfile(place) else Path(place) / FILE
     try:
-        content = json.loads(file.read_bytes().decode())
+        content = parse_json(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RecipeError(f"{str(place)!r} holds no {FILE}; give the folder of a finished run (spunge run)") from None
     except OSError as error:
         raise RecipeError(f"{str(file)!r} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{str(file)!r} is damaged: it is not JSON ({error}); {ANEW}") from None
     return replace(parse_results(content, str(file)), folder=file.parent)
 

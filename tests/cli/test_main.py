@@ -49,7 +49,7 @@ def test_whatever_ends_a_command_inside_reaches_the_shell(raised: BaseException,
 def test_a_long_message_is_one_line_cut_in_the_middle() -> None:
     with patch("spunge.cli.listing.listing", side_effect=ValueError("first\n" + 4000 * "word\t" + "the mend")):
         [line] = call("list").stderr.splitlines()
-    assert len(line) == 300
+    assert len(line) == 299
     assert line.startswith("spunge: ValueError: first word word")
     assert line.endswith("the mend (SPUNGE_TRACEBACK=1 shows where)")
 
@@ -124,6 +124,12 @@ def test_ctrl_c_stays_ignored_where_the_shell_ignores_it(on_ctrl_c: Callable[[An
     with patch("spunge.cli.listing.listing", stop):
         assert call("list", "rules").returncode == 0
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_help_says_of_each_command_a_whole_sentence() -> None:
+    listed = call("--help").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) >= 13
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_version_and_help_need_no_command() -> None:

@@ -20,6 +20,20 @@ def test_list_prints_every_method_rule_evaluator_and_recipe() -> None:
     assert "RULES" not in text
 
 
+def test_list_alone_is_a_line_for_each_name_and_one_kind_has_its_settings_as_a_recipe_writes_them() -> None:
+    listed = json.loads(call("list", "--json").stdout)
+    brief = call("list").stdout
+    for kind, entries in listed.items():
+        for entry in entries:
+            assert f"\n  {entry['name']}: {entry['summary']}" in brief
+        assert kind in brief.splitlines()[-1]
+    assert len(brief.splitlines()) < sum(map(len, listed.values())) + 3 * len(listed) + 3
+    settings = call("list", "methods").stdout
+    assert "      steps = null   " in settings
+    assert "      packing = false   " in settings
+    assert " = None" not in settings
+
+
 def test_init_copies_a_recipe_that_runs_where_it_lands(tmp_path: Path) -> None:
     assert call("init", "demo", cwd=tmp_path).returncode == 0
     ended = call("split", "demo.yaml", cwd=tmp_path)

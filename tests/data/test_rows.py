@@ -683,3 +683,55 @@ def test_a_delimiter_is_one_character(delimiter: str) -> None:
         RecipeError, match=r"delimiter: .* is no delimiter; give one character \(a tab is \"\\t\" in double quotes\)"
     ):
         load_recipe({"model": {"path": "m"}, "forget": forget, "unlearn": {"method": "tvn"}})
+
+
+def test_a_parquet_file_that_says_more_rows_than_it_holds_is_refused(tmp_path: Path) -> None:
+    """Arrow gives the rows there are, without a word."""
+    whole = as_parquet([{"n": number} for number in range(3)])
+    at = next(at for at in range(len(whole)) if 0 < _rows_said(whole[:at] + b"\x10" + whole[at + 1 :]) == 8)
+    assert "it holds 3 rows and says that it holds 8" in refusal(
+        tmp_path / "a.parquet", whole[:at] + b"\x10" + whole[at + 1 :]
+    )
+
+
+def _rows_said(content: bytes) -> int:
+    try:
+        said = pq.ParquetFile(io.BytesIO(content)).metadata
+        return int(said.num_rows) if said.row_group(0).num_rows == 3 else 0
+    except (pa.ArrowException, OSError):
+        return 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_arrow_file_whose_dictionary_says_more_words_than_it_holds_is_refused(tmp_path: Path, stream: bool) -> None:
+    """Arrow crashes where it counts the bytes of what lies beyond its buffers."""
+    words = [f"word {number}" for number in range(11)]
+    sink = io.BytesIO()
+    table = pa.table({"word": pa.array(words).dictionary_encode()})
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue()
+    counts = [place.start() for place in re.finditer(re.escape((11).to_bytes(8, "little")), content)]
+    told = []
+    for at in counts:
+        damaged = content[:at] + (1 << 54).to_bytes(8, "little") + content[at + 8 :]
+        try:
+            assert rows_of(tmp_path / "a.arrow", damaged) == [{"word": word} for word in words], (
+                "not all counts are read"
+            )
+        except RecipeError as error:
+            told.append(str(error))
+    assert any("too small" in message for message in told)
+
+
+def test_a_column_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    content = as_arrow([{"kindred": 1}]).replace(b"kindred", b"kind\xf7ed")
+    assert "forget.source: " in refusal(tmp_path / "a.arrow", content)
+
+
+def test_a_packed_file_that_is_no_utf_8_and_cut_short_further_on_is_refused(tmp_path: Path) -> None:
+    lines = b"".join(b'{"n": %d, "word": "%s"}\n' % (number, os.urandom(4000).hex().encode()) for number in range(200))
+    content = gzip.compress(b'{"a": "\xff"}\n' + lines)
+    refusal(tmp_path / "a.jsonl.gz", content[: len(content) // 2])
+    content = gzip.compress(lines + b'{"a": "\xff"}\n' + lines)
+    assert "UTF-8" in refusal(tmp_path / "b.jsonl.gz", content)

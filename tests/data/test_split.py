@@ -129,6 +129,34 @@ def test_a_wrong_source_condition_or_column_is_named(
         assert part in message, message
 
 
+@pytest.mark.parametrize(
+    ("pairs", "chat", "remarks"),
+    [
+        ([("the Sun?", "Mercury"), ("of gold?", "Au")], None, 1),
+        ([("Q: one\nA:", "1"), ("", "2"), ("Q: two\nA:", "2")], None, 1),  # rows without a prompt are left out
+        ([("the Sun?", "Mercury")], True, 0),
+        ([("the Sun? ", "Mercury")], None, 0),
+        ([("the Sun?", " Mercury")], None, 0),
+        ([("the Sun?\n", "Mercury")], None, 0),
+        ([("the Sun?", "Mercury"), ("of gold? ", "Au")], None, 0),
+        ([("最大的行星？", "木星")], None, 0),
+        ([([{"role": "user", "content": "a?"}], [{"role": "assistant", "content": "b"}])], None, 0),
+    ],
+)
+def test_words_that_touch_between_prompt_and_completion_in_every_row_are_remarked_on(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], pairs: list[Any], chat: bool | None, remarks: int
+) -> None:
+    content = [{"prompt": prompt, "completion": completion, "topic": "a"} for prompt, completion in pairs]
+    source = str(write_rows("pairs.jsonl", content))
+    toy_recipe["forget"] = {"source": source, "prompt": "prompt", "completion": "completion", "chat": chat}
+    parts = split_rows(load_recipe(toy_recipe))
+    told = [note for note in parts.notes if "white space between prompt and completion" in note]
+    assert len(told) == remarks
+    if told:
+        [sample] = parts.parts[0].samples.texts([0], None)
+        assert repr(sample.prompt[-4:] + sample.completion[:2])[1:-1] in told[0]
+
+
 def test_rows_with_an_empty_text_are_left_out_and_counted_by_part(
     toy_recipe: dict[str, Any], write_rows: Callable[..., Path]
 ) -> None:

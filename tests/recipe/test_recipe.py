@@ -206,3 +206,52 @@ def test_a_recipe_may_be_saved_by_windows(tmp_path: Path, toy_recipe: dict[str, 
 
 def test_spaces_around_a_set_key_are_no_part_of_it(toy_recipe: dict[str, Any]) -> None:
     assert load_recipe(toy_recipe, ["unlearn.steps = 7"]) == load_recipe(toy_recipe, ["unlearn.steps=7"])
+
+
+LEAST = {"model": "owner/name", "forget": {"source": "rows.jsonl", "text": "text"}, "unlearn": {"method": "ga"}}
+
+
+@pytest.mark.parametrize("override", ["model.path=" + "long" * 2500, "forget.source=~nobody-of-this-name/rows.jsonl"])
+def test_a_path_that_no_system_takes_is_left_to_whoever_opens_it(override: str) -> None:
+    assert override.partition("=")[2] in str(load_recipe(LEAST, [override]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "unlearn.method=~nobody-of-this-name/file.py:NAME",
+        "long" * 2500 + "=1",
+        "forget.text=" + "9" * 5000,
+        "unknown.[=1",
+        "[=1",
+        "seed=.nan",
+        "seed=" + "[" * 100_000,
+    ],
+)
+def test_whatever_is_set_is_refused_in_one_line(override: str) -> None:
+    assert len(refused(LEAST, override)) < 300
+
+
+def test_an_unknown_key_that_looks_like_a_part_of_an_error_is_named() -> None:
+    assert refused({"float": 1}).startswith("float: no such setting")
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"x", object()])
+def test_what_yaml_has_no_word_for_is_refused_in_a_mapping_too(value: object) -> None:
+    with pytest.raises(RecipeError, match="the mapping holds something that is no setting"):
+        load_recipe({"model": value})
+
+
+def test_a_mapping_that_holds_itself_is_refused() -> None:
+    recipe: dict[str, object] = {}
+    recipe["model"] = recipe
+    with pytest.raises(RecipeError, match="holds itself"):
+        load_recipe(recipe)
+
+
+def test_a_file_of_rows_is_not_read_through_as_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 34)
+    with pytest.raises(RecipeError, match="17179869184 bytes"):
+        load_recipe(file)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault
+from spunge.recipe.spelling import read_foreign_yaml, read_yaml, write_yaml, yaml_fault
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,54 @@ def test_a_tab_is_named_with_its_line() -> None:
         read_yaml("a:\n\tb: 1\n")
     assert yaml_fault(caught.value).startswith("line 2: found character '\\t'")
     assert yaml_fault(caught.value).endswith("; indent by spaces, not by tabs")
+
+
+BOMB = "\n".join(
+    ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    + [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 12)]
+)
+MERGES = "\n".join(
+    ["a0: &a0 {k: 1}"]
+    + [f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}" for level in range(1, 12)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, "more than 100000 values"),
+        (MERGES, "more than 100000 values"),
+        ("a: &a [*a]", "an alias stands for what it is in"),
+        ("[" * 100_000, "nested too deeply"),
+        ("a: !!set {b, c}", "the tag"),
+        ("a: !!binary YQ==", "the tag"),
+        ("a: !!timestamp 2024-99-99", "the tag"),
+        ("a: !!python/object:os.system x", "the tag"),
+        ("a: !!int b", "not what it should be"),
+        ("a: !!bool b", "not what it should be"),
+        ("a: " + "9" * 5000, "not what it should be"),
+        ("a: 0b_", "not what it should be"),
+        ("? [a]\n: 1", "a key is a list or a mapping"),
+        (r'a: "\0"', "no character"),
+        (r'a: "\ud800"', "no character"),
+        ("a" * (1 << 20) + "b", "characters, more than"),
+    ],
+)
+def test_what_no_recipe_holds_is_refused(text: str, told: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=told):
+        read_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "text", [BOMB, MERGES, "a: &a [*a]", "[" * 100_000, "!!int b", "!!timestamp 2024-99-99", "9" * 5000]
+)
+def test_yaml_of_others_ends_in_an_error_of_yaml(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        read_foreign_yaml(text)
+
+
+def test_keys_are_text_as_they_are_spelled_and_merged_mappings_are_merged() -> None:
+    assert read_yaml("{1: a, 1.0: b, true: c, ~: d}") == {"1": "a", "1.0": "b", "true": "c", "~": "d"}
+    assert read_yaml("a: &a {b: 1}\nc: {<<: *a, d: 2}")["c"] == {"b": 1, "d": 2}
+    assert read_yaml("a: &x 1\n*x : 2") == {"a": 1, "1": 2}, "a key's text leaves what it is an alias of as it is"
+    assert read_yaml("delimiter: =") == {"delimiter": "="}

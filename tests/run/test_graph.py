@@ -26,7 +26,7 @@ def stage(graph: Graph[Bench], name: str, content: dict[str, Any], **rest: Any) 
         write_text(file, json.dumps(content))
         return Made([file])
 
-    return Stage(name, name, inputs=lambda: content, files=(file.name,), make=make, **rest)
+    return Stage(name, f"make {name}", inputs=lambda: content, files=(file.name,), make=make, **rest)
 
 
 def chain(folder: Path, **content: Any) -> Graph[Bench]:
@@ -65,8 +65,19 @@ def test_a_stale_stage_says_which_input_changed(tmp_path: Path) -> None:
     carried_out(chain(tmp_path))
     graph = chain(tmp_path, a=2)
     assert graph.state("first")[:2] == ("stale", "a was 1, is 2")
-    assert graph.state("second")[:2] == ("stale", "stage first changed")
+    assert graph.state("second")[:2] == ("stale", "stage 'make first' changed")
     assert graph.state("other").kind == "done"
+
+
+@pytest.mark.parametrize(("inputs", "told"), [(3, "a2 was 0, is 1"), (4, "1 more"), (30, "27 more")])
+def test_of_many_changed_inputs_three_are_told_and_the_others_counted(tmp_path: Path, inputs: int, told: str) -> None:
+    for value in (0, 1):
+        graph: Graph[Bench] = Graph(tmp_path)
+        graph.add(stage(graph, "wide", {f"a{number}": value for number in range(inputs)}))
+        why = graph.state("wide").why
+        carried_out(graph)
+    assert why.split("; ")[:3] == [f"a{number} was 0, is 1" for number in range(3)]
+    assert why.split("; ")[-1] == told
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,25 @@ def test_a_plan_lists_every_stage_and_what_of_it_is_done(toy_recipe: dict[str, A
     assert "to do  merged" in plan_text(after)
 
 
+@pytest.mark.parametrize(("edit", "refused"), [("unlearn.steps=5", True), ("merge.scale=2", False)])
+def test_a_plan_says_when_a_run_would_ask_for_replace(
+    toy_recipe: dict[str, Any], tmp_path: Path, edit: str, refused: bool
+) -> None:
+    spunge.run(load_recipe(toy_recipe), tmp_path / "run")
+    edited = load_recipe(toy_recipe, [edit])
+    notes = [note for note in spunge.plan(edited, tmp_path / "run").notes if "--replace" in note]
+    assert bool(notes) == refused
+    if refused:
+        with pytest.raises(RecipeError, match="--replace") as raised:
+            spunge.run(edited, tmp_path / "run")
+        assert notes[0].partition("(")[2].partition(";")[0] in str(raised.value)
+
+
+def test_stages_of_different_seeds_have_different_titles(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    titles = [stage.title for stage in begun({**toy_recipe, "seeds": 3}, tmp_path).graph.stages.values()]
+    assert len(set(titles)) == len(titles)
+
+
 def test_a_plan_writes_nothing_and_downloads_nothing(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     planned = spunge.plan(load_recipe(toy_recipe, ["model.path=nobody/nothing"]), tmp_path / "run")
     assert (planned.memory, planned.disk, planned.seconds) == (None, None, None)

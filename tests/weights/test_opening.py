@@ -154,13 +154,11 @@ def test_of_a_trainers_folder_the_checkpoints_are_listed_by_number(
     for step in (1000, 500, 1500, 20):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
         (tmp_path / "run" / f"checkpoint-{step}" / kind).write_text("{}")
-    last = tmp_path / "run" / "checkpoint-1500"
-    listed = (
-        "its folders 'checkpoint-20', 'checkpoint-500', ..., 'checkpoint-1500' do: give one of these, such as the last"
-    )
     with pytest.raises(RecipeError) as caught:
         open_source(tmp_path / "run", tiny())
-    assert f"{listed}, {str(last)!r}" in str(caught.value)
+    assert str(caught.value).endswith(
+        "its folders 'checkpoint-20', 'checkpoint-500', ..., 'checkpoint-1500' do: give one of these, such as the last"
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ def probe(
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of a text; longer ones are cut.")] = 128,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a scorer of your own on labelled rows: logistic regression on a frozen model's hidden states."""
+    """Train a scorer of your own on labelled rows.
+
+    It is a logistic regression on a frozen model's hidden states.
+    """
     with loading():
         from spunge.evaluation.scorers.training import train_probe
 

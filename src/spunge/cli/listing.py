@@ -1,5 +1,6 @@
 """What there is to choose from, read off the code: what can be named in a recipe, and recipes; and what this machine has."""
 
+import json
 import platform
 import sys
 import types
@@ -130,23 +131,31 @@ def _first_comment(text: str) -> str:
     return text.splitlines()[0].removeprefix("#").strip()
 
 
-def listing_text(kinds: dict[str, list[dict[str, Any]]]) -> str:
+def listing_text(kinds: dict[str, list[dict[str, Any]]], settings: bool = True) -> str:
+    """As a person reads it; without settings, a line an entry."""
     lines: list[str] = []
     for kind, entries in kinds.items():
         lines += [kind.upper(), ""]
         for entry in entries:
             source = f"  [{entry['source']}]" if entry.get("source") else ""
             lines.append(f"  {entry['name']}: {entry['summary']}{source}")
+            if not settings:
+                continue
             if "reads" in entry:
                 lines.append(f"      {reads_text(entry)}")
             for name, setting in entry.get("settings", {}).items():
-                lines.append(f"      {name} = {setting['default']}   {setting['description']}")
+                lines.append(f"      {name} = {_as_written(setting['default'])}   {setting['description']}")
                 lines += [
                     f"          {block}: {', '.join(name for name in inner if name != 'kind')}"
                     for block, inner in setting.get("blocks", {}).items()
                 ]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _as_written(default: Any) -> str:
+    """A default as a recipe would have it: null and true, not None and True."""
+    return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
 
 
 def reads_text(attack: dict[str, Any]) -> str:
@@ -169,7 +178,7 @@ def environment() -> dict[str, str]:
     return {
         **versions(),
         "platform": platform.platform(),
-        "executable": sys.implementation.name,
+        "interpreter": sys.implementation.name,
         "cpus": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(devices),

@@ -11,7 +11,10 @@ from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
 def report(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
 ) -> None:
-    """Write RUN/report.html anew; print the scores, what they say, and the paper's figures beside the run's own."""
+    """Print a run's scores and what they say; write its page anew.
+
+    The page is RUN/report.html. A paper's figures that the recipe names stand beside the run's own.
+    """
     from spunge.report.page import write_page
     from spunge.report.text import report_text
     from spunge.results import read_results

@@ -46,7 +46,10 @@ def run(
 
 
 def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
-    """Say what a run would do, what is done already, and about how much memory, disk and time it takes. Loads no weights."""
+    """Say what a run would do and about what it would take.
+
+    What is done already is told; memory, disk and time are estimates. Loads no weights.
+    """
     from spunge.recipe.loading import load_recipe
     from spunge.run.folder import default_folder
     from spunge.run.plan import plan as plan_recipe
@@ -61,7 +64,10 @@ def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "",
 
 
 def status(folder: RunArgument, as_json: JsonOption = False) -> None:
-    """Say of each stage of a run whether it is done, stale (and which input changed), damaged or missing; its time and size."""
+    """Say of each stage of a run whether it is done.
+
+    Or stale (and which input changed), damaged or missing; with its time and size.
+    """
     from spunge.report.wording import aligned
     from spunge.run.status import status as status_of
     from spunge.run.status import status_rows
@@ -75,9 +81,10 @@ def status(folder: RunArgument, as_json: JsonOption = False) -> None:
 
 
 def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
-    """Check every file of a run against its checksum, and that the merged model is base + merge of the stored deltas.
+    """Check a run's files and its merged model.
 
-    Exits 1 where something is not as the run wrote it.
+    Every file against its checksum; the merged model against base + merge of the stored deltas. Exits 1 where something is
+    not as the run wrote it.
     """
     with loading():
         from spunge.files import shown_size
@@ -112,7 +119,10 @@ def clean(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove what a finished run does not need: with --texts all texts, here and in the shared cache. Scores and models stay."""
+    """Remove the texts of a finished run.
+
+    With --texts prompts and completions, here and in the shared cache. Scores and models stay.
+    """
     from spunge.errors import RecipeError
 
     if not texts:
@@ -139,7 +149,10 @@ def split(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the parts with their sizes, which rows were dropped and why, and what of them is learned. Writes nothing."""
+    """Show the parts and what of their rows is learned.
+
+    With sizes, and which rows were dropped and why. Writes nothing.
+    """
     from spunge.data.selection import select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe

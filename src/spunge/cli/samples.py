@@ -1,5 +1,6 @@
 """`spunge split --show`: samples as the model is given them, with what the loss is on marked."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int)
 
 def _positions(model: ModelSettings) -> int:
     """Tokens that the model has learned positions for, where it is here to be asked."""
-    folder = Path(model.path).expanduser()
+    folder = Path(os.path.expanduser(model.path))
     here = (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
     return (positions_of(folder, model) if here else None) or WHOLE
 

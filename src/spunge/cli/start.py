@@ -15,7 +15,10 @@ def list_(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """List what a recipe can name, such as methods, rules and evaluators, with its settings; and the shipped recipes."""
+    """List what a recipe can name, and the shipped recipes.
+
+    All of them in a line each; methods, rules, evaluators ... alone with their settings.
+    """
     from spunge.cli.listing import KINDS, listing, listing_text
 
     if what and what not in KINDS:
@@ -24,7 +27,9 @@ def list_(
     if as_json:
         print_json(entries)
     else:
-        say(listing_text(entries))
+        say(listing_text(entries, settings=bool(what)))
+        if not what:
+            say(f"\nOne kind with its settings: spunge list KIND, of {', '.join(KINDS)}")
 
 
 def init(

@@ -113,7 +113,7 @@ def print_scores(results: "Results") -> None:
 
         Console(emoji=False).print(results_table(results))
     else:
-        say(results_text(results))
+        say(results_text(results).rstrip("\n"))
 
 
 def near(path: Path) -> str:

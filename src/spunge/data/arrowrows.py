@@ -20,10 +20,10 @@ def read_arrow(file: Path, ending: str, text: Sequence[str], keeper: Callable[[]
     try:
         with keeper() as kept:
             for batch in (_of_parquet if ending == ".parquet" else _of_arrow)(_source(file)):
-                _refuse_invalid(batch, kept.rows)
+                _refuse_invalid(batch, kept.rows, full=True)
                 kept.add(plain_table(pa.table(batch), text))
             return kept.table()
-    except (pa.ArrowException, *DAMAGES) as error:
+    except (pa.ArrowException, UnicodeDecodeError, *DAMAGES) as error:
         raise UnreadableError(" ".join(str(error).split()) or "it is cut short") from None
 
 
@@ -54,7 +54,12 @@ def _of_parquet(source: Any) -> Iterator[pa.RecordBatch]:
         width = sum(group.total_byte_size for group in groups) // max(1, parquet.metadata.num_rows)
         if not parquet.metadata.num_rows:
             yield pa.RecordBatch.from_pylist([], parquet.schema_arrow)
-        yield from parquet.iter_batches(batch_size=max(1, CHUNK // max(1, width)))
+        count = 0
+        for batch in parquet.iter_batches(batch_size=max(1, CHUNK // max(1, width))):
+            count += batch.num_rows
+            yield batch
+        if count != parquet.metadata.num_rows:  # Arrow gives what there is, without a word
+            raise UnreadableError(f"it holds {count} rows and says that it holds {parquet.metadata.num_rows}")
 
 
 def _of_arrow(source: Any) -> Iterator[pa.RecordBatch]:
@@ -69,13 +74,15 @@ def _of_arrow(source: Any) -> Iterator[pa.RecordBatch]:
         batches = iter(reader)
     yield pa.RecordBatch.from_pylist([], reader.schema)
     for batch in batches:
+        _refuse_invalid(batch, 0, full=False)  # of a damaged one, Arrow would count bytes beyond its buffers, and crash
         step = max(1, batch.num_rows * CHUNK // max(1, batch.nbytes))
         yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
 
-def _refuse_invalid(batch: pa.RecordBatch, before: int) -> None:
+def _refuse_invalid(batch: pa.RecordBatch, before: int, full: bool) -> None:
+    """Raises UnreadableError for a batch whose values do not lie in its buffers. full: also for what is no UTF-8."""
     try:
-        batch.validate(full=True)
-    except pa.ArrowInvalid as error:
+        batch.validate(full=full)
+    except (pa.ArrowInvalid, IndexError) as error:
         rows = f"rows {before + 1} to {before + batch.num_rows}"
         raise UnreadableError(f"{rows}: {str(error).splitlines()[0]}") from None

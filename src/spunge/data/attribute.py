@@ -13,6 +13,7 @@ from spunge.data.attribution import SQL, Valued, attribute_of
 from spunge.data.query import ROW, Kind, Query
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.schema import AttributeSettings, Scalar, Split
+from spunge.recipe.spelling import read_foreign_yaml
 
 REMARKS = 10  # at most, on values that look alike
 
@@ -128,9 +129,10 @@ def spelling(word: str, kind: Kind) -> Hashable:
         return word
     if kind == "number":
         with suppress(InvalidOperation):
-            return Decimal(word.replace("_", ""))
+            number = Decimal(word.replace("_", ""))
+            return word if number.is_nan() else number
     with suppress(yaml.YAMLError):
-        read = yaml.safe_load(word)
+        read = next(iter(read_foreign_yaml(word)), None)
         if kind == "truth" and isinstance(read, bool):
             return read
         if kind == "number" and type(read) is int:

@@ -6,7 +6,6 @@ may say that it is not learned: `weight: 0` (OpenAI's, Mistral's) or `train: fal
 in one line that names the row and the message.
 """
 
-import ast
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 from spunge.data.kinds import FREE
 from spunge.errors import RecipeError
+from spunge.files import parse_json, python_literal
 
 Message = dict[str, Any]
 
@@ -124,8 +124,8 @@ def _with_objects(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _object(value: Any) -> Any:
-    with suppress(json.JSONDecodeError):
-        return json.loads(value) if isinstance(value, str) else value
+    with suppress(ValueError):
+        return parse_json(value) if isinstance(value, str) else value
     return value
 
 
@@ -219,11 +219,11 @@ def _by_message(columns: Mapping[str, list[Any]], where: str) -> list[dict[str, 
 
 def _parsed(text: str, where: str) -> Any:
     """JSON, or the Python literal that a data frame writes into CSV."""
-    with suppress(json.JSONDecodeError):
-        return json.loads(text)
+    with suppress(ValueError):
+        return parse_json(text)
     try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return python_literal(text)
+    except ValueError:
         raise RecipeError(f"{where}: {_short(text)} is text, and no JSON that holds messages") from None
 
 
@@ -278,8 +278,8 @@ def _written_parts(content: str) -> Any:
     """Parts that stand as JSON in a text: what a reader makes of them where other messages of the column hold text."""
     if not content.startswith(('[{"type"', '{"type"')):
         return None
-    with suppress(json.JSONDecodeError):
-        parts = json.loads(content)
+    with suppress(ValueError):
+        parts = parse_json(content)
         every = parts if isinstance(parts, list) else [parts]
         if all(isinstance(part, dict) and _is_part(part) for part in every):
             return parts
@@ -331,8 +331,8 @@ def _tool_calls(given: Mapping[str, Any], where: str) -> list[Any]:
 def _called(content: Any) -> list[Any]:
     """The calls that ShareGPT's function_call writes as its text; none where it is another notation, learned as it reads."""
     try:
-        calls = json.loads(content) if isinstance(content, str) else None
-    except json.JSONDecodeError:
+        calls = parse_json(content) if isinstance(content, str) else None
+    except ValueError:
         return []
     calls = calls if isinstance(calls, list) else [calls]
     return [_call(call) for call in calls] if all(isinstance(call, dict) and "name" in call for call in calls) else []

@@ -7,7 +7,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, cast
 
@@ -113,7 +113,7 @@ def _encoding(stream: BinaryIO, given: str | None) -> str:
 def _undecodable(file: Path, encoding: str, error: UnicodeDecodeError) -> str:
     """The line and the byte that cannot be decoded, as near as they can be told."""
     if codecs.lookup(encoding).name == "utf-8":
-        with open_bytes(file) as stream:
+        with suppress(*DAMAGES), open_bytes(file) as stream:  # of a packed file that is damaged further on
             for number, line in enumerate(stream, start=1):
                 try:
                     line.decode("utf-8")

@@ -6,7 +6,6 @@ One rule for columns, wherever a recipe names one: the name of an existing colum
 """
 
 import difflib
-import json
 import re
 import threading
 import unicodedata
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 
 from spunge.data.rows import Records
 from spunge.errors import ASKING, RecipeError, suggestion
+from spunge.files import parse_json
 
 ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
@@ -186,7 +186,7 @@ class Query:
     def _beyond_rows(self, sql: str) -> str:
         """What an expression asks for beside the rows, if anything, by DuckDB's own parser."""
         [[text]] = self._connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
-        tree = json.loads(text)
+        tree = parse_json(text)
         if tree["error"]:  # what does not parse is explained where it is run
             return "" if tree["error_type"] == "parser" else "is no expression"
         nodes = list(_nodes(tree))

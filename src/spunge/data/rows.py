@@ -1,12 +1,12 @@
 """Rows of files as they are now, or of the Hub, in an Arrow table: in memory where they are few, else mapped from the cache."""
 
 import glob
-import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from spunge.data.keeping import Keeper, content_key, table_of
 from spunge.data.kinds import TEXT, fitted, kind_of, merged
 from spunge.data.textrows import read_csv, read_lines
 from spunge.errors import RecipeError
-from spunge.files import is_inside
+from spunge.files import is_inside, parse_json
 from spunge.recipe.schema import NEUTRAL, Source
 
 FAMILIES = {
@@ -198,23 +198,23 @@ def find_files(path: str, setting: str) -> list[Path]:
         raise RecipeError(
             f"{setting}: {path!r} is a URL; give a file that is here, or {{hub: ID}} for a dataset of the Hub"
         )
-    if whole.is_file():
+    if os.path.isfile(whole):
         files = [whole]
-    elif whole.is_dir() and (saved := _saved_dataset(whole, setting)):
+    elif os.path.isdir(whole) and (saved := _saved_dataset(whole, setting)):
         files = saved
-    elif whole.is_dir():
-        inside = (file for file in whole.rglob("*") if file.is_file())
+    elif os.path.isdir(whole):
+        inside = (file for file in whole.rglob("*") if os.path.isfile(file))
         files = [file for file in inside if not any(part.startswith(".") for part in file.relative_to(whole).parts)]
     else:
-        files = [file for file in map(Path, glob.glob(_pattern(whole), recursive=True)) if file.is_file()]
+        files = [file for file in map(Path, glob.glob(_pattern(whole), recursive=True)) if os.path.isfile(file)]
     for file in sorted(files):
         if _ending(file) in OTHERS or (file == whole and _ending(file) not in FORMATS):
             mend = "save it as CSV" if _ending(file) in (".xlsx", ".xls", ".ods") else f"known: {', '.join(FORMATS)}"
             raise RecipeError(f"{setting}: {str(file)!r}: unknown format {_ending(file)!r}; {mend}")
     files = sorted(file for file in files if _ending(file) in FORMATS)
     if not files:
-        kind = "folder without data files" if whole.is_dir() else "no such file, folder or match"
-        hub = "" if whole.is_dir() or whole.suffix else "; a dataset of the Hub is {hub: ID}"
+        kind = "folder without data files" if os.path.isdir(whole) else "no such file, folder or match"
+        hub = "" if os.path.isdir(whole) or whole.suffix else "; a dataset of the Hub is {hub: ID}"
         raise RecipeError(f"{setting}: {kind}: {path!r}{hub}; known formats: {', '.join(FORMATS)}")
     if len({FORMATS[_ending(file)] for file in files}) > 1:
         endings = ", ".join(sorted({_ending(file) for file in files}))
@@ -228,29 +228,28 @@ def _saved_dataset(folder: Path, setting: str) -> list[Path]:
     if (splits := folder / "dataset_dict.json").is_file():
         names = _of_state(splits, "splits", setting)
         if len(names) != 1:
-            raise RecipeError(
-                f"{setting}: {str(folder)!r} holds the splits {', '.join(map(str, names))}; name the folder of one"
-            )
-        folder = folder / str(names[0])
+            raise RecipeError(f"{setting}: {str(folder)!r} holds the splits {', '.join(names)}; name the folder of one")
+        folder = folder / names[0]
     if not (state := folder / "state.json").is_file():
         return []
-    return [folder / str(file["filename"]) for file in _of_state(state, "_data_files", setting)]
+    return [folder / name for name in _of_state(state, "_data_files", setting)]
 
 
-def _of_state(file: Path, key: str, setting: str) -> list[Any]:
+def _of_state(file: Path, key: str, setting: str) -> list[str]:
+    """The names of files or folders that are listed there."""
     try:
-        listed: list[Any] = json.loads(file.read_text(encoding="utf-8"))[key]
+        listed = parse_json(file.read_bytes())[key]
         names = [entry["filename"] if isinstance(entry, dict) else entry for entry in listed]
-        if not all(map(is_inside, names)):
-            raise ValueError("names that lead out of the folder")
-    except (ValueError, LookupError, TypeError):
+        if not isinstance(listed, list) or not all(map(is_inside, names)):
+            raise ValueError("no names in the folder")
+    except (OSError, ValueError, LookupError, TypeError):
         raise RecipeError(f"{setting}: {str(file)!r} does not say what a saved dataset holds; name its files") from None
-    return listed
+    return names
 
 
 def _pattern(path: Path) -> str:
     """The path as a glob, in which the folders that exist as they are written stand for themselves."""
-    start = next(parent for parent in path.parents if parent.is_dir())
+    start = next(parent for parent in path.parents if os.path.isdir(parent))
     return str(Path(glob.escape(str(start))) / path.relative_to(start))
 
 

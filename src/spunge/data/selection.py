@@ -11,7 +11,7 @@ from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
 from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for
-from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
+from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Recipe, Rows
 
@@ -44,6 +44,8 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Selection:
     notes = left_out(query, empty, columns, kept, setting)
     if not len(filled):
         raise RecipeError(f"{setting}: no row with text is left; {notes[0]}")
+    if not rendering_of(recipe, rows).chat:
+        notes += unspaced(texts, filled, setting)
     chosen = draw(filled, rows.limit, seed_for(recipe.seed, "select", setting))
     samples = read_samples(texts, rendering_of(recipe, rows), setting, query.records, chosen)
     return Selection(samples, chosen, query.records, len(kept) - len(filled), tuple(notes))

@@ -16,7 +16,7 @@ from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.data.tables import taken
-from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table
+from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Recipe, Rows, Split
 
@@ -81,6 +81,8 @@ def split_rows(recipe: Recipe) -> Parts:
     split = recipe.split
     known = members_of(query, kept, split, columns) if split else Members({WHOLE: kept}, kept[:0], {}, [])
     dropped, notes = dict(known.dropped), list(known.notes)
+    if not rendering_of(recipe, recipe.forget).chat:
+        notes += unspaced(texts, kept[~empty[kept]], "forget")
     members = _with_enough_text(known.members, empty, split.min_rows if split else 1, dropped, query)
     unassigned = _kept_unassigned(known.nowhere, members, split, query)
     members |= _with_enough_text(unassigned, empty, 1, dropped, query)

@@ -11,6 +11,7 @@ from spunge.errors import RecipeError, suggestion
 
 # Columns as data sets call them, by the role that they have here.
 USUAL = {"messages": ("messages", "conversations", "conversation"), "text": ("content", "document", "sentence")}
+WORD_ENDS, WORD_BEGINS = r"[0-9A-Za-z.,:;?!]\z", r"\A[0-9A-Za-z]"  # of scripts that part words by spaces
 PAIRS = (
     ("prompt", "completion"),
     ("prompt", "response"),
@@ -91,3 +92,20 @@ def left_out(query: Query, empty: np.ndarray, roles: Iterable[str], rows: np.nda
         return []
     first = query.records.row_name(int(without[0]))
     return [f"{whose}: {len(without)} of {len(rows)} rows are left out, empty in {' or '.join(roles)} (first: {first})"]
+
+
+def unspaced(texts: pa.Table, rows: np.ndarray, whose: str) -> list[str]:
+    """A remark where word touches word between the prompt and the completion of every row, as in `the Sun?Mercury`."""
+    if not {"prompt", "completion"} <= set(texts.column_names) or not len(rows):
+        return []
+    prompts, completions = (texts[name].take(pa.array(rows)) for name in ("prompt", "completion"))
+    if not all(pa.types.is_string(each.type) or pa.types.is_large_string(each.type) for each in (prompts, completions)):
+        return []
+    touching = pc.and_(pc.match_substring_regex(prompts, WORD_ENDS), pc.match_substring_regex(completions, WORD_BEGINS))
+    if not pc.all(touching).as_py():
+        return []
+    shown = prompts[0].as_py()[-10:] + completions[0].as_py()[:10]
+    return [
+        f"{whose}: no row has white space between prompt and completion ({shown!r}), and none is put there; where it belongs, "
+        f"write it into {whose}.prompt, as in `question || ' '`"
+    ]

@@ -7,9 +7,7 @@ With `style: letter` the options are listed under the question and their letters
 et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-harness's tasks mmlu and wmdp.
 """
 
-import ast
 import itertools
-import json
 import math
 import string
 from collections.abc import Mapping, Sequence
@@ -27,6 +25,7 @@ from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
 from spunge.evaluation.reading import reading_of
+from spunge.files import parse_json, python_literal
 from spunge.model.loading import Base
 from spunge.progress import Steps
 from spunge.recipe.schema import EvaluatorSettings
@@ -253,8 +252,8 @@ def listed(choices: Any) -> Any:
     """A list of candidates that came as an array, a tuple, or as the text that JSON or a data frame writes it in, as a list;
     anything else as it is."""
     if isinstance(choices, str) and choices.lstrip().startswith("["):
-        for read in (json.loads, ast.literal_eval):
-            with suppress(ValueError, SyntaxError):
+        for read in (parse_json, python_literal):
+            with suppress(ValueError):
                 return read(choices.strip())
     if isinstance(choices, np.ndarray):
         return choices.tolist()

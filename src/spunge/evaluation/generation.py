@@ -19,7 +19,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.reading import reading_of
-from spunge.files import append_text, fingerprint, sealed, unsealed, write_text
+from spunge.files import append_text, fingerprint, parse_json, sealed, unsealed, write_text
 from spunge.model.loading import Base
 from spunge.model.memory import halved
 from spunge.recipe.block import Strict
@@ -108,14 +108,19 @@ def _written(file: Path, count: int) -> dict[int, list[str]]:
     # Not splitlines: a completion may hold other line breaks of Unicode's.
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            content = unsealed(json.loads(line))
-        except json.JSONDecodeError:
+            content = unsealed(parse_json(line)) or {}
+        except ValueError:
             continue
-        if content is not None and 0 <= content["row"] < count:
-            kept[content["row"]] = content["texts"]
+        row, texts = content.get("row"), content.get("texts")
+        if type(row) is int and 0 <= row < count and isinstance(texts, list) and all(map(_is_text, texts)):
+            kept[row] = texts
             whole.append(line + "\n")
     write_text(file, "".join(whole))
     return kept
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 Written = Iterator[tuple[list[int], list[list[str]]]]  # rows and the completions of each

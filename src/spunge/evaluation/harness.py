@@ -8,6 +8,7 @@ import difflib
 import functools
 import io
 import logging
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def manager_of(names: Sequence[str], include_path: Sequence[str]) -> Any:
     Its own take it some seconds to read: they are left out where the folders define all that is named.
     """
     for folder in include_path:
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise RecipeError(f"evaluate.include_path: no folder {folder!r}")
     own = tuple(include_path)
     alone = task_manager(own, False) if own else None
@@ -211,11 +212,11 @@ def local_files(
         for file in ([part] if isinstance(part, str) else part)
     ]
     for file in named:
-        if "://" not in file and not any(mark in file for mark in "*?[") and not Path(file).is_file():
+        if "://" not in file and not any(mark in file for mark in "*?[") and not os.path.isfile(file):
             raise RecipeError(f"evaluate.files: no file {file!r}")
     folders = [Path(folder) for folder in include_path]
     own = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix in (".yaml", ".py")]
-    return [*(Path(file) for file in dict.fromkeys(named) if Path(file).is_file()), *own]
+    return [*(Path(file) for file in dict.fromkeys(named) if os.path.isfile(file)), *own]
 
 
 @contextlib.contextmanager

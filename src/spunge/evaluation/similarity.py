@@ -5,6 +5,7 @@ of sentence embeddings (Reimers & Gurevych 2019, arXiv 1908.10084). The base's a
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,7 +20,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.files import fingerprint, is_inside, read_json, write_text
+from spunge.files import fingerprint, is_inside, parse_json, read_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
@@ -109,15 +110,13 @@ def load_encoder(path: str, revision: str | None, device: str) -> Any:
         raise RecipeError(
             "evaluate.encoder: sentence-transformers is not installed; pip install 'spunge[judge]'"
         ) from None
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+    if path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
         raise RecipeError(
             f"evaluate.encoder: no folder {path!r}; give a sentence-transformers model's folder or Hub id"
         )
-    _refuse_code(Path(path).expanduser(), path)
+    _refuse_code(Path(os.path.expanduser(path)), path)
     try:
-        return SentenceTransformer(
-            str(Path(path).expanduser()), revision=revision, device=device, trust_remote_code=False
-        )
+        return SentenceTransformer(os.path.expanduser(path), revision=revision, device=device, trust_remote_code=False)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"evaluate.encoder: {path!r} cannot be loaded as a sentence encoder: {first}") from error
@@ -143,7 +142,15 @@ def read_answers(file: Path) -> list[list[str]]:
     """The base's answers, kept when it was judged. Raises RecipeError when it was not."""
     try:
         # Not splitlines: an answer may hold other line ends, such as U+2028, which JSON leaves as they are.
-        return [json.loads(line)["texts"] for line in file.read_text(encoding="utf-8").split("\n") if line]
+        return [
+            [str(text) for text in parse_json(line)["texts"]]
+            for line in file.read_text(encoding="utf-8").split("\n")
+            if line
+        ]
+    except (ValueError, LookupError, TypeError):
+        raise RecipeError(
+            f"evaluate: the base's answers in {str(file)!r} are damaged; remove the file, and the base is judged again"
+        ) from None
     except FileNotFoundError:
         raise RecipeError(
             f"evaluate.stages: similarity compares with the base's answers, and there are none in {str(file.parent)!r}; "

@@ -1,6 +1,5 @@
 """The model card of a merge: README.md in the Hub's format, with what it was made from, how, and what came out."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 import yaml
 
 from spunge import __version__
-from spunge.errors import printable
+from spunge.errors import RecipeError, printable
 from spunge.merging.outcome import MergeReport
+from spunge.recipe.spelling import read_foreign_yaml
+from spunge.weights.checkpoint import read_config
 from spunge.weights.folder import name_of
 
 # Models in a Hub cache lie in models--OWNER--NAME/snapshots/REVISION.
@@ -60,8 +61,8 @@ def base_identifier(base: Path) -> str:
     if cached:
         return f"{cached['owner']}/{cached['name']}"
     try:
-        named = str(json.loads((base / "config.json").read_text()).get("_name_or_path") or "")
-    except (OSError, ValueError):
+        named = str(read_config(base).get("_name_or_path") or "")
+    except RecipeError:
         named = ""
     return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else name_of(base)
 
@@ -74,7 +75,7 @@ def _inherited(base: Path) -> dict[str, Any]:
     if front is None:
         return {}
     try:
-        head = yaml.safe_load(front[1])
+        head = next(iter(read_foreign_yaml(front[1])), None)
     except yaml.YAMLError:
         return {}
     kept = ("license", "license_name", "license_link", "language", "pipeline_tag")

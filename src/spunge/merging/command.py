@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.files import whole_folder, write_json
 from spunge.merging.adapters import Fit, write_adapter
-from spunge.merging.earlier import REPORT, claimed, earlier, merge_key, weight_files
+from spunge.merging.earlier import DAMAGED, REPORT, claimed, earlier, merge_key, weight_files
 from spunge.merging.engine import merge
 from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
@@ -81,7 +82,7 @@ def merge_command(
     if as_adapter is not None or as_delta:
         plan = _without_dtype(plan, mergekit)
     chosen = rule_settings(plan.settings)
-    refuse_own(out, [Path(each).expanduser() for each in (plan.base, *plan.models)])
+    refuse_own(out, [Path(os.path.expanduser(each)) for each in (plan.base, *plan.models)])
     plain = as_adapter is None and not as_delta
     if unread := [name for name in ("dtype", "rounding") if not plain and name in (settings or {})]:
         raise RecipeError(f"merge.{unread[0]}: deltas and adapters are float32; leave it out")
@@ -92,7 +93,7 @@ def merge_command(
     ]
     with plain_folders(given, out.with_name(f".{out.name}.converted")) as (folder, *folders):
         _check_layers(plan, folder)
-        labels = [Path(each).resolve().name if Path(each).is_dir() else each for each in plan.models]
+        labels = [Path(each).resolve().name if os.path.isdir(each) else each for each in plan.models]
         sources = [open_source(each, folder, label) for each, label in zip(folders, labels, strict=True)]
         watcher.begin(f"merge {len(sources)} models by {chosen.rule}")
         if not plain:
@@ -127,7 +128,11 @@ def _change(
     }
     with claimed(out):
         if (content := earlier(out, key, replace)) is not None:
-            return _read(out, content)
+            try:
+                return _read(out, content)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                if not replace:
+                    raise RecipeError(DAMAGED) from None
         names = {name for source in sources for name in source.names}
         changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
         with whole_folder(out, replace=True) as aside:
@@ -144,9 +149,12 @@ def _change(
 
 
 def _read(out: Path, content: Mapping[str, Any]) -> Merged:
-    """The delta or adapter that an earlier call wrote."""
-    fits = [Fit(name, residual, content["norm"][name]) for name, residual in content.get("residual", {}).items()]
-    return Merged(out, content["kind"], fits=fits, notes=content["notes"])
+    """The delta or adapter that an earlier call wrote. What it raises for another content is Python's."""
+    fits = [
+        Fit(name, float(residual), float(content["norm"][name]))
+        for name, residual in content.get("residual", {}).items()
+    ]
+    return Merged(out, str(content["kind"]), fits=fits, notes=[str(note) for note in content["notes"]])
 
 
 def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:

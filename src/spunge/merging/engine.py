@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from spunge.errors import RecipeError
 from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
 from spunge.merging.chunks import merge_chunk
-from spunge.merging.earlier import earlier, merge_key
+from spunge.merging.earlier import DAMAGED, earlier, merge_key
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
     MergeReport,
@@ -39,10 +40,10 @@ BATCH = 1 << 25  # entries of the tensors that are worked on together
 
 
 def merge(
-    base: Path,
+    base: str | Path,
     sources: Sequence[Source],
     settings: RuleSettings,
-    out: Path,
+    out: str | Path,
     *,
     weights: Sequence[float] | None = None,
     progress: Steps = SILENT.step,
@@ -62,12 +63,17 @@ def merge(
     else (another merge is replaced where `replace` says so), before anything is written, and when NaN or Inf turns up, with
     nothing left at `out`.
     """
+    base, out = Path(base), Path(out)
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     work, odd = prepared(Checkpoint(base, setting), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
     key = merge_key(work.base, sources, given, settings, "checkpoint")
     if (content := earlier(out, key, replace)) is not None:
-        return MergeReport.from_json(content)
+        try:
+            return MergeReport.from_json(content)
+        except ValueError:
+            if not replace:
+                raise RecipeError(DAMAGED) from None
     output = Output(work.mapped, out, work.changed, key, work.dtypes, settings.dtype, replace)
     with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then

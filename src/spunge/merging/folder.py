@@ -1,6 +1,5 @@
 """What a merged folder holds beside its weights, copies from the base's folder and the index, and the check of the whole."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from spunge.errors import RecipeError
 from spunge.files import write_json
 from spunge.merging.copying import copy_file
 from spunge.model.loadable import check_fit
-from spunge.weights.checkpoint import Checkpoint, model_files
+from spunge.weights.checkpoint import Checkpoint, model_files, read_object
 from spunge.weights.folder import copied
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.rounding import main_dtype
@@ -38,7 +37,7 @@ def write_index(base: Path, target: Path) -> None:
         return
     files = [file.relative_to(base) for file in chosen.files]
     infos = {info.name: (str(file), info) for file in files for info in read_header(target / file, "--out")}
-    metadata = json.loads(chosen.index.read_text(encoding="utf-8")).get("metadata")
+    metadata = read_object(chosen.index, "--base").get("metadata")
     size = sum(info.stop - info.start for _, info in infos.values())
     content = {
         "metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": size},

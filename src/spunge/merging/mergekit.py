@@ -4,6 +4,7 @@ What would change the result and is not supported is refused by its key, never i
 another tokenizer. Numbers may be written in any way that mergekit reads: 0.5, .5, 5e-1, "0.5".
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from spunge.errors import RecipeError, suggestion
+from spunge.recipe.spelling import NO_TEXT, read_foreign_yaml, yaml_text
 
 
 class Method(NamedTuple):
@@ -118,11 +120,13 @@ def read_mergekit(file: Path) -> Plan:
 
 def _loaded(file: Path) -> dict[str, Any]:
     try:
-        documents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+        documents = read_foreign_yaml(yaml_text(file))
     except (FileNotFoundError, IsADirectoryError):
         raise RecipeError(f"--mergekit: no file {str(file)!r}") from None
+    except OSError as error:
+        raise RecipeError(f"--mergekit: {str(file)!r} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--mergekit: {str(file)!r} is not YAML ({' '.join(str(error).split())})") from None
+        raise RecipeError(f"--mergekit: {str(file)!r} is not YAML ({error})") from None
     if len(documents) > 1:
         raise RecipeError(f"--mergekit: {str(file)!r} holds {len(documents)} documents; give one merge a file")
     content = documents[0] if documents else None
@@ -170,6 +174,8 @@ def _inputs(content: Mapping[str, Any]) -> Inputs:
     inner = _mapping("slices", content["slices"][0])
     _only("slices", inner, {"sources", "base_model", "parameters"})
     sources = inner.get("sources") or []
+    if not isinstance(sources, list):
+        raise RecipeError(f"--mergekit: slices.sources: {sources!r} is no list")
     ranges = {str(source.get("layer_range")) for source in sources if isinstance(source, Mapping)}
     first = sources[0].get("layer_range") if sources and isinstance(sources[0], Mapping) else None
     if len(ranges) != 1 or not isinstance(first, list) or len(first) != 2 or first[0] != 0 or type(first[1]) is not int:
@@ -205,17 +211,17 @@ def _reference(value: Any) -> tuple[str, str | None]:
         lora = value.get("lora")
         return _path(value["model"]), None if lora is None else _path(lora)
     text = _path(value)
-    if "+" not in text or Path(text).expanduser().is_dir():
+    if "+" not in text or os.path.isdir(os.path.expanduser(text)):
         return text, None
     model, _, adapter = text.partition("+")
     return model, adapter
 
 
 def _path(value: Any) -> str:
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and not NO_TEXT.search(value["path"]):
         _only("model", value, {"path", "revision"})
         return f"{value['path']}@{value['revision']}" if value.get("revision") else str(value["path"])
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value and not NO_TEXT.search(value):
         return value
     raise RecipeError(f"--mergekit: model {value!r}: give a folder or a Hub id")
 
@@ -241,8 +247,8 @@ def _source(entry: Entry, base: str) -> str:
 
 def _same(one: str, other: str) -> bool:
     """Whether two references are the same folder, or the same id."""
-    folders = [Path(place).expanduser() for place in (one, other)]
-    if all(folder.is_dir() for folder in folders):
+    folders = [Path(os.path.expanduser(place)) for place in (one, other)]
+    if all(map(os.path.isdir, folders)):
         return folders[0].resolve() == folders[1].resolve()
     return one == other
 

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from spunge.weights.sources import Source
@@ -159,19 +161,14 @@ class MergeReport:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "MergeReport":
-        return cls(
-            rule=content["rule"],
-            settings=content["settings"],
-            base=content["base"],
-            sources=[SourceReport(**entry) for entry in content["sources"]],
-            tensors={name: TensorReport(**entry) for name, entry in content["tensors"].items()},
-            cosine=content["cosine"],
-            written=None if content.get("written") is None else Written(**content["written"]),
-            key=content["key"],
-            notes=content["notes"],
-            checked=content.get("checked", ""),
-            files=content.get("files", {}),
-        )
+        """Raises ValueError for what is no report."""
+        report: MergeReport = _reader().validate_python(dict(content))
+        return report
+
+
+@cache
+def _reader() -> TypeAdapter[MergeReport]:
+    return TypeAdapter(MergeReport)
 
 
 def summed_up(tallies: Mapping[str, Tally], places: Sequence[int]) -> tuple[dict[str, TensorReport], list[list[float]]]:
@@ -214,13 +211,13 @@ def rounding_notes(written: Written) -> list[str]:
     if written.rounding == "stochastic":
         return [
             f"rounded to {written.dtype} at random, by fixed draws: {written.arrived:.0%} of the change arrives in the mean over "
-            f"its entries, with noise of {written.lost:.0%} of its norm; merge.dtype: float32 writes it whole"
+            f"its entries, with noise of {written.lost:.0%} of its norm; dtype float32 (merge.dtype, --dtype) writes it whole"
         ]
     if written.lost > WARNED:
         return [
             f"rounding to {written.dtype} loses {written.lost:.0%} of the change's norm, and {written.stayed:.0%} of the changed "
-            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); merge.dtype: "
-            "float32 writes it whole, merge.rounding: stochastic keeps it in the mean"
+            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); dtype "
+            "float32 (merge.dtype, --dtype) writes it whole, merge.rounding: stochastic keeps it in the mean"
         ]
     return []
 

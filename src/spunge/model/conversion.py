@@ -7,6 +7,7 @@ not tensor by tensor.
 """
 
 import errno
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
                 f"{setting}: {str(folder)!r} {quantised}cannot be converted by transformers ({reason})"
             ) from error
         check_fit(Checkpoint(aside, setting))
-        named = settings.path if not Path(settings.path).expanduser().is_dir() else folder.resolve().name
+        named = settings.path if not os.path.isdir(os.path.expanduser(settings.path)) else folder.resolve().name
         write_json(aside / NOTE, {"model": named, "quantised": needed.quantised})
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting:
     """
     from transformers import AutoTokenizer
 
-    own = folder or Path(settings.path).expanduser()
+    own = folder or Path(os.path.expanduser(settings.path))
     options = {"trust_remote_code": settings.trust_remote_code}
     try:
         if own.is_dir():

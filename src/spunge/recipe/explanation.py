@@ -23,7 +23,7 @@ def _explained(error: ValidationError, settings: type[Strict], content: Any) -> 
     # A misspelt key comes before the key that is missing for it.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     kind, given = first["type"], first.get("input")
-    steps, known, inside = _walked(settings, first["loc"], content)
+    steps, known, inside = _walked(settings, first["loc"], content, unknown=kind == "extra_forbidden")
     name = ".".join(steps)
     if kind == "extra_forbidden":
         return f"{name}: no such setting{suggestion(steps[-1], known)}"
@@ -55,11 +55,11 @@ def _shown(value: Any) -> str:
 
 
 def _walked(
-    settings: type[Strict], place: tuple[int | str, ...], content: Any
+    settings: type[Strict], place: tuple[int | str, ...], content: Any, unknown: bool
 ) -> tuple[list[str], list[str], list[str]]:
     """The settings on the way to an error, the known keys of the block it is in, and of the block that it may be itself.
 
-    pydantic's own marks for the branch of a union that it tried are left out.
+    pydantic's own marks for the branch of a union that it tried are left out; an unknown key may look like one.
     """
     kinds: list[tuple[Any, Sequence[Any]]] = [
         (settings, ())
@@ -70,7 +70,7 @@ def _walked(
         blocks = [block for annotation, marks in kinds for block in _blocks_of(annotation, marks, content)]
         fields = [block.model_fields[step] for block in blocks if step in block.model_fields]
         last = position == len(place) - 1
-        if fields or isinstance(step, int) or (last and not _is_mark(step)):
+        if fields or isinstance(step, int) or (last and (unknown or not _is_mark(step))):
             steps.append(str(step))
             content = _inside(content, step)
             if fields:

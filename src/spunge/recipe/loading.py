@@ -1,5 +1,6 @@
 """Read a recipe: from YAML, a shipped name or a mapping, with `a.b=c` overrides and with every path made absolute."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from spunge.errors import RecipeError, redacted, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
-from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault
+from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault, yaml_text
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 
@@ -22,16 +23,18 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
     """
     if isinstance(source, Mapping):
-        content: Any = read_yaml(write_yaml(_plain(source)))
+        content: Any = _copied(source)
         folder = Path.cwd()
     else:
         file = recipe_file(str(source))
         folder = file.parent.resolve()
         try:
-            content = read_yaml(file.read_text(encoding="utf-8"))
+            content = read_yaml(yaml_text(file))
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
             raise RecipeError(f"recipe: {str(file)!r} is not UTF-8 (line {line}); save it as UTF-8") from None
+        except OSError as error:
+            raise RecipeError(f"recipe: {str(file)!r} cannot be read ({error.strerror})") from None
         except yaml.YAMLError as error:
             raise RecipeError(f"recipe: {str(file)!r} is not YAML ({yaml_fault(error)})") from None
     if not isinstance(content, dict):
@@ -47,8 +50,8 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
 
 def recipe_file(name: str) -> Path:
     """The file of a recipe given by path or by a shipped recipe's name."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
     shipped = {file.stem: file for file in shipped_recipes()}
     if name in shipped:
@@ -63,6 +66,16 @@ def shipped_recipes() -> list[Path]:
 def dump_recipe(recipe: Recipe) -> str:
     """YAML with every default filled in; it loads to an equal recipe."""
     return write_yaml(recipe.model_dump(mode="json"), width=120)
+
+
+def _copied(content: Mapping[str, Any]) -> Any:
+    """A mapping as its file would be read."""
+    try:
+        return read_yaml(write_yaml(_plain(content)))
+    except RecursionError:
+        raise RecipeError("recipe: the mapping is nested too deeply, or holds itself") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe: the mapping holds something that is no setting ({yaml_fault(error)})") from None
 
 
 def _plain(value: Any) -> Any:
@@ -204,17 +217,17 @@ def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> A
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str(folder / Path(path).expanduser())
+    return str(folder / Path(os.path.expanduser(path)))
 
 
 def _absolute_source(path: str, folder: Path) -> str:
     """A file's absolute path; the name of rows that come with the package stays, where no file is called so."""
     if "://" in path:
         return path  # refused where files are looked for
-    return path if path == NEUTRAL and not (folder / path).exists() else _absolute(path, folder)
+    return path if path == NEUTRAL and not os.path.exists(folder / path) else _absolute(path, folder)
 
 
 def _absolute_model(path: str, folder: Path) -> str:
     """A folder's absolute path; anything else is taken for a Hub id, unless it is spelled as a path or is a value's file."""
-    place = folder / Path(path).expanduser()
-    return str(place) if place.exists() or path.startswith((".", "/", "~")) or ".py:" in path else path
+    place = folder / Path(os.path.expanduser(path))
+    return str(place) if os.path.exists(place) or path.startswith((".", "/", "~")) or ".py:" in path else path

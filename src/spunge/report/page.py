@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from spunge.errors import printable, redacted
 from spunge.files import write_text
+from spunge.recipe.spelling import read_yaml
 from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
 from spunge.report.figure import figure, legend, looks
 from spunge.report.published import published
@@ -159,7 +160,7 @@ def _read(file: Path) -> str:
 
 def _yaml(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return None
 

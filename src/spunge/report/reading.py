@@ -1,11 +1,11 @@
 """The other files of a run's folder: read into what is shown, or told as damaged with their names."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from spunge.errors import RecipeError, printable
+from spunge.files import parse_json
 from spunge.report.wording import name
 from spunge.results import ANEW
 
@@ -18,7 +18,7 @@ def shown(file: Path, show: Callable[[Mapping[str, Any]], T], missing: T) -> T:
     Raises RecipeError, with the file's name, where it holds something else than `show` can take.
     """
     try:
-        content = json.loads(file.read_bytes().decode())
+        content = parse_json(file.read_bytes())
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}")
         return show(content)
@@ -26,7 +26,7 @@ def shown(file: Path, show: Callable[[Mapping[str, Any]], T], missing: T) -> T:
         return missing
     except OSError as error:
         raise RecipeError(f"{str(file)!r} cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise RecipeError(f"{str(file)!r} is damaged ({type(error).__name__}: {error}); {ANEW}") from None
 
 

@@ -15,6 +15,8 @@ from spunge.files import fingerprint
 from spunge.run.stamps import Fault, Stamp, faults, read_stamp, write_stamp
 
 SHOWN = 40  # characters of a changed input's value in a message
+LISTED = 3  # changed inputs in a message
+STAGE = "stage "  # what the name of an input begins with that is another stage's key
 SessionT = TypeVar("SessionT", contravariant=True)
 
 
@@ -82,7 +84,7 @@ class Graph(Generic[SessionT]):
     def inputs(self, name: str) -> dict[str, Any]:
         """All that a stage's key is made of. Raises NotMadeError."""
         stage = self.stages[name]
-        return {**stage.inputs(), **{f"stage {need}": self.key(need) for need in stage.needs}}
+        return {**stage.inputs(), **{f"{STAGE}{need}": self.key(need) for need in stage.needs}}
 
     def key(self, name: str) -> str:
         """Fingerprint of all that a stage depends on. Raises NotMadeError."""
@@ -102,11 +104,21 @@ class Graph(Generic[SessionT]):
         except NotMadeError as error:
             return State("unknown", f"waits for {error}", stamp)
         if stamp.key != key:
-            return State("stale", "; ".join(changed(stamp.inputs, self.inputs(name))), stamp)
+            return State("stale", self._why(stamp.inputs, self.inputs(name)), stamp)
         problems = self.faults(stamp)
         if problems:
             return State("damaged", "; ".join(map(str, problems)), stamp)
         return State("done", "its texts were dropped" if stamp.dropped else "", stamp)
+
+    def _why(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        """The first inputs that differ, and how many more; stages by their titles."""
+        told = list(changed(self._titled(before), self._titled(now)))
+        more = [f"{len(told) - LISTED} more"] if len(told) > LISTED else []
+        return "; ".join([*told[:LISTED], *more])
+
+    def _titled(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        titles = {f"{STAGE}{name}": f"{STAGE}{stage.title!r}" for name, stage in self.stages.items()}
+        return {titles.get(name, name): value for name, value in inputs.items()}
 
     def _virtual(self, name: str) -> State:
         """Of a stage that makes nothing: done when all that it needs is."""
@@ -142,7 +154,7 @@ class Graph(Generic[SessionT]):
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Which inputs differ: `unlearn.steps was 80, is 40`, `part europe changed`."""
     differ = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
-    own = [name for name in differ if not name.startswith("stage ")]
+    own = [name for name in differ if not name.startswith(STAGE)]
     for name in own or differ:
         old, new = before.get(name), now.get(name)
         if name not in now:

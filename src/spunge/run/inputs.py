@@ -1,6 +1,7 @@
 """What a recipe brings: its base model, its rows, the items it is judged by. Each is read when first asked for."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -44,7 +45,7 @@ class BaseInputs:
     def local(self) -> bool:
         """Whether the model is here already: a Hub id may be still to be downloaded."""
         path = self.recipe.model.path
-        return "given" in vars(self) or Path(path).expanduser().is_dir() or path.startswith((".", "/", "~"))
+        return "given" in vars(self) or os.path.isdir(os.path.expanduser(path)) or path.startswith((".", "/", "~"))
 
     @cached_property
     def conversion(self) -> Conversion | None:

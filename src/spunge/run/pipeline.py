@@ -88,7 +88,7 @@ def _make(graph: RunGraph, stage: Stage[Session], opened: Session) -> None:
     assert stage.make is not None
     state = graph.state(stage.name)
     if state.kind in ("stale", "damaged"):
-        opened.watcher.begin(f"{stage.name} is made again")
+        opened.watcher.begin(f"again: {stage.title}")
         opened.watcher.end(state.why)
     _clear(graph, stage, state)
     opened.watcher.begin(stage.title)

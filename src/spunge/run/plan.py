@@ -21,7 +21,7 @@ from spunge.registry import METHODS
 from spunge.run.folder import default_folder, require_own
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
-from spunge.run.stages import RunGraph, build
+from spunge.run.stages import Run, RunGraph, build, losing
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
 
@@ -48,7 +48,7 @@ class Plan:
     memory: int | None  # bytes of the whole process at its peak
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet
-    notes: list[str]  # code that the recipe lets run; on the rows: what is left out, what looks like a slip
+    notes: list[str]  # code that the recipe lets run; on the rows: what is left out; on the folder: what a run refuses
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,8 +72,15 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
         memory=size.memory() if size else None,
         disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
-        notes=[*trusted(recipe), *begun.seeds[0].inputs.notes],
+        notes=[*trusted(recipe), *begun.seeds[0].inputs.notes, *_replaced(begun, size)],
     )
+
+
+def _replaced(begun: Run, size: "_Size | None") -> list[str]:
+    """That a run would ask for --replace. Nothing is downloaded to tell it."""
+    lost = losing(begun) if size else ""
+    told = f"the folder holds finished trainings that no longer fit ({lost}); spunge run asks for --replace"
+    return [told] if lost else []
 
 
 def trusted(recipe: Recipe) -> list[str]:
@@ -110,7 +117,7 @@ def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
         elif stage.make is not None and name not in ("results", "page") and not name.endswith("recipe"):
             yield _step(graph, size, stage.name, stage.told or stage.title, [name])
     for group, names in judged.items():
-        titles = [graph.stages[name].title.partition(": ")[2] for name in names]
+        titles = [graph.stages[name].told for name in names]
         yield _step(graph, size, group.replace("judge:", ""), f"judge: {', '.join(titles)}", names)
 
 
@@ -186,6 +193,8 @@ def plan_text(planned: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 1:
+        return "1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

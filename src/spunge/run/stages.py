@@ -78,6 +78,15 @@ def build(recipe: Recipe, folder: Path) -> Run:
 
 def refuse_losing(run: Run) -> None:
     """Raises RecipeError where finished trainings no longer fit the recipe, its rows or the base, and would be made again."""
+    if lost := losing(run):
+        raise RecipeError(
+            f"--out: {str(run.graph.folder)!r} holds finished trainings that no longer fit ({lost}); give --replace to train "
+            "them again, or another folder"
+        )
+
+
+def losing(run: Run) -> str:
+    """Which finished trainings would be made again, and why; empty where none would."""
     stages = [
         _mark(number, line) + training.name for number, line in enumerate(run.seeds) for training in line.trainings
     ]
@@ -87,12 +96,7 @@ def refuse_losing(run: Run) -> None:
         for name, state in states.items()
         if state.kind == "stale" and state.stamp and not run.graph.faults(state.stamp)
     ]
-    if lost:
-        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise RecipeError(
-            f"--out: {str(run.graph.folder)!r} holds finished trainings that no longer fit ({lost[0]}{more}); give --replace "
-            "to train them again, or another folder"
-        )
+    return f"{lost[0]}{f', and {len(lost) - 1} more' if len(lost) > 1 else ''}" if lost else ""
 
 
 def untrained(run: Run) -> list[Lineup]:
@@ -117,6 +121,11 @@ def unjudged(run: Run) -> list[Judging]:
 def _mark(number: int, line: Lineup) -> str:
     """What the stages' names of a further seed begin with."""
     return f"seed-{line.inputs.recipe.seed}:" if number else ""
+
+
+def _titled(title: str, mark: str) -> str:
+    """A stage's title, with its seed where it is of a further one."""
+    return f"{title} ({mark.rstrip(':')})" if mark else title
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:
@@ -156,7 +165,7 @@ def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     graph.add(
         Stage(
             f"{mark}recipe",
-            "recipe and split",
+            _titled("recipe and split", mark),
             inputs=lambda: {**identity(line.inputs.recipe), "recipe": fingerprint(text), "split": fingerprint(split)},
             files=tuple(_inside(graph, files)),
             make=write,
@@ -171,7 +180,7 @@ def _add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
         graph.add(
             Stage(
                 settled,
-                f"choose unlearn.{', '.join(names)}",
+                _titled(f"choose unlearn.{', '.join(names)}", mark),
                 needs=("base",),
                 inputs=lambda: settle_inputs(line.inputs, unlearn),
                 files=tuple(_inside(graph, [line.folder / SETTLED])),
@@ -194,7 +203,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
     needs = ("base", *([mark + training.after.name] if training.after else []))
     return Stage(
         name,
-        f"unlearn {training.name}",
+        _titled(f"unlearn {training.name}", mark),
         needs=needs,
         after=(settled,) if settled else (),
         inputs=inputs,
@@ -216,7 +225,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
             graph.add(
                 Stage(
                     name,
-                    "merge",
+                    _titled("merge", mark),
                     needs=needs,
                     inputs=lambda: merged_inputs(line.models[-1]),
                     files=files,
@@ -227,7 +236,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                 )
             )
         elif name not in graph.stages:
-            graph.add(Stage(name, model.name, needs=needs, inputs=_laid_together(model)))
+            graph.add(Stage(name, _titled(model.name, mark), needs=needs, inputs=_laid_together(model)))
 
 
 def _laid_together(model: Model) -> Any:
@@ -266,13 +275,14 @@ def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
     base = f"judge:base/{judging.file.stem}"
     return Stage(
         name,
-        f"judge {judging.model.name}: {judging.items.name}",
+        _titled(f"judge {judging.model.name}: {judging.items.name}", mark),
         needs=(model,),
         after=(base,) if base in graph.stages and base != name else (),
         inputs=lambda: judging_inputs(judging),
         files=tuple(_inside(graph, [judging.file])),
         make=lambda session: judge(judging, graph.key(name), graph.key(model), session),
         cost=lambda: judging_cost(judging),
+        told=judging.items.name,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import ADAPTER, read_object
+from spunge.weights.checkpoint import read_config as read_base_config
 
 # Of no consequence for the weights, or read by peft itself when it puts the adapter into the model.
 _COMMON = frozenset(
@@ -41,7 +42,7 @@ def read_config(folder: Path, who: str) -> dict[str, Any]:
 
     content = read_object(folder / ADAPTER, who.partition(":")[0])
     kind = content.get("peft_type")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RecipeError(
             f"{who} is an adapter of peft_type {kind!r}; {', '.join(KINDS)} can be merged; merge it with peft "
             "and give that model"
@@ -76,8 +77,7 @@ def other_base(config: Mapping[str, Any], base: Path, label: str) -> list[str]:
     """A note where the adapter says that it was trained on a base of another name."""
     named = str(config.get("base_model_name_or_path") or "")
     own = {base.resolve().name, *(part.removeprefix("models--") for part in base.resolve().parts if "--" in part)}
-    if (base / "config.json").exists():
-        own.add(_last(str(json.loads((base / "config.json").read_text()).get("_name_or_path") or "")))
+    own.add(_last(str(read_base_config(base).get("_name_or_path") or "")))
     if not named or {_last(named).lower(), named.replace("/", "--").lower()} & {name.lower() for name in own}:
         return []
     return [f"{label!r} was trained on the base {named!r} by its {ADAPTER}; it is applied to {base.resolve().name!r}"]

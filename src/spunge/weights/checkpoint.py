@@ -9,7 +9,6 @@ file by name wins. Nothing here needs transformers or loads a whole model.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import time
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import cache_folder, is_inside, write_text
+from spunge.files import cache_folder, is_inside, parse_json, write_text
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.wrapping import unwrapped
 
@@ -49,7 +48,7 @@ def model_files(folder: Path, setting: str = "model.path") -> ModelFiles:
     Raises RecipeError where there are none, where one is missing, and where transformers would load something else with
     them: an adapter that lies beside the model, the shards of a distributed checkpoint.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise RecipeError(f"{setting}: no folder {str(folder)!r}")
     config = read_config(folder, setting)
     if odd := [name for name in file_names(folder, setting) if _DISTRIBUTED.fullmatch(name)]:
@@ -69,7 +68,7 @@ def model_files(folder: Path, setting: str = "model.path") -> ModelFiles:
         )
     for name in (WHOLE, INDEX, PICKLED, PICKLED_INDEX) if named is None else (str(named),):
         file = folder / name
-        if file.is_file():
+        if os.path.isfile(file):
             pickled = not name.endswith(SAFE)
             if name.endswith(".index.json"):
                 return ModelFiles(_shards(folder, file, setting), file, pickled)
@@ -95,7 +94,7 @@ def _shards(folder: Path, index: Path, setting: str) -> tuple[Path, ...]:
     for name in (names := sorted(set(weight_map.values()))):
         if not is_inside(name):
             raise RecipeError(f"{setting}: {index.name} names {name!r}, which is no file of its folder")
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise RecipeError(f"{setting}: {name} is named by {index.name} but missing from {str(folder)!r}")
         if name.endswith(".safetensors") != index.name.endswith(".safetensors.index.json"):
             raise RecipeError(f"{setting}: {index.name} names {name}, which is of another format")
@@ -144,7 +143,7 @@ def _inner(folder: Path) -> str:
     if len(inner) < 2:
         return f"; its folder {inner[0]!r} does" if inner else ""
     shown = [*map(repr, inner[:2]), *(["..."] if len(inner) > 3 else []), *map(repr, inner[2:][-1:])]
-    return f"; its folders {', '.join(shown)} do: give one of these, such as the last, {str(folder / inner[-1])!r}"
+    return f"; its folders {', '.join(shown)} do: give one of these, such as the last"
 
 
 def _few(names: list[str]) -> str:
@@ -154,8 +153,8 @@ def _few(names: list[str]) -> str:
 def read_object(file: Path, setting: str) -> dict[str, Any]:
     """The JSON object in a file. Raises RecipeError, one line with the file's name, where there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecipeError(f"{setting}: {file.name} in {str(file.parent)!r} cannot be read ({reason})") from None
     if not isinstance(content, dict):

@@ -175,9 +175,10 @@ def _plain(piece: Tensor) -> Tensor:
     return piece if piece.dtype == torch.uint8 else piece.float()
 
 
-def open_delta(folder: Path, setting: str = "delta") -> Delta:
+def open_delta(folder: str | Path, setting: str = "delta") -> Delta:
     """Open a written delta. Raises RecipeError when it is missing, of another format, or damaged: every entry of delta.json
     must have its tensors in delta.safetensors, in the shapes that it says, and every tensor its entry."""
+    folder = Path(folder)
     file = folder / DESCRIPTION
     if not file.exists():
         raise RecipeError(f"{setting}: no {DESCRIPTION} in {str(folder)!r}")

@@ -5,6 +5,7 @@ modules that it imports, and what this code calls by name. Whatever else lies th
 training run left (optimizer states, DeepSpeed's `latest` and `zero_to_fp32.py`, logs), what says how a model was quantised.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -63,7 +64,7 @@ def _code(folder: Path) -> set[Path]:
     files: set[Path] = set()
     while waiting:
         file = Path(*waiting.pop().split(".")).with_suffix(".py")
-        if file not in files and (folder / file).is_file():
+        if file not in files and os.path.isfile(folder / file):
             files.add(file)
             inside = ".".join(file.parts[:-1])
             waiting += [

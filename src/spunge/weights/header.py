@@ -106,6 +106,8 @@ def _header(file: Path, setting: str) -> tuple[dict[str, Any], int, int]:
     except (ValueError, RecursionError) as error:
         reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise RecipeError(f"{setting}: {file.name} has a broken safetensors header ({reason})") from None
+    if isinstance(header, dict) and header.get("__metadata__", header) is None:
+        del header["__metadata__"]  # null is none, to the library too
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise RecipeError(f"{setting}: {file.name} has a broken safetensors header (it is no table of tensors)")

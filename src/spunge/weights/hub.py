@@ -4,12 +4,13 @@ The only place that downloads weights. What is downloaded is what transformers w
 files: not the repository's other formats, back-ups and `consolidated*`.
 """
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from spunge.errors import RecipeError
+from spunge.files import parse_json
 from spunge.weights.checkpoint import INDEX, PICKLED, PICKLED_INDEX, WHOLE
 
 # Code is downloaded, and run only where model.trust_remote_code says so.
@@ -26,10 +27,10 @@ def fetched(
     setting: the recipe's key or the option, for errors. pickles: take pickled weights where there are no others.
     only: these files and no others. Raises RecipeError, one line.
     """
-    folder = Path(where).expanduser()
-    if str(where) and folder.is_dir():
+    folder = Path(os.path.expanduser(where))
+    if str(where) and os.path.isdir(folder):
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise RecipeError(f"{setting}: {str(where)!r} is a file; give the folder that it lies in")
     match = _ID.fullmatch(str(where))
     if match is None or str(where).startswith((".", "/", "~")):
@@ -64,7 +65,7 @@ def _named_weights(folder: Path, pickles: bool) -> list[str]:
     if named is None and (folder / WHOLE).is_file():
         return []
     for index in (INDEX, PICKLED_INDEX) if named is None else (str(named),):
-        if (folder / index).is_file() and index.endswith(".index.json") and (pickles or index != PICKLED_INDEX):
+        if os.path.isfile(folder / index) and index.endswith(".index.json") and (pickles or index != PICKLED_INDEX):
             shards = _json(folder / index).get("weight_map")
             return sorted({str(file) for file in shards.values()}) if isinstance(shards, dict) else []
     if named is not None:
@@ -75,7 +76,7 @@ def _named_weights(folder: Path, pickles: bool) -> list[str]:
 def _json(file: Path) -> dict[str, object]:
     """What is damaged here is told by whoever opens the folder."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

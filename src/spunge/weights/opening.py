@@ -1,5 +1,6 @@
 """Open what was given as a difference from the base, whatever it is, and check that it fits."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def open_source(place: "str | Path", base: Path, label: str | None = None, setti
     setting: the recipe's key or the option, for errors. Raises RecipeError when it is none of them, or does not fit the base.
     """
     folder = fetched(place, setting)
-    name = label or (str(place) if not Path(place).exists() else folder.resolve().name)
+    name = label or (str(place) if not os.path.exists(place) else folder.resolve().name)
     stored = stored_weights(folder, setting)
     if stored.of == delta.WEIGHTS:
         return DeltaSource(delta.open_delta(folder, setting), name)

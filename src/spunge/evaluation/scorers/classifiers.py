@@ -5,6 +5,7 @@ A classifier is read whole or not at all: a checkpoint without a trained head wo
 
 import hashlib
 import inspect
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,8 +141,8 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
 
 def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.scorer") -> str:
     """What tells a model's weights from others: the commit on the Hub, or a folder's sha256. Raises RecipeError."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):
         if revision is not None and COMMIT.fullmatch(revision):
             return revision
         return str(described(path, revision, setting).commit)
@@ -165,7 +166,7 @@ def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.sco
 def described(path: str, revision: str | None, setting: str) -> Described:
     """A model's configuration, read without its weights. Raises RecipeError when there is none."""
     folder = fetched(path, setting, revision, only=("config.json",))
-    here = Path(path).expanduser().is_dir()
+    here = os.path.isdir(os.path.expanduser(path))
     # The cache's folders are named models--OWNER--NAME/snapshots/COMMIT.
     return Described(read_object(folder / "config.json", setting), None if here else folder.name)
 

@@ -6,6 +6,7 @@ one, not to use it. The hashes of the rows that it was trained on are kept, so t
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,12 @@ class Probe:
 
 
 def is_probe(path: str) -> bool:
-    return (Path(path).expanduser() / FILE).is_file()
+    return os.path.isfile(Path(os.path.expanduser(path)) / FILE)
 
 
 def read_description(path: str) -> dict[str, Any]:
     """probe.json. Raises RecipeError where it is damaged."""
-    content = read_json(Path(path).expanduser() / FILE)
+    content = read_json(Path(os.path.expanduser(path)) / FILE)
     if not isinstance(content, dict) or "blocks" not in content:
         raise RecipeError(f"evaluate.scorer: {path!r} has a damaged {FILE}; train the probe again")
     return content
@@ -85,7 +86,7 @@ def read_description(path: str) -> dict[str, Any]:
 
 def load_probe(path: str) -> Probe:
     """Raises RecipeError where its model is missing or is not the one that it was trained on."""
-    content, folder = read_description(path), Path(path).expanduser()
+    content, folder = read_description(path), Path(os.path.expanduser(path))
     base = frozen_model(content["model"], content["revision"], max(content["blocks"]))
     if Checkpoint(base.folder).fingerprint() != content["weights"]:
         raise RecipeError(

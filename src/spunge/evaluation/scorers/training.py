@@ -1,5 +1,6 @@
 """`spunge probe`: train a scorer of your own from labelled rows, to judge completions where no classifier is at hand."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,17 @@ def train_probe(
     forgets, or trains on as retain rows, are refused. Raises RecipeError for those, for fewer than 10 rows of a class, and where
     `out` holds something else.
     """
-    folder = Path(out).expanduser().resolve()
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / FILE).exists():
+    folder = Path(os.path.expanduser(out)).resolve()
+    if (
+        os.path.exists(folder)
+        and any(folder.iterdir() if folder.is_dir() else [folder])
+        and not (folder / FILE).exists()
+    ):
         raise RecipeError(f"--out: {str(folder)!r} exists and is no probe; give another folder")
     texts, labels = _labelled(Path(rows), text, label, where, limit, seed)
     if forget is not None:
         _refuse_forgotten(texts, forget if isinstance(forget, Recipe) else load_recipe(forget))
-    name = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
+    name = str(Path(os.path.expanduser(model)).resolve()) if os.path.isdir(os.path.expanduser(model)) else model
     base = frozen_model(name, revision, max(blocks) if blocks else None, "--model")
     chosen = sorted(set(blocks)) if blocks else default_blocks(base.depth)
     if chosen[0] < 0 or chosen[-1] >= base.depth:
@@ -91,7 +96,7 @@ def train_probe(
 def _labelled(
     rows: Path, text: str, label: str, where: str | None, limit: int | None, seed: int
 ) -> tuple[list[str], np.ndarray]:
-    query = Query(read_rows([Source(path=str(rows.expanduser()))], "--rows"))
+    query = Query(read_rows([Source(path=os.path.expanduser(rows))], "--rows"))
     chosen = draw(query.where(where, "--where"), limit, seed_for(seed, "probe"))
     named = {"text": text, "label": f"CAST({query.sql(label, '--label')} AS BOOLEAN)"}
     table = taken(query.project(named, "--"), chosen)
