@@ -1,5 +1,6 @@
 """What stands at --out: the same merge is left, another one stays unless it may go, and nothing else is ever touched."""
 
+import json
 import os
 import shutil
 
@@ -98,3 +99,16 @@ def test_a_merge_that_another_process_finished_meanwhile_is_not_replaced(call, t
     with pytest.raises(RecipeError, match="holds another merge"):
         call({}, settings={"scale": 2.0})
     assert contents(tmp_path / "out") == contents(tmp_path / "kept")
+
+
+@pytest.mark.parametrize(("form", "key"), [(FORMS[0], "tensors"), (FORMS[1], "kind"), (FORMS[2], "norm")])
+def test_a_report_that_lacks_something_is_told_as_damaged_and_replaced_where_that_is_said(call, tmp_path, form, key):
+    call(form)
+    whole = contents(tmp_path / "out")
+    report = json.loads(whole["merge.json"])
+    del report[key]
+    (tmp_path / "out" / "merge.json").write_text(json.dumps(report))
+    with pytest.raises(RecipeError, match=r"merge\.json is damaged; give --replace"):
+        call(form)
+    call(form, replace=True)
+    assert contents(tmp_path / "out") == whole

@@ -232,6 +232,8 @@ HALF = "{model: m, layer_range: [0, 8]}"
         (config(rest="base_model: b, tokenizer_source: other"), "tokenizer_source"),
         (config() + "\n---\n" + config(), "2 documents"),
         ("a: [", "not YAML"),
+        ("{merge_method: slerp, slices: [{sources: 3}]}", "slices.sources: 3 is no list"),
+        ('{merge_method: linear, models: [{model: "a\\0"}]}', "give a folder or a Hub id"),
         ("[]", "no merge_method"),
         ("", "no merge_method"),
     ],

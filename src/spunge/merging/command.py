@@ -14,7 +14,7 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.files import whole_folder, write_json
 from spunge.merging.adapters import Fit, write_adapter
-from spunge.merging.earlier import REPORT, claimed, earlier, merge_key, weight_files
+from spunge.merging.earlier import DAMAGED, REPORT, claimed, earlier, merge_key, weight_files
 from spunge.merging.engine import merge
 from spunge.merging.folder import refuse_own
 from spunge.merging.mergekit import Plan, read_mergekit
@@ -128,7 +128,11 @@ def _change(
     }
     with claimed(out):
         if (content := earlier(out, key, replace)) is not None:
-            return _read(out, content)
+            try:
+                return _read(out, content)
+            except (LookupError, TypeError, ValueError, AttributeError):
+                if not replace:
+                    raise RecipeError(DAMAGED) from None
         names = {name for source in sources for name in source.names}
         changes = _counted(merged_changes(folder, sources, chosen, plan.weights), len(names), watcher.step)
         with whole_folder(out, replace=True) as aside:
@@ -145,9 +149,12 @@ def _change(
 
 
 def _read(out: Path, content: Mapping[str, Any]) -> Merged:
-    """The delta or adapter that an earlier call wrote."""
-    fits = [Fit(name, residual, content["norm"][name]) for name, residual in content.get("residual", {}).items()]
-    return Merged(out, content["kind"], fits=fits, notes=content["notes"])
+    """The delta or adapter that an earlier call wrote. What it raises for another content is Python's."""
+    fits = [
+        Fit(name, float(residual), float(content["norm"][name]))
+        for name, residual in content.get("residual", {}).items()
+    ]
+    return Merged(out, str(content["kind"]), fits=fits, notes=[str(note) for note in content["notes"]])
 
 
 def _counted(changes: Iterator[tuple[str, Tensor]], total: int, progress: Steps) -> Iterator[tuple[str, Tensor]]:

@@ -1,5 +1,6 @@
 """What stands at --out already: nothing, this very merge, another one, or something that no merge wrote."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.sources import Source
 
 REPORT = "merge.json"
+DAMAGED = f"--out: {REPORT} is damaged; give --replace to make the merge again, or another folder"
 
 
 def merge_key(
@@ -53,7 +55,7 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         raise RecipeError(f"--out: {str(out)!r} holds another merge; give another folder, or --replace")
-    if all((out / name).exists() for name in content.get("files") or () if is_inside(name)):
+    if all(os.path.exists(out / name) for name in content.get("files") or () if is_inside(name)):
         raise RecipeError(f"--out: the weights in {str(out)!r} were changed since; give another folder, or --replace")
     return None
 
@@ -86,7 +88,7 @@ def _is_this(out: Path, content: Any, key: str) -> bool:
     if not isinstance(content.get("files"), dict) or not all(map(is_inside, content["files"])):
         return False
     files = {name: out / name for name in content["files"]}
-    return all(file.exists() and file.stat().st_size == content["files"][name] for name, file in files.items())
+    return all(os.path.isfile(file) and file.stat().st_size == content["files"][name] for name, file in files.items())
 
 
 def weight_files(folder: Path) -> dict[str, int]:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from spunge.errors import RecipeError
 from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
 from spunge.merging.chunks import merge_chunk
-from spunge.merging.earlier import earlier, merge_key
+from spunge.merging.earlier import DAMAGED, earlier, merge_key
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
     MergeReport,
@@ -68,7 +69,11 @@ def merge(
     notes = [*notes, *odd]
     key = merge_key(work.base, sources, given, settings, "checkpoint")
     if (content := earlier(out, key, replace)) is not None:
-        return MergeReport.from_json(content)
+        try:
+            return MergeReport.from_json(content)
+        except ValueError:
+            if not replace:
+                raise RecipeError(DAMAGED) from None
     output = Output(work.mapped, out, work.changed, key, work.dtypes, settings.dtype, replace)
     with output.opened(), one_thread_each(), ThreadPoolExecutor(threads or processors()) as pool:
         fast = fast_path(work, compiled)  # copying has begun: what this imports costs no time then

@@ -174,6 +174,8 @@ def _inputs(content: Mapping[str, Any]) -> Inputs:
     inner = _mapping("slices", content["slices"][0])
     _only("slices", inner, {"sources", "base_model", "parameters"})
     sources = inner.get("sources") or []
+    if not isinstance(sources, list):
+        raise RecipeError(f"--mergekit: slices.sources: {sources!r} is no list")
     ranges = {str(source.get("layer_range")) for source in sources if isinstance(source, Mapping)}
     first = sources[0].get("layer_range") if sources and isinstance(sources[0], Mapping) else None
     if len(ranges) != 1 or not isinstance(first, list) or len(first) != 2 or first[0] != 0 or type(first[1]) is not int:

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from spunge.weights.sources import Source
@@ -159,19 +161,14 @@ class MergeReport:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "MergeReport":
-        return cls(
-            rule=content["rule"],
-            settings=content["settings"],
-            base=content["base"],
-            sources=[SourceReport(**entry) for entry in content["sources"]],
-            tensors={name: TensorReport(**entry) for name, entry in content["tensors"].items()},
-            cosine=content["cosine"],
-            written=None if content.get("written") is None else Written(**content["written"]),
-            key=content["key"],
-            notes=content["notes"],
-            checked=content.get("checked", ""),
-            files=content.get("files", {}),
-        )
+        """Raises ValueError for what is no report."""
+        report: MergeReport = _reader().validate_python(dict(content))
+        return report
+
+
+@cache
+def _reader() -> TypeAdapter[MergeReport]:
+    return TypeAdapter(MergeReport)
 
 
 def summed_up(tallies: Mapping[str, Tally], places: Sequence[int]) -> tuple[dict[str, TensorReport], list[list[float]]]:

@@ -6,8 +6,11 @@ trusted because it is there. The stamp holds a checksum of itself too.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from spunge.files import checksum, is_inside, read_json, sealed, unsealed, write_json
 
@@ -16,7 +19,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FileMark:
-    size: int  # bytes
+    size: Annotated[int, Field(ge=0)]  # bytes
     xxh3: str
     byproduct: bool = False  # such as a log: its damage is told, and nothing is made again for it
 
@@ -27,8 +30,8 @@ class Stamp:
     key: str
     inputs: Mapping[str, Any]  # what the key is made of: name -> value or fingerprint
     files: Mapping[str, FileMark]  # path relative to RUN -> its mark
-    seconds: float
-    dropped: Sequence[str] = ()  # files with texts that it made and that were removed since, see run.texts
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    dropped: tuple[str, ...] = ()  # files with texts that it made and that were removed since, see run.texts
 
     @property
     def size(self) -> int:
@@ -65,12 +68,19 @@ def store_stamp(folder: Path, stamp: Stamp) -> Stamp:
 def read_stamp(folder: Path, stage: str) -> Stamp | None:
     """A stage's stamp; None where there is none, or a damaged one, or one of another format."""
     content = unsealed(read_json(stamp_file(folder, stage)))
-    if content is None or content.pop("format", None) != FORMAT or content["stage"] != stage:
+    if content is None or content.pop("format", None) != FORMAT:
         return None
-    files = {path: FileMark(**mark) for path, mark in content.pop("files").items()}
-    if not all(map(is_inside, files)):  # what a stamp names may be removed
+    try:
+        stamp = _reader().validate_python(content)
+    except ValidationError:
         return None
-    return Stamp(**content, files=files)
+    # What a stamp names may be removed.
+    return stamp if stamp.stage == stage and all(map(is_inside, stamp.files)) else None
+
+
+@cache
+def _reader() -> TypeAdapter[Stamp]:
+    return TypeAdapter(Stamp)
 
 
 def stamps_in(folder: Path) -> Iterator[Stamp]:

@@ -4,7 +4,6 @@ Scores don't rest on them once a model is judged. A stage whose texts were dropp
 files that went. Until a model is judged they stay, so that a killed run goes on and evaluations share their completions.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from spunge.data.keeping import cached_rows, rows_files
 from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
-from spunge.files import alone, read_json, write_json, write_text
+from spunge.files import alone, parse_json, read_json, write_json, write_text
 from spunge.progress import Watcher
 from spunge.run.judge import compared, drop_cached_texts, measures_file
 from spunge.run.stages import Run, unjudged
@@ -155,7 +154,7 @@ def _sampled(lines: Sequence[str]) -> list[str]:
 
 def _row(line: str, number: int) -> int:
     try:
-        content = json.loads(line)
-        return int(content["row"])
+        row = parse_json(line)["row"]
     except (ValueError, LookupError, TypeError):
         return number
+    return row if type(row) is int else number
