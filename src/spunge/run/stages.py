@@ -11,6 +11,7 @@ from spunge.files import fingerprint, write_json, write_text
 from spunge.merging.earlier import unfinished
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
+from spunge.registry import METHODS
 from spunge.run.costs import conversion_cost, judging_cost, merging_cost, training_cost, training_steps
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
@@ -20,6 +21,7 @@ from spunge.run.merge import convert_base, merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
+from spunge.run.stamps import Stamp
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -85,6 +87,12 @@ def refuse_losing(run: Run) -> None:
         )
 
 
+def _trained(stamp: Stamp) -> bool:
+    """Whether training went into what a stamp vouches for; what another tool made is taken again at no cost."""
+    name = stamp.inputs.get("unlearn.method")
+    return name not in METHODS.names() or METHODS.get(name).trains
+
+
 def losing(run: Run) -> str:
     """Which finished trainings would be made again, and why; empty where none would."""
     stages = [
@@ -94,7 +102,7 @@ def losing(run: Run) -> str:
     lost = [
         f"{name}: {state.why}"
         for name, state in states.items()
-        if state.kind == "stale" and state.stamp and not run.graph.faults(state.stamp)
+        if state.kind == "stale" and state.stamp and _trained(state.stamp) and not run.graph.faults(state.stamp)
     ]
     return f"{lost[0]}{f', and {len(lost) - 1} more' if len(lost) > 1 else ''}" if lost else ""
 
