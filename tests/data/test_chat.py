@@ -302,3 +302,11 @@ def test_an_answer_to_prefer_may_be_the_last_message_of_a_list(form: str, chosen
     assert table["refusal"].to_pylist() == ["the reply"]
     with pytest.raises(RecipeError, match=r"forget\.refusal: row 7: its last message is no text of the assistant's"):
         sample_table(pa.table({**columns, "refusal": [WHOLE[:1]]}), Rendering(), "forget", [7])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "9" * 5000, '{"a":' * 100_000, '[{"role": "user", "content": ' + "9" * 5000]
+)
+def test_text_that_no_parser_takes_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"^row 1: .* is text, and no JSON that holds messages"):
+        read_conversation(text, "row 1")

@@ -274,3 +274,9 @@ def test_a_candidate_that_stands_twice_is_right_in_either_place(load: Callable[.
     [measure] = CHOICES.measure(base, ChoicesSettings(), pa.Table.from_pylist(rows), BENCH)
     assert measure.numerator.tolist() == [1.0] * len(ROWS)
     assert measure.chance == 1.0
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "9" * 5000 + "]", "[{[]: 1}]"])
+def test_a_text_that_no_parser_takes_is_no_list_of_candidates(text: str) -> None:
+    with pytest.raises(RecipeError, match="no list of two candidates"):
+        answer_index("a", text, 1)

@@ -150,3 +150,14 @@ def test_a_prompt_that_begins_without_a_start_token_gets_none_when_it_is_cut(loa
     for chat in (False, True):
         whole = prompt_ids(base, "ask " * 30, GenerationSettings(chat=chat))
         assert prompt_ids(base, "ask " * 30, GenerationSettings(chat=chat, max_prompt=9)) == whole[-9:]
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"row": "0", "texts": ["a"]}, {"row": 0, "texts": "a"}, {"row": 0, "texts": [1]}, {"row": None}]
+)
+def test_kept_lines_of_something_else_are_taken_out(tmp_path: Path, content: dict[str, Any]) -> None:
+    file = tmp_path / "texts.jsonl"
+    whole = json.dumps(sealed({"row": 1, "texts": ["b"]})) + "\n"
+    file.write_text("[" * 100_000 + "\n" + json.dumps(sealed(content)) + "\n" + whole)
+    assert generation._written(file, 2) == {1: ["b"]}
+    assert file.read_text() == whole

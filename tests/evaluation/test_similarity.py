@@ -243,3 +243,10 @@ def test_under_an_attack_the_base_is_compared_with_what_it_wrote_before_it(
     untouched = {file.name: file.read_bytes() for file in bench.folder.glob("texts-base-answers-*")}
     assert before == untouched
     assert attacked == {"similarity to base": pytest.approx([0.6, 0.6])}
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"texts": 3}', "[" * 100_000])
+def test_damaged_answers_of_the_base_are_told_as_that(tmp_path: Path, line: str) -> None:
+    (tmp_path / "answers.jsonl").write_text(line + "\n")
+    with pytest.raises(RecipeError, match="are damaged"):
+        similarity.read_answers(tmp_path / "answers.jsonl")

@@ -247,12 +247,12 @@ def _saved(folder: Path, case: tuple[bytes, bytes]) -> int:
 
 
 TARGETS = (
-    Target("results", changed(RESULTS, OLDER), _results, 2500),
+    Target("results", changed(RESULTS, OLDER), _results, 2000),
     Target("results-file", json_files(RESULTS, OLDER), _results_file, 300),
-    Target("stamp", drawn(_some_stamp), _stamp, 800),
-    Target("page", drawn(_some_run), _page, 60),
+    Target("stamp", drawn(_some_stamp), _stamp, 600),
+    Target("page", drawn(_some_run), _page, 30),
     Target("merge-report", json_files(MERGE), _merged, 500),
-    Target("texts", drawn(_some_texts), _texts, 200),
+    Target("texts", drawn(_some_texts), _texts, 100),
     Target("answers", drawn(_some_texts), _answers, 300),
     Target("probe", json_files({"blocks": [1], "model": "m", "max_length": 3}, ["ab"]), _notes, 300),
     Target("saved-dataset", drawn(_some_state), _saved, 300),

@@ -150,7 +150,7 @@ _SMALL_TEXT = write_yaml(SMALL)
 _STEPS = ("model", "path", "forget", "source", "0", "1", "-1", "assign", "split", "values", "unlearn", "steps", "seed")
 _PIECES = (
     *ODD_TEXTS,
-    *(content.decode() for content in YAMLS),
+    *(content.decode() for content in YAMLS[3:]),
     *(token.decode("utf-8", "surrogateescape") for token in TOKENS),
     *map(repr, ODD_VALUES),
 )
@@ -189,10 +189,10 @@ def _file(chance: random.Random, documents: Sequence[Any], texts: Sequence[bytes
 TARGETS = (
     Target("yaml", drawn(_text), _yaml, 300),
     Target("set", drawn(_assignment), _override, 3000),
-    Target("set-in-recipe", drawn(_assignment), _set, 40),
-    Target("recipe-file", drawn(lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS])), _recipe, 60),
-    Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 50),
+    Target("set-in-recipe", drawn(_assignment), _set, 30),
+    Target("recipe-file", drawn(lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS])), _recipe, 40),
+    Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 40),
     Target(
-        "mergekit", drawn(lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS])), _mergekit, 300
+        "mergekit", drawn(lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS])), _mergekit, 200
     ),
 )

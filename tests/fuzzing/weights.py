@@ -221,10 +221,10 @@ def _some_adapter(chance: random.Random) -> tuple[bytes, bytes]:
 
 
 TARGETS = (
-    Target("header", drawn(_safetensors), _header, 1500),
+    Target("header", drawn(_safetensors), _header, 1300),
     Target("header-as-safetensors", drawn(_safetensors), _refused_alike, 500),
     Target("index", json_files(INDEXED), _index, 400),
     Target("config", json_files(CONFIG), _config, 300),
     Target("delta", drawn(_some_delta), _delta, 400),
-    Target("adapter-config", drawn(_some_adapter), _adapter_config, 200),
+    Target("adapter-config", drawn(_some_adapter), _adapter_config, 100),
 )

@@ -225,6 +225,8 @@ def test_a_path_that_no_system_takes_is_left_to_whoever_opens_it(override: str) 
         "unknown.[=1",
         "[=1",
         "seed=.nan",
+        "model.template.x=.nan",
+        "model.template.x=[-.inf]",
         "seed=" + "[" * 100_000,
     ],
 )

@@ -32,6 +32,38 @@ def trained(
     return folder if name == "default" else folder / name
 
 
+def described(folder: Path, base: Path, **changes: Any) -> Path:
+    """A plain adapter whose settings say something else."""
+    trained(base, folder, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    content = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**content, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"peft_type": ["LORA"]}, "peft_type"),
+        ({"target_modules": [1]}, "no list of names"),
+        ({"target_modules": "[a"}, "no regular expression"),
+        ({"target_modules": [{}]}, "no list of names"),
+        ({"modules_to_save": 3}, "no list of names"),
+        ({"rank_pattern": {"[]": 2}}, "no regular expression"),
+        ({"alpha_pattern": {"q_proj": {}}}, "no numbers"),
+        ({"r": float("nan")}, "no number"),
+        ({"layers_to_transform": "ab"}, "no layers' numbers"),
+        ({"layers_pattern": ["layers"]}, "does not take"),
+        ({"trainable_token_indices": [[[1]]]}, "."),
+    ],
+)
+def test_settings_of_another_type_are_refused_in_one_line(
+    base_of: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    base = base_of("llama")
+    with pytest.raises(RecipeError, match=told):
+        open_source(described(tmp_path / "adapter", base, **changes), base)
+
+
 def merged(base: Path, adapter: Path, out: Path) -> list[str]:
     report = merge(base, [open_source(adapter, base)], TaskArithmeticSettings(), out)
     return report.notes

@@ -360,3 +360,15 @@ def test_rows_are_read_without_the_rest(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.read("w", slice(2, 5)), whole[2:5])
     assert torch.equal(checkpoint.read("w"), whole)
     assert checkpoint.read("s").item() == 3.0
+
+
+def test_metadata_that_are_null_are_none_as_the_safetensors_library_takes_them(tmp_path: Path) -> None:
+    file = written(tmp_path / WHOLE, {"a": entry(), "__metadata__": None}, b"x" * 8)
+    with safe_open(file, "pt") as opened:
+        assert list(opened.keys()) == [info.name for info in read_header(file)]
+
+
+def test_a_name_that_no_system_takes_is_told_as_missing(tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 10_000 + ".safetensors"}}))
+    with pytest.raises(RecipeError, match="missing from"):
+        model_files(tmp_path)

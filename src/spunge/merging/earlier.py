@@ -55,7 +55,8 @@ def earlier(out: Path, key: str, replace: bool) -> dict[str, Any] | None:
         return None
     if not isinstance(content, dict) or content.get("key") != key:
         raise RecipeError(f"--out: {str(out)!r} holds another merge; give another folder, or --replace")
-    if all(os.path.exists(out / name) for name in content.get("files") or () if is_inside(name)):
+    files = content.get("files")
+    if all(os.path.exists(out / name) for name in (files if isinstance(files, dict) else ()) if is_inside(name)):
         raise RecipeError(f"--out: the weights in {str(out)!r} were changed since; give another folder, or --replace")
     return None
 

@@ -1,5 +1,6 @@
 """Read a recipe: from YAML, a shipped name or a mapping, with `a.b=c` overrides and with every path made absolute."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     _anchor(content, folder)
     apply_overrides(content, overrides)
     _anchor(content, Path.cwd())
-    _refuse_secrets(content)
+    _refuse_unwritable(content)
     return validated(Recipe, content)
 
 
@@ -126,8 +127,9 @@ def _assign(content: Any, path: list[str], value: Any) -> None:
             at = at[key]
 
 
-def _refuse_secrets(content: dict[str, Any]) -> None:
-    """Raises RecipeError for a token or key anywhere in a recipe, which stands in files of the run."""
+def _refuse_unwritable(content: dict[str, Any]) -> None:
+    """Raises RecipeError for a token or key anywhere in a recipe, which stands in files of the run, and for numbers that JSON has
+    no word for."""
     waiting: list[tuple[str, Any]] = [("", content)]
     while waiting:
         name, value = waiting.pop()
@@ -136,6 +138,8 @@ def _refuse_secrets(content: dict[str, Any]) -> None:
                 waiting += [(name or "recipe", key), (f"{name}.{key}".lstrip("."), inner)]
         elif isinstance(value, list):
             waiting += [(f"{name}.{number}", inner) for number, inner in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{name}: {value!r}: it should be a finite number")
         elif isinstance(value, str) and redacted(value) != value:
             raise RecipeError(
                 f"{name}: holds a token or key, which the run would write into its files; leave it out: libraries read theirs "

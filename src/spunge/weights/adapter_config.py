@@ -1,7 +1,8 @@
 """What an adapter_config.json may say: the kinds of adapter and the fields that are understood. Anything else is refused."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ _OWN = {
 }
 KINDS = {kind: _COMMON | frozenset(fields.split()) for kind, fields in _OWN.items()}
 _NUMBERS, _PATTERNS = {"r", "lora_alpha", "alpha"}, {"rank_pattern", "alpha_pattern"}
+# Fields that name layers: a list of names, a regular expression, or nothing.
+_NAMES = frozenset(
+    "target_modules exclude_modules modules_to_save target_parameters feedforward_modules layers_pattern".split()
+)
 # Ways to begin a LoRA that leave the base as it is. Of the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter is a
 # difference from a base that the initialisation changed.
 STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
@@ -55,17 +60,47 @@ def read_config(folder: Path, who: str) -> dict[str, Any]:
                 "and give that model"
             )
     for field in _NUMBERS & content.keys():
-        if isinstance(content[field], bool) or not isinstance(content[field], int | float):
+        if not _is_number(content[field]):
             raise RecipeError(f"{who} has {field}: {_short(content[field])} in its {ADAPTER}, which is no number")
     for field in _PATTERNS & content.keys():
         if not isinstance(content[field], Mapping):
             raise RecipeError(f"{who} has {field}: {_short(content[field])} in its {ADAPTER}; write {{}} for none")
+        if not all(map(_is_number, content[field].values())):
+            raise RecipeError(
+                f"{who} has {field}: {_short(content[field])} in its {ADAPTER}, with values that are no numbers"
+            )
+        _refuse_no_expressions(who, field, list(content[field]))
+    for field in _NAMES & content.keys():
+        names = content[field]
+        if isinstance(names, str):
+            _refuse_no_expressions(who, field, [names])
+        elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise RecipeError(f"{who} has {field}: {_short(names)} in its {ADAPTER}, which is no list of names")
+    layers = content.get("layers_to_transform")
+    if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers or 0])):
+        raise RecipeError(
+            f"{who} has layers_to_transform: {_short(layers)} in its {ADAPTER}, which are no layers' numbers"
+        )
     start = content.get("init_lora_weights", True)
     if start not in STARTS:
         raise RecipeError(
             f"{who} has init_lora_weights: {start!r}, which changed the base before training; {_TO_CONVERT}"
         )
     return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
+
+
+def _refuse_no_expressions(who: str, field: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise RecipeError(
+                f"{who} has {field}: {_short(pattern)} in its {ADAPTER}, which is no regular expression ({error})"
+            ) from None
 
 
 def _short(value: Any) -> str:

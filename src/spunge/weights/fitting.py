@@ -38,7 +38,10 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
     """
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever the class of a kind objects to
+        raise RecipeError(f"{who} has settings that peft does not take: {_first_line(error)}") from None
     problems: list[str] = []
     try:
         for attempt in _attempts(skeletons(base.folder), config, tensors, base):
@@ -96,7 +99,9 @@ def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base:
     adapted = {old[key]: names[old[key]] for key in rest if ".lora_" in key and old[key] in names}
     whole = {old[key]: names[old[key]] for key in rest if ".lora_" not in key and old[key] in names}
     settings = copy.deepcopy(config)
-    chosen = {name for name, _ in model.named_modules() if check_target_module_exists(config, name)}
+    chosen = {
+        name for name, _ in model.named_modules() if config.target_modules and check_target_module_exists(config, name)
+    }
     beyond = [name for name in chosen - set(adapted.values()) if name.startswith(text_part(model))]
     # They speak of the old names, or of other parts of a model too, of which the adapter was trained on the language part.
     if not chosen >= set(adapted.values()) or not beyond:
@@ -221,7 +226,7 @@ def put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         raise MisfitError(
             reason or f"holds no {missing!r}, which its settings call for; the file is incomplete"
         ) from None
-    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError) as error:
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
         raise MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
     if loaded.unexpected_keys:
