@@ -19,8 +19,8 @@ def figures(script: str, *arguments: str) -> Any:
     return content
 
 
-def test_merges_and_runs_that_are_killed_end_as_undisturbed_ones(tmp_path: Path) -> None:
-    content = figures("soak.py", "--kills", "6", "--seed", "1", "--kinds", "folder", "delta", "--place", str(tmp_path))
-    assert content["kills"] >= 6
-    assert content["finished"] >= 2
+def test_merges_that_are_killed_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    content = figures("soak.py", "--kills", "4", "--seed", "1", "--kinds", "folder", "--place", str(tmp_path))
+    assert content["kills"] >= 4
+    assert content["finished"] >= 1
     assert not list(tmp_path.iterdir())
