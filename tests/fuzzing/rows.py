@@ -235,7 +235,7 @@ def _some_cells(chance: random.Random) -> list[list[str]]:
     return [[any_text(chance, 4), any_text(chance, 4)] for _ in range(chance.randint(2, 4))]
 
 
-_CASES = (900, 700, 700, 300, 300, 300, 400, 200)
+_CASES = (600, 400, 400, 200, 200, 300, 300, 100)
 
 TARGETS = (
     *(
@@ -246,6 +246,6 @@ TARGETS = (
     Target("rows-misnamed", drawn(_some_misnamed), _misnamed, 200),
     Target("rows-values", drawn(_some_rows), _values, 300),
     Target("rows-cells", drawn(_some_cells), _cells, 200),
-    Target("chat", drawn(_conversation), _chat, 4000),
+    Target("chat", drawn(_conversation), _chat, 4500),
     Target("tools", changed(TOOLS, as_json(TOOLS).decode()), _tools, 2500),
 )

@@ -221,7 +221,7 @@ def _some_adapter(chance: random.Random) -> tuple[bytes, bytes]:
 
 
 TARGETS = (
-    Target("header", drawn(_safetensors), _header, 1300),
+    Target("header", drawn(_safetensors), _header, 1100),
     Target("header-as-safetensors", drawn(_safetensors), _refused_alike, 500),
     Target("index", json_files(INDEXED), _index, 400),
     Target("config", json_files(CONFIG), _config, 300),

@@ -205,9 +205,7 @@ def test_a_base_whose_weights_have_scales_that_the_model_does_not_read_is_refuse
 ) -> None:
     scale = {f"model.layers.1.self_attn.{name}": torch.full((1,), 2.0)}
     base, other = with_tensors(tiny(), tmp_path / "base", **scale), tuned(tiny(), tmp_path / "other")
-    with pytest.raises(
-        RecipeError, match=rf"holds 'model\.layers\.1\.self_attn\.{name}', a scale that the model does not read"
-    ):
+    with pytest.raises(RecipeError, match=rf"holds 'model\.layers\.1\.self_attn\.{name}', .*the model does not read"):
         merge(base, [open_source(other, base)], AverageSettings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
