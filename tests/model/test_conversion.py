@@ -103,7 +103,7 @@ def test_what_transformers_would_load_without_its_scales_is_refused(
 ) -> None:
     folder = spoiled(quantised["fp8"][0], tmp_path / "spoiled", SPOILS[spoil])
     asked = settings(folder, dequantize=True)
-    with pytest.raises(RecipeError, match=r"is quantised \(fp8, says its config\.json\) and cannot "):
+    with pytest.raises(RecipeError, match=r"is quantised \(fp8, says its config\.json\) (and cannot|in a way that) "):
         convert(local_folder(asked), tmp_path / "base", asked)
     assert not (tmp_path / "base").exists()
 

@@ -88,12 +88,12 @@ class Told(Silent):
 
 
 def files_of(folder: Path) -> list[str]:
-    """Every file of a run, of the two branches one."""
+    """Every file of a run, of the two branches one; without the list of cached tables, which only the run that read them has."""
     listed = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return [name for name in listed if name != ".lock" and "europe" not in name]
+    return [name for name in listed if name not in (".lock", "cached-rows.json") and "europe" not in name]
 
 
-FILES = 41  # of that run; the number is needed before there is a run
+FILES = 40  # of that run; the number is needed before there is a run
 
 
 def damaged_cases() -> list[tuple[int, str]]:
