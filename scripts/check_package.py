@@ -6,6 +6,7 @@ The environments take the dependencies from the one that runs this; the package 
 a file of src/ is missing in either, or where the installed command does not work.
 """
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -37,7 +38,8 @@ def main() -> None:
 
 
 def run(command: list[object], cwd: Path) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=alone, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
     return done.stdout
