@@ -1,9 +1,11 @@
-"""Configurations of tiny models, the tiny tokenizer's words, and plain rows made of them."""
+"""Configurations of tiny models, the tiny tokenizer's words, plain rows made of them, and who hears what a run says."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from spunge.progress import Silent
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -66,3 +68,20 @@ def texts(topic: str, count: int) -> list[str]:
 
 def rows(topics: list[str], count: int = 12) -> list[dict[str, Any]]:
     return [{"topic": topic, "text": text} for topic in topics for text in texts(topic, count)]
+
+
+class Told(Silent):
+    """Hears what a run says, line by line."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, title: str) -> None:
+        self.lines.append(title)
+
+    def end(self, outcome: str) -> None:
+        self.lines.append(outcome)
+
+    @property
+    def judged(self) -> list[str]:
+        return [line for line in self.lines if line.startswith("judge ")]

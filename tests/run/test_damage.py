@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import pytest
 
 import spunge
-from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.run.stamps import read_stamp
 from spunge.run.status import status
 from spunge.run.verify import verify
-from toys import rows
+from toys import Told, rows
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "half": lambda data: data[: len(data) // 2],
@@ -74,17 +73,6 @@ def figures(folder: Path) -> Any:
 def weights(folder: Path) -> dict[str, bytes]:
     files = [*folder.glob("branches/*/delta.safetensors"), *folder.glob("merged/*.safetensors")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(files)}
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, title: str) -> None:
-        self.lines.append(title)
-
-    def end(self, outcome: str) -> None:
-        self.lines.append(outcome)
 
 
 def files_of(folder: Path) -> list[str]:

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 import spunge
 from spunge.evaluation.evaluator import Measure
 from spunge.files import cache_folder
-from spunge.progress import SILENT, Silent
+from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
 from spunge.run.judge import measure_from_json, measure_to_json
 from spunge.run.session import session
 from spunge.run.stages import build, judging_name
+from toys import Told
 
 
 def keys(recipe: dict[str, Any], folder: Path, *overrides: str) -> dict[str, str]:
@@ -168,17 +169,10 @@ def test_the_bases_scores_are_taken_only_from_a_run_of_the_same_versions(
     monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache"))
     toy_recipe["evaluate"] = toy_recipe["evaluate"][:1]
 
-    class Outcomes(Silent):
-        def __init__(self) -> None:
-            self.heard: list[str] = []
-
-        def end(self, outcome: str) -> None:
-            self.heard.append(outcome)
-
     def outcomes(name: str) -> list[str]:
-        watcher = Outcomes()
+        watcher = Told()
         spunge.run(load_recipe(toy_recipe), tmp_path / name, watcher)
-        return watcher.heard
+        return watcher.lines
 
     assert "from the cache" not in outcomes("first")
     assert "from the cache" in outcomes("second")

@@ -15,30 +15,14 @@ from commands import call
 from spunge.data import keeping
 from spunge.errors import RecipeError
 from spunge.files import alone
-from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.run.stamps import Stamp, read_stamp, store_stamp
 from spunge.run.status import status
 from spunge.run.texts import clean_texts
 from spunge.run.verify import verify
-from toys import rows
+from toys import Told, rows
 
 SECRET = "unmistakable"  # stands in every prompt
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def begin(self, title: str) -> None:
-        self.lines.append(title)
-
-    def end(self, outcome: str) -> None:
-        self.lines.append(outcome)
-
-    @property
-    def judged(self) -> list[str]:
-        return [line for line in self.lines if line.startswith("judge ")]
 
 
 class Kept(NamedTuple):
