@@ -5,9 +5,9 @@ python scripts/soak.py --kills 40 --seed 3 --kinds run folder
 python scripts/soak.py --every folder delta    # killed at each write in turn, and finished
 
 Whole toy runs, and merges of every output, are killed (SIGKILL) after a random time or before a random write, stopped by Ctrl-C
-or SIGTERM once or twice, started twice at once. When one is done, what it left must be what an undisturbed one leaves, byte for byte but
-for times, `spunge verify` must pass, and no temporary file may lie about. Prints the figures; exits 1 where one is not 0 that
-should be.
+or SIGTERM once or twice, started twice at once. When one is done, what it left must be what an undisturbed one leaves, byte for
+byte but for times, `spunge verify` must pass, and no temporary file may lie about. Prints the figures; exits 1 where one is not
+0 that should be.
 """
 
 import argparse
