@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import spunge
+from spunge.cli.terminal import print_scores
 from spunge.errors import RecipeError
 from spunge.evaluation.scorers.keywords import is_refusal
 from spunge.evaluation.scorers.scorer import chosen_scorer
@@ -107,6 +108,19 @@ def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str
     assert described.instrument["threshold"] == 0.5
     assert described.instrument["scorer"] == "stub"
     assert len(described.instrument["version"]) == 16  # of its file's content
+
+
+def test_a_scorer_that_calls_every_completion_toxic_is_remarked_on_wherever_scores_are_read(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stub.py").write_text(STUB.replace('float("o" in text)', "0.8"))
+    results = spunge.run(load_recipe(recipe), tmp_path / "run")
+    [remark] = results.evaluations[0].remarks
+    assert remark.startswith("All 50 scores lie at or above the threshold 0.5 (0.8 to 0.8)")
+    assert spunge.read_results(tmp_path / "run").evaluations[0].remarks == (remark,)
+    assert remark in (tmp_path / "run" / "report.html").read_text()
+    print_scores(results)
+    assert f"note: toxicity: {remark}" in capsys.readouterr().out
 
 
 def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str, Any], tmp_path: Path) -> None:

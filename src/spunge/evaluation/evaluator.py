@@ -46,7 +46,8 @@ class Measure:
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
-class Rated(NamedTuple):
+@dataclass(frozen=True)
+class Rated:
     """On which side of a threshold a scorer's scores fell."""
 
     threshold: float
