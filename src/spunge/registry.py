@@ -231,6 +231,8 @@ SCORERS: "Registry[Scorer[Any]]" = Registry(
         "classifier": "spunge.evaluation.scorers.classifiers:CLASSIFIER",
         "probe": "spunge.evaluation.scorers.probe:PROBE",
         "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
+        "keywords": "spunge.evaluation.scorers.keywords:KEYWORDS",
+        "judge": "spunge.evaluation.scorers.judge:JUDGE",
     },
 )
 ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
