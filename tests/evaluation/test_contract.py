@@ -27,11 +27,14 @@ QUESTIONS = {
     "answer": [number % 3 for number in range(COUNT)],
 }
 SHORT = {"max_new_tokens": 4}
+SAMPLED = {**SHORT, "samples": 3, "temperature": 1.0}
 # Settings (a path stands for a model's folder), and items by role.
 QUICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "choices": ({}, QUESTIONS),
     "perplexity": ({}, TEXTS),
     "toxicity": ({"scorer": "CLASSIFIER", "generation": SHORT}, PROMPTS),
+    "refusal": ({"scorer": "CLASSIFIER", "judge": "MODEL", "generation": SHORT}, PROMPTS),
+    "leakage": ({"k": [1, 2], "leaks": "contains", "generation": SAMPLED}, {**PROMPTS, "reference": ["a"] * COUNT}),
     "harm": ({"judge": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "fluency": ({"judge": "MODEL", "judge_dtype": "float32", "generation": SHORT}, PROMPTS),
     "similarity": ({"encoder": "CLASSIFIER", "generation": SHORT}, PROMPTS),
