@@ -206,6 +206,7 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "fluency": "spunge.evaluation.fluency:FLUENCY",
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
+        "memorization": "spunge.evaluation.memorization:MEMORIZATION",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )
