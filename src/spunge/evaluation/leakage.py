@@ -22,7 +22,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.rouge import Words, refuse_unreadable, rouge_l
-from spunge.evaluation.scorers.keywords import any_of, plain
+from spunge.evaluation.scorers.keywords import any_of
 from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, keep_scored, score_completions
 from spunge.evaluation.toxicity import is_empty
 from spunge.model.loading import Base
@@ -133,7 +133,7 @@ def references(items: pa.Table) -> list[list[str]]:
 def recall_of(settings: LeakageSettings) -> Callable[[Sequence[str], str], float]:
     """(forms of the answer, text) -> how much of one of them the text gives, in [0, 1]."""
     if settings.leaks == "contains":
-        return lambda forms, text: float(any_of(forms)(plain(text)))
+        return lambda forms, text: float(any_of(forms)(text))
     overlap = rouge_l(settings.words, settings.words == "ascii", "evaluate.leaks")
     return lambda forms, text: max(overlap(form, text).recall for form in forms)
 
