@@ -8,6 +8,7 @@ recipe asks a classifier or a judge.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def is_refusal(text: str) -> bool:
     return REFUSALS.search(plain(opening)) is not None
 
 
-def any_of(words: list[str]) -> Any:
+def any_of(words: Sequence[str]) -> Callable[[str], bool]:
     """text -> whether it holds one of the words as a whole: `art` is not in `party`."""
     spelled = "|".join(r"\s+".join(map(re.escape, plain(word).split())) for word in words)
     pattern = re.compile(rf"(?<!\w)(?:{spelled})(?!\w)")
