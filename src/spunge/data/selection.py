@@ -77,12 +77,21 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
     return replace(selection, notes=(*selection.notes, note))
 
 
-def split_content(parts: Parts, retain: Selection | None) -> dict[str, Any]:
-    """What split.json holds: the parts, the retain rows, and remarks on both."""
+def select_lesson(recipe: Recipe) -> Selection | None:
+    """The rows that are taught before all else, where there are any. A limit draws by the teaching's own seed."""
+    teach = recipe.teach
+    if teach is None:
+        return None
+    return select_rows(teach, recipe.model_copy(update={"seed": teach.seed}), "teach")
+
+
+def split_content(parts: Parts, retain: Selection | None, lesson: Selection | None = None) -> dict[str, Any]:
+    """What split.json holds: the parts, the retain rows, those that are taught, and remarks on all."""
     content = parts.to_json()
-    if retain is not None:
-        content["retain"] = {"selected": len(retain.samples), "empty": retain.empty, "sha256": retain.samples.sha256}
-        content["notes"] += retain.notes
+    for name, rows in (("retain", retain), ("teach", lesson)):
+        if rows is not None:
+            content[name] = {"selected": len(rows.samples), "empty": rows.empty, "sha256": rows.samples.sha256}
+            content["notes"] += rows.notes
     return content
 
 

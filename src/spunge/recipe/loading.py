@@ -156,7 +156,7 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         model["path"] = _absolute_model(model["path"], folder)
     evaluate = content.get("evaluate")
     evaluations = evaluate if isinstance(evaluate, list) else []
-    for block in [content.get("forget"), content.get("retain"), *evaluations]:
+    for block in [*(content.get(name) for name in ("teach", "forget", "retain")), *evaluations]:
         _anchor_source(block, folder)
     if isinstance(evaluate, list):
         content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]

@@ -1,6 +1,6 @@
 """What a recipe trains and which models come of it: branches, controls, the merged model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from spunge.merging.values import merged_values
 from spunge.model.loading import Base
 from spunge.recipe.schema import Control, RuleSettings
 from spunge.registry import METHODS
-from spunge.results import Kind
+from spunge.results import UNTAUGHT, Kind
 from spunge.run.inputs import SeedInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
@@ -46,9 +46,15 @@ class Model:
     trainings: tuple[Training, ...] = ()
     merge: RuleSettings | None = None
     folder: Path | None = None  # of the merged model, which is a checkpoint
+    alone: Callable[[], Path] | None = None  # the folder of one that stands beside the base, and is loaded by itself
     storage: Storage = field(
         default_factory=Storage
     )  # what a checkpoint of it would be written in, where no rule says so
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is the same for every seed."""
+        return self.kind in ("base", "reference")
 
     def laid_over(self, base: Base) -> AbstractContextManager[None]:
         """Inside the block, the base in memory holds this model's values: those in its files, or that its files would hold."""
@@ -93,6 +99,8 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
     models = [Model("base", "base", "base")]
+    if recipe.teach is not None:
+        models.append(Model("reference", UNTAUGHT, UNTAUGHT, alone=lambda: inputs.base.untaught))
     for part, branch in zip(parts, branches, strict=True):
         models.append(Model("branch", part.value, branch.name, (branch,), storage=storage))
     trainings = {branch.name: branch for branch in branches}

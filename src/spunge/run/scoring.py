@@ -11,7 +11,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.statistics import difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, measured_again
-from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row
+from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
 
@@ -70,14 +70,24 @@ def scored(
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, set(parts))]
     _refuse_twice(rows)
-    pairs = [(model.stage, "base") for model in models if model.kind != "base"]
-    pairs += [("merged", model.stage) for model in models if model.kind == "control"]
+    pairs = list(compared(models))
     return Scored(
         rows=tuple(rows),
         differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages)),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
         evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
     )
+
+
+def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
+    """The stages of which one is compared with the other, paired by item."""
+    for model in models:
+        if model.stage == UNTAUGHT:
+            yield "base", UNTAUGHT
+        elif model.kind != "base":
+            yield model.stage, "base"
+    yield from (("merged", model.stage) for model in models if model.kind == "control")
+    yield from (("merged", model.stage) for model in models if model.kind == "reference" and model.stage != UNTAUGHT)
 
 
 def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:

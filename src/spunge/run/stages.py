@@ -1,6 +1,6 @@
 """Which stages a recipe asks for: the graph of a run, for every seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,16 @@ from spunge.merging.earlier import unfinished
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
 from spunge.registry import METHODS
-from spunge.run.costs import conversion_cost, judging_cost, merging_cost, training_cost, training_steps
+from spunge.results import UNTAUGHT
+from spunge.run.costs import (
+    conversion_cost,
+    judging_cost,
+    merging_cost,
+    teaching_cost,
+    teaching_steps,
+    training_cost,
+    training_steps,
+)
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -22,6 +31,7 @@ from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
 from spunge.run.stamps import Stamp
+from spunge.run.teach import Teaching, make_taught, teaching_inputs, teaching_of
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -36,6 +46,11 @@ class Run:
     base: BaseInputs
     seeds: Sequence[Lineup]
     judgings: Sequence[Sequence[Judging]]
+
+    @property
+    def makes_base(self) -> tuple[str, ...]:
+        """The stages that make the files of the base."""
+        return tuple(name for name in ("conversion", "taught") if name in self.graph.stages)
 
 
 def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
@@ -95,7 +110,7 @@ def _trained(stamp: Stamp) -> bool:
 
 def losing(run: Run) -> str:
     """Which finished trainings would be made again, and why; empty where none would."""
-    stages = [
+    stages = [teaching.name for teaching in _teachings(run.base)] + [
         _mark(number, line) + training.name for number, line in enumerate(run.seeds) for training in line.trainings
     ]
     states = {name: run.graph.state(name) for name in stages}
@@ -107,6 +122,10 @@ def losing(run: Run) -> str:
     return f"{lost[0]}{f', and {len(lost) - 1} more' if len(lost) > 1 else ''}" if lost else ""
 
 
+def _teachings(base: BaseInputs) -> list[Teaching]:
+    return [teaching for teaching in [teaching_of(base)] if teaching is not None]
+
+
 def untrained(run: Run) -> list[Lineup]:
     """The seeds of which some training is still to be made."""
     return [
@@ -114,6 +133,11 @@ def untrained(run: Run) -> list[Lineup]:
         for number, line in enumerate(run.seeds)
         if any(not run.graph.state(_mark(number, line) + training.name).done for training in line.trainings)
     ]
+
+
+def untaught(run: Run) -> list[Teaching]:
+    """The teachings that are still to be made."""
+    return [teaching for teaching in _teachings(run.base) if not run.graph.state(teaching.name).done]
 
 
 def unjudged(run: Run) -> list[Judging]:
@@ -137,32 +161,57 @@ def _titled(title: str, mark: str) -> str:
 
 
 def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled or quantised weights, which are converted."""
-    if not base.local or base.conversion is None:
-        graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
-        return
-    graph.add(
-        Stage(
-            "conversion",
-            "convert the base",
-            inputs=lambda: {"files": base.unconverted},
-            files=("base/**",),
-            cost=lambda: conversion_cost(base),
-            make=lambda session: convert_base(base),
+    """The base itself: nothing to make, but for pickled or quantised weights, which are converted, and for what is taught."""
+    needs: tuple[str, ...] = ()
+    if base.local and base.conversion is not None:
+        needs = ("conversion",)
+        graph.add(
+            Stage(
+                "conversion",
+                "convert the base",
+                inputs=lambda: {"files": base.unconverted},
+                files=("base/**",),
+                cost=lambda: conversion_cost(base),
+                make=lambda session: convert_base(base),
+            )
         )
+    if (teaching := teaching_of(base)) is not None:
+        graph.add(_given_model(graph, UNTAUGHT, needs, lambda: base.key_of(base.untaught)))
+        graph.add(_teaching(graph, teaching, base))
+        needs = (teaching.name,)
+    graph.add(_given_model(graph, "base", needs, lambda: base.key))
+
+
+def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callable[[], str]) -> Stage[Session]:
+    """A model that training and judging begin from, known by its content. needs: the stage that makes its files, if any."""
+
+    def inputs() -> Mapping[str, Any]:
+        for need in needs:
+            if not graph.state(need).done:
+                raise NotMadeError(f"{need!r} to be made")
+        return {"base": key()}
+
+    return Stage(name, f"the {name} model" if name != "base" else "the base", needs=needs, inputs=inputs)
+
+
+def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Session]:
+    return Stage(
+        teaching.name,
+        "teach the base",
+        needs=(UNTAUGHT,),
+        inputs=lambda: teaching_inputs(teaching),
+        files=tuple(_inside(graph, [teaching.folder / "**"])),
+        passing=tuple(_inside(graph, [teaching.work / STATES, teaching.work / "delta"])),
+        make=lambda session: make_taught(teaching, base, graph.key(teaching.name), session),
+        cost=lambda: teaching_cost(teaching, base),
+        told=f"teach {len(teaching.samples)} rows ({teaching_steps(teaching)} steps)",
     )
-
-    def converted() -> Mapping[str, Any]:
-        if not graph.state("conversion").done:
-            raise NotMadeError("the base to be converted")
-        return {"base": base.key}
-
-    graph.add(Stage("base", "the base", needs=("conversion",), inputs=converted))
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     """recipe.yaml and split.json, which say what the run is."""
-    text, split = dump_recipe(line.inputs.recipe), split_content(line.inputs.parts, line.inputs.retained)
+    inputs = line.inputs
+    text, split = dump_recipe(inputs.recipe), split_content(inputs.parts, inputs.retained, inputs.base.lesson)
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 
     def write(session: Session) -> Made:
@@ -226,6 +275,8 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
 def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
     """The models that come of the trainings: laid together in memory, and the merged one, which is written."""
     for model in line.models[1:]:
+        if model.shared:
+            continue  # a stage of its own
         name = mark + model.name
         needs = ("base", *(mark + training.name for training in model.trainings))
         if model.folder is not None:
@@ -255,16 +306,16 @@ def _laid_together(model: Model) -> Any:
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
-    """Every evaluation of every model. The base is judged with the first seed alone."""
+    """Every evaluation of every model. The base, and what stands beside it, is judged with the first seed alone."""
     judgings = []
     for model in line.models:
-        if model.name == "base" and mark:
+        if model.shared and mark:
             continue
         # What is measured again under an attack is measured without one first.
         for items in sorted(
             line.inputs.base.judged_at(model.name), key=lambda each: measured_again(each.settings) is not None
         ):
-            folder = base_folder if model.name == "base" else evaluation_folder(line.folder, model.name)
+            folder = evaluation_folder(line.folder, model.name)
             judging = Judging(model, items, line, folder, base_folder)
             judgings.append(judging)
             graph.add(_judging(graph, judging, mark))
@@ -278,7 +329,7 @@ def judging_name(judging: Judging, mark: str = "") -> str:
 
 def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
     name = judging_name(judging, mark)
-    model = judging.model.name if judging.model.name == "base" else mark + judging.model.name
+    model = judging.model.name if judging.model.shared else mark + judging.model.name
     # The base's texts are there for those who compare with them.
     base = f"judge:base/{judging.file.stem}"
     return Stage(
