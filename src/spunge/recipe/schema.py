@@ -221,6 +221,40 @@ class TeachSettings(DescentSettings, Rows):
     seed: int = Field(0, ge=0, description="Of the teaching alone: another seed of the recipe teaches nothing anew.")
 
 
+STAGE_NAME = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$"  # also names a folder
+
+
+class Reference(Strict):
+    """A model that never saw the rows to forget, to compare with: what exact unlearning would give."""
+
+    path: str | None = Field(
+        None,
+        description="Folder or Hub id of one that exists: a checkpoint, or an adapter of the base. Default: one is made by the "
+        "same teaching on the taught rows without those to forget.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    minus: str | None = Field(
+        None,
+        description="SQL condition: the taught rows that it is not taught. Default: those with the very texts of a row to forget.",
+    )
+    name: str = Field("retrained", pattern=STAGE_NAME, max_length=60, description="Names its stage, reference:NAME.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Reference":
+        if self.path is not None and self.minus is not None:
+            raise ValueError("minus: a model that exists is not taught; leave out one of path and minus")
+        if self.path is None and self.revision is not None:
+            raise ValueError("revision: of what? give path, or leave it out")
+        return self
+
+
+def _referred(value: Any) -> Any:
+    """`retrained` is short for one that is made."""
+    if isinstance(value, str) and value != "retrained":
+        raise ValueError(f"{value!r}: write retrained, or {{path: {value}}} for a model that exists")
+    return {} if value == "retrained" else value
+
+
 class AttributeSettings(Strict):
     kind: str = Field(description="Name of the attribute source (`spunge list attributes`).")
 
@@ -354,7 +388,7 @@ class Control(Strict):
     """A baseline: what is trained, and how that becomes one model."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$",
+        pattern=STAGE_NAME,
         max_length=60,
         description="Names its stage, control:NAME, and its folder.",
     )
@@ -438,6 +472,11 @@ class Recipe(Strict):
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
     )
+    reference: Annotated[Reference | None, BeforeValidator(_referred)] = Field(
+        None,
+        description="`retrained`: the same teaching without the rows to forget, judged beside the base and the merged model; or "
+        "{path: ..} for a model that exists.",
+    )
     unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
         description="The unlearning method and its settings; each part is unlearned by it from the same base."
     )
@@ -483,6 +522,17 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+        if (reference := self.reference) is not None and reference.path is None:
+            if self.teach is None:
+                raise ValueError(
+                    "reference: retrained is the same teaching without the rows to forget, and the recipe teaches nothing; "
+                    "give teach, or reference.path"
+                )
+            if self.seeds > 1 and self.forget.limit is not None:
+                raise ValueError(
+                    "reference: with forget.limit each of several seeds forgets other rows, and no one reference fits them; "
+                    "leave forget.limit out, or set seeds to 1"
+                )
         controls = [control.name for control in self.controls]
         for name in controls:
             if controls.count(name) > 1:

@@ -14,7 +14,7 @@ import torch
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.selection import Selection, select_lesson, select_retain
+from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
@@ -33,10 +33,11 @@ class BaseInputs:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         """`folder`: the run's, where a model of pickled or quantised weights is converted to (RUN/base) and one that is taught
-        is written (RUN/taught)."""
+        is written (RUN/taught), beside one that is to compare with (RUN/reference)."""
         self.recipe = recipe
         self.converted = folder / "base"
         self.taught = folder / "taught"
+        self.retrained = folder / "reference"
 
     @cached_property
     def given(self) -> Path:
@@ -183,6 +184,14 @@ class SeedInputs:
     def retain(self) -> Samples | None:
         return self.retained.samples if self.retained else None
 
+    @cached_property
+    def reference(self) -> Selection | None:
+        """What a reference that is made is taught: the taught rows without those to forget."""
+        asked, lesson = self.recipe.reference, self.base.lesson
+        if asked is None or asked.path is not None or lesson is None:
+            return None
+        return without_forgotten(lesson, self.parts, asked.minus)
+
     @property
     def notes(self) -> list[str]:
         """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
@@ -190,5 +199,6 @@ class SeedInputs:
             *self.parts.notes,
             *(self.retained.notes if self.retained else ()),
             *(self.base.lesson.notes if self.base.lesson else ()),
+            *(self.reference.notes if self.reference else ()),
             *(self.base.notes if self.base.local else ()),
         ]

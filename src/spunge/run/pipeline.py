@@ -74,6 +74,9 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
+    for model in begun.seeds[0].models:
+        if model.given is not None:
+            model.given.refuse(begun.base)
     refuse_merges(begun.seeds)
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]

@@ -68,8 +68,8 @@ class Session:
     def show(self, model: Model | None) -> Base:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
-        alone = None if model is None else model.alone
-        base = self._loaded(self._inputs.judged, alone() if alone else self._inputs.folder)
+        alone = None if model is None else model.by_itself
+        base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
         if model is not self._shown:
             self.close()
             if model is not None and alone is None:

@@ -23,6 +23,7 @@ from spunge.run.costs import (
     training_steps,
 )
 from spunge.run.folder import identity
+from spunge.run.given import Given
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
@@ -31,7 +32,7 @@ from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
 from spunge.run.stamps import Stamp
-from spunge.run.teach import Teaching, make_taught, teaching_inputs, teaching_of
+from spunge.run.teach import Teaching, make_taught, teaching_inputs, teachings
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -67,7 +68,7 @@ def build(recipe: Recipe, folder: Path) -> Run:
     graph: RunGraph = Graph(folder)
     seeds = lineups(recipe, folder)
     base = seeds[0].inputs.base
-    _add_base(graph, base)
+    _add_base(graph, seeds[0].inputs)
     judgings: list[list[Judging]] = []
     for number, line in enumerate(seeds):
         mark = _mark(number, line)
@@ -110,7 +111,7 @@ def _trained(stamp: Stamp) -> bool:
 
 def losing(run: Run) -> str:
     """Which finished trainings would be made again, and why; empty where none would."""
-    stages = [teaching.name for teaching in _teachings(run.base)] + [
+    stages = [teaching.name for teaching in teachings(run.seeds[0].inputs)] + [
         _mark(number, line) + training.name for number, line in enumerate(run.seeds) for training in line.trainings
     ]
     states = {name: run.graph.state(name) for name in stages}
@@ -120,10 +121,6 @@ def losing(run: Run) -> str:
         if state.kind == "stale" and state.stamp and _trained(state.stamp) and not run.graph.faults(state.stamp)
     ]
     return f"{lost[0]}{f', and {len(lost) - 1} more' if len(lost) > 1 else ''}" if lost else ""
-
-
-def _teachings(base: BaseInputs) -> list[Teaching]:
-    return [teaching for teaching in [teaching_of(base)] if teaching is not None]
 
 
 def untrained(run: Run) -> list[Lineup]:
@@ -137,7 +134,7 @@ def untrained(run: Run) -> list[Lineup]:
 
 def untaught(run: Run) -> list[Teaching]:
     """The teachings that are still to be made."""
-    return [teaching for teaching in _teachings(run.base) if not run.graph.state(teaching.name).done]
+    return [teaching for teaching in teachings(run.seeds[0].inputs) if not run.graph.state(teaching.name).done]
 
 
 def unjudged(run: Run) -> list[Judging]:
@@ -160,8 +157,10 @@ def _titled(title: str, mark: str) -> str:
     return f"{title} ({mark.rstrip(':')})" if mark else title
 
 
-def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled or quantised weights, which are converted, and for what is taught."""
+def _add_base(graph: RunGraph, inputs: SeedInputs) -> None:
+    """The base itself, nothing to make but for pickled or quantised weights, which are converted, and for what is taught; and what
+    stands beside it."""
+    base = inputs.base
     needs: tuple[str, ...] = ()
     if base.local and base.conversion is not None:
         needs = ("conversion",)
@@ -175,11 +174,15 @@ def _add_base(graph: RunGraph, base: BaseInputs) -> None:
                 make=lambda session: convert_base(base),
             )
         )
-    if (teaching := teaching_of(base)) is not None:
+    if taught := teachings(inputs):
         graph.add(_given_model(graph, UNTAUGHT, needs, lambda: base.key_of(base.untaught)))
+        needs = ("taught",)
+    for teaching in taught:
         graph.add(_teaching(graph, teaching, base))
-        needs = (teaching.name,)
     graph.add(_given_model(graph, "base", needs, lambda: base.key))
+    if (asked := inputs.recipe.reference) is not None and asked.path is None:
+        name = f"reference:{asked.name}"
+        graph.add(_given_model(graph, name, ("retrained",), lambda: base.key_of(base.retrained)))
 
 
 def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callable[[], str]) -> Stage[Session]:
@@ -194,10 +197,22 @@ def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callab
     return Stage(name, f"the {name} model" if name != "base" else "the base", needs=needs, inputs=inputs)
 
 
+def _judged_as_it_is(graph: RunGraph, name: str, given: Given, base: BaseInputs) -> Stage[Session]:
+    """A model that is judged and that nothing is made of."""
+
+    def inputs() -> Mapping[str, Any]:
+        if not given.here:
+            raise NotMadeError(f"{given.path!r} to be downloaded")
+        key = {"model": given.key(base)}
+        return key if given.whole else {**key, "base": graph.key("base")}
+
+    return Stage(name, given.path, inputs=inputs)
+
+
 def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Session]:
     return Stage(
         teaching.name,
-        "teach the base",
+        {"taught": "teach the base", "retrained": "teach the reference"}[teaching.name],
         needs=(UNTAUGHT,),
         inputs=lambda: teaching_inputs(teaching),
         files=tuple(_inside(graph, [teaching.folder / "**"])),
@@ -211,7 +226,10 @@ def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Se
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     """recipe.yaml and split.json, which say what the run is."""
     inputs = line.inputs
-    text, split = dump_recipe(inputs.recipe), split_content(inputs.parts, inputs.retained, inputs.base.lesson)
+    text, split = (
+        dump_recipe(inputs.recipe),
+        split_content(inputs.parts, inputs.retained, inputs.base.lesson, inputs.reference),
+    )
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 
     def write(session: Session) -> Made:
@@ -275,8 +293,10 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
 def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
     """The models that come of the trainings: laid together in memory, and the merged one, which is written."""
     for model in line.models[1:]:
+        if model.given is not None and not mark:
+            graph.add(_judged_as_it_is(graph, model.name, model.given, line.inputs.base))
         if model.shared:
-            continue  # a stage of its own
+            continue
         name = mark + model.name
         needs = ("base", *(mark + training.name for training in model.trainings))
         if model.folder is not None:

@@ -35,7 +35,7 @@ from spunge.merging.engine import merge
 from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
 from spunge.registry import RULES
 from spunge.run.graph import Made
-from spunge.run.inputs import BaseInputs
+from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.train import STATES, flattened, reader_of
@@ -65,12 +65,15 @@ class Teaching:
     samples: Samples
 
 
-def teaching_of(base: BaseInputs) -> Teaching | None:
-    """The teaching of the base, where the recipe asks for it."""
-    if base.recipe.teach is None or base.lesson is None:
-        return None
-    work = base.taught.parent / "teaching" / base.taught.name
-    return Teaching("taught", base.taught, work, base.recipe.teach, base.lesson.samples)
+def teachings(inputs: SeedInputs) -> list[Teaching]:
+    """What the recipe asks to be taught: the base, and a reference without the rows to forget."""
+    base, settings = inputs.base, inputs.recipe.teach
+    asked = {"taught": (base.taught, base.lesson), "retrained": (base.retrained, inputs.reference)}
+    return [
+        Teaching(name, folder, folder.parent / "teaching" / folder.name, settings, rows.samples)
+        for name, (folder, rows) in asked.items()
+        if settings is not None and rows is not None
+    ]
 
 
 def teaching_inputs(teaching: Teaching) -> dict[str, Any]:
@@ -85,7 +88,8 @@ def teaching_inputs(teaching: Teaching) -> dict[str, Any]:
 def refuse_lessons(teachings: Sequence[Teaching], base: BaseInputs) -> list[str]:
     """Remarks on the rows before any of them is taught. Raises RecipeError for those of which nothing can be learned."""
     remarks: list[str] = []
-    for teaching in teachings:
+    # What a reference is taught is some of what the base is taught.
+    for teaching in teachings[:1]:
         settings = teaching.settings
         if settings.packing and not teaching.samples.plain:
             raise RecipeError(
