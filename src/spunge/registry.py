@@ -204,6 +204,7 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "fluency": "spunge.evaluation.fluency:FLUENCY",
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
+        "memorization": "spunge.evaluation.memorization:MEMORIZATION",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )
@@ -230,6 +231,8 @@ SCORERS: "Registry[Scorer[Any]]" = Registry(
         "classifier": "spunge.evaluation.scorers.classifiers:CLASSIFIER",
         "probe": "spunge.evaluation.scorers.probe:PROBE",
         "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
+        "keywords": "spunge.evaluation.scorers.keywords:KEYWORDS",
+        "judge": "spunge.evaluation.scorers.judge:JUDGE",
     },
 )
 ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(

@@ -190,6 +190,9 @@ class Evaluation:
         Mapping[str, Any] | None,
         Field(description="What it measures with beyond its settings, such as a scorer's revision."),
     ]
+    remarks: Annotated[
+        tuple[str, ...], Field(description="What to look at before its scores are believed, a sentence each.")
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

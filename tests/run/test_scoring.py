@@ -1,5 +1,6 @@
 """Measures become rows: each subject in its group, the worst beside them, attacks against what they attacked."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.audit import AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import score
 from spunge.results import Model
-from spunge.run.scoring import Judged, scored
+from spunge.run.scoring import Judged, one_sided, scored
 
 BASE = Model(stage="base", kind="base", name="base")
 BRANCH = Model(stage="branch:a", kind="branch", name="a")
@@ -140,3 +141,25 @@ def test_an_evaluation_of_some_stages_is_described_and_has_rows_there_alone() ->
     assert (found.differences, found.evaluations[0].metrics) == ((), ("accuracy",))
     [nowhere] = scored([judged("quiz", {"a": 4})], [BASE], [{}], ["a"]).evaluations
     assert (nowhere.metrics, nowhere.rows, nowhere.instrument) == ((), "f" * 12, {"scorer": "s"})
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        ([(0.7, 0.99), (0.5, 0.6)], r"^All 8 scores lie at or above the threshold 0.5 \(0.5 to 0.99\)"),
+        ([(0.01, 0.2), (0.1, 0.49)], r"^All 8 scores lie below the threshold 0.5 \(0.01 to 0.49\)"),
+        ([(0.7, 0.9), (0.1, 0.2)], None),  # the merge was freed of all of it
+        ([(0.2, 0.9), (0.1, 0.2)], None),
+        ([], None),
+    ],
+)
+def test_a_scorer_that_says_the_same_of_every_text_of_every_model_is_remarked_on(
+    sides: list[tuple[float, float]], said: str | None
+) -> None:
+    rated = [Rated(0.5, least, greatest, 4) for least, greatest in sides]
+    remarks = one_sided(rated)
+    assert len(remarks) == (said is not None)
+    assert all(re.match(said, remark) for remark in remarks if said)
+    evaluation = judged("e", {"a": 2})._replace(rated=rated)
+    [told] = scored([evaluation], [BASE], [{"base": {"e": [measure([0.0, 1.0])]}}], []).evaluations
+    assert told.remarks == remarks

@@ -46,6 +46,20 @@ class Measure:
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
 
 
+@dataclass(frozen=True)
+class Rated:
+    """On which side of a threshold a scorer's scores fell."""
+
+    threshold: float
+    least: float
+    greatest: float
+    count: int
+
+    @classmethod
+    def of(cls, scores: np.ndarray, threshold: float) -> "Rated":
+        return cls(threshold, float(scores.min()), float(scores.max()), len(scores))
+
+
 class Limits(NamedTuple):
     """What the model can read, known before its weights are loaded."""
 
@@ -104,6 +118,7 @@ class Bench:
     kept: set[Path] = field(
         default_factory=set
     )  # files in `folder` that the measurements rest on, told by the evaluator
+    rated: list[Rated] = field(default_factory=list)  # what a scorer's scores were, told by the evaluator
     seed: int = 0
     progress: Steps = SILENT.step
 

@@ -205,8 +205,10 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
     except RecipeError:
         return block  # the validation that follows says so
     for setting, info in settings.model_fields.items():
+        names = any(isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) for mark in info.metadata)
         for mark in info.metadata if setting in block else ():
-            if isinstance(mark, Place):
+            # A block that names a value says itself which of its settings are places.
+            if isinstance(mark, Place) and not (names and isinstance(block[setting], dict)):
                 place = _absolute_model if mark.kind == "model" else _absolute
                 block[setting] = _placed(block[setting], place, folder)
             elif isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):

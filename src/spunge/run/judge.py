@@ -15,7 +15,7 @@ import numpy as np
 from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Limits, Measure
+from spunge.evaluation.evaluator import Bench, Limits, Measure, Rated
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
@@ -102,6 +102,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         "stage": judging.model.name,
         "evaluation": items.name,
         "measures": [measure_to_json(measure) for measure in measures],
+        "rated": [vars(rated) for rated in bench.rated],
     }
     write_json(judging.file, content)
     kept = sorted(bench.kept)
@@ -161,6 +162,11 @@ def compared(judging: Judging) -> list[str]:
 def read_measures(judging: Judging) -> list[Measure]:
     """The measurements of a finished judging."""
     return [measure_from_json(measure) for measure in read_json(judging.file)["measures"]]
+
+
+def read_rated(judging: Judging) -> list[Rated]:
+    """On which side of its threshold a scorer's scores fell, in a finished judging."""
+    return [Rated(**rated) for rated in read_json(judging.file).get("rated", ())]
 
 
 def measure_to_json(measure: Measure) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, measured_again
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row
@@ -21,6 +21,7 @@ class Judged(NamedTuple):
 
     items: Items
     instrument: Mapping[str, Any] | None
+    rated: Sequence[Rated] = ()  # a scorer's scores of every model
 
 
 @dataclass(frozen=True)
@@ -182,4 +183,19 @@ def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], p
         # The settings that name columns are called like the roles, which the items' columns are called.
         settings=items.settings.model_dump(mode="json", exclude={"kind", *ITEM_SETTINGS, *items.table.column_names}),
         instrument=judged.instrument,
+        remarks=one_sided(judged.rated),
+    )
+
+
+def one_sided(rated: Sequence[Rated]) -> tuple[str, ...]:
+    """That a scorer said the same of every text of every model, if it did."""
+    above = [each.least >= each.threshold for each in rated]
+    below = [each.greatest < each.threshold for each in rated]
+    if not rated or not (all(above) or all(below)):
+        return ()
+    least, greatest = min(each.least for each in rated), max(each.greatest for each in rated)
+    return (
+        f"All {sum(each.count for each in rated)} scores lie {'at or above' if all(above) else 'below'} the threshold "
+        f"{rated[0].threshold:g} ({least:.3g} to {greatest:.3g}), whichever model wrote the text: the scorer may not tell such "
+        "texts apart. Read some of them, or choose another scorer or threshold.",
     )

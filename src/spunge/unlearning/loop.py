@@ -1,7 +1,8 @@
 """The one training loop: AdamW with accumulation, clipping, schedule, early stop, a log line per step.
 
-It saves its state now and then, so that a killed branch goes on to the very delta it would have had; and it stops, and
-goes back to the last good weights, when the loss is no number or the retain loss explodes.
+It saves its state now and then, and where it is asked to stop, so that a branch that was stopped or killed goes on to the
+very delta it would have had; and it ends, and goes back to the last good weights, when the loss is no number or the retain
+loss explodes.
 """
 
 import json
@@ -22,6 +23,7 @@ from spunge.files import append_text, write_text, written
 from spunge.model.memory import is_out_of_memory, release, tell
 from spunge.recipe.schema import MethodSettings
 from spunge.recipe.training import DescentSettings
+from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 
@@ -105,28 +107,35 @@ class Loop:
         self.damages: deque[float] = deque(maxlen=RECENT)
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
         self.pieces = 1  # of a batch, where the memory does not hold it whole
-        self.step, stopped = self._resumed(), None
+        self.step, stopped = self._resumed()
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
-        while self.step < self.steps and stopped is None:
-            started = time.perf_counter()
-            terms = self._gradients()
-            stopped = self._gone_wrong(terms)
-            if stopped is not None:
-                break
-            rate = self._update(terms)
-            stopped = self.should_stop()
-            if self.task.log:
-                seconds = round(time.perf_counter() - started, 4)
-                line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
-                append_text(self.task.log, json.dumps(line) + "\n")
-            self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}")
-            if self.task.state and stopped is None and time.monotonic() - saved >= self.task.save_seconds:
-                self._save(self.task.state)
-                saved = time.monotonic()
+        with STOP.looked_for():
+            while self.step < self.steps and stopped is None:
+                stopped = self._next_step()
+                due = stopped is None and time.monotonic() - saved >= self.task.save_seconds
+                if self.task.state and (due or STOP.asked):
+                    self._save(self.task.state, stopped)
+                    saved = time.monotonic()
+                STOP.obey()
         means = {name: sum(terms[name] for terms in self.recent) / len(self.recent) for name in self.recent[-1]}
         notes = {} if self.pieces == 1 else {"out of memory": f"each batch in {self.pieces} pieces"}
         return History(self.step, means, stopped, notes)
+
+    def _next_step(self) -> str | None:
+        """One optimizer step, logged and told, or back to the last good weights; why the branch must stop, if so."""
+        started = time.perf_counter()
+        terms = self._gradients()
+        if (wrong := self._gone_wrong(terms)) is not None:
+            return wrong
+        rate = self._update(terms)
+        stopped = self.should_stop()
+        if self.task.log:
+            seconds = round(time.perf_counter() - started, 4)
+            line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
+            append_text(self.task.log, json.dumps(line) + "\n")
+        self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}")
+        return stopped
 
     def backward(self, term: Tensor) -> None:
         """Add the gradient of one term of the loss at once, which frees what it holds; next_loss gives the other terms."""
@@ -238,10 +247,11 @@ class Loop:
         self.recent.append(terms)
         return rate
 
-    def _save(self, file: Path) -> None:
+    def _save(self, file: Path, stopped: str | None) -> None:
         """Everything that the rest of the run depends on, in one file that is whole or not there."""
         content = {
             "step": self.step,
+            "stopped": stopped,
             "pieces": self.pieces,
             "parameters": [parameter.detach().cpu() for parameter in self.parameters],
             "good": (self.good[0], [value.cpu() for value in self.good[1]]),
@@ -257,11 +267,11 @@ class Loop:
         with written(file) as aside, aside.open("wb") as stream:
             torch.save(content, stream)
 
-    def _resumed(self) -> int:
-        """Take up a saved state; returns how many steps are done."""
+    def _resumed(self) -> tuple[int, str | None]:
+        """Take up a saved state; returns how many steps are done, and why there are no more, if so."""
         file = self.task.state
         if file is None or not file.exists():
-            return 0
+            return 0, None
         content = torch.load(file, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for parameter, value in zip(self.parameters, content["parameters"], strict=True):
@@ -280,7 +290,7 @@ class Loop:
         self.damages.extend(content["damages"])
         for name, values in content["memory"].items():
             self.memory[name][:] = values
-        return int(content["step"])
+        return int(content["step"]), content["stopped"]
 
 
 def _begin_log(file: Path | None, steps: int) -> None:
