@@ -201,10 +201,13 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "perplexity": "spunge.evaluation.perplexity:PERPLEXITY",
         "toxicity": "spunge.evaluation.toxicity:TOXICITY",
         "harm": "spunge.evaluation.harm:HARM",
+        "refusal": "spunge.evaluation.refusal:REFUSAL",
+        "leakage": "spunge.evaluation.leakage:LEAKAGE",
         "fluency": "spunge.evaluation.fluency:FLUENCY",
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
         "memorization": "spunge.evaluation.memorization:MEMORIZATION",
+        "match": "spunge.evaluation.match:MATCH",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )

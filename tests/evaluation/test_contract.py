@@ -38,11 +38,17 @@ QUICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "choices": ({}, QUESTIONS),
     "perplexity": ({}, TEXTS),
     "toxicity": ({"scorer": "CLASSIFIER", "generation": SHORT}, PROMPTS),
+    "refusal": ({"scorer": "CLASSIFIER", "judge": "MODEL", "generation": SHORT}, PROMPTS),
+    "leakage": (
+        {"k": [1], "leaks": "contains", "generation": {**SHORT, "samples": 1}},
+        {**PROMPTS, "reference": ["a"] * COUNT},
+    ),
     "harm": ({"judge": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "fluency": ({"judge": "MODEL", "judge_dtype": "float32", "generation": SHORT}, PROMPTS),
     "similarity": ({"encoder": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "lm_eval": ({"tasks": ["toy"], "include_path": ["TASKS"]}, {}),
     "memorization": ({"paraphrased": "p", "perturbed": "w", "generation": SHORT}, ANSWERED),
+    "match": ({"unwanted": "w", "generation": SHORT}, {**PROMPTS, "unwanted": [["paris", "rome"]] * COUNT}),
     "audit": ({"attack": "quantise", "of": "texts"}, TEXTS),
 }
 NEEDS = {
