@@ -33,6 +33,7 @@ from spunge.recipe.schema import (
     RuleSettings,
     Source,
     Split,
+    TeachSettings,
 )
 from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings
@@ -43,6 +44,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 BLOCKS: dict[str, type[Strict]] = {
     "model": ModelSettings,
+    "teach": TeachSettings,
     "forget": ForgetRows,
     "source (of forget, retain and evaluate)": Source,
     "split": Split,

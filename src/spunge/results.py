@@ -26,6 +26,7 @@ from spunge.files import parse_json, write_text
 
 FILE = "results.json"
 SCHEMA: Final = 1
+UNTAUGHT: Final = "untaught"  # the stage of the given model, where the base is what it was taught
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 TOLD = {"missing": "missing", "tuple_type": "it should be a list", "dataclass_type": "it should be a mapping"}
 ANEW = "`spunge run` into its folder writes it anew"
@@ -51,14 +52,16 @@ Real = Annotated[float, BeforeValidator(_real), _NUMBER]
 Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as NaN, which some programs write so
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-Kind = Literal["base", "branch", "control", "merged", "other"]
+Kind = Literal["base", "reference", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 Wanted = Literal["up", "down"]
 # What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
 # the items are. None: none of these.
 Higher = Literal["known", "unknown", "good", "bad"] | None
 
-StageName = Annotated[str, Field(description="The judged model: base, branch:SLUG, control:NAME or merged.")]
+StageName = Annotated[
+    str, Field(description="The judged model: base, untaught, reference:NAME, branch:SLUG, control:NAME or merged.")
+]
 SubjectName = Annotated[
     str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")
 ]
@@ -91,11 +94,17 @@ class Model:
     """What was judged as a stage."""
 
     stage: StageName
-    kind: Annotated[Kind, Field(description="What it is; `other` where another program wrote the file.")]
-    name: Annotated[str, Field(description="A branch's part, a control's name, else the stage.")]
+    kind: Annotated[
+        Kind,
+        Field(description="What it is. reference: not unlearned, to compare with; other: of another program's file."),
+    ]
+    name: Annotated[str, Field(description="A branch's part, a control's or a reference's name, else the stage.")]
 
     @property
     def label(self) -> str:
+        """As sentences call it."""
+        if self.kind == "reference":
+            return f"{self.name} reference" if self.stage != self.name else f"{self.name} model"
         return {"branch": f"branch {self.name}", "control": f"{self.name} control"}.get(self.kind, self.name)
 
 
@@ -228,7 +237,8 @@ class Results:
     peak_memory: Annotated[Count | None, Field(description="Bytes of the process at its peak.")] = None
     rows: Annotated[tuple[Row, ...], Field(description="The scores.")]
     differences: Annotated[
-        tuple[Difference, ...], Field(description="Every model against the base, the merged one against every control.")
+        tuple[Difference, ...],
+        Field(description="Every model against the base, the merged one against controls and references."),
     ] = ()
     recovered: Annotated[tuple[Recovered, ...], Field(description="What attacks bring back.")] = ()
     evaluations: Annotated[tuple[Evaluation, ...], Field(description="What it was measured with.")] = ()

@@ -140,7 +140,11 @@ def _columns(scores: Scores, form: Form) -> list[Column]:
 
 def _head(model: Model) -> Text:
     shown = shortened(name(model.name), HEAD)
-    return Text(f"{model.kind}\n{shown}" if model.kind in ("branch", "control") else f"\n{shown}")
+    return Text(
+        f"{model.kind}\n{shown}"
+        if model.kind in ("branch", "control") or model.stage.startswith("reference:")
+        else f"\n{shown}"
+    )
 
 
 def _shower(model: Model, form: Form) -> Callable[[Metric, Subject], Text]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from spunge.report.scores import LOWER, Metric, Scores, Shift, Subject, interval, share_back
 from spunge.report.wording import isolated
-from spunge.results import Group, Model, Recovered, Row, Wanted
+from spunge.results import UNTAUGHT, Group, Model, Recovered, Row, Wanted
 
 LISTED = 6  # subjects that get a line each; of more, only a few
 LEAST = 3
@@ -87,14 +87,18 @@ def basis(scores: Scores) -> str:
 def verdict(scores: Scores) -> list[Finding]:
     """Did it forget, for each part; what did it cost; how does the merge stand against each control; what comes back."""
     controls = scores.of_kind("control")
+    references = [model for model in scores.of_kind("reference") if model.stage != UNTAUGHT]
     findings = {
+        "What was taught: the base against the untaught model": [
+            _against(metric, UNTAUGHT, "base") for metric in scores.metrics
+        ],
         "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
         "All rows together": [_together(metric, controls) for metric in scores.metrics],
     }
-    for control in controls:
-        heading = f"Merged against the {isolated(control.label)}"
-        findings[heading] = [_against(metric, control) for metric in scores.metrics]
+    for model in [*controls, *references]:
+        heading = f"Merged against the {isolated(model.label)}"
+        findings[heading] = [_against(metric, model.stage) for metric in scores.metrics]
     findings["What attacks bring back"] = [_brought_back(metric, scores) for metric in scores.audits]
     if scores.parts and scores.metrics and not any(findings["Parts to forget"] + findings["All rows together"]):
         findings["Parts to forget"] = [Fact("Nothing", "was measured on the parts to forget.")]
@@ -186,10 +190,10 @@ def _together(metric: Metric, controls: Sequence[Model]) -> Fact | None:
     return Fact(metric.name, f"of {_line(metric, compared[0], controls)}.") if compared else None
 
 
-def _against(metric: Metric, control: Model) -> Fact | None:
+def _against(metric: Metric, other: str, stage: str = "merged") -> Fact | None:
     clauses, certain = [], []
     for group in NOUNS:
-        compared = pairs(metric, group, control.stage, "merged")
+        compared = pairs(metric, group, other, stage)
         judged = group == "keep" and all(pair.subject.wanted for pair in compared)
         ways = [pair.better if judged else pair.way for pair in compared]
         if compared:

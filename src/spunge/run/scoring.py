@@ -12,7 +12,7 @@ from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
-from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
+from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
 WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
@@ -82,14 +82,24 @@ def scored(
     directions = _directions(every, list(stages.values()), set(parts))
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
     _refuse_twice(rows)
-    pairs = [(model.stage, "base") for model in models if model.kind != "base"]
-    pairs += [("merged", model.stage) for model in models if model.kind == "control"]
+    pairs = list(compared(models))
     return Scored(
         rows=tuple(rows),
         differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages, directions)),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
         evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
     )
+
+
+def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
+    """The stages of which one is compared with the other, paired by item."""
+    for model in models:
+        if model.stage == UNTAUGHT:
+            yield "base", UNTAUGHT
+        elif model.kind != "base":
+            yield model.stage, "base"
+    yield from (("merged", model.stage) for model in models if model.kind == "control")
+    yield from (("merged", model.stage) for model in models if model.kind == "reference" and model.stage != UNTAUGHT)
 
 
 def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
