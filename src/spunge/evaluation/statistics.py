@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spunge.evaluation.detection import detected, detected_interval
 from spunge.evaluation.evaluator import Measure
 
 RESAMPLES = 2000
@@ -64,6 +65,11 @@ def score(measures: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Sco
     low, high = _interval(draws)
     if values[0] in (0, 1) and (values == values[0]).all() and all(_is_share(each, items) for each in measures):
         low, high = wilson(int(values[0] * len(items)), len(items))
+    if first.combine == "detected":
+        ends = [
+            detected_interval(each.numerator[items], each.denominator[items], each.false or 0.0) for each in measures
+        ]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
     below = bool(high < first.chance) if first.chance is not None else None
     return Score(first.metric, float(values.mean()), low, high, len(items), first.chance, below, spread)
@@ -170,6 +176,8 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
     top, bottom = measure.numerator[items].astype(np.float64), measure.denominator[items].astype(np.float64)
     if measure.combine == "auroc":
         return lambda weights: auroc(top, bottom, weights)
+    if measure.combine == "detected":
+        return lambda weights: detected(top, bottom, weights, measure.false or 0.0)
 
     def ratio(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
