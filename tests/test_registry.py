@@ -34,6 +34,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "precomputed": {"branches": {"asia": "adapters/asia"}},
     "fluency": {"judge": "some/model"},
     "harm": {"judge": "some/model"},
+    "match": {"unwanted": "answer"},
     "lm_eval": {"tasks": ["piqa"]},
     "classifier": {"path": "some/model"},
     "scorers/probe": {"path": "some/folder"},

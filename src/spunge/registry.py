@@ -207,6 +207,7 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
         "memorization": "spunge.evaluation.memorization:MEMORIZATION",
+        "match": "spunge.evaluation.match:MATCH",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )

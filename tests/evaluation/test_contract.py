@@ -48,6 +48,7 @@ QUICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "similarity": ({"encoder": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "lm_eval": ({"tasks": ["toy"], "include_path": ["TASKS"]}, {}),
     "memorization": ({"paraphrased": "p", "perturbed": "w", "generation": SHORT}, ANSWERED),
+    "match": ({"unwanted": "w", "generation": SHORT}, {**PROMPTS, "unwanted": [["paris", "rome"]] * COUNT}),
     "audit": ({"attack": "quantise", "of": "texts"}, TEXTS),
 }
 NEEDS = {

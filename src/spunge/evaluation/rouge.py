@@ -11,12 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from spunge.errors import RecipeError
+from spunge.evaluation.wording import UNSPACED
 
 Words = Literal["ascii", "unicode"]
-# Thai to Burmese, Khmer, kana, Chinese characters: scripts that put no spaces between words.
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-)
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 READABLE = 0.5  # of a text's letters; with fewer of them left, its ROUGE says nothing
 
