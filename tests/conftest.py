@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from serving import Served, served
 from toys import ARCHITECTURES, ROOT, WORDS, rows
 from variety import build
 
@@ -226,6 +227,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) 
     BertForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """A chat endpoint on this machine."""
+    with served() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
             "accuracy",
             np.array([float(guess == answer) for guess, answer in zip(best, answers, strict=True)]),
             np.ones(len(rows)),
-            higher_is_better=True,
+            higher="known",
             chance=float((1 / counts).mean()),
         )
         measures.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors.numpy import load_file
 
 from spunge.data.samples import Encoded, Text, collate, encode
@@ -25,6 +26,7 @@ from spunge.model.architecture import find_blocks
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
+from spunge.recipe.block import Place
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.writing import write_tensors
@@ -199,21 +201,26 @@ def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
     return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, auroc_of[best], float(best))
 
 
-def load(settings: ScorerSettings) -> Loaded:
+class ProbeSettings(ScorerSettings):
+    kind: str = "probe"
+    path: Annotated[str, Place("file")] = Field(description="The folder that `spunge probe` wrote.")
+
+
+def load(settings: ProbeSettings) -> Loaded:
     """A linear probe of your own on a frozen model's hidden states (`spunge probe`)."""
-    probe = load_probe(settings.scorer)
+    probe = load_probe(settings.path)
     return Loaded(probe.probabilities, probe.refuse)
 
 
-def instrument(settings: ScorerSettings) -> dict[str, Any]:
+def instrument(settings: ProbeSettings) -> dict[str, Any]:
     """The model it reads, what it was trained on, and how well it told."""
-    content = read_description(settings.scorer)
+    content = read_description(settings.path)
     made = {key: content[key] for key in ("model", "weights", "blocks", "label", "where", "rows", "auroc")}
     return {"scorer": "probe", **made}
 
 
 PROBE = Scorer(
-    settings=ScorerSettings,
+    settings=ProbeSettings,
     source="Alain & Bengio 2016, arXiv 1610.01644",
     load=load,
     instrument=instrument,
