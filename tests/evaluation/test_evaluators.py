@@ -138,8 +138,8 @@ def test_intervals_of_a_ratio_weigh_items_by_their_tokens() -> None:
     found = score([Measure("perplexity", losses, tokens, "unknown", "exp")], range(400))
     assert found.value == pytest.approx(np.exp(32 / 11))
     error = np.std(losses - 32 / 11 * tokens) / tokens.mean() / np.sqrt(400)  # of a ratio of means, by the delta method
-    assert np.log(found.low) == pytest.approx(32 / 11 - 1.96 * error, abs=1e-3)
-    assert np.log(found.high) == pytest.approx(32 / 11 + 1.96 * error, abs=1e-3)
+    assert np.log(found.low) == pytest.approx(32 / 11 - 1.96 * error, abs=4e-3)
+    assert np.log(found.high) == pytest.approx(32 / 11 + 1.96 * error, abs=4e-3)
 
 
 def test_95_percent_intervals_cover_the_truth_about_95_times_in_100() -> None:

@@ -65,7 +65,7 @@ class Linear(NamedTuple):
 
     value: float  # mean over the seeds
     parts: tuple[np.ndarray, ...]  # what each item adds, centred; of an AUROC, of either class
-    count: int  # items that count; of an AUROC, of the smaller class
+    n: int  # items that count; of an AUROC, of the smaller class
     alike: float  # items of one weight that would say as much
     bounds: tuple[float, float] | None  # that the value cannot leave
     seeds: float = 0.0  # variance of the mean over the seeds
@@ -245,11 +245,11 @@ def _ends(linear: Linear, draws: Draws, exponent: bool, tail: float = TAIL) -> I
     """The interval of a value or a difference that is no share of items. `draws`: of what the exponent is taken of already."""
     if linear.agree:
         return agreeing(linear.value, linear.alike, *linear.bounds, tail) if linear.bounds else UNKNOWN
-    if linear.count >= SMALL_SAMPLE:
-        return percentiles(draws(), linear.count, tail)
-    if linear.count < 2 or not np.isfinite(linear.value):
+    if linear.n >= SMALL_SAMPLE:
+        return percentiles(draws(), linear.n, tail)
+    if linear.n < 2 or not np.isfinite(linear.value):
         return UNKNOWN
-    ends = student(linear.value, linear.error, linear.count, tail)
+    ends = student(linear.value, linear.error, linear.n, tail)
     if linear.bounds is not None:
         return Interval(max(linear.bounds[0], ends.low), min(linear.bounds[1], ends.high))
     with np.errstate(over="ignore"):
@@ -289,9 +289,9 @@ def _linear_of(measure: Measure, items: np.ndarray) -> Linear:
 def _less(one: Linear, other: Linear) -> Linear:
     """The difference of two metrics of the same items."""
     parts = tuple(mine - theirs for mine, theirs in zip(one.parts, other.parts, strict=True))
-    count, alike = min(one.count, other.count), min(one.alike, other.alike)
+    fewer, alike = min(one.n, other.n), min(one.alike, other.alike)
     bounds = (-1.0, 1.0) if one.bounds and other.bounds else None
-    return Linear(one.value - other.value, parts, count, alike, bounds, one.seeds + other.seeds)
+    return Linear(one.value - other.value, parts, fewer, alike, bounds, one.seeds + other.seeds)
 
 
 def _changed(measures: Sequence[Measure], others: Sequence[Measure], items: np.ndarray) -> np.ndarray:
