@@ -19,7 +19,7 @@ from spunge.evaluation.detection import detected, detected_interval
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.evaluation.membership import MEMBERSHIP, MembershipSettings
 from spunge.evaluation.membership_scores import min_k, token_facts
-from spunge.evaluation.statistics import score
+from spunge.evaluation.statistics import difference, recovery, score
 from spunge.recipe.schema import Recipe
 from toys import texts
 
@@ -170,6 +170,19 @@ def test_a_measure_of_detection_has_that_interval_at_every_seed() -> None:
     assert found.low <= found.value <= found.high
 
 
+def test_a_change_of_a_rate_is_certain_only_where_both_intervals_leave_room_for_nothing_else() -> None:
+    classes = np.r_[np.ones(300), np.zeros(600)]
+    ranks = np.arange(900.0)
+    above, below = (
+        [Measure("TPR", values, classes, higher="known", combine="detected", false=0.01)] for values in (-ranks, ranks)
+    )
+    known, same = difference(above, below, range(900)), difference(below, below, range(900))
+    assert known.value == 1
+    assert known.low > 0.9
+    assert not same.certain
+    assert recovery(above, below, above, range(900)) is None
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_bag_of_words_tells_sets_apart_that_differ_by_their_words(apart: bool) -> None:
     said = [f"{text} {'old' if apart and at % 2 else 'new'} tale" for at, text in enumerate(texts("any", 60))]
@@ -244,6 +257,13 @@ def test_the_rate_is_read_at_one_percent_only_where_there_are_100_non_members(
     assert [*few] == ["AUROC of loss"]
     assert [*many] == ["AUROC of loss", "TPR at 1% FPR of loss"]
     assert [*asked] == ["AUROC of loss", "TPR at 25% FPR of loss"]
+
+
+def test_a_reference_that_is_the_base_itself_is_refused(toy_recipe: dict[str, Any]) -> None:
+    reference = f"{toy_recipe['model']['path']}/."
+    entry = {"kind": "membership", "member": "m", "scores": ["reference"], "reference": reference}
+    with pytest.raises(ValueError, match="is the base itself"):
+        Recipe.model_validate({**toy_recipe, "evaluate": [entry]})
 
 
 def read(recipe: dict[str, Any], **settings: Any) -> Any:

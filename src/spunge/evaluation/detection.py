@@ -1,9 +1,9 @@
 """How many items of class 1 scores find at few false alarms, with an interval that knows how few alarms there were to see."""
 
 import numpy as np
-from scipy.special import bdtr, betaincinv
+from scipy.special import bdtr
 
-TAIL = 0.0125  # of each end of an interval of 95%, once for the threshold and once for the share above it
+from spunge.evaluation.intervals import TAIL, Interval, exact
 
 
 def detected(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray, false: float) -> np.ndarray:
@@ -22,20 +22,18 @@ def detected(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray, false
     return np.where(np.isnan(alarms[:, -1]) | np.isnan(hits[:, -1]), np.nan, shares)
 
 
-def detected_interval(scores: np.ndarray, classes: np.ndarray, false: float) -> tuple[float, float]:
-    """An interval of `detected` that holds the truth at least 95 times in 100, whatever the scores are like. Shapes as there.
+def detected_interval(scores: np.ndarray, classes: np.ndarray, false: float, tail: float = TAIL) -> Interval:
+    """An interval of `detected` that holds the truth, whatever the scores are like. Shapes as there.
 
-    The threshold is as uncertain as the share above it. The number of items of class 0 above the true one is binomial, which
-    bounds it by two of their scores; with too few of them (437 for a share of 1%) nothing bounds it from above, and the interval
-    begins at 0. The share above a bound has Clopper's and Pearson's interval (1934).
+    The threshold is as uncertain as the share above it, so that each has half of the tail. The number of items of class 0 above
+    the true threshold is binomial, which bounds it by two of their scores; with too few of them (437 for a share of 1%) nothing
+    bounds it from above, and the interval begins at 0.
     """
     ones, others = scores[classes == 1], np.sort(scores[classes == 0])[::-1]
     below = bdtr(
         np.arange(len(others) + 1.0), len(others), false
     )  # chance of so many above the true threshold, or fewer
-    fewest, most = int(np.argmax(below > TAIL)), int(np.argmax(below >= 1 - TAIL))
+    fewest, most = int(np.argmax(below > tail / 2)), int(np.argmax(below >= 1 - tail / 2))
     certain = int((ones >= others[fewest - 1]).sum()) if fewest else 0
     possible = int((ones > others[most]).sum()) if most < len(others) else len(ones)
-    low = float(betaincinv(certain, len(ones) - certain + 1, TAIL)) if certain else 0.0
-    high = float(betaincinv(possible + 1, len(ones) - possible, 1 - TAIL)) if possible < len(ones) else 1.0
-    return low, high
+    return Interval(exact(certain, len(ones), tail / 2).low, exact(possible, len(ones), tail / 2).high)

@@ -8,6 +8,7 @@ stranger than unseen texts, which gives away that they were unlearned. What ends
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,7 @@ from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.evaluation.statistics import score
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings, Source, Sources
+from spunge.recipe.schema import EvaluatorSettings, Recipe, Source, Sources
 
 SETTING = "evaluate.membership"
 FALSE = 0.01  # where nothing else is asked for
@@ -92,6 +93,16 @@ class MembershipSettings(EvaluatorSettings):
 def columns(settings: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
     member = {MEMBER: settings.member} if settings.member else {}
     return sample_columns(settings, forget, SETTING) | member
+
+
+def check(settings: MembershipSettings, recipe: Recipe) -> None:
+    """Raises RecipeError for a reference that is the base itself, beside which the base knows nothing more."""
+    if settings.reference is not None and os.path.realpath(os.path.expanduser(settings.reference)) == os.path.realpath(
+        os.path.expanduser(recipe.model.path)
+    ):
+        raise RecipeError(
+            f"{SETTING}.reference: {settings.reference!r} is the base itself; give a model that has not seen the members"
+        )
 
 
 def others(settings: MembershipSettings) -> list[Source] | None:
@@ -235,6 +246,7 @@ MEMBERSHIP = Evaluator(
     measure=measure,
     columns=columns,
     others=others,
+    check=check,
     instrument=instrument,
     check_items=check_items,
 )
