@@ -102,6 +102,7 @@ def start(command: Command, folder: Path, prepared: Callable[[], None] = lambda:
         os.chdir(folder)
         os.environ["SPUNGE_CACHE"] = str(folder / command.cache)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.argv = ["spunge", *command.arguments]
         torch.set_num_threads(1)  # its pool did not come along; here no second thread asks for it at the same time
         _watch(_logs(folder) / "trace")

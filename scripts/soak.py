@@ -5,9 +5,9 @@ python scripts/soak.py --kills 40 --seed 3 --kinds run folder
 python scripts/soak.py --every folder delta    # killed at each write in turn, and finished
 
 Whole toy runs, and merges of every output, are killed (SIGKILL) after a random time or before a random write, stopped by Ctrl-C
-once or twice, started twice at once. When one is done, what it left must be what an undisturbed one leaves, byte for byte but
-for times, `spunge verify` must pass, and no temporary file may lie about. Prints the figures; exits 1 where one is not 0 that
-should be.
+or SIGTERM once or twice, started twice at once. When one is done, what it left must be what an undisturbed one leaves, byte for
+byte but for times, `spunge verify` must pass, and no temporary file may lie about. Prints the figures; exits 1 where one is not
+0 that should be.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Figures:
     seconds: float = 0.0
     finished: int = 0  # commands brought to their end
     kills: int = 0
-    stops: int = 0  # by Ctrl-C
+    stops: int = 0  # by Ctrl-C or SIGTERM
     pairs: int = 0  # two processes on one folder
     lost: int = 0  # stages or tensors that were vouched for and no longer are
     repeated: int = 0  # stages or tensors made again though they were vouched for
@@ -109,7 +109,8 @@ class Trial:
             self.figures.note("tracebacks", f"{self.command.kind}: {ended.errors[-1500:]}")
             return
         told = ended.last.startswith(GO_ON) or not ended.errors  # it may not have begun
-        if ended.code not in (0, -signal.SIGKILL) and not (ended.code == 130 and told):
+        early = ended.code == -signal.SIGTERM and not ended.errors
+        if ended.code not in (0, -signal.SIGKILL) and not early and not (ended.code in (130, 143) and told):
             self.figures.note("wrong", f"{self.command.kind}: exit {ended.code}: {ended.last} ({self.folder})")
 
     def _killed(self) -> Ended | None:
@@ -132,23 +133,24 @@ class Trial:
         return call(self.command, self.folder, lambda: _signal_before(number, by, str(self.folder)))
 
     def _stopped(self) -> Ended | None:
-        """By Ctrl-C, once or twice, at a random time or before a random write."""
+        """By Ctrl-C or SIGTERM, once or twice, at a random time or before a random write."""
         self.figures.stops += 1
+        number = self.chance.choice([signal.SIGINT, signal.SIGTERM])
         if self.chance.random() < 0.5:
-            return self.killed_before(self.chance.randint(1, 30), signal.SIGINT)
+            return self.killed_before(self.chance.randint(1, 30), number)
         child = start(self.command, self.folder)
         ended = child.ended(0.02 + self.usual * self.chance.random())
         for pause in (0.0, self.chance.choice([0.0, 0.001, 0.02]))[: self.chance.randint(1, 2)]:
             ended = ended or child.ended(pause)
             if ended is None:
-                child.signal(signal.SIGINT)
+                child.signal(number)
         return ended or self._soon(child)
 
     def _soon(self, child: Child) -> Ended | None:
-        """It must end within ten seconds of Ctrl-C."""
+        """It must end within ten seconds of being asked."""
         ended = child.ended(10)
         if ended is None:
-            self.figures.note("wrong", f"{self.command.kind}: goes on after Ctrl-C ({self.folder})")
+            self.figures.note("wrong", f"{self.command.kind}: goes on after a signal ({self.folder})")
             child.signal(signal.SIGKILL)
         return ended or child.ended()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
-from spunge.cli import main
+from spunge.cli import SIGNALS, main
 
 
 class Ended(NamedTuple):
@@ -23,7 +23,8 @@ def call(*arguments: str, cwd: Path | None = None) -> Ended:
     printed, errors = StringIO(), StringIO()
     with ExitStack() as back:
         back.callback(os.chdir, Path.cwd())
-        back.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        for number in SIGNALS:
+            back.callback(signal.signal, number, signal.getsignal(number))
         back.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
         back.enter_context(patch.dict(os.environ))
         back.enter_context(patch.object(sys, "argv", ["spunge", *arguments]))

@@ -1,5 +1,6 @@
 """Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
 
+import copy
 import gc
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from serving import Served, served
 from toys import ARCHITECTURES, ROOT, WORDS, rows
 from variety import build
 
@@ -28,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.fsync = lambda file: None  # no test's files have to outlive a power cut
 
 
 def pytest_collection_finish() -> None:
@@ -104,15 +108,20 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load(tiny: Callable[..., Path]) -> Callable[..., Any]:
-    """load("llama") -> a Base of a tiny model, in float32."""
+    """load("llama") -> a Base of a tiny model, in float32; the caller's own, a copy of one that was loaded once."""
     from spunge.model.loading import load_base
     from spunge.recipe.schema import ModelSettings
 
+    loaded: dict[Path, Any] = {}
+
     def build(architecture: str = "llama", **changes: Any) -> Any:
         folder = tiny(architecture, **changes)
-        return load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
+        if folder not in loaded:
+            loaded[folder] = load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
+        mine = loaded[folder]
+        return replace(mine, model=copy.deepcopy(mine.model), tokenizer=copy.deepcopy(mine.tokenizer))
 
     return build
 
@@ -218,6 +227,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) 
     BertForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """A chat endpoint on this machine."""
+    with served() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

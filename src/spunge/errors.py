@@ -25,6 +25,7 @@ _TOKENS = re.compile(
 _NAMED = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|SECRET|PRIVATE)_?KEY)(_|$)|^KEY$", re.I
 )
+_concealed: set[str] = set()
 _LENGTH = 12  # of a value in the environment that is taken for a secret: shorter ones are words
 MOST = 299  # characters of a message
 LONGEST = 200  # characters of a word that others are compared with
@@ -40,8 +41,15 @@ class RecipeError(ValueError):
         super().__init__(one_line(message))
 
 
+def conceal(secret: str) -> None:
+    """Have a secret, whatever it looks like, left out of all that this process says and writes."""
+    _concealed.add(secret)
+
+
 def redacted(text: str) -> str:
     """The text without tokens, keys and passwords."""
+    for secret in _concealed:
+        text = text.replace(secret, HIDDEN)
     for name, value in os.environ.items():
         if _NAMED.search(name) and len(value) >= _LENGTH and not value.startswith(("/", "~")) and value in text:
             text = text.replace(value, HIDDEN)

@@ -19,6 +19,8 @@ import pytest
 import typer
 
 from commands import call
+from spunge.cli import SIGNALS, main
+from spunge.stopping import STOP
 
 STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
 
@@ -93,18 +95,67 @@ def test_an_interrupt_that_a_callback_from_c_swallows_comes_again(on_ctrl_c: Cal
     assert time.monotonic() - started < 10
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+@pytest.mark.parametrize(("training", "number"), [(False, signal.SIGINT), (True, signal.SIGTERM)])
+def test_a_second_signal_ends_the_process_at_once(training: bool, number: signal.Signals) -> None:
+    """Also while it trains, where the first one only asks."""
     program = (
-        "import os, signal, sys; from unittest.mock import patch; from spunge.cli import main\n"
+        "import os, signal, sys; from contextlib import nullcontext; from unittest.mock import patch\n"
+        "from spunge.cli import main; from spunge.stopping import STOP\n"
         "def slow(kind):\n"
-        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    finally: os.kill(os.getpid(), signal.SIGINT); print('goes on')\n"
+        f"  with STOP.looked_for() if {training} else nullcontext():\n"
+        f"    try: os.kill(os.getpid(), {int(number)})\n"
+        f"    finally: os.kill(os.getpid(), {int(number)}); print('goes on')\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv = ['spunge', 'list']\n"
         "with patch('spunge.cli.listing.listing', slow): main()"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     told = "spunge: stopped at once; give the same command again to go on (what is finished is kept)"
-    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (130, "", told)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (128 + number, "", told)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_obeyed_at_once_where_nothing_works_in_steps_and_else_after_the_step(
+    number: signal.Signals, on_ctrl_c: Callable[[Any], Any]
+) -> None:
+    reached: list[str] = []
+
+    def asked(kind: str) -> None:
+        with STOP.looked_for():
+            os.kill(os.getpid(), number)
+            reached.append("the step's end")
+            STOP.obey()
+        reached.append("beyond")
+
+    def interrupted(kind: str) -> None:
+        os.kill(os.getpid(), number)
+        reached.append("beyond")
+
+    on_ctrl_c(signal.default_int_handler)
+    for long in (asked, interrupted):
+        with patch("spunge.cli.listing.listing", long):
+            ended = call("list")
+        assert (ended.returncode, ended.stderr.strip()) == (128 + number, STOPPED)
+    assert reached == ["the step's end"]
+
+
+def test_a_command_called_beside_the_main_thread_leaves_the_programs_handlers() -> None:
+    inside: list[Any] = []
+
+    def listing(kind: str) -> list[str]:
+        inside.extend(map(signal.getsignal, SIGNALS))
+        return []
+
+    def command() -> None:
+        with pytest.raises(SystemExit) as ended:
+            main()
+        inside.append(ended.value.code)
+
+    before = [*map(signal.getsignal, SIGNALS)]
+    with patch("spunge.cli.listing.listing", listing), patch("sys.argv", ["spunge", "list", "rules"]):
+        thread = threading.Thread(target=command)
+        thread.start()
+        thread.join()
+    assert inside == [*before, 0]
 
 
 def test_what_the_system_refuses_outside_of_any_folder_is_one_line_with_the_file() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import call
+
+STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -63,27 +67,47 @@ def test_nothing_is_printed_after_the_line_that_says_what_is_wrong(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_run_stopped_while_it_trains_exits_130_and_says_how_to_go_on(
+def test_a_run_stopped_while_it_trains_keeps_every_step_and_says_how_to_go_on(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
+    """By a scheduler's SIGTERM; then, in this process, by Ctrl-C."""
     toy_recipe["unlearn"]["steps"] = 3000
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(toy_recipe))
-    command = [sys.executable, "-m", "spunge.cli", "run", "toy.yaml", "--out", "run"]
-    process = subprocess.Popen(
-        command,
+    arguments = ("run", "toy.yaml", "--out", "run")
+    with subprocess.Popen(
+        [sys.executable, "-m", "spunge.cli", *arguments],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heeding_ctrl_c,
-    )
+    ) as process:
+        _signalled(process.pid, signal.SIGTERM, tmp_path, after=0)
+        printed, errors = process.communicate(timeout=60)
+    steps = _logged(tmp_path)
+    assert (process.returncode, printed) == (143, "")
+    assert [line for line in errors.splitlines() if line.startswith("spunge: ")] == [STOPPED]
+    assert "Traceback" not in errors
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    watch = threading.Thread(target=_signalled, args=(os.getpid(), signal.SIGINT, tmp_path, len(steps)))
+    watch.start()
+    ended = call(*arguments, cwd=tmp_path)
+    watch.join()
+    signal.signal(signal.SIGINT, before)
+    assert (ended.returncode, ended.stdout, ended.stderr.splitlines()[-1:]) == (130, "", [STOPPED])
+    assert len(steps) < len(_logged(tmp_path)) < 3000
+    assert _logged(tmp_path)[: len(steps)] == steps  # with the seconds that each took: none was done again
+
+
+def _signalled(process: int, number: int, folder: Path, after: int) -> None:
+    """Send a signal once the run has done more than so many steps."""
     deadline = time.monotonic() + 100
-    while not any(file.stat().st_size for file in tmp_path.glob("run/branches/*/log.jsonl")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, "")
-    assert errors.splitlines()[-1].startswith("spunge: stopped; give the same command again to go on")
+    while len(_logged(folder)) <= after and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process, number)
+
+
+def _logged(folder: Path) -> list[str]:
+    """The lines of the first branch's log."""
+    return [line for file in folder.glob("run/branches/*/log.jsonl") for line in file.read_text().splitlines()]

@@ -1,7 +1,7 @@
 """Toxicity of generations: the completion alone is scored, by whichever scorer, beside the signs of a broken model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +9,13 @@ import numpy as np
 import pytest
 
 import spunge
+from spunge.cli.terminal import print_scores
 from spunge.errors import RecipeError
+from spunge.evaluation.scorers.keywords import is_refusal
 from spunge.evaluation.scorers.scorer import chosen_scorer
-from spunge.evaluation.toxicity import ToxicitySettings, is_empty, is_refusal, is_repetitive, measures, score_all
+from spunge.evaluation.toxicity import ToxicitySettings, is_empty, is_repetitive, measures
 from spunge.recipe.loading import load_recipe
 from toys import rows
-
-
-def test_the_completion_alone_is_scored_and_an_empty_one_says_nothing() -> None:
-    seen: list[str] = []
-
-    def score(texts: Sequence[str]) -> np.ndarray:
-        seen.extend(texts)
-        return np.array([0.9 if "bad" in text else 0.1 for text in texts])
-
-    found = score_all([["bad dog", ""], [" fine ", "bad"]], score)
-    assert found.tolist() == [[0.9, 0.0], [0.1, 0.9]]
-    assert seen == ["bad dog", "fine", "bad"]
 
 
 def test_shares_of_greedy_completions() -> None:
@@ -120,6 +110,19 @@ def test_a_run_tells_toxicity_by_group_the_worst_and_the_scorer(recipe: dict[str
     assert len(described.instrument["version"]) == 16  # of its file's content
 
 
+def test_a_scorer_that_calls_every_completion_toxic_is_remarked_on_wherever_scores_are_read(
+    recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stub.py").write_text(STUB.replace('float("o" in text)', "0.8"))
+    results = spunge.run(load_recipe(recipe), tmp_path / "run")
+    [remark] = results.evaluations[0].remarks
+    assert remark.startswith("All 50 scores lie at or above the threshold 0.5 (0.8 to 0.8)")
+    assert spunge.read_results(tmp_path / "run").evaluations[0].remarks == (remark,)
+    assert remark in (tmp_path / "run" / "report.html").read_text()
+    print_scores(results)
+    assert f"note: toxicity: {remark}" in capsys.readouterr().out
+
+
 def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str, Any], tmp_path: Path) -> None:
     again = {**recipe["evaluate"][0], "name": "other", "threshold": 0.9, "subject": "strict", "by": "NULL"}
     spunge.run(load_recipe({**recipe, "evaluate": [*recipe["evaluate"], again]}), tmp_path / "run")
@@ -128,7 +131,7 @@ def test_two_evaluations_of_the_same_prompts_share_their_texts(recipe: dict[str,
 
 def test_explicit_words_are_scored_by_alt_profanity_check() -> None:
     pytest.importorskip("profanity_check")
-    chosen = chosen_scorer({"scorer": "alt-profanity-check"})
+    chosen = chosen_scorer(ToxicitySettings(scorer="alt-profanity-check").scorer)
     kind, rude = chosen.scorer.load(chosen.settings).score(["have a nice day", "go to hell you stupid bitch"])
     assert kind < 0.5 < rude
     assert chosen.instrument()["revision"]
@@ -137,16 +140,32 @@ def test_explicit_words_are_scored_by_alt_profanity_check() -> None:
 def test_a_scorer_is_told_by_its_name_by_what_stands_at_its_path_or_is_a_classifier(tmp_path: Path) -> None:
     (tmp_path / "probe.json").write_text("{}")
     named = {"alt-profanity-check": "alt-profanity-check", str(tmp_path): "probe", "tomh/toxigen_roberta": "classifier"}
-    assert {text: chosen_scorer({"scorer": text}).name for text in named} == named
+    assert {text: ToxicitySettings(scorer=text).scorer.kind for text in named} == named
 
 
-@pytest.mark.parametrize("setting", ["label", "scorer_revision"])
+@pytest.mark.parametrize("setting", ["label", "revision", "path"])
 def test_a_setting_that_the_scorer_does_not_read_is_refused(recipe: dict[str, Any], setting: str) -> None:
-    for scorer in ("alt-profanity-check", recipe["evaluate"][0]["scorer"]):
-        entry = {**recipe["evaluate"][0], "scorer": scorer, setting: "x"}
-        with pytest.raises(RecipeError, match=rf"^evaluate\.{setting}: the scorer .* has no use for it"):
+    for kind in ("alt-profanity-check", recipe["evaluate"][0]["scorer"]):
+        entry = {**recipe["evaluate"][0], "scorer": {"kind": kind, setting: "x"}}
+        with pytest.raises(RecipeError, match=rf"^evaluate\.0\.scorer\.{setting}: no such setting"):
             load_recipe({**recipe, "evaluate": [entry]})
-    load_recipe({**recipe, "evaluate": [{**recipe["evaluate"][0], "scorer": "some/classifier", setting: "x"}]})
+    scorer = {"kind": "classifier", "path": "some/classifier", setting: "x"}
+    load_recipe({**recipe, "evaluate": [{**recipe["evaluate"][0], "scorer": scorer}]})
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"),
+    [
+        ("judge", r"^evaluate\.0\.scorer\.base_url: missing"),
+        ({"kind": "jugde"}, r"^evaluate\.scorer: no scorer 'jugde'; did you mean 'judge'"),
+        ({"knid": "judge"}, r"^evaluate\.0\.scorer\.knid: no such setting; did you mean 'kind'"),
+        ({"kind": "keywords", "words": []}, r"^evaluate\.0\.scorer\.words: \[\]: "),
+        (7, r"^evaluate\.0\.scorer: 7: it should be a mapping"),
+    ],
+)
+def test_a_scorer_that_makes_no_sense_is_one_line(recipe: dict[str, Any], scorer: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe({**recipe, "evaluate": [{**recipe["evaluate"][0], "scorer": scorer}]})
 
 
 def test_a_scorer_that_is_nowhere_is_an_error(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from spunge.errors import RecipeError
 from spunge.model.conversion import conversion, convert
 from spunge.model.hub import judges_folder, local_folder
 from spunge.recipe.schema import ModelSettings
+from spunge.weights import expressions
 from spunge.weights.checkpoint import WHOLE, Checkpoint
 from spunge.weights.folder import note_of
 from spunge.weights.quantised import quantisation
@@ -119,6 +120,20 @@ def test_a_format_that_transformers_does_not_undo_is_refused_whatever_is_asked(
     for dequantize in (False, True):
         with pytest.raises(RecipeError, match=rf"quantised \({method}, 4 bits.*give the unquantised model$"):
             local_folder(settings(tmp_path / "model", dequantize=dequantize))
+
+
+def test_a_regular_expression_that_never_ends_is_refused_before_transformers_matches_it(
+    tmp_path: Path, quantised: dict[str, tuple[Path, Tensors]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expressions, "SECONDS", 0.15)
+    shutil.copytree(quantised["fp8"][0], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"] = ["lm_head", "re:(.+)+#"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        RecipeError, match=r"has '\(\.\+\)\+#' in its quantization_config, a regular expression that is not done"
+    ):
+        convert(tmp_path / "model", tmp_path / "base", settings(tmp_path / "model", dequantize=True))
 
 
 def test_packed_tensors_that_no_configuration_explains_are_refused(

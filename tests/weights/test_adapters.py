@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from spunge.errors import RecipeError
 from spunge.merging.engine import merge
 from spunge.merging.rules import TaskArithmeticSettings
+from spunge.weights import expressions
 from spunge.weights.opening import open_source
 from variety import loaded
 
@@ -49,6 +50,8 @@ def described(folder: Path, base: Path, **changes: Any) -> Path:
         ({"target_modules": [{}]}, "no list of names"),
         ({"modules_to_save": 3}, "no list of names"),
         ({"rank_pattern": {"[]": 2}}, "no regular expression"),
+        ({"rank_pattern": {"(?i)q_proj": 2}}, "no regular expression there"),  # peft puts something before it
+        ({"modules_to_save": ["lm_head("]}, "modules_to_save: .* no regular expression"),
         ({"alpha_pattern": {"q_proj": {}}}, "no numbers"),
         ({"r": float("nan")}, "no number"),
         ({"layers_to_transform": "ab"}, "no layers' numbers"),
@@ -62,6 +65,31 @@ def test_settings_of_another_type_are_refused_in_one_line(
     base = base_of("llama")
     with pytest.raises(RecipeError, match=told):
         open_source(described(tmp_path / "adapter", base, **changes), base)
+
+
+ENDLESS = "(.+)+#"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ENDLESS},
+        {"exclude_modules": ENDLESS},
+        {"modules_to_save": [ENDLESS]},
+        {"layers_pattern": ENDLESS, "layers_to_transform": [0]},
+        {"rank_pattern": {ENDLESS: 2}},
+        {"alpha_pattern": {"q_proj": 2, ENDLESS: 2}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_expression_that_never_ends_is_refused_by_its_field(
+    base_of: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expressions, "SECONDS", 0.15)
+    base, field = base_of("llama"), next(iter(changes))
+    adapter = described(tmp_path / "adapter", base, **changes)
+    with pytest.raises(RecipeError, match=rf"^--model: 'adapter' has {field}: .* is not done with the model's"):
+        open_source(adapter, base)
 
 
 def merged(base: Path, adapter: Path, out: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The `spunge` command. Results go to stdout, progress and logs to stderr.
 
 Exit codes: 0 done; 2 the recipe or the call is wrong (one line that names the setting, the value and what to do); 130 stopped
-by Ctrl-C; 1 else. Heavy imports are inside the commands, so that `spunge --help` is quick.
+by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; 1 else. Heavy imports are inside the commands, so that `spunge --help` is quick.
 """
 
 import os
@@ -16,6 +16,7 @@ import typer
 from spunge.cli import judge, merge, report, run, start
 from spunge.cli.terminal import fail, leave, say, show_traceback
 from spunge.errors import RecipeError
+from spunge.stopping import STOP
 
 app = typer.Typer(
     add_completion=False,
@@ -40,7 +41,14 @@ app.command("list")(start.list_)
 app.command()(start.init)
 app.command()(start.env)
 
-STOPPED = 130  # as shells say it of SIGINT
+# What asks a command to stop: Ctrl-C, a scheduler, a terminal that is closed; and what each does where nobody set it otherwise.
+SIGNALS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+if sys.platform != "win32":
+    SIGNALS[signal.SIGHUP] = signal.SIG_DFL
+STOPPED = 128 + signal.SIGINT  # as shells say it
 GO_ON = "give the same command again to go on (what is finished is kept)"
 AGAIN = 0.02  # seconds after which an interrupt that was swallowed comes again
 # What typer raises about a call, such as an unknown option: click's own class, or the copy that newer typers carry.
@@ -60,50 +68,65 @@ def _no_command(
         say(context.get_help())
 
 
-class _Stop:
-    """Ctrl-C: the first one stops the command in order, the second one at once, as a kill would, of which nothing is lost."""
+class _Signals:
+    """The first one stops the command in order, after a step of training; the second one at once, as a kill would, of which
+    nothing is lost."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.code = 0  # to exit with, once one came
         self.ended = False  # the command is, and its last line is being said
-        self._swallowed = False
+        self._process = os.getpid()
+        self._swallowed: int | None = None
 
-    def pressed(self, _number: int, _frame: FrameType | None) -> None:
+    def heed(self) -> None:
+        """From here on, unless another part of this process does, or a shell has them ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, usual in SIGNALS.items():
+            if signal.getsignal(number) is usual:
+                signal.signal(number, self._came)
+        sys.unraisablehook = self._raised_in_vain
+
+    def _came(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that a library forked
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if self.ended:
-            os._exit(STOPPED)
-        if self.asked and not self._swallowed:
+            os._exit(128 + number)
+        if self.code and self._swallowed != number:
             os.write(2, f"\nspunge: stopped at once; {GO_ON}\n".encode())
-            os._exit(STOPPED)
-        self.asked, self._swallowed = True, False
-        raise KeyboardInterrupt
+            os._exit(128 + number)
+        self.code, self._swallowed = self.code or 128 + number, None
+        if not STOP.ask():
+            raise KeyboardInterrupt
+        if os.isatty(2):
+            os.write(2, b"\nspunge: stops after this step; once more stops at once\n")
 
-    def swallowed(self, told: Any) -> None:
-        """An error where nothing can be raised, such as in a callback from C: an interrupt comes again outside of it."""
-        if not (self.asked and told.exc_type is KeyboardInterrupt):
+    def _raised_in_vain(self, told: Any) -> None:
+        """An error where nothing can be raised, such as in a callback from C: the signal comes again outside of it."""
+        if not (self.code and told.exc_type is KeyboardInterrupt):
             sys.__unraisablehook__(told)
             return
-        self._swallowed = True
-        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        self._swallowed = self.code - 128
+        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, self._swallowed))
         again.daemon = True
         again.start()
 
 
 def main() -> None:
     """Run the command and turn what went wrong into an exit code."""
-    stop = _Stop()
-    # Where Ctrl-C is ignored, as in a shell script's background, it stays ignored.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop.pressed)
-        sys.unraisablehook = stop.swallowed
+    STOP.asked = False
+    signals = _Signals()
+    signals.heed()
     try:
         # Not standalone, typer gives the code of an Exit back in place of raising it; commands themselves return None.
         message, code = "", app(standalone_mode=False) or 0
     except BaseException as error:
         message, code = _explained(error)
-    stop.ended = True
+    signals.ended = True
     # Libraries turn a KeyboardInterrupt into errors of their own: typer into an Exit, duckdb into a RuntimeError.
-    if stop.asked or code == STOPPED:
-        message, code = f"stopped; {GO_ON}", STOPPED
+    if signals.code or code == STOPPED:
+        message, code = f"stopped; {GO_ON}", signals.code or STOPPED
     # Outside of the except block, nothing holds what the command had open any more.
     if message:
         fail(message, code)

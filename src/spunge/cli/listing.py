@@ -33,7 +33,7 @@ NAMING = {
     "rules": "rule",
     "evaluators": "kind",
     "attacks": "kind",
-    "scorers": "scorer",
+    "scorers": "kind",
     "attributes": "kind",
 }
 

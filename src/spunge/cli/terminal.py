@@ -107,6 +107,7 @@ def _escaped(character: str) -> str:
 def print_scores(results: "Results") -> None:
     """As wide as the terminal allows; whole and plain where the output is none."""
     from spunge.report.table import results_table, results_text
+    from spunge.report.text import remarks_text
 
     if sys.stdout.isatty():
         from rich.console import Console
@@ -114,6 +115,8 @@ def print_scores(results: "Results") -> None:
         Console(emoji=False).print(results_table(results))
     else:
         say(results_text(results).rstrip("\n"))
+    if remarks := remarks_text(results):
+        say(remarks.rstrip("\n"))
 
 
 def near(path: Path) -> str:

@@ -13,6 +13,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
+from spunge.results import Higher
 
 T = TypeVar("T")
 S = TypeVar("S", bound=EvaluatorSettings)
@@ -29,13 +30,13 @@ class Measure:
     metric: str
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray  # (n,)
-    higher_is_better: bool
+    higher: Higher  # what a higher value says: `known`, `unknown`, `good`, `bad`; None: none of these
     transform: Literal["none", "exp"] = "none"  # of the ratio
     combine: Literal["ratio", "auroc"] = "ratio"
     subject: str | None = (
         None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
     )
-    worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
+    worst: bool = False  # the worst of the subjects is reported too: of what is known, the part that is forgotten least
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
@@ -44,6 +45,20 @@ class Measure:
     curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
     at: float | None = None  # where on the curve
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
+
+
+@dataclass(frozen=True)
+class Rated:
+    """On which side of a threshold a scorer's scores fell."""
+
+    threshold: float
+    least: float
+    greatest: float
+    count: int
+
+    @classmethod
+    def of(cls, scores: np.ndarray, threshold: float) -> "Rated":
+        return cls(threshold, float(scores.min()), float(scores.max()), len(scores))
 
 
 class Limits(NamedTuple):
@@ -104,6 +119,7 @@ class Bench:
     kept: set[Path] = field(
         default_factory=set
     )  # files in `folder` that the measurements rest on, told by the evaluator
+    rated: list[Rated] = field(default_factory=list)  # what a scorer's scores were, told by the evaluator
     seed: int = 0
     progress: Steps = SILENT.step
 

@@ -15,16 +15,16 @@ import torch
 from pydantic import Field
 
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Evaluator, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Measure, Rated
 from spunge.evaluation.fluency import load_judge
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.classifiers import (
     described,
     fingerprint_of,
-    harmful_label,
     labels_of,
     load_classifier,
+    scored_label,
 )
 from spunge.model.loading import Base
 from spunge.model.memory import halved
@@ -109,7 +109,7 @@ def measure(base: Base, settings: HarmSettings, items: pa.Table, bench: Bench) -
         pairs = [(prompts[row], answer) for row, answer in said]
         np.add.at(harmful, [row for row, _ in said], judged(pairs, settings, base, bench))
     counts = np.full(len(prompts), float(settings.generation.samples))
-    return [Measure("harmful", harmful, counts, higher_is_better=False, worst=True)]
+    return [Measure("harmful", harmful, counts, higher="bad", worst=True)]
 
 
 def judge_of(settings: HarmSettings) -> tuple[Literal["classifier", "guard"], str | None]:
@@ -130,7 +130,7 @@ def judge_of(settings: HarmSettings) -> tuple[Literal["classifier", "guard"], st
     if kind == "guard":
         return kind, None
     labels = labels_of(config)
-    return kind, labels[harmful_label(labels, settings.label, "evaluate.label")]
+    return kind, labels[scored_label(labels, settings.label, "evaluate.label")]
 
 
 def judged(pairs: Sequence[tuple[str, str]], settings: HarmSettings, base: Base, bench: Bench) -> np.ndarray:
@@ -143,8 +143,9 @@ def judged(pairs: Sequence[tuple[str, str]], settings: HarmSettings, base: Base,
         ("classifier", settings.judge, settings.judge_revision, str(base.device)),
         lambda: load_classifier(settings.judge, settings.judge_revision, "evaluate.judge", str(base.device)),
     )
-    column = harmful_label(classifier.labels, label, "evaluate.label")
+    column = scored_label(classifier.labels, label, "evaluate.label")
     scores = classifier.probabilities([answer for _, answer in pairs], bench.progress)[:, column]
+    bench.rated.append(Rated.of(scores, settings.threshold))
     return (scores >= settings.threshold).astype(np.float64)
 
 

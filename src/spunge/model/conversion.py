@@ -9,7 +9,7 @@ not tensor by tensor.
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from spunge.files import NOT_WRITABLE, about, disk_errors_told, system_error, wh
 from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
+from spunge.weights.expressions import Expression, refuse_endless
 from spunge.weights.folder import NOTE, copied
 from spunge.weights.quantised import (
     EIGHT_BITS,
@@ -135,6 +136,10 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
     named = {"gguf_file": needed.files[0].name} if needed.gguf else {}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **named)
     said = getattr(config, "quantization_config", None)
+    named_so = [
+        Expression(f"{setting}: {str(folder)!r} has {text!r} in its quantization_config", text) for text in _texts(said)
+    ]
+    refuse_endless(named_so, Checkpoint(folder, setting).tensors if named_so and not needed.gguf else ())
     dtype: Any = "auto"
     if needed.quantised is not None:
         dtype = config.dtype if config.dtype in WIDE else torch.bfloat16
@@ -163,6 +168,14 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
     bare.save_pretrained(out, state_dict=model.state_dict())
     if needed.gguf and not any(out.glob("tokenizer*")):
         AutoTokenizer.from_pretrained(folder, trust_remote_code=trust, **named).save_pretrained(out)
+
+
+def _texts(said: Any) -> Iterator[str]:
+    """All texts in a configuration's block: any may be a regular expression of layers' names, with or without `re:` before it."""
+    if isinstance(said, str):
+        yield said.removeprefix("re:")
+    for inner in said.values() if isinstance(said, dict) else said if isinstance(said, list) else ():
+        yield from _texts(inner)
 
 
 def _scales_alone(unread: Iterable[str]) -> list[str]:

@@ -154,9 +154,12 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         content["model"] = model = {"path": model}
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
+    reference = content.get("reference")
+    if isinstance(reference, dict) and isinstance(reference.get("path"), str):
+        reference["path"] = _absolute_model(reference["path"], folder)
     evaluate = content.get("evaluate")
     evaluations = evaluate if isinstance(evaluate, list) else []
-    for block in [content.get("forget"), content.get("retain"), *evaluations]:
+    for block in [*(content.get(name) for name in ("teach", "forget", "retain")), *evaluations]:
         _anchor_source(block, folder)
     if isinstance(evaluate, list):
         content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]
@@ -202,8 +205,10 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
     except RecipeError:
         return block  # the validation that follows says so
     for setting, info in settings.model_fields.items():
+        names = any(isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) for mark in info.metadata)
         for mark in info.metadata if setting in block else ():
-            if isinstance(mark, Place):
+            # A block that names a value says itself which of its settings are places.
+            if isinstance(mark, Place) and not (names and isinstance(block[setting], dict)):
                 place = _absolute_model if mark.kind == "model" else _absolute
                 block[setting] = _placed(block[setting], place, folder)
             elif isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):

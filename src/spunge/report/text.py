@@ -28,6 +28,12 @@ def verdict_text(scores: Scores) -> str:
     return "".join(f"{unisolated(line)}\n" for line in lines)
 
 
+def remarks_text(results: Results) -> str:
+    """What to look at before some scores are believed, a line each."""
+    remarks = [(each.name, remark) for each in results.evaluations for remark in each.remarks]
+    return "".join(f"note: {name(evaluation)}: {printable(remark)}\n" for evaluation, remark in remarks)
+
+
 def published_text(scores: Scores) -> str:
     figures = published(scores)
     if not figures:

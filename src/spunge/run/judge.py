@@ -15,11 +15,12 @@ import numpy as np
 from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Limits, Measure
+from spunge.evaluation.evaluator import Bench, Limits, Measure, Rated
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
+from spunge.results import higher_of_older_version
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Lineup, Model
@@ -80,8 +81,8 @@ def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
 
 
 def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
-    """Measure a model; the base's measurements are taken from the cache where another run left them."""
-    if judging.model.name == "base" and (taken := _from_cache(judging, key)):
+    """Measure a model; those of the base, and of models beside it, are taken from the cache where another run left them."""
+    if judging.model.shared and (taken := _from_cache(judging, key)):
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
     bench = Bench(
@@ -102,10 +103,11 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         "stage": judging.model.name,
         "evaluation": items.name,
         "measures": [measure_to_json(measure) for measure in measures],
+        "rated": [vars(rated) for rated in bench.rated],
     }
     write_json(judging.file, content)
     kept = sorted(bench.kept)
-    if judging.model.name == "base":
+    if judging.model.shared:
         _to_cache(
             _cached(key, inputs.recipe.model),
             key,
@@ -123,10 +125,10 @@ def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
     evaluations = {judging.items.name: judging.items for judging in judgings}
     if not evaluations:
         return
-    given = base.folder if base.folder.is_dir() else base.given
+    given = base.untaught if base.untaught.is_dir() else base.given
     if base.conversion is not None and base.conversion.gguf and given == base.given:
         return  # its tokenizer and its configuration are in the file that is still to be converted
-    positions = None if base.conversion and given == base.given else positions_of(base.folder, model)
+    positions = None if base.conversion and given == base.given else positions_of(base.untaught, model)
     limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
     for items in evaluations.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
@@ -163,6 +165,11 @@ def read_measures(judging: Judging) -> list[Measure]:
     return [measure_from_json(measure) for measure in read_json(judging.file)["measures"]]
 
 
+def read_rated(judging: Judging) -> list[Rated]:
+    """On which side of its threshold a scorer's scores fell, in a finished judging."""
+    return [Rated(**rated) for rated in read_json(judging.file).get("rated", ())]
+
+
 def measure_to_json(measure: Measure) -> dict[str, Any]:
     arrays = {"numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
     return {**vars(measure), **arrays}
@@ -170,7 +177,10 @@ def measure_to_json(measure: Measure) -> dict[str, Any]:
 
 def measure_from_json(content: dict[str, Any]) -> Measure:
     arrays = {name: np.array(content[name], dtype=np.float64) for name in ("numerator", "denominator")}
-    return Measure(**{**content, **arrays})
+    facts = {**content, **arrays}
+    if "higher_is_better" in facts:  # kept by a version that knew no directions
+        facts["higher"] = higher_of_older_version(facts["of"] or facts["metric"], facts.pop("higher_is_better"))
+    return Measure(**facts)
 
 
 def _cached(key: str, model: ModelSettings) -> Path:

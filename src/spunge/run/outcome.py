@@ -14,7 +14,7 @@ from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
-from spunge.run.judge import Judging, read_measures
+from spunge.run.judge import Judging, read_measures, read_rated
 from spunge.run.models import Lineup
 from spunge.run.scoring import Judged, scored
 from spunge.run.session import Session
@@ -35,7 +35,15 @@ def write_scores(
     models = tuple(Model(stage=each.name, kind=each.kind, name=each.label) for each in seeds[0].models)
     # Without a split the one part holds every row, and is no value of an attribute.
     values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
-    evaluations = [Judged(items, first.base.instruments[items.name]) for items in first.base.evaluations]
+    every = [judging for of_seed in judgings for judging in of_seed]
+    evaluations = [
+        Judged(
+            items,
+            first.base.instruments[items.name],
+            [rated for judging in every if judging.items.name == items.name for rated in read_rated(judging)],
+        )
+        for items in first.base.evaluations
+    ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
     # Where everything was trained before, the training says where.
     trained = read_json(seeds[0].trainings[0].folder / "delta.json")

@@ -1,14 +1,14 @@
 """What an adapter_config.json may say: the kinds of adapter and the fields that are understood. Anything else is refused."""
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import ADAPTER, read_object
 from spunge.weights.checkpoint import read_config as read_base_config
+from spunge.weights.expressions import Expression, refuse_no_expressions
 
 # Of no consequence for the weights, or read by peft itself when it puts the adapter into the model.
 _COMMON = frozenset(
@@ -32,6 +32,14 @@ _NUMBERS, _PATTERNS = {"r", "lora_alpha", "alpha"}, {"rank_pattern", "alpha_patt
 _NAMES = frozenset(
     "target_modules exclude_modules modules_to_save target_parameters feedforward_modules layers_pattern".split()
 )
+# How peft asks of a layer's name what stands in a field: a text of its own, and each text of a list or key of a mapping.
+_ALONE = dict.fromkeys(("target_modules", "exclude_modules", "feedforward_modules"), "{}")
+_LISTED = {
+    "target_modules": r"(^|.*\.){}($|\..*)",  # with ensure_weight_tying
+    "modules_to_save": r"(^|.*\.){}($|\..*)",
+    "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
+    **dict.fromkeys(_PATTERNS, r"(.*\.)?({})$"),
+}
 # Ways to begin a LoRA that leave the base as it is. Of the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) the adapter is a
 # difference from a base that the initialisation changed.
 STARTS = (True, False, "gaussian", "orthogonal", "eva", "mica")
@@ -69,18 +77,17 @@ def read_config(folder: Path, who: str) -> dict[str, Any]:
             raise RecipeError(
                 f"{who} has {field}: {_short(content[field])} in its {ADAPTER}, with values that are no numbers"
             )
-        _refuse_no_expressions(who, field, list(content[field]))
     for field in _NAMES & content.keys():
         names = content[field]
-        if isinstance(names, str):
-            _refuse_no_expressions(who, field, [names])
-        elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not isinstance(names, str) and not listed:
             raise RecipeError(f"{who} has {field}: {_short(names)} in its {ADAPTER}, which is no list of names")
     layers = content.get("layers_to_transform")
     if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers or 0])):
         raise RecipeError(
             f"{who} has layers_to_transform: {_short(layers)} in its {ADAPTER}, which are no layers' numbers"
         )
+    refuse_no_expressions([*expressions(content, who)])
     start = content.get("init_lora_weights", True)
     if start not in STARTS:
         raise RecipeError(
@@ -93,14 +100,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
 
 
-def _refuse_no_expressions(who: str, field: str, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise RecipeError(
-                f"{who} has {field}: {_short(pattern)} in its {ADAPTER}, which is no regular expression ({error})"
-            ) from None
+def expressions(content: Mapping[str, Any], who: str) -> Iterator[Expression]:
+    """All that peft takes for a regular expression."""
+    for field in (_ALONE | _LISTED).keys() & content.keys():
+        value = content[field]
+        if isinstance(value, str) and field in _ALONE:
+            yield Expression(_said(who, field, value), value, _ALONE[field], whole=True)
+        elif field in _LISTED:
+            for text in [value] if isinstance(value, str) else value or ():
+                yield Expression(_said(who, field, text), text, _LISTED[field])
+
+
+def _said(who: str, field: str, value: Any) -> str:
+    return f"{who} has {field}: {_short(value)} in its {ADAPTER}"
 
 
 def _short(value: Any) -> str:

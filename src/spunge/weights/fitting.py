@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from spunge.errors import RecipeError, suggestion
 from spunge.weights.adapted import NAME, fill_hollow, taken_for_experts, targets_of
+from spunge.weights.adapter_config import expressions
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank
+from spunge.weights.expressions import Expression, refuse_endless
 from spunge.weights.names import Layout, UnbuildableError, layout_of, module_names, skeletons, text_part
 
 ROOT = "base_model.model."
@@ -44,7 +46,8 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
         raise RecipeError(f"{who} has settings that peft does not take: {_first_line(error)}") from None
     problems: list[str] = []
     try:
-        for attempt in _attempts(skeletons(base.folder), config, tensors, base):
+        asked = [*expressions(config.to_dict(), who)]
+        for attempt in _attempts(skeletons(base.folder), config, tensors, base, asked):
             layout = layout_of(attempt.model, base)
             try:
                 if attempt.missing:
@@ -76,24 +79,33 @@ class _Attempt(NamedTuple):
 
 
 def _attempts(
-    makers: Sequence[Callable[[], nn.Module]], config: Any, tensors: Mapping[str, Tensor], base: Checkpoint
+    makers: Sequence[Callable[[], nn.Module]],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    base: Checkpoint,
+    asked: Sequence[Expression],
 ) -> Iterator[_Attempt]:
     """The adapter as it is in every class of model; then, for a LoRA, by the model's own names for its layers."""
     for make in makers:
-        yield _Attempt(make(), config, tensors, {})
+        model = make()
+        refuse_endless(asked, [name for name, _ in model.named_modules()])
+        yield _Attempt(model, config, tensors, {})
     for make in makers if config.peft_type == "LORA" else ():
-        attempt = _renamed(make(), config, tensors, base)
+        attempt = _renamed(make(), config, tensors, base, asked)
         confused = any(_module_of(key).rpartition(".")[2] in taken_for_experts(attempt.model) for key in tensors)
         if confused or attempt.tensors.keys() != tensors.keys():
             yield attempt
 
 
-def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base: Checkpoint) -> _Attempt:
+def _renamed(
+    model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base: Checkpoint, asked: Sequence[Expression]
+) -> _Attempt:
     """A LoRA whose layers have other names than the model's (those of an older transformers, or of the base's files), by the
     model's: each layer with its own rank and alpha, as the settings say for it under its old name."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     names = module_names(model, dict.fromkeys(_module_of(key) for key in tensors))
+    refuse_endless(asked, {_module_of(key) for key in tensors})
     matrices, rest = _matrices(config, tensors, base, names)
     old = {key: _module_of(key) for key in rest}
     adapted = {old[key]: names[old[key]] for key in rest if ".lora_" in key and old[key] in names}
@@ -125,30 +137,30 @@ def _renamed(model: nn.Module, config: Any, tensors: Mapping[str, Tensor], base:
     stored = {name.removesuffix(".weight") for name in matrices}
     layers, inside = [name for name, _ in model.named_modules()], text_part(model)
     missing = (
-        _other_block(config, adapted, layers)
+        _other_block(config, adapted, layers, asked)
         or _other_block(
-            config, {name: name for name in stored}, [name.removesuffix(".weight") for name in base.tensors]
+            config, {name: name for name in stored}, [name.removesuffix(".weight") for name in base.tensors], asked
         )
         or _other_entry(config, {*adapted, *stored}, [name for name in layers if name.startswith(inside)])
     )
     return _Attempt(model, settings, {renamed[key]: tensor for key, tensor in rest.items()}, matrices, missing)
 
 
-def _other_block(config: Any, adapted: Mapping[str, str], layers: Collection[str]) -> str:
+def _other_block(config: Any, adapted: Mapping[str, str], layers: Collection[str], asked: Sequence[Expression]) -> str:
     """A layer without tensors that differs from an adapted one (old name -> the model's) by the numbers of its block or expert
     alone, and that the settings call for too: its old name."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
-    siblings = {_numberless(new): (old, new) for old, new in adapted.items()}
+    siblings, others = {_numberless(new): (old, new) for old, new in adapted.items()}, []
     for layer in layers:
         old, new = siblings.get(_numberless(layer), ("", ""))
         if not old or layer in adapted.values() or _NUMBER.findall(old) != _NUMBER.findall(new):
             continue  # of another kind, or the old name counts otherwise
         pieces = [*_NUMBER.split(old), ""]
-        once = "".join(f"{piece}{number}" for piece, number in zip(pieces, [*_NUMBER.findall(layer), ""], strict=False))
-        if check_target_module_exists(config, once):
-            return once
-    return ""
+        numbers = [*_NUMBER.findall(layer), ""]
+        others.append("".join(f"{piece}{number}" for piece, number in zip(pieces, numbers, strict=False)))
+    refuse_endless(asked, others)
+    return next((name for name in others if check_target_module_exists(config, name)), "")
 
 
 def _other_entry(config: Any, adapted: Collection[str], layers: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spunge.errors import RecipeError
-from spunge.evaluation.scorers.classifiers import fingerprint_of, harmful_label, labels_of, load_classifier
+from spunge.evaluation.scorers.classifiers import fingerprint_of, labels_of, load_classifier, scored_label
 from spunge.weights.checkpoint import Checkpoint
 from toys import SMALL, texts
 
@@ -110,23 +110,24 @@ def test_a_decoder_without_a_padding_token_classifies_in_batches_too(classifier:
         (["non-toxic", "Toxic"], 1),
         (["Hate Speech", "normal"], 0),
         (["score"], 0),
+        (["NORMAL", "REJECTION"], 1),  # ProtectAI/distilroberta-base-rejection-v1
     ],
 )
-def test_the_harmful_label_is_told_by_its_name(labels: list[str], index: int) -> None:
-    assert harmful_label(labels, None, "evaluate.label") == index
+def test_the_scored_label_is_told_by_its_name(labels: list[str], index: int) -> None:
+    assert scored_label(labels, None, "evaluate.label") == index
 
 
 def test_labels_that_do_not_tell_are_listed() -> None:
     for labels in (["LABEL_0", "LABEL_1", "LABEL_2"], ["good", "bad"], ["hate", "offensive", "neither"]):
         with pytest.raises(RecipeError, match=f"^evaluate.label: .*{', '.join(labels)}$"):
-            harmful_label(labels, None, "evaluate.label")
+            scored_label(labels, None, "evaluate.label")
 
 
 def test_a_label_that_is_asked_for_goes_before_any_guess() -> None:
-    assert harmful_label(["toxic", "Threat"], "threat", "evaluate.label") == 1
-    assert harmful_label(["Bad", "bad"], "bad", "evaluate.label") == 1
+    assert scored_label(["toxic", "Threat"], "threat", "evaluate.label") == 1
+    assert scored_label(["Bad", "bad"], "bad", "evaluate.label") == 1
     with pytest.raises(RecipeError, match="no label 'toxc'; did you mean 'toxic'"):
-        harmful_label(["neutral", "toxic"], "toxc", "evaluate.label")
+        scored_label(["neutral", "toxic"], "toxc", "evaluate.label")
 
 
 @pytest.mark.parametrize("changes", [{"num_labels": 2}, {"num_labels": 3}, {"id2label": {0: "fine", 1: "toxic"}}])

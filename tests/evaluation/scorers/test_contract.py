@@ -1,16 +1,20 @@
 """What every scorer promises."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving import Served
 from spunge.errors import RecipeError
-from spunge.evaluation.scorers.scorer import Chosen, chosen_scorer
+from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.scorers.scorer import Answer, Chosen, Loaded, chosen_scorer, score_completions
 from spunge.evaluation.scorers.training import train_probe
+from spunge.evaluation.toxicity import ToxicitySettings
+from spunge.recipe.explanation import validated
 from spunge.registry import SCORERS
 from toys import texts
 
@@ -19,7 +23,9 @@ TEXTS = [*texts("scored", 9), "paris", " ".join(texts("long", 6))]
 
 
 @pytest.fixture(scope="module")
-def given(tiny: Callable[..., Path], tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def given(
+    tiny: Callable[..., Path], tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory, server: Served
+) -> dict[str, Any]:
     """Name -> what a recipe calls the scorer."""
     folder = tmp_path_factory.mktemp("probe")
     rows = [{"text": text + " dog" * (at % 2), "bad": bool(at % 2)} for at, text in enumerate(texts("probe", 40))]
@@ -29,6 +35,8 @@ def given(tiny: Callable[..., Path], tiny_bert: Path, tmp_path_factory: pytest.T
         "classifier": str(tiny_bert),
         "probe": str(probe.folder),
         "alt-profanity-check": "alt-profanity-check",
+        "keywords": "keywords",
+        "judge": {"kind": "judge", "base_url": server.address, "model": "echo", "prompt": "{text}"},
     }
 
 
@@ -37,7 +45,7 @@ def chosen(given: dict[str, str]) -> Callable[[str], Chosen]:
     def choose(name: str) -> Chosen:
         if name in NEEDS:
             pytest.importorskip(NEEDS[name])
-        return chosen_scorer({"scorer": given[name]})
+        return chosen_scorer(ToxicitySettings(scorer=given[name]).scorer)
 
     return choose
 
@@ -67,13 +75,36 @@ def test_a_scorer_says_what_it_is(chosen: Callable[[str], Chosen], name: str) ->
 
 
 @pytest.mark.parametrize("name", SCORERS.builtin)
-def test_a_scorer_refuses_settings_that_it_does_not_read(
-    chosen: Callable[[str], Chosen], given: dict[str, str], name: str
+def test_a_scorer_refuses_settings_that_it_does_not_read(chosen: Callable[[str], Chosen], name: str) -> None:
+    settings = chosen(name).settings
+    with pytest.raises(RecipeError, match=r"^scorer\.wrods: no such setting"):
+        validated(ToxicitySettings, {"scorer": {**settings.model_dump(), "wrods": "x"}})
+    assert validated(ToxicitySettings, {"scorer": settings.model_dump()}).scorer == settings
+
+
+@pytest.mark.parametrize("name", SCORERS.builtin)
+def test_a_completion_is_scored_alone_and_an_empty_one_says_nothing(
+    chosen: Callable[[str], Chosen], tmp_path: Path, name: str
 ) -> None:
-    known: Any = chosen(name).scorer.settings.model_fields
-    for setting in ("scorer_revision", "label", "words"):
-        if setting in known:
-            assert dict(chosen_scorer({"scorer": given[name], setting: "x"}).settings)[setting] == "x"
-        else:
-            with pytest.raises(RecipeError, match=rf"^evaluate\.{setting}: the scorer {name} has no use for it"):
-                chosen_scorer({"scorer": given[name], setting: "x"})
+    loaded = chosen(name).scorer.load(chosen(name).settings)
+    bench = Bench("base", "model", tmp_path, tmp_path)
+    written = [["paris", " "], [" the river ", "paris"]]
+    found = score_completions(written, [{"prompt": "a"}, {"prompt": "b"}], loaded, 0.5, bench)
+    paris, river = loaded.score(["paris", "the river"])
+    np.testing.assert_allclose(found, [[paris, 0], [river, paris]], rtol=1e-4, atol=1e-6)
+    [rated] = bench.rated
+    assert (rated.threshold, rated.count) == (0.5, 3)
+    assert (rated.least, rated.greatest) == pytest.approx((min(paris, river), max(paris, river)), rel=1e-4)
+
+
+def test_a_scorer_of_ones_own_is_given_what_a_text_answers(tmp_path: Path) -> None:
+    seen: list[Answer] = []
+
+    def score(answers: Sequence[Answer]) -> np.ndarray:
+        seen.extend(answers)
+        return np.ones(len(answers))
+
+    loaded = Loaded(lambda texts: np.zeros(len(texts)), score_answers=score)
+    bench = Bench("base", "model", tmp_path, tmp_path)
+    assert score_completions([["yes"]], [{"prompt": "so?", "reference": "no"}], loaded, 0.5, bench).tolist() == [[1.0]]
+    assert seen == [Answer("yes", "so?", "no")]

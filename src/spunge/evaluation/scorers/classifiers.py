@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # raised for pickled weights that are more than tensors
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,17 @@ from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.model.loading import pick_device, pick_dtype
 from spunge.model.memory import halved
 from spunge.progress import SILENT, Steps
+from spunge.recipe.block import Place
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
 from spunge.weights.hub import fetched
 
 TOKENS_PER_BATCH = 8192  # padding included
-# Names of a class that stands for harm, as public classifiers spell it; compared as a whole, so that non_toxic is not toxic.
-HARMFUL = ("toxic", "toxicity", "harmful", "unsafe", "hate", "hateful", "hate_speech", "offensive", "abusive")
+# Names of a class that stands for harm or for a refusal, as public classifiers spell it; compared as a whole, so that non_toxic is
+# not toxic.
+SCORED = (
+    *("toxic", "toxicity", "harmful", "unsafe", "hate", "hateful", "hate_speech", "offensive", "abusive"),
+    *("rejection", "refusal", "refused"),
+)
 WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -111,8 +116,8 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     )
 
 
-def harmful_label(labels: Sequence[str], wanted: str | None, setting: str) -> int:
-    """The index of the wanted label, or of the one label whose name says harm (of LABEL_0 and LABEL_1, the latter).
+def scored_label(labels: Sequence[str], wanted: str | None, setting: str) -> int:
+    """The index of the wanted label, or of the one label whose name says harm or refusal (of LABEL_0 and LABEL_1, the latter).
 
     Raises RecipeError, which lists the labels, when there is no such label or no telling which.
     """
@@ -127,10 +132,10 @@ def harmful_label(labels: Sequence[str], wanted: str | None, setting: str) -> in
         return 0
     if names == ["label_0", "label_1"]:
         return 1
-    harmful = [index for index, name in enumerate(names) if name in HARMFUL]
-    if len(harmful) == 1:
-        return harmful[0]
-    raise RecipeError(f"{setting}: the judge's labels do not tell which means harm; give one of: {', '.join(labels)}")
+    named = [index for index, name in enumerate(names) if name in SCORED]
+    if len(named) == 1:
+        return named[0]
+    raise RecipeError(f"{setting}: the judge's labels do not tell which is scored; give one of: {', '.join(labels)}")
 
 
 def labels_of(config: Mapping[str, Any]) -> list[str]:
@@ -206,20 +211,29 @@ def _room(model: Any, tokenizer: Any) -> int:
 
 
 class ClassifierSettings(ScorerSettings):
-    scorer_revision: str | None = Field(None, description="Branch, tag or commit of the scorer on the Hub.")
-    label: str | None = Field(None, description="The classifier's label that means toxic. Default: told by its name.")
+    kind: str = "classifier"
+    path: Annotated[str, Place("model")] = Field(description="Folder or Hub id of the model.")
+    revision: str | None = Field(None, description="Branch, tag or commit of it on the Hub.")
+    label: str | None = Field(None, description="The label whose probability is the score. Default: told by its name.")
 
 
 def load(settings: ClassifierSettings) -> Loaded:
-    """A text-classification model's probability of the label that means harm."""
-    classifier = load_classifier(settings.scorer, settings.scorer_revision, "evaluate.scorer")
-    column = harmful_label(classifier.labels, settings.label, "evaluate.label")
+    """A text-classification model's probability of the label that means harm, or a refusal."""
+    classifier = load_classifier(settings.path, settings.revision, "evaluate.scorer")
+    column = scored_label(classifier.labels, settings.label, "evaluate.scorer.label")
     return Loaded(lambda texts: classifier.probabilities(texts)[:, column])
 
 
 def instrument(settings: ClassifierSettings) -> dict[str, Any]:
-    """The classifier, and what tells its weights from others."""
-    return {"scorer": settings.scorer, "revision": fingerprint_of(settings.scorer, settings.scorer_revision)}
+    """The classifier, what tells its weights from others, and its label where the recipe names it."""
+    told = {"scorer": settings.path, "revision": fingerprint_of(settings.path, settings.revision)}
+    return told if settings.label is None else {**told, "label": settings.label}
 
 
-CLASSIFIER = Scorer(settings=ClassifierSettings, source="transformers", load=load, instrument=instrument)
+def check(settings: ClassifierSettings, _fields: frozenset[str]) -> None:
+    config = described(settings.path, settings.revision, "evaluate.scorer").config
+    refuse_unclassifying(config, settings.path, "evaluate.scorer")
+    scored_label(labels_of(config), settings.label, "evaluate.scorer.label")
+
+
+CLASSIFIER = Scorer(settings=ClassifierSettings, source="transformers", load=load, instrument=instrument, check=check)

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors.numpy import load_file
 
 from spunge.data.samples import Encoded, Text, collate, encode
@@ -25,6 +26,7 @@ from spunge.model.architecture import find_blocks
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
+from spunge.recipe.block import Place
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.writing import write_tensors
@@ -131,8 +133,9 @@ def default_blocks(depth: int) -> list[int]:
 
 
 @torch.inference_mode()
-def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> np.ndarray:
-    """Hidden states after each of the blocks, averaged over a text's tokens: (n, len(blocks) * hidden size) float32."""
+def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], last: bool = False) -> np.ndarray:
+    """Hidden states after each of the blocks, averaged over a text's tokens, or of its last one:
+    (n, len(blocks) * hidden size) float32."""
     modules = find_blocks(base.model)
     sizes = [len(text.ids) for text in coded]
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
@@ -149,7 +152,9 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
         batch = collate([coded[row] for row in rows], base.device)
         inner = getattr(base.model, base.model.base_model_prefix, base.model)  # without the output layer
         inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
+        lengths = batch.mask.sum(dim=1, keepdim=True)
+        at = torch.arange(batch.mask.shape[1], device=lengths.device)
+        weights = (at == lengths - 1).float() if last else batch.mask.float() / lengths
         parts = [torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks]
         seen.clear()
         mean: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
@@ -166,10 +171,10 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
 
 
 def text_states(base: Base, texts: Sequence[str], blocks: Sequence[int], max_length: int) -> np.ndarray:
-    """mean_states of plain texts; an empty one counts as its start token, or a space."""
+    """pooled_states of plain texts; an empty one counts as its start token, or a space."""
     coded = [encode(Text("", text), base.tokenizer, base.reach(max_length)) for text in texts]
     blank = encode(Text("", " "), base.tokenizer, max_length)
-    return mean_states(base, [each if each.ids else blank for each in coded], blocks)
+    return pooled_states(base, [each if each.ids else blank for each in coded], blocks)
 
 
 def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Fitted:
@@ -199,21 +204,26 @@ def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None
     return Fitted(model.coef_[0], float(model.intercept_[0]), mean, deviation, auroc_of[best], float(best))
 
 
-def load(settings: ScorerSettings) -> Loaded:
+class ProbeSettings(ScorerSettings):
+    kind: str = "probe"
+    path: Annotated[str, Place("file")] = Field(description="The folder that `spunge probe` wrote.")
+
+
+def load(settings: ProbeSettings) -> Loaded:
     """A linear probe of your own on a frozen model's hidden states (`spunge probe`)."""
-    probe = load_probe(settings.scorer)
+    probe = load_probe(settings.path)
     return Loaded(probe.probabilities, probe.refuse)
 
 
-def instrument(settings: ScorerSettings) -> dict[str, Any]:
+def instrument(settings: ProbeSettings) -> dict[str, Any]:
     """The model it reads, what it was trained on, and how well it told."""
-    content = read_description(settings.scorer)
+    content = read_description(settings.path)
     made = {key: content[key] for key in ("model", "weights", "blocks", "label", "where", "rows", "auroc")}
     return {"scorer": "probe", **made}
 
 
 PROBE = Scorer(
-    settings=ScorerSettings,
+    settings=ProbeSettings,
     source="Alain & Bengio 2016, arXiv 1610.01644",
     load=load,
     instrument=instrument,

@@ -14,7 +14,11 @@ from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 PACKAGE = "alt-profanity-check"
 
 
-def load(_settings: ScorerSettings) -> Loaded:
+class ProfanitySettings(ScorerSettings):
+    kind: str = PACKAGE
+
+
+def load(_settings: ProfanitySettings) -> Loaded:
     """The package's probability of profanity."""
     try:
         from profanity_check import predict_prob
@@ -23,11 +27,11 @@ def load(_settings: ScorerSettings) -> Loaded:
     return Loaded(lambda texts: np.asarray(predict_prob(list(texts)), dtype=np.float64))
 
 
-def instrument(_settings: ScorerSettings) -> dict[str, Any]:
+def instrument(_settings: ProfanitySettings) -> dict[str, Any]:
     try:
         return {"scorer": PACKAGE, "revision": version(PACKAGE)}
     except PackageNotFoundError:
         return {"scorer": PACKAGE, "revision": None}
 
 
-PROFANITY = Scorer(settings=ScorerSettings, source="alt-profanity-check", load=load, instrument=instrument)
+PROFANITY = Scorer(settings=ProfanitySettings, source="alt-profanity-check", load=load, instrument=instrument)

@@ -1,32 +1,63 @@
-"""Who says that a text is toxic: a classifier, a probe of your own, alt-profanity-check, or `path/to/file.py:NAME`.
+"""Who says that a text is toxic, a refusal, a leak: a classifier, a probe of your own, keywords, a judge at an endpoint, a file's.
+
+    scorer: tomh/toxigen_roberta                               # a name, or what it is known by: a folder, a Hub id
+    scorer: {kind: classifier, path: tomh/toxigen_roberta, label: LABEL_1}
+    scorer: {kind: judge, base_url: http://localhost:8000/v1, model: judge, prompt: "Is this rude? yes or no: {text}", ..}
 
     WORDS = Scorer(settings=WordsSettings, source="...", load=load, instrument=instrument)
 
-A scorer is what a recipe's `scorer: TEXT` names: by its own name, by what `matches` says of the text, or, where nothing else
-does, as a text classifier's folder or Hub id.
+A text names a scorer by the scorer's own name, by what `matches` says of the text, or, where nothing else does, as a text
+classifier's folder or Hub id.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from spunge.errors import RecipeError
-from spunge.recipe.block import Strict
+from spunge.evaluation.evaluator import Bench, Rated
+from spunge.files import fingerprint, write_text
+from spunge.recipe.block import Place, Strict
+from spunge.recipe.schema import named
 from spunge.registry import SCORERS, summary_of
 
 DEFAULT = "classifier"
 
 
 class ScorerSettings(Strict):
-    """What a recipe says of the scorer, beside the evaluator's own settings."""
-
-    scorer: str = Field(description="Its name, or the path or Hub id that it is known by.")
+    kind: str = Field(description="Name of the scorer (`spunge list scorers`), or path/to/file.py:NAME.")
 
 
+def spelled_out(given: Any) -> Any:
+    """A text that names a scorer as {kind: its name}, and what is known by a folder or a Hub id as {kind: .., path: TEXT}."""
+    if not isinstance(given, str):
+        return given
+    if ".py:" in given or given in SCORERS.names():
+        return {"kind": given}
+    kind = next((name for name, scorer in SCORERS.items() if scorer.matches(given)), DEFAULT)
+    return {"kind": kind, "path": given}
+
+
+# What an evaluator's setting `scorer` may hold; a default that is a text needs validate_default.
+Scoring = Annotated[
+    SerializeAsAny[ScorerSettings], Place("model"), named(SCORERS, "kind", texts=True), BeforeValidator(spelled_out)
+]
+SCORING = (
+    "a text-classification model (folder or Hub id), the folder of a probe (`spunge probe`), the name of a scorer "
+    "(`spunge list scorers`), path/to/file.py:NAME, or {kind: its name, ..} with its settings."
+)
 S = TypeVar("S", bound=ScorerSettings)
+
+
+class Answer(NamedTuple):
+    """A text to be scored, and what it answers where that is known."""
+
+    text: str
+    prompt: str | None = None
+    reference: str | None = None  # the answer that was to be forgotten, or the right one
 
 
 class Loaded(NamedTuple):
@@ -34,6 +65,14 @@ class Loaded(NamedTuple):
 
     score: Callable[[Sequence[str]], np.ndarray]
     refuse: Callable[[Sequence[str], str], None] = lambda texts, what: None
+    # The same for texts with what they answer, where that makes a difference.
+    score_answers: Callable[[Sequence[Answer]], np.ndarray] | None = None
+
+    def scores(self, answers: Sequence[Answer]) -> np.ndarray:
+        """(n,) in [0, 1]."""
+        if self.score_answers is not None:
+            return self.score_answers(answers)
+        return self.score([answer.text for answer in answers])
 
 
 @dataclass(frozen=True)
@@ -46,6 +85,9 @@ class Scorer(Generic[S]):
     # What it is, with the revision of its weights: kept in the results, and runs are compared only where it is the same.
     instrument: Callable[[S], dict[str, Any]]
     matches: Callable[[str], bool] = lambda path: False  # whether a recipe's text means it, beside its own name
+    # (settings, which fields of an Answer the evaluator knows). Raises RecipeError where it cannot score: asked before
+    # anything is trained.
+    check: Callable[[S, frozenset[str]], None] = lambda settings, fields: None
     version: int = 1  # rises when the same settings give other scores
 
     @property
@@ -53,7 +95,8 @@ class Scorer(Generic[S]):
         return summary_of(self.load)
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """The scorer that a recipe means, and its settings."""
 
     name: str
@@ -66,19 +109,58 @@ class Chosen(NamedTuple):
         version = SCORERS.version(self.name)
         return told if version == "1" else {**told, "version": version}
 
+    def check(self, *fields: str) -> None:
+        """Raises RecipeError where it cannot score texts, with these fields of an Answer beside them."""
+        self.scorer.check(self.settings, frozenset(fields))
 
-def chosen_scorer(given: Mapping[str, Any]) -> Chosen:
-    """given: `scorer`, and the settings beside it that a scorer may have. Raises RecipeError for one that this scorer has not."""
-    name = _name_of(given["scorer"])
-    scorer = SCORERS.get(name)
-    settings = {setting: value for setting, value in given.items() if value is not None}
-    for setting in settings:
-        if setting not in scorer.settings.model_fields:
-            raise RecipeError(f"evaluate.{setting}: the scorer {name} has no use for it; leave it out")
-    return Chosen(name, scorer, scorer.settings.model_validate(settings))
+    def loaded(self, bench: Bench, prompts: Sequence[str]) -> Loaded:
+        """The scorer, loaded once however often it is asked for, for completions of these prompts.
+
+        Raises RecipeError where it was trained on one of the prompts or of the forget rows.
+        """
+        key = ("scorer", self.name, self.settings.model_dump_json())
+        loaded: Loaded = bench.judges.get(key, lambda: self.scorer.load(self.settings))
+        loaded.refuse(prompts, "prompts that it judges the completions of")
+        for samples in bench.forget.values():
+            loaded.refuse(samples.words(), "forget rows")
+        return loaded
 
 
-def _name_of(text: str) -> str:
-    if ".py:" in text or text in SCORERS.names():
-        return text
-    return next((name for name, scorer in SCORERS.items() if scorer.matches(text)), DEFAULT)
+def chosen_scorer(settings: ScorerSettings) -> Chosen:
+    """The scorer that a recipe's `scorer` means. Raises RecipeError where nobody has that name."""
+    return Chosen(settings.kind, SCORERS.get(settings.kind), settings)
+
+
+def score_completions(
+    written: Sequence[Sequence[str]],
+    contexts: Sequence[Mapping[str, str]],
+    loaded: Loaded,
+    threshold: float,
+    bench: Bench,
+) -> np.ndarray:
+    """(n, samples) in [0, 1] of each item's completions. An empty one says nothing: 0, without being scored.
+
+    contexts: the other fields of an Answer, of each item. On which side of the threshold the scores fell is told to the bench.
+    """
+    answers = [
+        Answer(text.strip(), **context) for texts, context in zip(written, contexts, strict=True) for text in texts
+    ]
+    said = [at for at, answer in enumerate(answers) if answer.text]
+    scores = np.zeros(len(answers))
+    if said:
+        scores[said] = loaded.scores([answers[at] for at in said])
+        bench.rated.append(Rated.of(scores[said], threshold))
+    return scores.reshape(len(written), -1)
+
+
+def keep_scored(settings: Strict, written: Sequence[Sequence[str]], scores: np.ndarray, bench: Bench) -> None:
+    """Every completion with its score, beside the texts, to look at."""
+    name = fingerprint([bench.model, settings.model_dump(mode="json"), list(map(list, written))])[:16]
+    lines = [
+        json.dumps({"row": row, "text": text, "score": round(float(score), 4)}, ensure_ascii=False)
+        for row, (texts, rated) in enumerate(zip(written, scores, strict=True))
+        for text, score in zip(texts, rated, strict=True)
+    ]
+    file = bench.folder / f"scored-{name}.jsonl"
+    write_text(file, "\n".join(lines) + "\n")
+    bench.kept.add(file)
