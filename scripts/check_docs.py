@@ -121,10 +121,12 @@ with pandas (which comes with datasets):
 ```python
 import pandas as pd
 
+
 def table(folder):
     results = spunge.read_results(folder)
     rows, models = (pd.DataFrame([vars(each) for each in some]) for some in (results.rows, results.models))
     return rows.merge(models, on="stage").assign(run=str(folder))
+
 
 runs = pd.concat([table("runs/ties"), table("runs/average")])
 runs[(runs.kind == "merged") & (runs.group == "forget")].pivot_table("value", ["metric", "subject"], ["rule", "scale"])
