@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,7 @@ def page(run: Path) -> str:
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
     parts = split.names if split else {part.slug: part.value for part in results.parts}
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
-    environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
-    return environment.get_template("page.html").render(
+    return _environment().get_template("page.html").render(
         title=_title(recipe, run),
         recipe=printable(recipe_text, keep="\n\t"),
         results=results,
@@ -64,6 +63,14 @@ def page(run: Path) -> str:
         merge=shown(run / "merge.json", merge_facts, None),
         missing=MISSING,
     )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
+    environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
+    return environment
 
 
 def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -31,9 +31,10 @@ class Session:
         """The whole base in the arithmetic that some settings ask for: training and judging may ask for two."""
         if self._whole is None or self._whole.dtype != arithmetic(self._inputs.folder, settings):
             self.close()
-            self._first.clear()
-            self._whole = None
-            gc.collect()
+            if self._whole is not None or self._first:
+                self._whole = None
+                self._first.clear()
+                gc.collect()
             self._whole = load_base(self._inputs.folder, settings)
         return self._whole
 
