@@ -44,24 +44,28 @@ def page(run: Path) -> str:
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
     parts = split.names if split else {part.slug: part.value for part in results.parts}
-    return _environment().get_template("page.html").render(
-        title=_title(recipe, run),
-        recipe=printable(recipe_text, keep="\n\t"),
-        results=results,
-        split=split,
-        scores=scores,
-        findings=verdict(scores),
-        basis=basis(scores),
-        published=published(scores),
-        charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
-        groups=GROUPS,
-        attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
-        back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
-        spillover=spillover(scores),
-        branches=trained(run / "branches", parts),
-        controls=trained(run / "controls", _controls(run, recipe)),
-        merge=shown(run / "merge.json", merge_facts, None),
-        missing=MISSING,
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=_title(recipe, run),
+            recipe=printable(recipe_text, keep="\n\t"),
+            results=results,
+            split=split,
+            scores=scores,
+            findings=verdict(scores),
+            basis=basis(scores),
+            published=published(scores),
+            charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
+            groups=GROUPS,
+            attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
+            back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
+            spillover=spillover(scores),
+            branches=trained(run / "branches", parts),
+            controls=trained(run / "controls", _controls(run, recipe)),
+            merge=shown(run / "merge.json", merge_facts, None),
+            missing=MISSING,
+        )
     )
 
 
