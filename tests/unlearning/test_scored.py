@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spunge.unlearning.scored
 from spunge.data.samples import IGNORED, Batch, Encoded, collate
+from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.head import head_of
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import Scored, outputs, scored
-from spunge.unlearning.trained import Everything, LoRA, Selected, training
+from spunge.unlearning.trained import training
 from spunge.unlearning.undial import adjusted_distillation
 from spunge.unlearning.wga import weighted_ascent
 from toys import SMALL

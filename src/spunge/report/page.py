@@ -19,7 +19,7 @@ from spunge.report.published import published
 from spunge.report.reading import shown, split_facts
 from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
-from spunge.report.training import trained
+from spunge.report.training import taught, trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, duration, name, shortened, size
@@ -61,6 +61,7 @@ def page(run: Path) -> str:
             attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
             back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
             spillover=spillover(scores),
+            lessons=taught(run),
             branches=trained(run / "branches", parts),
             controls=trained(run / "controls", _controls(run, recipe)),
             merge=shown(run / "merge.json", merge_facts, None),
@@ -128,7 +129,7 @@ def _template(file: str) -> str:
 
 def _columns(metric: Metric, scores: Scores) -> list[Model]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
-    order = ("base", "merged", "control", "branch", "other")
+    order = ("base", "merged", "control", "reference", "branch", "other")
     return sorted(metric.judged(scores.models), key=lambda model: order.index(model.kind))
 
 

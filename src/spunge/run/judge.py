@@ -20,6 +20,7 @@ from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside,
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
+from spunge.results import higher_of_older_version
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Lineup, Model
@@ -80,8 +81,8 @@ def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
 
 
 def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
-    """Measure a model; the base's measurements are taken from the cache where another run left them."""
-    if judging.model.name == "base" and (taken := _from_cache(judging, key)):
+    """Measure a model; those of the base, and of models beside it, are taken from the cache where another run left them."""
+    if judging.model.shared and (taken := _from_cache(judging, key)):
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
     bench = Bench(
@@ -106,7 +107,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     }
     write_json(judging.file, content)
     kept = sorted(bench.kept)
-    if judging.model.name == "base":
+    if judging.model.shared:
         _to_cache(
             _cached(key, inputs.recipe.model),
             key,
@@ -124,10 +125,10 @@ def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
     evaluations = {judging.items.name: judging.items for judging in judgings}
     if not evaluations:
         return
-    given = base.folder if base.folder.is_dir() else base.given
+    given = base.untaught if base.untaught.is_dir() else base.given
     if base.conversion is not None and base.conversion.gguf and given == base.given:
         return  # its tokenizer and its configuration are in the file that is still to be converted
-    positions = None if base.conversion and given == base.given else positions_of(base.folder, model)
+    positions = None if base.conversion and given == base.given else positions_of(base.untaught, model)
     limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
     for items in evaluations.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
@@ -176,7 +177,10 @@ def measure_to_json(measure: Measure) -> dict[str, Any]:
 
 def measure_from_json(content: dict[str, Any]) -> Measure:
     arrays = {name: np.array(content[name], dtype=np.float64) for name in ("numerator", "denominator")}
-    return Measure(**{**content, **arrays})
+    facts = {**content, **arrays}
+    if "higher_is_better" in facts:  # kept by a version that knew no directions
+        facts["higher"] = higher_of_older_version(facts["of"] or facts["metric"], facts.pop("higher_is_better"))
+    return Measure(**facts)
 
 
 def _cached(key: str, model: ModelSettings) -> Path:
