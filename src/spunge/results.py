@@ -52,11 +52,14 @@ Real = Annotated[float, BeforeValidator(_real), _NUMBER]
 Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as NaN, which some programs write so
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-Kind = Literal["base", "reference", "branch", "control", "merged", "other"]
+Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 
 StageName = Annotated[
-    str, Field(description="The judged model: base, untaught, reference:NAME, branch:SLUG, control:NAME or merged.")
+    str,
+    Field(
+        description="The judged model: base, untaught, reference:NAME, model:NAME, branch:SLUG, control:NAME or merged."
+    ),
 ]
 SubjectName = Annotated[
     str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")
@@ -86,9 +89,11 @@ class Model:
     stage: StageName
     kind: Annotated[
         Kind,
-        Field(description="What it is. reference: not unlearned, to compare with; other: of another program's file."),
+        Field(description="What it is. reference, model: judged as it is; other: of another program's file."),
     ]
-    name: Annotated[str, Field(description="A branch's part, a control's or a reference's name, else the stage.")]
+    name: Annotated[
+        str, Field(description="A branch's part, a control's, reference's or model's name, else the stage.")
+    ]
 
     @property
     def label(self) -> str:

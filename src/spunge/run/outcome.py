@@ -46,8 +46,8 @@ def write_scores(
     ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
     # Where everything was trained before, the training says where.
-    trained = read_json(seeds[0].trainings[0].folder / "delta.json")
-    base = session.loaded
+    base, trainings = session.loaded, seeds[0].trainings
+    trained = read_json(trainings[0].folder / "delta.json") if trainings else {}
     results = Results(
         spunge=__version__,
         attribute=first.parts.attribute,
@@ -55,8 +55,8 @@ def write_scores(
         stages=tuple(model.stage for model in models),
         models=models,
         versions=versions(),
-        device=str(base.device) if base else trained["device"],
-        dtype=str(base.dtype).removeprefix("torch.") if base else trained["dtype"],
+        device=str(base.device) if base else trained.get("device"),
+        dtype=str(base.dtype).removeprefix("torch.") if base else trained.get("dtype"),
         seconds=_seconds(graph),
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         rows=scores.rows,
