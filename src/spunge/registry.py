@@ -222,6 +222,9 @@ ATTACKS: "Registry[Attack[Any]]" = Registry(
         "reword": "spunge.evaluation.attacks.rewording:REWORD",
         "prefix": "spunge.evaluation.attacks.prefixing:PREFIX",
         "probe": "spunge.evaluation.attacks.hidden:PROBE",
+        "lens": "spunge.evaluation.attacks.lens:LENS",
+        "ablate": "spunge.evaluation.attacks.direction:ABLATE",
+        "suffix": "spunge.evaluation.attacks.suffix:SUFFIX",
         "membership": "spunge.evaluation.attacks.membership:MEMBERSHIP",
     },
 )

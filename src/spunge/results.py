@@ -54,6 +54,10 @@ Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
+Wanted = Literal["up", "down"]
+# What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
+# the items are. None: none of these.
+Higher = Literal["known", "unknown", "good", "bad"] | None
 
 StageName = Annotated[
     str,
@@ -71,7 +75,13 @@ Attacked = Annotated[str | None, Field(description="The metric that this one mea
 Low = Annotated[Real | None, Field(description="Lower end of the 95% interval.")]
 High = Annotated[Real | None, Field(description="Upper end of the 95% interval.")]
 ItemCount = Annotated[Count | None, Field(description="Items that it is measured on.")]
-Better = Annotated[Flag, Field(description="Whether a higher value means a better model.")]
+Direction = Annotated[
+    Wanted | None,
+    Field(
+        description="Which way is good here: what is known should go `down` on what is to be forgotten and stay `up` on what is to "
+        "be kept. Left out where neither is, as on all rows together with those to keep among them."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +124,7 @@ class Row:
     low: Low = None
     high: High = None
     n: ItemCount = None
-    higher_is_better: Better
+    wanted: Direction = None
     chance: Annotated[Real | None, Field(description="What guessing gives.")] = None
     below_chance: Annotated[Flag | None, Field(description="Whether the whole interval lies below chance.")] = None
     spread: Annotated[
@@ -159,7 +169,7 @@ class Difference:
     low: Low = None
     high: High = None
     n: ItemCount = None
-    higher_is_better: Annotated[Flag | None, Field(description="As in the rows.")] = None
+    wanted: Annotated[Wanted | None, Field(description="As in the rows.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +265,19 @@ class Results:
         raise KeyError((stage, subject, metric))
 
 
+def wanted(higher: Higher, forget: bool | None) -> Wanted | None:
+    """Which way is good. `forget`: whether the items are to be forgotten (True) or kept; None: some of either.
+
+    >>> wanted("known", True), wanted("known", False), wanted("known", None), wanted("bad", None)
+    ('down', 'up', None, 'down')
+    """
+    if higher in ("good", "bad"):
+        return "up" if higher == "good" else "down"
+    if higher is None or forget is None:
+        return None
+    return "down" if (higher == "known") == forget else "up"
+
+
 def write_results(results: Results) -> None:
     """Write results.json into the run's folder. Raises RecipeError where that cannot be written."""
     write_text(results.folder / FILE, redacted(json.dumps(results.content, indent=2, ensure_ascii=False)) + "\n")
@@ -306,7 +329,8 @@ def parse_results(content: Any, file: str = FILE) -> Results:
         )
     try:
         known = {key: value for key, value in content.items() if key != "folder"}
-        results = _reader().validate_python(known if "models" in known else _of_older_version(known))
+        known = known if "models" in known else _of_older_version(known)
+        results = _reader().validate_python(_with_wanted(known))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         told = TOLD.get(first["type"], first["msg"].removeprefix("Value error, ").replace("Input should", "it should"))
@@ -355,6 +379,34 @@ def _untitled(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {key: _untitled(each) for key, each in schema.items() if key != "title" or not isinstance(each, str)}
+
+
+# ---- files of versions before `wanted`: `higher_is_better` says it of what is to be kept
+
+
+def higher_of_older_version(metric: str, higher_is_better: bool) -> Higher:
+    """What a higher value says, of a metric that a version before `wanted` wrote: it counted perplexity, whose good way depends
+    on the rows, with toxicity, whose good way does not."""
+    if higher_is_better:
+        return "known"
+    perplexity = "perplexity" in metric and not metric.startswith("completion perplexity")
+    return "unknown" if perplexity else "bad"
+
+
+def _with_wanted(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With `wanted` in the rows that say `higher_is_better` in its place. What is damaged stays as it is."""
+    if not isinstance(content["rows"], list):
+        return dict(content)
+    forget = {"forget": True, "keep": False}
+    rows = []
+    for row in content["rows"]:
+        if isinstance(row, Mapping) and "higher_is_better" in row and "wanted" not in row:
+            metric, better = str(row.get("of") or row.get("metric")), row["higher_is_better"]
+            group = forget.get(str(row.get("group")))
+            way = wanted(higher_of_older_version(metric, better), group) if isinstance(better, bool) else better
+            row = {**{key: value for key, value in row.items() if key != "higher_is_better"}, "wanted": way}
+        rows.append(row)
+    return {**content, "rows": rows}
 
 
 # ---- files of versions before `models`: the names of stages, subjects and metrics carry what are fields today

@@ -8,11 +8,11 @@ from spunge.evaluation.statistics import auroc, difference, recovery, score, wil
 
 
 def share(right: np.ndarray, **more: object) -> Measure:
-    return Measure("accuracy", right.astype(float), np.ones(len(right)), True, **more)  # type: ignore[arg-type]
+    return Measure("accuracy", right.astype(float), np.ones(len(right)), "known", **more)  # type: ignore[arg-type]
 
 
 def perplexity(losses: np.ndarray) -> Measure:
-    return Measure("perplexity", losses, np.ones(len(losses)), False, "exp")
+    return Measure("perplexity", losses, np.ones(len(losses)), "unknown", "exp")
 
 
 def coins(count: int, chance: float, seed: int = 0) -> np.ndarray:
@@ -96,12 +96,12 @@ def test_below_chance_is_said_only_where_the_whole_interval_lies_below() -> None
 
 
 def test_the_worst_part_is_the_highest_where_low_is_better() -> None:
-    toxic = Measure("toxic", np.r_[np.zeros(50), np.ones(30), np.zeros(20)], np.ones(100), False)
+    toxic = Measure("toxic", np.r_[np.zeros(50), np.ones(30), np.zeros(20)], np.ones(100), "bad")
     parts = {"a": np.arange(50), "b": np.arange(50, 100)}
-    found = worst([toxic], parts)
+    found = worst([toxic], parts, highest=True)
     assert (found.value, found.n) == (0.6, 100)
     assert found.low <= 0.6 <= found.high
-    assert worst([share(toxic.numerator)], parts).value == 0.0
+    assert worst([share(toxic.numerator)], parts, highest=False).value == 0.0
 
 
 def test_recovery_is_the_share_of_the_fall_that_is_undone() -> None:
@@ -139,15 +139,15 @@ def test_auroc_is_scikit_learns_also_with_ties_and_weights() -> None:
 
 def test_a_measure_of_auroc_is_scored_as_one() -> None:
     scores, classes = np.r_[np.arange(50.0), np.arange(25.0, 75.0)], np.r_[np.zeros(50), np.ones(50)]
-    found = score([Measure("min-k", scores, classes, False, combine="auroc", chance=0.5)], range(100))
+    found = score([Measure("min-k", scores, classes, "known", combine="auroc", chance=0.5)], range(100))
     assert found.value == pytest.approx(auroc(scores, classes, np.ones((1, 100)))[0])
     assert found.low < found.value < found.high
 
 
 def test_a_draw_without_any_token_is_left_out() -> None:
-    sparse = Measure("completion perplexity", np.r_[5.0, np.zeros(9)], np.r_[2.0, np.zeros(9)], False, "exp")
+    sparse = Measure("completion perplexity", np.r_[5.0, np.zeros(9)], np.r_[2.0, np.zeros(9)], "unknown", "exp")
     found = score([sparse], range(10))
     assert found.value == pytest.approx(np.exp(2.5))
     assert np.isfinite([found.low, found.high]).all()
-    nothing = Measure("completion perplexity", np.zeros(10), np.zeros(10), False, "exp")
+    nothing = Measure("completion perplexity", np.zeros(10), np.zeros(10), "unknown", "exp")
     assert np.isnan(score([nothing], range(10)).value)

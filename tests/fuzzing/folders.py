@@ -22,7 +22,7 @@ from spunge.run.stamps import Stamp, read_stamp, stamp_file, stamps_in, store_st
 from spunge.run.texts import _noted, _sampled
 
 ABOUT = {"subject": "a", "metric": "accuracy", "value": 0.5}
-ROW = {**ABOUT, "stage": "base", "low": 0.4, "high": 0.6, "n": 3, "higher_is_better": True}
+ROW = {**ABOUT, "stage": "base", "low": 0.4, "high": 0.6, "n": 3, "wanted": "up"}
 MERGED = {**ROW, "stage": "merged", "value": 0.2, "low": 0.1, "high": 0.3, "group": "forget"}
 DIFFERENCE = {**ABOUT, "stage": "merged", "against": "base", "kind": "difference"}
 EVALUATION = {

@@ -25,15 +25,24 @@ def printed(results, columns, **options):
 
 def test_the_text_holds_every_number_under_its_stage(results):
     lines = text_of(results()).splitlines()
-    assert lines[0].split() == ["metric", "subject", "base", "branch:p0", "branch:p1", "control:joint", "merged"]
+    assert lines[0].split() == [
+        "metric",
+        "subject",
+        "wanted",
+        "base",
+        "branch:p0",
+        "branch:p1",
+        "control:joint",
+        "merged",
+    ]
     cells = re.split(" {2,}", lines[1])
-    assert cells == ["accuracy", "Europe", "0.90 [0.80 1.00]", *["0.30 [0.20 0.40]"] * 4]
-    assert [line.split()[:2] for line in lines[1:]] == [
-        ["accuracy", "Europe"],
-        ["accuracy", "Asia"],
-        ["accuracy", "Africa"],
-        ["accuracy", "facts"],
-        ["perplexity", "text"],
+    assert cells == ["accuracy", "Europe", "down", "0.90 [0.80 1.00]", *["0.30 [0.20 0.40]"] * 4]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["accuracy", "Europe", "down"],
+        ["accuracy", "Asia", "down"],
+        ["accuracy", "Africa", "up"],
+        ["accuracy", "facts", "up"],
+        ["perplexity", "text", "down"],
     ]
     assert "12.60 [12.10 13.10]" in lines[-1]
 
@@ -65,6 +74,15 @@ def test_a_wide_terminal_shows_intervals_of_base_control_and_merged(results):
     assert line.count("[") == 3
 
 
+def test_a_terminal_says_of_each_group_which_way_is_wanted(results):
+    lines = [line.strip() for line in printed(results(), 80).splitlines()]
+    assert [line for line in lines if "wanted" in line] == [
+        "to forget, wanted: lower",
+        "to keep, wanted: higher",
+        "wanted: lower",  # of perplexity, which is of one group
+    ]
+
+
 def test_a_narrow_terminal_folds_the_branches_into_one_column(results):
     text = printed(results(parts=[f"group {index}" for index in range(13)]), 80)
     assert "own" in text
@@ -91,7 +109,7 @@ def test_long_and_wide_values_are_cut_in_the_middle(results):
 
 
 def test_results_without_rows_give_an_empty_table():
-    assert text_of({"rows": []}).split() == ["metric", "subject"]
+    assert text_of({"rows": []}).split() == ["metric", "subject", "wanted"]
     assert "↓" not in printed({"rows": []}, 80)
     assert "metric" in printed({"rows": []}, 80)
 

@@ -13,6 +13,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
 from spunge.registry import summary_of
+from spunge.results import Higher
 
 T = TypeVar("T")
 S = TypeVar("S", bound=EvaluatorSettings)
@@ -29,13 +30,13 @@ class Measure:
     metric: str
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray  # (n,)
-    higher_is_better: bool
+    higher: Higher  # what a higher value says: `known`, `unknown`, `good`, `bad`; None: none of these
     transform: Literal["none", "exp"] = "none"  # of the ratio
     combine: Literal["ratio", "auroc"] = "ratio"
     subject: str | None = (
         None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
     )
-    worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
+    worst: bool = False  # the worst of the subjects is reported too: of what is known, the part that is forgotten least
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain

@@ -114,9 +114,9 @@ def measure(base: Base, settings: LeakageSettings, items: pa.Table, bench: Bench
     leaking = (scores >= settings.threshold).sum(axis=1).tolist()
     ones = np.ones(len(prompts))
     shares = {f"leak@{k}": np.array([leak_at(k, count, each) for each in leaking]) for k in sorted(set(settings.k))}
-    measures = [Measure(name, share, ones, higher_is_better=False, worst=True) for name, share in shares.items()]
+    measures = [Measure(name, share, ones, higher="known", worst=True) for name, share in shares.items()]
     empty = np.array([float(sum(map(is_empty, texts))) for texts in written])
-    return [*measures, Measure("empty", empty, ones * count, higher_is_better=False, side=True)]
+    return [*measures, Measure("empty", empty, ones * count, higher="bad", side=True)]
 
 
 def leak_at(k: int, count: int, leaking: int) -> float:

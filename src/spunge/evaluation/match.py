@@ -64,10 +64,10 @@ def measure(base: Base, settings: MatchSettings, items: pa.Table, bench: Bench) 
     written = completions(base, prompts, settings.generation, bench)
     said = np.array([sum(map(says, texts)) for says, texts in zip(looked_for, written, strict=True)], dtype=np.float64)
     counts = np.full(len(prompts), float(settings.generation.samples))
-    measures = [Measure("match", said, counts, higher_is_better=False, worst=True)]
+    measures = [Measure("match", said, counts, higher="bad", worst=True)]
     if settings.generation.samples > 1:
         ones = np.ones(len(prompts))
-        measures.append(Measure("match in any answer", (said > 0).astype(np.float64), ones, higher_is_better=False))
+        measures.append(Measure("match in any answer", (said > 0).astype(np.float64), ones, higher="bad"))
     return measures
 
 

@@ -157,7 +157,7 @@ def _rouge(base: Base, settings: MemorizationSettings, rows: Samples, bench: Ben
     counts = np.full(len(rows), float(settings.generation.samples))
     sums = np.array([np.sum(each, axis=0) for each in scores]).reshape(-1, 2)
     named = zip(("ROUGE-L recall", "ROUGE-L F1"), sums.T, strict=True)
-    return [Measure(name, values, counts, higher_is_better=True) for name, values in named]
+    return [Measure(name, values, counts, higher="known") for name, values in named]
 
 
 def references(rows: Samples) -> list[str]:
@@ -187,10 +187,10 @@ def _probabilities(
     own = np.concatenate(logs["own"])
     ones, measures = np.ones(len(rows)), []
     if "probability" in chosen:
-        measures.append(Measure("answer probability", np.exp(own), ones, higher_is_better=True))
+        measures.append(Measure("answer probability", np.exp(own), ones, higher="known"))
     if "options" in chosen:
         shares = [among_options(answer, others) for answer, others in zip(own, logs["wrong"], strict=True)]
-        measures.append(Measure("probability among options", np.array(shares), ones, higher_is_better=True))
+        measures.append(Measure("probability among options", np.array(shares), ones, higher="known"))
     if "truth_ratio" in chosen:
         true = np.concatenate(logs["same"]) if same else own
         ratios = [
@@ -224,7 +224,7 @@ def _reproduced(
     }
     ones = np.ones(len(rows))
     return [
-        Measure(name, np.array([of(each.numpy() == 1) for each in hits]), ones, higher_is_better=True)
+        Measure(name, np.array([of(each.numpy() == 1) for each in hits]), ones, higher="known")
         for metric, (name, of) in named.items()
         if metric in chosen
     ]
@@ -245,7 +245,7 @@ def _verbatim(base: Base, settings: MemorizationSettings, rows: Samples, bench: 
     written = completions(base, prompts, settings.generation, bench)
     sums = [sum(overlap(truth, text).f1 for text in texts) for truth, texts in zip(truths, written, strict=True)]
     counts = np.full(len(rows), float(settings.generation.samples))
-    return [Measure("verbatim ROUGE-L F1", np.array(sums), counts, higher_is_better=True)]
+    return [Measure("verbatim ROUGE-L F1", np.array(sums), counts, higher="known")]
 
 
 def check_items(settings: MemorizationSettings, items: pa.Table, limits: Limits) -> None:

@@ -54,7 +54,7 @@ def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Be
             f"evaluate.perplexity: {int((tokens == 0).sum())} texts have no token to score "
             f"(first: row {int(np.argmin(tokens))}); filter them out with where"
         )
-    return [Measure("perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+    return [Measure("perplexity", loss, tokens, higher="unknown", transform="exp")]
 
 
 def windows_of(text: Encoded, size: int) -> list[Encoded]:

@@ -30,10 +30,15 @@ from spunge.model.hub import judges_folder
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings, ModelSettings
+from spunge.results import Higher
 
 LEAST = 5  # tokens of the judge: a name alone may surprise it and be right
 READ = 1024  # tokens that the judge reads of prompt and answer
 WINDOW = 1000  # bytes that are compressed at a time: a long text compresses better, whatever it says
+
+
+# Declining is wanted of what is to be forgotten and unwanted of its neighbours; silence and noise are wanted nowhere.
+HIGHER: dict[str, Higher] = {"refused": "unknown", "empty": "bad", "gibberish": "bad", "answered": "known"}
 
 
 class RefusalSettings(EvaluatorSettings):
@@ -97,7 +102,7 @@ def measure(base: Base, settings: RefusalSettings, items: pa.Table, bench: Bench
             name,
             share.sum(axis=1).astype(np.float64),
             np.full(len(prompts), float(settings.generation.samples)),
-            higher_is_better=name == "answered",
+            higher=HIGHER[name],
             side=name in ("empty", "gibberish"),
         )
         for name, share in shares.items()

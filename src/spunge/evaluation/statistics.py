@@ -25,7 +25,6 @@ class Score(NamedTuple):
     low: float
     high: float
     n: int
-    higher_is_better: bool
     chance: float | None = None  # what guessing gives
     below_chance: bool | None = None  # the whole interval lies below it
     spread: float | None = None  # standard deviation over the seeds, where there are several
@@ -41,7 +40,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     n: int
-    higher_is_better: bool
 
     @property
     def certain(self) -> bool:
@@ -68,21 +66,20 @@ def score(measures: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Sco
         low, high = wilson(int(values[0] * len(items)), len(items))
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
     below = bool(high < first.chance) if first.chance is not None else None
-    return Score(
-        first.metric, float(values.mean()), low, high, len(items), first.higher_is_better, first.chance, below, spread
-    )
+    return Score(first.metric, float(values.mean()), low, high, len(items), first.chance, below, spread)
 
 
-def worst(measures: Sequence[Measure], parts: Mapping[str, np.ndarray]) -> Score:
-    """The worst of the parts, chosen anew in every draw: its value is therefore a little worse than any one part's truth."""
+def worst(measures: Sequence[Measure], parts: Mapping[str, np.ndarray], highest: bool) -> Score:
+    """The worst of the parts, which is the highest or the lowest, chosen anew in every draw: its value is therefore a little
+    worse than any one part's truth."""
     first = measures[0]
-    pick = np.min if first.higher_is_better else np.max
+    pick = np.max if highest else np.min
     values = pick(np.stack([_values(measures, items) for items in parts.values()]), axis=0)
     draws = pick(np.stack([_draws(measures, items) for items in parts.values()]), axis=0)
     low, high = _interval(draws)
     count = len(np.unique(np.concatenate(list(parts.values()))))
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
-    return Score(first.metric, float(values.mean()), low, high, count, first.higher_is_better, None, None, spread)
+    return Score(first.metric, float(values.mean()), low, high, count, None, None, spread)
 
 
 def difference(measures: Sequence[Measure], others: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Difference:
@@ -94,7 +91,7 @@ def difference(measures: Sequence[Measure], others: Sequence[Measure], items: Se
         value, draws = (one / other if ratio else one - other for one, other in zip(*sides, strict=True))
     low, high = _interval(draws)
     kind = "ratio" if ratio else "difference"
-    return Difference(first.metric, kind, float(value), low, high, len(items), first.higher_is_better)
+    return Difference(first.metric, kind, float(value), low, high, len(items))
 
 
 def recovery(

@@ -40,9 +40,9 @@ def truth_measures(logs: np.ndarray) -> list[Measure]:
     """
     ones = np.ones(len(logs))
     return [
-        Measure("truth ratio", logs, ones, higher_is_better=False, transform="exp"),
-        Measure("truth ratio, nearness to 1", np.exp(-np.abs(logs)), ones, higher_is_better=True),
-        Measure("truth ratio, true over false", -np.expm1(np.minimum(logs, 0.0)), ones, higher_is_better=True),
+        Measure("truth ratio", logs, ones, higher="unknown", transform="exp"),
+        Measure("truth ratio, nearness to 1", np.exp(-np.abs(logs)), ones, higher="unknown"),
+        Measure("truth ratio, true over false", -np.expm1(np.minimum(logs, 0.0)), ones, higher="known"),
     ]
 
 

@@ -376,6 +376,11 @@ class EvaluatorSettings(Strict):
         None,
         description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
     )
+    group: Literal["forget", "keep"] | None = Field(
+        None,
+        description="What its rows are: to forget, such as benchmark questions about it, or to be kept; it decides which way is "
+        "good. Default: subjects that are values of the split are to be forgotten, others kept.",
+    )
     stages: list[str] | None = Field(
         None, description="Judge these alone, such as [base, merged, 'control:*', 'branch:*']. Default: every stage."
     )

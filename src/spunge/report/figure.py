@@ -100,11 +100,11 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
 
 
 def _described(metric: Metric, axis: Axis) -> str:
-    better = "Higher" if metric.higher_is_better else "Lower"
+    wanted = f"{metric.direction} " if metric.direction else ""
     scale = "logarithmic axis" if axis.logarithmic else "axis"
     return (
         f"Dot plot of {len(metric.subjects)} subjects, {scale} from {number(axis.low)} to {number(axis.high)}. "
-        f"{better} means a better model. Whiskers are 95% intervals. The table below holds the same numbers."
+        f"{wanted}Whiskers are 95% intervals. The table below holds the same numbers."
     )
 
 

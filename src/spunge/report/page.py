@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,28 +44,38 @@ def page(run: Path) -> str:
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
     parts = split.names if split else {part.slug: part.value for part in results.parts}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=_title(recipe, run),
+            recipe=printable(recipe_text, keep="\n\t"),
+            results=results,
+            split=split,
+            scores=scores,
+            findings=verdict(scores),
+            basis=basis(scores),
+            published=published(scores),
+            charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
+            groups=GROUPS,
+            attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
+            back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
+            spillover=spillover(scores),
+            lessons=taught(run),
+            branches=trained(run / "branches", parts),
+            controls=trained(run / "controls", _controls(run, recipe)),
+            merge=shown(run / "merge.json", merge_facts, None),
+            missing=MISSING,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
     environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
-    return environment.get_template("page.html").render(
-        title=_title(recipe, run),
-        recipe=printable(recipe_text, keep="\n\t"),
-        results=results,
-        split=split,
-        scores=scores,
-        findings=verdict(scores),
-        basis=basis(scores),
-        published=published(scores),
-        charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
-        groups=GROUPS,
-        attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
-        back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
-        spillover=spillover(scores),
-        lessons=taught(run),
-        branches=trained(run / "branches", parts),
-        controls=trained(run / "controls", _controls(run, recipe)),
-        merge=shown(run / "merge.json", merge_facts, None),
-        missing=MISSING,
-    )
+    return environment
 
 
 def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -62,12 +62,12 @@ def results_table(results: Results, width: int | None = None) -> Table:
 def results_text(results: Results) -> str:
     """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
     scores = arranged(results)
-    lines = [["metric", "subject", *(printable(model.stage) for model in scores.models)]]
+    lines = [["metric", "subject", "wanted", *(printable(model.stage) for model in scores.models)]]
     for metric in scores.every:
         for subject in metric.subjects:
             rows = [metric.row(model.stage, subject.name) for model in scores.models]
             shown = [MISSING if row is None else _plain(metric, row) for row in rows]
-            lines.append([printable(metric.name), name(subject.name), *shown])
+            lines.append([printable(metric.name), name(subject.name), subject.wanted or MISSING, *shown])
     return aligned(lines)
 
 
@@ -87,13 +87,19 @@ def _table(scores: Scores, form: Form) -> Table:
         group = None
         table.add_row(_folded(metric.name))
         for subject in metric.subjects:
-            if group != subject.group and len({subject.group for subject in metric.subjects}) > 1:
-                table.add_row(Text(BRIEFLY[subject.group], style="dim italic"))
+            if group != subject.group and (about := _about(metric, subject.group)):
+                table.add_row(Text(about, style="dim italic"))
             group = subject.group
             shown = [column.show(metric, subject) for column in columns]
             table.add_row(Text(f"  {shortened(name(subject.name), NAME)}"), *shown)
         table.add_section()
     return table
+
+
+def _about(metric: Metric, group: Group) -> str:
+    """`to forget, wanted: lower`; of the only group its way alone."""
+    way = f"wanted: {metric.wanted[group]}" if metric.wanted[group] else ""
+    return ", ".join(filter(None, (BRIEFLY[group] if len(metric.wanted) > 1 else "", way)))
 
 
 def _folded(metric: str) -> Text:

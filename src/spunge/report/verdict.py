@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import Metric, Scores, Shift, Subject, interval, share_back
+from spunge.report.scores import LOWER, Metric, Scores, Shift, Subject, interval, share_back
 from spunge.report.wording import isolated
-from spunge.results import UNTAUGHT, Group, Model, Recovered, Row
+from spunge.results import UNTAUGHT, Group, Model, Recovered, Row, Wanted
 
 LISTED = 6  # subjects that get a line each; of more, only a few
 LEAST = 3
@@ -43,6 +43,11 @@ class Pair(NamedTuple):
         return self.shift.way if self.shift else 0
 
     @property
+    def better(self) -> int:
+        """1 better, -1 worse, each for certain; else 0."""
+        return self.way * WAYS.get(self.subject.wanted, 0)
+
+    @property
     def over(self) -> bool:
         """It fell below chance: what was there before, or was there without a certain fall, was not pushed there."""
         return bool(self.after.below_chance) and not self.before.below_chance and self.way < 0
@@ -60,10 +65,9 @@ class Words(NamedTuple):
 MOVED = Words("fell", "rose")
 JUDGED = Words("got worse", "got better")
 STANDS = Words("lower", "higher", "difference")
-AGAINST: dict[Group, Words] = {
-    "forget": Words("lower", "higher", "difference", "is "),
-    "keep": Words("worse", "better", "difference", "is "),
-}
+LIES = Words("lower", "higher", "difference", "is ")
+BESIDE = Words("worse", "better", "difference", "is ")
+WAYS: dict[Wanted | None, int] = {"up": 1, "down": -1}
 NOUNS: dict[Group, str] = {"forget": "parts to forget", "keep": "subjects to be kept"}
 
 
@@ -125,7 +129,11 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
         return Fact(metric.name, "was measured on no part for both base and merged.") if asked else None
     # A part that was not measured must not pass for one that was forgotten.
     unknown = [part for part in parts if part not in {pair.subject.name for pair in compared}]
-    text = f"{_counted([pair.way for pair in compared], MOVED)}{' measured' if unknown else ''}."
+    told = [pair.subject.name for pair in compared if pair.subject.name in parts]
+    unknown = unknown if told else []  # other rows stand for the parts
+    text = f"{_counted([pair.way for pair in compared], MOVED)}{' measured' if unknown else ''}"
+    ways = {pair.subject.wanted for pair in compared}
+    text += f" ({LOWER[ways.pop()]} is wanted)." if len(ways) == 1 and None not in ways else "."
     over = [pair.subject.name for pair in compared if pair.over]
     if over:
         text += f" {OVER.capitalize()} on {len(over)}: {_listed(over)}."
@@ -136,8 +144,9 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     if metric.side and not shown:
         return None
     if len(shown) > LISTED:
-        way = 1 if 2 * sum(_worse(metric, pair) > 0 for pair in compared) >= len(compared) else -1
-        shown = sorted(shown, key=lambda pair: way * _worse(metric, pair))[:LEAST]
+        most = 1 if 2 * sum(_moved(metric, pair) > 0 for pair in compared) >= len(compared) else -1
+        # Where no way is wanted, the way that most of them went.
+        shown = sorted(shown, key=lambda pair: WAYS.get(pair.subject.wanted, most) * _moved(metric, pair))[:LEAST]
         text += f" The {LEAST} that moved least that way:"
     return Fact(metric.name, text, tuple(_line(metric, pair, controls) for pair in shown))
 
@@ -146,18 +155,18 @@ def _kept(metric: Metric, controls: Sequence[Model]) -> Fact | None:
     compared = pairs(metric, "keep")
     if not compared:
         return None
-    text = f"{_counted([_better(metric, pair) for pair in compared], JUDGED)}."
+    text = f"{_judged(compared)}."
     worst = max(compared, key=lambda pair: _worse(metric, pair))
     lines: tuple[str, ...] = ()
     if _worse(metric, worst) > 0:
-        text += " The largest loss:" if len(compared) > 1 else ""
+        text += f" The largest {'loss' if worst.subject.wanted else 'change'}:" if len(compared) > 1 else ""
         lines = (_line(metric, worst, ()),)
     else:
-        text += " No value is worse."
+        text += " No value is worse." if worst.subject.wanted else " No value moved."
     known = {pair.subject.name for pair in compared}
     text += _unknown([s.name for s in metric.subjects if s.group == "keep" and s.name not in known])
     lines += tuple(filter(None, (_loss_of(metric, control) for control in controls)))
-    if metric.side and not any(_better(metric, pair) for pair in compared):
+    if metric.side and not any(pair.way for pair in compared):
         return None
     return Fact(metric.name, text, lines)
 
@@ -167,11 +176,19 @@ def _loss_of(metric: Metric, control: Model) -> str:
     compared = pairs(metric, "keep", "base", control.stage)
     if not compared:
         return ""
-    text = f"{isolated(control.label)}: {_counted([_better(metric, pair) for pair in compared], JUDGED)}"
+    text = f"{isolated(control.label)}: {_judged(compared)}"
     worst = max(compared, key=lambda pair: _worse(metric, pair))
     if _worse(metric, worst) <= 0:
         return text
-    return f"{text}; the largest loss on {isolated(worst.subject.name)}, {_said(metric, worst)}"
+    what = "loss" if worst.subject.wanted else "change"
+    return f"{text}; the largest {what} on {isolated(worst.subject.name)}, {_said(metric, worst)}"
+
+
+def _judged(compared: Sequence[Pair]) -> str:
+    """`got worse on 1 of 2, no certain change on 1`; where no way is wanted, which way they went."""
+    if any(pair.subject.wanted is None for pair in compared):
+        return _counted([pair.way for pair in compared], MOVED)
+    return _counted([pair.better for pair in compared], JUDGED)
 
 
 def _together(metric: Metric, controls: Sequence[Model]) -> Fact | None:
@@ -181,11 +198,12 @@ def _together(metric: Metric, controls: Sequence[Model]) -> Fact | None:
 
 def _against(metric: Metric, other: str, stage: str = "merged") -> Fact | None:
     clauses, certain = [], []
-    for group, words in AGAINST.items():
+    for group in NOUNS:
         compared = pairs(metric, group, other, stage)
-        ways = [pair.way if group == "forget" else _better(metric, pair) for pair in compared]
+        judged = group == "keep" and all(pair.subject.wanted for pair in compared)
+        ways = [pair.better if judged else pair.way for pair in compared]
         if compared:
-            clauses.append(f"{_counted(ways, words, NOUNS[group])}")
+            clauses.append(_counted(ways, BESIDE if judged else LIES, NOUNS[group]))
         certain += [pair for pair in compared if pair.way]
     if metric.side and not certain:
         return None
@@ -237,19 +255,18 @@ def _counted(ways: Sequence[int], words: Words, noun: str = "") -> str:
     return lead + ", ".join(clauses)
 
 
-def _better(metric: Metric, pair: Pair) -> int:
-    """1 better, -1 worse, each for certain; else 0."""
-    return pair.way if metric.higher_is_better else -pair.way
-
-
 def _worse(metric: Metric, pair: Pair) -> float:
+    """How far it went the wrong way; where no way is wanted, how far it went."""
+    moved = _moved(metric, pair)
+    return -WAYS[pair.subject.wanted] * moved if pair.subject.wanted else abs(moved)
+
+
+def _moved(metric: Metric, pair: Pair) -> float:
+    """How far up it went."""
     if pair.shift is not None:
-        return metric.worse(pair.shift)
+        return metric.size(pair.shift)
     # One of the two is infinite, such as the perplexity of a broken model.
-    if pair.before.value == pair.after.value:
-        return 0.0
-    down = pair.before.value - pair.after.value
-    return down if metric.higher_is_better else -down
+    return 0.0 if pair.before.value == pair.after.value else pair.after.value - pair.before.value
 
 
 def _means(metric: Metric, compared: Sequence[Pair], controls: Sequence[Model]) -> str:

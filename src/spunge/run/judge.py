@@ -20,6 +20,7 @@ from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside,
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
+from spunge.results import higher_of_older_version
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Lineup, Model
@@ -176,7 +177,10 @@ def measure_to_json(measure: Measure) -> dict[str, Any]:
 
 def measure_from_json(content: dict[str, Any]) -> Measure:
     arrays = {name: np.array(content[name], dtype=np.float64) for name in ("numerator", "denominator")}
-    return Measure(**{**content, **arrays})
+    facts = {**content, **arrays}
+    if "higher_is_better" in facts:  # kept by a version that knew no directions
+        facts["higher"] = higher_of_older_version(facts["of"] or facts["metric"], facts.pop("higher_is_better"))
+    return Measure(**facts)
 
 
 def _cached(key: str, model: ModelSettings) -> Path:

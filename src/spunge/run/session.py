@@ -33,9 +33,10 @@ class Session:
         here = self._whole
         if here is None or here.folder != folder or here.dtype != arithmetic(folder, settings):
             self.close()
-            self._first.clear()
-            here = self._whole = None
-            gc.collect()
+            if here is not None or self._first:
+                here = self._whole = None
+                self._first.clear()
+                gc.collect()
             here = self._whole = load_base(folder, settings)
         return here
 

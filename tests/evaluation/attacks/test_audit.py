@@ -118,7 +118,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
     def spy(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
         seen.append(bench.model)
         bench.progress(1, 2)
-        return [Measure("share", np.ones(1), np.ones(1), True)]
+        return [Measure("share", np.ones(1), np.ones(1), "known")]
 
     done: list[tuple[int, int]] = []
     bench = replace(BENCH, progress=lambda at, total, note="": done.append((at, total)))
@@ -137,7 +137,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
 
 
 def test_a_measure_made_again_names_what_it_repeats() -> None:
-    measure = Measure("toxic", np.ones(2), np.ones(2), False, worst=True, chance=0.5)
+    measure = Measure("toxic", np.ones(2), np.ones(2), "bad", worst=True, chance=0.5)
     target = Target(INNER, ITEMS)
     found = target.again(measure, "quantised to int8")
     assert (found.metric, found.of, found.worst, found.chance) == ("toxic quantised to int8", "toxic", False, 0.5)
