@@ -10,6 +10,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 from spunge.cli import SIGNALS, main
+from spunge.stopping import STOP
 
 
 class Ended(NamedTuple):

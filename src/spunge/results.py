@@ -52,6 +52,7 @@ Real = Annotated[float, BeforeValidator(_real), _NUMBER]
 Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as NaN, which some programs write so
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
+SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
 Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 Wanted = Literal["up", "down"]
@@ -169,6 +170,7 @@ class Difference:
     low: Low = None
     high: High = None
     n: ItemCount = None
+    changed: Annotated[Count | None, Field(description="Items that were not measured the same at both stages.")] = None
     wanted: Annotated[Wanted | None, Field(description="As in the rows.")] = None
 
 

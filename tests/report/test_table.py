@@ -53,6 +53,19 @@ def test_the_text_has_no_escape_codes_and_no_trailing_space(results):
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
+def test_small_samples_are_called_that_below_the_table(results):
+    found = results(parts=[f"part {index}" for index in range(9)])
+    for row in found["rows"]:
+        if row["subject"].startswith("part"):
+            row["n"] = 5
+    text = text_of(found)
+    assert text.endswith("there is none.\n")
+    assert "note: Small samples, of fewer than 10 items: accuracy on part 0 (5), accuracy on part 1 (5)" in text
+    assert "part 5 (5) and 3 more." in text
+    assert "Small samples" in printed(found, 120)
+    assert "Small samples" not in text_of(results()) + printed(results(), 120)
+
+
 def test_a_missing_cell_is_a_dash(results):
     found = results()
     found["rows"] = [row for row in found["rows"] if (row["stage"], row["subject"]) != ("merged", "Asia")]

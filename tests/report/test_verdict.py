@@ -108,6 +108,25 @@ def test_results_without_differences_claim_nothing(results):
     assert "no change is claimed" not in basis(scores_of(results()))
 
 
+def test_small_samples_are_called_that_once(results):
+    found = put(results(), "merged", "Europe", 0.3, n=4)
+    told = "Small samples, of fewer than 10 items: accuracy on Europe (4). A change there may go unseen"
+    assert told in basis(scores_of(found))
+    assert " ".join(said(found).values()).count("Small samples") == 0
+    assert "Small" not in basis(scores_of(results()))
+
+
+def test_where_no_item_changed_it_is_said_with_their_number(results):
+    found = results()
+    for row in found["differences"]:
+        row |= {"value": 0.0, "low": -0.3, "high": 0.3, "n": 12, "changed": 0}
+    text = said(found)["Parts to forget"]
+    assert "Europe: no item changed (n = 12), 0.90 → 0.30" in text
+    for row in found["differences"]:
+        del row["low"], row["high"]
+    assert "Europe: no item changed (n = 12), 0.90 → 0.30" in said(found)["Parts to forget"]
+
+
 def test_one_item_proves_nothing():
     assert Shift(-1.0, Interval(-1.0, -1.0), False, n=1).way == 0
     assert Shift(-1.0, Interval(-1.0, -1.0), False, n=2).way == -1

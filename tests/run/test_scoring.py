@@ -192,6 +192,13 @@ def test_an_attack_is_set_against_what_it_attacked_at_the_same_stage_and_at_the_
     ]
 
 
+def test_an_interval_that_cannot_be_had_is_left_out() -> None:
+    one = [measure([2.0], "loss", higher="unknown", transform="exp")]
+    found = scored([judged("e", {"a": 1})], [BASE, MERGED], [{"base": {"e": one}, "merged": {"e": one}}], ["a"])
+    assert [(row.low, row.high, row.n) for row in found.rows] == [(None, None, 1)] * 2
+    assert [(row.value, row.low, row.high, row.changed) for row in found.differences] == [(1.0, None, None, 0)]
+
+
 def test_seeds_are_means_and_the_base_stands_in_the_first_alone() -> None:
     quiz = judged("quiz", {"a": 4})
     one, two = measure([1, 1, 0, 0]), measure([1, 0, 0, 0])

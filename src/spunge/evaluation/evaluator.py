@@ -12,6 +12,7 @@ from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
+from spunge.recipe.training import Optimizer
 from spunge.registry import summary_of
 from spunge.results import Higher
 
@@ -83,7 +84,8 @@ class Judges:
 
 
 class Finetune(Protocol):
-    """Train LoRA factors on samples, call `pause(step)` at the given steps with the model as it is then, and undo it all.
+    """Train LoRA factors, or all weights, on samples, call `pause(step)` at the given steps with the model as it is then, and undo
+    it all.
 
     Step 0 is before the first. The model in memory is the very `base.model`.
     """
@@ -99,6 +101,8 @@ class Finetune(Protocol):
         learning_rate: float,
         max_length: int,
         seed: int,
+        trainable: Literal["lora", "all"] = "lora",
+        optimizer: Optimizer = "adamw",
     ) -> None: ...
 
 

@@ -34,6 +34,7 @@ class Everything(Strict):
     kind: Literal["all"] = "all"
 
 
+Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from spunge.report.wording import number, signed
-from spunge.results import Difference, Group, Kind, Model, Published, Recovered, Results, Row, Wanted
+from spunge.report.wording import name, number, signed
+from spunge.results import SMALL_SAMPLE, Difference, Group, Kind, Model, Published, Recovered, Results, Row, Wanted
 
 GROUPS: dict[Group, str] = {
     "forget": "Parts to forget",
@@ -21,6 +21,7 @@ PLACES: dict[Group, str] = {
     "keep": "what is to be kept",
     "worst": "the worst subject",
 }
+LISTED = 6  # names in a sentence
 LOWER: dict[Wanted | None, str] = {"down": "lower", "up": "higher", None: ""}
 
 
@@ -43,12 +44,13 @@ def share_back(row: Recovered) -> str:
 
 
 class Shift(NamedTuple):
-    """How far one model lies from another on a subject: a difference, or a ratio. Without an interval it is not a paired one."""
+    """How far one model lies from another on a subject: a difference, or a ratio. Without an interval it claims nothing."""
 
     value: float
     interval: Interval | None
     ratio: bool
     n: int | None = None
+    changed: int | None = None  # items that were not measured the same
 
     @property
     def way(self) -> int:
@@ -265,4 +267,21 @@ def _subjects(rows: Sequence[Row], results: Results) -> tuple[Subject, ...]:
 
 
 def _shift(row: Difference) -> Shift:
-    return Shift(row.value, interval(row), row.kind == "ratio", row.n)
+    return Shift(row.value, interval(row), row.kind == "ratio", row.n, row.changed)
+
+
+def few_items(scores: Scores) -> str:
+    """Where fewer items than SMALL_SAMPLE were measured, in a sentence; nothing where there are more everywhere."""
+    counts: dict[tuple[str, str], int] = {}
+    for metric in scores.metrics:
+        for (_, subject), row in metric.rows.items():
+            if row.n is not None and row.n < SMALL_SAMPLE:
+                counts[metric.name, subject] = min(row.n, counts.get((metric.name, subject), row.n))
+    if not counts:
+        return ""
+    told = [f"{name(metric)} on {name(subject)} ({count})" for (metric, subject), count in counts.items()]
+    more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
+    return (
+        f"Small samples, of fewer than {SMALL_SAMPLE} items: {', '.join(told[:LISTED])}{more}. A change there may go unseen: that "
+        "none is certain does not say that there is none."
+    )

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spunge.errors import printable
-from spunge.report.scores import Metric, Scores, Subject, arranged
+from spunge.report.scores import Metric, Scores, Subject, arranged, few_items
 from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Group, Model, Results, Row
 
@@ -68,7 +68,8 @@ def results_text(results: Results) -> str:
             rows = [metric.row(model.stage, subject.name) for model in scores.models]
             shown = [MISSING if row is None else _plain(metric, row) for row in rows]
             lines.append([printable(metric.name), name(subject.name), subject.wanted or MISSING, *shown])
-    return aligned(lines)
+    notes = [f"note: {told}" for told in (few_items(scores),) if told]
+    return aligned(lines) + "".join(f"\n{note}\n" for note in notes)
 
 
 def _plain(metric: Metric, row: Row) -> str:
@@ -112,7 +113,7 @@ def _caption(scores: Scores) -> str | None:
     rows = [row for metric in scores.every for row in metric.rows.values()]
     said = [f"{BELOW} below chance"] if any(row.below_chance for row in rows) else []
     said += [f"means over {scores.seeds} seeds, ± their standard deviation"] if scores.seeds > 1 else []
-    return "; ".join(said) or None
+    return "; ".join(filter(None, [*said, few_items(scores)])) or None
 
 
 class Column(NamedTuple):

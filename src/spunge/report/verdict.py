@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import LOWER, Metric, Scores, Shift, Subject, interval, share_back
+from spunge.report.scores import LISTED, LOWER, Metric, Scores, Shift, Subject, few_items, interval, share_back
 from spunge.report.wording import isolated
 from spunge.results import UNTAUGHT, Group, Model, Recovered, Row, Wanted
 
-LISTED = 6  # subjects that get a line each; of more, only a few
-LEAST = 3
+LEAST = 3  # lines, where there are more subjects than are listed
 OVER = "below chance (over-forgetting)"
 
 
@@ -76,11 +75,12 @@ def basis(scores: Scores) -> str:
     if not scores.metrics:
         return ""
     seeds = f" Values are means over {scores.seeds} seeds, ± their standard deviation." if scores.seeds > 1 else ""
+    few = f" {told}" if (told := few_items(scores)) else ""
     if not scores.paired:
-        return f"These results hold no paired differences, so no change is claimed.{seeds}"
+        return f"These results hold no paired differences, so no change is claimed.{seeds}{few}"
     return (
         "A change is claimed only where the 95% interval of its difference, paired by item, excludes no change; "
-        f"the interval stands in brackets.{seeds}"
+        f"the interval stands in brackets.{seeds}{few}"
     )
 
 
@@ -312,5 +312,7 @@ def _said(metric: Metric, pair: Pair, words: Words = MOVED) -> str:
     """`fell by 0.60 [0.50 0.70]`, or `no certain change (−0.05 [−0.12 0.02])`."""
     if pair.shift is not None and pair.way:
         return f"{words.up if pair.way > 0 else words.down} {metric.by(pair.shift)}"
+    if pair.shift is not None and pair.shift.changed == 0:
+        return f"no item changed (n = {pair.shift.n})"
     moved = f"{metric.moved(pair.shift)} {metric.moved_interval(pair.shift)}".strip()
     return f"no certain {words.same}" + (f" ({moved})" if moved else "")

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
+from spunge.evaluation import statistics
 from spunge.evaluation.evaluator import Measure, Rated
-from spunge.evaluation.statistics import difference, recovery, score, worst
+from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
@@ -165,11 +167,11 @@ def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directi
         facts = {"stage": stage, "evaluation": key[0]} | {name: vars(first)[name] for name in told}
         for subject, members in each.subjects.items():
             about = directions[key, subject]._asdict()
-            yield Row(subject=subject, **about, **score(each.measures, members)._asdict(), **facts)
+            yield Row(subject=subject, **about, **_told(score(each.measures, members)), **facts)
         for name, way, subjects in _worst(each, {subject: directions[key, subject] for subject in each.subjects}):
             whole = each.overall or EVERYTHING
             named = name if whole == EVERYTHING else f"{name} of {whole}"
-            values = worst(each.measures, subjects, highest=way == "down")._asdict()
+            values = _told(worst(each.measures, subjects, highest=way == "down"))
             yield Row(subject=named, group="worst", worst_of=whole, wanted=way, **values, **facts)
 
 
@@ -189,6 +191,11 @@ def _worst(each: Measured, directions: Mapping[str, Direction]) -> Iterator[tupl
         way = directions[next(iter(subjects))].wanted if subjects else None
         if first.worst and len(subjects) > 1 and way is not None:
             yield name, way, subjects
+
+
+def _told(scored: Score | statistics.Difference | Recovery) -> dict[str, Any]:
+    """As fields of a row, without an interval that could not be had."""
+    return {name: value for name, value in scored._asdict().items() if name not in ("low", "high") or not isnan(value)}
 
 
 def _refuse_twice(rows: Sequence[Row]) -> None:
@@ -213,7 +220,7 @@ def _differences(
         for subject, members in each.subjects.items():
             values = difference(each.measures, other.measures, members)
             way = directions[key, subject].wanted
-            yield Difference(stage=stage, against=against, subject=subject, wanted=way, **values._asdict())
+            yield Difference(stage=stage, against=against, subject=subject, wanted=way, **_told(values))
 
 
 def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:
@@ -228,7 +235,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -
             share = recovery(before.measures, after.measures, each.measures, members)
             if share is not None:
                 metric, of = attacked.metric, attacked.of
-                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **share._asdict())
+                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **_told(share))
 
 
 def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]) -> Evaluation:

@@ -77,6 +77,11 @@ class History(NamedTuple):
     notes: dict[str, Any]
 
 
+def adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    # Fused: one pass over each tensor, with no temporaries.
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
 @dataclass
 class Loop:
     """A training run. `memory`: lists of the method's own that go into the saved state."""
@@ -89,6 +94,7 @@ class Loop:
     streams: Sequence[Stream]  # that next_loss draws from
     should_stop: Callable[[], str | None] = lambda: None
     memory: dict[str, list[float]] = field(default_factory=dict)
+    optimizer_of: Callable[[list[nn.Parameter], TrainingSettings], torch.optim.Optimizer] = adamw
 
     def run(self) -> History:
         """Minimise until the last step, or until there is a reason to stop.
@@ -96,10 +102,7 @@ class Loop:
         Raises RecipeError when it goes wrong before there are good weights to go back to.
         """
         settings = self.settings
-        # Fused: one pass over each tensor, with no temporaries.
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = self.optimizer_of(self.parameters, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_at(step, self.steps, settings)
         )
