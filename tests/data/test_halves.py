@@ -9,20 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spunge.data.halves import half_of
-from spunge.data.items import Items, read_items
+from spunge.data.halves import halved
+from spunge.data.items import MEMBER, Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
+from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Half
+from spunge.run.inputs import BaseInputs
 
 
 def halves(texts: list[str], subjects: dict[str, list[int]], members: list[bool] | None = None) -> list[list[int]]:
-    table = pa.table({ROW: list(range(len(texts))), "text": texts})
+    """The rows' numbers in both halves."""
+    table = pa.table({ROW: list(range(len(texts))), "text": texts, **({MEMBER: members} if members else {})})
     arrays = {name: np.array(own) for name, own in subjects.items()}
-    inside = np.array(members if members is not None else [True] * len(texts))
-    both: list[Half] = ["validation", "test"]
-    return [half_of(table, arrays, inside, "all", half, "evaluate.0").tolist() for half in both]
+    overall = "all" if "all" in subjects else None
+    items = Items("texts", PerplexitySettings(), table, arrays, "", overall)
+    return [half.table[ROW].to_pylist() for half in halved(items, 0, "evaluate.0.half")]
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (3, 5, 4), (41, 2, 7, 10), (100,)])
@@ -55,8 +57,8 @@ def test_the_same_text_is_never_in_both_halves() -> None:
 @pytest.mark.parametrize(
     ("texts", "subjects", "said"),
     [
-        (["a", "b", "c"], {"x": [0, 1], "y": [2]}, "evaluate.0.half: 'y' has 1 item, all in one half"),
-        (["a", "a"], {"all": [0, 1]}, "evaluate.0.half: 'all' has 2 items, all in one half"),
+        (["a", "b", "c"], {"x": [0, 1], "y": [2]}, "evaluate.0.half: 'texts' has 1 item of 'y', all in one half"),
+        (["a", "a"], {"all": [0, 1]}, "evaluate.0.half: 'texts' has 2 items of 'all', all in one half"),
     ],
 )
 def test_a_subject_that_cannot_be_halved_is_refused(
@@ -66,13 +68,14 @@ def test_a_subject_that_cannot_be_halved_is_refused(
         halves(texts, subjects)
 
 
-def test_the_halves_of_an_evaluation_are_its_items(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) -> None:
+def test_the_halves_of_an_evaluation_are_its_items(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
     source = str(write_rows("mine.jsonl", [{"text": f"text {i}", "topic": "xy"[i % 2]} for i in range(10)]))
 
     def items(half: str | None) -> Items:
         toy_recipe["evaluate"] = [{"kind": "perplexity", "source": source, "subject": "every", "half": half}]
-        recipe = load_recipe(toy_recipe)
-        return read_items(recipe, recipe.evaluate[0], {"text": "text"}, "evaluate.0")
+        return BaseInputs(load_recipe(toy_recipe), tmp_path / "run").evaluations[0]
 
     whole, validation, test = items(None), items("validation"), items("test")
     texts = whole.table["text"].to_pylist()
@@ -93,7 +96,7 @@ def test_the_halves_of_an_evaluation_are_its_items(toy_recipe: dict[str, Any], w
             {"kind": "audit", "of": "choices", "attack": "relearn"},
             "the items of 'relearn choices' are those of 'choices'",
         ),
-        ({"kind": "benchmarks", "tasks": ["mmlu"]}, "'benchmarks' brings items of its own"),
+        ({"kind": "lm_eval", "tasks": ["mmlu"]}, "'lm_eval' brings items of its own"),
     ],
 )
 def test_an_evaluation_without_rows_of_its_own_is_not_halved(

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from spunge.data.attribute import subjects_of
 from spunge.data.attribution import attribute_of
-from spunge.data.halves import half_of
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
@@ -79,10 +78,6 @@ def read_items(
         subjects[overall] = np.flatnonzero(members).tolist()
     outside = np.flatnonzero(~members)
     arrays = {name: np.concatenate([np.array(own, dtype=int), outside]) for name, own in subjects.items()}
-    if entry.half is not None:
-        chosen = half_of(items, arrays, members, overall, entry.half, setting)
-        items = taken(items, chosen)
-        arrays = {name: np.searchsorted(chosen, own[np.isin(own, chosen)]) for name, own in arrays.items()}
     return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
 
 
