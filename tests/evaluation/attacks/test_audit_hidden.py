@@ -12,12 +12,12 @@ import torch
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.hidden import PROBE, ProbeSettings, block_numbers, centred, out_of_fold
-from spunge.evaluation.attacks.membership import min_k
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import likelihoods, token_logs
+from spunge.evaluation.membership_scores import min_k
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.evaluation.statistics import score
 from spunge.progress import SILENT
@@ -175,6 +175,18 @@ def test_rows_that_a_model_has_learned_are_told_from_unseen_ones(load: Callable[
         value, found = (score([each[subject]], range(count + 15)).value for each in (before, after))
         assert 0.2 < value < 0.8
         assert found > 0.9
+
+
+def test_membership_does_not_score_what_ends_an_answer(load: Callable[..., Any]) -> None:
+    base, found = load(), []
+    for end in ("auto", "none"):
+        seen, unseen = (
+            pa.table({"prompt": texts(name, 5), "completion": texts(f"{name} a", 5), "end": [end] * 5})
+            for name in ("b", "c")
+        )
+        bench = Bench("merged", "", Path(), Path(), forget={"asia": Samples(seen)})
+        found += AUDIT.measure(base, membership(), unseen, bench)
+    np.testing.assert_array_equal(found[0].numerator, found[1].numerator)
 
 
 def test_membership_draws_rows_and_leaves_out_texts_with_nothing_to_score(load: Callable[..., Any]) -> None:
