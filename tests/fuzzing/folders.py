@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fuzzing.mutations import any_value, as_json, change, changed, damage, drawn, json_file, json_files
+from fuzzing.mutations import any_value, as_json, change, changed, damage, json_file, json_files
 from fuzzing.trial import Target
 from spunge.data.rows import find_files
 from spunge.errors import RecipeError
@@ -249,11 +249,11 @@ def _saved(folder: Path, case: tuple[bytes, bytes]) -> int:
 TARGETS = (
     Target("results", changed(RESULTS, OLDER), _results, 2000),
     Target("results-file", json_files(RESULTS, OLDER), _results_file, 300),
-    Target("stamp", drawn(_some_stamp), _stamp, 600),
-    Target("page", drawn(_some_run), _page, 30),
+    Target("stamp", _some_stamp, _stamp, 600),
+    Target("page", _some_run, _page, 30),
     Target("merge-report", json_files(MERGE), _merged, 500),
-    Target("texts", drawn(_some_texts), _texts, 100),
-    Target("answers", drawn(_some_texts), _answers, 300),
+    Target("texts", _some_texts, _texts, 100),
+    Target("answers", _some_texts, _answers, 300),
     Target("probe", json_files({"blocks": [1], "model": "m", "max_length": 3}, ["ab"]), _notes, 300),
-    Target("saved-dataset", drawn(_some_state), _saved, 300),
+    Target("saved-dataset", _some_state, _saved, 300),
 )

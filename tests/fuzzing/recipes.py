@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, any_text, change, changed, damage, drawn
+from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, any_text, change, changed, damage
 from fuzzing.trial import Target
 from spunge.errors import RecipeError
 from spunge.merging.mergekit import read_mergekit
@@ -187,12 +187,10 @@ def _file(chance: random.Random, documents: Sequence[Any], texts: Sequence[bytes
 
 
 TARGETS = (
-    Target("yaml", drawn(_text), _yaml, 300),
-    Target("set", drawn(_assignment), _override, 3000),
-    Target("set-in-recipe", drawn(_assignment), _set, 30),
-    Target("recipe-file", drawn(lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS])), _recipe, 40),
+    Target("yaml", _text, _yaml, 300),
+    Target("set", _assignment, _override, 3000),
+    Target("set-in-recipe", _assignment, _set, 30),
+    Target("recipe-file", lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS]), _recipe, 40),
     Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 40),
-    Target(
-        "mergekit", drawn(lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS])), _mergekit, 200
-    ),
+    Target("mergekit", lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS]), _mergekit, 200),
 )
