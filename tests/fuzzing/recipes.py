@@ -1,5 +1,6 @@
 """Targets that read recipes: files, `--set`, mappings, YAML alone, mergekit's configurations."""
 
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -127,7 +128,7 @@ def _mapping(folder: Path, content: Any) -> int:
 
 
 def _override(folder: Path, override: str) -> int:
-    content = read_yaml(_SMALL_TEXT) if "<<" in override else {**SMALL, "forget": dict(SMALL["forget"])}  # type: ignore[call-overload]
+    content = read_yaml(_SMALL_TEXT) if "<<" in override else copy.deepcopy(SMALL)
     apply_overrides(content, [override])
     return len(override)
 
@@ -148,6 +149,11 @@ def _mergekit(folder: Path, content: bytes) -> int:
 
 _SMALL_TEXT = write_yaml(SMALL)
 _STEPS = ("model", "path", "forget", "source", "0", "1", "-1", "assign", "split", "values", "unlearn", "steps", "seed")
+_SETTINGS = (
+    "model.path", "model.dtype", "forget.text", "forget.limit", "forget.source.0.assign", "forget.where", "split.by",
+    "split.values", "unlearn.steps", "unlearn.learning_rate", "unlearn.trainable.match", "merge.density", "controls",
+    "evaluate.0.by", "name", "seeds",
+)  # fmt: skip
 _PIECES = (
     *ODD_TEXTS,
     *(content.decode() for content in YAMLS[3:]),
@@ -157,6 +163,8 @@ _PIECES = (
 
 
 def _assignment(chance: random.Random) -> str:
+    if chance.random() < 0.3:
+        return f"{chance.choice(_SETTINGS)}={chance.choice(_PIECES)}"
     steps = [chance.choice(_STEPS) if chance.random() < 0.7 else _word(chance) for _ in range(chance.randint(1, 4))]
     return ".".join(steps) + chance.choice(("=", "=", "=", "", " = ", "==")) + chance.choice((*_PIECES, _word(chance)))
 

@@ -22,8 +22,8 @@ SPARE = 64 << 20  # bytes beside three times the input: buffers of a few MB that
 class Target:
     """Something that takes what others wrote.
 
-    make: a case by chance. call: (folder to write into, case) -> bytes of the case's input. It raises RecipeError for what is refused, and
-    AssertionError where what it took is not what an oracle takes. cases: how many `make test` tries.
+    make: a case by chance. call: (folder to write into, case) -> bytes of the case's input. It raises RecipeError for what is
+    refused, and AssertionError where what it took is not what an oracle takes. cases: how many `make test` tries.
     """
 
     name: str
