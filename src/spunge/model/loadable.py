@@ -3,7 +3,8 @@
 transformers' own loader runs on tensors of the right names, dtypes and shapes that hold nothing (torch's meta device): its
 renames, its stacked experts and its tied weights count as they count in a real loading.
 
-    python -c "from pathlib import Path; from spunge.model.loadable import fit; from spunge.weights.checkpoint import Checkpoint;
+    python -c "from pathlib import Path; from spunge.model.loadable import fit; from spunge.weights.described import described_by
+from spunge.weights.checkpoint import Checkpoint;
     print(fit(Checkpoint(Path('FOLDER'))))"
 """
 
@@ -16,6 +17,7 @@ import torch
 
 from spunge.errors import RecipeError, first_line
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.described import described_by
 from spunge.weights.matching import COMPUTED
 from spunge.weights.quantised import SCALE, settled
 from spunge.weights.wrapping import wrappers
@@ -43,13 +45,12 @@ class Fit:
 
 def fit(checkpoint: Checkpoint) -> Fit:
     """Try a checkpoint on its config.json. Nothing of the checkpoint's own code is run."""
-    import transformers
 
     if not (checkpoint.folder / "config.json").is_file():
         return Fit(None, "there is no config.json")
     with quiet():
         try:
-            own = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            own = described_by(checkpoint.folder)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
             return Fit(None, first_line(error))

@@ -19,6 +19,7 @@ from spunge.model.names import stored_names
 from spunge.model.refusing import refused_as
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.described import described_by
 from spunge.weights.names import WHOLE, Region
 from spunge.weights.quantised import settled
 
@@ -82,12 +83,10 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     """
-    from transformers import AutoConfig
-
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
     with refused_as(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model"):
-        config = settled(AutoConfig.from_pretrained(folder, trust_remote_code=trust), folder)
+        config = settled(described_by(folder, trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
@@ -141,9 +140,7 @@ def _of_configuration(folder: Path) -> AbstractContextManager[None]:
 
 
 def _config(folder: Path, settings: ModelSettings) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    return described_by(folder, settings.trust_remote_code)
 
 
 def positions_of(folder: Path, settings: ModelSettings) -> int | None:

@@ -25,6 +25,7 @@ from spunge.model.refusing import refused_as
 from spunge.progress import SILENT, Steps
 from spunge.recipe.block import Place
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
+from spunge.weights.described import described_by
 from spunge.weights.hub import fetched
 
 TOKENS_PER_BATCH = 8192  # padding included
@@ -89,13 +90,13 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     Pickled weights are taken where there are no others, read by torch's unpickler of tensors alone, which runs no code.
     Raises RecipeError when there is no such model, or it is no text classifier.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     refuse_unclassifying(described(path, revision, setting).config, path, setting)
     folder = fetched(path, setting, revision, pickles=True)
     target = pick_device(device)
     with refused_as(f"{setting}: {path!r} cannot be loaded as a text classifier"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = described_by(folder)
         dtype = torch.float32 if target.type == "cpu" else pick_dtype("auto", target, config)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
