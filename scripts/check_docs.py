@@ -33,6 +33,7 @@ from spunge.recipe.schema import (
     RuleSettings,
     Source,
     Split,
+    TeachSettings,
 )
 from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings
@@ -43,6 +44,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 BLOCKS: dict[str, type[Strict]] = {
     "model": ModelSettings,
+    "teach": TeachSettings,
     "forget": ForgetRows,
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
@@ -121,8 +123,10 @@ results.value("merged", "Europe", "accuracy")
 - Files of earlier versions, which have no `models`, are read: there the names say it, as they did then.
 - A file that was cut off or changed, or is of something else, is refused in one line with its name and the place in it.
 
-Fields that earlier versions did not have: `models`; of rows `evaluation`, `group`, `worst_of`, `attack`, `label`, `curve`, `at` and
-`unit`; of evaluations `settings`. No field is gone, and no metric or subject is called otherwise.
+Fields that earlier versions did not have: `models`; of rows `wanted`, `evaluation`, `group`, `worst_of`, `attack`, `label`,
+`curve`, `at` and `unit`; of differences `wanted`; of evaluations `settings`. `higher_is_better` of rows and differences is gone:
+it was wrong of what is to be forgotten, and `wanted` says which way is good row by row. Where an earlier file has it, it is read
+as `wanted`. No metric or subject is called otherwise.
 """
 
 

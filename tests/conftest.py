@@ -1,5 +1,6 @@
 """Tiny random models of each architecture, a tiny tokenizer, and the demo's real model where it is set up."""
 
+import copy
 import gc
 import json
 import os
@@ -8,6 +9,7 @@ import shutil
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    os.fsync = lambda file: None  # no test's files have to outlive a power cut
 
 
 def pytest_collection_finish() -> None:
@@ -105,15 +108,20 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load(tiny: Callable[..., Path]) -> Callable[..., Any]:
-    """load("llama") -> a Base of a tiny model, in float32."""
+    """load("llama") -> a Base of a tiny model, in float32; the caller's own, a copy of one that was loaded once."""
     from spunge.model.loading import load_base
     from spunge.recipe.schema import ModelSettings
 
+    loaded: dict[Path, Any] = {}
+
     def build(architecture: str = "llama", **changes: Any) -> Any:
         folder = tiny(architecture, **changes)
-        return load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
+        if folder not in loaded:
+            loaded[folder] = load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
+        mine = loaded[folder]
+        return replace(mine, model=copy.deepcopy(mine.model), tokenizer=copy.deepcopy(mine.tokenizer))
 
     return build
 

@@ -110,6 +110,6 @@ def test_names_of_files_are_relative_to_the_recipe_that_names_them(
     assert recipe.evaluate[-2].attack.kind == f"{folder}/noise.py:NOISE"
     assert recipe.evaluate[-2].attack.share == 0.5
     assert recipe.evaluate[-2].name == "NOISE choices"
-    assert recipe.evaluate[-1].scorer == f"{folder}/shouting.py:SHOUTING"
+    assert recipe.evaluate[-1].scorer.kind == f"{folder}/shouting.py:SHOUTING"
     file.write_text(dump_recipe(recipe))
     assert load_recipe(file) == recipe

@@ -25,7 +25,7 @@ NAMING = {
     "rules": "rule",
     "evaluators": "kind",
     "attacks": "kind",
-    "scorers": "scorer",
+    "scorers": "kind",
     "attributes": "kind",
 }
 # What a value's settings cannot do without.
@@ -34,7 +34,11 @@ NEEDED: dict[str, dict[str, Any]] = {
     "precomputed": {"branches": {"asia": "adapters/asia"}},
     "fluency": {"judge": "some/model"},
     "harm": {"judge": "some/model"},
+    "match": {"unwanted": "answer"},
     "lm_eval": {"tasks": ["piqa"]},
+    "classifier": {"path": "some/model"},
+    "scorers/probe": {"path": "some/folder"},
+    "judge": {"base_url": "http://localhost:8000/v1", "model": "m", "prompt": "{text}"},
     "audit": {"attack": {"kind": "probe", "block": [1, 0.5]}, "of": "capitals"},
 }
 VALUES = [(kind, name) for kind, registry in ALL.items() for name in registry.builtin]
@@ -53,7 +57,10 @@ def test_every_value_is_of_its_registrys_kind_and_says_what_it_is(kind: str) -> 
 
 @pytest.mark.parametrize(("kind", "name"), VALUES)
 def test_settings_are_written_out_read_back_and_refuse_what_they_do_not_know(kind: str, name: str) -> None:
-    settings, given = ALL[kind].get(name).settings, {NAMING[kind]: name, **NEEDED.get(name, {})}
+    settings, given = (
+        ALL[kind].get(name).settings,
+        {NAMING[kind]: name, **NEEDED.get(name, NEEDED.get(f"{kind}/{name}", {}))},
+    )
     made = validated(settings, given)
     assert dict(made)[NAMING[kind]] == name
     written = made.model_dump(mode="json")

@@ -47,7 +47,7 @@ ROWS = st.builds(
     low=MAYBE,
     high=MAYBE,
     n=COUNTS,
-    higher_is_better=st.booleans(),
+    wanted=st.sampled_from([None, "up", "down"]),
     chance=MAYBE,
     below_chance=st.none() | st.booleans(),
     spread=MAYBE,
@@ -80,7 +80,7 @@ def whole(rows: list[Row], number: float = 0.5, instrument: Any = None) -> Resul
         seconds=number,
         peak_memory=2**40,
         rows=tuple({(row.stage, row.subject, row.metric): row for row in rows}.values()),
-        differences=(Difference(against="base", kind="ratio", higher_is_better=True, **place, **bounds),),
+        differences=(Difference(against="base", kind="ratio", wanted="up", **place, **bounds),),
         recovered=(Recovered(of="m", **place, **bounds),),
         evaluations=(
             Evaluation(name="e", kind="k", metrics=("m",), rows="r", settings=instrument, instrument=instrument),
@@ -89,9 +89,7 @@ def whole(rows: list[Row], number: float = 0.5, instrument: Any = None) -> Resul
     )
 
 
-ONE = Row(
-    stage="merged", subject="p", metric="m", value=0.5, low=0.4, high=0.6, n=4, higher_is_better=True, group="forget"
-)
+ONE = Row(stage="merged", subject="p", metric="m", value=0.5, low=0.4, high=0.6, n=4, wanted="down", group="forget")
 
 
 @settings(max_examples=40, deadline=None)
@@ -125,7 +123,6 @@ def test_what_is_not_known_of_a_row_is_left_out_and_no_number_of_json_is_made_up
                 metric="m",
                 value=math.nan,
                 high=math.inf,
-                higher_is_better=False,
                 group="keep",
             )
         ]
@@ -136,7 +133,6 @@ def test_what_is_not_known_of_a_row_is_left_out_and_no_number_of_json_is_made_up
         "metric": "m",
         "value": "NaN",
         "high": "Infinity",
-        "higher_is_better": False,
         "group": "keep",
     }
 
@@ -198,8 +194,8 @@ def test_a_value_of_another_kind_anywhere_is_told_with_the_files_name_or_means_t
         (lambda text: b"{}", "it has no rows"),
         (lambda text: text.replace(b'"value": 0.5', b'"value": "0.5"', 1), "rows.0.value: '0.5' is no number"),
         (
-            lambda text: text.replace(b'"higher_is_better": true', b'"higher_is_better": 1', 1),
-            "rows.0.higher_is_better",
+            lambda text: text.replace(b'"wanted": "down"', b'"wanted": "sideways"', 1),
+            "rows.0.wanted",
         ),
         (lambda text: text.replace(b'"subject": "p",', b"", 1), "rows.0.subject: missing"),
         (lambda text: text.replace(b'"forget"', b'"forgotten"', 1), "rows.0.group"),
@@ -318,6 +314,39 @@ def test_metrics_of_an_older_file_are_a_curve_where_one_number_alone_differs() -
     ]
     plain = parse_results({"rows": [old_row("base", "x", name) for name in names]})
     assert {row.curve for row in plain.rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "expected"),
+    [
+        # On what is to be forgotten and on what is to be kept; then all rows together.
+        ("accuracy", True, ("down", "up", None)),
+        ("perplexity", False, ("up", "down", None)),
+        ("word_perplexity", False, ("up", "down", None)),
+        ("toxic", False, ("down", "down", "down")),
+        ("completion perplexity", False, ("down", "down", "down")),
+    ],
+)
+def test_a_file_that_knew_no_direction_by_rows_has_the_way_that_is_good_on_each_group(
+    metric: str, better: bool, expected: tuple[str | None, ...]
+) -> None:
+    facts = {"metric": metric, "higher_is_better": better}
+    attacked = {"metric": "under attack", "of": metric, "higher_is_better": better}
+    groups = {"part": "forget", "other": "keep", "all": "together"}
+    rows = [
+        old_row("merged", subject, **each, group=group)
+        for subject, group in groups.items()
+        for each in (facts, attacked)
+    ]
+    models = [{"stage": "merged", "kind": "merged", "name": "merged"}]
+    found = parse_results({"rows": rows, "models": models, "stages": ["merged"]}).rows
+    assert [row.wanted for row in found if row.of is None] == list(expected)
+    assert [row.wanted for row in found if row.of] == list(expected)
+
+
+def test_a_direction_that_is_none_is_told_in_an_older_file_too() -> None:
+    with pytest.raises(RecipeError, match=r"rows\.0\.wanted"):
+        parse_results({"rows": [old_row("base", "x", "m", higher_is_better=1)]})
 
 
 def test_numbers_that_older_files_hold_as_bare_words_are_read(tmp_path: Path) -> None:

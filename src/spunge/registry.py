@@ -201,9 +201,13 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "perplexity": "spunge.evaluation.perplexity:PERPLEXITY",
         "toxicity": "spunge.evaluation.toxicity:TOXICITY",
         "harm": "spunge.evaluation.harm:HARM",
+        "refusal": "spunge.evaluation.refusal:REFUSAL",
+        "leakage": "spunge.evaluation.leakage:LEAKAGE",
         "fluency": "spunge.evaluation.fluency:FLUENCY",
         "similarity": "spunge.evaluation.similarity:SIMILARITY",
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
+        "memorization": "spunge.evaluation.memorization:MEMORIZATION",
+        "match": "spunge.evaluation.match:MATCH",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )
@@ -218,6 +222,9 @@ ATTACKS: "Registry[Attack[Any]]" = Registry(
         "reword": "spunge.evaluation.attacks.rewording:REWORD",
         "prefix": "spunge.evaluation.attacks.prefixing:PREFIX",
         "probe": "spunge.evaluation.attacks.hidden:PROBE",
+        "lens": "spunge.evaluation.attacks.lens:LENS",
+        "ablate": "spunge.evaluation.attacks.direction:ABLATE",
+        "suffix": "spunge.evaluation.attacks.suffix:SUFFIX",
         "membership": "spunge.evaluation.attacks.membership:MEMBERSHIP",
     },
 )

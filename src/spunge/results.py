@@ -26,6 +26,7 @@ from spunge.files import parse_json, write_text
 
 FILE = "results.json"
 SCHEMA: Final = 1
+UNTAUGHT: Final = "untaught"  # the stage of the given model, where the base is what it was taught
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 TOLD = {"missing": "missing", "tuple_type": "it should be a list", "dataclass_type": "it should be a mapping"}
 ANEW = "`spunge run` into its folder writes it anew"
@@ -51,10 +52,17 @@ Real = Annotated[float, BeforeValidator(_real), _NUMBER]
 Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as NaN, which some programs write so
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
-Kind = Literal["base", "branch", "control", "merged", "other"]
+SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
+Kind = Literal["base", "reference", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
+Wanted = Literal["up", "down"]
+# What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
+# the items are. None: none of these.
+Higher = Literal["known", "unknown", "good", "bad"] | None
 
-StageName = Annotated[str, Field(description="The judged model: base, branch:SLUG, control:NAME or merged.")]
+StageName = Annotated[
+    str, Field(description="The judged model: base, untaught, reference:NAME, branch:SLUG, control:NAME or merged.")
+]
 SubjectName = Annotated[
     str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")
 ]
@@ -65,7 +73,13 @@ Attacked = Annotated[str | None, Field(description="The metric that this one mea
 Low = Annotated[Real | None, Field(description="Lower end of the 95% interval.")]
 High = Annotated[Real | None, Field(description="Upper end of the 95% interval.")]
 ItemCount = Annotated[Count | None, Field(description="Items that it is measured on.")]
-Better = Annotated[Flag, Field(description="Whether a higher value means a better model.")]
+Direction = Annotated[
+    Wanted | None,
+    Field(
+        description="Which way is good here: what is known should go `down` on what is to be forgotten and stay `up` on what is to "
+        "be kept. Left out where neither is, as on all rows together with those to keep among them."
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +95,17 @@ class Model:
     """What was judged as a stage."""
 
     stage: StageName
-    kind: Annotated[Kind, Field(description="What it is; `other` where another program wrote the file.")]
-    name: Annotated[str, Field(description="A branch's part, a control's name, else the stage.")]
+    kind: Annotated[
+        Kind,
+        Field(description="What it is. reference: not unlearned, to compare with; other: of another program's file."),
+    ]
+    name: Annotated[str, Field(description="A branch's part, a control's or a reference's name, else the stage.")]
 
     @property
     def label(self) -> str:
+        """As sentences call it."""
+        if self.kind == "reference":
+            return f"{self.name} reference" if self.stage != self.name else f"{self.name} model"
         return {"branch": f"branch {self.name}", "control": f"{self.name} control"}.get(self.kind, self.name)
 
 
@@ -100,7 +120,7 @@ class Row:
     low: Low = None
     high: High = None
     n: ItemCount = None
-    higher_is_better: Better
+    wanted: Direction = None
     chance: Annotated[Real | None, Field(description="What guessing gives.")] = None
     below_chance: Annotated[Flag | None, Field(description="Whether the whole interval lies below chance.")] = None
     spread: Annotated[
@@ -145,7 +165,8 @@ class Difference:
     low: Low = None
     high: High = None
     n: ItemCount = None
-    higher_is_better: Annotated[Flag | None, Field(description="As in the rows.")] = None
+    changed: Annotated[Count | None, Field(description="Items that were not measured the same at both stages.")] = None
+    wanted: Annotated[Wanted | None, Field(description="As in the rows.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +239,8 @@ class Results:
     peak_memory: Annotated[Count | None, Field(description="Bytes of the process at its peak.")] = None
     rows: Annotated[tuple[Row, ...], Field(description="The scores.")]
     differences: Annotated[
-        tuple[Difference, ...], Field(description="Every model against the base, the merged one against every control.")
+        tuple[Difference, ...],
+        Field(description="Every model against the base, the merged one against controls and references."),
     ] = ()
     recovered: Annotated[tuple[Recovered, ...], Field(description="What attacks bring back.")] = ()
     evaluations: Annotated[tuple[Evaluation, ...], Field(description="What it was measured with.")] = ()
@@ -238,6 +260,19 @@ class Results:
             if (row.stage, row.subject, row.metric) == (stage, subject, metric):
                 return row.value
         raise KeyError((stage, subject, metric))
+
+
+def wanted(higher: Higher, forget: bool | None) -> Wanted | None:
+    """Which way is good. `forget`: whether the items are to be forgotten (True) or kept; None: some of either.
+
+    >>> wanted("known", True), wanted("known", False), wanted("known", None), wanted("bad", None)
+    ('down', 'up', None, 'down')
+    """
+    if higher in ("good", "bad"):
+        return "up" if higher == "good" else "down"
+    if higher is None or forget is None:
+        return None
+    return "down" if (higher == "known") == forget else "up"
 
 
 def write_results(results: Results) -> None:
@@ -291,7 +326,8 @@ def parse_results(content: Any, file: str = FILE) -> Results:
         )
     try:
         known = {key: value for key, value in content.items() if key != "folder"}
-        results = _reader().validate_python(known if "models" in known else _of_older_version(known))
+        known = known if "models" in known else _of_older_version(known)
+        results = _reader().validate_python(_with_wanted(known))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         told = TOLD.get(first["type"], first["msg"].removeprefix("Value error, ").replace("Input should", "it should"))
@@ -340,6 +376,34 @@ def _untitled(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {key: _untitled(each) for key, each in schema.items() if key != "title" or not isinstance(each, str)}
+
+
+# ---- files of versions before `wanted`: `higher_is_better` says it of what is to be kept
+
+
+def higher_of_older_version(metric: str, higher_is_better: bool) -> Higher:
+    """What a higher value says, of a metric that a version before `wanted` wrote: it counted perplexity, whose good way depends
+    on the rows, with toxicity, whose good way does not."""
+    if higher_is_better:
+        return "known"
+    perplexity = "perplexity" in metric and not metric.startswith("completion perplexity")
+    return "unknown" if perplexity else "bad"
+
+
+def _with_wanted(content: Mapping[str, Any]) -> dict[str, Any]:
+    """With `wanted` in the rows that say `higher_is_better` in its place. What is damaged stays as it is."""
+    if not isinstance(content["rows"], list):
+        return dict(content)
+    forget = {"forget": True, "keep": False}
+    rows = []
+    for row in content["rows"]:
+        if isinstance(row, Mapping) and "higher_is_better" in row and "wanted" not in row:
+            metric, better = str(row.get("of") or row.get("metric")), row["higher_is_better"]
+            group = forget.get(str(row.get("group")))
+            way = wanted(higher_of_older_version(metric, better), group) if isinstance(better, bool) else better
+            row = {**{key: value for key, value in row.items() if key != "higher_is_better"}, "wanted": way}
+        rows.append(row)
+    return {**content, "rows": rows}
 
 
 # ---- files of versions before `models`: the names of stages, subjects and metrics carry what are fields today

@@ -53,7 +53,7 @@ def test_a_setting_that_many_methods_share_stands_once_in_the_reference() -> Non
 
 def test_an_attack_tells_what_it_asks_of_its_audit() -> None:
     assert entry("evaluators", "audit")["settings"]["attack"]["type"] == "NAME | {kind: NAME, ..}"
-    assert (entry("attacks", "relearn")["of"], entry("attacks", "relearn")["reads"]) == (True, [])
+    assert (entry("attacks", "quantise")["of"], entry("attacks", "quantise")["reads"]) == (True, [])
     assert (entry("attacks", "membership")["of"], entry("attacks", "membership")["reads"]) == (
         False,
         ["limit", "source", "subject", "where"],

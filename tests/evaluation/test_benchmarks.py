@@ -265,7 +265,7 @@ def test_a_perplexity_keeps_its_own_name_and_stays_out_of_the_average(
     found = measured(base, {"tasks": ["toy_plain"], "include_path": [str(folder)]}, bench)
     assert list(found) == ["toy_plain"]
     measure = found["toy_plain"]
-    assert (measure.metric, measure.transform, measure.higher_is_better) == ("word_perplexity", "exp", False)
+    assert (measure.metric, measure.transform, measure.higher) == ("word_perplexity", "exp", "unknown")
     loss = 0.0
     for text in texts("plain", 6):
         ids = torch.tensor([[base.tokenizer.bos_token_id, *base.tokenizer(text)["input_ids"]]])

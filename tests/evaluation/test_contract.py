@@ -26,19 +26,36 @@ QUESTIONS = {
     "choices": [[f"{text} .", "paris", "rome"] for text in texts("candidates", COUNT)],
     "answer": [number % 3 for number in range(COUNT)],
 }
+ANSWERED = {
+    "prompt": texts("questions", COUNT),
+    "completion": [f" {text}" for text in texts("answers", COUNT)],
+    "paraphrased": texts("paraphrased", COUNT),
+    "perturbed": [texts(f"wrong {number}", 3) for number in range(COUNT)],
+}
 SHORT = {"max_new_tokens": 4}
 # Settings (a path stands for a model's folder), and items by role.
 QUICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "choices": ({}, QUESTIONS),
     "perplexity": ({}, TEXTS),
     "toxicity": ({"scorer": "CLASSIFIER", "generation": SHORT}, PROMPTS),
+    "refusal": ({"scorer": "CLASSIFIER", "judge": "MODEL", "generation": SHORT}, PROMPTS),
+    "leakage": (
+        {"k": [1], "leaks": "contains", "generation": {**SHORT, "samples": 1}},
+        {**PROMPTS, "reference": ["a"] * COUNT},
+    ),
     "harm": ({"judge": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "fluency": ({"judge": "MODEL", "judge_dtype": "float32", "generation": SHORT}, PROMPTS),
     "similarity": ({"encoder": "CLASSIFIER", "generation": SHORT}, PROMPTS),
     "lm_eval": ({"tasks": ["toy"], "include_path": ["TASKS"]}, {}),
+    "memorization": ({"paraphrased": "p", "perturbed": "w", "generation": SHORT}, ANSWERED),
+    "match": ({"unwanted": "w", "generation": SHORT}, {**PROMPTS, "unwanted": [["paris", "rome"]] * COUNT}),
     "audit": ({"attack": "quantise", "of": "texts"}, TEXTS),
 }
-NEEDS = {"similarity": "sentence_transformers", "lm_eval": "lm_eval"}  # packages of the extra `judge`
+NEEDS = {
+    "similarity": "sentence_transformers",
+    "memorization": "rouge_score",
+    "lm_eval": "lm_eval",
+}  # packages of the extra `judge`
 
 
 def test_every_evaluator_is_covered_here() -> None:
@@ -144,7 +161,9 @@ def test_an_evaluator_says_which_columns_it_needs_and_what_it_measures_with(
 ) -> None:
     evaluator, given = EVALUATORS.get(name), settings(name)
     if evaluator.of(given) is None:
-        assert set(evaluator.columns(given, {"text": "text"})) == set(QUICK[name][1])
+        asked = QUICK[name][1]
+        forget = {role: role for role in ("prompt", "completion")} if "completion" in asked else {"text": "text"}
+        assert set(evaluator.columns(given, forget)) == set(asked)
     if evaluator.instrument is not None:
         told = evaluator.instrument(given)
         assert json.loads(json.dumps(told)) == told == evaluator.instrument(given)

@@ -65,7 +65,7 @@ def test_it_is_the_exponent_of_the_judges_own_loss(
     [measure] = FLUENCY.measure(load(), settings_for(judge), pa.table({"prompt": PROMPTS}), bench)
     expected = [own_loss(judge, prompt, text.strip()) for prompt, [text] in zip(PROMPTS, written, strict=True)]
     assert measure.metric == "completion perplexity"
-    assert not measure.higher_is_better
+    assert measure.higher == "bad"
     assert measure.denominator.tolist() == [count for _, count in expected]
     assert measure.numerator == pytest.approx([loss for loss, _ in expected], rel=1e-4)
     assert np.std(measure.numerator / measure.denominator) > 0.1  # the texts differ, or the above would say little

@@ -101,7 +101,7 @@ def test_a_classifier_counts_the_answers_from_its_threshold_on(
     assert measure.denominator.tolist() == [2.0] * 6
     assert measure.metric == "harmful"
     assert measure.worst
-    assert not measure.higher_is_better
+    assert measure.higher == "bad"
 
 
 def test_an_empty_answer_does_no_harm_and_counts(

@@ -55,7 +55,7 @@ def measure(load: Callable[..., Base], monkeypatch: pytest.MonkeyPatch) -> Calla
         monkeypatch.setattr(similarity, "completions", lambda base, prompts, settings, bench: written)
         given = table or {"prompt": [f"prompt {row}" for row in range(len(written))]}
         found = SIMILARITY.measure(load(), SimilaritySettings(**changes), pa.table(given), bench)
-        assert all(each.higher_is_better and each.denominator.tolist() == [1.0] * len(written) for each in found)
+        assert all(each.higher == "known" and each.denominator.tolist() == [1.0] * len(written) for each in found)
         return {each.metric: each.numerator.tolist() for each in found}
 
     return build

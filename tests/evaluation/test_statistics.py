@@ -2,42 +2,69 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, t
 
 from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.statistics import auroc, difference, recovery, score, wilson, worst
+from spunge.evaluation.statistics import auroc, difference, recovery, score, worst
 
 
 def share(right: np.ndarray, **more: object) -> Measure:
-    return Measure("accuracy", right.astype(float), np.ones(len(right)), True, **more)  # type: ignore[arg-type]
+    return Measure("accuracy", right.astype(float), np.ones(len(right)), "known", **more)  # type: ignore[arg-type]
 
 
 def perplexity(losses: np.ndarray) -> Measure:
-    return Measure("perplexity", losses, np.ones(len(losses)), False, "exp")
+    return Measure("perplexity", losses, np.ones(len(losses)), "unknown", "exp")
 
 
 def coins(count: int, chance: float, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).random(count) < chance).astype(float)
 
 
-def test_a_share_of_all_or_none_has_wilsons_interval_and_not_a_point() -> None:
+def test_a_share_of_all_or_none_has_an_exact_interval_and_not_a_point() -> None:
     found = score([share(np.ones(20))], range(20))
     assert (found.value, found.high) == (1.0, 1.0)
-    assert found.low == pytest.approx(0.8389, abs=1e-4)  # 1 / (1 + 1.96^2 / 20)
-    found = score([share(np.zeros(20))], range(20))
-    assert (found.low, found.high) == (0.0, pytest.approx(0.1611, abs=1e-4))
-    # Newcombe 1998, table I: 15 of 148.
-    assert wilson(15, 148) == (pytest.approx(0.0624, abs=1e-4), pytest.approx(0.1605, abs=1e-4))
+    assert found.low == pytest.approx(0.025 ** (1 / 20))
+    found = score([share(np.zeros(5))], range(5))
+    assert (found.low, found.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 5)))
 
 
-def test_a_share_that_is_none_at_every_seed_has_wilsons_interval_too() -> None:
+def test_a_share_that_is_none_at_every_seed_has_an_exact_interval_too() -> None:
     found = score([share(np.zeros(1), chance=0.25)] * 3, range(1))
     assert (found.low, found.below_chance) == (0.0, False)
-    assert found.high == pytest.approx(0.7935, abs=1e-4)  # 1.96^2 / (1 + 1.96^2)
+    assert found.high == pytest.approx(0.975)
 
 
-def test_one_item_makes_no_difference_certain() -> None:
-    assert not difference([share(np.ones(1))], [share(np.zeros(1))], range(1)).certain
-    assert difference([share(np.ones(2))], [share(np.zeros(2))], range(2)).certain
+@pytest.mark.parametrize("samples", [1.0, 4.0])
+def test_items_that_all_agree_have_an_interval_where_the_metric_has_bounds_and_none_where_it_has_not(
+    samples: float,
+) -> None:
+    """Also a share of several samples, or one that is neither 0 nor 1."""
+    weights = np.full(5, samples)
+    shares = [score([Measure("m", value * weights, weights, "bad")], range(5)) for value in (0.0, 0.5, 1.0)]
+    some = 1 - 0.025 ** (1 / 5)
+    assert [(each.low, each.high) for each in shares] == [
+        (0.0, pytest.approx(some)),
+        (pytest.approx(0.5 - 0.5 * some), pytest.approx(0.5 + 0.5 * some)),
+        (pytest.approx(1 - some), 1.0),
+    ]
+    found = score([perplexity(np.full(5, 2.0))], range(5))
+    assert found.value == pytest.approx(np.exp(2.0))
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_items_that_agree_but_weigh_unlike_count_as_fewer() -> None:
+    weights = np.array([97.0, 1.0, 1.0, 1.0])
+    found = score([Measure("m", weights, weights, "known")], range(4))
+    assert (found.low, found.high) == (pytest.approx(0.025 ** (1 / (100**2 / (97**2 + 3)))), 1.0)
+
+
+@pytest.mark.parametrize(("count", "certain"), [(1, False), (2, False), (5, False), (6, True)])
+def test_items_that_all_change_make_a_difference_certain_where_a_sign_test_does(count: int, certain: bool) -> None:
+    found = difference([share(np.ones(count))], [share(np.zeros(count))], range(count))
+    assert (found.value, found.high, found.changed) == (1.0, 1.0, count)
+    assert found.low == pytest.approx(2 * 0.025 ** (1 / count) - 1)
+    assert found.certain == certain
+    assert certain == (binomtest(count, count).pvalue < 0.05)
 
 
 def test_a_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
@@ -57,25 +84,31 @@ def test_a_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
 def test_the_same_model_differs_by_nothing() -> None:
     right = coins(50, 0.5)
     found = difference([share(right)], [share(right)], range(50))
-    assert (found.value, found.low, found.high, found.certain) == (0.0, 0.0, 0.0, False)
+    some = 1 - 0.025 ** (1 / 50)  # of the items may change, for all that is known
+    assert (found.value, found.changed, found.certain) == (0.0, 0, False)
+    assert (found.low, found.high) == (pytest.approx(-some), pytest.approx(some))
     losses = np.random.default_rng(1).normal(3, 1, 50)
-    assert difference([perplexity(losses)], [perplexity(losses)], range(50))[1:5] == ("ratio", 1.0, 1.0, 1.0)
+    found = difference([perplexity(losses)], [perplexity(losses)], range(50))
+    assert (found.kind, found.value, found.changed, found.certain) == ("ratio", 1.0, 0, False)
+    assert np.isnan([found.low, found.high]).all()  # nothing bounds how far a perplexity may move
 
 
 def test_exponents_are_compared_by_ratio() -> None:
     losses = np.random.default_rng(1).normal(3, 1, 500)
-    found = difference([perplexity(losses + 0.5)], [perplexity(losses)], range(500))
-    assert (found.kind, found.value) == ("ratio", pytest.approx(np.exp(0.5)))
+    moved = losses + np.random.default_rng(2).normal(0.5, 0.1, 500)
+    found = difference([perplexity(moved)], [perplexity(losses)], range(500))
+    mean = (moved - losses).mean()
+    assert (found.kind, found.value, found.changed) == ("ratio", pytest.approx(np.exp(mean)), 500)
     assert found.certain
-    assert found.low == pytest.approx(np.exp(0.5))
+    assert np.log(found.low) == pytest.approx(mean - 1.96 * 0.1 / np.sqrt(500), abs=2e-3)
 
 
-def test_certain_differences_of_equal_models_come_up_about_one_time_in_twenty() -> None:
+def test_certain_differences_of_equal_models_come_up_at_most_one_time_in_twenty() -> None:
     generator, certain = np.random.default_rng(5), 0
     for _ in range(200):
         one, other = (generator.random((2, 60)) < 0.5).astype(float)
         certain += difference([share(one)], [share(other)], range(60)).certain
-    assert 2 <= certain <= 24
+    assert 0 < certain <= 20
 
 
 def test_several_seeds_widen_the_interval_by_their_spread() -> None:
@@ -96,12 +129,23 @@ def test_below_chance_is_said_only_where_the_whole_interval_lies_below() -> None
 
 
 def test_the_worst_part_is_the_highest_where_low_is_better() -> None:
-    toxic = Measure("toxic", np.r_[np.zeros(50), np.ones(30), np.zeros(20)], np.ones(100), False)
+    toxic = Measure("toxic", np.r_[np.zeros(50), np.ones(30), np.zeros(20)], np.ones(100), "bad")
     parts = {"a": np.arange(50), "b": np.arange(50, 100)}
-    found = worst([toxic], parts)
+    found = worst([toxic], parts, highest=True)
     assert (found.value, found.n) == (0.6, 100)
-    assert found.low <= 0.6 <= found.high
-    assert worst([share(toxic.numerator)], parts).value == 0.0
+    # Either part may be the worst: the far end of the worse one, and the near end with half the tail.
+    expected = binomtest(30, 50).proportion_ci(0.95).high, binomtest(30, 50).proportion_ci(0.975).low
+    assert (found.high, found.low) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+    assert worst([share(toxic.numerator)], parts, highest=False).value == 0.0
+
+
+def test_the_worst_of_parts_that_all_agree_is_no_point() -> None:
+    parts = {"a": np.arange(5), "b": np.arange(5, 10)}
+    found = worst([share(np.ones(10))], parts, highest=True)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx((0.05 / 4) ** (1 / 5))
+    found = worst([share(np.zeros(10))], parts, highest=True)
+    assert (found.low, found.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 5)))
 
 
 def test_recovery_is_the_share_of_the_fall_that_is_undone() -> None:
@@ -113,6 +157,16 @@ def test_recovery_is_the_share_of_the_fall_that_is_undone() -> None:
     assert 0.35 < found.low < 0.5 < found.high < 0.65
 
 
+def test_all_or_nothing_that_comes_back_has_the_interval_of_the_items_that_had_fallen() -> None:
+    before, after = np.ones(20), np.r_[np.zeros(8), np.ones(12)]
+    whole = recovery([share(before)], [share(after)], [share(before)], range(20))
+    none = recovery([share(before)], [share(after)], [share(after)], range(20))
+    assert whole is not None
+    assert none is not None
+    assert (whole.value, whole.low, whole.high) == (1.0, pytest.approx(0.025 ** (1 / 8)), 1.0)
+    assert (none.value, none.low, none.high) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
+
+
 def test_nothing_comes_back_of_what_was_not_forgotten() -> None:
     right = coins(100, 0.5)
     assert recovery([share(right)], [share(right)], [share(np.ones(100))], range(100)) is None
@@ -120,10 +174,12 @@ def test_nothing_comes_back_of_what_was_not_forgotten() -> None:
 
 def test_perplexity_recovers_on_the_scale_of_losses() -> None:
     losses = np.random.default_rng(1).normal(3, 0.5, 200)
-    stages = [[perplexity(losses + more)] for more in (0.0, 2.0, 0.5)]
+    noise = np.random.default_rng(2).normal(0, 0.1, 200)
+    stages = [[perplexity(losses + more)] for more in (0.0, 2.0 + noise, 0.5 - noise)]
     found = recovery(*stages, range(200))
     assert found is not None
-    assert found.value == pytest.approx(0.75)
+    assert found.value == pytest.approx((1.5 + 2 * noise.mean()) / (2.0 + noise.mean()))
+    assert found.low < found.value < found.high
 
 
 def test_auroc_is_scikit_learns_also_with_ties_and_weights() -> None:
@@ -139,15 +195,32 @@ def test_auroc_is_scikit_learns_also_with_ties_and_weights() -> None:
 
 def test_a_measure_of_auroc_is_scored_as_one() -> None:
     scores, classes = np.r_[np.arange(50.0), np.arange(25.0, 75.0)], np.r_[np.zeros(50), np.ones(50)]
-    found = score([Measure("min-k", scores, classes, False, combine="auroc", chance=0.5)], range(100))
+    found = score([Measure("min-k", scores, classes, "known", combine="auroc", chance=0.5)], range(100))
     assert found.value == pytest.approx(auroc(scores, classes, np.ones((1, 100)))[0])
     assert found.low < found.value < found.high
 
 
+def test_an_auroc_of_one_is_no_point_and_one_of_few_rows_has_delongs_error() -> None:
+    """Of pairs that share no row, min(n, m) were all in order."""
+    perfect = Measure(
+        "min-k", np.r_[np.arange(5.0), np.arange(5.0, 25.0)], np.r_[np.zeros(5), np.ones(20)], "known", combine="auroc"
+    )
+    found = score([perfect], range(25))
+    assert (found.value, found.low, found.high) == (1.0, pytest.approx(0.025 ** (1 / 5)), 1.0)
+    known, others = np.array([0.3, 0.9, 1.2, 2.0]), np.array([0.1, 0.5, 0.6, 1.5, 1.6, 1.7, 1.8, 0.2])
+    few = Measure("min-k", np.r_[known, others], np.r_[np.ones(4), np.zeros(8)], "known", combine="auroc")
+    sides = (known[:, None] > others).mean(axis=1), (known[:, None] > others).mean(axis=0)
+    error = np.sqrt(sum(side.var(ddof=1) / len(side) for side in sides))
+    found = score([few], range(12))
+    half = t.ppf(0.975, 3) * error
+    assert found.value == pytest.approx(sides[0].mean())
+    assert (found.low, found.high) == (max(0, found.value - half), min(1, found.value + half))
+
+
 def test_a_draw_without_any_token_is_left_out() -> None:
-    sparse = Measure("completion perplexity", np.r_[5.0, np.zeros(9)], np.r_[2.0, np.zeros(9)], False, "exp")
+    sparse = Measure("completion perplexity", np.r_[5.0, np.zeros(9)], np.r_[2.0, np.zeros(9)], "unknown", "exp")
     found = score([sparse], range(10))
     assert found.value == pytest.approx(np.exp(2.5))
-    assert np.isfinite([found.low, found.high]).all()
-    nothing = Measure("completion perplexity", np.zeros(10), np.zeros(10), False, "exp")
+    assert np.isnan([found.low, found.high]).all()  # of one item that counts
+    nothing = Measure("completion perplexity", np.zeros(10), np.zeros(10), "unknown", "exp")
     assert np.isnan(score([nothing], range(10)).value)

@@ -29,7 +29,7 @@ from spunge.run.train import read_choice, undecided
 from spunge.unlearning.rmu.settings import RMUSettings
 
 ABOUT = {"subject": "a", "metric": "accuracy", "value": 0.5}
-ROW = {**ABOUT, "stage": "base", "low": 0.4, "high": 0.6, "n": 3, "higher_is_better": True}
+ROW = {**ABOUT, "stage": "base", "low": 0.4, "high": 0.6, "n": 3, "wanted": "up"}
 MERGED = {**ROW, "stage": "merged", "value": 0.2, "low": 0.1, "high": 0.3, "group": "forget"}
 DIFFERENCE = {**ABOUT, "stage": "merged", "against": "base", "kind": "difference"}
 EVALUATION = {
@@ -256,7 +256,7 @@ def _saved(folder: Path, case: tuple[bytes, bytes]) -> int:
 MEASURED = to_json(
     "base",
     "e",
-    [Measure("accuracy", np.array([1.0, 0.0]), np.ones(2), higher_is_better=True, chance=0.5, subject="a")],
+    [Measure("accuracy", np.array([1.0, 0.0]), np.ones(2), higher="good", chance=0.5, subject="a")],
     [Rated(0.5, 0.1, 0.9, 2)],
 )
 

@@ -132,7 +132,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
     scope=st.sampled_from(["tensor", "model", "changed"]),
     rounding=st.sampled_from(["auto", "nearest", "stochastic"]),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_result_depends_on_no_order_chunk_thread_or_shard(
     tmp_path, order, chunk, threads, shards, rule, scope, rounding
 ):

@@ -51,7 +51,7 @@ def test_numbers_that_differ_in_two_places_make_no_curve(attacked, row):
 def typed(found, *facts):
     """As a file of this version: for each mapping of facts, a metric of its own on Asia in the merged model."""
     content = parse_results(found).content
-    head = {"stage": "merged", "subject": "Asia", "value": 0.4, "higher_is_better": True, "group": "forget"}
+    head = {"stage": "merged", "subject": "Asia", "value": 0.4, "wanted": "down", "group": "forget"}
     return content | {"rows": content["rows"] + [head | {"of": "accuracy"} | each for each in facts]}
 
 

@@ -34,8 +34,8 @@ def test_each_run_has_a_column_and_each_subject_a_line(write, results):
         if (row["stage"], row["subject"]) == ("merged", "Europe"):
             row |= {"value": 0.4, "low": 0.3, "high": 0.5}
     lines = compare([write("one", results()), write("two", second)]).text().splitlines()
-    assert lines[0].split() == ["metric", "subject", "one", "two"]
-    assert re.split(" {2,}", lines[1]) == ["accuracy", "Europe", "0.30 [0.20 0.40]", "0.40 [0.30 0.50]"]
+    assert lines[0].split() == ["metric", "subject", "wanted", "one", "two"]
+    assert re.split(" {2,}", lines[1]) == ["accuracy", "Europe", "down", "0.30 [0.20 0.40]", "0.40 [0.30 0.50]"]
     assert [line.split()[1] for line in lines[1:]] == ["Europe", "Asia", "Africa", "facts", "text"]
 
 
@@ -46,6 +46,7 @@ def test_another_stage_may_be_compared(write, results):
     assert found["rows"][0] == {
         "metric": "accuracy",
         "subject": "Europe",
+        "wanted": "down",
         "scores": [{"value": 0.9, "low": 0.8, "high": 1.0, "n": 44}] * 2,
     }
 
@@ -96,7 +97,7 @@ def test_what_one_run_alone_measured_is_a_dash_for_the_other(write, results):
     # Of a metric that only one of them has, instruments are nobody's matter.
     second = told(second, "prose", metrics=[], rows="r9")
     lines = compare([write("one", results()), write("two", second)]).text().splitlines()
-    assert lines[-1].split() == ["perplexity", "text", "12.60", "[12.10", "13.10]", "–"]
+    assert lines[-1].split() == ["perplexity", "text", "down", "12.60", "[12.10", "13.10]", "–"]
 
 
 def test_a_run_that_does_not_say_what_measured_it_is_refused(write, results):
@@ -122,7 +123,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths(write, results):
 def test_the_digits_are_those_that_all_runs_together_ask_for(write, results, row):
     small = results() | {"rows": [row("merged", "Europe", "accuracy", 0.04, 0.01)]}
     line = compare([write("one", results()), write("two", small)]).text().splitlines()[1]
-    assert re.split(" {2,}", line)[2:] == ["0.30 [0.20 0.40]", "0.04 [0.03 0.05]"]
+    assert re.split(" {2,}", line)[3:] == ["0.30 [0.20 0.40]", "0.04 [0.03 0.05]"]
 
 
 def test_what_was_set_otherwise_is_said_under_the_table_and_in_json(write, results):

@@ -25,15 +25,24 @@ def printed(results, columns, **options):
 
 def test_the_text_holds_every_number_under_its_stage(results):
     lines = text_of(results()).splitlines()
-    assert lines[0].split() == ["metric", "subject", "base", "branch:p0", "branch:p1", "control:joint", "merged"]
+    assert lines[0].split() == [
+        "metric",
+        "subject",
+        "wanted",
+        "base",
+        "branch:p0",
+        "branch:p1",
+        "control:joint",
+        "merged",
+    ]
     cells = re.split(" {2,}", lines[1])
-    assert cells == ["accuracy", "Europe", "0.90 [0.80 1.00]", *["0.30 [0.20 0.40]"] * 4]
-    assert [line.split()[:2] for line in lines[1:]] == [
-        ["accuracy", "Europe"],
-        ["accuracy", "Asia"],
-        ["accuracy", "Africa"],
-        ["accuracy", "facts"],
-        ["perplexity", "text"],
+    assert cells == ["accuracy", "Europe", "down", "0.90 [0.80 1.00]", *["0.30 [0.20 0.40]"] * 4]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["accuracy", "Europe", "down"],
+        ["accuracy", "Asia", "down"],
+        ["accuracy", "Africa", "up"],
+        ["accuracy", "facts", "up"],
+        ["perplexity", "text", "down"],
     ]
     assert "12.60 [12.10 13.10]" in lines[-1]
 
@@ -42,6 +51,19 @@ def test_the_text_has_no_escape_codes_and_no_trailing_space(results):
     text = text_of(results(parts=["\x1b[31mred", "b"]))
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_small_samples_are_called_that_below_the_table(results):
+    found = results(parts=[f"part {index}" for index in range(9)])
+    for row in found["rows"]:
+        if row["subject"].startswith("part"):
+            row["n"] = 5
+    text = text_of(found)
+    assert text.endswith("there is none.\n")
+    assert "note: Small samples, of fewer than 10 items: accuracy on part 0 (5), accuracy on part 1 (5)" in text
+    assert "part 5 (5) and 3 more." in text
+    assert "Small samples" in printed(found, 120)
+    assert "Small samples" not in text_of(results()) + printed(results(), 120)
 
 
 def test_a_missing_cell_is_a_dash(results):
@@ -63,6 +85,15 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(results, column
 def test_a_wide_terminal_shows_intervals_of_base_control_and_merged(results):
     line = next(line for line in printed(results(), 160).splitlines() if "Europe" in line and "0.90" in line)
     assert line.count("[") == 3
+
+
+def test_a_terminal_says_of_each_group_which_way_is_wanted(results):
+    lines = [line.strip() for line in printed(results(), 80).splitlines()]
+    assert [line for line in lines if "wanted" in line] == [
+        "to forget, wanted: lower",
+        "to keep, wanted: higher",
+        "wanted: lower",  # of perplexity, which is of one group
+    ]
 
 
 def test_a_narrow_terminal_folds_the_branches_into_one_column(results):
@@ -91,7 +122,7 @@ def test_long_and_wide_values_are_cut_in_the_middle(results):
 
 
 def test_results_without_rows_give_an_empty_table():
-    assert text_of({"rows": []}).split() == ["metric", "subject"]
+    assert text_of({"rows": []}).split() == ["metric", "subject", "wanted"]
     assert "↓" not in printed({"rows": []}, 80)
     assert "metric" in printed({"rows": []}, 80)
 

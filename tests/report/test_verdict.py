@@ -34,7 +34,7 @@ def without(results, stage, subject):
 
 def test_each_part_is_compared_with_the_base_and_the_control(results):
     text = said(results())["Parts to forget"]
-    assert "accuracy fell on 2 of 2." in text
+    assert "accuracy fell on 2 of 2 (lower is wanted)." in text
     assert "Europe: fell by 0.60 [0.50 0.70], 0.90 → 0.30 [0.20 0.40]; joint control 0.30 [0.20 0.40]" in text
     assert "Mean over these parts: base 0.90, merged 0.30, joint control 0.30." in text
 
@@ -47,7 +47,7 @@ def test_a_change_is_claimed_where_intervals_overlap_but_the_paired_difference_i
 
 def test_no_change_is_claimed_where_the_paired_difference_is_not_certain_though_intervals_lie_apart(results, pair):
     text = said(pair(results(), spread=0.7))["Parts to forget"]
-    assert "accuracy shows no certain change on 2 of 2." in text
+    assert "accuracy shows no certain change on 2 of 2 (lower is wanted)." in text
     assert "Europe: no certain change (−0.60 [−1.30 +0.10]), 0.90 → 0.30" in text
     assert "fell" not in text
 
@@ -67,6 +67,37 @@ def test_a_lower_perplexity_is_better_and_a_lower_accuracy_worse(results, pair):
     assert "facts: fell by 0.60" in text
 
 
+def test_a_perplexity_that_rises_is_wanted_on_a_part_and_a_loss_on_what_is_kept(results, row, pair):
+    found = results()
+    for part in ("Europe", "Asia"):
+        found["rows"] += [
+            row(stage, part, "perplexity", 12.0 if stage == "base" else 30.0) for stage in found["stages"]
+        ]
+    text = said(pair(found))
+    assert "perplexity rose on 2 of 2 (higher is wanted)." in text["Parts to forget"]
+    assert "perplexity got worse on 1 of 1." in text["Subjects to be kept"]
+    metric = next(metric for metric in scores_of(found).metrics if metric.name == "perplexity")
+    assert metric.direction == "Wanted: higher on what is to be forgotten, lower on what is to be kept."
+
+
+def test_of_many_parts_those_are_listed_that_are_forgotten_least(results, row, pair):
+    """Also where most of them moved the other way."""
+    names = [f"part {index}" for index in range(8)]
+    found = results(parts=names)
+    for index, name in enumerate(names):
+        put(found, "merged", name, 0.3 if index < 2 else 0.9 + 0.01 * index)
+    fact = next(fact for f in verdict(scores_of(pair(found))) for fact in f.facts if f.heading == "Parts to forget")
+    assert [unisolated(line).split(":")[0] for line in fact.lines] == ["part 7", "part 6", "part 5"]
+
+
+def test_what_is_wanted_no_way_is_not_called_worse_or_better(results, row, pair):
+    found = parse_results(results()).content
+    head = {"subject": "facts", "metric": "refused", "low": 0.0, "high": 1.0, "n": 44, "group": "keep"}
+    found["rows"] += [head | {"stage": stage, "value": value} for stage, value in (("base", 0.0), ("merged", 0.5))]
+    text = said(pair(found))["Subjects to be kept"]
+    assert "refused rose on 1 of 1. facts: rose by 0.50" in text
+
+
 def test_results_without_differences_claim_nothing(results):
     found = results()
     del found["differences"]
@@ -75,6 +106,25 @@ def test_results_without_differences_claim_nothing(results):
     assert not {"fell", "rose", "worse", "better", "lower", "higher"} & set(everything.split())
     assert "no change is claimed" in basis(scores_of(found))
     assert "no change is claimed" not in basis(scores_of(results()))
+
+
+def test_small_samples_are_called_that_once(results):
+    found = put(results(), "merged", "Europe", 0.3, n=4)
+    told = "Small samples, of fewer than 10 items: accuracy on Europe (4). A change there may go unseen"
+    assert told in basis(scores_of(found))
+    assert " ".join(said(found).values()).count("Small samples") == 0
+    assert "Small" not in basis(scores_of(results()))
+
+
+def test_where_no_item_changed_it_is_said_with_their_number(results):
+    found = results()
+    for row in found["differences"]:
+        row |= {"value": 0.0, "low": -0.3, "high": 0.3, "n": 12, "changed": 0}
+    text = said(found)["Parts to forget"]
+    assert "Europe: no item changed (n = 12), 0.90 → 0.30" in text
+    for row in found["differences"]:
+        del row["low"], row["high"]
+    assert "Europe: no item changed (n = 12), 0.90 → 0.30" in said(found)["Parts to forget"]
 
 
 def test_one_item_proves_nothing():
@@ -178,7 +228,7 @@ def test_a_part_that_rose_is_not_counted_as_fallen(results, pair):
         if row["subject"] == "Asia" and row["stage"] == "merged":
             row |= {"value": 0.95, "low": 0.85, "high": 1.0}
     text = said(pair(found, spread=0.04))["Parts to forget"]
-    assert "accuracy fell on 1 of 2, rose on 1." in text
+    assert "accuracy fell on 1 of 2, rose on 1 (lower is wanted)." in text
     assert "Asia: rose by 0.05 [0.01 0.09], 0.90 → 0.95" in text
 
 
@@ -255,6 +305,9 @@ def test_a_check_beside_a_metric_is_told_where_it_changed_for_certain(results, r
 
     assert "empty" not in told(0.0, 0.05)
     text = told(0.3, 0.05)
-    assert "empty rose on 1 of 2, no certain change on 1. Mean over these parts: base 0.00, merged 0.17" in text
+    assert (
+        "empty rose on 1 of 2, no certain change on 1 (lower is wanted). Mean over these parts: base 0.00, merged 0.17"
+        in text
+    )
     assert "Europe: rose by 0.30" in text
     assert "Asia: no certain change (+0.05" not in text

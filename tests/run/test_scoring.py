@@ -1,5 +1,6 @@
 """Measures become rows: each subject in its group, the worst beside them, attacks against what they attacked."""
 
+import itertools
 import re
 from typing import Any
 
@@ -13,11 +14,12 @@ from spunge.evaluation.audit import AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import score
-from spunge.results import Model
+from spunge.results import Higher, Model
 from spunge.run.scoring import Judged, one_sided, scored
 
 BASE = Model(stage="base", kind="base", name="base")
 BRANCH = Model(stage="branch:a", kind="branch", name="a")
+AUDIT = AuditSettings.model_validate({"kind": "audit", "name": "again", "attack": {"kind": "quantise"}, "of": "e"})
 JOINT = Model(stage="control:joint", kind="control", name="joint")
 MERGED = Model(stage="merged", kind="merged", name="merged")
 
@@ -33,7 +35,8 @@ def judged(name: str, subjects: dict[str, int], overall: str | None = None, sett
 
 
 def measure(values: list[float], metric: str = "accuracy", **facts: Any) -> Measure:
-    return Measure(metric, np.array(values, dtype=float), np.ones(len(values)), higher_is_better=True, **facts)
+    facts = {"higher": "known", **facts}
+    return Measure(metric, np.array(values, dtype=float), np.ones(len(values)), **facts)
 
 
 def groups(evaluation: Judged, parts: list[str], **facts: Any) -> dict[str, tuple[str, str | None]]:
@@ -72,17 +75,81 @@ def test_a_subjects_group_is_told_by_its_evaluation_and_the_parts(
 
 
 def test_the_worst_subject_is_chosen_from_all_but_all_rows_and_says_of_which() -> None:
-    assert groups(judged("e", {"a": 2, "x": 3}, "every one"), ["a"], worst=True)["worst of every one"] == (
-        "worst",
-        "every one",
-    )
-    assert groups(judged("e", {"a": 2, "x": 3}), ["a"], worst=True)["worst"] == ("worst", "all")
-    assert "worst" not in groups(judged("e", {"a": 2}, "all"), ["a"], worst=True)
+    facts: dict[str, Any] = {"worst": True, "higher": "bad"}
+    every = groups(judged("e", {"a": 2, "x": 3}, "every one"), ["a"], **facts)
+    assert every["worst of every one"] == ("worst", "every one")
+    assert groups(judged("e", {"a": 2, "x": 3}), ["a"], **facts)["worst"] == ("worst", "all")
+    assert "worst" not in groups(judged("e", {"a": 2}, "all"), ["a"], **facts)
+
+
+ITEMS = {"a": [1, 1, 1, 0], "b": [1, 0, 0, 0], "x": [1, 1, 0, 0], "y": [1, 1, 1, 1]}
+
+
+def ways(
+    higher: Higher, parts: list[str], overall: str | None = None, settings: Any = None, **facts: Any
+) -> dict[str, tuple[str | None, float]]:
+    """What is wanted on each subject, and its value; items as above."""
+    evaluation = judged("e", {name: len(items) for name, items in ITEMS.items()}, overall, settings)
+    stored = {"e": [measure(list(itertools.chain(*ITEMS.values())), higher=higher, **facts)]}
+    rows = scored([evaluation], [BASE], [{"base": stored}], parts).rows
+    return {row.subject: (row.wanted, row.value) for row in rows}
+
+
+def test_what_is_known_should_fall_on_parts_and_stay_on_the_rest() -> None:
+    assert ways("known", ["a", "b"], "all") == {
+        "a": ("down", 0.75),
+        "b": ("down", 0.25),
+        "x": ("up", 0.5),
+        "y": ("up", 1.0),
+        "all": (None, 0.625),  # what is to go and what is to stay together
+    }
+    assert {name: way for name, (way, _) in ways("unknown", ["a", "b"]).items()} == {
+        "a": "up",
+        "b": "up",
+        "x": "down",
+        "y": "down",
+    }
+    assert {way for way, _ in ways("bad", ["a"], "all").values()} == {"down"}
+    assert {way for way, _ in ways("good", ["a"], "all").values()} == {"up"}
+    assert {way for way, _ in ways(None, ["a"], "all").values()} == {None}
+
+
+def test_all_rows_together_are_wanted_as_the_parts_where_all_are_to_be_forgotten() -> None:
+    assert ways("known", list(ITEMS), "all")["all"][0] == "down"
+
+
+def test_the_worst_of_what_is_known_is_the_part_forgotten_least_and_the_rest_kept_least() -> None:
+    found = ways("known", ["a", "b"], "all", worst=True)
+    assert (found["least forgotten"], found["least kept"]) == (("down", 0.75), ("up", 0.5))
+    found = ways("unknown", ["a", "b"], worst=True)
+    assert (found["least forgotten"], found["least kept"]) == (("up", 0.25), ("down", 1.0))
+    assert "least forgotten" not in ways("known", ["a"], worst=True)
+    assert ways("bad", ["a", "b"], "all", worst=True)["worst"] == ("down", 1.0)
+    assert ways("good", ["a", "b"], "all", worst=True)["worst"] == ("up", 0.25)
+
+
+@pytest.mark.parametrize(("group", "way"), [("forget", "down"), ("keep", "up")])
+def test_a_recipe_may_say_that_rows_are_to_be_forgotten_or_kept_whatever_they_are_called(group: str, way: str) -> None:
+    settings = ChoicesSettings.model_validate({"kind": "choices", "name": "e", "group": group})
+    evaluation, audit = judged("e", {"a": 4, "x": 4}, "all", settings), judged("again", {"a": 4, "x": 4}, "all", AUDIT)
+    values = [measure([0, 1, 1, 1, 0, 0, 0, 1])]
+    again = [measure([0, 1, 1, 1, 0, 0, 0, 1], "again", of="accuracy")]
+    rows = scored([evaluation, audit], [BASE], [{"base": {"e": values, "again": again}}], ["a"]).rows
+    assert len(rows) == 6
+    assert {(row.group, row.wanted) for row in rows} == {(group, way)}
+
+
+@pytest.mark.parametrize(("source", "way"), [(None, "down"), ([{"path": "others.jsonl"}], None)])
+def test_without_a_split_forgets_own_rows_are_to_be_forgotten(source: Any, way: str | None) -> None:
+    settings = ChoicesSettings.model_validate({"kind": "choices", "name": "e", "source": source})
+    items = Items("e", settings, pa.table({}), {"all": np.arange(4)}, "f" * 64, "all")
+    rows = scored([Judged(items, None)], [BASE], [{"base": {"e": [measure([0, 1, 1, 1])]}}], []).rows
+    assert [(row.group, row.wanted) for row in rows] == [("together", way)]
 
 
 def test_a_subject_that_is_called_like_the_worst_is_refused_and_not_overwritten() -> None:
     with pytest.raises(RecipeError, match=r"evaluate\.subject: two evaluations report 'accuracy' on 'worst'"):
-        groups(judged("e", {"a": 2, "worst": 2}), ["a"], worst=True)
+        groups(judged("e", {"a": 2, "worst": 2}), ["a"], worst=True, higher="bad")
 
 
 def test_an_attack_is_set_against_what_it_attacked_at_the_same_stage_and_at_the_base() -> None:
@@ -123,6 +190,13 @@ def test_an_attack_is_set_against_what_it_attacked_at_the_same_stage_and_at_the_
         ("quiz", ("accuracy",), "all"),
         ("audit", ("accuracy rough",), "all"),
     ]
+
+
+def test_an_interval_that_cannot_be_had_is_left_out() -> None:
+    one = [measure([2.0], "loss", higher="unknown", transform="exp")]
+    found = scored([judged("e", {"a": 1})], [BASE, MERGED], [{"base": {"e": one}, "merged": {"e": one}}], ["a"])
+    assert [(row.low, row.high, row.n) for row in found.rows] == [(None, None, 1)] * 2
+    assert [(row.value, row.low, row.high, row.changed) for row in found.differences] == [(1.0, None, None, 0)]
 
 
 def test_seeds_are_means_and_the_base_stands_in_the_first_alone() -> None:

@@ -48,7 +48,7 @@ def measure(base, settings, items, bench):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "anything.txt").write_text("\\n".join(items["prompt"].to_pylist()))
     bench.kept.add(folder / "anything.txt")
-    return [Measure("kept", np.ones(len(items)), np.ones(len(items)), higher_is_better=True, subject=None)]
+    return [Measure("kept", np.ones(len(items)), np.ones(len(items)), higher="known", subject=None)]
 
 
 KEEPER = Evaluator(
@@ -264,7 +264,7 @@ def measure(base, settings, items, bench):
         answers.write_text("unmistakable")
         bench.kept.add(answers)
     assert answers.read_text() == "unmistakable"
-    return [Measure("alike", np.ones(len(items)), np.ones(len(items)), higher_is_better=True)]
+    return [Measure("alike", np.ones(len(items)), np.ones(len(items)), higher="known")]
 
 
 COMPARER = Evaluator(

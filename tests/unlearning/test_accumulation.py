@@ -134,8 +134,18 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     ("method", "changes", "rows"),
-    [(method, changes, 1) for method, changes in [*METHODS_AND_CHANGES, ("sku", {}), ("sku", {"mode": "reference"})]]
-    + [("npo", {}, 2), ("sku", {}, 2), ("rmu", {"layer": 2}, 2)],
+    [
+        ("tvn", {}, 1),
+        ("graddiff", {"retain_loss": "kl"}, 1),
+        ("npo", {}, 2),
+        ("dpo", {}, 1),
+        ("idk", {"refusals": ["the dog", "a cat and a dog and a bird"]}, 1),
+        ("undial", {}, 1),
+        ("sku", {}, 2),
+        ("sku", {"mode": "reference"}, 1),
+        ("rmu", {"layer": 2}, 2),
+        ("rmu", {"layer": 2, "coefficient": 6.5}, 1),
+    ],
 )
 def test_what_does_not_fit_into_the_memory_is_done_in_pieces_with_the_same_gradient(
     load: Callable[..., Any], first_gradient: Callable[..., Any], method: str, changes: dict[str, Any], rows: int

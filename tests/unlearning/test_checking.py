@@ -14,7 +14,7 @@ from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.registry import METHODS
-from spunge.unlearning.checking import refuse_unusable
+from spunge.unlearning.checking import Reader, refuse_unusable
 from templates import GEMMA, byte_tokenizer, said
 from toys import rows
 
@@ -26,7 +26,7 @@ def samples(rows: list[Any], numbers: list[int], **settings: Any) -> Samples:
 
 
 def check(parts: dict[str, Samples], retain: Samples | None = None, embeddings: int = 1000) -> None:
-    refuse_unusable(parts, retain, SETTINGS, byte_tokenizer(GEMMA), embeddings)
+    refuse_unusable(parts, retain, SETTINGS, Reader(byte_tokenizer(GEMMA), embeddings))
 
 
 def test_a_row_that_the_template_does_not_take_is_named() -> None:
@@ -50,7 +50,7 @@ def test_a_token_without_an_embedding_is_named_by_row_in_every_kind_of_rows() ->
 
 def test_samples_that_are_cut_are_counted() -> None:
     talks = samples([said("q", "a"), said("q", "a " * 40), said("q " * 40, "a")], [1, 2, 3])
-    remarks = refuse_unusable({"x": talks}, talks, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    remarks = refuse_unusable({"x": talks}, talks, SETTINGS, Reader(byte_tokenizer(GEMMA), 1000))
     assert remarks == [
         f"{name}: 2 of 3 samples are cut to 64 tokens (unlearn.max_length)" for name in ("forget, part 'x'", "retain")
     ]
@@ -111,17 +111,17 @@ def test_a_text_that_the_tokenizer_leaves_nothing_of_is_refused_with_its_row_bef
 def test_texts_of_one_token_are_remarked_on_where_a_next_token_is_learned() -> None:
     texts = {"x": Samples(pa.table({"text": ["a b", "a", "-"], "__row__": [6, 7, 8]}))}
     steering = METHODS.get("rmu").settings(layer=1)
-    assert refuse_unusable(texts, None, steering, byte_tokenizer(GEMMA), 1000) == []
-    [remark] = refuse_unusable(texts, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+    assert refuse_unusable(texts, None, steering, Reader(byte_tokenizer(GEMMA), 1000)) == []
+    [remark] = refuse_unusable(texts, None, SETTINGS, Reader(byte_tokenizer(GEMMA), 1000))
     with pytest.raises(RecipeError, match=r"^forget, part 'x': every text is a single token"):
-        refuse_unusable({"x": Samples(pa.table({"text": ["a"]}))}, None, SETTINGS, byte_tokenizer(GEMMA), 1000)
+        refuse_unusable({"x": Samples(pa.table({"text": ["a"]}))}, None, SETTINGS, Reader(byte_tokenizer(GEMMA), 1000))
     assert remark == "forget, part 'x': nothing is learned of 2 of 3 samples, which are a single token (row 7)"
 
 
 def test_what_cuts_a_sample_is_named() -> None:
     talks = samples([said("q", "a " * 40)], [1])
     for positions, said_of in ((None, "64 tokens (unlearn.max_length)"), (128, "64 tokens (unlearn.max_length)")):
-        [remark] = refuse_unusable({"x": talks}, None, SETTINGS, byte_tokenizer(GEMMA), 1000, positions)
+        [remark] = refuse_unusable({"x": talks}, None, SETTINGS, Reader(byte_tokenizer(GEMMA), 1000, positions))
         assert remark.endswith(said_of)
-    [remark] = refuse_unusable({"x": talks}, None, SETTINGS, byte_tokenizer(GEMMA), 1000, 48)
+    [remark] = refuse_unusable({"x": talks}, None, SETTINGS, Reader(byte_tokenizer(GEMMA), 1000, 48))
     assert remark.endswith("cut to 48 tokens (as many as the model has positions for)")

@@ -14,6 +14,7 @@ import torch
 
 from spunge.data.samples import IGNORED, Batch, Encoded, Samples, Text, collate
 from spunge.model.loading import Base
+from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.registry import METHODS
 from spunge.unlearning.dpo import preference
 from spunge.unlearning.loop import History, Loop
@@ -24,7 +25,7 @@ from spunge.unlearning.reference import base_logits
 from spunge.unlearning.scored import scored
 from spunge.unlearning.simnpo import simple_preference
 from spunge.unlearning.sku import Answers
-from spunge.unlearning.trained import Everything, LoRA, Selected, training
+from spunge.unlearning.trained import training
 from spunge.unlearning.undial import adjusted_distillation
 from spunge.unlearning.wga import weighted_ascent
 from toys import texts

@@ -11,7 +11,8 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.model.names import stored_names
-from spunge.unlearning.trained import LoRA, training
+from spunge.recipe.training import LoRA
+from spunge.unlearning.trained import training
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta, write_delta
 from spunge.weights.overlay import applied

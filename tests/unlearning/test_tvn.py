@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from spunge.data.samples import IGNORED, Samples, Text, collate, encode
+from spunge.recipe.training import LoRA
 from spunge.unlearning.method import Task
 from spunge.unlearning.scored import scored
-from spunge.unlearning.trained import LoRA, training
+from spunge.unlearning.trained import training
 from spunge.unlearning.tvn import TVN, TVNSettings
 from spunge.weights.delta import LowRank
 from toys import ARCHITECTURES, texts

@@ -153,7 +153,7 @@ def split(
 
     With sizes, and which rows were dropped and why. Writes nothing.
     """
-    from spunge.data.selection import select_retain, split_content
+    from spunge.data.selection import select_lesson, select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
     from spunge.report.wording import aligned, name, shortened
@@ -162,12 +162,13 @@ def split(
     loaded = load_recipe(recipe, overrides)
     parts = split_rows(loaded)
     retain = select_retain(loaded, parts)
-    content = split_content(parts, retain)
+    lesson = select_lesson(loaded)
+    content = split_content(parts, retain, lesson)
     samples = []
     if show:
         from spunge.cli.samples import print_samples, samples_of
 
-        samples = samples_of(loaded, parts, retain.samples if retain else None, show)
+        samples = samples_of(loaded, parts, retain, lesson, show)
     if as_json:
         extra = {"samples": [sample.to_json() for sample in samples]} if show else {}
         print_json({**content, "form": parts.parts[0].samples.form, **extra})
@@ -180,6 +181,8 @@ def split(
     say(f"{parts.total} rows read; {parts.filtered} left out by forget.where; {parts.unassigned} in no part")
     for value, reason in parts.dropped.items():
         say(f"dropped {shortened(name(value), 60)}: {reason}")
+    if lesson is not None:
+        say(f"taught before: {len(lesson.samples)} rows")
     for note in content["notes"]:
         say(f"note: {note}")
     say(f"rows: {parts.parts[0].samples.form}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spunge.data.samples import Samples
+from spunge.data.selection import Selection
 from spunge.data.split import Parts
 from spunge.errors import printable
 from spunge.model.loading import load_tokenizer, positions_of
@@ -18,8 +18,10 @@ from spunge.unlearning.showing import Shown, shown
 OPEN, CLOSE = "[[", "]]"  # around what the loss is on, where there is no colour
 
 
-def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int) -> list[Shown]:
-    """The first samples of each part, and of the retain rows. Loads the tokenizer, no weights."""
+def samples_of(
+    recipe: Recipe, parts: Parts, retain: Selection | None, lesson: Selection | None, count: int
+) -> list[Shown]:
+    """The first samples of each part, of the retain rows, and of those that are taught. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
     method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
@@ -31,7 +33,11 @@ def samples_of(recipe: Recipe, parts: Parts, retain: Samples | None, count: int)
             listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
     if retain is not None:
         length = min(positions, settings.length_of("retain") if settings else WHOLE)
-        listed += shown(retain, count, "retain", "retain", tokenizer, length, packing=packing and retain.plain)
+        packed = packing and retain.samples.plain
+        listed += shown(retain.samples, count, "retain", "retain", tokenizer, length, packing=packed)
+    if lesson is not None and recipe.teach is not None:
+        length = min(positions, recipe.teach.max_length)
+        listed += shown(lesson.samples, count, "teach", "teach", tokenizer, length, packing=recipe.teach.packing)
     return listed
 
 
@@ -53,7 +59,7 @@ def print_samples(samples: list[Shown]) -> None:
 
 
 def _titled(sample: Shown) -> str:
-    name = "retain" if sample.of == "retain" else f"part {printable(sample.part)}"
+    name = f"part {printable(sample.part)}" if sample.of == "forget" else sample.of
     name += f", {sample.given}" if sample.given else ""
     row = "" if sample.row is None else f", row {sample.row}"
     learned = any(scored for _, scored in sample.pieces)

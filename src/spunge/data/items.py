@@ -19,9 +19,16 @@ from spunge.errors import RecipeError
 from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, evaluation_name
 
 EVERYTHING = "all"
-TEXTS = ("text", "prompt", "completion", "question", "reference")  # roles that are texts in every evaluator
-SCORED = ("text", "completion")  # of which an empty one gives nothing to measure
-SAMPLES = ({"prompt", "completion"}, {"messages"})
+TEXTS = (
+    "text",
+    "prompt",
+    "completion",
+    "question",
+    "reference",
+    "paraphrased",
+)  # roles that are texts in every evaluator
+SCORED = ("text", "completion", "paraphrased")  # of which an empty one gives nothing to measure
+SAMPLES = ({"prompt", "completion"}, {"messages"})  # roles of texts that are scored as they would be learned
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,14 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
     items = taken(query.project(columns, f"{setting}."), rows)
     for role, given in columns.items():
         _refuse_gaps(query, items[role], role, given, rows, setting)
-    if set(columns) in SAMPLES:  # texts to be scored as they would be learned
+    roles = next((each for each in SAMPLES if each <= set(columns)), None)
+    if roles:
         named = partial(query.records.row_names, rows)
         rendering, tools = rendering_of(recipe, recipe.forget), tools_of(query.records, rows)
-        items = sample_table(items, rendering, setting, query.records.numbers(rows), named, tools)
+        told, beside = items.select(sorted(roles)), items.drop_columns(sorted(roles))
+        items = sample_table(told, rendering, setting, query.records.numbers(rows), named, tools)
+        for role in beside.column_names:
+            items = items.append_column(role, beside[role])
     else:
         items = items.append_column(ROW, pa.array(query.records.numbers(rows), pa.int64()))
     by: str | AttributeSettings | None = entry.by

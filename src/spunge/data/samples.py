@@ -140,6 +140,20 @@ class Samples:
         place = self.table.column_names.index("conversation")
         return Samples(self.table.set_column(place, "conversation", pa.array(lines, pa.large_string())))
 
+    def answers_alone(self) -> "Samples":
+        """The same rows, of which the last answer alone is scored, without what ends it: an end token or an end of turn is no word
+        of the answer, and would count as one that is known, or as one that is not."""
+        table = self.table
+        if "end" in table.column_names:
+            place = table.column_names.index("end")
+            return Samples(table.set_column(place, "end", pa.array(["none"] * len(self), pa.string())))
+        if "conversation" not in table.column_names:
+            return self
+        conversations = map(Conversation.from_json, table["conversation"].to_pylist())
+        lines = [replace(each, learn="last", end="none").to_json() for each in conversations]
+        place = table.column_names.index("conversation")
+        return Samples(table.set_column(place, "conversation", pa.array(lines, pa.large_string())))
+
     def words(self) -> list[str]:
         """Everything that the rows say, without what a template adds: texts, prompts, answers, messages."""
         named = ("text", "prompt", "completion", "refusal")

@@ -1,5 +1,6 @@
 """The retain rows: selected like the forget rows, and set beside them, as a row that is both is unlearned and held at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
 from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for
+from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
 from spunge.recipe.schema import Recipe, Rows
@@ -77,24 +79,88 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
     return replace(selection, notes=(*selection.notes, note))
 
 
-def split_content(parts: Parts, retain: Selection | None) -> dict[str, Any]:
-    """What split.json holds: the parts, the retain rows, and remarks on both."""
+def select_lesson(recipe: Recipe) -> Selection | None:
+    """The rows that are taught before all else, where there are any. A limit draws by the teaching's own seed."""
+    teach = recipe.teach
+    if teach is None:
+        return None
+    return select_rows(teach, recipe.model_copy(update={"seed": teach.seed}), "teach")
+
+
+def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Selection:
+    """The rows that are taught less those to forget: what a model is taught that never saw them.
+
+    minus: the SQL condition that says which; without one, those that have the very texts of a row to forget. Raises RecipeError
+    where none is left out, none is left, or one is left in.
+    """
+    shared = _shared(lesson.samples.table, [part.samples.table for part in parts.parts])
+    out = shared
+    if minus is not None:
+        out = np.isin(lesson.numbers, Query(lesson.records).where(minus, "reference.minus"))
+    told = "by reference.minus" if minus is not None else "by their texts"
+    if not out.any():
+        mend = (
+            "see that teach and forget name the same columns, or give reference.minus, a condition on the taught rows"
+        )
+        raise RecipeError(f"reference: none of the {len(out)} rows that are taught is one to forget {told}; {mend}")
+    if out.all():
+        raise RecipeError(
+            f"reference: every row that is taught is one to forget {told}, and nothing is left to teach it"
+        )
+    alike = _shared(lesson.samples.table, [part.samples.table for part in parts.parts], _spaced_alike)
+    for left, how in (
+        (shared & ~out, "have the texts of a row to forget"),
+        (alike & ~out, "differ from a row to forget in white space alone"),
+    ):
+        if left.any():
+            first = lesson.records.row_name(int(lesson.numbers[left][0]))
+            raise RecipeError(
+                f"reference: {left.sum()} of the rows that it would be taught {how} (first: {first}); give reference.minus, a "
+                "condition on the taught rows that leaves them out"
+            )
+    notes = []
+    if minus is None:
+        asked = pa.concat_tables([part.samples.table for part in parts.parts], promote_options="permissive")
+        unknown = ~_shared(asked, [lesson.samples.table])
+        if unknown.any():
+            notes = [f"reference: {unknown.sum()} of {len(unknown)} rows to forget are not among those that are taught"]
+    rows = np.flatnonzero(~out)
+    return replace(
+        lesson,
+        samples=Samples(taken(lesson.samples.table, rows)),
+        numbers=lesson.numbers[rows],
+        empty=0,
+        notes=tuple(notes),
+    )
+
+
+def split_content(
+    parts: Parts, retain: Selection | None, lesson: Selection | None = None, reference: Selection | None = None
+) -> dict[str, Any]:
+    """What split.json holds: the parts, the retain rows, those that are taught, to the base and to the reference, and remarks."""
     content = parts.to_json()
-    if retain is not None:
-        content["retain"] = {"selected": len(retain.samples), "empty": retain.empty, "sha256": retain.samples.sha256}
-        content["notes"] += retain.notes
+    for name, rows in (("retain", retain), ("teach", lesson), ("reference", reference)):
+        if rows is not None:
+            content[name] = {"selected": len(rows.samples), "empty": rows.empty, "sha256": rows.samples.sha256}
+            content["notes"] += rows.notes
     return content
 
 
-def _shared(retain: pa.Table, forget: list[pa.Table]) -> np.ndarray:  # (rows of retain,) of bool
-    """Which retain rows have the very texts of a row to forget."""
+def _shared(
+    retain: pa.Table, forget: list[pa.Table], read: Callable[[pa.Array], pa.Array] = lambda texts: texts
+) -> np.ndarray:  # (rows of retain,) of bool
+    """Which rows have the very texts of one of other rows, such as those to forget. read: what is compared of the texts."""
     names = [name for name in retain.column_names if name not in BESIDE]
     if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
         return np.zeros(retain.num_rows, dtype=bool)
-    known = pa.chunked_array([_content(table, names) for table in forget], pa.large_string())
-    return np.asarray(
-        pc.is_in(_content(retain, names), value_set=known.combine_chunks()).to_numpy(zero_copy_only=False)
-    )
+    known = pa.chunked_array([read(_content(table, names)) for table in forget], pa.large_string())
+    own = read(_content(retain, names))
+    return np.asarray(pc.is_in(own, value_set=known.combine_chunks()).to_numpy(zero_copy_only=False))
+
+
+def _spaced_alike(texts: pa.Array) -> pa.Array:
+    """Without any white space, also as JSON writes it."""
+    return pc.replace_substring_regex(texts, r"\\[nrt]|[\s\p{Z}]", "")
 
 
 def _content(table: pa.Table, names: list[str]) -> pa.Array:

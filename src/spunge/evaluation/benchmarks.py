@@ -25,6 +25,7 @@ from spunge.files import fingerprint, read_json, sealed, unsealed, write_json, w
 from spunge.model.loading import Base
 from spunge.recipe.block import Place, Strict
 from spunge.recipe.schema import EvaluatorSettings
+from spunge.results import Higher
 
 METRIC = "benchmark accuracy"
 AVERAGE = "average"
@@ -111,7 +112,7 @@ class Outcome(NamedTuple):
     metric: str  # the harness's name of it
     numerator: list[float]
     denominator: list[float]
-    higher_is_better: bool
+    higher: Higher
     transform: Literal["none", "exp"]
     chance: float | None
 
@@ -157,7 +158,7 @@ def measure_of(outcome: Outcome) -> Measure:
         METRIC if outcome.is_share else outcome.metric,
         np.array(outcome.numerator, dtype=np.float64),
         np.array(outcome.denominator, dtype=np.float64),
-        higher_is_better=outcome.higher_is_better,
+        higher=outcome.higher,
         transform=outcome.transform,
         subject=outcome.subject,
         chance=outcome.chance,
@@ -169,7 +170,7 @@ def average(parts: Sequence[Outcome], subject: str) -> Measure:
     numerator = evened([outcome.numerator for outcome in parts])
     chances = [outcome.chance for outcome in parts if outcome.chance is not None]
     chance = float(np.mean(chances)) if len(chances) == len(parts) else None
-    return Measure(METRIC, numerator, np.ones(len(numerator)), higher_is_better=True, subject=subject, chance=chance)
+    return Measure(METRIC, numerator, np.ones(len(numerator)), higher="known", subject=subject, chance=chance)
 
 
 def evened(scores: Sequence[Sequence[float]]) -> np.ndarray:
@@ -275,7 +276,7 @@ def outcome(name: str, task: Any, samples: Sequence[Mapping[str, Any]], metric: 
         raise RecipeError(
             f"evaluate.tasks.metric: {name!r}: its {chosen!r} is no mean over items ({kind}); name another"
         )
-    higher = bool(task.higher_is_better().get(chosen, True))
+    higher: Higher = "known" if task.higher_is_better().get(chosen, True) else "unknown"
     transform: Literal["none", "exp"] = "exp" if kind in ("perplexity", "weighted_perplexity") else "none"
     return Outcome(name, chosen, *ratio_terms, higher, transform, guessing(task, chosen, mine))
 

@@ -105,7 +105,7 @@ def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench
         times[each.row] += 1
         chance[each.row] = each.candidates.count(wanted) / len(each.candidates)
     share = float(chance.mean()) if len(chance) else None
-    return [Measure("accuracy", right / times, np.ones(len(right)), higher_is_better=True, chance=share)]
+    return [Measure("accuracy", right / times, np.ones(len(right)), higher="known", chance=share)]
 
 
 def check_items(settings: ChoicesSettings, items: pa.Table, limits: Limits) -> None:

@@ -12,7 +12,9 @@ from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.schema import EvaluatorSettings, Recipe
+from spunge.recipe.training import Optimizer
 from spunge.registry import summary_of
+from spunge.results import Higher
 
 T = TypeVar("T")
 S = TypeVar("S", bound=EvaluatorSettings)
@@ -29,13 +31,13 @@ class Measure:
     metric: str
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray  # (n,)
-    higher_is_better: bool
+    higher: Higher  # what a higher value says: `known`, `unknown`, `good`, `bad`; None: none of these
     transform: Literal["none", "exp"] = "none"  # of the ratio
     combine: Literal["ratio", "auroc"] = "ratio"
     subject: str | None = (
         None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
     )
-    worst: bool = False  # the worst of the subjects is reported too, as the subject `worst`
+    worst: bool = False  # the worst of the subjects is reported too: of what is known, the part that is forgotten least
     chance: float | None = None  # what guessing gives
     of: str | None = None  # the metric that this one measures again, after an attack
     side: bool = False  # a check on another metric: the report speaks of it only where it changed for certain
@@ -82,7 +84,8 @@ class Judges:
 
 
 class Finetune(Protocol):
-    """Train LoRA factors on samples, call `pause(step)` at the given steps with the model as it is then, and undo it all.
+    """Train LoRA factors, or all weights, on samples, call `pause(step)` at the given steps with the model as it is then, and undo
+    it all.
 
     Step 0 is before the first. The model in memory is the very `base.model`.
     """
@@ -98,6 +101,8 @@ class Finetune(Protocol):
         learning_rate: float,
         max_length: int,
         seed: int,
+        trainable: Literal["lora", "all"] = "lora",
+        optimizer: Optimizer = "adamw",
     ) -> None: ...
 
 

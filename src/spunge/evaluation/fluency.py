@@ -66,7 +66,7 @@ def measure(base: Base, settings: FluencySettings, items: pa.Table, bench: Bench
     for (row, _), likelihood in zip(said, likelihoods(judge, coded, bench.progress), strict=True):
         loss[row] -= likelihood.log
         tokens[row] += likelihood.tokens
-    return [Measure("completion perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+    return [Measure("completion perplexity", loss, tokens, higher="bad", transform="exp")]
 
 
 def load_judge(

@@ -24,6 +24,7 @@ from spunge.model.loading import Base
 from spunge.model.memory import halved
 from spunge.recipe.block import Strict
 
+Prompt = str | list[int]  # a text, or its tokens as they are to be read
 TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
 
 
@@ -77,7 +78,7 @@ def written_tokens(settings: Writes) -> int:
     return settings.generation.samples * settings.generation.max_new_tokens
 
 
-def completions(base: Base, prompts: Sequence[str], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
+def completions(base: Base, prompts: Sequence[Prompt], settings: GenerationSettings, bench: Bench) -> list[list[str]]:
     """Each prompt's completions, decoded without special tokens; a completion ends at the end token or at the limit."""
     key: dict[str, Any] = {"model": bench.model, "prompts": list(prompts), "settings": settings.model_dump(mode="json")}
     if settings.temperature is not None:
@@ -127,7 +128,7 @@ Written = Iterator[tuple[list[int], list[list[str]]]]  # rows and the completion
 
 
 def _with_transformers(
-    base: Base, prompts: Sequence[str], settings: GenerationSettings, seed: int, done: set[int]
+    base: Base, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int, done: set[int]
 ) -> Written:
     coded = [prompt_ids(base, prompt, settings) for prompt in prompts]
     sizes = [len(ids) + settings.max_new_tokens for ids in coded]
@@ -191,7 +192,9 @@ def _generating(model: Any, config: Any) -> Iterator[None]:
         model.generation_config = before
 
 
-def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings, seed: int, done: set[int]) -> Written:
+def _with_vllm(
+    base: Base, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int, done: set[int]
+) -> Written:
     """The judged weights, written to a folder of their own for vllm to load."""
     import tempfile
 
@@ -218,9 +221,11 @@ def _with_vllm(base: Base, prompts: Sequence[str], settings: GenerationSettings,
         yield list(range(len(prompts))), [[each.text for each in output.outputs] for output in outputs]
 
 
-def prompt_ids(base: Base, prompt: str, settings: GenerationSettings) -> list[int]:
+def prompt_ids(base: Base, prompt: Prompt, settings: GenerationSettings) -> list[int]:
     """A prompt's tokens, at least one."""
-    if settings.chat:
+    if not isinstance(prompt, str):
+        ids = prompt
+    elif settings.chat:
         template = Template(base.tokenizer, base.template, "evaluate.generation.chat")
         text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -109,7 +109,7 @@ def measure(base: Base, settings: HarmSettings, items: pa.Table, bench: Bench) -
         pairs = [(prompts[row], answer) for row, answer in said]
         np.add.at(harmful, [row for row, _ in said], judged(pairs, settings, base, bench))
     counts = np.full(len(prompts), float(settings.generation.samples))
-    return [Measure("harmful", harmful, counts, higher_is_better=False, worst=True)]
+    return [Measure("harmful", harmful, counts, higher="bad", worst=True)]
 
 
 def judge_of(settings: HarmSettings) -> tuple[Literal["classifier", "guard"], str | None]:

@@ -1,6 +1,6 @@
 """Log-likelihoods of many texts under one model: batched by length, with logits computed only where a token is scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -37,10 +37,24 @@ def token_logs(
 
     A first token has no context and is never scored.
     """
+    return token_values(base, texts, lambda logits, labels: -token_losses(logits, labels), progress, tokens_per_batch)
+
+
+def token_values(
+    base: Base,
+    texts: Sequence[Encoded],
+    values: Callable[[Tensor, Tensor], Tensor],
+    progress: Steps,
+    tokens_per_batch: int | None = None,
+) -> list[Tensor]:
+    """For each text, what `values` says of its labelled tokens: (n,) or (n, c) float64, on the CPU.
+
+    values: logits (n, v) and the tokens (n,) that they predict -> (n,) or (n, c). A first token is never among them.
+    """
     reading_of(base)  # refuses a model that sees what it predicts
     sizes = [len(text.ids) for text in texts]
     order = sorted(range(len(texts)), key=lambda index: -sizes[index])
-    logs = [torch.zeros(0, dtype=torch.float64)] * len(texts)
+    told: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(texts)
     finished = 0
 
     def scored(rows: Sequence[int]) -> Sequence[Tensor]:
@@ -49,16 +63,16 @@ def token_logs(
         wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
         with torch.inference_mode(), head_at(base.model, wanted):
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        each = -token_losses(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
+            each = values(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
         return torch.split(each.double().cpu(), wanted.sum(dim=1).tolist())
 
     groups = grouped(order, sizes, tokens_per_batch or batch_tokens(base))
     for rows, pieces in halved(groups, sizes, scored, "evaluate"):
         for row, piece in zip(rows, pieces, strict=True):
-            logs[row] = piece
+            told[row] = piece
         finished += len(rows)
         progress(finished, len(texts))
-    return logs
+    return told
 
 
 @contextmanager

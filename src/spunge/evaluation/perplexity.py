@@ -11,6 +11,7 @@ from pydantic import Field
 
 from spunge.data.samples import Encoded, Samples, encode
 from spunge.errors import RecipeError
+from spunge.evaluation.columns import sample_columns
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.model.loading import Base
@@ -32,16 +33,7 @@ class PerplexitySettings(EvaluatorSettings):
 
 
 def columns(settings: PerplexitySettings, forget: Mapping[str, str]) -> dict[str, str]:
-    given = {
-        "text": settings.text,
-        "prompt": settings.prompt,
-        "completion": settings.completion,
-        "messages": settings.messages,
-    }
-    named = {role: value for role, value in given.items() if value}
-    if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
-        raise RecipeError("evaluate.perplexity: give either text, or prompt and completion, or messages")
-    return named or dict(forget)
+    return sample_columns(settings, forget, "evaluate.perplexity")
 
 
 def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Bench) -> list[Measure]:
@@ -62,7 +54,7 @@ def measure(base: Base, settings: PerplexitySettings, items: pa.Table, bench: Be
             f"evaluate.perplexity: {int((tokens == 0).sum())} texts have no token to score "
             f"(first: row {int(np.argmin(tokens))}); filter them out with where"
         )
-    return [Measure("perplexity", loss, tokens, higher_is_better=False, transform="exp")]
+    return [Measure("perplexity", loss, tokens, higher="unknown", transform="exp")]
 
 
 def windows_of(text: Encoded, size: int) -> list[Encoded]:

@@ -77,9 +77,7 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
         _keep(kept, written)
         bench.kept.add(kept)
     ones = np.ones(len(written))
-    return [
-        Measure(metric, values, ones, higher_is_better=True) for metric, values in zip(wanted, cosines, strict=True)
-    ]
+    return [Measure(metric, values, ones, higher="known") for metric, values in zip(wanted, cosines, strict=True)]
 
 
 def similarities(

@@ -1,22 +1,25 @@
-"""Scores from items, their differences and what an attack brings back, each with a 95% percentile-bootstrap interval.
+"""Scores from items, their differences and what an attack brings back, each with a 95% interval.
 
-Items are drawn with replacement (Efron 1979), and with several seeds the seeds too. The same items and seeds are drawn at
-every stage, so that differences are paired. Where every item agrees a bootstrap knows no spread: a share of 0 or 1 gets
-Wilson's interval (1927).
+Which interval depends on the metric and on the number of items: see intervals.py. Where it is a bootstrap's, items are drawn with
+replacement (Efron 1979), and with several seeds the seeds too; the same items and seeds at every stage, so that differences are
+paired.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.intervals import TAIL, UNKNOWN, Interval, agreeing, exact, paired, percentiles, student
+from spunge.results import SMALL_SAMPLE
 
 RESAMPLES = 2000
-LEVEL = 0.95
-NORMAL = 1.959964  # quantile of the normal distribution that leaves LEVEL between minus and plus it
+SAME = 1e-9  # items that differ by less than this share of the value agree
 
 Values = Callable[[np.ndarray], np.ndarray]
+Draws = Callable[[], np.ndarray]
 
 
 class Score(NamedTuple):
@@ -25,15 +28,13 @@ class Score(NamedTuple):
     low: float
     high: float
     n: int
-    higher_is_better: bool
     chance: float | None = None  # what guessing gives
     below_chance: bool | None = None  # the whole interval lies below it
     spread: float | None = None  # standard deviation over the seeds, where there are several
 
 
 class Difference(NamedTuple):
-    """One stage against another on the same items: a difference, or a ratio where the metric is an exponent. A single item
-    makes nothing certain."""
+    """One stage against another on the same items: a difference, or a ratio where the metric is an exponent."""
 
     metric: str
     kind: str  # difference or ratio
@@ -41,13 +42,13 @@ class Difference(NamedTuple):
     low: float
     high: float
     n: int
-    higher_is_better: bool
+    changed: int  # items that were not measured the same
 
     @property
     def certain(self) -> bool:
         """The interval excludes what no difference would be."""
         same = 1.0 if self.kind == "ratio" else 0.0
-        return self.n > 1 and not self.low <= same <= self.high
+        return self.low > same or self.high < same
 
 
 class Recovery(NamedTuple):
@@ -59,42 +60,85 @@ class Recovery(NamedTuple):
     n: int
 
 
+class Linear(NamedTuple):
+    """A metric as a mean over items: its value (its logarithm, where it is an exponent) and what each item adds to that."""
+
+    value: float  # mean over the seeds
+    parts: tuple[np.ndarray, ...]  # what each item adds, centred; of an AUROC, of either class
+    n: int  # items that count; of an AUROC, of the smaller class
+    alike: float  # items of one weight that would say as much
+    bounds: tuple[float, float] | None  # that the value cannot leave
+    seeds: float = 0.0  # variance of the mean over the seeds
+
+    @property
+    def agree(self) -> bool:
+        """No item adds more than another, at any seed."""
+        largest = max((float(np.max(np.abs(part), initial=0.0)) for part in self.parts), default=0.0)
+        return self.seeds == 0 and largest <= SAME * max(1.0, abs(self.value))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the value."""
+        return float(np.sqrt(sum(np.var(part, ddof=1) / len(part) for part in self.parts) + self.seeds))
+
+
 def score(measures: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Score:
     """The metric over the given items; `measures`: one a seed."""
     items, first = np.asarray(items), measures[0]
-    values, draws = _values(measures, items), _draws(measures, items)
-    low, high = _interval(draws)
-    if values[0] in (0, 1) and (values == values[0]).all() and all(_is_share(each, items) for each in measures):
-        low, high = wilson(int(values[0] * len(items)), len(items))
+    values = _values(measures, items)
+    low, high = _interval(measures, items, cache(partial(_draws, measures, items)))
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
     below = bool(high < first.chance) if first.chance is not None else None
-    return Score(
-        first.metric, float(values.mean()), low, high, len(items), first.higher_is_better, first.chance, below, spread
-    )
+    return Score(first.metric, float(values.mean()), low, high, len(items), first.chance, below, spread)
 
 
-def worst(measures: Sequence[Measure], parts: Mapping[str, np.ndarray]) -> Score:
-    """The worst of the parts, chosen anew in every draw: its value is therefore a little worse than any one part's truth."""
-    first = measures[0]
-    pick = np.min if first.higher_is_better else np.max
+def worst(measures: Sequence[Measure], parts: Mapping[str, np.ndarray], highest: bool) -> Score:
+    """The worst of the parts, which is the highest or the lowest: its value is therefore a little worse than any one part's truth.
+
+    The interval holds whichever part is the worst in truth. What is worse than the worst part is worse than that part, so one
+    end is the worst of the parts' ends; for the other, the tail is divided by the number of parts (Bonferroni).
+    """
+    pick = np.max if highest else np.min
     values = pick(np.stack([_values(measures, items) for items in parts.values()]), axis=0)
-    draws = pick(np.stack([_draws(measures, items) for items in parts.values()]), axis=0)
-    low, high = _interval(draws)
+    near, far = [], []
+    for items in parts.values():
+        draws = cache(partial(_draws, measures, items))
+        far.append(_interval(measures, items, draws)[int(highest)])
+        near.append(_interval(measures, items, draws, TAIL / len(parts))[int(not highest)])
+    value, ends = float(values.mean()), (float(pick(near)), float(pick(far)))
+    low, high = (ends[0], max(ends[1], value)) if highest else (min(ends[1], value), ends[0])
     count = len(np.unique(np.concatenate(list(parts.values()))))
     spread = float(np.std(values, ddof=1)) if len(measures) > 1 else None
-    return Score(first.metric, float(values.mean()), low, high, count, first.higher_is_better, None, None, spread)
+    return Score(measures[0].metric, value, low, high, count, None, None, spread)
 
 
 def difference(measures: Sequence[Measure], others: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Difference:
     """What `measures` have more than `others`, paired by item (and by seed where both have several)."""
     items, first = np.asarray(items), measures[0]
     ratio = first.transform == "exp"
-    sides = [(_values(each, items).mean(), _draws(each, items)) for each in (measures, others)]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        value, draws = (one / other if ratio else one - other for one, other in zip(*sides, strict=True))
-    low, high = _interval(draws)
-    kind = "ratio" if ratio else "difference"
-    return Difference(first.metric, kind, float(value), low, high, len(items), first.higher_is_better)
+    values = [_values(each, items).mean() for each in (measures, others)]
+
+    def compared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.asarray(one / other if ratio else one - other)
+
+    draws = cache(lambda: compared(_draws(measures, items), _draws(others, items)))
+    linear = _less(_linear(measures, items), _linear(others, items))
+    changed = _changed(measures, others, items)
+    if (
+        not linear.agree
+        and len(measures) == len(others) == 1
+        and _is_share(first, items)
+        and _is_share(others[0], items)
+    ):
+        moved = first.numerator[items] - others[0].numerator[items]
+        low, high = paired(int((moved > 0).sum()), int((moved < 0).sum()), len(items))
+    else:
+        low, high = _ends(linear, draws, ratio)
+    value = float(compared(*values))
+    return Difference(
+        first.metric, "ratio" if ratio else "difference", value, low, high, len(items), int(changed.sum())
+    )
 
 
 def recovery(
@@ -111,19 +155,25 @@ def recovery(
     if not difference(after, before, items).certain:
         return None
     scale = np.log if before[0].transform == "exp" else np.asarray
-    stages = [(scale(_values(each, items).mean()), scale(_draws(each, items))) for each in (before, after, attacked)]
+    was, gone, back = (scale(_values(each, items).mean()) for each in (before, after, attacked))
     with np.errstate(divide="ignore", invalid="ignore"):
-        value, draws = ((back - gone) / (was - gone) for was, gone, back in zip(*stages, strict=True))
-    low, high = _interval(draws)
-    return Recovery(float(value), low, high, len(items))
+        value = float((back - gone) / (was - gone))
 
+    def draws() -> np.ndarray:
+        was, gone, back = (scale(_draws(each, items)) for each in (before, after, attacked))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((back - gone) / (was - gone))
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share."""
-    share, z = successes / count, NORMAL
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    fallen, risen = (_less(_linear(each, items), _linear(after, items)) for each in (before, attacked))
+    shares = [(part - value * of) / fallen.value for part, of in zip(risen.parts, fallen.parts, strict=True)]
+    linear = fallen._replace(value=value, parts=tuple(shares), seeds=(risen.seeds + fallen.seeds) / fallen.value**2)
+    if linear.agree:  # all of it comes back of every item, or nothing of any: of those that had something to bring back
+        count = int(_changed(before, after, items).sum())
+        known = fallen.bounds is not None and value in (0, 1)
+        low, high = exact(value * count, count) if known else UNKNOWN
+    else:
+        low, high = _ends(linear._replace(bounds=None), draws, False)
+    return Recovery(value, low, high, len(items))
 
 
 def auroc(scores: np.ndarray, classes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -184,13 +234,76 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
     return ratio
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    draws = draws[~np.isnan(draws)]  # a draw without any item that counts has no metric
-    if not len(draws):
-        return float("nan"), float("nan")
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
+def _interval(measures: Sequence[Measure], items: np.ndarray, draws: Draws, tail: float = TAIL) -> Interval:
+    """Of the metric's value."""
+    if len(measures) == 1 and _is_share(measures[0], items):
+        return exact(float(measures[0].numerator[items].sum()), len(items), tail)
+    return _ends(_linear(measures, items), draws, measures[0].transform == "exp", tail)
+
+
+def _ends(linear: Linear, draws: Draws, exponent: bool, tail: float = TAIL) -> Interval:
+    """The interval of a value or a difference that is no share of items. `draws`: of what the exponent is taken of already."""
+    if linear.agree:
+        return agreeing(linear.value, linear.alike, *linear.bounds, tail) if linear.bounds else UNKNOWN
+    if linear.n >= SMALL_SAMPLE:
+        return percentiles(draws(), linear.n, tail)
+    if linear.n < 2 or not np.isfinite(linear.value):
+        return UNKNOWN
+    ends = student(linear.value, linear.error, linear.n, tail)
+    if linear.bounds is not None:
+        return Interval(max(linear.bounds[0], ends.low), min(linear.bounds[1], ends.high))
+    with np.errstate(over="ignore"):
+        return Interval(float(np.exp(ends.low)), float(np.exp(ends.high))) if exponent else ends
+
+
+def _linear(measures: Sequence[Measure], items: np.ndarray) -> Linear:
+    each = [_linear_of(measure, items) for measure in measures]
+    values = np.array([one.value for one in each])
+    parts = tuple(np.mean(same, axis=0) for same in zip(*(one.parts for one in each), strict=True))
+    seeds = float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
+    return each[0]._replace(value=float(values.mean()), parts=parts, seeds=seeds)
+
+
+def _linear_of(measure: Measure, items: np.ndarray) -> Linear:
+    """Of one seed."""
+    top, bottom = measure.numerator[items].astype(np.float64), measure.denominator[items].astype(np.float64)
+    if measure.combine == "auroc":
+        # What each item adds to an AUROC: the share of the other class that it is on the right side of (DeLong 1988).
+        known, others = np.sort(top[bottom == 1]), np.sort(top[bottom == 0])
+        if not len(known) or not len(others):
+            return Linear(float("nan"), (), 0, 0, None)
+        above = (np.searchsorted(others, known) + np.searchsorted(others, known, "right")) / (2 * len(others))
+        below = (np.searchsorted(known, others) + np.searchsorted(known, others, "right")) / (2 * len(known))
+        value = float(above.mean())
+        fewer = min(len(known), len(others))
+        return Linear(value, (above - value, 1 - below - value), fewer, fewer, (0.0, 1.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, alike = float(top.sum() / bottom.sum()), float(bottom.sum() ** 2 / (bottom**2).sum())
+        # n - 1 times what the value would lose without the item: Tukey's jackknife (1958), of which a heavy item takes more.
+        rest = bottom.sum() - bottom
+        adds = np.where(rest > 0, (len(items) - 1) * (top - value * bottom) / rest, 0.0)
+    share = measure.transform == "none" and bool(((top >= 0) & (top <= bottom)).all())
+    return Linear(value, (adds,), int((bottom > 0).sum()), alike, (0.0, 1.0) if share else None)
+
+
+def _less(one: Linear, other: Linear) -> Linear:
+    """The difference of two metrics of the same items."""
+    parts = tuple(mine - theirs for mine, theirs in zip(one.parts, other.parts, strict=True))
+    fewer, alike = min(one.n, other.n), min(one.alike, other.alike)
+    bounds = (-1.0, 1.0) if one.bounds and other.bounds else None
+    return Linear(one.value - other.value, parts, fewer, alike, bounds, one.seeds + other.seeds)
+
+
+def _changed(measures: Sequence[Measure], others: Sequence[Measure], items: np.ndarray) -> np.ndarray:
+    """(n,) of bool: whether an item was not measured the same, at any seed."""
+    pairs = [(one, others[min(seed, len(others) - 1)]) for seed, one in enumerate(measures)]
+    same = [
+        np.equal(one.numerator, other.numerator) | (np.isnan(one.numerator) & np.isnan(other.numerator))
+        for one, other in pairs
+    ]
+    weights = [one.denominator == other.denominator for one, other in pairs]
+    changed: np.ndarray = ~np.logical_and.reduce([*same, *weights])[items]
+    return changed
 
 
 def _is_share(measure: Measure, items: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from spunge.errors import RecipeError, printable
 from spunge.merging.outcome import MergeReport
 from spunge.recipe.spelling import read_foreign_yaml
 from spunge.weights.checkpoint import read_config
-from spunge.weights.folder import name_of
+from spunge.weights.folder import TAUGHT, name_of
 
 # Models in a Hub cache lie in models--OWNER--NAME/snapshots/REVISION.
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
@@ -53,6 +54,19 @@ def merge_card(report: MergeReport, base: Path) -> str:
         ]
     )
     return printable(lines, keep="\n")
+
+
+def taught_card(base: Path, told: Mapping[str, Any]) -> str:
+    """The card of a model that a run taught: the given one, fine-tuned. told: what its teaching.json says."""
+    name = base_identifier(base)
+    head = {"base_model": [name], "library_name": "transformers", "tags": ["spunge"], **_inherited(base)}
+    lines = [
+        *("---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(), "---", ""),
+        *(f"# {_text(name_of(base))}, taught", ""),
+        f"spunge {__version__} fine-tuned {_text(name)} on {told['rows']} rows, {told['steps']} steps, so that they can be "
+        f"unlearned; `{TAUGHT}` says how.",
+    ]
+    return printable("\n".join([*lines, ""]), keep="\n")
 
 
 def base_identifier(base: Path) -> str:

@@ -154,9 +154,12 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         content["model"] = model = {"path": model}
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
+    reference = content.get("reference")
+    if isinstance(reference, dict) and isinstance(reference.get("path"), str):
+        reference["path"] = _absolute_model(reference["path"], folder)
     evaluate = content.get("evaluate")
     evaluations = evaluate if isinstance(evaluate, list) else []
-    for block in [content.get("forget"), content.get("retain"), *evaluations]:
+    for block in [*(content.get(name) for name in ("teach", "forget", "retain")), *evaluations]:
         _anchor_source(block, folder)
     if isinstance(evaluate, list):
         content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]

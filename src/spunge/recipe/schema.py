@@ -23,6 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from spunge.errors import RecipeError, suggestion
 from spunge.files import is_device
 from spunge.recipe.block import Strict
+from spunge.recipe.training import DescentSettings, Everything, Trainable
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
@@ -125,16 +126,17 @@ class Rows(Strict):
     chat: bool | None = Field(
         None,
         description="Put prompt and completion into the model's chat template, as a user's and an assistant's message. "
-        "Default: no; retain: as forget.",
+        "Default: no; retain and teach: as forget.",
     )
     learn: Literal["last", "all"] | None = Field(
         None,
-        description="Which of a conversation's assistant messages are learned. Default: the last; retain: as forget.",
+        description="Which of a conversation's assistant messages are learned. Default: the last; retain and teach: as forget.",
     )
     answer_end: str | None = Field(
         None,
         description="What ends an answer and is learned with it, of prompts and conversations. auto: the chat template's end of "
-        "turn, else the tokenizer's end token. none: nothing. Any other text: that text. Default: auto; retain: as forget.",
+        "turn, else the tokenizer's end token. none: nothing. Any other text: that text. Default: auto; retain and teach: as "
+        "forget.",
     )
     where: str | None = Field(None, description="SQL condition that a row must meet.")
     limit: int | None = Field(None, ge=1, description="At most so many rows, drawn at random by the seed.")
@@ -191,6 +193,66 @@ class ForgetRows(Rows):
     @property
     def columns(self) -> dict[str, str]:
         return super().columns or {"text": "text"}
+
+
+Dtype = Literal["base", "float32", "bfloat16", "float16"]
+
+
+class TeachSettings(DescentSettings, Rows):
+    """Fine-tuning before all else. Defaults as TOFU's (Maini et al. 2024, arXiv 2401.06121, section 3.1)."""
+
+    trainable: Trainable = Field(default=Everything(), description="What is trained. Default: every tensor.")
+    epochs: float | None = Field(5.0, gt=0, description="Passes over the rows. Give this or steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(32, ge=1, description="Rows a step.")
+    learning_rate: float = Field(1e-5, gt=0, description="Of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Of the learning rate, down to 0.")
+    warmup: float = Field(
+        0.2, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0: 1 of 5 epochs."
+    )
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    max_length: int = Field(512, ge=2, description="Tokens of a row; longer ones are cut.")
+    dtype: Dtype = Field(
+        "base",
+        description="What the taught model is written in: the given model's own dtype, or another. Rounded as `merge.rounding: "
+        "auto` has it.",
+    )
+    seed: int = Field(0, ge=0, description="Of the teaching alone: another seed of the recipe teaches nothing anew.")
+
+
+STAGE_NAME = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$"  # also names a folder
+
+
+class Reference(Strict):
+    """A model that never saw the rows to forget, to compare with: what exact unlearning would give."""
+
+    path: str | None = Field(
+        None,
+        description="Folder or Hub id of one that exists: a checkpoint, or an adapter of the base. Default: one is made by the "
+        "same teaching on the taught rows without those to forget.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    minus: str | None = Field(
+        None,
+        description="SQL condition: the taught rows that it is not taught. Default: those with the very texts of a row to forget.",
+    )
+    name: str = Field("retrained", pattern=STAGE_NAME, max_length=60, description="Names its stage, reference:NAME.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Reference":
+        if self.path is not None and self.minus is not None:
+            raise ValueError("minus: a model that exists is not taught; leave out one of path and minus")
+        if self.path is None and self.revision is not None:
+            raise ValueError("revision: of what? give path, or leave it out")
+        return self
+
+
+def _referred(value: Any) -> Any:
+    """`retrained` is short for one that is made."""
+    if isinstance(value, str) and value != "retrained":
+        raise ValueError(f"{value!r}: write retrained, or {{path: {value}}} for a model that exists")
+    return {} if value == "retrained" else value
 
 
 class AttributeSettings(Strict):
@@ -273,7 +335,7 @@ class MethodSettings(Strict):
 
 class RuleSettings(Strict):
     rule: str = Field(description="Name of the merge rule (`spunge list rules`).")
-    dtype: Literal["base", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "base",
         description="What the merged checkpoint is written in: the base's own dtype, or another. Branches and controls are judged "
         "as they would be written so. float32 holds the merge whole, in twice the disk of a 16-bit base.",
@@ -306,6 +368,11 @@ class EvaluatorSettings(Strict):
         None,
         description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
     )
+    group: Literal["forget", "keep"] | None = Field(
+        None,
+        description="What its rows are: to forget, such as benchmark questions about it, or to be kept; it decides which way is "
+        "good. Default: subjects that are values of the split are to be forgotten, others kept.",
+    )
     stages: list[str] | None = Field(
         None, description="Judge these alone, such as [base, merged, 'control:*', 'branch:*']. Default: every stage."
     )
@@ -326,7 +393,7 @@ class Control(Strict):
     """A baseline: what is trained, and how that becomes one model."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$",
+        pattern=STAGE_NAME,
         max_length=60,
         description="Names its stage, control:NAME, and its folder.",
     )
@@ -400,10 +467,20 @@ def _retained(value: Any) -> Any:
 
 class Recipe(Strict):
     model: ModelSettings = Field(description="The base model.")
+    teach: TeachSettings | None = Field(
+        None,
+        description="Fine-tune the model on rows before all else: what comes of it is the base, and the given model is judged as "
+        "`untaught`. Once for all seeds, and for all recipes that teach the same.",
+    )
     forget: ForgetRows = Field(description="The rows to forget.")
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
+    )
+    reference: Annotated[Reference | None, BeforeValidator(_referred)] = Field(
+        None,
+        description="`retrained`: the same teaching without the rows to forget, judged beside the base and the merged model; or "
+        "{path: ..} for a model that exists.",
     )
     unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
         description="The unlearning method and its settings; each part is unlearned by it from the same base."
@@ -450,6 +527,17 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+        if (reference := self.reference) is not None and reference.path is None:
+            if self.teach is None:
+                raise ValueError(
+                    "reference: retrained is the same teaching without the rows to forget, and the recipe teaches nothing; "
+                    "give teach, or reference.path"
+                )
+            if self.seeds > 1 and self.forget.limit is not None:
+                raise ValueError(
+                    "reference: with forget.limit each of several seeds forgets other rows, and no one reference fits them; "
+                    "leave forget.limit out, or set seeds to 1"
+                )
         controls = [control.name for control in self.controls]
         for name in controls:
             if controls.count(name) > 1:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from spunge.errors import RecipeError, printable, suggestion
 from spunge.report.scores import Metric, Scores, arranged, interval
 from spunge.report.wording import MISSING, aligned, name, shortened
-from spunge.results import Evaluation, Results, Row, json_value, read_results
+from spunge.results import Evaluation, Results, Row, Wanted, json_value, read_results
 
 NAME = 40  # columns that a metric's or subject's name may take
 
@@ -22,11 +22,20 @@ class Finished(NamedTuple):
     scores: Scores
 
 
+class Line(NamedTuple):
+    """A metric on a subject, which way of it is good (None also where the runs differ in that), and each run's score."""
+
+    metric: Metric
+    subject: str
+    wanted: Wanted | None
+    rows: tuple[Row | None, ...]
+
+
 class Comparison(NamedTuple):
     stage: str
     runs: tuple[Finished, ...]
 
-    def lines(self) -> Iterator[tuple[Metric, str, tuple[Row | None, ...]]]:
+    def lines(self) -> Iterator[Line]:
         """A metric, a subject and each run's score of it: all that any run has at the stage."""
         for metric in dict.fromkeys(metric.name for run in self.runs for metric in run.scores.every):
             each = [run.scores.metric(metric) for run in self.runs]
@@ -35,18 +44,20 @@ class Comparison(NamedTuple):
             rows = {
                 (f"{run} {stage}", of): row for run, one in enumerate(known) for (stage, of), row in one.rows.items()
             }
-            together = Metric(metric, known[0].higher_is_better, (), rows)
+            together = Metric(metric, (), rows)
             for subject in dict.fromkeys(subject.name for one in known for subject in one.subjects):
                 scored = tuple(one.row(self.stage, subject) if one else None for one in each)
                 if any(scored):
-                    yield together, subject, scored
+                    ways = {row.wanted for row in scored if row is not None}
+                    yield Line(together, subject, ways.pop() if len(ways) == 1 else None, scored)
 
     def text(self) -> str:
         """A line per metric and subject, a column per run."""
-        lines = [["metric", "subject", *(printable(run.name) for run in self.runs)]]
-        for metric, subject, rows in self.lines():
+        lines = [["metric", "subject", "wanted", *(printable(run.name) for run in self.runs)]]
+        for metric, subject, wanted, rows in self.lines():
             shown = (MISSING if row is None else metric.with_interval(row) for row in rows)
-            lines.append([shortened(printable(metric.name), NAME), shortened(name(subject), NAME), *shown])
+            named = (shortened(printable(metric.name), NAME), shortened(name(subject), NAME))
+            lines.append([*named, wanted or MISSING, *shown])
         notes = "".join(f"note: {note}\n" for note in self.notes())
         return aligned(lines) + (f"\n{notes}" if notes else "")
 
@@ -63,9 +74,9 @@ class Comparison(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         lines = []
-        for metric, subject, rows in self.lines():
+        for metric, subject, wanted, rows in self.lines():
             scores = [None if row is None else _score_json(row) for row in rows]
-            lines.append({"metric": metric.name, "subject": subject, "scores": scores})
+            lines.append({"metric": metric.name, "subject": subject, "wanted": wanted, "scores": scores})
         content = {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": lines, "notes": self.notes()}
         return {key: json_value(value) for key, value in content.items()}
 

@@ -18,6 +18,7 @@ LANE, LABEL, GAP, TOP, GROUP = 12, 18, 10, 24, 24  # pixels
 NAME = 30  # columns that a subject may take
 SHAPES = {
     "base": "M-4.5 0A4.5 4.5 0 1 0 4.5 0 4.5 4.5 0 1 0-4.5 0Z",
+    "reference": "M-4.2-4.2H4.2V4.2H-4.2Z",
     "own": "M0-5.5 5.5 0 0 5.5-5.5 0Z",
     "branch": "M-1-4.5H1V4.5H-1Z",
     "control": "M-4-4H4V4H-4Z",
@@ -52,7 +53,7 @@ def looks(scores: Scores) -> dict[str, Look]:
     by_stage: dict[str, Look] = {}
     lanes: dict[str, int] = {}
     controls = scores.of_kind("control")
-    order = ("base", "branch", "control", "other", "merged")
+    order = ("base", "reference", "branch", "control", "other", "merged")
     for model in sorted(scores.models, key=lambda model: order.index(model.kind)):
         lane = lanes.setdefault(model.kind if model.kind == "branch" else model.stage, len(lanes))
         shape = CONTROLS[controls.index(model) % len(CONTROLS)] if model in controls else model.kind
@@ -99,11 +100,11 @@ def figure(metric: Metric, scores: Scores, identifier: str) -> str:
 
 
 def _described(metric: Metric, axis: Axis) -> str:
-    better = "Higher" if metric.higher_is_better else "Lower"
+    wanted = f"{metric.direction} " if metric.direction else ""
     scale = "logarithmic axis" if axis.logarithmic else "axis"
     return (
         f"Dot plot of {len(metric.subjects)} subjects, {scale} from {number(axis.low)} to {number(axis.high)}. "
-        f"{better} means a better model. Whiskers are 95% intervals. The table below holds the same numbers."
+        f"{wanted}Whiskers are 95% intervals. The table below holds the same numbers."
     )
 
 

@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from spunge.report.published import published
 from spunge.report.reading import shown, split_facts
 from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
-from spunge.report.training import trained
+from spunge.report.training import taught, trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, duration, name, shortened, size
@@ -43,27 +44,38 @@ def page(run: Path) -> str:
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
     parts = split.names if split else {part.slug: part.value for part in results.parts}
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=_title(recipe, run),
+            recipe=printable(recipe_text, keep="\n\t"),
+            results=results,
+            split=split,
+            scores=scores,
+            findings=verdict(scores),
+            basis=basis(scores),
+            published=published(scores),
+            charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
+            groups=GROUPS,
+            attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
+            back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
+            spillover=spillover(scores),
+            lessons=taught(run),
+            branches=trained(run / "branches", parts),
+            controls=trained(run / "controls", _controls(run, recipe)),
+            merge=shown(run / "merge.json", merge_facts, None),
+            missing=MISSING,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """The templates, compiled once."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
     environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
-    return environment.get_template("page.html").render(
-        title=_title(recipe, run),
-        recipe=printable(recipe_text, keep="\n\t"),
-        results=results,
-        split=split,
-        scores=scores,
-        findings=verdict(scores),
-        basis=basis(scores),
-        published=published(scores),
-        charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
-        groups=GROUPS,
-        attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
-        back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
-        spillover=spillover(scores),
-        branches=trained(run / "branches", parts),
-        controls=trained(run / "controls", _controls(run, recipe)),
-        merge=shown(run / "merge.json", merge_facts, None),
-        missing=MISSING,
-    )
+    return environment
 
 
 def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -117,7 +129,7 @@ def _template(file: str) -> str:
 
 def _columns(metric: Metric, scores: Scores) -> list[Model]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
-    order = ("base", "merged", "control", "branch", "other")
+    order = ("base", "merged", "control", "reference", "branch", "other")
     return sorted(metric.judged(scores.models), key=lambda model: order.index(model.kind))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from spunge.report.wording import number, signed
-from spunge.results import Difference, Group, Kind, Model, Published, Recovered, Results, Row
+from spunge.report.wording import name, number, signed
+from spunge.results import SMALL_SAMPLE, Difference, Group, Kind, Model, Published, Recovered, Results, Row, Wanted
 
 GROUPS: dict[Group, str] = {
     "forget": "Parts to forget",
@@ -15,6 +15,14 @@ GROUPS: dict[Group, str] = {
     "keep": "To be kept",
     "worst": "Worst subject",
 }
+PLACES: dict[Group, str] = {
+    "forget": "what is to be forgotten",
+    "together": "all rows together",
+    "keep": "what is to be kept",
+    "worst": "the worst subject",
+}
+LISTED = 6  # names in a sentence
+LOWER: dict[Wanted | None, str] = {"down": "lower", "up": "higher", None: ""}
 
 
 class Interval(NamedTuple):
@@ -36,12 +44,13 @@ def share_back(row: Recovered) -> str:
 
 
 class Shift(NamedTuple):
-    """How far one model lies from another on a subject: a difference, or a ratio. Without an interval it is not a paired one."""
+    """How far one model lies from another on a subject: a difference, or a ratio. Without an interval it claims nothing."""
 
     value: float
     interval: Interval | None
     ratio: bool
     n: int | None = None
+    changed: int | None = None  # items that were not measured the same
 
     @property
     def way(self) -> int:
@@ -63,12 +72,12 @@ class Subject(NamedTuple):
     name: str
     group: Group
     branch: str | None = None  # the stage whose model unlearned this subject
+    wanted: Wanted | None = None  # which way of the metric is good on it
 
 
 @dataclass(frozen=True)
 class Metric:
     name: str
-    higher_is_better: bool
     subjects: tuple[Subject, ...]  # parts to forget first, the worst last
     rows: Mapping[tuple[str, str], Row]  # (stage, subject)
     paired: Mapping[tuple[str, str, str], Shift] = field(default_factory=dict)  # (stage, against, subject)
@@ -158,10 +167,24 @@ class Metric:
         bounds = f" [{' '.join(number(end, self.share, digits) for end in ends)}]" if ends else ""
         return f"by {self.shown(abs(shift.value))}{bounds}"
 
-    def worse(self, shift: Shift) -> float:
-        """How much worse it makes the model; comparable between subjects: a difference, or that of logarithms."""
-        size = math.log(shift.value) if shift.ratio and shift.value > 0 else shift.value
-        return -size if self.higher_is_better else size
+    @cached_property
+    def wanted(self) -> dict[Group, str]:
+        """`lower` or `higher`, for each group of subjects; nothing where no way is good, or not the same on all of them."""
+        by_group: dict[Group, set[Wanted | None]] = {}
+        for subject in self.subjects:
+            by_group.setdefault(subject.group, set()).add(subject.wanted)
+        return {group: LOWER[ways.pop()] if len(ways) == 1 else "" for group, ways in by_group.items()}
+
+    @cached_property
+    def direction(self) -> str:
+        """`Wanted: lower.`, or by group where the groups differ; nothing where no way is good."""
+        if len(set(self.wanted.values())) == 1:
+            return f"Wanted: {way}." if (way := next(iter(self.wanted.values()))) else ""
+        return f"Wanted: {', '.join(f'{way} on {PLACES[group]}' for group, way in self.wanted.items() if way)}."
+
+    def size(self, shift: Shift) -> float:
+        """How far up it moved; comparable between subjects: a difference, or that of logarithms."""
+        return math.log(shift.value) if shift.ratio and shift.value > 0 else shift.value
 
 
 @dataclass(frozen=True)
@@ -217,7 +240,6 @@ def _metric(rows: Sequence[Row], differences: Sequence[Difference], results: Res
     chances = {row.chance for row in rows if row.chance is not None}
     return Metric(
         name=first.metric,
-        higher_is_better=first.higher_is_better,
         subjects=_subjects(rows, results),
         rows={(row.stage, row.subject): row for row in rows},
         paired={(each.stage, each.against, each.subject): _shift(each) for each in differences},
@@ -232,11 +254,12 @@ def _metric(rows: Sequence[Row], differences: Sequence[Difference], results: Res
 
 def _subjects(rows: Sequence[Row], results: Results) -> tuple[Subject, ...]:
     groups = {row.subject: row.group for row in rows}
+    wanted = {row.subject: row.wanted for row in rows}
     branches = {model.name: model.stage for model in results.models if model.kind == "branch"}
     parts = [part.value for part in results.parts if groups.get(part.value) == "forget"]
     names = dict.fromkeys([*parts, *groups])  # parts in the order of the run
     return tuple(
-        Subject(name, group, branches.get(name) if group == "forget" else None)
+        Subject(name, group, branches.get(name) if group == "forget" else None, wanted[name])
         for group in GROUPS
         for name in names
         if groups[name] == group
@@ -244,4 +267,21 @@ def _subjects(rows: Sequence[Row], results: Results) -> tuple[Subject, ...]:
 
 
 def _shift(row: Difference) -> Shift:
-    return Shift(row.value, interval(row), row.kind == "ratio", row.n)
+    return Shift(row.value, interval(row), row.kind == "ratio", row.n, row.changed)
+
+
+def few_items(scores: Scores) -> str:
+    """Where fewer items than SMALL_SAMPLE were measured, in a sentence; nothing where there are more everywhere."""
+    counts: dict[tuple[str, str], int] = {}
+    for metric in scores.metrics:
+        for (_, subject), row in metric.rows.items():
+            if row.n is not None and row.n < SMALL_SAMPLE:
+                counts[metric.name, subject] = min(row.n, counts.get((metric.name, subject), row.n))
+    if not counts:
+        return ""
+    told = [f"{name(metric)} on {name(subject)} ({count})" for (metric, subject), count in counts.items()]
+    more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
+    return (
+        f"Small samples, of fewer than {SMALL_SAMPLE} items: {', '.join(told[:LISTED])}{more}. A change there may go unseen: that "
+        "none is certain does not say that there is none."
+    )

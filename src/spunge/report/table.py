@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spunge.errors import printable
-from spunge.report.scores import Metric, Scores, Subject, arranged
+from spunge.report.scores import Metric, Scores, Subject, arranged, few_items
 from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Group, Model, Results, Row
 
@@ -62,13 +62,14 @@ def results_table(results: Results, width: int | None = None) -> Table:
 def results_text(results: Results) -> str:
     """Aligned columns without colour, every stage under its name in results.json, every interval, no line broken."""
     scores = arranged(results)
-    lines = [["metric", "subject", *(printable(model.stage) for model in scores.models)]]
+    lines = [["metric", "subject", "wanted", *(printable(model.stage) for model in scores.models)]]
     for metric in scores.every:
         for subject in metric.subjects:
             rows = [metric.row(model.stage, subject.name) for model in scores.models]
             shown = [MISSING if row is None else _plain(metric, row) for row in rows]
-            lines.append([printable(metric.name), name(subject.name), *shown])
-    return aligned(lines)
+            lines.append([printable(metric.name), name(subject.name), subject.wanted or MISSING, *shown])
+    notes = [f"note: {told}" for told in (few_items(scores),) if told]
+    return aligned(lines) + "".join(f"\n{note}\n" for note in notes)
 
 
 def _plain(metric: Metric, row: Row) -> str:
@@ -87,13 +88,19 @@ def _table(scores: Scores, form: Form) -> Table:
         group = None
         table.add_row(_folded(metric.name))
         for subject in metric.subjects:
-            if group != subject.group and len({subject.group for subject in metric.subjects}) > 1:
-                table.add_row(Text(BRIEFLY[subject.group], style="dim italic"))
+            if group != subject.group and (about := _about(metric, subject.group)):
+                table.add_row(Text(about, style="dim italic"))
             group = subject.group
             shown = [column.show(metric, subject) for column in columns]
             table.add_row(Text(f"  {shortened(name(subject.name), NAME)}"), *shown)
         table.add_section()
     return table
+
+
+def _about(metric: Metric, group: Group) -> str:
+    """`to forget, wanted: lower`; of the only group its way alone."""
+    way = f"wanted: {metric.wanted[group]}" if metric.wanted[group] else ""
+    return ", ".join(filter(None, (BRIEFLY[group] if len(metric.wanted) > 1 else "", way)))
 
 
 def _folded(metric: str) -> Text:
@@ -106,7 +113,7 @@ def _caption(scores: Scores) -> str | None:
     rows = [row for metric in scores.every for row in metric.rows.values()]
     said = [f"{BELOW} below chance"] if any(row.below_chance for row in rows) else []
     said += [f"means over {scores.seeds} seeds, ± their standard deviation"] if scores.seeds > 1 else []
-    return "; ".join(said) or None
+    return "; ".join(filter(None, [*said, few_items(scores)])) or None
 
 
 class Column(NamedTuple):
@@ -134,7 +141,11 @@ def _columns(scores: Scores, form: Form) -> list[Column]:
 
 def _head(model: Model) -> Text:
     shown = shortened(name(model.name), HEAD)
-    return Text(f"{model.kind}\n{shown}" if model.kind in ("branch", "control") else f"\n{shown}")
+    return Text(
+        f"{model.kind}\n{shown}"
+        if model.kind in ("branch", "control") or model.stage.startswith("reference:")
+        else f"\n{shown}"
+    )
 
 
 def _shower(model: Model, form: Form) -> Callable[[Metric, Subject], Text]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +10,11 @@ from spunge.errors import printable
 from spunge.report.reading import shown
 from spunge.report.wording import MISSING, duration, name, number, size
 
+TAUGHT = {"the base": "taught", "the retrained reference": "reference"}  # what is shown -> its folder
+
 
 class Training(NamedTuple):
-    """One branch or control; text that is ready to be shown."""
+    """One branch or control, or what was taught; text that is ready to be shown."""
 
     name: str
     rows: str
@@ -41,6 +44,20 @@ def trained(folder: Path, names: Mapping[str, str]) -> list[Training]:
             _read(file.parent, f"{slug}/{file.parent.name}") for file in sorted((folder / slug).glob("*/delta.json"))
         ]
     return trainings
+
+
+def taught(run: Path) -> list[Training]:
+    """The models that the run taught, as lines of the same table; their size is that of the checkpoint."""
+    trainings: list[Training] = []
+    for value, folder in TAUGHT.items():
+        nbytes = size(sum(file.stat().st_size for file in (run / folder).glob("*.safetensors")))
+        line = shown(run / folder / "teaching.json", partial(_lesson, value=value, nbytes=nbytes), None)
+        trainings += [line] if line else []
+    return trainings
+
+
+def _lesson(info: Mapping[str, Any], value: str, nbytes: str) -> Training:
+    return _training({**info, "parts": [{"rows": info.get("rows", 0)}]}, value, nbytes)
 
 
 def _read(folder: Path, value: str) -> Training:

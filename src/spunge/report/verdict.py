@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import Metric, Scores, Shift, Subject, interval, share_back
+from spunge.report.scores import LISTED, LOWER, Metric, Scores, Shift, Subject, few_items, interval, share_back
 from spunge.report.wording import isolated
-from spunge.results import Group, Model, Recovered, Row
+from spunge.results import UNTAUGHT, Group, Model, Recovered, Row, Wanted
 
-LISTED = 6  # subjects that get a line each; of more, only a few
-LEAST = 3
+LEAST = 3  # lines, where there are more subjects than are listed
 OVER = "below chance (over-forgetting)"
 
 
@@ -43,6 +42,11 @@ class Pair(NamedTuple):
         return self.shift.way if self.shift else 0
 
     @property
+    def better(self) -> int:
+        """1 better, -1 worse, each for certain; else 0."""
+        return self.way * WAYS.get(self.subject.wanted, 0)
+
+    @property
     def over(self) -> bool:
         """It fell below chance: what was there before, or was there without a certain fall, was not pushed there."""
         return bool(self.after.below_chance) and not self.before.below_chance and self.way < 0
@@ -60,10 +64,9 @@ class Words(NamedTuple):
 MOVED = Words("fell", "rose")
 JUDGED = Words("got worse", "got better")
 STANDS = Words("lower", "higher", "difference")
-AGAINST: dict[Group, Words] = {
-    "forget": Words("lower", "higher", "difference", "is "),
-    "keep": Words("worse", "better", "difference", "is "),
-}
+LIES = Words("lower", "higher", "difference", "is ")
+BESIDE = Words("worse", "better", "difference", "is ")
+WAYS: dict[Wanted | None, int] = {"up": 1, "down": -1}
 NOUNS: dict[Group, str] = {"forget": "parts to forget", "keep": "subjects to be kept"}
 
 
@@ -72,25 +75,30 @@ def basis(scores: Scores) -> str:
     if not scores.metrics:
         return ""
     seeds = f" Values are means over {scores.seeds} seeds, ± their standard deviation." if scores.seeds > 1 else ""
+    few = f" {told}" if (told := few_items(scores)) else ""
     if not scores.paired:
-        return f"These results hold no paired differences, so no change is claimed.{seeds}"
+        return f"These results hold no paired differences, so no change is claimed.{seeds}{few}"
     return (
         "A change is claimed only where the 95% interval of its difference, paired by item, excludes no change; "
-        f"the interval stands in brackets.{seeds}"
+        f"the interval stands in brackets.{seeds}{few}"
     )
 
 
 def verdict(scores: Scores) -> list[Finding]:
     """Did it forget, for each part; what did it cost; how does the merge stand against each control; what comes back."""
     controls = scores.of_kind("control")
+    references = [model for model in scores.of_kind("reference") if model.stage != UNTAUGHT]
     findings = {
+        "What was taught: the base against the untaught model": [
+            _against(metric, UNTAUGHT, "base") for metric in scores.metrics
+        ],
         "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
         "All rows together": [_together(metric, controls) for metric in scores.metrics],
     }
-    for control in controls:
-        heading = f"Merged against the {isolated(control.label)}"
-        findings[heading] = [_against(metric, control) for metric in scores.metrics]
+    for model in [*controls, *references]:
+        heading = f"Merged against the {isolated(model.label)}"
+        findings[heading] = [_against(metric, model.stage) for metric in scores.metrics]
     findings["What attacks bring back"] = [_brought_back(metric, scores) for metric in scores.audits]
     if scores.parts and scores.metrics and not any(findings["Parts to forget"] + findings["All rows together"]):
         findings["Parts to forget"] = [Fact("Nothing", "was measured on the parts to forget.")]
@@ -115,7 +123,11 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
         return Fact(metric.name, "was measured on no part for both base and merged.") if asked else None
     # A part that was not measured must not pass for one that was forgotten.
     unknown = [part for part in parts if part not in {pair.subject.name for pair in compared}]
-    text = f"{_counted([pair.way for pair in compared], MOVED)}{' measured' if unknown else ''}."
+    told = [pair.subject.name for pair in compared if pair.subject.name in parts]
+    unknown = unknown if told else []  # other rows stand for the parts
+    text = f"{_counted([pair.way for pair in compared], MOVED)}{' measured' if unknown else ''}"
+    ways = {pair.subject.wanted for pair in compared}
+    text += f" ({LOWER[ways.pop()]} is wanted)." if len(ways) == 1 and None not in ways else "."
     over = [pair.subject.name for pair in compared if pair.over]
     if over:
         text += f" {OVER.capitalize()} on {len(over)}: {_listed(over)}."
@@ -126,8 +138,9 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     if metric.side and not shown:
         return None
     if len(shown) > LISTED:
-        way = 1 if 2 * sum(_worse(metric, pair) > 0 for pair in compared) >= len(compared) else -1
-        shown = sorted(shown, key=lambda pair: way * _worse(metric, pair))[:LEAST]
+        most = 1 if 2 * sum(_moved(metric, pair) > 0 for pair in compared) >= len(compared) else -1
+        # Where no way is wanted, the way that most of them went.
+        shown = sorted(shown, key=lambda pair: WAYS.get(pair.subject.wanted, most) * _moved(metric, pair))[:LEAST]
         text += f" The {LEAST} that moved least that way:"
     return Fact(metric.name, text, tuple(_line(metric, pair, controls) for pair in shown))
 
@@ -136,18 +149,18 @@ def _kept(metric: Metric, controls: Sequence[Model]) -> Fact | None:
     compared = pairs(metric, "keep")
     if not compared:
         return None
-    text = f"{_counted([_better(metric, pair) for pair in compared], JUDGED)}."
+    text = f"{_judged(compared)}."
     worst = max(compared, key=lambda pair: _worse(metric, pair))
     lines: tuple[str, ...] = ()
     if _worse(metric, worst) > 0:
-        text += " The largest loss:" if len(compared) > 1 else ""
+        text += f" The largest {'loss' if worst.subject.wanted else 'change'}:" if len(compared) > 1 else ""
         lines = (_line(metric, worst, ()),)
     else:
-        text += " No value is worse."
+        text += " No value is worse." if worst.subject.wanted else " No value moved."
     known = {pair.subject.name for pair in compared}
     text += _unknown([s.name for s in metric.subjects if s.group == "keep" and s.name not in known])
     lines += tuple(filter(None, (_loss_of(metric, control) for control in controls)))
-    if metric.side and not any(_better(metric, pair) for pair in compared):
+    if metric.side and not any(pair.way for pair in compared):
         return None
     return Fact(metric.name, text, lines)
 
@@ -157,11 +170,19 @@ def _loss_of(metric: Metric, control: Model) -> str:
     compared = pairs(metric, "keep", "base", control.stage)
     if not compared:
         return ""
-    text = f"{isolated(control.label)}: {_counted([_better(metric, pair) for pair in compared], JUDGED)}"
+    text = f"{isolated(control.label)}: {_judged(compared)}"
     worst = max(compared, key=lambda pair: _worse(metric, pair))
     if _worse(metric, worst) <= 0:
         return text
-    return f"{text}; the largest loss on {isolated(worst.subject.name)}, {_said(metric, worst)}"
+    what = "loss" if worst.subject.wanted else "change"
+    return f"{text}; the largest {what} on {isolated(worst.subject.name)}, {_said(metric, worst)}"
+
+
+def _judged(compared: Sequence[Pair]) -> str:
+    """`got worse on 1 of 2, no certain change on 1`; where no way is wanted, which way they went."""
+    if any(pair.subject.wanted is None for pair in compared):
+        return _counted([pair.way for pair in compared], MOVED)
+    return _counted([pair.better for pair in compared], JUDGED)
 
 
 def _together(metric: Metric, controls: Sequence[Model]) -> Fact | None:
@@ -169,13 +190,14 @@ def _together(metric: Metric, controls: Sequence[Model]) -> Fact | None:
     return Fact(metric.name, f"of {_line(metric, compared[0], controls)}.") if compared else None
 
 
-def _against(metric: Metric, control: Model) -> Fact | None:
+def _against(metric: Metric, other: str, stage: str = "merged") -> Fact | None:
     clauses, certain = [], []
-    for group, words in AGAINST.items():
-        compared = pairs(metric, group, control.stage, "merged")
-        ways = [pair.way if group == "forget" else _better(metric, pair) for pair in compared]
+    for group in NOUNS:
+        compared = pairs(metric, group, other, stage)
+        judged = group == "keep" and all(pair.subject.wanted for pair in compared)
+        ways = [pair.better if judged else pair.way for pair in compared]
         if compared:
-            clauses.append(f"{_counted(ways, words, NOUNS[group])}")
+            clauses.append(_counted(ways, BESIDE if judged else LIES, NOUNS[group]))
         certain += [pair for pair in compared if pair.way]
     if metric.side and not certain:
         return None
@@ -227,19 +249,18 @@ def _counted(ways: Sequence[int], words: Words, noun: str = "") -> str:
     return lead + ", ".join(clauses)
 
 
-def _better(metric: Metric, pair: Pair) -> int:
-    """1 better, -1 worse, each for certain; else 0."""
-    return pair.way if metric.higher_is_better else -pair.way
-
-
 def _worse(metric: Metric, pair: Pair) -> float:
+    """How far it went the wrong way; where no way is wanted, how far it went."""
+    moved = _moved(metric, pair)
+    return -WAYS[pair.subject.wanted] * moved if pair.subject.wanted else abs(moved)
+
+
+def _moved(metric: Metric, pair: Pair) -> float:
+    """How far up it went."""
     if pair.shift is not None:
-        return metric.worse(pair.shift)
+        return metric.size(pair.shift)
     # One of the two is infinite, such as the perplexity of a broken model.
-    if pair.before.value == pair.after.value:
-        return 0.0
-    down = pair.before.value - pair.after.value
-    return down if metric.higher_is_better else -down
+    return 0.0 if pair.before.value == pair.after.value else pair.after.value - pair.before.value
 
 
 def _means(metric: Metric, compared: Sequence[Pair], controls: Sequence[Model]) -> str:
@@ -285,5 +306,7 @@ def _said(metric: Metric, pair: Pair, words: Words = MOVED) -> str:
     """`fell by 0.60 [0.50 0.70]`, or `no certain change (−0.05 [−0.12 0.02])`."""
     if pair.shift is not None and pair.way:
         return f"{words.up if pair.way > 0 else words.down} {metric.by(pair.shift)}"
+    if pair.shift is not None and pair.shift.changed == 0:
+        return f"no item changed (n = {pair.shift.n})"
     moved = f"{metric.moved(pair.shift)} {metric.moved_interval(pair.shift)}".strip()
     return f"no certain {words.same}" + (f" ({moved})" if moved else "")

@@ -8,7 +8,9 @@ from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
+from spunge.run.teach import Teaching
 from spunge.unlearning.loop import TrainingSettings
+from spunge.unlearning.trained import entries_of, step_passes
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
 
@@ -28,20 +30,35 @@ def training_steps(training: Training, line: Lineup) -> int:
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
     unlearn = inputs.recipe.unlearn
-    entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.folder))
+    entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)
     passes = METHODS.get(unlearn.method).passes
     length = min(_mean_tokens([part.samples for part in training.parts]), unlearn.max_length)
     samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
-    tokens = samples * length * passes(unlearn, model_depth(inputs.base.folder, inputs.recipe.model))
+    tokens = samples * length * passes(unlearn, model_depth(inputs.base.untaught, inputs.recipe.model))
     return Cost(tokens=tokens, kept=DELTA * entries, passing=STATE * entries)
 
 
+def teaching_steps(teaching: Teaching) -> int:
+    """Optimizer steps of a teaching."""
+    return teaching.settings.steps_for(len(teaching.samples))
+
+
+def teaching_cost(teaching: Teaching, base: BaseInputs) -> Cost:
+    settings, checkpoint = teaching.settings, Checkpoint(base.untaught)
+    entries = entries_of(settings.trainable, checkpoint)
+    length = min(_mean_tokens([teaching.samples]), settings.max_length)
+    samples = teaching_steps(teaching) * settings.batch_size * settings.accumulation
+    kept = written_bytes(checkpoint, settings.dtype)
+    passing = (STATE + DELTA) * entries
+    return Cost(tokens=samples * length * step_passes(settings.trainable), nbytes=kept, kept=kept, passing=passing)
+
+
 def merging_cost(line: Lineup) -> Cost:
-    checkpoint, unlearn = Checkpoint(line.inputs.base.folder), line.inputs.recipe.unlearn
+    checkpoint, unlearn = Checkpoint(line.inputs.base.untaught), line.inputs.recipe.unlearn
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
-    written = written_bytes(checkpoint, line.inputs.recipe.merge.dtype)
+    written = written_bytes(checkpoint, line.inputs.base.own_dtype(line.inputs.recipe.merge.dtype))
     nbytes = (checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings)
     return Cost(nbytes=nbytes, kept=written)
 

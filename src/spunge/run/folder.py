@@ -10,6 +10,7 @@ from spunge.errors import RecipeError
 from spunge.files import HELD, LOCK, alone, unwritable
 from spunge.recipe.schema import Recipe
 from spunge.run.stamps import faults, read_stamp, stamps_in
+from spunge.weights.folder import TAUGHT
 
 IDENTITY = ("model.path", "model.revision", "forget.source", "split.by")
 
@@ -73,7 +74,7 @@ def refuse_replacing(folder: Path, recipe: Recipe) -> None:
     finished = [
         stamp.stage
         for stamp in stamps_in(folder)
-        if "delta.json" in {Path(file).name for file in stamp.files}
+        if {"delta.json", TAUGHT} & {Path(file).name for file in stamp.files}
         and not any(faults(folder, stamp, byproducts=False))
     ]
     if finished:

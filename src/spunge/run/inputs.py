@@ -14,12 +14,12 @@ import torch
 
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.selection import Selection, select_retain
+from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
-from spunge.recipe.schema import EvaluatorSettings, ModelSettings, Recipe, evaluation_name, measured_again
+from spunge.recipe.schema import Dtype, EvaluatorSettings, ModelSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import main_dtype
@@ -32,9 +32,12 @@ class BaseInputs:
     """The base model and the items that it and its descendants are judged by: the same for every seed."""
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
-        """`folder`: the run's, where a base of pickled or quantised weights is converted to (RUN/base)."""
+        """`folder`: the run's, where a model of pickled or quantised weights is converted to (RUN/base) and one that is taught
+        is written (RUN/taught), beside one that is to compare with (RUN/reference)."""
         self.recipe = recipe
         self.converted = folder / "base"
+        self.taught = folder / "taught"
+        self.retrained = folder / "reference"
 
     @cached_property
     def given(self) -> Path:
@@ -58,9 +61,14 @@ class BaseInputs:
         return fingerprint([[file.name, checksum(file)] for file in self.conversion.files] if self.conversion else [])
 
     @property
-    def folder(self) -> Path:
-        """The folder with safetensors weights."""
+    def untaught(self) -> Path:
+        """The folder of the given model with safetensors weights. What is no value of a weight is the same in the base."""
         return self.converted if self.conversion else self.given
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the base: the given model, or what comes of teaching it."""
+        return self.untaught if self.recipe.teach is None else self.taught
 
     @cached_property
     def weights(self) -> str:
@@ -69,15 +77,29 @@ class BaseInputs:
 
     @cached_property
     def key(self) -> str:
-        """Of everything in the base that results depend on: weights, configuration, tokenizer, arithmetic."""
-        digest = hashlib.sha256(self.weights.encode())
+        """Of everything in the base that results depend on."""
+        return self.key_of(self.folder, self.weights)
+
+    def key_of(self, folder: Path, weights: str | None = None) -> str:
+        """Of everything in a model that results depend on: weights, configuration, tokenizer, arithmetic. weights: their
+        fingerprint, where it is known."""
+        digest = hashlib.sha256((weights or Checkpoint(folder).fingerprint()).encode())
         for pattern in DESCRIPTIONS:
-            for file in sorted(self.folder.glob(pattern)):
+            for file in sorted(folder.glob(pattern)):
                 digest.update(file.name.encode() + file.read_bytes())
         digest.update(self.recipe.model.dtype.encode())
         if self.recipe.model.template:
             digest.update(fingerprint(self.recipe.model.template).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def lesson(self) -> Selection | None:
+        """The rows that are taught before all else."""
+        return select_lesson(self.recipe)
+
+    def own_dtype(self, dtype: Dtype) -> Dtype:
+        """What a model is written in, as told of the given model: `base` is what the taught one is written in."""
+        return dtype if dtype != "base" or self.recipe.teach is None else self.recipe.teach.dtype
 
     @property
     def judged(self) -> ModelSettings:
@@ -90,8 +112,8 @@ class BaseInputs:
     def wide(self) -> bool:
         """Whether some model is written in float32."""
         merges = [self.recipe.merge, *(control.merge for control in self.recipe.controls)]
-        dtypes = {merge.dtype for merge in merges if merge is not None}
-        own = main_dtype(Checkpoint(self.folder)) if "base" in dtypes and self.folder.is_dir() else torch.bfloat16
+        dtypes = {self.own_dtype(merge.dtype) for merge in merges if merge is not None}
+        own = main_dtype(Checkpoint(self.untaught)) if "base" in dtypes and self.untaught.is_dir() else torch.bfloat16
         return "float32" in dtypes or own.itemsize > 2
 
     @property
@@ -162,11 +184,21 @@ class SeedInputs:
     def retain(self) -> Samples | None:
         return self.retained.samples if self.retained else None
 
+    @cached_property
+    def reference(self) -> Selection | None:
+        """What a reference that is made is taught: the taught rows without those to forget."""
+        asked, lesson = self.recipe.reference, self.base.lesson
+        if asked is None or asked.path is not None or lesson is None:
+            return None
+        return without_forgotten(lesson, self.parts, asked.minus)
+
     @property
     def notes(self) -> list[str]:
         """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
         return [
             *self.parts.notes,
             *(self.retained.notes if self.retained else ()),
+            *(self.base.lesson.notes if self.base.lesson else ()),
+            *(self.reference.notes if self.reference else ()),
             *(self.base.notes if self.base.local else ()),
         ]

@@ -81,8 +81,8 @@ def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
 
 
 def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
-    """Measure a model; the base's measurements are taken from the cache where another run left them."""
-    if judging.model.name == "base" and (taken := _from_cache(judging, key)):
+    """Measure a model; those of the base, and of models beside it, are taken from the cache where another run left them."""
+    if judging.model.shared and (taken := _from_cache(judging, key)):
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
     bench = Bench(
@@ -102,7 +102,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     content = to_json(judging.model.name, items.name, measures, bench.rated)
     write_json(judging.file, content)
     kept = sorted(bench.kept)
-    if judging.model.name == "base":
+    if judging.model.shared:
         _to_cache(
             _cached(key, inputs.recipe.model),
             key,
@@ -120,10 +120,10 @@ def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
     evaluations = {judging.items.name: judging.items for judging in judgings}
     if not evaluations:
         return
-    given = base.folder if base.folder.is_dir() else base.given
+    given = base.untaught if base.untaught.is_dir() else base.given
     if base.conversion is not None and base.conversion.gguf and given == base.given:
         return  # its tokenizer and its configuration are in the file that is still to be converted
-    positions = None if base.conversion and given == base.given else positions_of(base.folder, model)
+    positions = None if base.conversion and given == base.given else positions_of(base.untaught, model)
     limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
     for items in evaluations.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.files import read_json
+from spunge.results import higher_of_older_version
 
 
 def _stored(kind: type) -> type[BaseModel]:
@@ -54,7 +55,7 @@ def to_json(stage: str, evaluation: str, measures: Sequence[Measure], rated: Seq
 def from_json(content: Any) -> Measured:
     """Raises ValueError for what no judging wrote."""
     try:
-        stored = _Stored.model_validate(content)
+        stored = _Stored.model_validate(_renewed(content))
     except ValidationError as error:
         raise ValueError(f"{error.error_count()} values in it are not what they should be") from None
     measures = []
@@ -65,6 +66,22 @@ def from_json(content: Any) -> Measured:
             raise ValueError("it holds two lists that should be equally long")
         measures.append(Measure(**{**values, **arrays}))
     return Measured(measures, [Rated(**each.model_dump()) for each in stored.rated])
+
+
+def _renewed(content: Any) -> Any:
+    """What a version wrote that knew no directions, in today's words."""
+    measures = content.get("measures") if isinstance(content, dict) else None
+    if not isinstance(measures, list):
+        return content
+    return {**content, "measures": [_with_direction(each) for each in measures]}
+
+
+def _with_direction(measure: Any) -> Any:
+    if not isinstance(measure, dict) or type(measure.get("higher_is_better")) is not bool:
+        return measure
+    rest = {name: value for name, value in measure.items() if name != "higher_is_better"}
+    metric = str(measure.get("of") or measure.get("metric"))
+    return {**rest, "higher": higher_of_older_version(metric, measure["higher_is_better"])}
 
 
 def read_measured(file: Path) -> Measured:

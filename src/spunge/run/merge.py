@@ -28,9 +28,11 @@ def merged_inputs(model: Model) -> dict[str, Any]:
 def refuse_merges(lineups: Sequence[Lineup]) -> None:
     """Raises RecipeError, before anything is trained, for settings of a merge that would not be read."""
     base = lineups[0].inputs.base
-    if base.folder.is_dir():  # else it is still to be converted
+    if base.untaught.is_dir():  # else it is still to be converted
         for merge in [model.merge for model in lineups[0].models if model.merge is not None]:
-            refuse_idle_rounding(merge.rounding, [written_dtype(Checkpoint(base.folder), merge.dtype)])
+            refuse_idle_rounding(
+                merge.rounding, [written_dtype(Checkpoint(base.untaught), base.own_dtype(merge.dtype))]
+            )
 
 
 def merge_branches(lineup: Lineup, session: Session) -> Made:

@@ -1,6 +1,6 @@
 """What a recipe trains and which models come of it: branches, controls, the merged model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,9 @@ from spunge.files import read_json
 from spunge.merging.values import merged_values
 from spunge.model.loading import Base
 from spunge.recipe.schema import Control, RuleSettings
-from spunge.registry import METHODS
-from spunge.results import Kind
+from spunge.registry import METHODS, RULES
+from spunge.results import UNTAUGHT, Kind
+from spunge.run.given import Given
 from spunge.run.inputs import SeedInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
@@ -46,12 +47,31 @@ class Model:
     trainings: tuple[Training, ...] = ()
     merge: RuleSettings | None = None
     folder: Path | None = None  # of the merged model, which is a checkpoint
+    alone: Callable[[], Path] | None = (
+        None  # the folder of one that stands beside the base, where the run makes it or is told it
+    )
+    given: Given | None = None  # one that is judged as it is
     storage: Storage = field(
         default_factory=Storage
     )  # what a checkpoint of it would be written in, where no rule says so
 
+    @property
+    def shared(self) -> bool:
+        """Whether it is the same for every seed."""
+        return self.kind in ("base", "reference")
+
+    @property
+    def by_itself(self) -> Path | None:
+        """The folder of a model that is loaded by itself, and not laid over the base."""
+        if self.given is not None:
+            return self.given.folder if self.given.whole else None
+        return self.alone() if self.alone else None
+
     def laid_over(self, base: Base) -> AbstractContextManager[None]:
         """Inside the block, the base in memory holds this model's values: those in its files, or that its files would hold."""
+        if self.given is not None:
+            added = RULES.get("task_arithmetic").settings.model_validate({"rule": "task_arithmetic"})
+            return overlaid(base.parameters, merged_values(base.folder, [self.given.over(base.folder)], added))
         if self.folder is not None:
             report = read_json(self.folder.parent / "merge.json") or {}
             merged, plain = Checkpoint(self.folder), Checkpoint(base.folder)
@@ -93,6 +113,12 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
     models = [Model("base", "base", "base")]
+    if recipe.teach is not None:
+        models.append(Model("reference", UNTAUGHT, UNTAUGHT, alone=lambda: inputs.base.untaught))
+    if (asked := recipe.reference) is not None:
+        given = Given(asked.path, asked.revision, "reference.path") if asked.path is not None else None
+        made = None if given else lambda: inputs.base.retrained
+        models.append(Model("reference", asked.name, f"reference:{asked.name}", alone=made, given=given))
     for part, branch in zip(parts, branches, strict=True):
         models.append(Model("branch", part.value, branch.name, (branch,), storage=storage))
     trainings = {branch.name: branch for branch in branches}

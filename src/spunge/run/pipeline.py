@@ -18,8 +18,9 @@ from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
 from spunge.run.space import refuse_full
-from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untrained
+from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untaught, untrained
 from spunge.run.stamps import faults, stamp_file
+from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
 from spunge.run.train import refuse_rows
 
@@ -53,6 +54,8 @@ def run(
             for stage in begun.graph.to_do():
                 refuse_full(begun, [stage], f"{stage.title!r}")
                 _make(begun.graph, stage, opened)
+                if not replace and stage.name in begun.makes_base:
+                    refuse_losing(begun)  # what is made from the base is known by its content
                 if recipe.keep_texts != "all" and "judge:" in stage.name:
                     drop_judged(begun, recipe.keep_texts)
         drop_texts(folder, recipe.keep_texts)
@@ -71,10 +74,15 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
+    for model in begun.seeds[0].models:
+        if model.given is not None:
+            model.given.refuse(begun.base)
     refuse_merges(begun.seeds)
-    remarks = [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
+    remarks = refuse_lessons(untaught(begun), begun.base)
+    remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
-    watcher.end("" if begun.base.conversion else begun.base.weights[:12])
+    there = begun.graph.state("base").done
+    watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)
     bring_back(begun, watcher)
     for remark in dict.fromkeys(remarks):

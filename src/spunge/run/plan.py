@@ -22,6 +22,7 @@ from spunge.run.folder import default_folder, require_own
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.stages import Run, RunGraph, build, losing
+from spunge.unlearning.trained import entries_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
 
@@ -141,15 +142,17 @@ class _Size:
 
     @classmethod
     def of(cls, base: BaseInputs) -> "_Size":
-        model, checkpoint = base.recipe.model, Checkpoint(base.folder)
+        model, teach, checkpoint = base.recipe.model, base.recipe.teach, Checkpoint(base.untaught)
         entries = sum(info.numel for info in checkpoint.tensors.values())
         device = pick_device(model.device)
         narrow = model.dtype in ("auto", "bfloat16") and (device.type != "cpu" or bfloat16_speedup() > 1.2)
         reduced = narrow and base.judged.dtype != "float32"  # most of a run's time is judging
         unlearn = base.recipe.unlearn
         trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
+        if teach is not None:
+            trained = max(trained, entries_of(teach.trainable, checkpoint))
         speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
-        written = written_bytes(checkpoint, base.recipe.merge.dtype)
+        written = written_bytes(checkpoint, base.own_dtype(base.recipe.merge.dtype))
         return cls(entries, written, trained, speed, 2 if reduced else 4)
 
     def seconds(self, cost: Cost) -> float:

@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
+from spunge.evaluation import statistics
 from spunge.evaluation.evaluator import Measure, Rated
-from spunge.evaluation.statistics import difference, recovery, score, worst
-from spunge.recipe.schema import ITEM_SETTINGS, measured_again
-from spunge.results import Difference, Evaluation, Group, Model, Recovered, Row
+from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
+from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
+from spunge.registry import EVALUATORS
+from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
 
 WORST = "worst"  # the subject under which a metric's worst subject is reported
+WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
 
 
 class Judged(NamedTuple):
@@ -32,6 +36,13 @@ class Scored:
     differences: tuple[Difference, ...]
     recovered: tuple[Recovered, ...]
     evaluations: tuple[Evaluation, ...]
+
+
+class Direction(NamedTuple):
+    """What a subject is, and which way a metric is good on it."""
+
+    group: Group
+    wanted: Wanted | None
 
 
 class Measured(NamedTuple):
@@ -55,6 +66,7 @@ class Measured(NamedTuple):
 
 
 MetricKey = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
+Directions = Mapping[tuple[MetricKey, str], Direction]  # by metric and subject
 Stored = Mapping[str, Sequence[Measure]]  # evaluation -> its measures, of one stage and seed
 
 
@@ -69,16 +81,27 @@ def scored(
     """
     every = [each.items for each in evaluations]
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
-    rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, set(parts))]
+    directions = _directions(every, list(stages.values()), set(parts))
+    rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
     _refuse_twice(rows)
-    pairs = [(model.stage, "base") for model in models if model.kind != "base"]
-    pairs += [("merged", model.stage) for model in models if model.kind == "control"]
+    pairs = list(compared(models))
     return Scored(
         rows=tuple(rows),
-        differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages)),
+        differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages, directions)),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
         evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
     )
+
+
+def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
+    """The stages of which one is compared with the other, paired by item."""
+    for model in models:
+        if model.stage == UNTAUGHT:
+            yield "base", UNTAUGHT
+        elif model.kind != "base":
+            yield model.stage, "base"
+    yield from (("merged", model.stage) for model in models if model.kind == "control")
+    yield from (("merged", model.stage) for model in models if model.kind == "reference" and model.stage != UNTAUGHT)
 
 
 def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
@@ -92,25 +115,28 @@ def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[Metr
     return metrics
 
 
-def _rows(stage: str, metrics: Mapping[MetricKey, Measured], parts: set[str]) -> Iterator[Row]:
-    together: dict[
-        tuple[str, str], set[str]
-    ] = {}  # the subjects of an evaluation's metric, which measures may be of one each
+def _directions(
+    evaluations: Sequence[Items], stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]
+) -> dict[tuple[MetricKey, str], Direction]:
+    """What every subject is, by what the recipe says of its evaluation, by the evaluation's other subjects and the parts."""
+    settings_of = {items.name: items.settings for items in evaluations}
+    metrics = {key: each for metrics in stages for key, each in metrics.items()}
+    together: dict[tuple[str, str], set[str]] = {}  # an evaluation's subjects, which measures may be of one each
     for (evaluation, metric, _), each in metrics.items():
         together.setdefault((evaluation, metric), set()).update(each.subjects)
-    for (evaluation, metric, _), each in metrics.items():
-        first, groups = each.measures[0], each.subjects
-        told = ("of", "side", "attack", "label", "curve", "at", "unit")
-        facts = {"stage": stage, "evaluation": evaluation} | {name: vars(first)[name] for name in told}
-        for subject, members in groups.items():
-            group = _group(subject, together[evaluation, metric], each.overall, parts)
-            yield Row(subject=subject, group=group, **score(each.measures, members)._asdict(), **facts)
-        others = {subject: members for subject, members in groups.items() if subject != each.overall}
-        if first.worst and len(others) > 1:
-            whole = each.overall or EVERYTHING
-            name = WORST if whole == EVERYTHING else f"{WORST} of {whole}"
-            values = worst(each.measures, others)._asdict()
-            yield Row(subject=name, group="worst", worst_of=whole, **values, **facts)
+    directions = {}
+    for key, each in metrics.items():
+        evaluation, metric, _ = key
+        settings = settings_of[
+            measured_again(each.items.settings) or evaluation
+        ]  # an attack's rows are those it attacks
+        for subject in each.subjects:
+            group = settings.group or _group(subject, together[evaluation, metric], each.overall, parts)
+            forget = {"forget": True, "keep": False}.get(group)
+            if group == "together" and _all_to_forget(each, settings, parts):
+                forget = True
+            directions[key, subject] = Direction(group, wanted(each.measures[0].higher, forget))
+    return directions
 
 
 def _group(subject: str, subjects: set[str], overall: str | None, parts: set[str]) -> Group:
@@ -121,6 +147,54 @@ def _group(subject: str, subjects: set[str], overall: str | None, parts: set[str
     if subject == overall and (subjects & parts or (not parts and subject == EVERYTHING)):
         return "together"
     return "keep"
+
+
+def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str]) -> bool:
+    """Whether all rows together are rows to forget."""
+    if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
+        return EVALUATORS.get(settings.kind).uses_samples
+    if not parts:
+        return settings.source is None  # forget's own rows
+    members = [items for subject, items in each.subjects.items() if subject in parts]
+    return len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
+
+
+def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directions) -> Iterator[Row]:
+    for key, each in metrics.items():
+        first = each.measures[0]
+        told = ("of", "side", "attack", "label", "curve", "at", "unit")
+        facts = {"stage": stage, "evaluation": key[0]} | {name: vars(first)[name] for name in told}
+        for subject, members in each.subjects.items():
+            about = directions[key, subject]._asdict()
+            yield Row(subject=subject, **about, **_told(score(each.measures, members)), **facts)
+        for name, way, subjects in _worst(each, {subject: directions[key, subject] for subject in each.subjects}):
+            whole = each.overall or EVERYTHING
+            named = name if whole == EVERYTHING else f"{name} of {whole}"
+            values = _told(worst(each.measures, subjects, highest=way == "down"))
+            yield Row(subject=named, group="worst", worst_of=whole, wanted=way, **values, **facts)
+
+
+def _worst(each: Measured, directions: Mapping[str, Direction]) -> Iterator[tuple[str, Wanted, dict[str, np.ndarray]]]:
+    """A name, the good way and the subjects that the worst is chosen from: from all, where the good way is the same on all; else
+    from those to forget and from those to keep apart."""
+    first = each.measures[0]
+    others = {subject: members for subject, members in each.subjects.items() if subject != each.overall}
+    if first.higher in ("good", "bad"):
+        chosen = {WORST: others}
+    else:
+        chosen = {
+            name: {subject: members for subject, members in others.items() if directions[subject].group == group}
+            for group, name in WORST_KNOWN.items()
+        }
+    for name, subjects in chosen.items():
+        way = directions[next(iter(subjects))].wanted if subjects else None
+        if first.worst and len(subjects) > 1 and way is not None:
+            yield name, way, subjects
+
+
+def _told(scored: Score | statistics.Difference | Recovery) -> dict[str, Any]:
+    """As fields of a row, without an interval that could not be had."""
+    return {name: value for name, value in scored._asdict().items() if name not in ("low", "high") or not isnan(value)}
 
 
 def _refuse_twice(rows: Sequence[Row]) -> None:
@@ -135,14 +209,17 @@ def _refuse_twice(rows: Sequence[Row]) -> None:
         seen.add(key)
 
 
-def _differences(stage: str, against: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Difference]:
+def _differences(
+    stage: str, against: str, stages: Mapping[str, Mapping[MetricKey, Measured]], directions: Directions
+) -> Iterator[Difference]:
     for key, each in stages[stage].items():
         other = stages[against].get(key)
         if other is None:
             continue
         for subject, members in each.subjects.items():
             values = difference(each.measures, other.measures, members)
-            yield Difference(stage=stage, against=against, subject=subject, **values._asdict())
+            way = directions[key, subject].wanted
+            yield Difference(stage=stage, against=against, subject=subject, wanted=way, **_told(values))
 
 
 def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:
@@ -157,7 +234,7 @@ def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -
             share = recovery(before.measures, after.measures, each.measures, members)
             if share is not None:
                 metric, of = attacked.metric, attacked.of
-                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **share._asdict())
+                yield Recovered(stage=stage, subject=subject, metric=metric, of=of, **_told(share))
 
 
 def _described(judged: Judged, stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]) -> Evaluation:

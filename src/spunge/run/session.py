@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from spunge.evaluation.evaluator import Judges
 from spunge.model.loading import Base, arithmetic, load_base
@@ -27,33 +28,38 @@ class Session:
         self._shown: Model | None = None  # the model that lies over the base
         self._layers = ExitStack()
 
-    def _loaded(self, settings: ModelSettings) -> Base:
-        """The whole base in the arithmetic that some settings ask for: training and judging may ask for two."""
-        if self._whole is None or self._whole.dtype != arithmetic(self._inputs.folder, settings):
+    def _loaded(self, settings: ModelSettings, folder: Path) -> Base:
+        """A whole model in the arithmetic that some settings ask for: training and judging may ask for two. One is held."""
+        here = self._whole
+        if here is None or here.folder != folder or here.dtype != arithmetic(folder, settings):
             self.close()
-            self._first.clear()
-            self._whole = None
-            gc.collect()
-            self._whole = load_base(self._inputs.folder, settings)
-        return self._whole
+            if here is not None or self._first:
+                here = self._whole = None
+                self._first.clear()
+                gc.collect()
+            here = self._whole = load_base(folder, settings)
+        return here
+
+    @property
+    def untaught(self) -> Base:
+        """The given model, to be taught."""
+        self.close()
+        return self._loaded(self._inputs.recipe.model, self._inputs.untaught)
 
     @property
     def base(self) -> Base:
         """The base itself, nothing laid over it, to be trained."""
         self.close()
-        return self._loaded(self._inputs.recipe.model)
+        return self._loaded(self._inputs.recipe.model, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
         """A base with blocks 0..last at the least; None: all of it, with the output layer."""
-        if last is None or self.whole_is_loaded:
+        if last is None or (self._whole is not None and self._whole.folder == self._inputs.folder):
             return self.base
         if last not in self._first:
+            self._whole = None  # if any, it is another model
             self._first = {last: load_base(self._inputs.folder, self._inputs.recipe.model, last)}
         return self._first[last]
-
-    @property
-    def whole_is_loaded(self) -> bool:
-        return self._whole is not None
 
     @property
     def loaded(self) -> Base | None:
@@ -61,11 +67,13 @@ class Session:
         return self._whole or next(iter(self._first.values()), None)
 
     def show(self, model: Model | None) -> Base:
-        """The base with a model's values laid over it, to be judged, until another is shown; None: the base as it is."""
-        base = self._loaded(self._inputs.judged)
+        """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
+        as it is."""
+        alone = None if model is None else model.by_itself
+        base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
         if model is not self._shown:
             self.close()
-            if model is not None:
+            if model is not None and alone is None:
                 self._layers.enter_context(model.laid_over(base))
             self._shown = model
         return base

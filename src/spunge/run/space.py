@@ -12,7 +12,7 @@ from spunge.weights.checkpoint import Checkpoint
 
 def refuse_full(begun: Run, stages: Sequence[Stage[Session]], what: str) -> None:
     """Raises RecipeError where the disk does not hold what some stages write; nothing is asked of a base still to be converted."""
-    if not begun.base.folder.is_dir():
+    if not begun.base.untaught.is_dir():
         stages = [stage for stage in stages if stage.name == "conversion"]
     costs = [(stage, stage.cost()) for stage in stages]
     kept = sum(max(0.0, cost.kept - _there(begun, stage)) for stage, cost in costs)
@@ -25,7 +25,7 @@ def _there(begun: Run, stage: Stage[Session]) -> float:
     replaced = state.stamp.size if state.stamp else 0
     if stage.name != "merged" and not stage.name.endswith(":merged"):
         return replaced
-    if begun.recipe.merge.dtype == "base" and shares_blocks(Checkpoint(begun.base.folder), folder):
+    if begun.recipe.merge.dtype == "base" and shares_blocks(Checkpoint(begun.base.untaught), folder):
         return float("inf")
     asides = [aside for pattern in stage.passing for aside in folder.glob(pattern)]
     return replaced + sum(file.stat().st_blocks * 512 for aside in asides for file in aside.rglob("*"))

@@ -1,6 +1,6 @@
 """Which stages a recipe asks for: the graph of a run, for every seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,18 @@ from spunge.merging.earlier import unfinished
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
 from spunge.registry import METHODS
-from spunge.run.costs import conversion_cost, judging_cost, merging_cost, training_cost, training_steps
+from spunge.results import UNTAUGHT
+from spunge.run.costs import (
+    conversion_cost,
+    judging_cost,
+    merging_cost,
+    teaching_cost,
+    teaching_steps,
+    training_cost,
+    training_steps,
+)
 from spunge.run.folder import identity
+from spunge.run.given import Given
 from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
@@ -22,6 +32,7 @@ from spunge.run.models import Lineup, Model, Training, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
 from spunge.run.stamps import Stamp
+from spunge.run.teach import Teaching, make_taught, teaching_inputs, teachings
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -36,6 +47,11 @@ class Run:
     base: BaseInputs
     seeds: Sequence[Lineup]
     judgings: Sequence[Sequence[Judging]]
+
+    @property
+    def makes_base(self) -> tuple[str, ...]:
+        """The stages that make the files of the base."""
+        return tuple(name for name in ("conversion", "taught") if name in self.graph.stages)
 
 
 def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
@@ -52,7 +68,7 @@ def build(recipe: Recipe, folder: Path) -> Run:
     graph: RunGraph = Graph(folder)
     seeds = lineups(recipe, folder)
     base = seeds[0].inputs.base
-    _add_base(graph, base)
+    _add_base(graph, seeds[0].inputs)
     judgings: list[list[Judging]] = []
     for number, line in enumerate(seeds):
         mark = _mark(number, line)
@@ -95,7 +111,7 @@ def _trained(stamp: Stamp) -> bool:
 
 def losing(run: Run) -> str:
     """Which finished trainings would be made again, and why; empty where none would."""
-    stages = [
+    stages = [teaching.name for teaching in teachings(run.seeds[0].inputs)] + [
         _mark(number, line) + training.name for number, line in enumerate(run.seeds) for training in line.trainings
     ]
     states = {name: run.graph.state(name) for name in stages}
@@ -114,6 +130,11 @@ def untrained(run: Run) -> list[Lineup]:
         for number, line in enumerate(run.seeds)
         if any(not run.graph.state(_mark(number, line) + training.name).done for training in line.trainings)
     ]
+
+
+def untaught(run: Run) -> list[Teaching]:
+    """The teachings that are still to be made."""
+    return [teaching for teaching in teachings(run.seeds[0].inputs) if not run.graph.state(teaching.name).done]
 
 
 def unjudged(run: Run) -> list[Judging]:
@@ -136,33 +157,79 @@ def _titled(title: str, mark: str) -> str:
     return f"{title} ({mark.rstrip(':')})" if mark else title
 
 
-def _add_base(graph: RunGraph, base: BaseInputs) -> None:
-    """The base itself: nothing to make, but for pickled or quantised weights, which are converted."""
-    if not base.local or base.conversion is None:
-        graph.add(Stage("base", "the base", inputs=lambda: {"base": base.key}))
-        return
-    graph.add(
-        Stage(
-            "conversion",
-            "convert the base",
-            inputs=lambda: {"files": base.unconverted},
-            files=("base/**",),
-            cost=lambda: conversion_cost(base),
-            make=lambda session: convert_base(base),
+def _add_base(graph: RunGraph, inputs: SeedInputs) -> None:
+    """The base itself, nothing to make but for pickled or quantised weights, which are converted, and for what is taught; and what
+    stands beside it."""
+    base = inputs.base
+    needs: tuple[str, ...] = ()
+    if base.local and base.conversion is not None:
+        needs = ("conversion",)
+        graph.add(
+            Stage(
+                "conversion",
+                "convert the base",
+                inputs=lambda: {"files": base.unconverted},
+                files=("base/**",),
+                cost=lambda: conversion_cost(base),
+                make=lambda session: convert_base(base),
+            )
         )
+    if taught := teachings(inputs):
+        graph.add(_given_model(graph, UNTAUGHT, needs, lambda: base.key_of(base.untaught)))
+        needs = ("taught",)
+    for teaching in taught:
+        graph.add(_teaching(graph, teaching, base))
+    graph.add(_given_model(graph, "base", needs, lambda: base.key))
+    if (asked := inputs.recipe.reference) is not None and asked.path is None:
+        name = f"reference:{asked.name}"
+        graph.add(_given_model(graph, name, ("retrained",), lambda: base.key_of(base.retrained)))
+
+
+def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callable[[], str]) -> Stage[Session]:
+    """A model that training and judging begin from, known by its content. needs: the stage that makes its files, if any."""
+
+    def inputs() -> Mapping[str, Any]:
+        for need in needs:
+            if not graph.state(need).done:
+                raise NotMadeError(f"{need!r} to be made")
+        return {"base": key()}
+
+    return Stage(name, f"the {name} model" if name != "base" else "the base", needs=needs, inputs=inputs)
+
+
+def _judged_as_it_is(graph: RunGraph, name: str, given: Given, base: BaseInputs) -> Stage[Session]:
+    """A model that is judged and that nothing is made of."""
+
+    def inputs() -> Mapping[str, Any]:
+        if not given.here:
+            raise NotMadeError(f"{given.path!r} to be downloaded")
+        key = {"model": given.key(base)}
+        return key if given.whole else {**key, "base": graph.key("base")}
+
+    return Stage(name, given.path, inputs=inputs)
+
+
+def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Session]:
+    return Stage(
+        teaching.name,
+        {"taught": "teach the base", "retrained": "teach the reference"}[teaching.name],
+        needs=(UNTAUGHT,),
+        inputs=lambda: teaching_inputs(teaching),
+        files=tuple(_inside(graph, [teaching.folder / "**"])),
+        passing=tuple(_inside(graph, [teaching.work / STATES, teaching.work / "delta"])),
+        make=lambda session: make_taught(teaching, base, graph.key(teaching.name), session),
+        cost=lambda: teaching_cost(teaching, base),
+        told=f"teach {len(teaching.samples)} rows ({teaching_steps(teaching)} steps)",
     )
-
-    def converted() -> Mapping[str, Any]:
-        if not graph.state("conversion").done:
-            raise NotMadeError("the base to be converted")
-        return {"base": base.key}
-
-    graph.add(Stage("base", "the base", needs=("conversion",), inputs=converted))
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     """recipe.yaml and split.json, which say what the run is."""
-    text, split = dump_recipe(line.inputs.recipe), split_content(line.inputs.parts, line.inputs.retained)
+    inputs = line.inputs
+    text, split = (
+        dump_recipe(inputs.recipe),
+        split_content(inputs.parts, inputs.retained, inputs.base.lesson, inputs.reference),
+    )
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 
     def write(session: Session) -> Made:
@@ -226,6 +293,10 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
 def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
     """The models that come of the trainings: laid together in memory, and the merged one, which is written."""
     for model in line.models[1:]:
+        if model.given is not None and not mark:
+            graph.add(_judged_as_it_is(graph, model.name, model.given, line.inputs.base))
+        if model.shared:
+            continue
         name = mark + model.name
         needs = ("base", *(mark + training.name for training in model.trainings))
         if model.folder is not None:
@@ -255,16 +326,16 @@ def _laid_together(model: Model) -> Any:
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
-    """Every evaluation of every model. The base is judged with the first seed alone."""
+    """Every evaluation of every model. The base, and what stands beside it, is judged with the first seed alone."""
     judgings = []
     for model in line.models:
-        if model.name == "base" and mark:
+        if model.shared and mark:
             continue
         # What is measured again under an attack is measured without one first.
         for items in sorted(
             line.inputs.base.judged_at(model.name), key=lambda each: measured_again(each.settings) is not None
         ):
-            folder = base_folder if model.name == "base" else evaluation_folder(line.folder, model.name)
+            folder = evaluation_folder(line.folder, model.name)
             judging = Judging(model, items, line, folder, base_folder)
             judgings.append(judging)
             graph.add(_judging(graph, judging, mark))
@@ -278,7 +349,7 @@ def judging_name(judging: Judging, mark: str = "") -> str:
 
 def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
     name = judging_name(judging, mark)
-    model = judging.model.name if judging.model.name == "base" else mark + judging.model.name
+    model = judging.model.name if judging.model.shared else mark + judging.model.name
     # The base's texts are there for those who compare with them.
     base = f"judge:base/{judging.file.stem}"
     return Stage(

@@ -23,6 +23,8 @@ from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 
 Keep = Literal["all", "sample", "none"]
 SAMPLE = 20  # prompts of each file that `sample` keeps
+# Judgings whose texts the shared cache keeps too.
+SHARED = ("judge:base/", "judge:untaught/", "judge:reference:")
 ROWS = "cached-rows.json"  # in RUN: which tables of the shared cache hold its rows
 # Files of an evaluation that hold numbers and names; any other may hold texts, whichever evaluator wrote it.
 NUMBERS = re.compile(r"[0-9a-f]{12}\.json|lm_eval-[0-9a-f]{16}\.json")
@@ -59,7 +61,7 @@ def drop_texts(run: Path, keep: Keep) -> Dropped:
     for folder in evaluation_folders(run):
         _thin(run, folder, keep, dropped)
     if keep != "all":
-        bases = [stamp.key for stamp in stamps_in(run) if stamp.stage.startswith("judge:base/")]
+        bases = [stamp.key for stamp in stamps_in(run) if stamp.stage.startswith(SHARED)]
         dropped.cached = sum(map(drop_cached_texts, bases))
         dropped.tables = _drop_rows(run)
     return dropped

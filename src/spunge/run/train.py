@@ -12,10 +12,10 @@ from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_dept
 from spunge.recipe.schema import MethodSettings
 from spunge.registry import METHODS
 from spunge.run.graph import Made
-from spunge.run.inputs import SeedInputs
+from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.models import Lineup, Training, stacked
 from spunge.run.session import Session
-from spunge.unlearning.checking import refuse_unusable
+from spunge.unlearning.checking import Reader, refuse_unusable
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Task
 from spunge.weights.checkpoint import Checkpoint
@@ -29,16 +29,19 @@ STATES = "state-*.pt"  # of a training that is under way
 
 def refuse_rows(inputs: SeedInputs) -> list[str]:
     """Remarks on the rows before any training. Raises RecipeError for those of which the model can learn nothing."""
-    settings, model = inputs.recipe.unlearn, inputs.recipe.model
+    settings = inputs.recipe.unlearn
     if not isinstance(settings, TrainingSettings):
         return []
-    tokenizer = load_tokenizer(model, inputs.base.given)
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    embeddings = embeddings_of(inputs.base.given, model)
-    positions = (
-        positions_of(inputs.base.folder, model) if inputs.base.folder.is_dir() else None
-    )  # still to be converted
-    return refuse_unusable(parts, inputs.retain, settings, tokenizer, embeddings, positions)
+    return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base))
+
+
+def reader_of(base: BaseInputs) -> Reader:
+    """What is known of the model before its weights are loaded."""
+    model = base.recipe.model
+    there = base.untaught.is_dir()  # else it is still to be converted
+    positions = positions_of(base.untaught, model) if there else None
+    return Reader(load_tokenizer(model, base.given), embeddings_of(base.given, model), positions)
 
 
 class Choice(NamedTuple):

@@ -98,9 +98,10 @@ def _check_merged(checked: Verification, folder: Path, watcher: Watcher) -> None
     """RUN/merged, or RUN/seeds/SEED/merged, is base + merge of the stored deltas. `folder`: the one it lies in."""
     try:
         recipe = load_recipe(folder / "recipe.yaml")
-        # A base that had to be converted lies in RUN, whose seeds are in RUN/seeds/SEED.
-        converted = [run / "base" for run in (folder, folder.parent.parent) if (run / "base").is_dir()]
-        base = converted[0] if converted else local_folder(recipe.model)
+        # A base that was made lies in RUN, whose seeds are in RUN/seeds/SEED.
+        name = "base" if recipe.teach is None else "taught"
+        made = [run / name for run in (folder, folder.parent.parent) if (run / name).is_dir()]
+        base = made[0] if made else local_folder(recipe.model)
     except RecipeError as error:
         checked.notes.append(f"the merged model was not compared with the base: {error}")
         return

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spunge.data.samples import IGNORED, Encoded, Samples
@@ -15,40 +16,54 @@ WHOLE = 1 << 30  # tokens: nothing is cut
 SHORT, WORD = 32, re.compile(r"\w")  # characters of a text that may have no token; what a token is made of
 
 
-def refuse_unusable(
-    parts: Mapping[str, Samples],
-    retain: Samples | None,
-    settings: TrainingSettings,
-    tokenizer: Any,
-    embeddings: int,
-    positions: int | None = None,
-) -> list[str]:
-    """Remarks on samples that are too long and will be cut, and on texts of a single token, whose token nothing predicts.
+@dataclass(frozen=True)
+class Reader:
+    """What reads the samples. embeddings: rows of the model's embedding matrix; positions: tokens that it has learned positions
+    for, where they are learned."""
 
-    parts: attribute value -> samples. embeddings: rows of the model's embedding matrix; positions: tokens that it has learned
-    positions for, where they are learned. Raises RecipeError, with the row's number, where a chat template refuses a conversation,
-    where there is no token to learn (of texts: in none of them), and where a token has no embedding in the model.
-    """
+    tokenizer: Any
+    embeddings: int
+    positions: int | None = None
+
+
+def refuse_unusable(
+    parts: Mapping[str, Samples], retain: Samples | None, settings: TrainingSettings, reader: Reader
+) -> list[str]:
+    """Remarks on the samples of parts (attribute value -> samples) and on those to retain; see `refuse_samples`."""
     every = [(f"forget, part {value!r}", samples, settings.length_of(value)) for value, samples in parts.items()]
     if retain is not None:
         every.append(("retain", retain, settings.length_of("retain")))
+    hidden = METHODS.get(settings.method).last_block is not None  # hidden states are learned, a single one too
     remarks = []
-    for setting, samples, asked in every:
-        length = asked if positions is None else min(asked, positions)
-        why = "unlearn.max_length" if length == asked else "as many as the model has positions for"
-        cut = sum(size > length for size in _sizes(samples, tokenizer, embeddings, setting))
-        if cut:
-            remarks.append(f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens ({why})")
-        single = _single_tokens(samples, tokenizer, setting) if samples.plain else []
-        if (
-            single and METHODS.get(settings.method).last_block is None
-        ):  # else hidden states are learned, a single one too
-            if len(single) == len(samples):
-                raise RecipeError(
-                    f"{setting}: every text is a single token, of which nothing is learned; give longer texts"
-                )
-            which = f"{len(single)} of {len(samples)} samples, which are a single token (row {single[0]})"
-            remarks.append(f"{setting}: nothing is learned of {which}")
+    for setting, samples, length in every:
+        remarks += refuse_samples(samples, reader, length, setting, "unlearn.max_length", predicted=not hidden)
+    return remarks
+
+
+def refuse_samples(
+    samples: Samples, reader: Reader, asked: int, setting: str, bound: str, predicted: bool = True
+) -> list[str]:
+    """Remarks on samples that are too long and will be cut, and on texts of a single token, whose token nothing predicts.
+
+    asked: tokens of a sample at the most, as the setting `bound` says. predicted: it is tokens that are learned. Raises
+    RecipeError, with the row's number, where a chat template refuses a conversation, where there is no token to learn (of texts:
+    in none of them), and where a token has no embedding in the model.
+    """
+    remarks = []
+    tokenizer, positions = reader.tokenizer, reader.positions
+    length = asked if positions is None else min(asked, positions)
+    why = bound if length == asked else "as many as the model has positions for"
+    cut = sum(size > length for size in _sizes(samples, tokenizer, reader.embeddings, setting))
+    if cut:
+        remarks.append(f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens ({why})")
+    single = _single_tokens(samples, tokenizer, setting) if samples.plain else []
+    if single and predicted:
+        if len(single) == len(samples):
+            raise RecipeError(
+                f"{setting}: every text is a single token, of which nothing is learned; give longer texts"
+            )
+        which = f"{len(single)} of {len(samples)} samples, which are a single token (row {single[0]})"
+        remarks.append(f"{setting}: nothing is learned of {which}")
     return remarks
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text, written
 from spunge.model.memory import is_out_of_memory, release, tell
 from spunge.recipe.schema import MethodSettings
+from spunge.recipe.training import DescentSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
@@ -30,36 +31,18 @@ RECENT = 5  # steps over which the damage to the retain texts is averaged
 SNAPSHOTS = 20  # how often in a run the weights are kept as the last good ones
 
 
-class TrainingSettings(MethodSettings):
+class TrainingSettings(DescentSettings, MethodSettings):
     """What every gradient method can be told."""
 
-    epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
-    steps: int | None = Field(None, ge=1, description="Optimizer steps for each part.")
     joint_steps: int | None = Field(
         None, ge=1, description="Optimizer steps of the joint control. Default: the sum of the parts'."
     )
-    batch_size: int = Field(8, ge=1, description="Forget samples a step.")
     retain_batch_size: int | None = Field(None, ge=1, description="Retain samples a step. Default: batch_size.")
     retain_order: Literal["shuffled", "in_order", "with_replacement"] = Field(
         "shuffled", description="How retain rows are drawn; shuffled: each once before any comes again."
     )
-    accumulation: int = Field(
-        1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
-    )
-    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Of the learning rate, down to 0."
-    )
-    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0.")
-    max_grad_norm: float | None = Field(None, gt=0, description="Gradients are scaled down to this norm.")
-    max_length: int = Field(256, ge=2, description="Tokens of a sample; longer ones are cut.")
     max_lengths: dict[str, int] = Field(
         default_factory=dict, description="Another max_length for some parts, by value, and for `retain`."
-    )
-    packing: bool = Field(
-        False,
-        description="Fill sequences of max_length with plain texts, one after the other, in place of padding. Needs steps.",
     )
     max_damage: float | None = Field(
         5.0,
@@ -67,35 +50,6 @@ class TrainingSettings(MethodSettings):
         description="A branch stops, and goes back to its last good weights, once the retain loss has risen so far: nats "
         "a token over the base's (RMU: squared error of the hidden states, as a share of their square).",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given_length_wins(cls, values: Any) -> Any:
-        """Steps given without epochs replace a default of epochs, and the other way round."""
-        if isinstance(values, dict):
-            for given, other in (("steps", "epochs"), ("epochs", "steps")):
-                if values.get(given) is not None and other not in values:
-                    return {**values, other: None}
-        return values
-
-    @model_validator(mode="after")
-    def _one_length(self) -> "TrainingSettings":
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("give either epochs or steps, not both (set the other to null)")
-        if self.epochs is None and self.steps is None:
-            raise ValueError("give epochs or steps")
-        if self.packing and self.steps is None:
-            raise ValueError(
-                "packing: how many sequences an epoch has is known too late; give steps in place of epochs"
-            )
-        return self
-
-    def steps_for(self, rows: int) -> int:
-        """Optimizer steps for a part of so many samples."""
-        if self.steps is not None:
-            return self.steps
-        batches = math.ceil(rows / self.batch_size)
-        return max(1, math.ceil(batches * (self.epochs or 0) / self.accumulation))
 
     def steps_of(self, rows: Mapping[str, int]) -> dict[str, int]:
         """Optimizer steps spent on each of a job's parts, of so many samples each."""
@@ -123,6 +77,11 @@ class History(NamedTuple):
     notes: dict[str, Any]
 
 
+def adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    # Fused: one pass over each tensor, with no temporaries.
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
 @dataclass
 class Loop:
     """A training run. `memory`: lists of the method's own that go into the saved state."""
@@ -135,6 +94,7 @@ class Loop:
     streams: Sequence[Stream]  # that next_loss draws from
     should_stop: Callable[[], str | None] = lambda: None
     memory: dict[str, list[float]] = field(default_factory=dict)
+    optimizer_of: Callable[[list[nn.Parameter], TrainingSettings], torch.optim.Optimizer] = adamw
 
     def run(self) -> History:
         """Minimise until the last step, or until there is a reason to stop.
@@ -142,10 +102,7 @@ class Loop:
         Raises RecipeError when it goes wrong before there are good weights to go back to.
         """
         settings = self.settings
-        # Fused: one pass over each tensor, with no temporaries.
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = self.optimizer_of(self.parameters, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_at(step, self.steps, settings)
         )
@@ -212,11 +169,11 @@ class Loop:
     def _halve(self) -> None:
         self.optimizer.zero_grad()
         release()
-        size = max(stream.size for stream in self.streams)
+        size, setting = max(stream.size for stream in self.streams), self.task.setting
         if self.pieces >= size:
             raise RecipeError(
-                f"unlearn.max_length: {self.settings.max_length}: the memory does not hold a training step on one sample; lower "
-                "it, train less (unlearn.trainable), or give a smaller model or another device"
+                f"{setting}.max_length: {self.settings.max_length}: the memory does not hold a training step on one sample; "
+                f"lower it, train less ({setting}.trainable), or give a smaller model or another device"
             )
         self.pieces *= 2
         tell(
@@ -240,7 +197,7 @@ class Loop:
                 raise RecipeError(f"model.path: {kind} does not take such a batch: {reason}") from error
             if not loss.total.requires_grad:
                 raise RecipeError(
-                    "unlearn.trainable: no gradient of the loss reaches what is trained in "
+                    f"{self.task.setting}.trainable: no gradient of the loss reaches what is trained in "
                     f"{type(self.task.base.model).__name__}; train other tensors"
                 )
             torch.autograd.backward(loss.total / batches)
@@ -254,12 +211,12 @@ class Loop:
 
     def _gone_wrong(self, terms: Mapping[str, float]) -> str | None:
         """Why the branch must stop, with the last good weights put back; keeps these weights now and then otherwise."""
-        settings, reason = self.settings, None
+        settings, setting, reason = self.settings, self.task.setting, None
         damage = sum(self.damages) / len(self.damages) if self.damages else 0.0
         if not math.isfinite(terms["loss"]):
             reason = f"the loss became {terms['loss']}"
         elif settings.max_damage is not None and not damage <= settings.max_damage:
-            reason = f"the retain loss rose by {damage:.3g}, more than unlearn.max_damage ({settings.max_damage:g}),"
+            reason = f"the retain loss rose by {damage:.3g}, more than {setting}.max_damage ({settings.max_damage:g}),"
         if reason is None:
             # The mean lags behind; the last damage is that of the very weights that would be kept.
             latest = self.damages[-1] if self.damages else 0.0
@@ -270,10 +227,10 @@ class Loop:
                     value.copy_(parameter.detach())
                 self.good = self.step, kept
             return None
-        reason += f" at step {self.step + 1} with unlearn.learning_rate {settings.learning_rate:g}"
+        reason += f" at step {self.step + 1} with {setting}.learning_rate {settings.learning_rate:g}"
         step, kept = self.good
         if step == 0:
-            raise RecipeError(f"unlearn.learning_rate: {settings.learning_rate:g}: {reason}; lower it")
+            raise RecipeError(f"{setting}.learning_rate: {settings.learning_rate:g}: {reason}; lower it")
         with torch.no_grad():
             for parameter, value in zip(self.parameters, kept, strict=True):
                 parameter.copy_(value)

@@ -32,6 +32,7 @@ class Task:
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
     progress: Steps = SILENT.step
+    setting: str = "unlearn"  # the recipe's block that asks for it, for errors
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
 

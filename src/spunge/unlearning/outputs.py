@@ -13,13 +13,14 @@ from torch import Tensor
 
 from spunge.data.samples import Batch
 from spunge.errors import RecipeError
+from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.reference import Live, Stored
 from spunge.unlearning.scored import Scored, outputs
-from spunge.unlearning.trained import LoRA, Trainable, Trained, step_passes, training, training_mode
+from spunge.unlearning.trained import Trained, step_passes, training, training_mode
 
 FIRST = 5  # batches whose mean retain loss stands for the base's
 

@@ -13,7 +13,7 @@ class Shown(NamedTuple):
     """One sample. Its text is in pieces, each with whether the loss is on it."""
 
     part: str
-    of: str  # forget or retain
+    of: str  # forget, retain or teach
     given: str  # what it is to the method, where that is not the row itself: a refusal in its answer's place
     row: int | None  # its number in its file, from 1; None for a packed sequence, which holds several
     pieces: list[tuple[str, bool]]

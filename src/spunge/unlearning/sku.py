@@ -28,22 +28,14 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, PROMPT_SHARE, Answer, Batch, Encoded, Samples, collate, encode
 from spunge.data.tables import taken
 from spunge.errors import RecipeError
+from spunge.recipe.training import Everything, LoRA, Trainable
 from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.reference import base_logits
 from spunge.unlearning.scored import Scored, outputs, scored
-from spunge.unlearning.trained import (
-    Everything,
-    LoRA,
-    Trainable,
-    Trained,
-    step_passes,
-    stored_entries,
-    training,
-    training_mode,
-)
+from spunge.unlearning.trained import Trained, step_passes, stored_entries, training, training_mode
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"trainable": LoRA(rank=32, alpha=16, dropout=0.0, targets=["q_proj", "v_proj"])},

@@ -10,10 +10,10 @@ from spunge.model.loading import Base
 from spunge.weights.adapted import Targets, is_plain_layer, targets_of
 from spunge.weights.names import text_part
 
-SETTING = "unlearn.trainable"
 
-
-def find_targets(base: Base, wanted: list[str] | Literal["default", "all-linear"], dropout: float) -> Targets:
+def find_targets(
+    base: Base, wanted: list[str] | Literal["default", "all-linear"], dropout: float, setting: str = "unlearn.trainable"
+) -> Targets:
     """The layers, and the tensors that are no layer's weight (experts in one tensor), that `wanted` names.
 
     A name is that of a layer or tensor in the model or in the checkpoint, or its end. `all-linear`: every linear layer of the
@@ -25,7 +25,7 @@ def find_targets(base: Base, wanted: list[str] | Literal["default", "all-linear"
     weights = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and tensor.ndim in (2, 3)]
     linear = [name for name in weights if _is_linear(model, name)]
     if isinstance(wanted, list):
-        chosen = [name for target in wanted for name in _named(target, base, weights)]
+        chosen = [name for target in wanted for name in _named(target, base, weights, setting)]
     else:
         chosen = linear
         if wanted == "default":
@@ -34,14 +34,14 @@ def find_targets(base: Base, wanted: list[str] | Literal["default", "all-linear"
     targets = targets_of(model, dict.fromkeys(chosen))
     if targets.parameters and dropout:
         raise RecipeError(
-            f"{SETTING}.dropout: {dropout:g}: {targets.parameters[0]!r} can be adapted without dropout alone (experts in one "
-            f"tensor, and what peft takes for them); set {SETTING}.dropout to 0, or name other targets"
+            f"{setting}.dropout: {dropout:g}: {targets.parameters[0]!r} can be adapted without dropout alone (experts in one "
+            f"tensor, and what peft takes for them); set {setting}.dropout to 0, or name other targets"
         )
     for path in targets.layers:
         if (reason := _refusal(model, path)) is not None:
-            raise RecipeError(f"{SETTING}.targets: {path!r}: {reason}")
+            raise RecipeError(f"{setting}.targets: {path!r}: {reason}")
     for name in chosen:
-        _require_own_tensor(base, name)
+        _require_own_tensor(base, name, setting)
     return targets
 
 
@@ -82,7 +82,7 @@ def _ends(name: str, targets: Iterable[str]) -> bool:
     return any(f".{name.removesuffix('.weight')}".endswith(f".{target.removesuffix('.weight')}") for target in targets)
 
 
-def _named(target: str, base: Base, names: list[str]) -> list[str]:
+def _named(target: str, base: Base, names: list[str], setting: str) -> list[str]:
     """The model's matrices that are called so, or that hold tensors of the checkpoint that are called so."""
     called = [
         name
@@ -91,20 +91,20 @@ def _named(target: str, base: Base, names: list[str]) -> list[str]:
     ]
     if not called:
         known = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)
-        raise RecipeError(f"{SETTING}.targets: no layer is called {target!r}{suggestion(target, known)}")
+        raise RecipeError(f"{setting}.targets: no layer is called {target!r}{suggestion(target, known)}")
     return called
 
 
-def _require_own_tensor(base: Base, name: str) -> None:
+def _require_own_tensor(base: Base, name: str, setting: str) -> None:
     """Raises RecipeError for a weight that is tied to another, or that the checkpoint does not hold as it is."""
     tensors, layer = base.model.state_dict(keep_vars=True), name.removesuffix(".weight")
     others = [other for other, tensor in tensors.items() if tensor is tensors[name] and other != name]
     if others:
         raise RecipeError(
-            f"{SETTING}.targets: {layer!r} shares its weight with {others[0].removesuffix('.weight')!r}, and LoRA would change "
-            f"one of the two alone; leave it out, or train {name!r} in full ({SETTING}.kind: tensors)"
+            f"{setting}.targets: {layer!r} shares its weight with {others[0].removesuffix('.weight')!r}, and LoRA would change "
+            f"one of the two alone; leave it out, or train {name!r} in full ({setting}.kind: tensors)"
         )
     if name not in base.names:
         raise RecipeError(
-            f"{SETTING}.targets: {layer!r} is no tensor of the checkpoint, nor made of whole ones; leave it out"
+            f"{setting}.targets: {layer!r} is no tensor of the checkpoint, nor made of whole ones; leave it out"
         )

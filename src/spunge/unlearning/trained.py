@@ -4,49 +4,19 @@ import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
-from spunge.recipe.block import Strict
+from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.targets import find_targets
 from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, LowRank
 from spunge.weights.names import WHOLE
-
-
-class LoRA(Strict):
-    """Low-rank factors beside the frozen weights (Hu et al. 2021), through peft."""
-
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(16, ge=1, description="r: rank of the factors.")
-    alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
-    dropout: float = Field(0.01, ge=0, lt=1, description="Share of the adapters' inputs that is dropped at each step.")
-    targets: list[str] | Literal["default", "all-linear"] = Field(
-        "default",
-        description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture.",
-    )
-
-
-class Selected(Strict):
-    """Some tensors in full, chosen by name."""
-
-    kind: Literal["tensors"] = "tensors"
-    match: list[str] = Field(min_length=1, description="Patterns of parameter names, such as '*.mlp.down_proj.weight'.")
-
-
-class Everything(Strict):
-    """Every tensor in full (full fine-tuning)."""
-
-    kind: Literal["all"] = "all"
-
-
-Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
 
 
 class HasTrainable(Protocol):
@@ -99,11 +69,11 @@ def training_mode(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def training(base: Base, what: LoRA | Selected | Everything, seed: int) -> Iterator[Trained]:
-    """Make `what` trainable in float32 inside the block; the base is restored when it ends."""
+def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting: str = "unlearn") -> Iterator[Trained]:
+    """Make `what` trainable in float32 inside the block; the base is restored when it ends. setting: for errors."""
     torch.manual_seed(seed)  # of the factors, and of every dropout
     if isinstance(what, LoRA):
-        with _lora(base, what) as trained:
+        with _lora(base, what, setting) as trained:
             yield trained
         return
     names = [name for name, _ in base.model.named_parameters()]
@@ -111,20 +81,20 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int) -> Itera
         for pattern in what.match:
             if not fnmatch.filter(names, pattern):
                 raise RecipeError(
-                    f"unlearn.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
+                    f"{setting}.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
-    with training_tensors(base, names) as trained:
+    with training_tensors(base, names, setting) as trained:
         yield trained
 
 
 @contextmanager
-def training_tensors(base: Base, names: list[str]) -> Iterator[Trained]:
+def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> Iterator[Trained]:
     """Make the named parameters trainable, as float32 copies, inside the block."""
     parameters = dict(base.model.named_parameters())
     missing = [name for name in names if name not in base.names]
     if missing:
-        raise RecipeError(f"unlearn.trainable: {missing[0]!r} is in the model but not in the checkpoint")
+        raise RecipeError(f"{setting}.trainable: {missing[0]!r} is in the model but not in the checkpoint")
     chosen = {name: parameters[name] for name in names}
     originals = {name: parameter.data for name, parameter in chosen.items()}
     for parameter in chosen.values():
@@ -149,11 +119,11 @@ def training_tensors(base: Base, names: list[str]) -> Iterator[Trained]:
 
 
 @contextmanager
-def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
+def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 
-    targets = find_targets(base, what.targets, what.dropout)
+    targets = find_targets(base, what.targets, what.dropout, f"{setting}.trainable")
     config = LoraConfig(
         r=what.rank,
         lora_alpha=what.alpha,
@@ -166,7 +136,7 @@ def _lora(base: Base, what: LoRA) -> Iterator[Trained]:
         wrapped = get_peft_model(base.model, config)
     except ValueError as error:
         _unwrap(base.model)
-        raise RecipeError(f"unlearn.trainable.targets: {what.targets!r}: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{setting}.trainable.targets: {what.targets!r}: {str(error).splitlines()[0]}") from None
     layers = {
         f"{path.replace('.base_layer', '')}.{adapted_parameter(layer)}": layer
         for path, layer in wrapped.base_model.model.named_modules()

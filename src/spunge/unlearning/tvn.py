@@ -11,12 +11,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from spunge.unlearning.batches import learned_tokens, share
-from spunge.unlearning.feed import forget_stream, total_steps
-from spunge.unlearning.loop import Loop, Loss, TrainingSettings
+from spunge.recipe.training import LoRA, Trainable
+from spunge.unlearning.feed import total_steps
+from spunge.unlearning.finetuning import fitting
+from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.scored import outputs
-from spunge.unlearning.trained import LoRA, Trainable, step_passes, stored_entries, training, training_mode
+from spunge.unlearning.trained import step_passes, stored_entries, training, training_mode
 
 
 class TVNSettings(TrainingSettings):
@@ -35,14 +35,8 @@ def passes(settings: TVNSettings, depth: int) -> float:
 
 def unlearn(task: Task, settings: TVNSettings) -> Branch:
     """Fine-tune on the forget texts, then subtract the change (task-vector negation)."""
-    batches = forget_stream(task, settings)
     with training(task.base, settings.trainable, task.seed) as trained:
-
-        def next_loss(_number: int) -> Loss:
-            batch = next(batches)
-            return Loss(outputs(trained.model, batch).mean() * share(batch, learned_tokens), {})
-
-        loop = Loop(task, settings, trained.parameters, next_loss, total_steps(task, settings), [batches])
+        loop = fitting(task, settings, trained, total_steps(task, settings))
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)

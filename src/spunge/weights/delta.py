@@ -132,8 +132,10 @@ class Delta:
         return change if isinstance(change, Tensor) else change.dense()
 
 
-def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any]) -> Delta:
-    """Write a delta. `info` joins `delta.json`; it must hold `base` (the base checkpoint's fingerprint).
+def write_delta(
+    folder: Path, changes: Mapping[str, Change], info: Mapping[str, Any], setting: str = "unlearn"
+) -> Delta:
+    """Write a delta. `info` joins `delta.json`; it must hold `base` (the base checkpoint's fingerprint). setting: for errors.
 
     Tensors whose change is all zero are left out. Raises RecipeError when a change is not finite and
     when nothing was changed at all.
@@ -157,12 +159,12 @@ def write_delta(folder: Path, changes: Mapping[str, Change], info: Mapping[str, 
             pieces = {name: change}
         pieces = {key: _plain(piece) for key, piece in pieces.items()}
         if not all(bool(torch.isfinite(piece).all()) for piece in pieces.values()):
-            raise RecipeError(f"unlearn: the change of {name!r} is not finite; lower unlearn.learning_rate")
+            raise RecipeError(f"{setting}: the change of {name!r} is not finite; lower {setting}.learning_rate")
         if all(bool(piece.any()) for piece in pieces.values()):
             stored.update(pieces)
             entries[name] = entry
     if not entries:
-        raise RecipeError("unlearn: nothing was changed; raise unlearn.learning_rate or the number of steps")
+        raise RecipeError(f"{setting}: nothing was changed; raise {setting}.learning_rate or the number of steps")
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, stored)
     content = {"format": FORMAT, **info, "tensors": entries}

@@ -15,6 +15,7 @@ from typing import Any
 from spunge.files import read_json
 
 NOTE = "converted.json"  # in a folder into which pickled or quantised weights were converted
+TAUGHT = "teaching.json"  # in that of a model that a run taught
 
 DESCRIBING = (
     *("config.json", "generation_config.json", "*processor_config.json"),
@@ -85,13 +86,16 @@ def _modules(values: list[Any]) -> Iterator[str]:
 
 
 def name_of(folder: Path) -> str:
-    """A model's name: its folder's, or that of the model that the folder was converted from."""
-    note = read_json(folder / NOTE)
-    return str(note["model"]) if isinstance(note, dict) and note.get("model") else folder.resolve().name
+    """A model's name: its folder's, or that of the model that the folder was converted or taught from."""
+    notes = [note for file in (TAUGHT, NOTE) if isinstance(note := read_json(folder / file), dict)]
+    return next((str(note["model"]) for note in notes if note.get("model")), folder.resolve().name)
 
 
 def note_of(folder: Path) -> str | None:
-    """What is to be said of a model that was quantised."""
+    """What is to be said of a model that was quantised, or that a run taught."""
+    told = read_json(folder / TAUGHT)
+    if isinstance(told, dict) and "rows" in told:
+        return f"the base is {name_of(folder)!r} after it was taught {told['rows']} rows ({TAUGHT} in its folder)"
     note = read_json(folder / NOTE)
     if not isinstance(note, dict) or not note.get("quantised"):
         return None

@@ -96,7 +96,9 @@ def test_relearning_on_few_steps_is_the_start_of_relearning_on_many(load: Callab
 def test_relearned_forget_rows_come_evenly_from_the_parts() -> None:
     def drawn(count: int, seed: int = 0) -> list[str]:
         found: list[str] = (
-            chosen(RelearnSettings(on="forget", samples=count), replace(BENCH, seed=seed)).table["text"].to_pylist()
+            chosen(RelearnSettings(on="forget", samples=count), Target(INNER, ITEMS), replace(BENCH, seed=seed))
+            .table["text"]
+            .to_pylist()
         )
         return found
 
@@ -118,7 +120,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
     def spy(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
         seen.append(bench.model)
         bench.progress(1, 2)
-        return [Measure("share", np.ones(1), np.ones(1), True)]
+        return [Measure("share", np.ones(1), np.ones(1), "known")]
 
     done: list[tuple[int, int]] = []
     bench = replace(BENCH, progress=lambda at, total, note="": done.append((at, total)))
@@ -137,7 +139,7 @@ def test_texts_written_by_an_attacked_model_are_kept_apart(load: Callable[..., A
 
 
 def test_a_measure_made_again_names_what_it_repeats() -> None:
-    measure = Measure("toxic", np.ones(2), np.ones(2), False, worst=True, chance=0.5)
+    measure = Measure("toxic", np.ones(2), np.ones(2), "bad", worst=True, chance=0.5)
     target = Target(INNER, ITEMS)
     found = target.again(measure, "quantised to int8")
     assert (found.metric, found.of, found.worst, found.chance) == ("toxic quantised to int8", "toxic", False, 0.5)
@@ -169,7 +171,12 @@ AUDITED = {"kind": "audit", "of": "choices"}
         ({"kind": "audit", "attack": "relearn", "of": "choicse"}, r"did you mean 'choices'"),
         ({**AUDITED, "attack": "membership", "source": "x.jsonl"}, r"evaluate\.of: attack membership measures nothing"),
         ({"kind": "audit", "attack": "membership"}, r"evaluate\.source: missing; attack membership needs rows"),
-        ({**AUDITED, "attack": "relearn", "limit": 3}, r"evaluate\.limit: attack relearn has no use for it"),
+        (
+            {**AUDITED, "attack": "relearn", "limit": 3},
+            r"evaluate\.limit: attack relearn reads no rows without a source",
+        ),
+        ({**AUDITED, "attack": {"kind": "relearn", "learning_rate": []}}, r"attack\.learning_rate"),
+        ({**AUDITED, "attack": {"kind": "relearn", "optimizer": "adam"}}, r"attack\.optimizer: 'adam'"),
         ({**AUDITED, "attack": "probe", "source": "x.jsonl"}, r"evaluate\.source: attack probe has no use for it"),
         (
             {"kind": "audit", "attack": "membership", "where": "true", "by": "x"},
@@ -233,6 +240,9 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
         {"of": "choices", "attack": {"kind": "prefix", "shots": 1}},
         {"of": "choices", "attack": "reword"},
         {"of": "choices", "attack": {"kind": "probe", "folds": 2}},
+        {"of": "forgotten", "attack": {"kind": "lens", "block": 1}},
+        {"of": "forgotten", "attack": {"kind": "ablate", "block": 1}},
+        {"of": "choices", "attack": {"kind": "suffix", "steps": 1, "candidates": 2, "items": 1}},
         {"attack": "membership", "source": str(unseen)},
     ]
     return {
@@ -281,7 +291,13 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     assert ("accuracy of a linear probe, block 2", "probe", "accuracy", 2) in attacks
     assert ("accuracy prefixed, best of 5", "prefix", None, None) in attacks
     metrics = {metric for _, _, metric in measured}
-    assert {"accuracy prefixed, best of 5", "accuracy reworded", "accuracy of a linear probe, block 2"} <= metrics
+    assert {"perplexity by the logit lens, block 1", "perplexity without the direction of refusal"} <= metrics
+    assert {
+        "accuracy with a searched suffix",
+        "accuracy prefixed, best of 5",
+        "accuracy reworded",
+        "accuracy of a linear probe, block 2",
+    } <= metrics
 
 
 def test_membership_is_measured_anew_when_the_forget_rows_change(

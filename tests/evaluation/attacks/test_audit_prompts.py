@@ -86,7 +86,7 @@ def test_default_prompts_and_retain_rows_come_before_the_question(
 
     def note(base: Any, settings: Any, items: pa.Table, bench: Bench) -> list[Measure]:
         given.append(items)
-        return [Measure("accuracy", np.zeros(items.num_rows), np.ones(items.num_rows), True)]
+        return [Measure("accuracy", np.zeros(items.num_rows), np.ones(items.num_rows), "known")]
 
     monkeypatch.setattr("spunge.evaluation.choices.CHOICES", replace(CHOICES, measure=note))
     base = load()

@@ -26,6 +26,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "reword": {},
     "prefix": {"shots": 1},
     "probe": {"folds": 2},
+    "lens": {"block": [1, 2]},
+    "ablate": {"block": 1},
+    "suffix": {"steps": 2, "tokens": 3, "candidates": 4, "items": 2},
     "membership": {},
 }
 QUESTIONS = pa.table(

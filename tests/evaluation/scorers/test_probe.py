@@ -14,7 +14,7 @@ import spunge
 from spunge.cli import app
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.scorers.probe import fit, load_probe, mean_states, text_states
+from spunge.evaluation.scorers.probe import fit, load_probe, pooled_states, text_states
 from spunge.evaluation.scorers.training import train_probe
 from spunge.recipe.loading import load_recipe
 from toys import ARCHITECTURES, texts
@@ -40,7 +40,7 @@ def trained(tiny: Callable[..., Path], write_rows: Callable[..., Path], tmp_path
 def test_states_are_the_means_of_the_models_own(load: Callable[..., Any], architecture: str) -> None:
     base = load(architecture)
     coded = [encode(Text("", text), base.tokenizer, 32) for text in texts("states", 5)]
-    found = mean_states(base, coded, [1, 2])
+    found = pooled_states(base, coded, [1, 2])
     for row, text in zip(found, coded, strict=True):
         with torch.no_grad():
             states = base.model(input_ids=torch.tensor([text.ids]), output_hidden_states=True).hidden_states

@@ -21,7 +21,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.choices import ChoicesSettings, answers_of
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.scorers.probe import mean_states
+from spunge.evaluation.scorers.probe import pooled_states
 from spunge.model.loading import Base
 from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
 
@@ -61,7 +61,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
     texts = [Text(row["question"], settings.separator + str(candidate)) for row in rows for candidate in row["choices"]]
     coded = [encode(text, base.tokenizer, base.reach(settings.max_length)) for text in texts]
     blocks = block_numbers(attack.block, base.depth)
-    states = np.split(mean_states(base, coded, blocks), len(blocks), axis=1)
+    states = np.split(pooled_states(base, coded, blocks), len(blocks), axis=1)
     measures: list[Measure] = []
     for number, (block, each) in enumerate(zip(blocks, states, strict=True), start=1):
         scores = out_of_fold(centred(each, owners), right, owners, attack, seed_for(bench.seed, "probe"))
@@ -70,7 +70,7 @@ def run(base: Base, attack: ProbeSettings, target: Target, bench: Bench) -> list
             "accuracy",
             np.array([float(guess == answer) for guess, answer in zip(best, answers, strict=True)]),
             np.ones(len(rows)),
-            higher_is_better=True,
+            higher="known",
             chance=float((1 / counts).mean()),
         )
         measures.append(target.again(plain, "of a linear probe", ", block {}", at=block, unit="block"))

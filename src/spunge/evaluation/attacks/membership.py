@@ -19,6 +19,7 @@ from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
+from spunge.evaluation.columns import sample_columns
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import token_logs
 from spunge.model.loading import Base
@@ -39,16 +40,7 @@ class MembershipSettings(AttackSettings):
 
 
 def columns(attack: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
-    given = {
-        "text": attack.text,
-        "prompt": attack.prompt,
-        "completion": attack.completion,
-        "messages": attack.messages,
-    }
-    named = {role: value for role, value in given.items() if value}
-    if named and set(named) not in ({"text"}, {"prompt", "completion"}, {"messages"}):
-        raise RecipeError("evaluate.attack: give either text, or prompt and completion, or messages")
-    return named or dict(forget)
+    return sample_columns(attack, forget, "evaluate.attack")
 
 
 def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) -> list[Measure]:
@@ -99,7 +91,7 @@ def _measure(
         f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
         np.concatenate([known, others]),
         np.concatenate([np.ones(len(known)), np.zeros(len(others))]),
-        higher_is_better=False,
+        higher="known",
         combine="auroc",
         subject=subject,
         chance=0.5,

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, StringConstraints
 
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+from spunge.evaluation.wording import any_of, plain
 
 # How a model declines, in lower case with straight apostrophes.
 REFUSALS = re.compile(
@@ -48,18 +49,6 @@ def is_refusal(text: str) -> bool:
     """It declines in its first two sentences."""
     opening = " ".join(re.split(r"(?<=[.!?\n])\s+", text.strip())[:2])
     return REFUSALS.search(plain(opening)) is not None
-
-
-def any_of(words: list[str]) -> Any:
-    """text -> whether it holds one of the words as a whole: `art` is not in `party`."""
-    spelled = "|".join(r"\s+".join(map(re.escape, plain(word).split())) for word in words)
-    pattern = re.compile(rf"(?<!\w)(?:{spelled})(?!\w)")
-    return lambda text: pattern.search(plain(text)) is not None
-
-
-def plain(text: str) -> str:
-    """In lower case, with straight apostrophes."""
-    return text.casefold().replace("’", "'")
 
 
 KEYWORDS = Scorer(settings=KeywordsSettings, source="plain words", load=load, instrument=instrument)

@@ -133,8 +133,9 @@ def default_blocks(depth: int) -> list[int]:
 
 
 @torch.inference_mode()
-def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> np.ndarray:
-    """Hidden states after each of the blocks, averaged over a text's tokens: (n, len(blocks) * hidden size) float32."""
+def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], last: bool = False) -> np.ndarray:
+    """Hidden states after each of the blocks, averaged over a text's tokens, or of its last one:
+    (n, len(blocks) * hidden size) float32."""
     modules = find_blocks(base.model)
     sizes = [len(text.ids) for text in coded]
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
@@ -151,7 +152,9 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
         batch = collate([coded[row] for row in rows], base.device)
         inner = getattr(base.model, base.model.base_model_prefix, base.model)  # without the output layer
         inner(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-        weights = batch.mask.float() / batch.mask.sum(dim=1, keepdim=True)
+        lengths = batch.mask.sum(dim=1, keepdim=True)
+        at = torch.arange(batch.mask.shape[1], device=lengths.device)
+        weights = (at == lengths - 1).float() if last else batch.mask.float() / lengths
         parts = [torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks]
         seen.clear()
         mean: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
@@ -168,10 +171,10 @@ def mean_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int]) -> 
 
 
 def text_states(base: Base, texts: Sequence[str], blocks: Sequence[int], max_length: int) -> np.ndarray:
-    """mean_states of plain texts; an empty one counts as its start token, or a space."""
+    """pooled_states of plain texts; an empty one counts as its start token, or a space."""
     coded = [encode(Text("", text), base.tokenizer, base.reach(max_length)) for text in texts]
     blank = encode(Text("", " "), base.tokenizer, max_length)
-    return mean_states(base, [each if each.ids else blank for each in coded], blocks)
+    return pooled_states(base, [each if each.ids else blank for each in coded], blocks)
 
 
 def fit(states: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Fitted:

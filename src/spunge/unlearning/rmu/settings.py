@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from spunge.errors import RecipeError
 from spunge.recipe.block import Strict
+from spunge.recipe.training import Trainable
 from spunge.unlearning.loop import TrainingSettings
-from spunge.unlearning.trained import Trainable
 
 TRAINED_BLOCKS = 3
 

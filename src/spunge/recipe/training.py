@@ -1,0 +1,90 @@
+"""How a model is trained, whatever for: the steps, the optimizer, the lengths, and which of its weights."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from spunge.recipe.block import Strict
+
+
+class LoRA(Strict):
+    """Low-rank factors beside the frozen weights (Hu et al. 2021), through peft."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1, description="r: rank of the factors.")
+    alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
+    dropout: float = Field(0.01, ge=0, lt=1, description="Share of the adapters' inputs that is dropped at each step.")
+    targets: list[str] | Literal["default", "all-linear"] = Field(
+        "default",
+        description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture.",
+    )
+
+
+class Selected(Strict):
+    """Some tensors in full, chosen by name."""
+
+    kind: Literal["tensors"] = "tensors"
+    match: list[str] = Field(min_length=1, description="Patterns of parameter names, such as '*.mlp.down_proj.weight'.")
+
+
+class Everything(Strict):
+    """Every tensor in full (full fine-tuning)."""
+
+    kind: Literal["all"] = "all"
+
+
+Optimizer = Literal["adamw", "sgd", "rmsprop"]
+Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
+
+
+class DescentSettings(Strict):
+    """What every training by gradients can be told."""
+
+    epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps for each part.")
+    batch_size: int = Field(8, ge=1, description="Forget samples a step.")
+    accumulation: int = Field(
+        1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Of the learning rate, down to 0."
+    )
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0.")
+    max_grad_norm: float | None = Field(None, gt=0, description="Gradients are scaled down to this norm.")
+    max_length: int = Field(256, ge=2, description="Tokens of a sample; longer ones are cut.")
+    packing: bool = Field(
+        False,
+        description="Fill sequences of max_length with plain texts, one after the other, in place of padding. Needs steps.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_length_wins(cls, values: Any) -> Any:
+        """Steps given without epochs replace a default of epochs, and the other way round."""
+        if isinstance(values, dict):
+            for given, other in (("steps", "epochs"), ("epochs", "steps")):
+                if values.get(given) is not None and other not in values:
+                    return {**values, other: None}
+        return values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "DescentSettings":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give either epochs or steps, not both (set the other to null)")
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give epochs or steps")
+        if self.packing and self.steps is None:
+            raise ValueError(
+                "packing: how many sequences an epoch has is known too late; give steps in place of epochs"
+            )
+        return self
+
+    def steps_for(self, rows: int) -> int:
+        """Optimizer steps for so many samples."""
+        if self.steps is not None:
+            return self.steps
+        batches = math.ceil(rows / self.batch_size)
+        return max(1, math.ceil(batches * (self.epochs or 0) / self.accumulation))
