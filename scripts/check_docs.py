@@ -115,18 +115,35 @@ results.value("merged", "Europe", "accuracy")
 [row.value for row in results.rows if row.stage == "merged" and row.group == "forget"]
 ```
 
+Every model says what made it: base, method and its settings, merge rule, density, scale, seeds. So runs stack into one table, here
+with pandas (which comes with datasets):
+
+```python
+import pandas as pd
+
+
+def table(folder):
+    results = spunge.read_results(folder)
+    rows, models = (pd.DataFrame([vars(each) for each in some]) for some in (results.rows, results.models))
+    return rows.merge(models, on="stage").assign(run=str(folder))
+
+
+runs = pd.concat([table("runs/ties"), table("runs/average")])
+runs[(runs.kind == "merged") & (runs.group == "forget")].pivot_table("value", ["metric", "subject"], ["rule", "scale"])
+```
+
 - The file is valid JSON. A number that JSON has no word for is one of the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, as in
   Protocol Buffers' JSON; Python's `float` and JavaScript's `Number` take them. A bare `NaN`, which earlier versions wrote, and a
   score that is null are read as NaN.
-- What is not known of a row is left out of it.
+- What is not known of a row or of a model is left out of it.
 - What a row is about stands in its fields. Names are for people: nothing has to be read out of a metric's, subject's or stage's.
 - Files of earlier versions, which have no `models`, are read: there the names say it, as they did then.
 - A file that was cut off or changed, or is of something else, is refused in one line with its name and the place in it.
 
-Fields that earlier versions did not have: `models`; of rows `wanted`, `evaluation`, `group`, `worst_of`, `attack`, `label`,
-`curve`, `at` and `unit`; of differences `wanted`; of evaluations `settings`. `higher_is_better` of rows and differences is gone:
-it was wrong of what is to be forgotten, and `wanted` says which way is good row by row. Where an earlier file has it, it is read
-as `wanted`. No metric or subject is called otherwise.
+Fields that earlier versions did not have: `models`, of which `base` to `seeds` are younger than the rest; of rows `wanted`,
+`evaluation`, `group`, `worst_of`, `attack`, `label`, `curve`, `at` and `unit`; of differences `wanted` and `changed`; of
+evaluations `settings`. `higher_is_better` of rows and differences is gone: it was wrong of what is to be forgotten, and `wanted`
+says which way is good row by row. Where an earlier file has it, it is read as `wanted`. No metric or subject is called otherwise.
 """
 
 

@@ -2,8 +2,8 @@
 
     python scripts/check_package.py
 
-The environments take the dependencies from the one that runs this; the package itself comes from the built file alone. Fails where
-a file of src/ is missing in either, or where the installed command does not work.
+The environments take the dependencies, and what builds the package, from the one that runs this; the package itself comes from the
+built file alone. Fails where a file of src/ is missing in either, or where the installed command does not work.
 """
 
 import os
@@ -29,7 +29,7 @@ unlearn: {method: ga, steps: 1, trainable: {kind: all}}
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run([sys.executable, "-m", "build", "--outdir", work / "dist", ROOT], work)
+        run([sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", ROOT], work)
         (wheel,), (sdist,) = (work / "dist").glob("*.whl"), (work / "dist").glob("*.tar.gz")
         compare(wheel, sdist)
         for built in (wheel, sdist):
@@ -61,13 +61,14 @@ def compare(wheel: Path, sdist: Path) -> None:
 
 def try_out(built: Path, folder: Path) -> None:
     """Install a built file and run the command from an empty folder."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     own = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).strip())
     # A line that names a folder adds it behind the environment's own, and reads no .pth file in it: an editable spunge there is
     # not seen.
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run([python, "-m", "pip", "install", "--quiet", "--no-deps", built], folder)
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run([*pip, "--no-index", "--no-deps", "--no-build-isolation", built], folder)
     where = run([python, "-c", "import spunge; print(spunge.__file__)"], folder).strip()
     if not Path(where).is_relative_to(own):
         sys.exit(f"{built.name}: spunge was imported from {where}")

@@ -84,7 +84,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
             from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
             torch.manual_seed(0)
-            config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
+            config = AutoConfig.for_model(architecture, **{**ARCHITECTURES.get(architecture, {}), **changes})
             model = AutoModelForCausalLM.from_config(config).to(dtype)
             folder = tmp_path_factory.mktemp(architecture)
             model.save_pretrained(folder)

@@ -35,6 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "fluency": {"judge": "some/model"},
     "harm": {"judge": "some/model"},
     "match": {"unwanted": "answer"},
+    "evaluators/membership": {"member": "seen"},
     "lm_eval": {"tasks": ["piqa"]},
     "classifier": {"path": "some/model"},
     "scorers/probe": {"path": "some/folder"},

@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import spunge
 from spunge.errors import RecipeError
 from spunge.results import (
     Difference,
@@ -36,7 +39,22 @@ COUNTS = st.none() | st.integers(0, 10**6)
 MODELS = (
     Model(stage="base", kind="base", name="base"),
     Model(stage="branch:p", kind="branch", name="p: \x1b"),
-    Model(stage="merged", kind="merged", name="merged"),
+    Model(
+        stage="merged",
+        kind="merged",
+        name="merged",
+        base="org/model",
+        base_fingerprint="f" * 64,
+        train="parts",
+        parts=("p",),
+        method="npo",
+        settings={"beta": 0.1, "trainable": {"kind": "lora"}},
+        rule="ties",
+        density=0.2,
+        scale=1.0,
+        merge={"dtype": "base"},
+        seeds=(0, 1),
+    ),
 )
 ROWS = st.builds(
     Row,
@@ -90,6 +108,28 @@ def whole(rows: list[Row], number: float = 0.5, instrument: Any = None) -> Resul
 
 
 ONE = Row(stage="merged", subject="p", metric="m", value=0.5, low=0.4, high=0.6, n=4, wanted="down", group="forget")
+
+
+def test_the_example_with_pandas_stacks_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands in docs/results-json.md; two runs that differ in their merge."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "results-json.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    [example] = [block for block in blocks if "pandas" in block]
+    for name, rule, scale in (("ties", "ties", 2.0), ("average", "average", 1.0)):
+        models = (
+            MODELS[0],
+            replace(MODELS[2], method="rmu", settings={"layer": 7}, rule=rule, scale=scale, seeds=(0, 1)),
+        )
+        rows = (replace(ONE, value=scale / 4), replace(ONE, subject="other", group="keep"))
+        write_results(Results(rows=rows, models=models, stages=("base", "merged"), folder=tmp_path / "runs" / name))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"spunge": spunge}
+    *lines, last = example.strip().splitlines()
+    exec("\n".join(lines), names)
+    assert (len(names["runs"]), set(names["runs"].method)) == (4, {"rmu"})
+    shown = eval(last, names)
+    assert shown.to_dict() == {("average", 1.0): {("m", "p"): 0.25}, ("ties", 2.0): {("m", "p"): 0.5}}
 
 
 @settings(max_examples=40, deadline=None)

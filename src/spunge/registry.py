@@ -208,6 +208,7 @@ EVALUATORS: "Registry[Evaluator[Any]]" = Registry(
         "lm_eval": "spunge.evaluation.benchmarks:BENCHMARKS",
         "memorization": "spunge.evaluation.memorization:MEMORIZATION",
         "match": "spunge.evaluation.match:MATCH",
+        "membership": "spunge.evaluation.membership:MEMBERSHIP",
         "audit": "spunge.evaluation.audit:AUDIT",
     },
 )

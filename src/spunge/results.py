@@ -100,6 +100,32 @@ class Model:
         Field(description="What it is. reference: not unlearned, to compare with; other: of another program's file."),
     ]
     name: Annotated[str, Field(description="A branch's part, a control's or a reference's name, else the stage.")]
+    base: Annotated[str | None, Field(description="The model that the recipe names: Hub id or folder.")] = None
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of it.")] = None
+    base_fingerprint: Annotated[
+        str | None, Field(description="Of the weights of the stage `base`, which this model is made from.")
+    ] = None
+    train: Annotated[
+        Literal["parts", "joint", "random", "sequential"] | None,
+        Field(
+            description="How the parts were unlearned: each from the base, all at once, dealt out at random, in a row."
+        ),
+    ] = None
+    parts: Annotated[
+        tuple[str, ...] | None,
+        Field(description="What was unlearned, in that order; `random N` of rows dealt out at random."),
+    ] = None
+    method: Annotated[str | None, Field(description="The unlearning method.")] = None
+    settings: Annotated[
+        Mapping[str, Any] | None, Field(description="The method's, with what it chose itself (at the first seed).")
+    ] = None
+    rule: Annotated[str | None, Field(description="The merge rule; none where nothing was merged.")] = None
+    density: Annotated[Real | None, Field(description="The rule's, where it is one number.")] = None
+    scale: Annotated[Real | None, Field(description="The rule's.")] = None
+    merge: Annotated[Mapping[str, Any] | None, Field(description="The rule's other settings.")] = None
+    seeds: Annotated[
+        tuple[Count, ...] | None, Field(description="It was trained once with each; none where all share it.")
+    ] = None
 
     @property
     def label(self) -> str:

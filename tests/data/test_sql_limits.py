@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -158,7 +159,7 @@ def test_a_function_that_hears_nothing_does_not_hold_the_command() -> None:
 def test_an_expression_beyond_the_memory_is_refused_and_nothing_goes_to_the_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(query, "MEMORY", "40MB")
+    monkeypatch.setattr(query, "memory", lambda: "40MB")
     monkeypatch.chdir(tmp_path)
     asked = Query(Records(pa.table({"text": ["a"]})))
     with pytest.raises(RecipeError, match=r"^split.by: .* needs more memory than there is$"):
@@ -166,3 +167,13 @@ def test_an_expression_beyond_the_memory_is_refused_and_nothing_goes_to_the_disk
             "(SELECT count(DISTINCT CAST(i AS VARCHAR) || repeat('x', 90)) FROM range(3000000) t(i))", "split.by"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sql_may_take_half_of_the_memory() -> None:
+    if int(duckdb.__version__.partition(".")[0]) < 2:
+        pytest.skip("before 2.0 DuckDB takes no percentage")
+    with duckdb.connect(config={"memory_limit": "50%"}) as connection:
+        (half,) = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0]
+    (number, unit), (expected, expected_unit) = query.memory().split(), half.split()
+    assert unit == expected_unit
+    assert float(number) == pytest.approx(float(expected), rel=0.02)

@@ -49,10 +49,15 @@ QUICK: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lm_eval": ({"tasks": ["toy"], "include_path": ["TASKS"]}, {}),
     "memorization": ({"paraphrased": "p", "perturbed": "w", "generation": SHORT}, ANSWERED),
     "match": ({"unwanted": "w", "generation": SHORT}, {**PROMPTS, "unwanted": [["paris", "rome"]] * COUNT}),
+    "membership": (
+        {"member": "m", "scores": ["loss", "zlib", "min_k", "min_k++", "gradient"]},
+        {**TEXTS, "member": [True, False] * 3},
+    ),
     "audit": ({"attack": "quantise", "of": "texts"}, TEXTS),
 }
 NEEDS = {
     "similarity": "sentence_transformers",
+    "membership": "sklearn",
     "memorization": "rouge_score",
     "lm_eval": "lm_eval",
 }  # packages of the extra `judge`

@@ -10,11 +10,14 @@ import torch
 
 from spunge.data.samples import IGNORED, Encoded
 from spunge.errors import RecipeError
+from spunge.evaluation.attacks.direction import ablated
+from spunge.evaluation.attacks.lens import read_after
 from spunge.evaluation.choices import all_likelihoods
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.reading import Reading, reading_of
+from spunge.model.architecture import find_blocks, hidden_of
 from spunge.model.loading import Base, load_base
 from spunge.progress import SILENT
 from spunge.recipe.schema import ModelSettings
@@ -98,6 +101,29 @@ def test_scores_and_texts_are_those_of_one_text_alone(
     prompts = ["ab", "a longer prompt of words", "and one that is the longest of all of them by far"]
     written = completions(base, prompts, GenerationSettings(max_new_tokens=6), Bench("base", "x", tmp_path, tmp_path))
     assert [text for [text] in written] == [continued(base, prompt, 6) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "bloom", "openai-gpt", "jamba"])
+@torch.no_grad()
+def test_no_block_writes_along_a_direction_that_is_ablated(tiny_base: Callable[[str], Base], kind: str) -> None:
+    model, ids = tiny_base(kind).model, torch.randint(7, 250, (1, 9), generator=torch.Generator().manual_seed(0))
+    plain = model(ids).logits
+    seen: list[torch.Tensor] = []
+    size = model.get_input_embeddings().embedding_dim
+    unit = torch.nn.functional.normalize(torch.randn(size, generator=torch.Generator().manual_seed(1)), dim=0)
+    with ablated(model, unit):
+        hooks = [
+            block.register_forward_hook(lambda _module, _inputs, output: seen.append(hidden_of(output)))
+            for block in find_blocks(model)
+        ]
+        changed = model(ids).logits
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == len(find_blocks(model))
+    assert max(float((states @ unit).abs().max()) for states in seen) < 1e-5
+    assert not torch.allclose(changed, plain, atol=1e-4)
+    with read_after(model, len(find_blocks(model)) - 1):
+        assert torch.equal(model(ids).logits, plain)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet", "paligemma"])

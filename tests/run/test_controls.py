@@ -15,7 +15,9 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.schema import Control
+from spunge.run.outcome import described
 from spunge.run.stages import lineups
+from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -51,6 +53,39 @@ def weight_of(recipe: dict[str, Any], out: Path, stage: str, *overrides: str) ->
         found = base.parameters[NAME].detach().clone()
     assert torch.equal(base.parameters[NAME], before)
     return found
+
+
+def test_every_model_says_what_made_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    ties = {"name": "ties-2", "merge": {"rule": "ties", "density": [0.5, 0.1], "scale": 2}}
+    recipe = load_recipe({**toy_recipe, "controls": ["joint", "random", "sequential", ties]}, ["seed=3", "seeds=2"])
+    seeds = lineups(recipe, tmp_path)
+    models = {model.name: described(model, seeds) for model in seeds[0].models}
+    base, merged = models["base"], models["merged"]
+    assert (base.base, base.method, base.seeds) == (toy_recipe["model"]["path"], None, None)
+    assert {model.base_fingerprint for model in models.values()} == {
+        Checkpoint(seeds[0].inputs.base.folder).fingerprint()
+    }
+    assert (merged.train, merged.parts, merged.seeds) == ("parts", ("asia", "europe"), (3, 4))
+    assert (merged.rule, merged.density, merged.scale) == ("ties", recipe.merge.density, 1.0)
+    assert merged.method == recipe.unlearn.method
+    assert merged.settings is not None
+    assert {"method": merged.method, **merged.settings} == recipe.unlearn.model_dump(mode="json")
+    assert merged.merge is not None
+    rest = {"rule": merged.rule, "density": merged.density, "scale": merged.scale, **merged.merge}
+    assert rest == recipe.merge.model_dump(mode="json")
+    assert (models["branch:europe"].parts, models["branch:europe"].rule) == (("europe",), None)
+    made = {name.partition(":")[2]: model for name, model in models.items() if model.kind == "control"}
+    assert [(model.train, model.rule) for model in made.values()] == [
+        ("joint", None),
+        ("random", "ties"),
+        ("sequential", None),
+        ("parts", "ties"),
+    ]
+    assert made["random"].parts == ("random 1", "random 2")
+    # A density for each branch is no number, and stands with the rule's other settings.
+    assert (made["ties-2"].density, made["ties-2"].scale) == (None, 2.0)
+    assert made["ties-2"].merge is not None
+    assert made["ties-2"].merge["density"] == [0.5, 0.1]
 
 
 def test_short_names_stand_for_whole_controls(toy_recipe: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from spunge.unlearning.loop import History, Loop
 from spunge.unlearning.method import Task
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
-from spunge.unlearning.reference import base_logits
-from spunge.unlearning.scored import scored
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import outputs, scored
 from spunge.unlearning.simnpo import simple_preference
 from spunge.unlearning.sku import Answers
 from spunge.unlearning.trained import training
@@ -61,6 +61,9 @@ class Bigram(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> SimpleNamespace:
         return SimpleNamespace(logits=self.table(input_ids))
+
+    def get_output_embeddings(self) -> None:
+        return None
 
 
 def letters() -> Base:
@@ -416,7 +419,7 @@ def test_only_answers_are_scored_each_by_the_place_before_it() -> None:
     wanted = [(0, 1, 2), (0, 2, 3), (1, 0, 1), (1, 1, 3)]  # row, place, the label that follows
     assert found.labels.tolist() == [label for _, _, label in wanted]
     assert found.rows.tolist() == [row for row, _, _ in wanted]
-    assert found.logits.tolist() == [logits[row, place].tolist() for row, place, _ in wanted]
+    assert found.logits_of(found.states).tolist() == [logits[row, place].tolist() for row, place, _ in wanted]
     losses = []
     for row, place, label in wanted:
         values = logits[row, place].tolist()
@@ -436,8 +439,8 @@ def test_prompts_and_padding_have_no_gradient_in_any_loss() -> None:
         lambda found: negative_preference(found.sums(), torch.zeros(3), 0.5),
         lambda found: simple_preference(found.sums() / found.lengths(), 2.0, 0.0),
         lambda found: weighted_ascent(found.losses(), 1.0),
-        lambda found: adjusted_distillation(found, base, 2.0),
-        lambda found: divergence(found, base),
+        lambda found: adjusted_distillation(found, base.__getitem__, 2.0),
+        lambda found: divergence(found, base.__getitem__),
     ):
         logits = torch.randn(3, 4, 5, requires_grad=True)
         loss(scored(logits, batch)).backward()
@@ -455,9 +458,9 @@ def test_the_label_of_what_is_ignored_is_never_an_index() -> None:
     pushed = [1 / 128] * 128
     pushed[7] = 0.0
     expected = -sum(
-        p / sum(pushed) * log for p, log in zip(pushed, found.logits.log_softmax(-1)[0].tolist(), strict=True)
+        p / sum(pushed) * log for p, log in zip(pushed, found.log_probabilities(slice(0, 1))[0].tolist(), strict=True)
     )
-    assert float(adjusted_distillation(found, base, 1000.0)) == pytest.approx(expected, rel=1e-5)
+    assert float(adjusted_distillation(found, base.__getitem__, 1000.0)) == pytest.approx(expected, rel=1e-5)
 
 
 # The reference.
@@ -513,18 +516,18 @@ def test_the_reference_is_the_untouched_base_whatever_the_state_of_training(
     assert base.model.config.resid_pdrop > 0
     batch = collate([Encoded([5, 6, 7, 8], [5, 6, 7, 8]), Encoded([9, 10], [9, 10])])
     with torch.no_grad():
-        expected = base.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        expected = outputs(base.model, batch).log_probabilities(slice(None))
     with training(base, what, 1) as trained:
         for mode in (True, False):
             trained.model.train(mode)
             with torch.no_grad():
                 for parameter in trained.parameters:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-            found = base_logits(trained, batch)
+            found = base_outputs(trained, batch).log_probabilities(slice(None))
             assert torch.equal(found, expected)
             assert not found.requires_grad
             assert all(module.training == mode for module in trained.model.modules())
-            mine = trained.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+            mine = outputs(trained.model, batch).log_probabilities(slice(None))
             assert (mine - expected).abs().max() > 0.01
             # The weights in training are there again, and their gradient too.
             mine.square().mean().backward()

@@ -1,10 +1,25 @@
 """The places of a batch that are learned, and the losses there."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from spunge.data.samples import IGNORED, Batch
-from spunge.unlearning.scored import scored
+import spunge.unlearning.scored
+from spunge.data.samples import IGNORED, Batch, Encoded, collate
+from spunge.recipe.training import Everything, LoRA, Selected
+from spunge.unlearning.head import head_of
+from spunge.unlearning.npo import negative_preference
+from spunge.unlearning.outputs import divergence
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import Scored, outputs, scored
+from spunge.unlearning.trained import training
+from spunge.unlearning.undial import adjusted_distillation
+from spunge.unlearning.wga import weighted_ascent
+from toys import SMALL
 
 
 def test_losses_are_those_of_the_labelled_tokens_given_what_stands_before_them() -> None:
@@ -16,3 +31,125 @@ def test_losses_are_those_of_the_labelled_tokens_given_what_stands_before_them()
     assert found.losses().tolist() == pytest.approx([float(value) for value in expected], abs=1e-6)
     assert found.sums().tolist() == pytest.approx([float(sum(expected[:2])), float(sum(expected[2:]))], abs=1e-5)
     assert found.lengths().tolist() == [2, 2]
+
+
+# In pieces, from what the output layer reads.
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "as it is": ("llama", {}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "scaled": ("granite", {"logits_scaling": 3.0}),
+    "scaled up": ("cohere", {"logit_scale": 0.25}),
+    "squashed": ("gemma2", {"final_logit_softcapping": 5.0, "initializer_range": 0.5}),
+    "with a bias": ("phi", {}),
+    "a state-space model's": ("mamba", {"state_size": 4}),
+}
+TRAINED: dict[str, LoRA | Selected | Everything] = {
+    "factors": LoRA(rank=2, dropout=0, targets="all-linear"),
+    "factors of the output layer": LoRA(rank=2, dropout=0, targets=["lm_head"]),
+    "the last block": Selected(match=["*.1.*weight"]),
+    "all": Everything(),
+}
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every model with factors, every way on the plain one, and the ways in which a tied layer is trained."""
+    ways = [("as it is", way) for way in TRAINED]
+    return [*((kind, "factors") for kind in KINDS if kind != "as it is"), *ways, ("tied", "all"), ("squashed", "all")]
+
+
+LOSSES: dict[str, Callable[[Scored, Any], Tensor]] = {
+    "mean": lambda found, base: found.mean(),
+    "sums": lambda found, base: negative_preference(found.sums(), base.sums() - 1, 0.5),
+    "weighted": lambda found, base: weighted_ascent(found.losses(), 2.0),
+    "divergence": lambda found, base: divergence(found, base.log_probabilities),
+    "distillation": lambda found, base: adjusted_distillation(found, base.log_probabilities, 3.0),
+}
+
+
+@pytest.mark.parametrize(("kind", "way"), cases())
+def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    monkeypatch.setattr(spunge.unlearning.scored, "token_losses", exact_losses)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the arithmetic in float64
+    name, changes = KINDS[kind]
+    base = load(name, **{**SMALL, "head_dim": 8, "num_hidden_layers": 2, **changes})
+    base.model.double()
+    batch = collate([Encoded([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9]), Encoded([9, 10, 11], [9, 10, 11])])
+    with torch.no_grad():
+        before = scored(base.model(batch.ids, attention_mask=batch.mask).logits, batch)
+    with training(base, TRAINED[way], 0) as trained:
+        with torch.no_grad():
+            for parameter in trained.parameters:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for loss in LOSSES.values():
+            whole = loss(scored(trained.model(batch.ids, attention_mask=batch.mask).logits, batch), before)
+            expected = torch.autograd.grad(whole, trained.parameters, allow_unused=True)
+            monkeypatch.setattr(spunge.unlearning.scored, "PIECE", {"cpu": 8 * 128 // (8 if way == "all" else 1)})
+            monkeypatch.setattr(spunge.unlearning.scored, "TRAINED", 1)
+            found = outputs(trained.model, batch)
+            assert found.states.shape == (5, 32)
+            assert len(found.places()) > 1
+            in_pieces = loss(found, base_outputs(trained, batch))
+            gradients = torch.autograd.grad(in_pieces, trained.parameters, allow_unused=True)
+            torch.testing.assert_close(in_pieces, whole, rtol=1e-9, atol=1e-12)
+            for gradient, wanted in zip(gradients, expected, strict=True):
+                assert (gradient is None) == (wanted is None)
+                if wanted is not None:
+                    torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
+
+
+def test_no_tensor_of_all_places_and_the_whole_vocabulary_is_made(load: Callable[..., Any]) -> None:
+    base = load(vocab_size=30_000)
+    batch = collate([Encoded(list(range(5, 105)), list(range(5, 105)))] * 8)
+    assert 5 * spunge.unlearning.scored.PIECE["cpu"] < 8 * 99 * 30_000 * 4
+    with training(base, LoRA(rank=2), 0) as trained, Sizes() as sizes:
+        (
+            outputs(trained.model, batch).mean()
+            + divergence(outputs(trained.model, batch), base_outputs(trained, batch).log_probabilities)
+        ).backward()
+    assert sizes.largest <= spunge.unlearning.scored.PIECE["cpu"]
+
+
+def test_finding_out_what_follows_the_output_layer_leaves_the_random_numbers_to_come(load: Callable[..., Any]) -> None:
+    base = load("gpt2")
+    batch = collate([Encoded([5, 6, 7], [5, 6, 7])])
+    base.model.train()
+    before = torch.get_rng_state()
+    assert head_of(base.model, batch) is not None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert base.model.training
+
+
+def test_a_model_that_makes_something_else_of_its_output_is_called_as_a_whole(load: Callable[..., Any]) -> None:
+    base = load()
+    batch = collate([Encoded([5, 6, 7], [5, 6, 7])])
+    forward = base.model.forward
+
+    def reversed_logits(*arguments: Any, **options: Any) -> Any:
+        out = forward(*arguments, **options)
+        out.logits = out.logits.flip(-1)
+        return out
+
+    base.model.forward = reversed_logits
+    assert head_of(base.model, batch) is None
+    logits = base.model(batch.ids, attention_mask=batch.mask).logits
+    assert torch.equal(outputs(base.model, batch).losses(), scored(logits, batch).losses())
+
+
+class Sizes(TorchDispatchMode):
+    """The bytes of the largest tensor that anything inside the block makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(each, Tensor):
+                self.largest = max(self.largest, each.numel() * each.element_size())
+        return made
+
+
+def exact_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -189,6 +189,10 @@ def test_a_tensor_that_a_model_lacks_is_named_whatever_the_names(
 def test_a_model_that_transformers_saves_again_under_another_kind_is_the_same(
     base_of: Callable[..., Path], tmp_path: Path
 ) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if "internlm3" not in CONFIG_MAPPING:
+        pytest.skip("this transformers knows no internlm3")
     base = shutil.copytree(base_of("llama"), tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "model_type": "internlm3"}))

@@ -210,7 +210,6 @@ def test_a_base_whose_weights_have_scales_that_the_model_does_not_read_is_refuse
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no such dtype")
 @pytest.mark.parametrize("side", ["base", "model"])
 def test_powers_of_two_are_refused_by_the_name_of_their_dtype(
     tiny: Callable[..., Path], tmp_path: Path, side: str

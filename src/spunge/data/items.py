@@ -1,6 +1,6 @@
 """The rows that an evaluation measures, and the subjects that each of them counts for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,9 +16,10 @@ from spunge.data.split import draw, rendering_of, seed_for, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
-from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, evaluation_name
+from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, Source, evaluation_name
 
 EVERYTHING = "all"
+MEMBER = "member"  # the role that says whether a row is one of those whose knowledge is measured, or to compare with
 TEXTS = (
     "text",
     "prompt",
@@ -41,15 +42,80 @@ class Items:
     overall: str | None = None  # the subject that holds every item
 
 
-def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, str], setting: str) -> Items:
+def read_items(
+    recipe: Recipe,
+    entry: EvaluatorSettings,
+    columns: Mapping[str, str],
+    setting: str,
+    others: list[Source] | None = None,
+) -> Items:
     """Read one evaluation's rows. `columns` maps the evaluator's roles to columns or SQL expressions.
 
-    Raises RecipeError for a bad source, condition or expression, and when no row is left.
+    others: the source of rows that are no members, as against the evaluation's own. They, or those that the role `member` says are
+    none, count for every subject, and name none. Raises RecipeError for a bad source, condition or expression, and when no row
+    is left.
     """
     query = Query(read_rows(entry.source or recipe.forget.source, f"{setting}.source"))
     rows = query.where(entry.where, f"{setting}.where")
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
     rows = draw(rows, entry.limit, seed_for(0, "items"))
+    items = _items(recipe, query, rows, columns, setting)
+    by: str | AttributeSettings | None = entry.by
+    if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
+        by = recipe.split.by
+    named: Sequence[Sequence[str]] = [()] * len(rows)
+    if by is not None:
+        named = subjects_of(query, rows, by, recipe.split, columns, f"{setting}.by")
+    if others is not None:
+        items = _with_others(recipe, entry, items, others, columns, setting)
+    members = _members(items, setting)
+    subjects: dict[str, list[int]] = {}
+    for item, names in enumerate(named):
+        for name in names if members[item] else ():
+            subjects.setdefault(name, []).append(item)
+    overall = entry.subject or (None if subjects else EVERYTHING)
+    if overall is not None:
+        subjects[overall] = np.flatnonzero(members).tolist()
+    outside = np.flatnonzero(~members)
+    arrays = {name: np.concatenate([np.array(own, dtype=int), outside]) for name, own in subjects.items()}
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
+
+
+def _with_others(
+    recipe: Recipe,
+    entry: EvaluatorSettings,
+    items: pa.Table,
+    others: list[Source],
+    columns: Mapping[str, str],
+    setting: str,
+) -> pa.Table:
+    """The items, and behind them rows of another source that are no members; `member` tells which is which."""
+    query = Query(read_rows(others, f"{setting}.non_members"))
+    rows = draw(np.arange(query.rows), entry.limit, seed_for(0, "items"))
+    both = [items, _items(recipe, query, rows, columns, f"{setting}.non_members")]
+    told = [
+        table.append_column(MEMBER, pa.array([own] * table.num_rows, pa.bool_()))
+        for own, table in zip((True, False), both, strict=True)
+    ]
+    return pa.concat_tables(told, promote_options="permissive")
+
+
+def _members(items: pa.Table, setting: str) -> np.ndarray:  # (n,) of bool
+    """Which items are members, where the rows tell; all where they do not. Raises RecipeError for what is neither yes nor no."""
+    if MEMBER not in items.column_names:
+        return np.ones(items.num_rows, dtype=bool)
+    values = items[MEMBER].to_pylist()
+    for at, value in enumerate(values):
+        if value not in (0, 1):  # False and True too
+            number = items[ROW][at].as_py()
+            raise RecipeError(
+                f"{setting}.{MEMBER}: row {number}: {value!r} is neither true nor false; give a condition, such as split = 'train'"
+            )
+    return np.array(values, dtype=bool)
+
+
+def _items(recipe: Recipe, query: Query, rows: np.ndarray, columns: Mapping[str, str], setting: str) -> pa.Table:
+    """The given rows, one column per role, texts as forget's rows are rendered."""
     refuse_files_without(query, columns, rows, setting)
     items = taken(query.project(columns, f"{setting}."), rows)
     for role, given in columns.items():
@@ -62,21 +128,8 @@ def read_items(recipe: Recipe, entry: EvaluatorSettings, columns: Mapping[str, s
         items = sample_table(told, rendering, setting, query.records.numbers(rows), named, tools)
         for role in beside.column_names:
             items = items.append_column(role, beside[role])
-    else:
-        items = items.append_column(ROW, pa.array(query.records.numbers(rows), pa.int64()))
-    by: str | AttributeSettings | None = entry.by
-    if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
-        by = recipe.split.by
-    subjects: dict[str, list[int]] = {}
-    if by is not None:
-        for item, names in enumerate(subjects_of(query, rows, by, recipe.split, columns, f"{setting}.by")):
-            for name in names:
-                subjects.setdefault(name, []).append(item)
-    overall = entry.subject or (None if subjects else EVERYTHING)
-    if overall is not None:
-        subjects[overall] = list(range(len(rows)))
-    arrays = {name: np.array(members) for name, members in subjects.items()}
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
+        return items
+    return items.append_column(ROW, pa.array(query.records.numbers(rows), pa.int64()))
 
 
 def _refuse_gaps(query: Query, column: pa.ChunkedArray, role: str, given: str, rows: np.ndarray, setting: str) -> None:

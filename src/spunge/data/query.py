@@ -26,7 +26,6 @@ ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
 GRACE = 5.0  # more, in which what is stopped ends by itself; some functions look at nothing until they are through
-MEMORY = "50%"  # of the machine's, or of what its container may have
 LISTS = ("unnest", "range", "generate_series")  # functions that make a table and read nothing but their arguments
 TELLING = re.compile(r"(pg|has|duckdb|current|pragma)_\w+|version|query|session_user|user|get_users|getenv|getvariable")
 BATCH = 1 << 13  # rows of a piece of a result: a column of text takes 2 GB a piece at the most
@@ -40,6 +39,16 @@ SESSION = {
     "current_catalog",
     "current_database",
 }
+
+
+@cache
+def memory() -> str:
+    """Half of the machine's memory, or of what its container may have: DuckDB's own limit is four fifths of it. DuckDB before 2.0
+    takes no percentage."""
+    with duckdb.connect() as connection:
+        (limit,) = connection.execute("SELECT current_setting('memory_limit')").fetchall()[0]
+    number, unit = limit.split()
+    return f"{float(number) * 5 / 8:.2f} {unit}"
 
 
 class Query:
@@ -57,7 +66,7 @@ class Query:
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
                 "python_enable_replacements": "false",
-                "memory_limit": MEMORY,
+                "memory_limit": memory(),
                 "temp_directory": "",  # rows are not written to the disk
                 "preserve_insertion_order": "true",
             }

@@ -11,7 +11,7 @@ import pyarrow as pa
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import EvaluatorSettings, Recipe
+from spunge.recipe.schema import EvaluatorSettings, Recipe, Source
 from spunge.recipe.training import Optimizer
 from spunge.registry import summary_of
 from spunge.results import Higher
@@ -25,7 +25,8 @@ class Measure:
     """A metric over items. As a ratio of sums: accuracy is right / 1, log-perplexity is negative log-likelihood / tokens.
 
     As `auroc`, numerator holds each item's score and denominator its class, 1 or 0: the chance that an item of class 1
-    scores higher than one of class 0.
+    scores higher than one of class 0. As `detected`: the share of class 1 found where at most the share `false` of class 0 is
+    taken for it.
     """
 
     metric: str
@@ -33,7 +34,8 @@ class Measure:
     denominator: np.ndarray  # (n,)
     higher: Higher  # what a higher value says: `known`, `unknown`, `good`, `bad`; None: none of these
     transform: Literal["none", "exp"] = "none"  # of the ratio
-    combine: Literal["ratio", "auroc"] = "ratio"
+    combine: Literal["ratio", "auroc", "detected"] = "ratio"
+    false: float | None = None  # of `detected`: the share of class 0 that may be taken for class 1
     subject: str | None = (
         None  # measured on this subject alone, whose items the arrays hold; None: on the evaluation's own
     )
@@ -139,6 +141,8 @@ class Evaluator(Generic[S]):
     measure: Callable[[Base, S, pa.Table, Bench], list[Measure]]
     # (settings, the forget set's text columns) -> role: column or SQL expression over the rows.
     columns: Callable[[S, Mapping[str, str]], dict[str, str]]
+    # The source of rows that the model has not seen, beside those that it may have: read with the same columns.
+    others: Callable[[S], list[Source] | None] = lambda settings: None
     # What it measures with beyond the settings, such as a scorer, its revision and its threshold: kept in the results, and runs
     # are compared only where it is the same.
     instrument: Callable[[S], dict[str, Any]] | None = None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spunge.evaluation.detection import detected, detected_interval
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.intervals import TAIL, UNKNOWN, Interval, agreeing, exact, paired, percentiles, student
 from spunge.results import SMALL_SAMPLE
@@ -123,10 +124,12 @@ def difference(measures: Sequence[Measure], others: Sequence[Measure], items: Se
             return np.asarray(one / other if ratio else one - other)
 
     draws = cache(lambda: compared(_draws(measures, items), _draws(others, items)))
-    linear = _less(_linear(measures, items), _linear(others, items))
     changed = _changed(measures, others, items)
-    if (
-        not linear.agree
+    if first.combine == "detected":  # two thresholds, which no item stands for: both ends of both intervals
+        one, other = (_interval(each, items, draws, TAIL / 2) for each in (measures, others))
+        low, high = one.low - other.high, one.high - other.low
+    elif (
+        not (linear := _less(_linear(measures, items), _linear(others, items))).agree
         and len(measures) == len(others) == 1
         and _is_share(first, items)
         and _is_share(others[0], items)
@@ -149,10 +152,11 @@ def recovery(
 ) -> Recovery | None:
     """(attacked - after) / (before - after), of logarithms where the metric is an exponent.
 
-    None where the change from before to after is not certain: what was not forgotten can't come back.
+    None where the change from before to after is not certain: what was not forgotten can't come back. None too of a rate that is
+    read at a threshold, whose change no item stands for.
     """
     items = np.asarray(items)
-    if not difference(after, before, items).certain:
+    if before[0].combine == "detected" or not difference(after, before, items).certain:
         return None
     scale = np.log if before[0].transform == "exp" else np.asarray
     was, gone, back = (scale(_values(each, items).mean()) for each in (before, after, attacked))
@@ -223,6 +227,8 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
     top, bottom = measure.numerator[items].astype(np.float64), measure.denominator[items].astype(np.float64)
     if measure.combine == "auroc":
         return lambda weights: auroc(top, bottom, weights)
+    if measure.combine == "detected":
+        return lambda weights: detected(top, bottom, weights, measure.false or 0.0)
 
     def ratio(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -236,6 +242,11 @@ def _of_weights(measure: Measure, items: np.ndarray) -> Values:
 
 def _interval(measures: Sequence[Measure], items: np.ndarray, draws: Draws, tail: float = TAIL) -> Interval:
     """Of the metric's value."""
+    if measures[0].combine == "detected":
+        each = [
+            detected_interval(one.numerator[items], one.denominator[items], one.false or 0.0, tail) for one in measures
+        ]
+        return Interval(min(ends.low for ends in each), max(ends.high for ends in each))
     if len(measures) == 1 and _is_share(measures[0], items):
         return exact(float(measures[0].numerator[items].sum()), len(items), tail)
     return _ends(_linear(measures, items), draws, measures[0].transform == "exp", tail)

@@ -1,8 +1,9 @@
 """The parts of any decoder-only model: its blocks and their output projections, found by structure and name."""
 
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.weights.names import text_part
@@ -42,6 +43,17 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise RecipeError(f"model.path: no list of {depth} blocks found in {type(model).__name__}")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def hidden_of(output: Any) -> Tensor:  # (b, t, d)
+    """The hidden states in what a block, or its attention, gives."""
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block, or its attention, gives, with other hidden states."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
 
 
 def down_projections(block: nn.Module) -> dict[str, nn.Parameter]:

@@ -145,7 +145,8 @@ class BaseInputs:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
-        return read_items(self.recipe, entry, evaluator.columns(entry, self.recipe.forget.columns), setting)
+        columns = evaluator.columns(entry, self.recipe.forget.columns)
+        return read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:

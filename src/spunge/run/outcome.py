@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
 from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
+from spunge.run.models import Model as Judgeable
 from spunge.run.scoring import Judged, scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
+from spunge.run.train import choice
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
 
@@ -33,7 +36,7 @@ def write_scores(
 ) -> Made:
     """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
     first = seeds[0].inputs
-    models = tuple(Model(stage=each.name, kind=each.kind, name=each.label) for each in seeds[0].models)
+    models = tuple(described(each, seeds) for each in seeds[0].models)
     # Without a split the one part holds every row, and is no value of an attribute.
     values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
     every = [judging for of_seed in judgings for judging in of_seed]
@@ -75,6 +78,33 @@ def write_scores(
     )
     write_results(results)
     return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores")
+
+
+def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
+    """What a model is and what made it. `model`: the first seed's."""
+    inputs = seeds[0].inputs
+    plain = Model(stage=model.name, kind=model.kind, name=model.label)
+    if model.shared and model.kind != "base":
+        return plain  # not made from the base
+    named = inputs.recipe.model
+    plain = replace(plain, base=named.path, revision=named.revision, base_fingerprint=inputs.base.weights)
+    if model.shared:
+        return plain
+    unlearn = choice(seeds[0]).settings
+    controls = {control.name: control.train for control in inputs.recipe.controls}
+    merge = {} if model.merge is None else model.merge.model_dump(mode="json", exclude={"rule"})
+    numbers = {name: merge.pop(name) for name in ("density", "scale") if isinstance(merge.get(name), int | float)}
+    return replace(
+        plain,
+        train=controls[model.label] if model.kind == "control" else "parts",
+        parts=tuple(part.value for training in model.trainings for part in training.parts),
+        method=unlearn.method,
+        settings=unlearn.model_dump(mode="json", exclude={"method"}),
+        rule=None if model.merge is None else model.merge.rule,
+        **numbers,
+        merge=None if model.merge is None else merge,
+        seeds=tuple(line.inputs.recipe.seed for line in seeds),
+    )
 
 
 def write_report(folder: Path) -> Made:

@@ -85,7 +85,7 @@ def _replaced(begun: Run, size: "_Size | None") -> list[str]:
 
 
 def trusted(recipe: Recipe) -> list[str]:
-    """What a recipe names that can run code of others: a line each."""
+    """What a recipe names that can run code of others, or is sent texts: a line each."""
     notes = []
     if recipe.model.allow_pickle:
         notes.append(f"model.allow_pickle: pickled weights of {recipe.model.path!r} are read, which can run code")
@@ -94,6 +94,8 @@ def trusted(recipe: Recipe) -> list[str]:
     for name, value in _leaves("", recipe.model_dump(mode="json")):
         if isinstance(value, str) and re.fullmatch(r".*\.py:\w+", value, re.DOTALL):
             notes.append(f"{name}: {value!r} is run as Python")
+        elif name.endswith(".scorer.base_url"):
+            notes.append(f"{name}: prompts and completions are sent to {value!r}")
         elif ".include_path." in name:
             notes.append(f"{name}: Python that the task files in {value!r} name is run")
     return notes

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.reference import Live, Stored
-from spunge.unlearning.scored import Scored, outputs
+from spunge.unlearning.scored import LogProbabilities, Scored, outputs
 from spunge.unlearning.trained import Trained, step_passes, training, training_mode
 
 FIRST = 5  # batches whose mean retain loss stands for the base's
@@ -129,10 +128,9 @@ def descend(
         return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes)
 
 
-def divergence(scored: Scored, base: Tensor) -> Tensor:
-    """Scalar: the mean over scored tokens of KL(base || trained); base: log-probabilities (n, v)."""
-    apart = torch.nn.functional.kl_div(scored.logits.log_softmax(-1), base, log_target=True, reduction="none")
-    return apart.sum() / max(1, scored.labels.numel())
+def divergence(scored: Scored, base: LogProbabilities) -> Tensor:
+    """Scalar: the mean over scored tokens of KL(base || trained)."""
+    return scored.mean_of(scored.divergences(base))
 
 
 def _retain_of(task: Task) -> Any:

@@ -6,6 +6,9 @@ second model is ever held.
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,23 +20,42 @@ from spunge.data.samples import Batch
 from spunge.files import about, require_space
 from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
-from spunge.unlearning.scored import Scored, scored
+from spunge.unlearning.scored import LogProbabilities, Scored, outputs
 from spunge.unlearning.trained import Trained
 
 
-def base_logits(trained: Trained, batch: Batch) -> Tensor:
-    """(b, t, v): the base's logits, without gradient and without dropout."""
-    model = trained.model
-    arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+def base_outputs(trained: Trained, batch: Batch) -> Scored:
+    """The base's outputs at the scored places, without gradient and without dropout."""
+    model, head = trained.model, trained.model.get_output_embeddings()
+    adapted = not trained.originals and head is not None and any(p.requires_grad for p in head.parameters())
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), trained.adapter_off():
             if trained.originals:
-                return torch.func.functional_call(model, trained.originals, (), arguments).logits  # type: ignore[no-any-return]
-            return model(**arguments).logits  # type: ignore[no-any-return]
+                base = outputs(model, batch, partial(_with_originals, trained), _originals_of_head(trained))
+            else:
+                base = outputs(model, batch)
     finally:
         model.train(was_training)
+
+    def logits_of(states: Tensor) -> Tensor:  # later, when the adapter is on again
+        with torch.no_grad(), trained.adapter_off() if adapted else nullcontext():
+            return base.logits_of(states)
+
+    return replace(base, logits_of=logits_of, trains_head=False)
+
+
+def _with_originals(trained: Trained, **arguments: Any) -> Any:
+    return torch.func.functional_call(trained.model, trained.originals, (), arguments)
+
+
+def _originals_of_head(trained: Trained) -> dict[str, Tensor]:
+    """The output layer's parameters -> their base values, also where a weight is trained under the embeddings' name."""
+    parameters = dict(trained.model.named_parameters())
+    values = {id(parameters[name]): value for name, value in trained.originals.items()}
+    head = trained.model.get_output_embeddings()
+    return {name: values.get(id(p), p) for name, p in head.named_parameters()} if head is not None else {}
 
 
 class Live:
@@ -42,13 +64,13 @@ class Live:
     def __init__(self, trained: Trained) -> None:
         self._trained = trained
 
-    def log_probabilities(self, _stream: Stream, batch: Batch) -> Tensor:
-        """(n, v): of each scored token's place in a batch of a stream."""
-        return scored(base_logits(self._trained, batch), batch).logits.log_softmax(-1)
+    def log_probabilities(self, _stream: Stream, batch: Batch) -> LogProbabilities:
+        """Of the scored places in a batch of a stream."""
+        return base_outputs(self._trained, batch).log_probabilities
 
     def sums(self, _stream: Stream, batch: Batch) -> Tensor:
         """(b,): the summed negative log-likelihood of each sample's scored tokens."""
-        return scored(base_logits(self._trained, batch), batch).sums()
+        return base_outputs(self._trained, batch).sums()
 
 
 class Stored:
@@ -64,7 +86,7 @@ class Stored:
         self._sums = {id(stream): torch.cat(list(_each(trained, stream, size, Scored.sums))) for stream in sums}
         self._files = {id(stream): _Distributions(trained, stream, folder, size) for stream in distributions}
 
-    def log_probabilities(self, stream: Stream, batch: Batch) -> Tensor:
+    def log_probabilities(self, stream: Stream, batch: Batch) -> LogProbabilities:
         """As Live's."""
         return self._files[id(stream)].of(batch)
 
@@ -80,7 +102,7 @@ def _each(
 
     def given(rows: Sequence[int]) -> Any:
         batch = stream.batch(rows)
-        return what(scored(base_logits(trained, batch), batch))
+        return what(base_outputs(trained, batch))
 
     groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
     for _, each in halved(groups, [max(stream.lengths)] * stream.count, given, "unlearn.reference"):
@@ -100,18 +122,20 @@ class _Distributions:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the branch trains
         counts = [0]
         for each in _each(trained, stream, size):
-            values = each.logits.log_softmax(-1).cpu()
-            if folder is not None and len(counts) == 1:
-                nbytes = values[:1].nbytes * _tokens(stream, size)
-                require_space(folder, nbytes, "a file of the base's outputs", "unlearn.reference: stored")
-            with about(folder or Path(tempfile.gettempdir())):
-                self._file.write(memoryview(values.numpy()).cast("B"))
+            for places in each.places():
+                values = each.log_probabilities(places).cpu()
+                if folder is not None and len(counts) == 1 and places.start == 0:
+                    nbytes = values[:1].nbytes * _tokens(stream, size)
+                    require_space(folder, nbytes, "a file of the base's outputs", "unlearn.reference: stored")
+                with about(folder or Path(tempfile.gettempdir())):
+                    self._file.write(memoryview(values.numpy()).cast("B"))
             counts += torch.bincount(each.rows.cpu(), minlength=each.samples).tolist()
             self._width = values.shape[1]
         self._file.flush()
         self._starts = np.cumsum(counts)
         self._values = np.memmap(self._file, np.float32, "r", shape=(int(self._starts[-1]), self._width))
 
-    def of(self, batch: Batch) -> Tensor:
-        parts = [self._values[self._starts[row] : self._starts[row + 1]] for row in batch.rows]
-        return torch.from_numpy(np.concatenate(parts)).to(batch.ids.device)
+    def of(self, batch: Batch) -> LogProbabilities:
+        """Of the scored places of a batch; read when they are asked for."""
+        kept = np.concatenate([np.arange(self._starts[row], self._starts[row + 1]) for row in batch.rows])
+        return lambda places: torch.from_numpy(self._values[kept[places]]).to(batch.ids.device)

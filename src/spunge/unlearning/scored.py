@@ -1,28 +1,50 @@
-"""The places of a batch whose next token is learned or scored, and the losses there."""
+"""The places of a batch whose next token is learned or scored, and the losses there.
 
-from typing import Any, NamedTuple
+At vocabularies of 50,000 and more the logits of a whole batch would be most of a training step's memory. They are never held:
+what the output layer reads is kept, and logits, losses and gradients are computed for some places after the others.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
+from torch.utils.checkpoint import checkpoint
 
 from spunge.data.samples import IGNORED, Batch, token_losses
+from spunge.unlearning.head import Head, head_of, reading
+
+PIECE = {
+    "cpu": 1 << 24,
+    "cuda": 1 << 28,
+}  # bytes of float32 logits at once: about a core's cache, and what keeps a GPU busy
+TRAINED = 8  # times as much where the output layer is trained: each piece adds to a gradient of the layer's own size
+
+# Of some places: (k, v) log-probabilities of another model there.
+LogProbabilities = Callable[[slice], Tensor]
 
 
-class Scored(NamedTuple):
+@dataclass(frozen=True)
+class Scored:
     """n scored tokens of b samples. Prompts and padding are not among them, so no loss can count them."""
 
-    logits: Tensor  # (n, v) float32, that predict the tokens
+    states: Tensor  # (n, h) that the output layer reads; or the logits themselves, (n, v)
     labels: Tensor  # (n,)
     rows: Tensor  # (n,) which sample of the batch each belongs to
     samples: int  # b
+    logits_of: Callable[[Tensor], Tensor]  # states of k places -> their logits (k, v), float32
+    piece: int  # places whose logits are computed at once
+    trains_head: bool = False  # a gradient reaches the output layer's own parameters
 
     def losses(self) -> Tensor:
         """(n,): the negative log-likelihood of each token, NLL below."""
-        return token_losses(self.logits, self.labels)
+        return self.each(lambda logits, places: token_losses(logits, self.labels[places]))
 
     def mean(self) -> Tensor:
         """Scalar: the mean NLL of the tokens."""
-        return self.losses().sum() / max(1, self.labels.numel())
+        return self.mean_of(self.losses())
 
     def sums(self) -> Tensor:
         """(b,): each sample's summed NLL."""
@@ -30,20 +52,119 @@ class Scored(NamedTuple):
 
     def lengths(self) -> Tensor:
         """(b,): each sample's number of scored tokens, at least 1."""
-        return self.per_sample(torch.ones_like(self.logits[:, 0])).clamp(min=1)
+        return self.per_sample(torch.ones_like(self.labels, dtype=torch.float32)).clamp(min=1)
+
+    def divergences(self, base: LogProbabilities) -> Tensor:
+        """(n,): KL(base || this model) at each place."""
+
+        def divergence(logits: Tensor, places: slice) -> Tensor:
+            return kl_div(logits.log_softmax(-1), base(places), log_target=True, reduction="none").sum(-1)
+
+        return self.each(divergence)
+
+    def log_probabilities(self, places: slice) -> Tensor:
+        """(k, v) float32, of some places."""
+        return self.logits_of(self.states[places]).log_softmax(-1)
+
+    def mean_of(self, values: Tensor) -> Tensor:
+        """(n,) -> scalar; 0 where nothing is scored."""
+        return values.sum() / max(1, self.labels.numel())
 
     def per_sample(self, values: Tensor) -> Tensor:
         """(n,) -> (b,): sums over each sample's tokens."""
         return torch.zeros(self.samples, dtype=values.dtype, device=values.device).index_add(0, self.rows, values)
 
+    def places(self) -> list[slice]:
+        """All places, as many at once as `piece` says; at least one slice."""
+        count = self.labels.numel()
+        return [slice(start, min(start + self.piece, count)) for start in range(0, max(1, count), self.piece)]
 
-def outputs(model: Any, batch: Batch) -> Scored:
-    """A model's outputs at the scored places of a batch."""
-    return scored(model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits, batch)
+    def each(self, loss: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """(n,): a loss of each place, given the logits (k, v) of some and which they are; it may look at no other place's logits.
+
+        What is held for the gradient is of the size of `states`.
+        """
+
+        def of(states: Tensor, places: slice) -> Tensor:
+            return loss(self.logits_of(states), places)
+
+        pieces = self.places()
+        learned = torch.is_grad_enabled() and (self.states.requires_grad or self.trains_head)
+        if len(pieces) == 1 or not learned:
+            return torch.cat([of(self.states[places], places) for places in pieces])
+        if self.trains_head:
+            return torch.cat([checkpoint(of, self.states[places], places, use_reentrant=False) for places in pieces])
+        return _EachPlace.apply(self.states, of, pieces)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _EachPlace(torch.autograd.Function):
+    """Losses of all places, piece after piece. As a place's loss depends on its own states alone, its gradient is known once the
+    loss is, up to the factor that the backward pass brings: no logits are kept, and none are computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, of: Callable[[Tensor, slice], Tensor], pieces: list[slice]) -> Tensor:
+        gradients, losses = torch.empty_like(states), []
+        for places in pieces:
+            with torch.enable_grad():
+                own = states[places].detach().requires_grad_(True)
+                each = of(own, places)
+                (gradients[places],) = torch.autograd.grad(each.sum(), own)
+            losses.append(each.detach())
+        ctx.save_for_backward(gradients)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, factors: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return (factors[:, None] * gradients).to(gradients.dtype), None, None
+
+
+def outputs(
+    model: Any, batch: Batch, call: Callable[..., Any] | None = None, values: Mapping[str, Tensor] | None = None
+) -> Scored:
+    """A model's outputs at the scored places of a batch.
+
+    call: another way to call the model; values: then what it takes in place of the output layer's own parameters.
+    """
+    arguments = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    call = call or model
+    head = head_of(model, batch)
+    if head is None:
+        return scored(call(**arguments).logits, batch)
+    wanted = _wanted(batch)
+    with reading(head.layer, wanted) as read:
+        call(**arguments)
+    return _behind(head, read[0], batch, values or {})
 
 
 def scored(logits: Tensor, batch: Batch) -> Scored:
     """Pick the scored places out of logits (b, t, v)."""
-    wanted = batch.labels[:, 1:] != IGNORED
-    rows = wanted.nonzero()[:, 0]
-    return Scored(logits[:, :-1][wanted].float(), batch.labels[:, 1:][wanted], rows, batch.labels.shape[0])
+    wanted = _wanted(batch)
+    labels, rows = _labels(batch, wanted)
+    return Scored(logits[wanted].float(), labels, rows, batch.labels.shape[0], Tensor.float, max(1, len(labels)))
+
+
+def _behind(head: Head, states: Tensor, batch: Batch, values: Mapping[str, Tensor]) -> Scored:
+    """The outputs whose states (n, h) were read. values: of the output layer's parameters, where they are not its own."""
+    parameters = list(head.layer.parameters())
+    trained = not values and any(parameter.requires_grad for parameter in parameters)
+    nbytes = PIECE.get(states.device.type, PIECE["cpu"]) * (TRAINED if trained else 1)
+
+    def logits_of(states: Tensor) -> Tensor:
+        if values:
+            return head.after(torch.func.functional_call(head.layer, dict(values), (states,))).float()
+        return head.after(head.layer(states)).float()
+
+    labels, rows = _labels(batch, _wanted(batch))
+    piece = max(1, nbytes // (4 * head.vocabulary))
+    return Scored(states, labels, rows, batch.labels.shape[0], logits_of, piece, trained)
+
+
+def _wanted(batch: Batch) -> Tensor:
+    """(b, t): the places whose next token is scored."""
+    return torch.nn.functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
+
+
+def _labels(batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,), (n,): of each scored place the token that follows, and its row."""
+    return batch.labels[:, 1:][wanted[:, :-1]], wanted.nonzero()[:, 0]

@@ -33,8 +33,8 @@ from spunge.unlearning.batches import Stream, samples_of, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.reference import base_logits
-from spunge.unlearning.scored import Scored, outputs, scored
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import Scored, outputs
 from spunge.unlearning.trained import Trained, step_passes, stored_entries, training, training_mode
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -181,9 +181,7 @@ def _divergence(trained: Trained, held: Batch, settings: SKUSettings) -> Tensor:
         held = _everywhere(held, settings.length_of("retain"))
     else:
         held = held._replace(labels=torch.where(held.mask == 1, held.ids, IGNORED))
-    base = scored(base_logits(trained, held), held).logits.log_softmax(-1)
-    mine = outputs(trained.model, held).logits.log_softmax(-1)
-    each = (base.exp() * (base - mine)).sum(dim=-1)
+    each = outputs(trained.model, held).divergences(base_outputs(trained, held).log_probabilities)
     return (each if settings.mode == "reference" else each.clamp(max=settings.max_divergence)).mean()
 
 

@@ -11,7 +11,7 @@ from spunge.data.samples import Batch
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
-from spunge.unlearning.scored import Scored
+from spunge.unlearning.scored import LogProbabilities, Scored
 from spunge.unlearning.trained import stored_entries
 
 
@@ -31,11 +31,15 @@ def unlearn(task: Task, settings: UNDIALSettings) -> Branch:
     return descend(task, settings, loss, forget=forget, distributions=[forget])
 
 
-def adjusted_distillation(scored: Scored, base: Tensor, beta: float) -> Tensor:
-    """base: log-probabilities (n, v), which are its logits up to a constant a row -> scalar."""
-    pushed = base.scatter_add(1, scored.labels[:, None], torch.full_like(base[:, :1], -beta))
-    losses = torch.nn.functional.cross_entropy(scored.logits, pushed.softmax(-1), reduction="none")
-    return losses.sum() / max(1, scored.labels.numel())
+def adjusted_distillation(scored: Scored, base: LogProbabilities, beta: float) -> Tensor:
+    """base: log-probabilities, which are its logits up to a constant a place -> scalar."""
+
+    def loss(logits: Tensor, places: slice) -> Tensor:
+        given = base(places)
+        pushed = given.scatter_add(1, scored.labels[places][:, None], torch.full_like(given[:, :1], -beta))
+        return torch.nn.functional.cross_entropy(logits, pushed.softmax(-1), reduction="none")
+
+    return scored.mean_of(scored.each(loss))
 
 
 UNDIAL = Method(

@@ -40,13 +40,7 @@ _WEIGHT = re.compile(
     r"(^|[._])(weights?|qweight|qzeros|w_q|codes|_data|qdata|weight_packed|blocks|proj)$|^(indices|qidxs|trellis)$",
     re.IGNORECASE,
 )
-EIGHT_BITS = tuple(
-    getattr(torch, name)
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-    if hasattr(torch, name)
-)
-
-POWERS = tuple(getattr(torch, name) for name in ("float8_e8m0fnu",) if hasattr(torch, name))
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
@@ -62,7 +56,7 @@ def refuse_quantised(checkpoint: Checkpoint, choice: str = "") -> None:
     how = quantisation(checkpoint)
     where = f"{checkpoint.setting}: {str(checkpoint.folder)!r}"
     if how is None:
-        if info := next((info for info in checkpoint.tensors.values() if info.dtype in POWERS), None):
+        if info := next((info for info in checkpoint.tensors.values() if info.dtype == torch.float8_e8m0fnu), None):
             raise RecipeError(
                 f"{where} stores {info.name!r} as float8_e8m0fnu, which holds powers of two alone: scales of quantised weights; "
                 "give the unquantised model"

@@ -12,12 +12,12 @@ import torch
 from spunge.data.samples import Samples, Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.hidden import PROBE, ProbeSettings, block_numbers, centred, out_of_fold
-from spunge.evaluation.attacks.membership import min_k
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.audit import AUDIT, AuditSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import likelihoods, token_logs
+from spunge.evaluation.membership_scores import min_k
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.evaluation.statistics import score
 from spunge.progress import SILENT

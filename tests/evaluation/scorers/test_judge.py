@@ -22,6 +22,7 @@ from spunge.evaluation.scorers.scorer import Answer
 from spunge.evaluation.toxicity import ToxicitySettings
 from spunge.recipe.explanation import validated
 from spunge.recipe.loading import dump_recipe, load_recipe
+from spunge.run.plan import trusted
 from toys import rows
 
 KEY = "a-key-of-no-known-shape-7Q"
@@ -303,6 +304,7 @@ def test_a_run_is_judged_by_an_endpoint_and_holds_no_key(
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
     calls = len(server.bodies)
+    assert f"evaluate.0.scorer.base_url: prompts and completions are sent to '{server.address}'" in trusted(loaded)
     spunge.run(load_recipe(recipe), tmp_path / "run")
     assert len(server.bodies) == calls, "what is done is not asked for again"
 

@@ -25,11 +25,10 @@ from spunge.data.split import draw, seed_for
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.hidden import Index, Share, block_numbers
-from spunge.evaluation.attacks.lens import hidden_of, with_hidden
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import pooled_states
-from spunge.model.architecture import find_blocks
+from spunge.model.architecture import find_blocks, hidden_of, with_hidden
 from spunge.model.loading import Base
 from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
 

@@ -19,7 +19,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.hidden import Index, Share, block_numbers
 from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.model.architecture import find_blocks
+from spunge.model.architecture import find_blocks, hidden_of, with_hidden
 from spunge.model.loading import Base
 from spunge.recipe.schema import AttackSettings
 
@@ -65,17 +65,6 @@ def read_after(model: Any, block: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def hidden_of(output: Any) -> torch.Tensor:  # (b, t, d)
-    """The hidden states in what a block gives."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
-    """What a block gives, with other hidden states."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 LENS = Attack(settings=LensSettings, source="nostalgebraist 2020; Patil et al. 2023, arXiv 2309.17410", run=run)

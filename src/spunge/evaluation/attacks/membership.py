@@ -22,6 +22,7 @@ from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.columns import sample_columns
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import token_logs
+from spunge.evaluation.membership_scores import min_k
 from spunge.model.loading import Base
 from spunge.recipe.schema import AttackSettings
 
@@ -51,7 +52,7 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
     """
     unseen = Samples(target.items)
     parts = {value: _drawn(samples, attack, bench.seed, value) for value, samples in bench.forget.items()}
-    every = [unseen, *parts.values()]
+    every = [samples.answers_alone() for samples in (unseen, *parts.values())]
     texts = [
         text for samples in every for text in samples.texts(range(len(samples)), base.tokenizer, "evaluate.attack")
     ]
@@ -70,13 +71,6 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
         if not len(known):
             raise RecipeError(f"evaluate.attack: no text of {subject!r} has a token to score")
     return [_measure(known, others, subject, attack, target.label) for subject, known in by_subject.items()]
-
-
-def min_k(logs: np.ndarray, percent: float) -> float:
-    """Mean of the lowest `percent` of a text's token log-probabilities, at least one; nan where there is none."""
-    if not len(logs):
-        return float("nan")
-    return float(np.sort(logs)[: max(1, int(len(logs) * percent / 100))].mean())
 
 
 def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:
@@ -106,4 +100,5 @@ MEMBERSHIP = Attack(
     reads=frozenset({"source", "where", "limit", "subject"}),
     rows="rows that the model has not seen",
     columns=columns,
+    version=2,  # what ends an answer is no longer scored
 )

@@ -22,7 +22,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.likelihood import batch_tokens, grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.files import read_json, write_json
-from spunge.model.architecture import find_blocks
+from spunge.model.architecture import find_blocks, hidden_of
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
@@ -144,7 +144,11 @@ def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], l
 
     def keep(block: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            seen[block] = output[0] if isinstance(output, tuple) else output
+            seen[block] = hidden_of(output)
+            if seen[block].ndim != 3:
+                raise RecipeError(
+                    f"evaluate: {type(base.model).__name__} keeps several hidden states for each token, which are not read here"
+                )
 
         return hook
 
