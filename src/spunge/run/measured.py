@@ -30,8 +30,8 @@ def _stored(kind: type) -> type[BaseModel]:
 class _Stored(BaseModel):
     stage: str
     evaluation: str
-    measures: list[_stored(Measure)]  # type: ignore[valid-type, misc]
-    rated: list[_stored(Rated)] = []  # type: ignore[valid-type, misc]
+    measures: list[_stored(Measure)]  # type: ignore[valid-type]
+    rated: list[_stored(Rated)] = []  # type: ignore[valid-type]
 
 
 class Measured(NamedTuple):
