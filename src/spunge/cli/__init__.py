@@ -33,6 +33,7 @@ for command in (
     run.clean,
     report.report,
     report.compare,
+    judge.judge,
     judge.probe,
     merge.merge,
 ):

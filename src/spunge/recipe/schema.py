@@ -255,6 +255,14 @@ def _referred(value: Any) -> Any:
     return {} if value == "retrained" else value
 
 
+class JudgedModel(Strict):
+    """A model that is judged as it is, beside the base."""
+
+    name: str = Field(pattern=STAGE_NAME, max_length=60, description="Names its stage, model:NAME.")
+    path: str = Field(description="Folder or Hub id: a checkpoint, or an adapter or delta of the base.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+
+
 class AttributeSettings(Strict):
     kind: str = Field(description="Name of the attribute source (`spunge list attributes`).")
 
@@ -472,7 +480,9 @@ class Recipe(Strict):
         description="Fine-tune the model on rows before all else: what comes of it is the base, and the given model is judged as "
         "`untaught`. Once for all seeds, and for all recipes that teach the same.",
     )
-    forget: ForgetRows = Field(description="The rows to forget.")
+    forget: ForgetRows | None = Field(
+        None, description="The rows to forget. Default: none, where the recipe unlearns nothing."
+    )
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
@@ -482,8 +492,15 @@ class Recipe(Strict):
         description="`retrained`: the same teaching without the rows to forget, judged beside the base and the merged model; or "
         "{path: ..} for a model that exists.",
     )
-    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
-        description="The unlearning method and its settings; each part is unlearned by it from the same base."
+    judge: list[JudgedModel] | None = Field(
+        None,
+        description="Models that are judged as they are, beside the rest. With it, also empty, unlearn may be left out: `spunge "
+        "judge` runs such recipes.",
+    )
+    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] | None = Field(
+        None,
+        description="The unlearning method and its settings; each part is unlearned by it from the same base. Default: none, where "
+        "the recipe only judges.",
     )
     merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
@@ -516,8 +533,29 @@ class Recipe(Strict):
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, content: Any) -> Any:
+        """A recipe that names models to judge may unlearn nothing; then there is nothing to compare a merge with."""
+        if not isinstance(content, Mapping) or content.get("judge") is None or content.get("unlearn") is not None:
+            return content
+        return {"controls": [], **content}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column of the rows to forget, which other rows have too where nothing says otherwise."""
+        return self.forget.columns if self.forget is not None else {"text": "text"}
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        if self.unlearn is None and self.judge is None:
+            raise ValueError("unlearn: missing; the recipe must give it")
+        if self.unlearn is None and self.controls:
+            raise ValueError(
+                "controls: nothing is unlearned, and there is nothing to control; leave them out, or give unlearn"
+            )
+        if self.forget is None and (self.unlearn is not None or self.split is not None):
+            raise ValueError("forget: missing; the recipe must give it")
         names = [evaluation_name(entry) for entry in self.evaluate]
         for name in names:
             if names.count(name) > 1:
@@ -533,6 +571,8 @@ class Recipe(Strict):
                     "reference: retrained is the same teaching without the rows to forget, and the recipe teaches nothing; "
                     "give teach, or reference.path"
                 )
+            if self.forget is None:
+                raise ValueError("forget: missing; `reference: retrained` is the teaching without these rows")
             if self.seeds > 1 and self.forget.limit is not None:
                 raise ValueError(
                     "reference: with forget.limit each of several seeds forgets other rows, and no one reference fits them; "
@@ -542,16 +582,26 @@ class Recipe(Strict):
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
-        needs_retain = METHODS.get(self.unlearn.method).needs_retain
-        if self.retain is None and needs_retain(self.unlearn):
-            alpha = "" if needs_retain(self.unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
-            raise ValueError(
-                f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; give retain.source, write `retain: "
-                f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
-            )
+        judged = [model.name for model in self.judge or ()]
+        for name in judged:
+            if judged.count(name) > 1:
+                raise ValueError(f"judge: two models are called {name!r}; give each a name of its own")
+        if self.retain is None and self.unlearn is not None:
+            _refuse_without_retain(self.unlearn)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
+
+
+def _refuse_without_retain(unlearn: MethodSettings) -> None:
+    """Raises ValueError where a method needs retain rows."""
+    needs_retain = METHODS.get(unlearn.method).needs_retain
+    if needs_retain(unlearn):
+        alpha = "" if needs_retain(unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
+        raise ValueError(
+            f"retain: missing, and unlearn.method {unlearn.method!r} needs it; give retain.source, write `retain: "
+            f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
+        )
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:

@@ -13,7 +13,7 @@ from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import Model, Part, Published, Results, write_results
+from spunge.results import UNTAUGHT, Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
 from spunge.run.measured import read_measured
@@ -55,8 +55,8 @@ def write_scores(
     ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
     # Where everything was trained before, the training says where.
-    trained = read_json(seeds[0].trainings[0].folder / "delta.json")
-    base = session.loaded
+    base, trainings = session.loaded, seeds[0].trainings
+    trained = read_json(trainings[0].folder / "delta.json") if trainings else {}
     results = Results(
         spunge=__version__,
         attribute=first.parts.attribute,
@@ -64,8 +64,8 @@ def write_scores(
         stages=tuple(model.stage for model in models),
         models=models,
         versions=versions(),
-        device=str(base.device) if base else trained["device"],
-        dtype=str(base.dtype).removeprefix("torch.") if base else trained["dtype"],
+        device=str(base.device) if base else trained.get("device"),
+        dtype=str(base.dtype).removeprefix("torch.") if base else trained.get("dtype"),
         seconds=_seconds(graph),
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         rows=scores.rows,
@@ -84,10 +84,13 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     """What a model is and what made it. `model`: the first seed's."""
     inputs = seeds[0].inputs
     plain = Model(stage=model.name, kind=model.kind, name=model.label)
-    if model.shared and model.kind != "base":
-        return plain  # not made from the base
-    named = inputs.recipe.model
-    plain = replace(plain, base=named.path, revision=named.revision, base_fingerprint=inputs.base.weights)
+    named = inputs.recipe.model if model.given is None else model.given
+    plain = replace(plain, base=named.path, revision=named.revision)
+    if model.shared and model.kind != "base":  # not made from the base
+        retrained = inputs.reference if model.kind == "reference" and model.name != UNTAUGHT else None
+        return plain if retrained is None else replace(plain, taught=len(retrained.samples))
+    lesson = inputs.base.lesson
+    plain = replace(plain, base_fingerprint=inputs.base.weights, taught=None if lesson is None else len(lesson.samples))
     if model.shared:
         return plain
     unlearn = choice(seeds[0]).settings

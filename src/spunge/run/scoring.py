@@ -100,8 +100,9 @@ def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
             yield "base", UNTAUGHT
         elif model.kind != "base":
             yield model.stage, "base"
-    yield from (("merged", model.stage) for model in models if model.kind == "control")
-    yield from (("merged", model.stage) for model in models if model.kind == "reference" and model.stage != UNTAUGHT)
+    if any(model.kind == "merged" for model in models):
+        for kind in ("control", "reference", "model"):
+            yield from (("merged", model.stage) for model in models if model.kind == kind and model.stage != UNTAUGHT)
 
 
 def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:

@@ -73,9 +73,9 @@ def settle(lineup: Lineup, session: Session) -> Made:
     """Let the method choose what the recipe leaves to it; kept in settled.json."""
     inputs, recipe = lineup.inputs, lineup.inputs.recipe
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    method = METHODS.get(recipe.unlearn.method)
+    method = METHODS.get(inputs.unlearn.method)
     assert method.settle is not None
-    settled = method.settle(session.base, parts, inputs.retain, recipe.unlearn, recipe.seed)
+    settled = method.settle(session.base, parts, inputs.retain, inputs.unlearn, recipe.seed)
     content = {
         "settings": settled.settings.model_dump(mode="json"),
         "notes": dict(settled.notes),
@@ -87,7 +87,7 @@ def settle(lineup: Lineup, session: Session) -> Made:
 
 def choice(lineup: Lineup) -> Choice:
     """The settings that the method chose, read from settled.json; the recipe's own where it leaves nothing open."""
-    unlearn = lineup.inputs.recipe.unlearn
+    unlearn = lineup.inputs.unlearn
     return read_choice(lineup.folder / SETTLED, unlearn) if undecided(unlearn) else Choice(unlearn, {})
 
 
