@@ -37,7 +37,7 @@ def halved(items: Items, seed: int, setting: str) -> tuple[Items, Items]:
             if not all(set(own) & set(half) for half in halves):
                 count = f"{len(own)} item{'s' if len(own) != 1 else ''}"
                 raise RecipeError(
-                    f"{setting}: {items.name!r} has {count} of {subject!r}, all in one half; give more, or leave them out by a where"
+                    f"{setting}: {items.name!r} has {count} of {subject!r}, all in one half; give more, or none by a where"
                 )
     validation, test = (_chosen(items, np.array(sorted(half), dtype=int)) for half in halves)
     return validation, test
