@@ -31,11 +31,11 @@ def halved(items: Items, seed: int, setting: str) -> tuple[Items, Items]:
     order = np.random.default_rng(seed_for(seed, "halves")).permutation(len(groups))
     members = _members(items)
     halves = _dealt([groups[place] for place in order], owners, members)
-    for subject, both in items.subjects.items():
-        for kind in {members[item] for item in both}:
-            own = [item for item in both.tolist() if members[item] == kind]
-            if not all(set(own) & set(half) for half in halves):
-                count = f"{len(own)} item{'s' if len(own) != 1 else ''}"
+    for subject, whole in items.subjects.items():
+        for kind in {members[item] for item in whole}:
+            alike = [item for item in whole.tolist() if members[item] == kind]
+            if not all(set(alike) & set(half) for half in halves):
+                count = f"{len(alike)} item{'s' if len(alike) != 1 else ''}"
                 raise RecipeError(
                     f"{setting}: {items.name!r} has {count} of {subject!r}, all in one half; give more, or none by a where"
                 )
