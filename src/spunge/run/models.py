@@ -107,8 +107,9 @@ class Lineup:
     models: tuple[Model, ...]
 
 
-def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
-    """The branches and controls of a recipe, and the models that come of them."""
+def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
+    """The branches and controls of a recipe, and the models that come of them. written: the merged model becomes a checkpoint;
+    else it is only laid together in memory, with the same values."""
     recipe, parts = inputs.recipe, inputs.parts.parts
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     unlearned = parts if recipe.unlearn is not None else ()
@@ -131,7 +132,8 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
         chosen = tuple(trainings[training.name] for training in own)
         models.append(Model("control", control.name, f"control:{control.name}", chosen, merge, storage=storage))
     if recipe.unlearn is not None:
-        models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
+        merged = folder / "merged" if written else None
+        models.append(Model("merged", "merged", "merged", branches, recipe.merge, merged))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 
