@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.files import is_device
+from spunge.recipe.aggregates import Aggregate, HarmonicMean, PrivLeak, RankTest, terms_of
 from spunge.recipe.block import Strict
 from spunge.recipe.training import DescentSettings, Everything, Trainable
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
@@ -500,6 +501,11 @@ class Recipe(Strict):
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
     )
+    aggregates: dict[str, Aggregate] = Field(
+        default_factory=dict,
+        description="Name: what is made of several evaluations or of one beside a reference, such as TOFU's model utility and "
+        "forget quality, MUSE's PrivLeak.",
+    )
     seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
     seeds: int = Field(
         1,
@@ -527,6 +533,8 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+        for name, aggregate in self.aggregates.items():
+            self._refuse_aggregate(name, aggregate, known)
         if (reference := self.reference) is not None and reference.path is None:
             if self.teach is None:
                 raise ValueError(
@@ -552,6 +560,31 @@ class Recipe(Strict):
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
+
+    def _refuse_aggregate(
+        self, name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str]
+    ) -> None:
+        """Raises ValueError for an aggregate of what is not there, or against what is no reference."""
+        if name in evaluations or not name.strip():
+            raise ValueError(f"aggregates: {name!r} is an evaluation's name, or none; give another")
+        for term in terms_of(aggregate):
+            if term.evaluation not in evaluations:
+                raise ValueError(
+                    f"aggregates.{name}: no evaluation is called {term.evaluation!r}{suggestion(term.evaluation, evaluations)}"
+                )
+        if isinstance(aggregate, HarmonicMean):
+            return
+        own = None if self.reference is None else f"reference:{self.reference.name}"
+        if aggregate.against == "base":
+            raise ValueError(
+                f"aggregates.{name}.against: the base knows what is to be forgotten, so that likeness to it is no forgetting; "
+                f"compare with a model that never saw it ({own or 'give reference'})"
+            )
+        if aggregate.against != own:
+            there = f"write {own}" if own else "give reference: retrained, or reference.path"
+            raise ValueError(
+                f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {there}"
+            )
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:

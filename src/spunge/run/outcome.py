@@ -16,9 +16,10 @@ from spunge.report.page import write_page
 from spunge.results import Model, Part, Published, Results, write_results
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging, read_measures, read_rated
+from spunge.run.measured import Judged
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
-from spunge.run.scoring import Judged, scored
+from spunge.run.scoring import scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
 from spunge.run.train import choice
@@ -47,7 +48,7 @@ def write_scores(
         )
         for items in first.base.evaluations
     ]
-    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
+    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values, recipe.aggregates)
     # Where everything was trained before, the training says where.
     trained = read_json(seeds[0].trainings[0].folder / "delta.json")
     base = session.loaded
