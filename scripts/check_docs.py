@@ -27,15 +27,18 @@ from spunge.recipe.schema import (
     Control,
     EvaluatorSettings,
     ForgetRows,
+    JudgedModel,
     ModelSettings,
     Published,
     Recipe,
+    Reference,
     Rows,
     RuleSettings,
     Source,
     Split,
     TeachSettings,
 )
+from spunge.recipe.training import DescentSettings
 from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.outputs import OutputSettings
@@ -50,6 +53,8 @@ BLOCKS: dict[str, type[Strict]] = {
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
     "retain": Rows,
+    "reference": Reference,
+    "judge (each)": JudgedModel,
     "controls (each)": Control,
     "aggregates (each): harmonic_mean": HarmonicMean,
     "aggregates (each): ks": RankTest,
@@ -58,6 +63,7 @@ BLOCKS: dict[str, type[Strict]] = {
 }
 # Settings that several values share stand once, under these titles; a value's own table has what is new or differs.
 SHARED: dict[type[Strict], str] = {
+    DescentSettings: "teach and unlearn: every training",
     TrainingSettings: "unlearn: every method that trains",
     OutputSettings: "unlearn: every method on the model's outputs",
     RefusalSettings: "unlearn: every method that teaches refusals",
@@ -90,7 +96,7 @@ def reference() -> str:
     ]
     lines += [f"| `{name}` | {info.description or ''} |" for name, info in Recipe.model_fields.items()]
     for title, block in BLOCKS.items():
-        lines += ["", f"## {title}", "", *table(settings_of(block))]
+        lines += ["", f"## {title}", "", *with_shared(block, "")]
     told: set[type[Strict]] = set()
     inner: dict[type[Strict], set[str]] = {}
     for kind, key in KEYS.items():

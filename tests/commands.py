@@ -10,6 +10,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 from spunge.cli import SIGNALS, main
+from spunge.stopping import STOP
 
 
 class Ended(NamedTuple):
@@ -26,6 +27,7 @@ def call(*arguments: str, cwd: Path | None = None) -> Ended:
         for number in SIGNALS:
             back.callback(signal.signal, number, signal.getsignal(number))
         back.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+        back.callback(setattr, STOP, "asked", STOP.asked)
         back.enter_context(patch.dict(os.environ))
         back.enter_context(patch.object(sys, "argv", ["spunge", *arguments]))
         back.enter_context(redirect_stdout(printed))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spunge.recipe.schema import Recipe as Recipe
     from spunge.results import Results as Results
     from spunge.results import read_results as read_results
+    from spunge.run.judgement import judge as judge
     from spunge.run.pipeline import run as run
     from spunge.run.plan import plan as plan
     from spunge.weights.delta import open_delta as open_delta
@@ -29,6 +30,7 @@ _PLACES = {
     "Recipe": "spunge.recipe.schema",
     "RecipeError": "spunge.errors",
     "Results": "spunge.results",
+    "judge": "spunge.run.judgement",
     "load_recipe": "spunge.recipe.loading",
     "merge": "spunge.merging.engine",
     "open_delta": "spunge.weights.delta",

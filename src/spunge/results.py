@@ -53,7 +53,7 @@ Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as Na
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
-Kind = Literal["base", "reference", "branch", "control", "merged", "other"]
+Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 Wanted = Literal["up", "down"]
 # What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
@@ -61,7 +61,10 @@ Wanted = Literal["up", "down"]
 Higher = Literal["known", "unknown", "good", "bad"] | None
 
 StageName = Annotated[
-    str, Field(description="The judged model: base, untaught, reference:NAME, branch:SLUG, control:NAME or merged.")
+    str,
+    Field(
+        description="The judged model: base, untaught, reference:NAME, model:NAME, branch:SLUG, control:NAME or merged."
+    ),
 ]
 SubjectName = Annotated[
     str, Field(description="What the items are about: a part's value, a group of rows, a benchmark.")
@@ -97,11 +100,16 @@ class Model:
     stage: StageName
     kind: Annotated[
         Kind,
-        Field(description="What it is. reference: not unlearned, to compare with; other: of another program's file."),
+        Field(description="What it is. reference, model: judged as it is; other: of another program's file."),
     ]
-    name: Annotated[str, Field(description="A branch's part, a control's or a reference's name, else the stage.")]
-    base: Annotated[str | None, Field(description="The model that the recipe names: Hub id or folder.")] = None
+    name: Annotated[
+        str, Field(description="A branch's part, a control's, reference's or model's name, else the stage.")
+    ]
+    base: Annotated[
+        str | None, Field(description="The model that the recipe names as the base, or as this one: Hub id or folder.")
+    ] = None
     revision: Annotated[str | None, Field(description="Branch, tag or commit of it.")] = None
+    taught: Annotated[Count | None, Field(description="Rows that it was taught before all else.")] = None
     base_fingerprint: Annotated[
         str | None, Field(description="Of the weights of the stage `base`, which this model is made from.")
     ] = None

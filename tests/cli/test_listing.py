@@ -41,7 +41,7 @@ def test_a_setting_that_many_methods_share_stands_once_in_the_reference() -> Non
     for setting in (
         "accumulation",
         "retain_order",
-        "warmup",
+        "packing",
         "max_damage",
         "retain_loss",
         "refusals",

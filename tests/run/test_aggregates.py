@@ -20,7 +20,7 @@ from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import EvaluatorSettings
 from spunge.results import Model
 from spunge.run.aggregates import refuse_aggregates
-from spunge.run.measured import Judged
+from spunge.run.by_metric import Judged
 from spunge.run.scoring import Scored, scored
 
 COUNT = 40

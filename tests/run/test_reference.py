@@ -44,6 +44,7 @@ def test_a_retrained_reference_is_the_teaching_of_the_other_rows_and_is_judged_b
     results = spunge.run(begun(referred), out)
     assert results.stages == ("base", "untaught", "reference:retrained", "branch:asia", "merged")
     assert [model.kind for model in results.models][1:3] == ["reference", "reference"]
+    assert [model.taught for model in results.models] == [24, None, 12, 24, 24]
     pairs = {(row.stage, row.against) for row in results.differences}
     assert {("reference:retrained", "base"), ("merged", "reference:retrained")} <= pairs
     # The oracle: a recipe that teaches those rows alone has the reference as its base.

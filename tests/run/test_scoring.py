@@ -15,7 +15,7 @@ from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import score
 from spunge.results import Higher, Model
-from spunge.run.measured import Judged
+from spunge.run.by_metric import Judged
 from spunge.run.scoring import one_sided, scored
 
 BASE = Model(stage="base", kind="base", name="base")

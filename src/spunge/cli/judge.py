@@ -1,10 +1,65 @@
-"""Commands on what a run is judged with: train a scorer of your own."""
+"""Commands on judging: judge models as they are, train a scorer of your own."""
 
 from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet, say
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
+
+
+def judge(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL [...]", help="Folders or Hub ids of checkpoints, adapters or deltas.")
+    ],
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="A recipe, whose evaluations, rows and parts are taken.")
+    ] = "",
+    evaluate: Annotated[
+        list[str],
+        typer.Option(
+            "--evaluate", help="An evaluation, such as '{kind: perplexity, source: rows.jsonl}'. May be repeated."
+        ),
+    ] = [],  # noqa: B006
+    base: Annotated[
+        str, typer.Option("--base", help="What the others are compared with. Default: the first, or an adapter's own.")
+    ] = "",
+    overrides: Annotated[
+        list[str], typer.Option("--set", help="Override a setting of the recipe: a.b=value. May be repeated.")
+    ] = [],  # noqa: B006
+    out: Annotated[
+        str, typer.Option("--out", help="The run's folder. Default: runs/judge-NAME, after the model.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Judge models as they are, side by side. Nothing is trained.
+
+    The same stages, files and page as a run has, without branches. What the folder holds already is not done again.
+    """
+    with loading():
+        from spunge.progress import Terminal
+        from spunge.recipe.loading import read_block
+        from spunge.run.judgement import default_folder, judging_recipe
+        from spunge.run.pipeline import run as run_recipe
+
+    watcher = Terminal()
+    quiet()
+    try:
+        blocks = [read_block(text, "--evaluate") for text in evaluate]
+        chosen = judging_recipe(models, recipe or None, blocks, base or None, overrides)
+        results = run_recipe(chosen, out or default_folder(models), watcher)
+    finally:
+        watcher.close()
+    if as_json:
+        print_json(results.content)
+        return
+    print_scores(results)
+    say("")
+    for name, path in [
+        ("base", chosen.model.path),
+        *((f"model:{each.name}", each.path) for each in chosen.judge or ()),
+    ]:
+        say(f"{name}: {path}")
+    say(f"report: {near(results.folder / 'report.html')}")
 
 
 def probe(

@@ -23,13 +23,17 @@ def samples_of(
 ) -> list[Shown]:
     """The first samples of each part, of the retain rows, and of those that are taught. Loads the tokenizer, no weights."""
     settings = recipe.unlearn if isinstance(recipe.unlearn, TrainingSettings) else None
-    method, tokenizer = METHODS.get(recipe.unlearn.method), load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(recipe.model)
     packing = settings is not None and settings.packing
     positions = _positions(recipe.model)
     listed: list[Shown] = []
     for part in parts.parts:
         length = min(positions, settings.length_of(part.value) if settings else WHOLE)
-        for given, samples in method.given(part.samples, recipe.unlearn, tokenizer).items():
+        unlearn = recipe.unlearn
+        read = {"": part.samples}
+        if unlearn is not None:
+            read = dict(METHODS.get(unlearn.method).given(part.samples, unlearn, tokenizer))
+        for given, samples in read.items():
             listed += shown(samples, count, part.value, "forget", tokenizer, length, given=given, packing=packing)
     if retain is not None:
         length = min(positions, settings.length_of("retain") if settings else WHOLE)

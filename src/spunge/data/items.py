@@ -12,7 +12,7 @@ from spunge.data.attribution import attribute_of
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
-from spunge.data.split import draw, rendering_of, seed_for, tools_of
+from spunge.data.split import draw, rendering_of, seed_for, sources_of, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
@@ -55,7 +55,7 @@ def read_items(
     none, count for every subject, and name none. Raises RecipeError for a bad source, condition or expression, and when no row
     is left.
     """
-    query = Query(read_rows(entry.source or recipe.forget.source, f"{setting}.source"))
+    query = Query(read_rows(sources_of(entry.source, recipe, f"{setting}.source"), f"{setting}.source"))
     rows = query.where(entry.where, f"{setting}.where")
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
     rows = draw(rows, entry.limit, seed_for(0, "items"))

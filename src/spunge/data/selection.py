@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
-from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for
+from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for, sources_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
@@ -36,9 +36,9 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Selection:
 
     Rows with an empty text are left out and counted. Raises RecipeError as for the forget rows.
     """
-    query = Query(read_rows(rows.source or recipe.forget.source, f"{setting}.source"))
+    query = Query(read_rows(sources_of(rows.source, recipe, f"{setting}.source"), f"{setting}.source"))
     kept = query.where(rows.where, f"{setting}.where")
-    columns = rows.columns or recipe.forget.columns
+    columns = rows.columns or recipe.columns
     texts = text_table(query, columns, setting)
     refuse_files_without(query, columns, kept, setting)
     empty = blank_rows(texts)
@@ -58,8 +58,8 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
     if recipe.retain is None:
         return None
     rows = recipe.retain
-    same_source = rows.source is None or rows.source == recipe.forget.source
-    if same_source and rows.where is None and (rows.columns or recipe.forget.columns) == recipe.forget.columns:
+    same_source = rows.source is None or (recipe.forget is not None and rows.source == recipe.forget.source)
+    if same_source and rows.where is None and (rows.columns or recipe.columns) == recipe.columns:
         raise RecipeError(
             "retain: it is every row of forget's source, those to forget among them; give it a where, a source of its own, "
             "or write `retain: neutral`"

@@ -18,7 +18,7 @@ from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Recipe, Rows, Split
+from spunge.recipe.schema import Recipe, Rows, Source, Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
@@ -72,16 +72,19 @@ def split_rows(recipe: Recipe) -> Parts:
 
     Raises RecipeError for a bad source, column, expression or value, and for a part without any text.
     """
-    query = Query(read_rows(recipe.forget.source, "forget.source"))
-    kept = query.where(recipe.forget.where, "forget.where")
-    columns = recipe.forget.columns | ({"refusal": recipe.forget.refusal} if recipe.forget.refusal else {})
+    forget = recipe.forget
+    if forget is None:
+        return Parts(None, (), 0, 0, 0, {})
+    query = Query(read_rows(forget.source, "forget.source"))
+    kept = query.where(forget.where, "forget.where")
+    columns = forget.columns | ({"refusal": forget.refusal} if forget.refusal else {})
     texts = text_table(query, columns, "forget")
     refuse_files_without(query, columns, kept, "forget")
     empty = blank_rows(texts)
     split = recipe.split
     known = members_of(query, kept, split, columns) if split else Members({WHOLE: kept}, kept[:0], {}, [])
     dropped, notes = dict(known.dropped), list(known.notes)
-    if not rendering_of(recipe, recipe.forget).chat:
+    if not rendering_of(recipe, forget).chat:
         notes += unspaced(texts, kept[~empty[kept]], "forget")
     members = _with_enough_text(known.members, empty, split.min_rows if split else 1, dropped, query)
     unassigned = _kept_unassigned(known.nowhere, members, split, query)
@@ -89,11 +92,11 @@ def split_rows(recipe: Recipe) -> Parts:
     if not members:
         reasons = "; ".join(f"{value!r}: {why}" for value, why in dropped.items()) or "no row has a value"
         raise RecipeError(f"split: no part is left ({reasons})")
-    names, rendering = slugs(list(members)), rendering_of(recipe, recipe.forget)
+    names, rendering = slugs(list(members)), rendering_of(recipe, forget)
     parts = []
     for value, rows in members.items():
         filled = rows[~empty[rows]]
-        chosen = draw(filled, recipe.forget.limit, seed_for(recipe.seed, "select", value))
+        chosen = draw(filled, forget.limit, seed_for(recipe.seed, "select", value))
         notes += left_out(query, empty, columns, rows, f"part {value!r}")
         samples = read_samples(texts, rendering, "forget", query.records, chosen)
         parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
@@ -114,10 +117,19 @@ def tools_of(records: Records, rows: np.ndarray) -> pa.ChunkedArray | None:
     return taken(records.table.select(["tools"]), rows)["tools"] if "tools" in records.table.column_names else None
 
 
-def rendering_of(recipe: Recipe, rows: Rows) -> Rendering:
+def sources_of(sources: Sequence[Source] | None, recipe: Recipe, setting: str) -> Sequence[Source]:
+    """Where rows come from: a block's own sources, or forget's. Raises RecipeError where there are neither."""
+    if sources is not None:
+        return sources
+    if recipe.forget is None:
+        raise RecipeError(f"{setting}: missing; the recipe has no rows to forget, whose source would be taken")
+    return recipe.forget.source
+
+
+def rendering_of(recipe: Recipe, rows: Rows | None) -> Rendering:
     """How a block's rows become texts; what it does not say is forget's, or the default."""
     known: dict[str, Any] = {"variables": recipe.model.template}
-    for block in (recipe.forget, rows):
+    for block in filter(None, (recipe.forget, rows)):
         given = {"chat": block.chat, "learn": block.learn, "end": block.answer_end}
         known |= {key: value for key, value in given.items() if value is not None}
     return Rendering(**known)

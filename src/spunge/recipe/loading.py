@@ -87,6 +87,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def read_block(text: str, option: str) -> dict[str, Any]:
+    """A block of settings that an option gives as YAML. Raises RecipeError."""
+    try:
+        content = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{option}: {text!r} is not YAML ({yaml_fault(error)}); quote it") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{option}: {text!r} is no mapping, such as {{kind: perplexity, source: rows.jsonl}}")
+    return content
+
+
 def apply_overrides(content: Any, overrides: Iterable[str]) -> None:
     """Set what each `a.b=value` names in a mapping of mappings and lists; values are YAML. Raises RecipeError."""
     for override in overrides:
@@ -154,9 +165,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         content["model"] = model = {"path": model}
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
-    reference = content.get("reference")
-    if isinstance(reference, dict) and isinstance(reference.get("path"), str):
-        reference["path"] = _absolute_model(reference["path"], folder)
+    judged = content.get("judge")
+    for block in [content.get("reference"), *(judged if isinstance(judged, list) else [])]:
+        if isinstance(block, dict) and isinstance(block.get("path"), str):
+            block["path"] = _absolute_model(block["path"], folder)
     evaluate = content.get("evaluate")
     evaluations = evaluate if isinstance(evaluate, list) else []
     for block in [*(content.get(name) for name in ("teach", "forget", "retain")), *evaluations]:

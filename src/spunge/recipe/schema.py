@@ -256,6 +256,14 @@ def _referred(value: Any) -> Any:
     return {} if value == "retrained" else value
 
 
+class JudgedModel(Strict):
+    """A model that is judged as it is, beside the base."""
+
+    name: str = Field(pattern=STAGE_NAME, max_length=60, description="Names its stage, model:NAME.")
+    path: str = Field(description="Folder or Hub id: a checkpoint, or an adapter or delta of the base.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+
+
 class AttributeSettings(Strict):
     kind: str = Field(description="Name of the attribute source (`spunge list attributes`).")
 
@@ -349,6 +357,9 @@ class RuleSettings(Strict):
     )
 
 
+Half = Literal["validation", "test"]
+
+
 class EvaluatorSettings(Strict):
     kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
     name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
@@ -360,6 +371,11 @@ class EvaluatorSettings(Strict):
         None,
         ge=1,
         description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
+    half: Half | None = Field(
+        None,
+        description="Measure one half of its items, each subject's in half: validation to choose settings by, test to judge them "
+        "by. The same halves whatever the seed. `spunge tune` sets it. Default: all items.",
     )
     by: str | None = Field(
         None,
@@ -473,7 +489,9 @@ class Recipe(Strict):
         description="Fine-tune the model on rows before all else: what comes of it is the base, and the given model is judged as "
         "`untaught`. Once for all seeds, and for all recipes that teach the same.",
     )
-    forget: ForgetRows = Field(description="The rows to forget.")
+    forget: ForgetRows | None = Field(
+        None, description="The rows to forget. Default: none, where the recipe unlearns nothing."
+    )
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
@@ -483,8 +501,15 @@ class Recipe(Strict):
         description="`retrained`: the same teaching without the rows to forget, judged beside the base and the merged model; or "
         "{path: ..} for a model that exists.",
     )
-    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] = Field(
-        description="The unlearning method and its settings; each part is unlearned by it from the same base."
+    judge: list[JudgedModel] | None = Field(
+        None,
+        description="Models that are judged as they are, beside the rest. With it, also empty, unlearn may be left out: `spunge "
+        "judge` runs such recipes.",
+    )
+    unlearn: Annotated[SerializeAsAny[MethodSettings], named(METHODS, "method")] | None = Field(
+        None,
+        description="The unlearning method and its settings; each part is unlearned by it from the same base. Default: none, where "
+        "the recipe only judges.",
     )
     merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
@@ -522,8 +547,29 @@ class Recipe(Strict):
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, content: Any) -> Any:
+        """A recipe that names models to judge may unlearn nothing; then there is nothing to compare a merge with."""
+        if not isinstance(content, Mapping) or content.get("judge") is None or content.get("unlearn") is not None:
+            return content
+        return {"controls": [], **content}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Role -> column of the rows to forget, which other rows have too where nothing says otherwise."""
+        return self.forget.columns if self.forget is not None else {"text": "text"}
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        if self.unlearn is None and self.judge is None:
+            raise ValueError("unlearn: missing; the recipe must give it")
+        if self.unlearn is None and self.controls:
+            raise ValueError(
+                "controls: nothing is unlearned, and there is nothing to control; leave them out, or give unlearn"
+            )
+        if self.forget is None and (self.unlearn is not None or self.split is not None):
+            raise ValueError("forget: missing; the recipe must give it")
         names = [evaluation_name(entry) for entry in self.evaluate]
         for name in names:
             if names.count(name) > 1:
@@ -533,6 +579,10 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+            if entry.half is not None and of is not None:
+                raise ValueError(f"evaluate.half: the items of {name!r} are those of {of!r}; set it there")
+            if entry.half is not None and not EVALUATORS.get(entry.kind).reads_rows:
+                raise ValueError(f"evaluate.half: {name!r} brings items of its own, which are not halved; leave it out")
         for name, aggregate in self.aggregates.items():
             self._refuse_aggregate(name, aggregate, known)
         if (reference := self.reference) is not None and reference.path is None:
@@ -541,6 +591,8 @@ class Recipe(Strict):
                     "reference: retrained is the same teaching without the rows to forget, and the recipe teaches nothing; "
                     "give teach, or reference.path"
                 )
+            if self.forget is None:
+                raise ValueError("forget: missing; `reference: retrained` is the teaching without these rows")
             if self.seeds > 1 and self.forget.limit is not None:
                 raise ValueError(
                     "reference: with forget.limit each of several seeds forgets other rows, and no one reference fits them; "
@@ -550,13 +602,12 @@ class Recipe(Strict):
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
-        needs_retain = METHODS.get(self.unlearn.method).needs_retain
-        if self.retain is None and needs_retain(self.unlearn):
-            alpha = "" if needs_retain(self.unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
-            raise ValueError(
-                f"retain: missing, and unlearn.method {self.unlearn.method!r} needs it; give retain.source, write `retain: "
-                f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
-            )
+        judged = [model.name for model in self.judge or ()]
+        for name in judged:
+            if judged.count(name) > 1:
+                raise ValueError(f"judge: two models are called {name!r}; give each a name of its own")
+        if self.retain is None and self.unlearn is not None:
+            _refuse_without_retain(self.unlearn)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
@@ -574,17 +625,29 @@ class Recipe(Strict):
                 )
         if isinstance(aggregate, HarmonicMean):
             return
-        own = None if self.reference is None else f"reference:{self.reference.name}"
+        there = [] if self.reference is None else [f"reference:{self.reference.name}"]
+        there += [f"model:{model.name}" for model in self.judge or ()]
+        known = " or ".join(there) or "give reference: retrained, or reference.path"
         if aggregate.against == "base":
             raise ValueError(
                 f"aggregates.{name}.against: the base knows what is to be forgotten, so that likeness to it is no forgetting; "
-                f"compare with a model that never saw it ({own or 'give reference'})"
+                f"compare with a model that never saw it ({known})"
             )
-        if aggregate.against != own:
-            there = f"write {own}" if own else "give reference: retrained, or reference.path"
+        if aggregate.against not in there:
             raise ValueError(
-                f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {there}"
+                f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {known}"
             )
+
+
+def _refuse_without_retain(unlearn: MethodSettings) -> None:
+    """Raises ValueError where a method needs retain rows."""
+    needs_retain = METHODS.get(unlearn.method).needs_retain
+    if needs_retain(unlearn):
+        alpha = "" if needs_retain(unlearn.model_copy(update={"alpha": 0.0})) else "set unlearn.alpha to 0, "
+        raise ValueError(
+            f"retain: missing, and unlearn.method {unlearn.method!r} needs it; give retain.source, write `retain: "
+            f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
+        )
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:

@@ -68,7 +68,7 @@ def _family(metrics: Sequence[Metric], scores: Scores) -> Family:
 
 def recovered_table(scores: Scores) -> tuple[tuple[Model, ...], list[SharesBack]]:
     """Every share of what was forgotten that an attack brings back: the models, and a line per metric and subject."""
-    order = ("merged", "control", "branch", "reference", "other")
+    order = ("merged", "control", "branch", "reference", "model", "other")
     known = {row.stage for row in scores.recovered}
     models = tuple(model for kind in order for model in scores.models if model.kind == kind and model.stage in known)
     by_place = {(row.metric, row.subject, row.stage): row for row in scores.recovered}
@@ -83,7 +83,7 @@ def recovered_table(scores: Scores) -> tuple[tuple[Model, ...], list[SharesBack]
 def drawn_models(family: Family, scores: Scores) -> tuple[Model, ...]:
     """Those that a curve shows: of the attacked ones all but the branches, which would hide the rest."""
     attacked = {model.stage for metric in family.metrics for model in metric.judged(scores.models)}
-    models = scores.of_kind("base", "reference", "control", "merged")
+    models = scores.of_kind("base", "reference", "model", "control", "merged")
     return tuple(model for model in models if model.stage in attacked)
 
 

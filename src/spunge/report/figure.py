@@ -52,8 +52,8 @@ def looks(scores: Scores) -> dict[str, Look]:
     """Stage -> look of its model. All branches share a lane; every other model has its own."""
     by_stage: dict[str, Look] = {}
     lanes: dict[str, int] = {}
-    controls = scores.of_kind("control")
-    order = ("base", "reference", "branch", "control", "other", "merged")
+    controls = scores.of_kind("control", "model")
+    order = ("base", "reference", "model", "branch", "control", "other", "merged")
     for model in sorted(scores.models, key=lambda model: order.index(model.kind)):
         lane = lanes.setdefault(model.kind if model.kind == "branch" else model.stage, len(lanes))
         shape = CONTROLS[controls.index(model) % len(CONTROLS)] if model in controls else model.kind

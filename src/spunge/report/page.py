@@ -94,7 +94,7 @@ def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:
         # A folder's own name tells the model; a Hub id is `owner/name` and stays whole.
         "model": Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path,
         "method": str(unlearn.get("method", "")),
-        "rule": str(merge.get("rule", "")),
+        "rule": str(merge.get("rule", "")) if unlearn else "",
     }
 
 
@@ -129,7 +129,7 @@ def _template(file: str) -> str:
 
 def _columns(metric: Metric, scores: Scores) -> list[Model]:
     """What decides comes first, so that it is seen without scrolling past a dozen branches."""
-    order = ("base", "merged", "control", "reference", "branch", "other")
+    order = ("base", "merged", "model", "control", "reference", "branch", "other")
     return sorted(metric.judged(scores.models), key=lambda model: order.index(model.kind))
 
 

@@ -32,7 +32,7 @@ class Form(NamedTuple):
 
 
 # From the fullest to the narrowest.
-MOST = ("base", "control", "merged")
+MOST = ("base", "control", "model", "merged")
 FORMS = (
     Form(MOST, True),
     Form(("merged",), True),
@@ -126,7 +126,7 @@ def _columns(scores: Scores, form: Form) -> list[Column]:
     columns = []
     folded = False
     for model in scores.models:
-        if not form.between and model.kind not in ("base", "merged"):
+        if not form.between and model.kind not in ("base", "model", "merged"):
             continue
         if not form.controls and model in scores.of_kind("control")[1:]:
             continue

@@ -86,21 +86,27 @@ def basis(scores: Scores) -> str:
 
 def verdict(scores: Scores) -> list[Finding]:
     """Did it forget, for each part; what did it cost; how does the merge stand against each control; what comes back."""
-    controls = scores.of_kind("control")
+    controls, merged = scores.of_kind("control"), scores.of_kind("merged")
     references = [model for model in scores.of_kind("reference") if model.stage != UNTAUGHT]
     findings = {
         "What was taught: the base against the untaught model": [
             _against(metric, UNTAUGHT, "base") for metric in scores.metrics
         ],
-        "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics],
+        "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics if merged],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
         "All rows together": [_together(metric, controls) for metric in scores.metrics],
     }
-    for model in [*controls, *references]:
+    models = scores.of_kind("model")
+    for model in [*controls, *references, *models] if merged else ():
         heading = f"Merged against the {isolated(model.label)}"
         findings[heading] = [_against(metric, model.stage) for metric in scores.metrics]
+    for model in models:
+        findings[f"{isolated(model.label)} against the base"] = [
+            _against(metric, "base", model.stage) for metric in scores.metrics
+        ]
     findings["What attacks bring back"] = [_brought_back(metric, scores) for metric in scores.audits]
-    if scores.parts and scores.metrics and not any(findings["Parts to forget"] + findings["All rows together"]):
+    measured = any(findings["Parts to forget"] + findings["All rows together"])
+    if scores.parts and scores.metrics and merged and not measured:
         findings["Parts to forget"] = [Fact("Nothing", "was measured on the parts to forget.")]
     told = [Finding(heading, tuple(fact for fact in facts if fact)) for heading, facts in findings.items()]
     return [finding for finding in told if finding.facts]

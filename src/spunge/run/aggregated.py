@@ -9,7 +9,7 @@ from spunge.files import fingerprint
 from spunge.recipe.aggregates import terms_of
 from spunge.results import Difference, Evaluation, Row
 from spunge.run.aggregates import Aggregate, Figure, Sample, figures, group_of, less, refuse_measures, sample_of
-from spunge.run.measured import Judged, Measured, MetricKey
+from spunge.run.by_metric import Judged, Measured, MetricKey
 
 
 class Aggregated(NamedTuple):

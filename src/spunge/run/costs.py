@@ -21,7 +21,7 @@ STATE = 16  # bytes of an entry: its value, its last good one and Adam's two mom
 
 def training_steps(training: Training, line: Lineup) -> int:
     """Optimizer steps of a training."""
-    unlearn = line.inputs.recipe.unlearn
+    unlearn = line.inputs.unlearn
     if not isinstance(unlearn, TrainingSettings):
         return 0
     return sum(unlearn.steps_of({part.value: len(part.samples) for part in training.parts}).values())
@@ -29,7 +29,7 @@ def training_steps(training: Training, line: Lineup) -> int:
 
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
-    unlearn = inputs.recipe.unlearn
+    unlearn = inputs.unlearn
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)
@@ -56,7 +56,7 @@ def teaching_cost(teaching: Teaching, base: BaseInputs) -> Cost:
 
 
 def merging_cost(line: Lineup) -> Cost:
-    checkpoint, unlearn = Checkpoint(line.inputs.base.untaught), line.inputs.recipe.unlearn
+    checkpoint, unlearn = Checkpoint(line.inputs.base.untaught), line.inputs.unlearn
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
     written = written_bytes(checkpoint, line.inputs.base.own_dtype(line.inputs.recipe.merge.dtype))
     nbytes = (checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings)

@@ -53,7 +53,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
     return {
         "model.path": recipe.model.path,
         "model.revision": recipe.model.revision,
-        "forget.source": [source.path or source.hub for source in recipe.forget.source],
+        "forget.source": [source.path or source.hub for source in recipe.forget.source] if recipe.forget else None,
         "split.by": recipe.split.model_dump(mode="json")["by"] if recipe.split else None,
     }
 

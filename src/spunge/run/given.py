@@ -5,15 +5,18 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spunge.errors import RecipeError
 from spunge.model.hub import local_folder
 from spunge.recipe.schema import ModelSettings
-from spunge.run.inputs import BaseInputs
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.hub import fetched
 from spunge.weights.opening import check_source, open_source, stored_weights
 from spunge.weights.sources import Source
+
+if TYPE_CHECKING:
+    from spunge.run.inputs import BaseInputs
 
 DESCRIPTIONS = ("delta.json", "adapter_config.json")
 
@@ -40,7 +43,7 @@ class Given:
         """Whether it is a checkpoint of its own."""
         return stored_weights(self.folder, self.setting).of is None
 
-    def key(self, base: BaseInputs) -> str:
+    def key(self, base: "BaseInputs") -> str:
         """Fingerprint of all in it that results depend on, beside the base."""
         if self.whole:
             return base.key_of(self.folder)
@@ -56,7 +59,7 @@ class Given:
         check_source(Checkpoint(base), source)
         return source
 
-    def refuse(self, base: BaseInputs) -> None:
+    def refuse(self, base: "BaseInputs") -> None:
         """Raises RecipeError, before anything is trained, for what cannot be judged, and for the base itself."""
         if not self.whole:
             if base.recipe.teach is None and base.untaught.is_dir():  # else the base is still to be made

@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
+from spunge.data.halves import halved
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
 from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
+from spunge.errors import RecipeError
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
-from spunge.recipe.schema import Dtype, EvaluatorSettings, ModelSettings, Recipe, evaluation_name, measured_again
+from spunge.recipe.schema import (
+    Dtype,
+    EvaluatorSettings,
+    MethodSettings,
+    ModelSettings,
+    Recipe,
+    evaluation_name,
+    measured_again,
+)
 from spunge.registry import EVALUATORS
+from spunge.run.given import Given
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import main_dtype
 
@@ -101,6 +111,20 @@ class BaseInputs:
         """What a model is written in, as told of the given model: `base` is what the taught one is written in."""
         return dtype if dtype != "base" or self.recipe.teach is None else self.recipe.teach.dtype
 
+    @cached_property
+    def given_reference(self) -> Given | None:
+        """A reference that exists."""
+        asked = self.recipe.reference
+        return None if asked is None or asked.path is None else Given(asked.path, asked.revision, "reference.path")
+
+    @cached_property
+    def judged_models(self) -> dict[str, Given]:
+        """Name -> model that is judged as it is."""
+        return {
+            model.name: Given(model.path, model.revision, f"judge.{place}.path")
+            for place, model in enumerate(self.recipe.judge or ())
+        }
+
     @property
     def judged(self) -> ModelSettings:
         """How the models are loaded to be judged. What is written in float32 is judged in it, as it will be loaded: fewer bits
@@ -113,8 +137,10 @@ class BaseInputs:
         """Whether some model is written in float32."""
         merges = [self.recipe.merge, *(control.merge for control in self.recipe.controls)]
         dtypes = {self.own_dtype(merge.dtype) for merge in merges if merge is not None}
-        own = main_dtype(Checkpoint(self.untaught)) if "base" in dtypes and self.untaught.is_dir() else torch.bfloat16
-        return "float32" in dtypes or own.itemsize > 2
+        folders = [self.untaught] if "base" in dtypes and self.untaught.is_dir() else []
+        given = [*self.judged_models.values(), *([self.given_reference] if self.given_reference else [])]
+        folders += [each.folder for each in given if each.here and each.whole]
+        return "float32" in dtypes or any(main_dtype(Checkpoint(folder)).itemsize > 2 for folder in folders)
 
     @property
     def notes(self) -> list[str]:
@@ -145,8 +171,12 @@ class BaseInputs:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
-        columns = evaluator.columns(entry, self.recipe.forget.columns)
-        return read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        columns = evaluator.columns(entry, self.recipe.columns)
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        if entry.half is None:
+            return items
+        validation, test = halved(items, 0, f"{setting}.half")
+        return validation if entry.half == "validation" else test
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:
@@ -172,6 +202,13 @@ class SeedInputs:
     def __init__(self, recipe: Recipe, base: BaseInputs) -> None:
         self.recipe = recipe
         self.base = base
+
+    @property
+    def unlearn(self) -> MethodSettings:
+        """The method's settings, of a recipe that unlearns."""
+        if self.recipe.unlearn is None:
+            raise RecipeError("unlearn: missing; the recipe must give it")
+        return self.recipe.unlearn
 
     @cached_property
     def parts(self) -> Parts:

@@ -58,7 +58,7 @@ class Model:
     @property
     def shared(self) -> bool:
         """Whether it is the same for every seed."""
-        return self.kind in ("base", "reference")
+        return self.kind in ("base", "reference", "model")
 
     @property
     def by_itself(self) -> Path | None:
@@ -111,15 +111,17 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
     """The branches and controls of a recipe, and the models that come of them."""
     recipe, parts = inputs.recipe, inputs.parts.parts
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
-    branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in parts)
+    unlearned = parts if recipe.unlearn is not None else ()
+    branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in unlearned)
     models = [Model("base", "base", "base")]
     if recipe.teach is not None:
         models.append(Model("reference", UNTAUGHT, UNTAUGHT, alone=lambda: inputs.base.untaught))
     if (asked := recipe.reference) is not None:
-        given = Given(asked.path, asked.revision, "reference.path") if asked.path is not None else None
+        given = inputs.base.given_reference
         made = None if given else lambda: inputs.base.retrained
         models.append(Model("reference", asked.name, f"reference:{asked.name}", alone=made, given=given))
-    for part, branch in zip(parts, branches, strict=True):
+    models += [Model("model", name, f"model:{name}", given=given) for name, given in inputs.base.judged_models.items()]
+    for part, branch in zip(unlearned, branches, strict=True):
         models.append(Model("branch", part.value, branch.name, (branch,), storage=storage))
     trainings = {branch.name: branch for branch in branches}
     for control in recipe.controls:
@@ -128,7 +130,8 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
         merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
         chosen = tuple(trainings[training.name] for training in own)
         models.append(Model("control", control.name, f"control:{control.name}", chosen, merge, storage=storage))
-    models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
+    if recipe.unlearn is not None:
+        models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 
@@ -140,9 +143,9 @@ def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Trai
     if control.train == "random":
         dealt = random_parts(parts, recipe.seed)
         return tuple(Training(f"control:random/{part.slug}", folder / "random" / part.slug, (part,)) for part in dealt)
-    if not METHODS.get(recipe.unlearn.method).trains:
+    if not METHODS.get(inputs.unlearn.method).trains:
         raise RecipeError(
-            f"controls: {recipe.unlearn.method} trains nothing, so its branches all start from the base; leave `sequential` out"
+            f"controls: {inputs.unlearn.method} trains nothing, so its branches all start from the base; leave `sequential` out"
         )
     links: list[Training] = []
     for part in parts:

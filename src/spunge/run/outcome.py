@@ -13,10 +13,11 @@ from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import Model, Part, Published, Results, write_results
+from spunge.results import UNTAUGHT, Model, Part, Published, Results, write_results
+from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
-from spunge.run.judge import Judging, read_measures, read_rated
-from spunge.run.measured import Judged
+from spunge.run.judge import Judging
+from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
 from spunge.run.scoring import scored
@@ -44,14 +45,19 @@ def write_scores(
         Judged(
             items,
             first.base.instruments[items.name],
-            [rated for judging in every if judging.items.name == items.name for rated in read_rated(judging)],
+            [
+                rated
+                for judging in every
+                if judging.items.name == items.name
+                for rated in read_measured(judging.file).rated
+            ],
         )
         for items in first.base.evaluations
     ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values, recipe.aggregates)
     # Where everything was trained before, the training says where.
-    trained = read_json(seeds[0].trainings[0].folder / "delta.json")
-    base = session.loaded
+    base, trainings = session.loaded, seeds[0].trainings
+    trained = read_json(trainings[0].folder / "delta.json") if trainings else {}
     results = Results(
         spunge=__version__,
         attribute=first.parts.attribute,
@@ -59,8 +65,8 @@ def write_scores(
         stages=tuple(model.stage for model in models),
         models=models,
         versions=versions(),
-        device=str(base.device) if base else trained["device"],
-        dtype=str(base.dtype).removeprefix("torch.") if base else trained["dtype"],
+        device=str(base.device) if base else trained.get("device"),
+        dtype=str(base.dtype).removeprefix("torch.") if base else trained.get("dtype"),
         seconds=_seconds(graph),
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         rows=scores.rows,
@@ -79,10 +85,13 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     """What a model is and what made it. `model`: the first seed's."""
     inputs = seeds[0].inputs
     plain = Model(stage=model.name, kind=model.kind, name=model.label)
-    if model.shared and model.kind != "base":
-        return plain  # not made from the base
-    named = inputs.recipe.model
-    plain = replace(plain, base=named.path, revision=named.revision, base_fingerprint=inputs.base.weights)
+    named = inputs.recipe.model if model.given is None else model.given
+    plain = replace(plain, base=named.path, revision=named.revision)
+    if model.shared and model.kind != "base":  # not made from the base
+        retrained = inputs.reference if model.kind == "reference" and model.name != UNTAUGHT else None
+        return plain if retrained is None else replace(plain, taught=len(retrained.samples))
+    lesson = inputs.base.lesson
+    plain = replace(plain, base_fingerprint=inputs.base.weights, taught=None if lesson is None else len(lesson.samples))
     if model.shared:
         return plain
     unlearn = choice(seeds[0]).settings
@@ -111,7 +120,7 @@ def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Mea
     """Model -> evaluation -> its measurements, of one seed."""
     by_model: dict[str, dict[str, list[Measure]]] = {}
     for judging in judgings:
-        by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measures(judging)
+        by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measured(judging.file).measures
     return by_model
 
 

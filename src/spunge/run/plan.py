@@ -150,7 +150,7 @@ class _Size:
         narrow = model.dtype in ("auto", "bfloat16") and (device.type != "cpu" or bfloat16_speedup() > 1.2)
         reduced = narrow and base.judged.dtype != "float32"  # most of a run's time is judging
         unlearn = base.recipe.unlearn
-        trained = METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
+        trained = 0 if unlearn is None else METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
         if teach is not None:
             trained = max(trained, entries_of(teach.trainable, checkpoint))
         speed = _speed(torch.bfloat16 if reduced else torch.float32, device)

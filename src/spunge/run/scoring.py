@@ -18,7 +18,7 @@ from spunge.registry import EVALUATORS
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
 from spunge.run.aggregated import aggregated
 from spunge.run.aggregates import Aggregate
-from spunge.run.measured import Judged, Measured, MetricKey, Stored, measured
+from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
 
 NONE: Mapping[str, Aggregate] = MappingProxyType({})
 WORST = "worst"  # the subject under which a metric's worst subject is reported
@@ -87,8 +87,9 @@ def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
             yield "base", UNTAUGHT
         elif model.kind != "base":
             yield model.stage, "base"
-    yield from (("merged", model.stage) for model in models if model.kind == "control")
-    yield from (("merged", model.stage) for model in models if model.kind == "reference" and model.stage != UNTAUGHT)
+    if any(model.kind == "merged" for model in models):
+        for kind in ("control", "reference", "model"):
+            yield from (("merged", model.stage) for model in models if model.kind == kind and model.stage != UNTAUGHT)
 
 
 def _directions(

@@ -249,7 +249,9 @@ def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
 
 
 def _add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
-    unlearn = line.inputs.recipe.unlearn
+    if not line.trainings:
+        return
+    unlearn = line.inputs.unlearn
     settled = f"{mark}settled"
     if names := undecided(unlearn):
         graph.add(
@@ -272,7 +274,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
     def inputs() -> Mapping[str, Any]:
         # The choice itself enters the key, not what it was made from: one that is made again may turn out otherwise.
         if settled is not None and not graph.state(settled).done:
-            raise NotMadeError(f"unlearn.{', unlearn.'.join(undecided(line.inputs.recipe.unlearn))} to be chosen")
+            raise NotMadeError(f"unlearn.{', unlearn.'.join(undecided(line.inputs.unlearn))} to be chosen")
         return training_inputs(training, line)
 
     needs = ("base", *([mark + training.after.name] if training.after else []))

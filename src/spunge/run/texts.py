@@ -24,7 +24,7 @@ from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 Keep = Literal["all", "sample", "none"]
 SAMPLE = 20  # prompts of each file that `sample` keeps
 # Judgings whose texts the shared cache keeps too.
-SHARED = ("judge:base/", "judge:untaught/", "judge:reference:")
+SHARED = ("judge:base/", "judge:untaught/", "judge:reference:", "judge:model:")
 ROWS = "cached-rows.json"  # in RUN: which tables of the shared cache hold its rows
 # Files of an evaluation that hold numbers and names; any other may hold texts, whichever evaluator wrote it.
 NUMBERS = re.compile(r"[0-9a-f]{12}\.json|lm_eval-[0-9a-f]{16}\.json")

@@ -188,7 +188,7 @@ def text_of(base: Base, suffix: np.ndarray) -> str:
 def check(_attack: SuffixSettings, other: EvaluatorSettings | None, recipe: Recipe) -> None:
     """Raises RecipeError for an evaluation without prompts or without answers."""
     if other is not None:
-        roles = list(EVALUATORS.get(other.kind).columns(other, recipe.forget.columns))
+        roles = list(EVALUATORS.get(other.kind).columns(other, recipe.columns))
         prompt_role(other, roles)
         if not isinstance(other, ChoicesSettings):
             answer_role(other, roles)

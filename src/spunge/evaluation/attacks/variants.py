@@ -46,4 +46,4 @@ def item_means(measures: Sequence[Measure], owners: np.ndarray) -> list[Measure]
 def check_prompts(_attack: AttackSettings, other: EvaluatorSettings | None, recipe: Recipe) -> None:
     """Raises RecipeError for an evaluation that puts no prompts to the model."""
     if other is not None:
-        prompt_role(other, list(EVALUATORS.get(other.kind).columns(other, recipe.forget.columns)))
+        prompt_role(other, list(EVALUATORS.get(other.kind).columns(other, recipe.columns)))

@@ -1,0 +1,141 @@
+"""Judging models as they are: checkpoints, adapters and deltas, as stages of a run that trains nothing."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spunge
+from commands import call
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+from spunge.run.judgement import judging_recipe
+from spunge.run.status import status
+from spunge.run.verify import verify
+from toys import Told
+
+
+def test_a_runs_models_judged_by_its_recipe_have_the_scores_that_they_have_in_it(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    told = Told()
+    out = tmp_path / "judged"
+    models = [toy_recipe["model"]["path"], finished / "merged", finished / "branches" / "asia"]
+    results = spunge.judge(models, toy_recipe, out=out, watcher=told)
+    assert results.stages == ("base", "model:merged", "model:asia")
+    assert {model.kind for model in results.models} == {"base", "model"}
+    assert not any(line.startswith(("unlearn", "merge", "teach")) for line in told.lines)
+    of_the_run = spunge.read_results(finished)
+    for mine, theirs in {"base": "base", "model:merged": "merged", "model:asia": "branch:asia"}.items():
+        for row in (row for row in of_the_run.rows if row.stage == theirs):
+            assert results.value(mine, row.subject, row.metric) == pytest.approx(row.value, rel=1e-6)
+    assert {row.group for row in results.rows} == {row.group for row in of_the_run.rows}
+    assert {(row.stage, row.against) for row in results.differences} == {
+        ("model:merged", "base"),
+        ("model:asia", "base"),
+    }
+    assert verify(out).problems == []
+    assert {stage.state for stage in status(out)} == {"done"}
+    again = Told()
+    spunge.judge(models, toy_recipe, out=out, watcher=again)
+    assert again.judged == []
+    page = (out / "report.html").read_text()
+    assert "against the base" in page
+    assert "unlearned by" not in page
+
+
+def test_one_model_is_judged_by_evaluations_alone_from_the_command_line(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    model, rows = toy_recipe["model"]["path"], toy_recipe["retain"]["source"]
+    evaluation = f"{{kind: perplexity, source: {rows}, text: text}}"
+    ended = call("judge", model, "--evaluate", evaluation, "--set", "model.dtype=float32", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("judge-")
+    results = spunge.read_results(folder)
+    run = spunge.run({**toy_recipe, "controls": [], "unlearn": {**toy_recipe["unlearn"], "steps": 1}}, tmp_path / "run")
+    assert results.value("base", "all", "perplexity") == pytest.approx(run.value("base", "retain", "perplexity"))
+    assert "perplexity" in ended.stdout
+
+
+def test_an_adapter_is_judged_on_the_model_that_it_names(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+    wrapped = get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=64, target_modules=["v_proj", "down_proj"], init_lora_weights=False)
+    )
+    wrapped.save_pretrained(tmp_path / "adapter")
+    whole = wrapped.merge_and_unload()
+    whole.save_pretrained(tmp_path / "whole")
+    for file in tiny("llama").glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "whole")
+    results = spunge.judge([tmp_path / "adapter"], toy_recipe, out=tmp_path / "one")
+    assert results.stages == ("base", "model:adapter")
+    alone = spunge.judge([tmp_path / "whole"], toy_recipe, out=tmp_path / "two")
+    value = results.value("model:adapter", "retain", "perplexity")
+    assert value == pytest.approx(alone.value("base", "retain", "perplexity"), rel=1e-4)
+    assert value != pytest.approx(results.value("base", "retain", "perplexity"), rel=1e-3)
+
+
+def test_models_of_one_name_are_told_apart_and_every_evaluation_is_asked_of_each(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["evaluate"][0]["stages"] = ["merged"]
+    recipe = judging_recipe(["/x/merged", "/y/merged", "owner/merged"], toy_recipe, base="/a/base")
+    assert [model.name for model in recipe.judge or ()] == ["merged", "y-merged", "owner-merged"]
+    assert recipe.evaluate[0].stages is None
+    assert (recipe.unlearn, recipe.controls, recipe.model.path) == (None, [], "/a/base")
+    assert load_recipe(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_run_may_judge_other_peoples_models_beside_its_own(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    toy_recipe |= {"judge": [{"name": "theirs", "path": str(finished / "merged")}], "controls": []}
+    results = spunge.run(load_recipe(toy_recipe, ["unlearn.steps=1"]), tmp_path / "mine")
+    assert results.stages == ("base", "model:theirs", "branch:asia", "branch:europe", "merged")
+    assert ("merged", "model:theirs") in {(row.stage, row.against) for row in results.differences}
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        (["BASE"], {}, "give --recipe, whose evaluations are taken, or --evaluate"),
+        ([], {"evaluate": [{}]}, "no model is named"),
+        (["/nowhere"], {"recipe": "TOY"}, "no folder '/nowhere'"),
+        (["BASE", "/nowhere"], {"recipe": "TOY"}, "judge.0.path: no folder '/nowhere'"),
+        (["BASE", "BASE"], {"recipe": "TOY"}, "has the weights of the base itself"),
+        (["DELTA"], {"recipe": "TOY"}, "does not say which model it is laid over; give --base"),
+        (["OTHER", "DELTA"], {"recipe": "TOY"}, "judge.0.path: .* was made from a base with fingerprint"),
+        (
+            ["BASE"],
+            {"evaluate": [{"kind": "perplexity"}]},
+            "evaluate.0.source: missing; the recipe has no rows to forget",
+        ),
+        (["BASE"], {"evaluate": [{"kind": "perplexty"}]}, "did you mean 'perplexity'"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_line(
+    toy_recipe: dict[str, Any],
+    finished: Path,
+    tiny: Callable[..., Path],
+    tmp_path: Path,
+    models: list[str],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    places = {"BASE": toy_recipe["model"]["path"], "DELTA": str(finished / "branches" / "asia")}
+    places["OTHER"] = str(tiny("llama", torch.bfloat16))
+    if options.get("recipe") == "TOY":
+        options = {"recipe": toy_recipe}
+    with pytest.raises(RecipeError, match=message) as raised:
+        spunge.judge([places.get(model, model) for model in models], out=tmp_path / "judged", **options)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "judged" / "results.json").exists()
