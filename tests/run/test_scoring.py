@@ -15,7 +15,8 @@ from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import score
 from spunge.results import Higher, Model
-from spunge.run.scoring import Judged, one_sided, scored
+from spunge.run.by_metric import Judged
+from spunge.run.scoring import one_sided, scored
 
 BASE = Model(stage="base", kind="base", name="base")
 BRANCH = Model(stage="branch:a", kind="branch", name="a")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,22 +11,18 @@ import numpy as np
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
 from spunge.evaluation import statistics
-from spunge.evaluation.evaluator import Measure, Rated
+from spunge.evaluation.evaluator import Rated
 from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
+from spunge.run.aggregated import aggregated
+from spunge.run.aggregates import Aggregate
+from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
 
+NONE: Mapping[str, Aggregate] = MappingProxyType({})
 WORST = "worst"  # the subject under which a metric's worst subject is reported
 WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
-
-
-class Judged(NamedTuple):
-    """An evaluation: its items, and what measured them beyond its settings (None where nothing did)."""
-
-    items: Items
-    instrument: Mapping[str, Any] | None
-    rated: Sequence[Rated] = ()  # a scorer's scores of every model
 
 
 @dataclass(frozen=True)
@@ -45,51 +42,41 @@ class Direction(NamedTuple):
     wanted: Wanted | None
 
 
-class Measured(NamedTuple):
-    """One metric of one evaluation at one stage: a measure for each seed (of the base, one for all)."""
-
-    items: Items
-    measures: list[Measure]
-
-    @property
-    def subjects(self) -> dict[str, np.ndarray]:
-        """Subject -> its items."""
-        first = self.measures[0]
-        if first.subject is not None:
-            return {first.subject: np.arange(len(first.numerator))}
-        return dict(self.items.subjects)
-
-    @property
-    def overall(self) -> str | None:
-        """The subject that holds all rows."""
-        return self.items.overall if self.measures[0].subject is None else EVERYTHING
-
-
-MetricKey = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
 Directions = Mapping[tuple[MetricKey, str], Direction]  # by metric and subject
-Stored = Mapping[str, Sequence[Measure]]  # evaluation -> its measures, of one stage and seed
 
 
 def scored(
-    evaluations: Sequence[Judged], models: Sequence[Model], seeds: Sequence[Mapping[str, Stored]], parts: Sequence[str]
+    evaluations: Sequence[Judged],
+    models: Sequence[Model],
+    seeds: Sequence[Mapping[str, Stored]],
+    parts: Sequence[str],
+    aggregates: Mapping[str, Aggregate] = NONE,
 ) -> Scored:
     """All that the measures say.
 
     evaluations and models: in the order of the results. seeds: for each seed, stage -> the measures that its evaluations
     gave; the base stands in the first alone. parts: the values to forget; none where the recipe splits by nothing.
+    aggregates: the recipe's, by name.
     Raises RecipeError where two evaluations report one metric on one subject.
     """
     every = [each.items for each in evaluations]
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
     directions = _directions(every, list(stages.values()), set(parts))
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
-    _refuse_twice(rows)
     pairs = list(compared(models))
+    differences = [row for stage, against in pairs for row in _differences(stage, against, stages, directions)]
+    described = [_described(each, list(stages.values()), set(parts)) for each in evaluations]
+    for name, aggregate in aggregates.items():
+        made = aggregated(name, aggregate, evaluations, stages, pairs)
+        rows += made.rows
+        differences += made.differences
+        described.append(made.evaluation)
+    _refuse_twice(rows)
     return Scored(
         rows=tuple(rows),
-        differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages, directions)),
+        differences=tuple(differences),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
-        evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
+        evaluations=tuple(described),
     )
 
 
@@ -103,17 +90,6 @@ def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
     if any(model.kind == "merged" for model in models):
         for kind in ("control", "reference", "model"):
             yield from (("merged", model.stage) for model in models if model.kind == kind and model.stage != UNTAUGHT)
-
-
-def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
-    """What the evaluations gave at one stage, seed by seed."""
-    metrics: dict[MetricKey, Measured] = {}
-    for stored in seeds:
-        for items in evaluations:
-            for measure in stored.get(items.name, ()):
-                key = (items.name, measure.metric, measure.subject or "")
-                metrics.setdefault(key, Measured(items, [])).measures.append(measure)
-    return metrics
 
 
 def _directions(
