@@ -47,8 +47,8 @@ class ModelSettings(Strict):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
     checkpoint_activations: bool = Field(
         False,
-        description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, more "
-        "time, the same losses. See [memory](memory.md).",
+        description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, "
+        "more time, the same losses. See [memory](memory.md).",
     )
     template: dict[str, Any] = Field(
         default_factory=dict,
