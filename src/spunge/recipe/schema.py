@@ -45,6 +45,11 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    checkpoint_activations: bool = Field(
+        False,
+        description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, "
+        "more time, the same losses. See [memory](memory.md).",
+    )
     template: dict[str, Any] = Field(
         default_factory=dict,
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
