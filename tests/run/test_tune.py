@@ -37,8 +37,24 @@ def searched(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any
         "evaluate": [
             {"kind": "perplexity", "name": "forgotten"},
             {"kind": "perplexity", "name": "kept", "source": str(files["retain"]), "subject": "retain", "by": "NULL"},
-            {"kind": "perplexity", "name": "beside", "source": str(files["retain"]), "subject": "beside", "by": "NULL"},
+            {"kind": "memorization", "name": "rows", "metrics": ["exact"]},
+            {
+                "kind": "memorization",
+                "name": "plain",
+                "source": str(files["retain"]),
+                "by": "NULL",
+                "metrics": ["exact"],
+            },
         ],
+        "aggregates": {
+            "exactness": {
+                "kind": "harmonic_mean",
+                "of": [
+                    {"evaluation": "plain", "metric": "exact memorization"},
+                    {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
+                ],
+            }
+        },
         "controls": [],
     }
 
@@ -145,7 +161,7 @@ def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[
     assert not told.judged
     results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
     of = {half: {each.name: each for each in result.evaluations} for half, result in results.items()}
-    assert set(of["test"]) == {"forgotten", "kept", "beside"}
+    assert set(of["test"]) == {"forgotten", "kept", "rows", "plain", "exactness"}
     assert set(of["validation"]) == {"forgotten", "kept"}
     for name in of["validation"]:
         assert of["test"][name].rows != of["validation"][name].rows
@@ -178,6 +194,16 @@ def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
     assert search.points
 
 
+def test_an_aggregate_is_an_objective(recipe: dict[str, Any], tmp_path: Path) -> None:
+    search = tune(recipe, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
+    assert [goal.wanted for goal in search.objectives] == ["up", "up"]
+    results = spunge.read_results(tmp_path / "out" / "trials" / "0")
+    assert [score.value for score in search.trials[0].scores or ()] == [
+        results.value("merged", "all", "exactness"),
+        results.value("merged", "asia", "perplexity"),
+    ]
+
+
 def changed(recipe: dict[str, Any], setting: str, value: Any) -> dict[str, Any]:
     block, name = setting.split(".")
     return {**recipe, block: {**recipe[block], name: value}}
@@ -198,14 +224,19 @@ def changed(recipe: dict[str, Any], setting: str, value: Any) -> dict[str, Any]:
         ("merge.rule", {"choices": ["ties", "tise"]}, OBJECTIVES, "merge.rule: no rule 'tise'"),
         ("unlearn.steps", {"low": 0.5, "high": 2.5}, OBJECTIVES, "unlearn.steps: 0.5: it should be a valid integer"),
         ("merge.density", 0.5, ["kept/perplexity/retain"], "--objectives: .*: give two that differ"),
-        ("merge.density", 0.5, ["kpt/perplexity/retain", "x"], "no evaluation is called 'kpt'; did you mean 'kept'"),
+        (
+            "merge.density",
+            0.5,
+            ["kpt/perplexity/retain", "x"],
+            "no evaluation or aggregate is called 'kpt'; did you mean 'kept'",
+        ),
         ("merge.density", 0.5, ["kept/perplexity,forgotten/perplexity/asia"], "'kept/perplexity' is not of the form"),
         ("merge.density", 0.5, ["kept/accuracy/retain,forgotten/perplexity/asia"], "'kept' measures no 'accuracy'"),
         (
             "merge.density",
             0.5,
             ["kept/perplexity/retin,forgotten/perplexity/asia"],
-            "'kept' has no 'retin' of perplexity",
+            "'kept' has no 'retin'; did you mean 'retain'",
         ),
     ],
 )

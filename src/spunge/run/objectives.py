@@ -4,10 +4,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
+from spunge.recipe.aggregates import HarmonicMean, terms_of
 from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import Results, Row, Wanted
+from spunge.run.aggregates import Aggregate
+from spunge.run.scoring import WORST, WORST_KNOWN
 
 FORM = "EVALUATION/METRIC/SUBJECT"
 
@@ -36,25 +40,31 @@ def objectives_of(texts: Sequence[str], recipe: Recipe) -> tuple[Objective, ...]
 
     Raises RecipeError where the recipe has no such evaluation, or one that cannot be halved.
     """
-    names = [evaluation_name(entry) for entry in recipe.evaluate]
-    # A metric may hold a comma: one that parts two objectives is followed by an evaluation.
-    between = re.compile(rf",\s*(?=(?:{'|'.join(map(re.escape, names)) or '$^'})/)")
+    names = [*(evaluation_name(entry) for entry in recipe.evaluate), *recipe.aggregates]
+    # A metric may hold a comma: one that parts two objectives is followed by an evaluation or an aggregate.
+    between = re.compile(rf",\s*(?=(?:{'|'.join(map(re.escape, names)) or '$^'})(?:/|,|\s*$))")
     asked = [each.strip() for text in texts for each in between.split(text) if each.strip()]
-    objectives = tuple(_objective(each, names) for each in asked)
+    objectives = tuple(_objective(each, recipe, names) for each in asked)
     if len(set(objectives)) != 2 or len(objectives) != 2:
         shown = f"{', '.join(asked)}: " if asked else ""
-        raise RecipeError(f"--objectives: {shown}give two that differ, each as {FORM}, such as {FORM},{FORM}")
+        raise RecipeError(f"--objectives: {shown}give two that differ, each as {FORM} or the name of an aggregate")
     for objective in objectives:
         _refuse_unhalved(objective, recipe)
     return objectives
 
 
-def _objective(text: str, names: Sequence[str]) -> Objective:
+def _objective(text: str, recipe: Recipe, names: Sequence[str]) -> Objective:
+    if text in recipe.aggregates:
+        return Objective(text, text, EVERYTHING)
     evaluation = max((name for name in names if text.startswith(f"{name}/")), key=len, default=None)
     if evaluation is None:
         given = text.partition("/")[0]
-        raise RecipeError(f"--objectives: {text!r}: no evaluation is called {given!r}{suggestion(given, names)}")
+        raise RecipeError(
+            f"--objectives: {text!r}: no evaluation or aggregate is called {given!r}{suggestion(given, names)}"
+        )
     metric, slash, subject = text[len(evaluation) + 1 :].partition("/")
+    if evaluation in recipe.aggregates and metric and not slash:
+        return Objective(evaluation, metric, EVERYTHING)
     if not (metric and slash and subject):
         raise RecipeError(f"--objectives: {text!r} is not of the form {FORM}")
     return Objective(evaluation, metric, subject)
@@ -63,9 +73,22 @@ def _objective(text: str, names: Sequence[str]) -> Objective:
 def needed(objectives: Sequence[Objective], recipe: Recipe) -> list[EvaluatorSettings]:
     """The evaluations that give the objectives, with those that they measure again, in the recipe's order."""
     by_name = {evaluation_name(entry): entry for entry in recipe.evaluate}
-    names = {objective.evaluation for objective in objectives}
+    names = {objective.evaluation for objective in objectives} & by_name.keys()
+    names |= {term.evaluation for each in aggregates_of(objectives, recipe).values() for term in terms_of(each)}
     names |= {of for name in names if (of := measured_again(by_name[name])) is not None}
     return [entry for name, entry in by_name.items() if name in names]
+
+
+def aggregates_of(objectives: Sequence[Objective], recipe: Recipe) -> dict[str, Aggregate]:
+    """The recipe's aggregates that are objectives."""
+    names = {objective.evaluation for objective in objectives}
+    return {name: each for name, each in recipe.aggregates.items() if name in names}
+
+
+def compared_with(objectives: Sequence[Objective], recipe: Recipe) -> list[str]:
+    """The stages that aggregates compare with."""
+    aggregates = aggregates_of(objectives, recipe).values()
+    return [each.against for each in aggregates if not isinstance(each, HarmonicMean)]
 
 
 def halvable(entry: EvaluatorSettings) -> bool:
@@ -87,6 +110,25 @@ def _refuse_unhalved(objective: Objective, recipe: Recipe) -> None:
             )
 
 
+def refuse_unmeasured(objectives: Sequence[Objective], evaluations: Sequence[Items]) -> None:
+    """Raises RecipeError for a metric or subject that an evaluation will not give, as far as that is known before it measures."""
+    by_name = {items.name: items for items in evaluations}
+    for objective in objectives:
+        items = by_name.get(objective.evaluation)
+        if items is None or measured_again(items.settings) is not None:
+            continue
+        tell = EVALUATORS.get(items.settings.kind).metrics
+        metrics = list(tell(items.settings, items.table)) if tell is not None else [objective.metric]
+        if objective.metric not in metrics:
+            raise RecipeError(_unknown(objective, "measures no", objective.metric, metrics))
+        if objective.subject not in items.subjects and not objective.subject.startswith((WORST, *WORST_KNOWN.values())):
+            raise RecipeError(_unknown(objective, "has no", objective.subject, list(items.subjects)))
+
+
+def _unknown(objective: Objective, what: str, name: str, known: Sequence[str]) -> str:
+    return f"--objectives: {objective.evaluation!r} {what} {name!r}{suggestion(name, known)}"
+
+
 def directions(objectives: Sequence[Objective], results: Results) -> tuple[Wanted, ...]:
     """Which way is good of each, as the base's rows say. Raises RecipeError for what is not measured or has no good way."""
     return tuple(_direction(objective, results) for objective in objectives)
@@ -103,8 +145,6 @@ def _direction(objective: Objective, results: Results) -> Wanted:
         raise RecipeError(f"--objectives: {objective.name!r}: neither way is good of it; {instead}")
     metrics = list(dict.fromkeys(row.metric for row in rows))
     if objective.metric not in metrics:
-        told = f"measures no {objective.metric!r}{suggestion(objective.metric, metrics)}"
-    else:
-        subjects = [row.subject for row in rows if row.metric == objective.metric]
-        told = f"has no {objective.subject!r} of {objective.metric}{suggestion(objective.subject, subjects)}"
-    raise RecipeError(f"--objectives: {objective.evaluation!r} {told}")
+        raise RecipeError(_unknown(objective, "measures no", objective.metric, metrics))
+    subjects = [row.subject for row in rows if row.metric == objective.metric]
+    raise RecipeError(_unknown(objective, "has no", objective.subject, subjects))

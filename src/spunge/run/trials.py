@@ -10,7 +10,7 @@ from spunge.recipe.explanation import validated
 from spunge.recipe.loading import Draft, finished
 from spunge.recipe.ranges import SEARCHED, Searched, ranges_in, with_values
 from spunge.recipe.schema import Half, Recipe, evaluation_name
-from spunge.run.objectives import Objective, halvable, needed
+from spunge.run.objectives import Objective, aggregates_of, compared_with, halvable, needed
 
 CORNERS = 256  # of the ranges that are looked at before anything is trained
 JUDGED = ("base", "merged")
@@ -61,17 +61,24 @@ def _stands(draft: Draft, every: Sequence[Searched], setting: Searched) -> bool:
 def base_recipe(recipe: Recipe, objectives: Sequence[Objective]) -> Recipe:
     """Of the base alone, judged on the validation items of the objectives."""
     content = trial_recipe(recipe, objectives).model_dump(mode="json", exclude={"unlearn", "merge", "controls"})
-    return validated(Recipe, {**content, "judge": [], "seeds": 1})
+    return validated(Recipe, {**content, "judge": content["judge"] or [], "seeds": 1})
 
 
 def trial_recipe(recipe: Recipe, objectives: Sequence[Objective]) -> Recipe:
     """Of a trial: the base and the merged model, judged on the validation items of the objectives alone."""
     names = [evaluation_name(entry) for entry in needed(objectives, recipe)]
+    others = compared_with(objectives, recipe)
     content = _halved(recipe, "validation")
     content["evaluate"] = [
-        {**entry, "stages": list(JUDGED)} for entry in content["evaluate"] if (entry["name"] or entry["kind"]) in names
+        {**entry, "stages": [*JUDGED, *others]}
+        for entry in content["evaluate"]
+        if (entry["name"] or entry["kind"]) in names
     ]
-    return validated(Recipe, {**content, "controls": [], "judge": None, "reference": None, "published": []})
+    content["aggregates"] = {name: content["aggregates"][name] for name in aggregates_of(objectives, recipe)}
+    if not any(stage.startswith("reference:") for stage in others):
+        content["reference"] = None
+    judged = [model for model in content["judge"] or () if f"model:{model['name']}" in others]
+    return validated(Recipe, {**content, "controls": [], "judge": judged or None, "published": []})
 
 
 def point_recipe(recipe: Recipe) -> Recipe:

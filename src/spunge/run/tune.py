@@ -16,26 +16,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spunge.data.split import seed_for
 from spunge.errors import RecipeError
-from spunge.files import disk_errors_told, fingerprint, read_json, write_json, write_text, written
+from spunge.files import disk_errors_told, fingerprint, read_json, write_json, write_text
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import dump_recipe, load_recipe, read_draft
-from spunge.recipe.ranges import SEARCHED, Among, Between, Searched
+from spunge.recipe.ranges import SEARCHED, Among, Searched
 from spunge.recipe.schema import Recipe
 from spunge.report.search import Goal, Score, Search, Trial, write_search
 from spunge.results import FILE, Results, Row, Wanted, json_value, read_results
 from spunge.run.folder import TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs
-from spunge.run.objectives import Objective, directions, objectives_of
+from spunge.run.objectives import Objective, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish
 from spunge.run.session import Session, session
+from spunge.run.study import asked, require_optuna, state_of, study_in, taken_up
 from spunge.run.trials import Space, base_recipe, point_recipe, space_of, trial_recipe
 
 if TYPE_CHECKING:
     import optuna
 
-JOURNAL, POINTS, ABOUT, FAILED = "trials.journal", "points", "search.json", "failed.json"
+POINTS, ABOUT, FAILED = "points", "search.json", "failed.json"
 ALL = "all"
 
 
@@ -98,22 +98,13 @@ def tune(
         raise RecipeError(f"--trials: {trials}: give how many trials there should be in all")
     space = space_of(read_draft(recipe, overrides))
     first = space.recipe({setting.name: setting.range.ends[0] for setting in space.searched})
-    asked = objectives_of(objectives, first)
+    goals = objectives_of(objectives, first)
     refuse_unknown(judge)
     folder = Path(out or f"{default_folder(recipe)}-tune").resolve()
-    for whole in (trial_recipe(first, asked), point_recipe(first)):
-        _ = BaseInputs(whole, folder).evaluations  # what cannot be read or halved is said now
+    refuse_unmeasured(goals, BaseInputs(trial_recipe(first, goals), folder).evaluations)
+    _ = BaseInputs(point_recipe(first), folder).evaluations  # what cannot be halved is said now
     with disk_errors_told(folder), claimed(folder, TRIALS):
-        return _tuned(Tuning(folder, space, asked, seed, watcher or SILENT), first, trials, judge)
-
-
-def require_optuna() -> None:
-    """Raises RecipeError where Optuna is not installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise RecipeError("tune: needs Optuna; pip install 'spunge[tune]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return _tuned(Tuning(folder, space, goals, seed, watcher or SILENT), first, trials, judge)
 
 
 def refuse_unknown(judge: Sequence[str]) -> None:
@@ -129,7 +120,7 @@ def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> 
         measured = finish(began, opened)
         tuning.good = directions(tuning.objectives, measured)
         tuning.base = tuple(_score(objective.row(measured, "base")) for objective in tuning.objectives)
-        study = _study(tuning)
+        study = study_in(tuning.folder, tuning.good)
         while (count := len(_over(tuning, study))) < trials:
             _next(tuning, study, opened, count)
             _told(tuning, study)
@@ -168,41 +159,16 @@ def _refuse_other(tuning: Tuning, base: str, first: Recipe) -> None:
         )
 
 
-def _study(tuning: Tuning) -> "optuna.Study":
-    """The study in the folder's journal, whole lines of it: a process that was killed may have left half of one."""
-    import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    file = tuning.folder / JOURNAL
-    if file.exists():
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            with written(file) as part:
-                part.write_bytes(content[: content.rfind(b"\n") + 1])
-    for left in tuning.folder.glob(f"{JOURNAL}.lock*"):  # this process alone is at work in the folder
-        left.unlink()
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
-    way = {"up": "maximize", "down": "minimize"}
-    return optuna.create_study(
-        storage=storage,
-        study_name="tune",
-        directions=[way[good] for good in tuning.good],
-        load_if_exists=True,
-    )
-
-
 def _over(tuning: Tuning, study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
     """Trials with scores, and those that failed and say why."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-    complete = TrialState.COMPLETE
+    complete, failed = state_of("COMPLETE"), state_of("FAIL")
+    trials = study.get_trials(deepcopy=False, states=(complete, failed))
     return [each for each in trials if each.state == complete or (tuning.trial(each.number) / FAILED).exists()]
 
 
 def _next(tuning: Tuning, study: "optuna.Study", opened: Session, count: int) -> None:
     """Make the trial that was stopped, or else the next one. count: of those that are over."""
-    number, drawn = _taken_up(tuning, study) or _asked(tuning, study, count)
+    number, drawn = taken_up(tuning.space.searched, study) or asked(tuning.space.searched, study, tuning.seed, count)
     values = tuning.values(drawn)
     tuning.watcher.begin(f"trial {number}")
     tuning.watcher.end(", ".join(f"{name} {value}" for name, value in values.items()))
@@ -213,44 +179,9 @@ def _next(tuning: Tuning, study: "optuna.Study", opened: Session, count: int) ->
         tuning.watcher.begin(f"trial {number} failed")
         tuning.watcher.end(why)
         write_json(tuning.trial(number) / FAILED, {"why": why})
-        study.tell(number, state=_state("FAIL"))
+        study.tell(number, state=state_of("FAIL"))
     else:
         study.tell(number, [row.value for row in rows if isinstance(row, Row)])
-
-
-def _state(name: str) -> "optuna.trial.TrialState":
-    from optuna.trial import TrialState
-
-    return TrialState[name]
-
-
-def _taken_up(tuning: Tuning, study: "optuna.Study") -> tuple[int, dict[str, Any]] | None:
-    """A trial that was under way when its process ended, if any; of one whose values were not all drawn nothing was made."""
-    for trial in study.get_trials(deepcopy=False, states=(_state("RUNNING"),)):
-        if trial.params.keys() == {setting.name for setting in tuning.space.searched}:
-            return trial.number, trial.params
-        study.tell(trial.number, state=_state("FAIL"))
-    return None
-
-
-def _asked(tuning: Tuning, study: "optuna.Study", count: int) -> tuple[int, dict[str, Any]]:
-    """The next trial. Its draws depend on the trials before it and the search's seed, not on where the search was stopped."""
-    import optuna
-
-    study.sampler = optuna.samplers.TPESampler(seed=seed_for(tuning.seed, "trial", str(count)) % (1 << 32))
-    trial = study.ask({setting.name: _distribution(setting.range) for setting in tuning.space.searched})
-    return trial.number, trial.params
-
-
-def _distribution(searched: Between | Among) -> "optuna.distributions.BaseDistribution":
-    """A choice is drawn by its place: it may be a list, which Optuna does not keep."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(searched, Among):
-        return CategoricalDistribution(list(range(len(searched.choices))))
-    if searched.whole:
-        return IntDistribution(int(searched.low), int(searched.high), log=searched.log)
-    return FloatDistribution(searched.low, searched.high, log=searched.log)
 
 
 def _made(tuning: Tuning, number: int, values: Mapping[str, Any], opened: Session, count: int) -> Results | str:
@@ -296,9 +227,9 @@ def _told(tuning: Tuning, study: "optuna.Study") -> Search:
     best = {trial.number for trial in study.best_trials}
     alike: set[str] = set()
     trials = []
-    for trial in over:
-        own = repr(sorted(trial.params.items()))
-        trials.append(_trial(tuning, trial.number, trial.params, trial.number in best and own not in alike))
+    for drawn in over:
+        own = repr(sorted(drawn.params.items()))
+        trials.append(_trial(tuning, drawn.number, drawn.params, drawn.number in best and own not in alike))
         alike.add(own)
     search = Search(
         objectives=tuple(
