@@ -56,7 +56,8 @@ def judging_recipe(
         raise RecipeError("judge: nothing says what by; give --recipe, whose evaluations are taken, or --evaluate")
     places = [_place(model) for model in models]
     if base is not None:
-        first, others = _place(base), places
+        first = _place(base)
+        others = [place for place in places if place != first]
     elif (own := _base_of(places[0])) is not None:
         first, others = own, places
     else:
