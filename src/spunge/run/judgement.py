@@ -17,7 +17,7 @@ from spunge.weights.delta import DESCRIPTION
 from spunge.weights.hub import fetched
 
 LONGEST = 50  # characters of a stage's name
-UNLEARNING = ("unlearn", "controls", "merge", "teach", "seeds")  # blocks that say how models are made
+UNLEARNING = ("unlearn", "calibrate", "controls", "merge", "teach", "seeds")  # blocks that say how models are made
 
 
 def judge(
