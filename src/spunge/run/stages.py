@@ -34,7 +34,7 @@ from spunge.run.models import Lineup, Model, Training, calibration_file, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
 from spunge.run.stamps import Stamp
-from spunge.run.teach import Teaching, make_taught, teaching_inputs, teachings
+from spunge.run.teach import RETRAIN, TEACH, Teaching, make_taught, teaching_inputs, teachings
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -53,7 +53,7 @@ class Run:
     @property
     def makes_base(self) -> tuple[str, ...]:
         """The stages that make the files of the base."""
-        return tuple(name for name in ("conversion", "taught") if name in self.graph.stages)
+        return tuple(name for name in ("conversion", TEACH) if name in self.graph.stages)
 
 
 def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
@@ -180,13 +180,13 @@ def _add_base(graph: RunGraph, inputs: SeedInputs) -> None:
         )
     if taught := teachings(inputs):
         graph.add(_given_model(graph, UNTAUGHT, needs, lambda: base.key_of(base.untaught)))
-        needs = ("taught",)
+        needs = (TEACH,)
     for teaching in taught:
         graph.add(_teaching(graph, teaching, base))
     graph.add(_given_model(graph, "base", needs, lambda: base.key))
     if (asked := inputs.recipe.reference) is not None and asked.path is None:
         name = f"reference:{asked.name}"
-        graph.add(_given_model(graph, name, ("retrained",), lambda: base.key_of(base.retrained)))
+        graph.add(_given_model(graph, name, (RETRAIN,), lambda: base.key_of(base.retrained)))
 
 
 def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callable[[], str]) -> Stage[Session]:
@@ -216,7 +216,7 @@ def _judged_as_it_is(graph: RunGraph, name: str, given: Given, base: BaseInputs)
 def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Session]:
     return Stage(
         teaching.name,
-        {"taught": "teach the base", "retrained": "teach the reference"}[teaching.name],
+        "teach the base" if teaching.name == TEACH else "teach the reference",
         needs=(UNTAUGHT,),
         inputs=lambda: teaching_inputs(teaching),
         files=tuple(_inside(graph, [teaching.folder / "**"])),
