@@ -12,6 +12,7 @@ in --findings, as Python, with its traceback; the exit code is 1 where there is 
 import argparse
 import importlib
 import multiprocessing
+import random
 import re
 import resource
 import signal
@@ -92,9 +93,6 @@ def _round(target: Any, seed: str, left: float, findings: Path) -> Counter[str]:
 
 
 def _cases(target: Any, seed: str, left: float, folder: Path, findings: Path, pipe: Connection) -> None:
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
-
     trial = importlib.import_module("fuzzing.trial")
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + ADDRESSES, held + ADDRESSES))
@@ -103,18 +101,10 @@ def _cases(target: Any, seed: str, left: float, folder: Path, findings: Path, pi
     scratch.mkdir()
     counts: Counter[str] = Counter()
 
-    @seeded(seed)
-    @settings(
-        max_examples=ROUND,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(target.strategy)
-    def every_case(case: Any) -> None:
+    for number in range(ROUND):
         if time.monotonic() > end:
-            return
+            break
+        case = target.make(random.Random(f"{seed} {number}"))
         (folder / "case.txt").write_text(repr(case), errors="backslashreplace")
         try:
             warm = sum(counts.values()) > 20  # what is imported when it is first used is nobody's input
@@ -123,7 +113,6 @@ def _cases(target: Any, seed: str, left: float, folder: Path, findings: Path, pi
             counts["findings"] += 1
             _keep(findings, target.name, _kind(error), repr(case), traceback.format_exc())
 
-    every_case()
     pipe.send(counts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -14,10 +15,16 @@ from torch import Tensor
 
 import spunge
 from spunge.data.samples import Encoded, Samples, collate
+from spunge.evaluation.attacks.direction import ABLATE, AblateSettings
+from spunge.evaluation.attacks.lens import LENS, LensSettings
+from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
+from spunge.evaluation.attacks.suffix import Pair, gradient_of
+from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.candidates import Question, candidate_likelihoods
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import token_logs
+from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.files import fingerprint
 from spunge.merging.engine import merge
 from spunge.merging.rules import AverageSettings
@@ -26,6 +33,7 @@ from spunge.progress import SILENT
 from spunge.recipe.schema import ModelSettings
 from spunge.registry import METHODS
 from spunge.results import Results
+from spunge.unlearning.finetuning import finetune
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.rmu.trunk import Trunk
 from spunge.weights.checkpoint import Checkpoint
@@ -283,6 +291,26 @@ def _written(base: Base, folder: Path, **given: Any) -> list[list[str]]:
     return completions(base, texts("prompts", 6), GenerationSettings(max_new_tokens=12, **given), bench)
 
 
+def test_attacks_inside_the_model_give_on_the_card_what_they_give_on_the_cpu(
+    card: str, on: Callable[..., Base]
+) -> None:
+    """The logit lens, a direction taken out, a suffix's gradient, relearning with all weights."""
+    questions, pairs = pa.table({"text": texts("asked", 6)}), [Pair(text, " rome") for text in texts("asked", 3)]
+    target = Target(PerplexitySettings(name="texts"), questions)
+    bench = Bench("merged", "", Path(), Path(), forget={"a": samples("a")}, retain=samples("other"), finetune=finetune)
+    relearned = RelearnSettings(trainable="all", optimizer="sgd", steps=[2], batch_size=4, learning_rate=0.01)
+    found: list[list[float]] = []
+    for device in (card, "cpu"):
+        base = on(device)
+        measures = LENS.run(base, LensSettings(block=[1, 3]), target, bench)
+        measures += ABLATE.run(base, AblateSettings(block=1), target, bench)
+        measures += RELEARN.run(base, relearned, target, bench)
+        slope = gradient_of(base, pairs, np.array([20, 31, 44]))
+        found.append([*(value for each in measures for value in each.numerator.tolist()), *(1e3 * slope).ravel()])
+    assert len(found[0]) == 4 * 6 + 3 * 128
+    assert found[0] == pytest.approx(found[1], rel=2e-3, abs=2e-2)
+
+
 def test_greedy_completions_on_the_card_are_the_cpus(card: str, on: Callable[..., Base], tmp_path: Path) -> None:
     assert _written(on(card), tmp_path / "there") == _written(on("cpu"), tmp_path / "here")
 
@@ -303,6 +331,9 @@ def _audits() -> list[dict[str, Any]]:
         "reword": {},
         "prefix": {"shots": 1},
         "probe": {"folds": 2},
+        "lens": {"block": 1},
+        "ablate": {"block": 1},
+        "suffix": {"steps": 1, "candidates": 2, "items": 1},
     }
     return [{"kind": "audit", "of": "choices", "attack": {"kind": kind, **given}} for kind, given in quick.items()]
 
@@ -315,6 +346,8 @@ def long_recipe(toy_recipe: dict[str, Any], tiny: Callable[..., Path], tiny_bert
     judges: list[dict[str, Any]] = [
         {"kind": "toxicity", "subject": "toxicity", "scorer": str(tiny_bert)},
         {"kind": "harm", "subject": "harm", "judge": str(tiny_bert)},
+        {"kind": "refusal", "subject": "refusal", "scorer": str(tiny_bert), "judge": str(tiny("gpt2"))},
+        {"kind": "leakage", "subject": "leakage", "leaks": "scorer", "scorer": "keywords", "k": [1]},
         {"kind": "fluency", "subject": "fluency", "judge": str(tiny("gpt2")), "judge_dtype": "float32"},
     ]
     evaluations = [*toy_recipe["evaluate"], *_audits(), *({**writing, **judge} for judge in judges)]

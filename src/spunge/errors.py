@@ -67,6 +67,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
+def first_line(error: BaseException) -> str:
+    """An error's first line that says something: libraries begin with headings."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether it is how libraries in Rust say that they cannot go on: no Exception, and of no class that can be imported."""
+    return type(error).__name__ == "PanicException"
+
+
 def one_line(message: str, most: int = MOST) -> str:
     """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
     if len(message) > 20 * most:  # a value of megabytes is not gone through

@@ -23,6 +23,7 @@ from spunge.cli import SIGNALS, main
 from spunge.stopping import STOP
 
 STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
+PANIC = type("PanicException", (BaseException,), {})  # of a library in Rust
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ STOPPED = "spunge: stopped; give the same command again to go on (what is finish
             1,
             "spunge: ZeroDivisionError: by nothing (SPUNGE_TRACEBACK=1 shows where)",
         ),
+        (PANIC("Onig: retry-limit"), 1, "spunge: PanicException: Onig: retry-limit (SPUNGE_TRACEBACK=1 shows where)"),
         (KeyboardInterrupt(), 130, STOPPED),
         (typer.Exit(130), 130, STOPPED),
         (typer.BadParameter("odd"), 2, "spunge: Invalid value: odd"),

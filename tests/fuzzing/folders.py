@@ -6,20 +6,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fuzzing.mutations import any_value, as_json, change, changed, damage, drawn, json_file, json_files
+import numpy as np
+
+from fuzzing.mutations import any_value, as_json, change, changed, damage, json_file, json_files
 from fuzzing.trial import Target
 from spunge.data.rows import find_files
 from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.generation import _written
 from spunge.evaluation.scorers.probe import read_description
 from spunge.evaluation.similarity import read_answers
-from spunge.files import sealed
+from spunge.files import is_inside, sealed
 from spunge.merging.earlier import earlier
 from spunge.merging.outcome import MergeReport
 from spunge.report.page import page
 from spunge.results import parse_results, read_results
+from spunge.run.judge import cached_scores
+from spunge.run.measured import from_json, read_measured, to_json
 from spunge.run.stamps import Stamp, read_stamp, stamp_file, stamps_in, store_stamp
 from spunge.run.texts import _noted, _sampled
+from spunge.run.train import read_choice, undecided
+from spunge.unlearning.rmu.settings import RMUSettings
 
 ABOUT = {"subject": "a", "metric": "accuracy", "value": 0.5}
 ROW = {**ABOUT, "stage": "base", "low": 0.4, "high": 0.6, "n": 3, "wanted": "up"}
@@ -246,14 +253,72 @@ def _saved(folder: Path, case: tuple[bytes, bytes]) -> int:
     return sum(map(len, case))
 
 
+MEASURED = to_json(
+    "base",
+    "e",
+    [Measure("accuracy", np.array([1.0, 0.0]), np.ones(2), higher="good", chance=0.5, subject="a")],
+    [Rated(0.5, 0.1, 0.9, 2)],
+)
+
+
+def _measured(folder: Path, content: bytes) -> int:
+    """What is read is written to the same again."""
+    file = folder / "measured.json"
+    file.write_bytes(content)
+    measured = read_measured(file)
+    again = from_json(json.loads(json.dumps(to_json("base", "e", *measured))))
+    assert repr(again) == repr(measured)
+    return len(content)
+
+
+CACHED = {"key": "k", "files": {"texts.jsonl": "0" * 32}, "content": MEASURED, "dropped": False}
+
+
+def _some_cached(chance: random.Random) -> bytes:
+    """Damaged, or whole and of something else."""
+    content = change(chance, CACHED)
+    if chance.random() < 0.3 or not isinstance(content, dict) or not _can_be_sealed(content):
+        return damage(chance, as_json(sealed(CACHED)))
+    return as_json(sealed(content))
+
+
+def _cached(folder: Path, content: bytes) -> int:
+    (folder / "scores.json").write_bytes(content)
+    stored = cached_scores(folder, "k")
+    if stored is None:
+        raise RecipeError("judged again")
+    assert from_json(stored.content)
+    assert all(is_inside(name) for name in stored.files)
+    return len(content)
+
+
+CHOSEN: Any = RMUSettings.model_validate({"method": "rmu", "steps": 3, "layer": "auto"})
+SETTLED = {
+    "settings": RMUSettings(steps=3, layer=2, coefficient=10.0).model_dump(mode="json"),
+    "notes": {"layer": 2},
+    "measured": [{"layer": 2}],
+}
+
+
+def _settled(folder: Path, content: bytes) -> int:
+    """What is taken leaves nothing open."""
+    (folder / "settled.json").write_bytes(content)
+    chosen = read_choice(folder / "settled.json", CHOSEN)
+    assert not undecided(chosen.settings)
+    return len(content)
+
+
 TARGETS = (
+    Target("measured", json_files(MEASURED), _measured, 500),
+    Target("base-cache", _some_cached, _cached, 300),
+    Target("settled", json_files(SETTLED), _settled, 300),
     Target("results", changed(RESULTS, OLDER), _results, 2000),
     Target("results-file", json_files(RESULTS, OLDER), _results_file, 300),
-    Target("stamp", drawn(_some_stamp), _stamp, 600),
-    Target("page", drawn(_some_run), _page, 30),
+    Target("stamp", _some_stamp, _stamp, 600),
+    Target("page", _some_run, _page, 30),
     Target("merge-report", json_files(MERGE), _merged, 500),
-    Target("texts", drawn(_some_texts), _texts, 100),
-    Target("answers", drawn(_some_texts), _answers, 300),
+    Target("texts", _some_texts, _texts, 100),
+    Target("answers", _some_texts, _answers, 300),
     Target("probe", json_files({"blocks": [1], "model": "m", "max_length": 3}, ["ab"]), _notes, 300),
-    Target("saved-dataset", drawn(_some_state), _saved, 300),
+    Target("saved-dataset", _some_state, _saved, 300),
 )

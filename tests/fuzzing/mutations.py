@@ -1,12 +1,10 @@
-"""What is done to a valid file or value: one draw of hypothesis a case, so that thousands of cases take seconds."""
+"""What is done to a valid file or value, by chance."""
 
 import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
-
-from hypothesis import strategies as st
+from typing import Any
 
 DEEP = 30_000  # levels of nesting, beyond what any parser recurses into
 WORD = "long" * 2500  # 10,000 characters
@@ -32,17 +30,10 @@ TOKENS = (
 )  # fmt: skip
 _NAME = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:')
 
-T = TypeVar("T")
 
-
-def drawn(make: Callable[[random.Random], T]) -> st.SearchStrategy[T]:
-    """What a function makes by chance. Cases are not made smaller: the smallest that was met is kept."""
-    return st.binary(min_size=8, max_size=8).map(lambda seed: make(random.Random(seed)))
-
-
-def damaged(*contents: bytes) -> st.SearchStrategy[bytes]:
+def damaged(*contents: bytes) -> Callable[[random.Random], bytes]:
     """One of the contents with up to three edits: bytes set, put in, taken out, flipped, cut off, names of JSON doubled."""
-    return drawn(lambda chance: damage(chance, chance.choice(contents)))
+    return lambda chance: damage(chance, chance.choice(contents))
 
 
 def damage(chance: random.Random, content: bytes) -> bytes:
@@ -96,9 +87,9 @@ def any_text(chance: random.Random, most: int = 8) -> str:
     return "".join(chr(chance.randint(0, highest)) for _ in range(chance.randrange(most + 1)))
 
 
-def changed(*documents: Any) -> st.SearchStrategy[Any]:
+def changed(*documents: Any) -> Callable[[random.Random], Any]:
     """One of the documents, of mappings and lists, with one or two changes: values replaced, keys taken out, renamed, added."""
-    return drawn(lambda chance: change(chance, chance.choice(documents)))
+    return lambda chance: change(chance, chance.choice(documents))
 
 
 def change(chance: random.Random, document: Any) -> Any:
@@ -153,5 +144,5 @@ def json_file(chance: random.Random, *documents: Any) -> bytes:
     return as_json(change(chance, document)) if chance.random() < 0.6 else damage(chance, as_json(document))
 
 
-def json_files(*documents: Any) -> st.SearchStrategy[bytes]:
-    return drawn(lambda chance: json_file(chance, *documents))
+def json_files(*documents: Any) -> Callable[[random.Random], bytes]:
+    return lambda chance: json_file(chance, *documents)

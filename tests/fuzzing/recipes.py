@@ -1,5 +1,6 @@
 """Targets that read recipes: files, `--set`, mappings, YAML alone, mergekit's configurations."""
 
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, any_text, change, changed, damage, drawn
+from fuzzing.mutations import ODD_TEXTS, ODD_VALUES, TOKENS, WORD, any_text, change, changed, damage
 from fuzzing.trial import Target
 from spunge.errors import RecipeError
 from spunge.merging.mergekit import read_mergekit
@@ -127,7 +128,7 @@ def _mapping(folder: Path, content: Any) -> int:
 
 
 def _override(folder: Path, override: str) -> int:
-    content = read_yaml(_SMALL_TEXT) if "<<" in override else {**SMALL, "forget": dict(SMALL["forget"])}  # type: ignore[call-overload]
+    content = read_yaml(_SMALL_TEXT) if "<<" in override else copy.deepcopy(SMALL)
     apply_overrides(content, [override])
     return len(override)
 
@@ -148,6 +149,11 @@ def _mergekit(folder: Path, content: bytes) -> int:
 
 _SMALL_TEXT = write_yaml(SMALL)
 _STEPS = ("model", "path", "forget", "source", "0", "1", "-1", "assign", "split", "values", "unlearn", "steps", "seed")
+_SETTINGS = (
+    "model.path", "model.dtype", "forget.text", "forget.limit", "forget.source.0.assign", "forget.where", "split.by",
+    "split.values", "unlearn.steps", "unlearn.learning_rate", "unlearn.trainable.match", "merge.density", "controls",
+    "evaluate.0.by", "name", "seeds",
+)  # fmt: skip
 _PIECES = (
     *ODD_TEXTS,
     *(content.decode() for content in YAMLS[3:]),
@@ -157,6 +163,8 @@ _PIECES = (
 
 
 def _assignment(chance: random.Random) -> str:
+    if chance.random() < 0.3:
+        return f"{chance.choice(_SETTINGS)}={chance.choice(_PIECES)}"
     steps = [chance.choice(_STEPS) if chance.random() < 0.7 else _word(chance) for _ in range(chance.randint(1, 4))]
     return ".".join(steps) + chance.choice(("=", "=", "=", "", " = ", "==")) + chance.choice((*_PIECES, _word(chance)))
 
@@ -187,12 +195,10 @@ def _file(chance: random.Random, documents: Sequence[Any], texts: Sequence[bytes
 
 
 TARGETS = (
-    Target("yaml", drawn(_text), _yaml, 300),
-    Target("set", drawn(_assignment), _override, 3000),
-    Target("set-in-recipe", drawn(_assignment), _set, 30),
-    Target("recipe-file", drawn(lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS])), _recipe, 40),
+    Target("yaml", _text, _yaml, 300),
+    Target("set", _assignment, _override, 3000),
+    Target("set-in-recipe", _assignment, _set, 30),
+    Target("recipe-file", lambda chance: _file(chance, [SMALL], [TEXT, *YAMLS]), _recipe, 40),
     Target("recipe-mapping", changed(SMALL, {**SMALL, WORD: 1}, {**SMALL, 1: 2}), _mapping, 40),
-    Target(
-        "mergekit", drawn(lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS])), _mergekit, 200
-    ),
+    Target("mergekit", lambda chance: _file(chance, [MERGEKIT, SLICES], [_flat(MERGEKIT), *YAMLS]), _mergekit, 200),
 )

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
-from fuzzing.mutations import any_text, any_value, as_json, change, changed, damage, damaged, drawn
+from fuzzing.mutations import any_text, any_value, as_json, change, changed, damage, damaged
 from fuzzing.trial import Target
 from spunge.data.chat import read_conversation, read_tools
 from spunge.data.rows import Records, read_rows
@@ -242,10 +242,10 @@ TARGETS = (
         Target(f"rows-{ending}", damaged(*contents), _plain(ending), cases)
         for (ending, contents), cases in zip(CONTENTS.items(), _CASES, strict=True)
     ),
-    Target("rows-packed", drawn(_some_packed), _packed, 300),
-    Target("rows-misnamed", drawn(_some_misnamed), _misnamed, 200),
-    Target("rows-values", drawn(_some_rows), _values, 300),
-    Target("rows-cells", drawn(_some_cells), _cells, 200),
-    Target("chat", drawn(_conversation), _chat, 4500),
+    Target("rows-packed", _some_packed, _packed, 300),
+    Target("rows-misnamed", _some_misnamed, _misnamed, 200),
+    Target("rows-values", _some_rows, _values, 300),
+    Target("rows-cells", _some_cells, _cells, 200),
+    Target("chat", _conversation, _chat, 4500),
     Target("tools", changed(TOOLS, as_json(TOOLS).decode()), _tools, 2500),
 )

@@ -1,6 +1,7 @@
 """One case of a target: what it may end in, how long it may take, how much memory it may hold."""
 
 import contextlib
+import random
 import resource
 import signal
 import sys
@@ -9,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from hypothesis.strategies import SearchStrategy
 
 from spunge.errors import RecipeError
 
@@ -23,12 +22,12 @@ SPARE = 64 << 20  # bytes beside three times the input: buffers of a few MB that
 class Target:
     """Something that takes what others wrote.
 
-    call: (folder to write into, case) -> bytes of the case's input. It raises RecipeError for what is refused, and
-    AssertionError where what it took is not what an oracle takes. cases: how many `make test` tries.
+    make: a case by chance. call: (folder to write into, case) -> bytes of the case's input. It raises RecipeError for what is
+    refused, and AssertionError where what it took is not what an oracle takes. cases: how many `make test` tries.
     """
 
     name: str
-    strategy: SearchStrategy[Any]
+    make: Callable[[random.Random], Any]
     call: Callable[[Path, Any], int]
     cases: int
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fuzzing.mutations import as_json, change, damage, drawn, json_file, json_files
+from fuzzing.mutations import as_json, change, damage, json_file, json_files
 from fuzzing.trial import Target
 from spunge.errors import RecipeError
 from spunge.weights.adapter_config import other_base
@@ -221,10 +221,10 @@ def _some_adapter(chance: random.Random) -> tuple[bytes, bytes]:
 
 
 TARGETS = (
-    Target("header", drawn(_safetensors), _header, 1100),
-    Target("header-as-safetensors", drawn(_safetensors), _refused_alike, 500),
+    Target("header", _safetensors, _header, 1100),
+    Target("header-as-safetensors", _safetensors, _refused_alike, 500),
     Target("index", json_files(INDEXED), _index, 400),
     Target("config", json_files(CONFIG), _config, 300),
-    Target("delta", drawn(_some_delta), _delta, 400),
-    Target("adapter-config", drawn(_some_adapter), _adapter_config, 100),
+    Target("delta", _some_delta, _delta, 400),
+    Target("adapter-config", _some_adapter, _adapter_config, 100),
 )

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 import spunge
-from spunge.data.items import Items, halved
 from spunge.errors import RecipeError
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Calibrate, EvaluatorSettings
+from spunge.recipe.schema import Calibrate
 from spunge.report.text import report_text
 from spunge.run.calibrate import bisected, kept_share
 from spunge.run.stages import build, lineups
@@ -95,25 +92,6 @@ def test_what_is_near_enough_is_not_tried_further() -> None:
 def test_the_share_that_is_kept(value: float, base: float, way: Any, share: float) -> None:
     assert kept_share(value, base, way) == pytest.approx(share)
     assert kept_share(math.nan, base, way) == 0
-
-
-def test_the_halves_share_no_item_and_have_as_many_of_each_subject() -> None:
-    texts = [f"text {number // 2 if number < 6 else number}" for number in range(40)]  # the first six are three pairs
-    subjects = {"a": np.arange(0, 26), "b": np.arange(26, 40), "all": np.arange(40)}
-    items = Items("x", EvaluatorSettings(kind="perplexity"), pa.table({"text": texts}), subjects, "", "all")
-    first, second = halved(items, 0)
-    one, other = (set(half.table["text"].to_pylist()) for half in (first, second))
-    assert not one & other
-    assert one | other == set(texts)
-    for subject in subjects:
-        sizes = [len(half.subjects[subject]) for half in (first, second)]
-        assert abs(sizes[0] - sizes[1]) <= 4  # pairs stay together
-    for half in (first, second):
-        named = half.table["text"].take(pa.array(half.subjects["b"])).to_pylist()
-        assert set(named) <= {texts[item] for item in subjects["b"]}
-    assert halved(items, 0)[0].sha256 == first.sha256 != halved(items, 1)[0].sha256
-    with pytest.raises(RecipeError, match="1 items, too few to be halved"):
-        halved(Items("x", items.settings, pa.table({"text": ["a", "a"]}), {"all": np.arange(2)}, "", "all"), 0)
 
 
 def test_every_arm_stands_at_its_own_scale_and_keeps_the_share_there(calibrated: dict[str, Any], done: Path) -> None:
@@ -225,7 +203,7 @@ def test_a_point_out_of_reach_is_told_flagged_and_judged_at_the_bound(
         ("calibrate.keep=1.5", "calibrate.keep: 1.5"),
         ("merge.scale=2", "merge.scale: 2.0: calibrate sets it"),
         ("merge={rule: slerp}", "merge.rule: 'slerp' has no scale"),
-        ("evaluate.0.limit=1", "calibrate.evaluation: 'perplexity' has 1 items, too few"),
+        ("evaluate.0.limit=1", "calibrate.evaluation: 'perplexity' has 1 item of 'retain', all in one half"),
         (
             "evaluate.0={kind: perplexity, text: text, source: SOURCE}",
             "calibrate.subject: missing, .* several: europe, asia",

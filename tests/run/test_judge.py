@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import spunge
-from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.evaluator import Measure, Rated
 from spunge.files import cache_folder
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
-from spunge.run.judge import measure_from_json, measure_to_json
+from spunge.run.measured import from_json, to_json
 from spunge.run.session import session
 from spunge.run.stages import build, judging_name
 from toys import Told
@@ -64,7 +64,8 @@ def test_an_audit_depends_on_the_rows_and_on_what_it_measures_again(toy_recipe: 
 def test_measures_are_kept_to_the_bit() -> None:
     numbers = np.array([1 / 3, np.nan, np.inf, 1e-300, 0.1 + 0.2])
     measure = Measure("m", numbers, np.ones(5), higher="bad", transform="exp", chance=0.25, side=True)
-    again = measure_from_json(json.loads(json.dumps(measure_to_json(measure))))
+    [again], [rated] = from_json(json.loads(json.dumps(to_json("base", "e", [measure], [Rated(0.5, 0.1, 0.9, 5)]))))
+    assert rated == Rated(0.5, 0.1, 0.9, 5)
     assert again.numerator.tobytes() == numbers.tobytes()
     rest = {name: value for name, value in vars(measure).items() if not isinstance(value, np.ndarray)}
     assert {name: vars(again)[name] for name in rest} == rest
@@ -72,8 +73,10 @@ def test_measures_are_kept_to_the_bit() -> None:
 
 def test_measures_that_a_version_before_directions_kept_are_read() -> None:
     measure = Measure("perplexity of it", np.ones(2), np.ones(2), higher="unknown", of="perplexity")
-    kept = {key: value for key, value in measure_to_json(measure).items() if key != "higher"}
-    assert measure_from_json({**kept, "higher_is_better": False}).higher == "unknown"
+    content = to_json("base", "e", [measure], [])
+    del content["measures"][0]["higher"]
+    content["measures"][0]["higher_is_better"] = False
+    assert from_json(content).measures[0].higher == "unknown"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "deleted"])

@@ -15,7 +15,7 @@ import typer
 
 from spunge.cli import judge, merge, report, run, start
 from spunge.cli.terminal import fail, leave, say, show_traceback
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, is_panic
 from spunge.stopping import STOP
 
 app = typer.Typer(
@@ -142,7 +142,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
         return error.format_message(), 2
     if isinstance(error, KeyboardInterrupt):
         return "", STOPPED
-    if not isinstance(error, Exception):
+    if not (isinstance(error, Exception) or is_panic(error)):
         raise error
     if os.environ.get("SPUNGE_TRACEBACK"):
         show_traceback(error)

@@ -1,7 +1,7 @@
 """The rows that an evaluation measures, and the subjects that each of them counts for."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -40,39 +40,6 @@ class Items:
     subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
     sha256: str
     overall: str | None = None  # the subject that holds every item
-
-
-def halved(items: Items, seed: int) -> tuple[Items, Items]:
-    """The items in two halves, as many of each subject in both; items that are alike are in one of them.
-
-    Raises RecipeError where there are too few.
-    """
-    owners: list[list[str]] = [[] for _ in range(items.table.num_rows)]
-    for subject, members in items.subjects.items():
-        for item in members.tolist():
-            owners[item].append(subject)
-    told = items.table.drop_columns([ROW]) if ROW in items.table.column_names else items.table
-    alike: dict[str, list[int]] = {}
-    for item, row in enumerate(told.to_pylist()):
-        alike.setdefault(repr((sorted(owners[item]), row)), []).append(item)
-    order = np.random.default_rng(seed_for(seed, "halves")).permutation(len(alike)).tolist()
-    groups = list(alike.values())
-    # Subject after subject, one to each half in turn.
-    dealt = sorted((groups[place] for place in order), key=lambda group: owners[group[0]])
-    halves = [sorted(item for group in dealt[start::2] for item in group) for start in (1, 0)]
-    if not all(halves):
-        raise RecipeError(
-            f"calibrate.evaluation: {items.name!r} has {len(alike)} items, too few to be halved; give more"
-        )
-    first, second = (_chosen(items, np.array(half)) for half in halves)
-    return first, second
-
-
-def _chosen(items: Items, rows: np.ndarray) -> Items:
-    """Some of the items, of the same subjects."""
-    table = taken(items.table, rows)
-    subjects = {name: np.flatnonzero(np.isin(rows, members)) for name, members in items.subjects.items()}
-    return replace(items, table=table, subjects=subjects, sha256=table_sha256(table))
 
 
 def read_items(

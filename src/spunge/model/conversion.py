@@ -21,6 +21,7 @@ from spunge.files import NOT_WRITABLE, about, disk_errors_told, system_error, wh
 from spunge.model.loadable import check_fit, class_of, quiet
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
+from spunge.weights.described import described_by
 from spunge.weights.expressions import Expression, refuse_endless
 from spunge.weights.folder import NOTE, copied
 from spunge.weights.quantised import (
@@ -133,11 +134,11 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
 
 
 def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSettings, setting: str) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trust = settings.trust_remote_code
     named = {"gguf_file": needed.files[0].name} if needed.gguf else {}
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **named)
+    config = described_by(folder, trust, **named)
     said = getattr(config, "quantization_config", None)
     named_so = [
         Expression(f"{setting}: {str(folder)!r} has {text!r} in its quantization_config", text) for text in _texts(said)
@@ -162,7 +163,7 @@ def _convert(folder: Path, out: Path, needed: Conversion, settings: ModelSetting
         raise RecipeError(
             f"{setting}: {str(folder)!r} lacks {missing[0]!r}, which transformers would fill at random; {hint}"
         )
-    plain = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **named)
+    plain = described_by(folder, trust, **named)
     if said is not None:
         del plain.quantization_config
     with torch.device("meta"):

@@ -3,7 +3,8 @@
 transformers' own loader runs on tensors of the right names, dtypes and shapes that hold nothing (torch's meta device): its
 renames, its stacked experts and its tied weights count as they count in a real loading.
 
-    python -c "from pathlib import Path; from spunge.model.loadable import fit; from spunge.weights.checkpoint import Checkpoint;
+    python -c "from pathlib import Path; from spunge.model.loadable import fit; from spunge.weights.described import described_by
+from spunge.weights.checkpoint import Checkpoint;
     print(fit(Checkpoint(Path('FOLDER'))))"
 """
 
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, first_line
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.described import described_by
 from spunge.weights.matching import COMPUTED
 from spunge.weights.quantised import SCALE, settled
 from spunge.weights.wrapping import wrappers
@@ -43,16 +45,15 @@ class Fit:
 
 def fit(checkpoint: Checkpoint) -> Fit:
     """Try a checkpoint on its config.json. Nothing of the checkpoint's own code is run."""
-    import transformers
 
     if not (checkpoint.folder / "config.json").is_file():
         return Fit(None, "there is no config.json")
     with quiet():
         try:
-            own = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+            own = described_by(checkpoint.folder)
         except Exception as error:
             # A model type that transformers does not know, or an entry that its class refuses.
-            return Fit(None, _first_line(error))
+            return Fit(None, first_line(error))
         config = settled(own, checkpoint.folder)
         kind = class_of(config)
         if kind is None:
@@ -70,7 +71,7 @@ def fit(checkpoint: Checkpoint) -> Fit:
             )
         except Exception as error:
             # Whatever an architecture objects to on the meta device; a real loading may do better.
-            return Fit(None, _first_line(error))
+            return Fit(None, first_line(error))
     mismatched = sorted(entry[0] if isinstance(entry, tuple) else entry for entry in loaded["mismatched_keys"])
     missing = sorted(set(loaded["missing_keys"]) - set(mismatched))
     whole = {info.name for info in stored if not info.dtype.is_floating_point and not info.dtype.is_complex}
@@ -132,10 +133,6 @@ def class_of(config: Any) -> Any:
 
 def _more(names: tuple[str, ...]) -> str:
     return f", as {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
+from spunge.model.refusing import refused_as
 from spunge.recipe.schema import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.described import described_by
 from spunge.weights.names import WHOLE, Region
 from spunge.weights.quantised import settled
 
@@ -81,12 +83,10 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     """
-    from transformers import AutoConfig
-
     device = pick_device(settings.device)
     trust = settings.trust_remote_code
-    try:
-        config = settled(AutoConfig.from_pretrained(folder, trust_remote_code=trust), folder)
+    with refused_as(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model"):
+        config = settled(described_by(folder, trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
         model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
@@ -94,9 +94,6 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
             kind = _class_of(config)
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
-    except (ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model: {first}") from error
     model.to(device).eval().requires_grad_(False)
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
@@ -125,27 +122,25 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting:
 
     own = folder or Path(os.path.expanduser(settings.path))
     options = {"trust_remote_code": settings.trust_remote_code}
-    try:
-        if own.is_dir():
-            return AutoTokenizer.from_pretrained(own, **options)
-        return AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **options)
-    except (ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(f"{setting}: {settings.path!r} has no tokenizer that can be read: {first}") from error
+    with refused_as(f"{setting}: {settings.path!r} has no tokenizer that can be read"):
+        where, which = (own, {}) if own.is_dir() else (settings.path, {"revision": settings.revision})
+        tokenizer = AutoTokenizer.from_pretrained(where, **which, **options)
+        tokenizer("a")  # some of what it reads it believes until it is first asked
+        return tokenizer
 
 
 def model_depth(folder: Path, settings: ModelSettings) -> int:
     """Number of decoder blocks, from the configuration alone. Raises RecipeError when it cannot be read."""
-    return _depth(_config(folder, settings))
+    with _of_configuration(folder):
+        return _depth(_config(folder, settings))
+
+
+def _of_configuration(folder: Path) -> AbstractContextManager[None]:
+    return refused_as(f"model.path: {str(folder)!r} has no readable configuration")
 
 
 def _config(folder: Path, settings: ModelSettings) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"model.path: {str(folder)!r} has no readable configuration: {error}") from error
+    return described_by(folder, settings.trust_remote_code)
 
 
 def positions_of(folder: Path, settings: ModelSettings) -> int | None:
@@ -153,7 +148,8 @@ def positions_of(folder: Path, settings: ModelSettings) -> int | None:
 
     Raises RecipeError when they cannot be read.
     """
-    return _positions(_config(folder, settings), Checkpoint(folder))
+    with _of_configuration(folder):
+        return _positions(_config(folder, settings), Checkpoint(folder))
 
 
 def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
@@ -173,11 +169,18 @@ def _positions(config: Any, checkpoint: Checkpoint) -> int | None:
 
 def embeddings_of(folder: Path, settings: ModelSettings) -> int:
     """Number of tokens that the model has embeddings for, from the configuration. Raises RecipeError when it cannot be read."""
-    return int(_config(folder, settings).get_text_config().vocab_size)
+    with _of_configuration(folder):
+        return _counted("vocab_size", _config(folder, settings).get_text_config().vocab_size)
 
 
 def _depth(config: Any) -> int:
-    return int(config.get_text_config().num_hidden_layers)
+    return _counted("num_hidden_layers", config.get_text_config().num_hidden_layers)
+
+
+def _counted(name: str, value: Any) -> int:
+    if (count := int(value)) < 1:
+        raise ValueError(f"its {name} is {count}")
+    return count
 
 
 def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, count: int) -> Any:
@@ -248,7 +251,8 @@ def _without_warnings() -> Iterator[None]:
 
 def arithmetic(folder: Path, settings: ModelSettings) -> torch.dtype:
     """What a model is loaded in by these settings. Raises RecipeError when its configuration cannot be read."""
-    return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
+    with _of_configuration(folder):
+        return pick_dtype(settings.dtype, pick_device(settings.device), _config(folder, settings))
 
 
 def pick_device(name: str) -> torch.device:

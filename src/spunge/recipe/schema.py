@@ -356,6 +356,9 @@ class RuleSettings(Strict):
     )
 
 
+Half = Literal["validation", "test"]
+
+
 class EvaluatorSettings(Strict):
     kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
     name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
@@ -367,6 +370,11 @@ class EvaluatorSettings(Strict):
         None,
         ge=1,
         description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
+    half: Half | None = Field(
+        None,
+        description="Measure one half of its items, each subject's in half: validation to choose settings by, test to judge them "
+        "by. The same halves whatever the seed. `spunge tune` sets it. Default: all items.",
     )
     by: str | None = Field(
         None,
@@ -591,6 +599,10 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+            if entry.half is not None and of is not None:
+                raise ValueError(f"evaluate.half: the items of {name!r} are those of {of!r}; set it there")
+            if entry.half is not None and not EVALUATORS.get(entry.kind).reads_rows:
+                raise ValueError(f"evaluate.half: {name!r} brings items of its own, which are not halved; leave it out")
         if (reference := self.reference) is not None and reference.path is None:
             if self.teach is None:
                 raise ValueError(

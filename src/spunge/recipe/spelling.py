@@ -22,11 +22,21 @@ PLAIN = {
 TAG = "tag:yaml.org,2002:"
 READ = {TAG + kind for kind in (*PLAIN, "null", "str", "seq", "map", "merge")}  # what JSON has too, and YAML's <<
 LARGEST = 1 << 20  # characters of a text, which take seconds
+DEEPEST = 60  # brackets in brackets
 MOST_VALUES = 100_000  # in a text, an alias counting as all that it stands for
 NO_TEXT = re.compile("[\\0\\ud800-\\udfff]")  # no file can hold half of a character, and no path a NUL
 
 
-class _Loader(yaml.SafeLoader):
+class _ForeignLoader(yaml.SafeLoader):
+    """PyYAML's own, but for a limit: it looks at all open brackets again with every word that follows them."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803
+        if self.flow_level >= DEEPEST:
+            raise yaml.YAMLError("it is nested too deeply")
+        super().fetch_flow_collection_start(TokenClass)
+
+
+class _Loader(_ForeignLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {  # noqa: RUF012
         first: [
             (tag, pattern) for tag, pattern in resolvers if tag.removeprefix(TAG) not in (*PLAIN, "timestamp", "value")
@@ -81,7 +91,7 @@ def read_foreign_yaml(text: str) -> list[Any]:
     """The documents of a text that others wrote, as PyYAML's safe loader reads them. Raises yaml.YAMLError."""
     documents = []
     with _faults_told():
-        loader = yaml.SafeLoader(_of_some_length(text))
+        loader = _ForeignLoader(_of_some_length(text))
         try:
             while loader.check_node() and (node := loader.get_node()) is not None:
                 _size(node, {}, plain=False)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from spunge.data.items import Items, halved, read_items, refuse_shared_subjects
+from spunge.data.halves import halved
+from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
 from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
@@ -178,7 +179,11 @@ class BaseInputs:
     def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
         evaluator = EVALUATORS.get(entry.kind)
         columns = evaluator.columns(entry, self.recipe.columns)
-        return read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        if entry.half is None:
+            return items
+        validation, test = halved(items, 0, f"{setting}.half")
+        return validation if entry.half == "validation" else test
 
     @cached_property
     def _halves(self) -> tuple[Items, Items] | None:
@@ -200,10 +205,7 @@ class BaseInputs:
             raise RecipeError(
                 f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}"
             )
-        halves = halved(items, self.recipe.calibrate.seed)
-        if subject is not None and not all(len(half.subjects[subject]) for half in halves):
-            raise RecipeError(f"calibrate.subject: {subject!r} has too few items to be halved; give more")
-        return halves
+        return halved(items, self.recipe.calibrate.seed, "calibrate.evaluation")
 
     @property
     def calibration_items(self) -> Items | None:

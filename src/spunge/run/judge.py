@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import BaseModel
 
 from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Limits, Measure, Rated
+from spunge.evaluation.evaluator import Bench, Limits
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
 from spunge.registry import EVALUATORS
-from spunge.results import higher_of_older_version
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
+from spunge.run.measured import from_json, to_json
 from spunge.run.models import Lineup, Model
 from spunge.run.session import Session
 from spunge.run.train import flattened
@@ -88,12 +88,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     bench = bench_of(judging.lineup, judging.model, model_key, judging.folder, judging.base_folder, session)
     base = session.show(None if judging.model.name == "base" else judging.model)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
-    content = {
-        "stage": judging.model.name,
-        "evaluation": items.name,
-        "measures": [measure_to_json(measure) for measure in measures],
-        "rated": [vars(rated) for rated in bench.rated],
-    }
+    content = to_json(judging.model.name, items.name, measures, bench.rated)
     write_json(judging.file, content)
     kept = sorted(bench.kept)
     if judging.model.shared:
@@ -166,29 +161,6 @@ def compared(judging: Judging) -> list[str]:
     return [each.name for each in evaluations if EVALUATORS.get(each.settings.kind).compares_texts]
 
 
-def read_measures(judging: Judging) -> list[Measure]:
-    """The measurements of a finished judging."""
-    return [measure_from_json(measure) for measure in read_json(judging.file)["measures"]]
-
-
-def read_rated(judging: Judging) -> list[Rated]:
-    """On which side of its threshold a scorer's scores fell, in a finished judging."""
-    return [Rated(**rated) for rated in read_json(judging.file).get("rated", ())]
-
-
-def measure_to_json(measure: Measure) -> dict[str, Any]:
-    arrays = {"numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
-    return {**vars(measure), **arrays}
-
-
-def measure_from_json(content: dict[str, Any]) -> Measure:
-    arrays = {name: np.array(content[name], dtype=np.float64) for name in ("numerator", "denominator")}
-    facts = {**content, **arrays}
-    if "higher_is_better" in facts:  # kept by a version that knew no directions
-        facts["higher"] = higher_of_older_version(facts["of"] or facts["metric"], facts.pop("higher_is_better"))
-    return Measure(**facts)
-
-
 def _cached(key: str, model: ModelSettings) -> Path:
     """Where the base's measurements are kept: apart for each machine and version that may give other last bits."""
     import torch
@@ -207,19 +179,38 @@ def _cached(key: str, model: ModelSettings) -> Path:
 def _from_cache(judging: Judging, key: str) -> list[Path]:
     """Take the base's measurements, and the texts that were made for them, from an earlier run: all of them whole, or none."""
     folder = _cached(key, judging.lineup.inputs.recipe.model)
-    stored = unsealed(read_json(folder / "scores.json"))
-    if stored is None or stored.get("key") != key or not all(map(is_inside, stored["files"])):
+    stored = cached_scores(folder, key)
+    if stored is None:
         return []
-    if stored.get("dropped") and (judging.lineup.inputs.recipe.keep_texts != "none" or compared(judging)):
+    if stored.dropped and (judging.lineup.inputs.recipe.keep_texts != "none" or compared(judging)):
         return []
     try:
-        if any(checksum(folder / name) != mark for name, mark in stored["files"].items()):
+        if any(checksum(folder / name) != mark for name, mark in stored.files.items()):
             return []
     except OSError:
         return []
-    taken = [copied(folder / name, judging.folder / name) for name in stored["files"]]
-    write_json(judging.file, {**stored["content"], "evaluation": judging.items.name})
+    taken = [copied(folder / name, judging.folder / name) for name in stored.files]
+    write_json(judging.file, {**stored.content, "evaluation": judging.items.name})
     return [judging.file, *taken]
+
+
+class CachedScores(BaseModel):
+    """The base's measurements in the cache: `content` as a judging's file holds them, and the checksums of texts beside them."""
+
+    key: str
+    files: dict[str, str]
+    content: dict[str, Any]
+    dropped: bool = False  # texts were made for them that are not kept
+
+
+def cached_scores(folder: Path, key: str) -> CachedScores | None:
+    """None for what is not whole, of another key, or not written by a judging."""
+    try:
+        stored = CachedScores.model_validate(unsealed(read_json(folder / "scores.json")), strict=True)
+        from_json(stored.content)
+    except ValueError:
+        return None
+    return stored if stored.key == key and all(map(is_inside, stored.files)) else None
 
 
 def _to_cache(folder: Path, key: str, content: dict[str, Any], kept: Iterable[Path], dropped: bool) -> None:

@@ -16,7 +16,8 @@ from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import UNTAUGHT, Calibration, Model, Part, Published, Results, real, write_results
 from spunge.run.graph import Graph, Made
-from spunge.run.judge import Judging, read_measures, read_rated
+from spunge.run.judge import Judging
+from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
 from spunge.run.scoring import Judged, scored
@@ -45,7 +46,12 @@ def write_scores(
         Judged(
             items,
             first.base.instruments[items.name],
-            [rated for judging in every if judging.items.name == items.name for rated in read_rated(judging)],
+            [
+                rated
+                for judging in every
+                if judging.items.name == items.name
+                for rated in read_measured(judging.file).rated
+            ],
         )
         for items in first.base.evaluations
     ]
@@ -126,7 +132,7 @@ def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Mea
     """Model -> evaluation -> its measurements, of one seed."""
     by_model: dict[str, dict[str, list[Measure]]] = {}
     for judging in judgings:
-        by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measures(judging)
+        by_model.setdefault(judging.model.name, {})[judging.items.name] = read_measured(judging.file).measures
     return by_model
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.data.split import seed_for
@@ -87,10 +88,22 @@ def settle(lineup: Lineup, session: Session) -> Made:
 def choice(lineup: Lineup) -> Choice:
     """The settings that the method chose, read from settled.json; the recipe's own where it leaves nothing open."""
     unlearn = lineup.inputs.unlearn
-    if not undecided(unlearn):
-        return Choice(unlearn, {})
-    stored = read_json(lineup.folder / SETTLED)
-    return Choice(type(unlearn).model_validate(stored["settings"]), stored["notes"])
+    return read_choice(lineup.folder / SETTLED, unlearn) if undecided(unlearn) else Choice(unlearn, {})
+
+
+def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
+    """What a method chose. Raises RecipeError for a file that holds no choice of the settings that a recipe leaves open."""
+    stored = read_json(file)
+    try:
+        settings = type(unlearn).model_validate(stored["settings"])
+        notes = dict(stored["notes"])
+    except (ValueError, TypeError, LookupError):
+        settings, notes = None, {}
+    if settings is None or undecided(settings):
+        raise RecipeError(
+            f"--out: {str(file)!r} holds no settings as a run writes them; remove it and give the same command again"
+        )
+    return Choice(settings, notes)
 
 
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:

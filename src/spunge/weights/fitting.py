@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError, first_line, suggestion
 from spunge.weights.adapted import NAME, fill_hollow, taken_for_experts, targets_of
 from spunge.weights.adapter_config import expressions
 from spunge.weights.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # whatever the class of a kind objects to
-        raise RecipeError(f"{who} has settings that peft does not take: {_first_line(error)}") from None
+        raise RecipeError(f"{who} has settings that peft does not take: {first_line(error)}") from None
     problems: list[str] = []
     try:
         asked = [*expressions(config.to_dict(), who)]
@@ -208,12 +208,6 @@ def _module_of(key: str) -> str:
     return (stem if factor else stem.rpartition(".")[0]).removesuffix(".base_layer")
 
 
-def _first_line(error: BaseException) -> str:
-    """Its first line that says something; torch begins with a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.endswith(":")), type(error).__name__)
-
-
 class MisfitError(Exception):
     """What of an adapter does not fit a model."""
 
@@ -240,7 +234,7 @@ def put_in(model: nn.Module, config: Any, tensors: Mapping[str, Tensor]) -> Any:
         ) from None
     except (ValueError, TypeError, AttributeError, RuntimeError, LookupError, AssertionError) as error:
         reason = _lacking(tensors, known) or _resized(tensors, shapes)
-        raise MisfitError(reason or f"does not fit the base: {_first_line(error)}") from None
+        raise MisfitError(reason or f"does not fit the base: {first_line(error)}") from None
     if loaded.unexpected_keys:
         reason = f"holds tensor {loaded.unexpected_keys[0]!r}, which its settings or the base have no layer for"
         raise MisfitError(_lacking(tensors, known) or reason)

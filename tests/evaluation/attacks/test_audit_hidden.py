@@ -177,6 +177,18 @@ def test_rows_that_a_model_has_learned_are_told_from_unseen_ones(load: Callable[
         assert found > 0.9
 
 
+def test_membership_does_not_score_what_ends_an_answer(load: Callable[..., Any]) -> None:
+    base, found = load(), []
+    for end in ("auto", "none"):
+        seen, unseen = (
+            pa.table({"prompt": texts(name, 5), "completion": texts(f"{name} a", 5), "end": [end] * 5})
+            for name in ("b", "c")
+        )
+        bench = Bench("merged", "", Path(), Path(), forget={"asia": Samples(seen)})
+        found += AUDIT.measure(base, membership(), unseen, bench)
+    np.testing.assert_array_equal(found[0].numerator, found[1].numerator)
+
+
 def test_membership_draws_rows_and_leaves_out_texts_with_nothing_to_score(load: Callable[..., Any]) -> None:
     part = Samples(pa.table({"text": [*texts("asia", 12), "dog"]}))
     bench = Bench("merged", "", Path(), Path(), forget={"asia": part})

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # raised for pickled weights that are more than tensors
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -22,9 +21,11 @@ from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.model.loading import pick_device, pick_dtype
 from spunge.model.memory import halved
+from spunge.model.refusing import refused_as
 from spunge.progress import SILENT, Steps
 from spunge.recipe.block import Place
 from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
+from spunge.weights.described import described_by
 from spunge.weights.hub import fetched
 
 TOKENS_PER_BATCH = 8192  # padding included
@@ -89,20 +90,18 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
     Pickled weights are taken where there are no others, read by torch's unpickler of tensors alone, which runs no code.
     Raises RecipeError when there is no such model, or it is no text classifier.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     refuse_unclassifying(described(path, revision, setting).config, path, setting)
     folder = fetched(path, setting, revision, pickles=True)
     target = pick_device(device)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with refused_as(f"{setting}: {path!r} cannot be loaded as a text classifier"):
+        config = described_by(folder)
         dtype = torch.float32 if target.type == "cpu" else pick_dtype("auto", target, config)
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
-        raise RecipeError(f"{setting}: {path!r} cannot be loaded as a text classifier: {_first_line(error)}") from error
     if loaded["missing_keys"]:
         raise RecipeError(
             f"{setting}: {path!r} lacks weights of a text classifier (such as {min(loaded['missing_keys'])}); "
@@ -183,10 +182,6 @@ def refuse_unclassifying(config: Mapping[str, Any], path: str, setting: str) -> 
         raise RecipeError(
             f"{setting}: {path!r} is a {architectures[0]}, no text classifier; give a model that was trained to classify texts"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _padded(model: Any, tokenizer: Any, path: str, setting: str) -> None:
