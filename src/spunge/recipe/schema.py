@@ -211,8 +211,10 @@ class TeachSettings(DescentSettings, Rows):
     epochs: float | None = Field(5.0, gt=0, description="Passes over the rows. Give this or steps.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps.")
     batch_size: int = Field(32, ge=1, description="Rows a step.")
-    learning_rate: float = Field(1e-5, gt=0, description="Of AdamW.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    learning_rate: float = Field(1e-5, gt=0, description="Of the optimizer.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Taken off the weights beside the step; with sgd and rmsprop, added to the gradient."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Of the learning rate, down to 0.")
     warmup: float = Field(
         0.2, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0: 1 of 5 epochs."

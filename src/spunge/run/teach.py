@@ -33,13 +33,14 @@ from spunge.merging.copying import clone
 from spunge.merging.earlier import REPORT
 from spunge.merging.engine import merge
 from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
+from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
-from spunge.run.train import STATES, flattened, reader_of
+from spunge.run.train import STATES, keyed, reader_of
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task
@@ -81,7 +82,7 @@ def teachings(inputs: SeedInputs) -> list[Teaching]:
 def teaching_inputs(teaching: Teaching) -> dict[str, Any]:
     """What a taught model depends on beside the given one."""
     return {
-        **flattened("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
+        **keyed("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
         "teaching's version": VERSION,
         "rows": teaching.samples.sha256,
     }
@@ -93,6 +94,7 @@ def refuse_lessons(teachings: Sequence[Teaching], base: BaseInputs) -> list[str]
     # What a reference is taught is some of what the base is taught.
     for teaching in teachings[:1]:
         settings = teaching.settings
+        refuse_optimizer(settings.optimizer, "teach")
         if settings.packing and not teaching.samples.plain:
             raise RecipeError(
                 "teach.packing: prompts and completions are not packed, only plain texts; set it to false"
