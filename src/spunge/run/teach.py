@@ -38,6 +38,7 @@ from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
+from spunge.run.stamps import read_stamp
 from spunge.run.train import STATES, keyed, reader_of
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
@@ -49,6 +50,7 @@ from spunge.weights.overlay import moves
 from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
 
+TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
 VERSION = 1  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
 SEAL = "sealed.json"  # in a folder of the cache: what its files are
@@ -68,7 +70,7 @@ class Teaching:
 def teachings(inputs: SeedInputs) -> list[Teaching]:
     """What the recipe asks to be taught: the base, and a reference without the rows to forget."""
     base, settings = inputs.base, inputs.recipe.teach
-    asked = {"taught": (base.taught, base.lesson), "retrained": (base.retrained, inputs.reference)}
+    asked = {TEACH: (base.taught, base.lesson), RETRAIN: (base.retrained, inputs.reference)}
     return [
         Teaching(name, folder, folder.parent / "teaching" / folder.name, settings, rows.samples)
         for name, (folder, rows) in asked.items()
@@ -214,10 +216,20 @@ def _to_cache(teaching: Teaching, key: str) -> None:
         return
 
 
-def drop_cached_model(key: str) -> bool:
-    """Remove what the cache keeps of a taught model. Whether it kept any."""
+def clean_taught(folder: str | Path) -> int:
+    """Remove what the cache keeps of the models that a run taught; the run's own stay. How many there were. Raises RecipeError
+    where the folder is no run's, or a process is at work in it."""
+    run = Path(folder).resolve()
+    if not (run / "stamps").is_dir():
+        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
+    with alone(run):
+        stamps = filter(None, (read_stamp(run, stage) for stage in (TEACH, RETRAIN)))
+        return sum(_drop_cached(stamp.key) for stamp in stamps)
+
+
+def _drop_cached(key: str) -> bool:
     kept = _cached(key)
     if not re.fullmatch(r"[0-9a-f]{64}", key) or not kept.is_dir():
-        return False
+        return False  # or a stamp that another hand wrote
     shutil.rmtree(kept, ignore_errors=True)
     return True
