@@ -194,8 +194,10 @@ def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
     assert search.points
 
 
-def test_an_aggregate_is_an_objective(recipe: dict[str, Any], tmp_path: Path) -> None:
-    search = tune(recipe, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
+def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str, Any], tmp_path: Path) -> None:
+    calibrated = {"evaluation": "kept", "metric": "perplexity", "keep": 0.99, "tries": 2}
+    content = {**recipe, "calibrate": calibrated, "merge": {"rule": "ties", "density": {"low": 0.2, "high": 0.9}}}
+    search = tune(content, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
     assert [goal.wanted for goal in search.objectives] == ["up", "up"]
     results = spunge.read_results(tmp_path / "out" / "trials" / "0")
     assert [score.value for score in search.trials[0].scores or ()] == [

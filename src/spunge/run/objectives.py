@@ -71,10 +71,12 @@ def _objective(text: str, recipe: Recipe, names: Sequence[str]) -> Objective:
 
 
 def needed(objectives: Sequence[Objective], recipe: Recipe) -> list[EvaluatorSettings]:
-    """The evaluations that give the objectives, with those that they measure again, in the recipe's order."""
+    """The evaluations that give the objectives, with those that they measure again and that scales are calibrated by, in the recipe's
+    order."""
     by_name = {evaluation_name(entry): entry for entry in recipe.evaluate}
     names = {objective.evaluation for objective in objectives} & by_name.keys()
     names |= {term.evaluation for each in aggregates_of(objectives, recipe).values() for term in terms_of(each)}
+    names |= {recipe.calibrate.evaluation} if recipe.calibrate is not None else set()
     names |= {of for name in names if (of := measured_again(by_name[name])) is not None}
     return [entry for name, entry in by_name.items() if name in names]
 

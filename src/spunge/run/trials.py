@@ -61,7 +61,7 @@ def _stands(draft: Draft, every: Sequence[Searched], setting: Searched) -> bool:
 def base_recipe(recipe: Recipe, objectives: Sequence[Objective]) -> Recipe:
     """Of the base alone, judged on the validation items of the objectives."""
     content = trial_recipe(recipe, objectives).model_dump(mode="json", exclude={"unlearn", "merge", "controls"})
-    return validated(Recipe, {**content, "judge": content["judge"] or [], "seeds": 1})
+    return validated(Recipe, {**content, "judge": content["judge"] or [], "calibrate": None, "seeds": 1})
 
 
 def trial_recipe(recipe: Recipe, objectives: Sequence[Objective]) -> Recipe:
