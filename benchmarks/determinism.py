@@ -112,7 +112,8 @@ def compared(first: Path, other: Path) -> dict[str, str]:
     distance = far(deltas(first), deltas(other))
     pairs = [*zip(scores(first), scores(other), strict=True)]
     written = [*zip(texts(first), texts(other), strict=True)]
-    assert pairs and written, "nothing was judged"
+    assert pairs
+    assert written
     nats, differ = max(abs(one - two) for one, two in pairs), sum(one != two for one, two in written)
     return {
         "training": f"{distance:.1e}" if distance else "same",
