@@ -1,8 +1,8 @@
 """What the checksums of a run's files cost: the time in them against the whole run's, at first and with nothing left to do.
 
-    python benchmarks/checksums.py --model models/smollm2-135m-instruct --steps 20
+    python benchmarks/checksums.py --model models/smollm2-135m-instruct --steps 5
 
-The run is the demo with fewer steps, so that its share is larger than a whole demo's. Counted are the checksums that stamps and
+The run is the demo with fewer steps and items and no control, so that the share is larger than a whole demo's. Counted are the checksums that stamps and
 the cache hold and ask for; not sha256 of the base's weights, which are its name in every key.
 """
 
@@ -43,9 +43,11 @@ def timed(run: Callable[[], object]) -> tuple[float, Counted]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
-    recipe = spunge.load_recipe("demo", [f"model.path={Path(given.model).resolve()}", f"unlearn.steps={given.steps}"])
+    short = ["controls=[]", *(f"evaluate.{number}.limit=20" for number in range(3))]
+    settings = [f"model.path={Path(given.model).resolve()}", f"unlearn.steps={given.steps}", *short]
+    recipe = spunge.load_recipe("demo", settings)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "nothing to do"):
             seconds, counted = timed(lambda: spunge.run(recipe, Path(folder, "run")))
