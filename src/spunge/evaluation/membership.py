@@ -137,7 +137,7 @@ def measure(base: Base, settings: MembershipSettings, items: pa.Table, bench: Be
                     f"TPR at {100 * false:g}% FPR of {called}",
                     values,
                     classes,
-                    higher="known",
+                    higher="bad",
                     combine="detected",
                     false=false,
                     chance=false,
@@ -155,9 +155,9 @@ def metrics(settings: MembershipSettings, items: pa.Table) -> dict[str, Higher]:
     false = false_positives(settings, np.array(items[MEMBER].to_pylist(), dtype=np.float64))
     for name in settings.scores:
         called = named(name, settings.k)
-        told[f"AUROC of {called}"] = "known"
+        told[f"AUROC of {called}"] = "bad"
         if false is not None:
-            told[f"TPR at {100 * false:g}% FPR of {called}"] = "known"
+            told[f"TPR at {100 * false:g}% FPR of {called}"] = "bad"
     return told | ({"AUROC of a bag of words": None} if settings.baseline else {})
 
 
@@ -166,7 +166,7 @@ def area(metric: str, values: np.ndarray, classes: np.ndarray, side: bool = Fals
         metric,
         values,
         classes,
-        higher=None if side else "known",
+        higher=None if side else "bad",
         combine="auroc",
         chance=None if side else 0.5,
         side=side,

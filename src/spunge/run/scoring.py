@@ -108,7 +108,7 @@ def _directions(
             measured_again(each.items.settings) or evaluation
         ]  # an attack's rows are those it attacks
         for subject in each.subjects:
-            group = settings.group or _group(subject, together[evaluation, metric], each.overall, parts)
+            group = settings.group or _group(subject, together[evaluation, metric], each, parts)
             forget = {"forget": True, "keep": False}.get(group)
             if group == "together" and _all_to_forget(each, settings, parts):
                 forget = True
@@ -116,12 +116,13 @@ def _directions(
     return directions
 
 
-def _group(subject: str, subjects: set[str], overall: str | None, parts: set[str]) -> Group:
-    """What a subject is, by the other subjects of its evaluation and the values to forget."""
+def _group(subject: str, subjects: set[str], each: Measured, parts: set[str]) -> Group:
+    """What a subject is, by the other subjects of its evaluation, its source and the values to forget."""
     if subject in parts:
         return "forget"
-    # Without a split nothing tells rows to forget from others but that they were given no name.
-    if subject == overall and (subjects & parts or (not parts and subject == EVERYTHING)):
+    # Without a split nothing tells rows to forget from others but their source, and that they were given no name.
+    unnamed = not parts and subject == EVERYTHING
+    if subject == each.overall and (subjects & parts or each.items.of_forget or unnamed):
         return "together"
     return "keep"
 
@@ -131,9 +132,9 @@ def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str])
     if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
         return EVALUATORS.get(settings.kind).uses_samples
     if not parts:
-        return settings.source is None  # forget's own rows
+        return each.items.of_forget
     members = [items for subject, items in each.subjects.items() if subject in parts]
-    return len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
+    return bool(members) and len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
 
 
 def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directions) -> Iterator[Row]:
