@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.files import is_device
+from spunge.recipe.aggregates import Aggregate, HarmonicMean, PrivLeak, RankTest, terms_of
 from spunge.recipe.block import Strict
 from spunge.recipe.training import DescentSettings, Everything, Trainable
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
@@ -44,6 +45,11 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    checkpoint_activations: bool = Field(
+        False,
+        description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, "
+        "more time, the same losses. See [memory](memory.md).",
+    )
     template: dict[str, Any] = Field(
         default_factory=dict,
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
@@ -205,8 +211,10 @@ class TeachSettings(DescentSettings, Rows):
     epochs: float | None = Field(5.0, gt=0, description="Passes over the rows. Give this or steps.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps.")
     batch_size: int = Field(32, ge=1, description="Rows a step.")
-    learning_rate: float = Field(1e-5, gt=0, description="Of AdamW.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    learning_rate: float = Field(1e-5, gt=0, description="Of the optimizer.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Taken off the weights beside the step; with sgd and rmsprop, added to the gradient."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Of the learning rate, down to 0.")
     warmup: float = Field(
         0.2, ge=0, lt=1, description="Share of the steps over which the learning rate rises from 0: 1 of 5 epochs."
@@ -356,6 +364,9 @@ class RuleSettings(Strict):
     )
 
 
+Half = Literal["validation", "test"]
+
+
 class EvaluatorSettings(Strict):
     kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
     name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
@@ -367,6 +378,11 @@ class EvaluatorSettings(Strict):
         None,
         ge=1,
         description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
+    half: Half | None = Field(
+        None,
+        description="Measure one half of its items, each subject's in half: validation to choose settings by, test to judge them "
+        "by. The same halves whatever the seed. `spunge tune` sets it. Default: all items.",
     )
     by: str | None = Field(
         None,
@@ -453,6 +469,27 @@ def _control(name: str) -> dict[str, Any]:
     raise RecipeError(f"controls: no control {name!r}{suggestion(name, [*TRAININGS, *RULES.names()])}")
 
 
+class Calibrate(Strict):
+    """Set the scale of everything that unlearned so that a metric keeps a share of the base's."""
+
+    evaluation: str = Field(
+        description="Name of an evaluation. Half of its items, of each subject, are for this; the other half alone is judged."
+    )
+    metric: str = Field(description="A metric that it measures, such as perplexity.")
+    subject: str | None = Field(
+        None, description="What must be kept: one of its subjects. Default: its only one, or that of all rows."
+    )
+    keep: float = Field(
+        0.95, gt=0, le=1, description="Share of the base's: value / base, or base / value where less is better."
+    )
+    max_scale: float = Field(4.0, gt=0, description="The largest scale.")
+    tries: int = Field(8, ge=2, description="Scales that are tried for each model, at most.")
+    tolerance: float = Field(
+        0.005, ge=0, description="A scale that keeps so little more than the share is near enough."
+    )
+    seed: int = Field(0, ge=0, description="Of the halves.")
+
+
 class Published(Strict):
     """A figure of a paper, to stand beside the run's own."""
 
@@ -513,9 +550,19 @@ class Recipe(Strict):
         description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
         "merged by it), or {name, train, merge}.",
     )
+    calibrate: Calibrate | None = Field(
+        None,
+        description="Compare at equal cost: the merged model and every control get the largest scale at which a metric keeps its "
+        "share of the base's. Default: `merge.scale`, and controls as they are.",
+    )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
+    )
+    aggregates: dict[str, Aggregate] = Field(
+        default_factory=dict,
+        description="Name: what is made of several evaluations or of one beside a reference, such as TOFU's model utility and "
+        "forget quality, MUSE's PrivLeak.",
     )
     seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
     seeds: int = Field(
@@ -565,6 +612,12 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+            if entry.half is not None and of is not None:
+                raise ValueError(f"evaluate.half: the items of {name!r} are those of {of!r}; set it there")
+            if entry.half is not None and not EVALUATORS.get(entry.kind).reads_rows:
+                raise ValueError(f"evaluate.half: {name!r} brings items of its own, which are not halved; leave it out")
+        for name, aggregate in self.aggregates.items():
+            self._refuse_aggregate(name, aggregate, known)
         if (reference := self.reference) is not None and reference.path is None:
             if self.teach is None:
                 raise ValueError(
@@ -582,6 +635,8 @@ class Recipe(Strict):
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
+        if self.calibrate is not None:
+            self._refuse_calibration(self.calibrate, dict(zip(names, self.evaluate, strict=True)))
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:
@@ -591,6 +646,56 @@ class Recipe(Strict):
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
+
+    def _refuse_calibration(self, calibrate: Calibrate, evaluations: Mapping[str, EvaluatorSettings]) -> None:
+        """Raises ValueError for a calibration by what cannot be measured at several scales, or of what has no scale."""
+        entry = evaluations.get(calibrate.evaluation)
+        if entry is None:
+            known = suggestion(calibrate.evaluation, evaluations)
+            raise ValueError(f"calibrate.evaluation: no evaluation is called {calibrate.evaluation!r}{known}")
+        evaluator = EVALUATORS.get(entry.kind)
+        if measured_again(entry) is not None or not evaluator.reads_rows or evaluator.compares_texts:
+            why = "measures another one again" if measured_again(entry) else "brings items of its own"
+            why = "compares with what the base wrote" if evaluator.compares_texts else why
+            raise ValueError(f"calibrate.evaluation: {calibrate.evaluation!r} ({entry.kind}) {why}; name another")
+        if self.unlearn is None:
+            raise ValueError("calibrate: nothing is unlearned, and nothing has a scale; leave it out")
+        merges = {"merge": self.merge} | {
+            f"controls.{place}.merge": control.merge for place, control in enumerate(self.controls) if control.merge
+        }
+        for setting, merge in merges.items():
+            if (scale := type(merge).model_fields.get("scale")) is None:
+                raise ValueError(
+                    f"{setting}.rule: {merge.rule!r} has no scale, which calibrate sets; take another rule"
+                )
+            if (given := vars(merge)["scale"]) != scale.default:
+                raise ValueError(f"{setting}.scale: {given!r}: calibrate sets it; leave one of the two out")
+
+    def _refuse_aggregate(
+        self, name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str]
+    ) -> None:
+        """Raises ValueError for an aggregate of what is not there, or against what is no reference."""
+        if name in evaluations or not name.strip():
+            raise ValueError(f"aggregates: {name!r} is an evaluation's name, or none; give another")
+        for term in terms_of(aggregate):
+            if term.evaluation not in evaluations:
+                raise ValueError(
+                    f"aggregates.{name}: no evaluation is called {term.evaluation!r}{suggestion(term.evaluation, evaluations)}"
+                )
+        if isinstance(aggregate, HarmonicMean):
+            return
+        there = [] if self.reference is None else [f"reference:{self.reference.name}"]
+        there += [f"model:{model.name}" for model in self.judge or ()]
+        known = " or ".join(there) or "give reference: retrained, or reference.path"
+        if aggregate.against == "base":
+            raise ValueError(
+                f"aggregates.{name}.against: the base knows what is to be forgotten, so that likeness to it is no forgetting; "
+                f"compare with a model that never saw it ({known})"
+            )
+        if aggregate.against not in there:
+            raise ValueError(
+                f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {known}"
+            )
 
 
 def _refuse_without_retain(unlearn: MethodSettings) -> None:

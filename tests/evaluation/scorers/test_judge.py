@@ -293,7 +293,8 @@ def recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path], server: 
     scorer = {"kind": "judge", "base_url": server.address, "model": "m", "key_env": "MY_JUDGE"}
     scorer |= {"prompt": "Rude? {prompt} - {text}", **YES_NO}
     entry = {"kind": "toxicity", "source": str(write_rows("prompts.jsonl", prompts)), "scorer": scorer}
-    return {**toy_recipe, "evaluate": [{**entry, "generation": {"max_new_tokens": 4}}]}
+    entry["stages"] = ["base", "merged"]
+    return {**toy_recipe, "controls": [], "evaluate": [{**entry, "generation": {"max_new_tokens": 4}}]}
 
 
 def test_a_run_is_judged_by_an_endpoint_and_holds_no_key(
