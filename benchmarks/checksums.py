@@ -2,8 +2,8 @@
 
     python benchmarks/checksums.py --model models/smollm2-135m-instruct --steps 5
 
-The run is the demo with fewer steps and items and no control, so that the share is larger than a whole demo's. Counted are the checksums that stamps and
-the cache hold and ask for; not sha256 of the base's weights, which are its name in every key.
+The run is the demo with fewer steps and items and no control, so that the share is larger than a whole demo's. Counted are the
+checksums that stamps and the cache hold and ask for; not sha256 of the base's weights, which are its name in every key.
 """
 
 import argparse
