@@ -71,8 +71,7 @@ def _objective(text: str, recipe: Recipe, names: Sequence[str]) -> Objective:
 
 
 def needed(objectives: Sequence[Objective], recipe: Recipe) -> list[EvaluatorSettings]:
-    """The evaluations that give the objectives, with those that they measure again and that scales are calibrated by, in the recipe's
-    order."""
+    """The evaluations that give the objectives, those that these measure again, and that which scales are calibrated by."""
     by_name = {evaluation_name(entry): entry for entry in recipe.evaluate}
     names = {objective.evaluation for objective in objectives} & by_name.keys()
     names |= {term.evaluation for each in aggregates_of(objectives, recipe).values() for term in terms_of(each)}
