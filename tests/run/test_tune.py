@@ -42,24 +42,8 @@ def searched(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any
         "evaluate": [
             {"kind": "perplexity", "name": "forgotten"},
             {"kind": "perplexity", "name": "kept", "source": str(files["retain"]), "subject": "retain", "by": "NULL"},
-            {"kind": "memorization", "name": "rows", "metrics": ["exact"]},
-            {
-                "kind": "memorization",
-                "name": "plain",
-                "source": str(files["retain"]),
-                "by": "NULL",
-                "metrics": ["exact"],
-            },
+            {"kind": "perplexity", "name": "beside", "source": str(files["retain"]), "subject": "beside", "by": "NULL"},
         ],
-        "aggregates": {
-            "exactness": {
-                "kind": "harmonic_mean",
-                "of": [
-                    {"evaluation": "plain", "metric": "exact memorization"},
-                    {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
-                ],
-            }
-        },
         "controls": [],
     }
 
@@ -130,8 +114,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
     def values(search: Search) -> list[Any]:
         return [(trial.values, trial.scores) for trial in search.trials]
 
-    stops = iter([1, 2, 5])
-    for stop in stops:  # at a branch, while the third trial is drawn, and after its results
+    for stop in (2, 5):  # after a branch, and after the scores
         _stopped(recipe, tmp_path / "out", stop)
     with (tmp_path / "out" / "trials.journal").open("a") as journal:
         journal.write('{"op_code": 4, "worker_id"')  # a line that was cut off
@@ -166,7 +149,7 @@ def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[
     assert not told.judged
     results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
     of = {half: {each.name: each for each in result.evaluations} for half, result in results.items()}
-    assert set(of["test"]) == {"forgotten", "kept", "rows", "plain", "exactness"}
+    assert set(of["test"]) == {"forgotten", "kept", "beside"}
     assert set(of["validation"]) == {"forgotten", "kept"}
     for name in of["validation"]:
         assert of["test"][name].rows != of["validation"][name].rows
@@ -201,6 +184,18 @@ def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
 
 def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str, Any], tmp_path: Path) -> None:
     calibrated = {"evaluation": "kept", "metric": "perplexity", "keep": 0.99, "tries": 2}
+    plain = recipe["evaluate"][1]["source"]
+    exact = {"kind": "memorization", "metrics": ["exact"]}
+    evaluate = [
+        *recipe["evaluate"],
+        {**exact, "name": "rows"},
+        {**exact, "name": "plain", "source": plain, "by": "NULL"},
+    ]
+    terms = [
+        {"evaluation": "plain", "metric": "exact memorization"},
+        {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
+    ]
+    recipe = {**recipe, "evaluate": evaluate, "aggregates": {"exactness": {"kind": "harmonic_mean", "of": terms}}}
     content = {**recipe, "calibrate": calibrated, "merge": {"rule": "ties", "density": {"low": 0.2, "high": 0.9}}}
     search = tune(content, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
     assert [goal.wanted for goal in search.objectives] == ["up", "up"]
