@@ -24,7 +24,7 @@ def unpacked(module: Any) -> Tensor:
 
     weight = module.weight
     if isinstance(weight, Params4bit):
-        value = functional.dequantize_4bit(weight.data, weight.quant_state)
+        value: Tensor = functional.dequantize_4bit(weight.data, weight.quant_state)
     else:
         value = functional.int8_vectorwise_dequant(weight.data, weight.SCB)
     return value.T if is_turned(module) else value
