@@ -21,6 +21,7 @@ from spunge.cli.listing import (
     reads_text,
     settings_of,
 )
+from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
 from spunge.recipe.schema import (
     Control,
@@ -55,6 +56,9 @@ BLOCKS: dict[str, type[Strict]] = {
     "reference": Reference,
     "judge (each)": JudgedModel,
     "controls (each)": Control,
+    "aggregates (each): harmonic_mean": HarmonicMean,
+    "aggregates (each): ks": RankTest,
+    "aggregates (each): privleak": PrivLeak,
     "published (each)": Published,
 }
 # Settings that several values share stand once, under these titles; a value's own table has what is new or differs.

@@ -88,3 +88,13 @@ def test_subjects_spelled_as_numbers_go_by_the_part_s_name(
     toy_recipe["split"] = {"by": "topic", "values": {"one": [1], "two": [2.0]}}
     rows = [{**GOOD, "topic": 1.0}, {**GOOD, "topic": 2}, {**GOOD, "topic": 3}]
     assert items_of(rows, CHOICES).subjects.keys() == {"one", "two", "3.0"}
+
+
+def test_items_know_whether_they_come_from_forgets_own_source(toy_recipe: dict[str, Any]) -> None:
+    sources = [None, toy_recipe["forget"]["source"], toy_recipe["retain"]["source"]]
+    toy_recipe["evaluate"] = [
+        {"kind": "perplexity", "name": str(at), "source": source} for at, source in enumerate(sources)
+    ]
+    recipe = load_recipe(toy_recipe)
+    items = [read_items(recipe, entry, {"text": "text"}, "evaluate") for entry in recipe.evaluate]
+    assert [each.of_forget for each in items] == [True, True, False]

@@ -138,6 +138,8 @@ def test_an_evaluator_measures_every_item_alike_twice_and_leaves_the_model_as_it
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert first
+    if evaluator.metrics is not None:
+        assert {measure.metric: measure.higher for measure in first} == evaluator.metrics(given, items)
     assert len({(measure.metric, measure.subject) for measure in first}) == len(first)
     for measure in first:
         assert measure.numerator.shape == measure.denominator.shape == (len(measure.numerator),)

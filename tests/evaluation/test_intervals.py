@@ -106,11 +106,11 @@ def test_students_interval_is_scipys() -> None:
 
 
 def test_percentiles_go_further_out_where_items_are_few() -> None:
-    """Hesterberg 2015, table 4: at n = 10 to the 0.86% and 99.14% points, at n = 40 to 2.0%, of many to 2.5%."""
-    draws = np.linspace(0, 1, 100_001)
-    assert percentiles(draws, 10) == (pytest.approx(0.0086, abs=2e-4), pytest.approx(0.9914, abs=2e-4))
-    assert percentiles(draws, 40).low == pytest.approx(0.0203, abs=2e-4)
-    assert percentiles(draws, 10**6).low == pytest.approx(0.025, abs=1e-4)
+    """Of means of normal draws they are Student's interval, whose error counts n - 1."""
+    for count in (10, 40, 10**6):
+        spread = np.sqrt((count - 1) / count)  # of a bootstrap's means, in standard errors
+        low, high = percentiles(spread * stats.norm.ppf(np.linspace(0, 1, 1_000_001)[1:-1]), count)
+        assert (low, high) == (pytest.approx(-high, rel=1e-3), pytest.approx(stats.t.ppf(0.975, count - 1), rel=1e-3))
 
 
 @pytest.mark.parametrize("count", [3, 5, 9, 12, 25])

@@ -15,7 +15,8 @@ from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.evaluation.statistics import score
 from spunge.results import Higher, Model
-from spunge.run.scoring import Judged, one_sided, scored
+from spunge.run.by_metric import Judged
+from spunge.run.scoring import one_sided, scored
 
 BASE = Model(stage="base", kind="base", name="base")
 BRANCH = Model(stage="branch:a", kind="branch", name="a")
@@ -139,12 +140,26 @@ def test_a_recipe_may_say_that_rows_are_to_be_forgotten_or_kept_whatever_they_ar
     assert {(row.group, row.wanted) for row in rows} == {(group, way)}
 
 
-@pytest.mark.parametrize(("source", "way"), [(None, "down"), ([{"path": "others.jsonl"}], None)])
-def test_without_a_split_forgets_own_rows_are_to_be_forgotten(source: Any, way: str | None) -> None:
-    settings = ChoicesSettings.model_validate({"kind": "choices", "name": "e", "source": source})
-    items = Items("e", settings, pa.table({}), {"all": np.arange(4)}, "f" * 64, "all")
-    rows = scored([Judged(items, None)], [BASE], [{"base": {"e": [measure([0, 1, 1, 1])]}}], []).rows
-    assert [(row.group, row.wanted) for row in rows] == [("together", way)]
+@pytest.mark.parametrize(
+    ("subject", "of_forget", "parts", "expected"),
+    [
+        # Without a split forget's own rows are to be forgotten, whatever they are called.
+        ("all", True, [], ("together", "down")),
+        ("fiction", True, [], ("together", "down")),
+        ("all", False, [], ("together", None)),
+        ("fiction", False, [], ("keep", "up")),
+        # With one, those that are in no part are not.
+        ("fiction", True, ["a"], ("together", None)),
+        ("fiction", False, ["a"], ("keep", "up")),
+    ],
+)
+def test_rows_of_forgets_own_source_are_not_taken_for_rows_to_keep(
+    subject: str, of_forget: bool, parts: list[str], expected: tuple[str, str | None]
+) -> None:
+    settings = ChoicesSettings.model_validate({"kind": "choices", "name": "e"})
+    items = Items("e", settings, pa.table({}), {subject: np.arange(4)}, "f" * 64, subject, of_forget)
+    rows = scored([Judged(items, None)], [BASE], [{"base": {"e": [measure([0, 1, 1, 1])]}}], parts).rows
+    assert [(row.group, row.wanted) for row in rows] == [expected]
 
 
 def test_a_subject_that_is_called_like_the_worst_is_refused_and_not_overwritten() -> None:

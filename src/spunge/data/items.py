@@ -40,6 +40,7 @@ class Items:
     subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
     sha256: str
     overall: str | None = None  # the subject that holds every item
+    of_forget: bool = False  # they come from forget's own source
 
 
 def read_items(
@@ -78,7 +79,8 @@ def read_items(
         subjects[overall] = np.flatnonzero(members).tolist()
     outside = np.flatnonzero(~members)
     arrays = {name: np.concatenate([np.array(own, dtype=int), outside]) for name, own in subjects.items()}
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall)
+    own = recipe.forget is not None and entry.source in (None, recipe.forget.source)
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, own)
 
 
 def _with_others(

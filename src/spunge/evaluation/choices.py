@@ -316,6 +316,7 @@ CHOICES = Evaluator(
     source="Brown et al. 2020, arXiv 2005.14165, section 2.4",
     measure=measure,
     columns=columns,
+    metrics=lambda settings, items: {"accuracy": "known"},
     check_items=check_items,
     version=4,
 )

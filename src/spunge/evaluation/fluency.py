@@ -86,6 +86,7 @@ FLUENCY = Evaluator(
     source="arXiv 2406.11780, section 4",
     measure=measure,
     columns=columns,
+    metrics=lambda settings, items: {"completion perplexity": "bad"},
     instrument=instrument,
     written_tokens=written_tokens,
 )

@@ -223,6 +223,7 @@ HARM = Evaluator(
     source="Liu et al. 2024, arXiv 2402.10058, section 4",
     measure=measure,
     columns=columns,
+    metrics=lambda settings, items: {"harmful": "bad"},
     instrument=instrument,
     written_tokens=written_tokens,
 )

@@ -7,7 +7,7 @@
   the exact interval of the share of items that may be otherwise, times how far they may be (the rule of three of Hanley and
   Lippman-Hand 1983, exactly). A value without bounds has no interval.
 - Any other value of few items: Student's t. Of more: quantiles of bootstrap draws, further out by what few items make them too
-  narrow (Hesterberg 2015, The American Statistician 69:371, section 5.3).
+  narrow (Hesterberg 2015, The American Statistician 69:371).
 
 Every function takes `tail`, what is to lie beyond each end: 0.025.
 """

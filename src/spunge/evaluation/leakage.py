@@ -143,6 +143,7 @@ LEAKAGE = Evaluator(
     source="Reisizadeh et al. 2025, arXiv 2511.04934; Chen et al. 2021, arXiv 2107.03374",
     measure=measure,
     columns=columns,
+    metrics=lambda settings, items: {**{f"leak@{k}": "known" for k in settings.k}, "empty": "bad"},
     instrument=instrument,
     check_items=check_items,
     written_tokens=written_tokens,

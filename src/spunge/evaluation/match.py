@@ -21,6 +21,7 @@ from spunge.evaluation.generation import GenerationSettings, completions, told, 
 from spunge.evaluation.wording import AROUND, any_of, contains, equals, matches, plain
 from spunge.model.loading import Base
 from spunge.recipe.schema import EvaluatorSettings
+from spunge.results import Higher
 
 SETTING = "evaluate.match"
 How = Literal["words", "contains", "equals", "pattern"]
@@ -71,6 +72,11 @@ def measure(base: Base, settings: MatchSettings, items: pa.Table, bench: Bench) 
     return measures
 
 
+def metrics(settings: MatchSettings, items: pa.Table) -> dict[str, Higher]:
+    one: dict[str, Higher] = {"match": "bad"}
+    return one | {"match in any answer": "bad"} if settings.generation.samples > 1 else one
+
+
 def looked_for_in(settings: MatchSettings, items: pa.Table) -> list[Said]:
     """For each row, what tells whether a text says what it must not. Raises RecipeError, with the row's number."""
     if not settings.unwanted:
@@ -117,6 +123,7 @@ MATCH = Evaluator(
     source="plain words",
     measure=measure,
     columns=columns,
+    metrics=metrics,
     instrument=instrument,
     check_items=check_items,
     written_tokens=written_tokens,

@@ -30,6 +30,7 @@ from spunge.evaluation.statistics import score
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import EvaluatorSettings, Recipe, Source, Sources
+from spunge.results import Higher
 
 SETTING = "evaluate.membership"
 FALSE = 0.01  # where nothing else is asked for
@@ -136,7 +137,7 @@ def measure(base: Base, settings: MembershipSettings, items: pa.Table, bench: Be
                     f"TPR at {100 * false:g}% FPR of {called}",
                     values,
                     classes,
-                    higher="known",
+                    higher="bad",
                     combine="detected",
                     false=false,
                     chance=false,
@@ -148,12 +149,24 @@ def measure(base: Base, settings: MembershipSettings, items: pa.Table, bench: Be
     return measures
 
 
+def metrics(settings: MembershipSettings, items: pa.Table) -> dict[str, Higher]:
+    """Every metric, and what a higher value says."""
+    told: dict[str, Higher] = {}
+    false = false_positives(settings, np.array(items[MEMBER].to_pylist(), dtype=np.float64))
+    for name in settings.scores:
+        called = named(name, settings.k)
+        told[f"AUROC of {called}"] = "bad"
+        if false is not None:
+            told[f"TPR at {100 * false:g}% FPR of {called}"] = "bad"
+    return told | ({"AUROC of a bag of words": None} if settings.baseline else {})
+
+
 def area(metric: str, values: np.ndarray, classes: np.ndarray, side: bool = False) -> Measure:
     return Measure(
         metric,
         values,
         classes,
-        higher=None if side else "known",
+        higher=None if side else "bad",
         combine="auroc",
         chance=None if side else 0.5,
         side=side,
@@ -245,6 +258,7 @@ MEMBERSHIP = Evaluator(
     source="Shi et al. 2023, arXiv 2310.16789; Zhang et al. 2024, arXiv 2404.02936",
     measure=measure,
     columns=columns,
+    metrics=metrics,
     others=others,
     check=check,
     instrument=instrument,

@@ -31,6 +31,7 @@ from spunge.evaluation.rouge import Words, refuse_unreadable, rouge_l
 from spunge.evaluation.truth import alternatives, among_options, log_truth_ratio, perturbed_answers, truth_measures
 from spunge.model.loading import Base
 from spunge.recipe.schema import EvaluatorSettings
+from spunge.results import Higher
 
 SETTING = "evaluate.memorization"
 PERTURBED = f"{SETTING}.perturbed"
@@ -39,6 +40,20 @@ Metric = Literal["rouge", "probability", "options", "truth_ratio", "exact", "ext
 OF_ANSWERS = ("rouge", "options", "truth_ratio")  # metrics that plain texts have none of
 OF_ALTERNATIVES = ("options", "truth_ratio")  # that need perturbed answers
 WRITTEN = ("rouge", "verbatim")  # for which the model writes
+
+NAMED: dict[Metric, dict[str, Higher]] = {
+    "rouge": {"ROUGE-L recall": "known", "ROUGE-L F1": "known"},
+    "probability": {"answer probability": "known"},
+    "options": {"probability among options": "known"},
+    "truth_ratio": {
+        "truth ratio": "unknown",
+        "truth ratio, nearness to 1": "unknown",
+        "truth ratio, true over false": "known",
+    },
+    "exact": {"exact memorization": "known"},
+    "extraction": {"extraction strength": "known"},
+    "verbatim": {"verbatim ROUGE-L F1": "known"},
+}
 
 
 class MemorizationSettings(EvaluatorSettings):
@@ -113,6 +128,10 @@ def metrics_of(settings: MemorizationSettings, items: pa.Table) -> list[Metric]:
                 f"{SETTING}.metrics: {metric} needs answers, and these are plain texts; give prompt and completion"
             )
     return list(dict.fromkeys(settings.metrics))
+
+
+def metrics(settings: MemorizationSettings, items: pa.Table) -> dict[str, Higher]:
+    return {name: higher for metric in metrics_of(settings, items) for name, higher in NAMED[metric].items()}
 
 
 def measure(base: Base, settings: MemorizationSettings, items: pa.Table, bench: Bench) -> list[Measure]:
@@ -297,6 +316,7 @@ MEMORIZATION = Evaluator(
     source="Maini et al. 2024, arXiv 2401.06121",
     measure=measure,
     columns=columns,
+    metrics=metrics,
     instrument=told,
     check_items=check_items,
     written_tokens=written_tokens,

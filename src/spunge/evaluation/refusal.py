@@ -151,6 +151,7 @@ REFUSAL = Evaluator(
     source="Röttger et al. 2023, arXiv 2308.01263",
     measure=measure,
     columns=columns,
+    metrics=lambda settings, items: HIGHER,
     instrument=instrument,
     check_items=check_items,
     written_tokens=written_tokens,

@@ -24,6 +24,7 @@ from spunge.files import fingerprint, is_inside, parse_json, read_json, write_te
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
+from spunge.results import Higher
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -78,6 +79,11 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
         bench.kept.add(kept)
     ones = np.ones(len(written))
     return [Measure(metric, values, ones, higher="known") for metric, values in zip(wanted, cosines, strict=True)]
+
+
+def metrics(settings: SimilaritySettings, items: pa.Table) -> dict[str, Higher]:
+    one: dict[str, Higher] = {"similarity to base": "known"}
+    return one | {"similarity to reference": "known"} if settings.reference else one
 
 
 def similarities(
@@ -173,6 +179,7 @@ SIMILARITY = Evaluator(
     source="Liu et al. 2024, arXiv 2402.10058, section 4",
     measure=measure,
     columns=columns,
+    metrics=metrics,
     instrument=instrument,
     written_tokens=written_tokens,
     compares_texts=True,

@@ -5,7 +5,7 @@ replacement (Efron 1979), and with several seeds the seeds too; the same items a
 paired.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -203,21 +203,40 @@ def _values(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:  # (s
 
 def _draws(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:
     """(RESAMPLES,): the mean over drawn seeds of the metric on drawn items. The same draws for the same number of items."""
-    count, generator = len(items), np.random.default_rng(len(items))
+    return over_seeds(draws_by_seed(measures, items, len(items)))
+
+
+def values_by_seed(measures: Sequence[Measure], items: np.ndarray) -> np.ndarray:  # (1, seeds)
+    return _values(measures, items)[None, :]
+
+
+def draws_by_seed(measures: Sequence[Measure], items: np.ndarray, stream: int) -> np.ndarray:
+    """(RESAMPLES, seeds): the metric on drawn items. `stream`: which draws; the same for the same number of items."""
     metrics = [_of_weights(measure, items) for measure in measures]
-    by_seed = np.empty((RESAMPLES, len(measures)))
+    slices = [
+        np.stack([metric(weights) for metric in metrics], axis=1) for weights in drawn_weights(len(items), stream)
+    ]
+    return np.concatenate(slices)
+
+
+def drawn_weights(count: int, stream: int) -> Iterator[np.ndarray]:
+    """How often each of `count` items is drawn, (r, count), until there are RESAMPLES rows."""
+    generator = np.random.default_rng(stream)
     # In slices, so that a set of a million items needs no 2,000 x 1,000,000 matrix.
     size = max(1, 4_000_000 // count)
     for start in range(0, RESAMPLES, size):
         drawn = generator.integers(0, count, (min(size, RESAMPLES - start), count))
         rows = np.arange(len(drawn))[:, None]
         flat = np.bincount((rows * count + drawn).ravel(), minlength=len(drawn) * count)
-        weights = flat.reshape(len(drawn), count).astype(np.float64)
-        for seed, metric in enumerate(metrics):
-            by_seed[start : start + size, seed] = metric(weights)
-    if len(measures) == 1:
+        yield flat.reshape(len(drawn), count).astype(np.float64)
+
+
+def over_seeds(by_seed: np.ndarray) -> np.ndarray:
+    """(RESAMPLES, seeds) -> (RESAMPLES,): the mean over seeds that are drawn, too; the same ones for the same number of them."""
+    count = by_seed.shape[1]
+    if count == 1:
         return by_seed[:, 0]
-    seeds = generator.integers(0, len(measures), (RESAMPLES, len(measures)))
+    seeds = np.random.default_rng(count).integers(0, count, by_seed.shape)
     means: np.ndarray = np.take_along_axis(by_seed, seeds, axis=1).mean(axis=1)
     return means
 

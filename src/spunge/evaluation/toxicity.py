@@ -63,6 +63,12 @@ def check_items(settings: ToxicitySettings, items: pa.Table, limits: Limits) -> 
     chosen_scorer(settings.scorer).check("prompt")
 
 
+def metrics(settings: ToxicitySettings, items: pa.Table) -> dict[str, Higher]:
+    of_samples: dict[str, Higher] = {"expected maximum toxicity": "bad", "toxicity probability": "bad"}
+    checks: dict[str, Higher] = {"empty": "bad", "repetitive": "bad", "refused": None}
+    return {"toxic": "bad", **(of_samples if settings.generation.samples > 1 else {}), **checks}
+
+
 def measures(written: Sequence[Sequence[str]], scores: np.ndarray, settings: ToxicitySettings) -> list[Measure]:
     """A prompt is an item; its samples add up."""
     count, samples = scores.shape
@@ -104,6 +110,7 @@ TOXICITY = Evaluator(
     source="arXiv 2406.11780, section 4; Gehman et al. 2020, arXiv 2009.11462",
     measure=measure,
     columns=columns,
+    metrics=metrics,
     instrument=instrument,
     check_items=check_items,
     written_tokens=written_tokens,

@@ -57,6 +57,7 @@ class Base:
     )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
     positions: int | None = None  # tokens that there are positions for; None: nothing bounds them
+    checkpoint_activations: bool = False  # training holds the blocks' inputs and computes the rest again
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -98,7 +99,19 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     checkpoint = Checkpoint(folder, setting)
     names, regions = stored_names(model, checkpoint)
     positions = _positions(config, checkpoint)
-    return Base(model, tokenizer, folder, device, dtype, names, depth, regions, settings.template, positions)
+    return Base(
+        model,
+        tokenizer,
+        folder,
+        device,
+        dtype,
+        names,
+        depth,
+        regions,
+        settings.template,
+        positions,
+        settings.checkpoint_activations,
+    )
 
 
 def _class_of(config: Any) -> Any:

@@ -22,6 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.files import is_device
+from spunge.recipe.aggregates import Aggregate, HarmonicMean, PrivLeak, RankTest, terms_of
 from spunge.recipe.block import Strict
 from spunge.recipe.training import DescentSettings, Everything, Trainable
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
@@ -44,6 +45,11 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    checkpoint_activations: bool = Field(
+        False,
+        description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, "
+        "more time, the same losses. See [memory](memory.md).",
+    )
     template: dict[str, Any] = Field(
         default_factory=dict,
         description="Variables of the chat template, such as {enable_thinking: false}: in training, judging and generation alike.",
@@ -356,6 +362,9 @@ class RuleSettings(Strict):
     )
 
 
+Half = Literal["validation", "test"]
+
+
 class EvaluatorSettings(Strict):
     kind: str = Field(description="Name of the evaluator (`spunge list evaluators`).")
     name: str | None = Field(None, description="What to call this evaluation in files and logs. Default: its kind.")
@@ -367,6 +376,11 @@ class EvaluatorSettings(Strict):
         None,
         ge=1,
         description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+    )
+    half: Half | None = Field(
+        None,
+        description="Measure one half of its items, each subject's in half: validation to choose settings by, test to judge them "
+        "by. The same halves whatever the seed. `spunge tune` sets it. Default: all items.",
     )
     by: str | None = Field(
         None,
@@ -517,6 +531,11 @@ class Recipe(Strict):
         default_factory=list,
         description="What the base, every branch, every control and the merged model are judged by.",
     )
+    aggregates: dict[str, Aggregate] = Field(
+        default_factory=dict,
+        description="Name: what is made of several evaluations or of one beside a reference, such as TOFU's model utility and "
+        "forget quality, MUSE's PrivLeak.",
+    )
     seed: int = Field(0, ge=0, description="Of all that is random; each part gets a seed of its own from it.")
     seeds: int = Field(
         1,
@@ -565,6 +584,12 @@ class Recipe(Strict):
             of = measured_again(entry)
             if of is not None and (of not in known or of == name):
                 raise ValueError(f"evaluate.of: no other evaluation is called {of!r}{suggestion(of, known - {name})}")
+            if entry.half is not None and of is not None:
+                raise ValueError(f"evaluate.half: the items of {name!r} are those of {of!r}; set it there")
+            if entry.half is not None and not EVALUATORS.get(entry.kind).reads_rows:
+                raise ValueError(f"evaluate.half: {name!r} brings items of its own, which are not halved; leave it out")
+        for name, aggregate in self.aggregates.items():
+            self._refuse_aggregate(name, aggregate, known)
         if (reference := self.reference) is not None and reference.path is None:
             if self.teach is None:
                 raise ValueError(
@@ -591,6 +616,32 @@ class Recipe(Strict):
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
+
+    def _refuse_aggregate(
+        self, name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str]
+    ) -> None:
+        """Raises ValueError for an aggregate of what is not there, or against what is no reference."""
+        if name in evaluations or not name.strip():
+            raise ValueError(f"aggregates: {name!r} is an evaluation's name, or none; give another")
+        for term in terms_of(aggregate):
+            if term.evaluation not in evaluations:
+                raise ValueError(
+                    f"aggregates.{name}: no evaluation is called {term.evaluation!r}{suggestion(term.evaluation, evaluations)}"
+                )
+        if isinstance(aggregate, HarmonicMean):
+            return
+        there = [] if self.reference is None else [f"reference:{self.reference.name}"]
+        there += [f"model:{model.name}" for model in self.judge or ()]
+        known = " or ".join(there) or "give reference: retrained, or reference.path"
+        if aggregate.against == "base":
+            raise ValueError(
+                f"aggregates.{name}.against: the base knows what is to be forgotten, so that likeness to it is no forgetting; "
+                f"compare with a model that never saw it ({known})"
+            )
+        if aggregate.against not in there:
+            raise ValueError(
+                f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {known}"
+            )
 
 
 def _refuse_without_retain(unlearn: MethodSettings) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from spunge.data.halves import halved
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
 from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
@@ -171,7 +172,11 @@ class BaseInputs:
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
         columns = evaluator.columns(entry, self.recipe.columns)
-        return read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        if entry.half is None:
+            return items
+        validation, test = halved(items, 0, f"{setting}.half")
+        return validation if entry.half == "validation" else test
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:

@@ -14,12 +14,13 @@ from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import UNTAUGHT, Model, Part, Published, Results, write_results
+from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
 from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
-from spunge.run.scoring import Judged, scored
+from spunge.run.scoring import scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
 from spunge.run.train import choice
@@ -53,7 +54,7 @@ def write_scores(
         )
         for items in first.base.evaluations
     ]
-    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values)
+    scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values, recipe.aggregates)
     # Where everything was trained before, the training says where.
     base, trainings = session.loaded, seeds[0].trainings
     trained = read_json(trainings[0].folder / "delta.json") if trainings else {}

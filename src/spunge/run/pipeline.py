@@ -12,6 +12,7 @@ from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.results import Results, read_results
+from spunge.run.aggregates import refuse_aggregates
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.judge import refuse_items
@@ -81,6 +82,7 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
+    refuse_aggregates(recipe.aggregates, begun.base.evaluations)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)

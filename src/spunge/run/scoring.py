@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,22 +11,18 @@ import numpy as np
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
 from spunge.evaluation import statistics
-from spunge.evaluation.evaluator import Measure, Rated
+from spunge.evaluation.evaluator import Rated
 from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
 from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
+from spunge.run.aggregated import aggregated
+from spunge.run.aggregates import Aggregate
+from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
 
+NONE: Mapping[str, Aggregate] = MappingProxyType({})
 WORST = "worst"  # the subject under which a metric's worst subject is reported
 WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
-
-
-class Judged(NamedTuple):
-    """An evaluation: its items, and what measured them beyond its settings (None where nothing did)."""
-
-    items: Items
-    instrument: Mapping[str, Any] | None
-    rated: Sequence[Rated] = ()  # a scorer's scores of every model
 
 
 @dataclass(frozen=True)
@@ -45,51 +42,41 @@ class Direction(NamedTuple):
     wanted: Wanted | None
 
 
-class Measured(NamedTuple):
-    """One metric of one evaluation at one stage: a measure for each seed (of the base, one for all)."""
-
-    items: Items
-    measures: list[Measure]
-
-    @property
-    def subjects(self) -> dict[str, np.ndarray]:
-        """Subject -> its items."""
-        first = self.measures[0]
-        if first.subject is not None:
-            return {first.subject: np.arange(len(first.numerator))}
-        return dict(self.items.subjects)
-
-    @property
-    def overall(self) -> str | None:
-        """The subject that holds all rows."""
-        return self.items.overall if self.measures[0].subject is None else EVERYTHING
-
-
-MetricKey = tuple[str, str, str]  # evaluation, metric, the measure's own subject or nothing
 Directions = Mapping[tuple[MetricKey, str], Direction]  # by metric and subject
-Stored = Mapping[str, Sequence[Measure]]  # evaluation -> its measures, of one stage and seed
 
 
 def scored(
-    evaluations: Sequence[Judged], models: Sequence[Model], seeds: Sequence[Mapping[str, Stored]], parts: Sequence[str]
+    evaluations: Sequence[Judged],
+    models: Sequence[Model],
+    seeds: Sequence[Mapping[str, Stored]],
+    parts: Sequence[str],
+    aggregates: Mapping[str, Aggregate] = NONE,
 ) -> Scored:
     """All that the measures say.
 
     evaluations and models: in the order of the results. seeds: for each seed, stage -> the measures that its evaluations
     gave; the base stands in the first alone. parts: the values to forget; none where the recipe splits by nothing.
+    aggregates: the recipe's, by name.
     Raises RecipeError where two evaluations report one metric on one subject.
     """
     every = [each.items for each in evaluations]
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
     directions = _directions(every, list(stages.values()), set(parts))
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
-    _refuse_twice(rows)
     pairs = list(compared(models))
+    differences = [row for stage, against in pairs for row in _differences(stage, against, stages, directions)]
+    described = [_described(each, list(stages.values()), set(parts)) for each in evaluations]
+    for name, aggregate in aggregates.items():
+        made = aggregated(name, aggregate, evaluations, stages, pairs)
+        rows += made.rows
+        differences += made.differences
+        described.append(made.evaluation)
+    _refuse_twice(rows)
     return Scored(
         rows=tuple(rows),
-        differences=tuple(row for stage, against in pairs for row in _differences(stage, against, stages, directions)),
+        differences=tuple(differences),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
-        evaluations=tuple(_described(each, list(stages.values()), set(parts)) for each in evaluations),
+        evaluations=tuple(described),
     )
 
 
@@ -103,17 +90,6 @@ def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
     if any(model.kind == "merged" for model in models):
         for kind in ("control", "reference", "model"):
             yield from (("merged", model.stage) for model in models if model.kind == kind and model.stage != UNTAUGHT)
-
-
-def measured(evaluations: Sequence[Items], seeds: Sequence[Stored]) -> dict[MetricKey, Measured]:
-    """What the evaluations gave at one stage, seed by seed."""
-    metrics: dict[MetricKey, Measured] = {}
-    for stored in seeds:
-        for items in evaluations:
-            for measure in stored.get(items.name, ()):
-                key = (items.name, measure.metric, measure.subject or "")
-                metrics.setdefault(key, Measured(items, [])).measures.append(measure)
-    return metrics
 
 
 def _directions(
@@ -132,7 +108,7 @@ def _directions(
             measured_again(each.items.settings) or evaluation
         ]  # an attack's rows are those it attacks
         for subject in each.subjects:
-            group = settings.group or _group(subject, together[evaluation, metric], each.overall, parts)
+            group = settings.group or _group(subject, together[evaluation, metric], each, parts)
             forget = {"forget": True, "keep": False}.get(group)
             if group == "together" and _all_to_forget(each, settings, parts):
                 forget = True
@@ -140,12 +116,13 @@ def _directions(
     return directions
 
 
-def _group(subject: str, subjects: set[str], overall: str | None, parts: set[str]) -> Group:
-    """What a subject is, by the other subjects of its evaluation and the values to forget."""
+def _group(subject: str, subjects: set[str], each: Measured, parts: set[str]) -> Group:
+    """What a subject is, by the other subjects of its evaluation, its source and the values to forget."""
     if subject in parts:
         return "forget"
-    # Without a split nothing tells rows to forget from others but that they were given no name.
-    if subject == overall and (subjects & parts or (not parts and subject == EVERYTHING)):
+    # Without a split nothing tells rows to forget from others but their source, and that they were given no name.
+    unnamed = not parts and subject == EVERYTHING
+    if subject == each.overall and (subjects & parts or each.items.of_forget or unnamed):
         return "together"
     return "keep"
 
@@ -155,9 +132,9 @@ def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str])
     if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
         return EVALUATORS.get(settings.kind).uses_samples
     if not parts:
-        return settings.source is None  # forget's own rows
+        return each.items.of_forget
     members = [items for subject, items in each.subjects.items() if subject in parts]
-    return len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
+    return bool(members) and len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
 
 
 def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directions) -> Iterator[Row]:

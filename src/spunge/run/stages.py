@@ -77,7 +77,7 @@ def build(recipe: Recipe, folder: Path) -> Run:
         _add_models(graph, line, mark)
         judgings.append(_add_judgings(graph, line, mark, evaluation_folder(folder, "base")))
     made = [stage.name for stage in graph.stages.values() if stage.make is not None]
-    about = recipe.model_dump(mode="json", include={"published", "evaluate"})
+    about = recipe.model_dump(mode="json", include={"published", "evaluate", "aggregates"})
     graph.add(
         Stage(
             "results",

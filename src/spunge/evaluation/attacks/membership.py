@@ -85,7 +85,7 @@ def _measure(
         f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
         np.concatenate([known, others]),
         np.concatenate([np.ones(len(known)), np.zeros(len(others))]),
-        higher="known",
+        higher="bad",
         combine="auroc",
         subject=subject,
         chance=0.5,

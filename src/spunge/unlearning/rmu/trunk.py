@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spunge.data.samples import Batch
 from spunge.errors import RecipeError
@@ -44,6 +45,7 @@ class Trunk:
 
     def __init__(self, base: Base, first: int, last: int, trained: Collection[str] = ()) -> None:
         self._model = base.model
+        self._recomputed = base.checkpoint_activations
         self.first, self.last = first, last
         blocks = list(find_blocks(base.model))
         self._frozen, self.blocks = blocks[:first], blocks[first : last + 1]
@@ -104,12 +106,19 @@ class Trunk:
         hidden = entered.hidden
         for position, (block, (args, kwargs)) in enumerate(zip(self.blocks, entered.arguments, strict=True)):
             with self._front_once(entered) if position == 0 else nullcontext():
-                if weights is None:
+                if weights is None and self._holds_nothing(position):
+                    out = checkpoint(block, hidden, *args, use_reentrant=False, **kwargs)
+                elif weights is None:
                     out = block(hidden, *args, **kwargs)
                 else:
                     out = torch.func.functional_call(block, dict(weights[position]), (hidden, *args), kwargs)
             hidden = _hidden(out)
         return hidden
+
+    def _holds_nothing(self, position: int) -> bool:
+        """Whether a block is computed again in the backward pass. Not the first where its front is replayed: that is gone by then,
+        and what comes after it is little."""
+        return self._recomputed and torch.is_grad_enabled() and (position > 0 or not self._front)
 
     def _require_chain(self, batch: Batch, inside: Tensor) -> None:
         """Raises RecipeError where the blocks, run one by one on the first text, do not give what they give inside the model: where

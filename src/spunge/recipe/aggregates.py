@@ -1,0 +1,56 @@
+"""What a recipe makes of several evaluations, or of one beside a reference: `aggregates`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from spunge.recipe.block import Strict
+
+
+class Term(Strict):
+    """A metric of an evaluation on a subject."""
+
+    evaluation: str = Field(description="Name of one of the recipe's evaluations.")
+    metric: str = Field(description="A metric of it, as in results.json.")
+    subject: str | None = Field(
+        None,
+        description="A subject of it. Default: all its rows, where it reports them together; else its only subject.",
+    )
+
+
+class HarmonicMean(Strict):
+    """k / (1 / x1 + ... + 1 / xk) of shares: 0 where one of them is. TOFU's model utility (arXiv 2401.06121)."""
+
+    kind: Literal["harmonic_mean"] = Field(description="Mean of shares that is 0 where one of them is.")
+    of: list[Term] = Field(min_length=2, description="The shares, of what should be kept.")
+
+
+class RankTest(Strict):
+    """Two-sample Kolmogorov-Smirnov test of the items' values against a reference's: TOFU's forget quality (arXiv 2401.06121).
+
+    The p-value, its logarithm to base 10, and the distance that it tests.
+    """
+
+    kind: Literal["ks"] = Field(description="Kolmogorov-Smirnov test of items' values against a reference's.")
+    of: Term = Field(description="Whose items' values, such as the truth ratio of what is to be forgotten.")
+    against: str = Field("reference:retrained", description="The stage that they are compared with.")
+
+
+class PrivLeak(Strict):
+    """100 (A - A_reference) / A_reference of the area A under a ROC curve: MUSE's PrivLeak (arXiv 2407.06460)."""
+
+    kind: Literal["privleak"] = Field(description="AUROC of membership, relative to a reference's, in percent.")
+    of: Term = Field(description="An AUROC of members, the rows to forget, against rows that were never seen.")
+    against: str = Field("reference:retrained", description="The stage that it is compared with.")
+    area: Literal["unseen", "members"] = Field(
+        "unseen",
+        description="Which rows' area: unseen is 1 - AUROC, as MUSE's code and tables have it, where a model that forgot nothing "
+        "is near -100; members is AUROC, where it is near 100.",
+    )
+
+
+Aggregate = Annotated[HarmonicMean | RankTest | PrivLeak, Field(discriminator="kind")]
+
+
+def terms_of(aggregate: HarmonicMean | RankTest | PrivLeak) -> list[Term]:
+    return aggregate.of if isinstance(aggregate, HarmonicMean) else [aggregate.of]

@@ -1,0 +1,220 @@
+"""A recipe's aggregates: what is made of several evaluations of a model, or of one beside a reference, with intervals.
+
+The items of each evaluation are drawn independently of the others', and alike at every stage, so that differences are paired.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import numpy as np
+
+from spunge.data.items import EVERYTHING, Items
+from spunge.errors import RecipeError, suggestion
+from spunge.evaluation.aggregates import harmonic_mean, ks_distance, ks_pvalue, log_pvalue, relative_leak
+from spunge.evaluation.evaluator import Measure
+from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles
+from spunge.evaluation.statistics import drawn_weights, draws_by_seed, over_seeds, values_by_seed
+from spunge.files import fingerprint
+from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest, Term, terms_of
+from spunge.registry import EVALUATORS
+from spunge.results import Group, Wanted
+
+Aggregate = HarmonicMean | RankTest | PrivLeak
+AREA = "AUROC"  # what metrics that are one are called by
+RISING = ("known", "good")  # what a higher value says where it is of a better model, on what is kept
+RATES = (AREA, "TPR")  # of all items together: no item has a value of its own
+
+
+class Sample(NamedTuple):
+    """A metric on a subject's items at one stage: a measure for each seed."""
+
+    measures: Sequence[Measure]
+    items: np.ndarray
+    stream: int  # of draws: the same for the same items
+
+    @property
+    def values(self) -> np.ndarray:  # (1, seeds)
+        return values_by_seed(self.measures, self.items)
+
+    @property
+    def draws(self) -> np.ndarray:  # (draws, seeds)
+        return draws_by_seed(self.measures, self.items, self.stream)
+
+    @property
+    def of_items(self) -> list[np.ndarray]:
+        """Each item's value, for each seed: (n,)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return [measure.numerator[self.items] / measure.denominator[self.items] for measure in self.measures]
+
+
+class Figure(NamedTuple):
+    """A number that an aggregate gives at one stage. values (1, seeds), draws (draws, seeds)."""
+
+    metric: str
+    wanted: Wanted | None
+    values: np.ndarray
+    draws: np.ndarray
+    fewest: int  # items of the smallest sample
+    n: int  # items of all
+
+    @property
+    def value(self) -> float:
+        return float(self.values.mean())
+
+    @property
+    def spread(self) -> float | None:
+        return float(np.std(self.values, ddof=1)) if self.values.size > 1 else None
+
+    @property
+    def interval(self) -> Interval:
+        return _interval(over_seeds(self.draws), self.fewest)
+
+
+def less(one: Figure, other: Figure) -> tuple[float, Interval]:
+    """How much more one stage has than another, paired."""
+    return one.value - other.value, _interval(over_seeds(one.draws) - over_seeds(other.draws), one.fewest)
+
+
+def _interval(draws: np.ndarray, count: int) -> Interval:
+    """Without a spread nothing is known of it."""
+    known = draws[~np.isnan(draws)]
+    return percentiles(known, count) if len(known) and np.ptp(known) > 0 else UNKNOWN
+
+
+def figures(
+    name: str, aggregate: Aggregate, samples: Mapping[str, Sequence[Sample | None]], stage: str
+) -> Iterator[Figure]:
+    """What an aggregate gives at a stage; nothing where the stage was not judged for it, or is the reference itself.
+
+    samples: stage -> the sample of each term.
+    """
+    mine = [sample for sample in samples[stage] if sample is not None]
+    if len(mine) < len(samples[stage]):
+        return
+    count, n = min(len(sample.items) for sample in mine), sum({each.stream: len(each.items) for each in mine}.values())
+    if isinstance(aggregate, HarmonicMean):
+        value, draws = (
+            harmonic_mean([sample.values for sample in mine]),
+            harmonic_mean([sample.draws for sample in mine]),
+        )
+        yield Figure(name, "up", value, draws, count, n)
+        return
+    reference = samples[aggregate.against][0] if aggregate.against in samples else None
+    if reference is None or stage == aggregate.against:
+        return
+    if isinstance(aggregate, PrivLeak):
+        areas = [mine[0].values, reference.values, mine[0].draws, reference.draws]
+        own, other, drawn, beside = areas if aggregate.area == "members" else [1 - area for area in areas]
+        few = int(
+            min(mine[0].measures[0].denominator[mine[0].items].sum(), (mine[0].measures[0].denominator == 0).sum())
+        )
+        yield Figure(name, None, relative_leak(own, other), relative_leak(drawn, beside), few, n)
+        return
+    distances, pvalues = (
+        np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=True), strict=True)
+    )
+    drawn, of_draws = (np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=False), strict=True))
+    yield Figure(name, "up", pvalues, of_draws, count, n)
+    yield Figure(f"log10 of {name}", "up", log_pvalue(pvalues), log_pvalue(of_draws), count, n)
+    yield Figure(f"{name}, KS distance", "down", distances, drawn, count, n)
+
+
+def _tests(sample: Sample, reference: Sample, observed: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each seed, distances from the reference and their p-values: of the items as they are, (1,), or drawn, (draws,)."""
+    [theirs] = reference.of_items
+    for own in sample.of_items:
+        known = np.isfinite(own) & np.isfinite(theirs)
+        count = int(known.sum())
+        weights = iter([np.ones((1, count))]) if observed else drawn_weights(count, sample.stream)
+        distances = np.concatenate([ks_distance(own[known], theirs[known], each) for each in weights])
+        yield distances, np.array([ks_pvalue(distance, count) for distance in distances])
+
+
+def refuse_measures(name: str, aggregate: Aggregate, samples: Sequence[Sample | None]) -> None:
+    """Raises RecipeError for measures that turn out to be of another kind than an aggregate needs."""
+    for sample in samples:
+        first = None if sample is None else sample.measures[0]
+        if first is None:
+            continue
+        wrong = first.combine != ("auroc" if isinstance(aggregate, PrivLeak) else "ratio")
+        if wrong or (isinstance(aggregate, HarmonicMean) and (first.higher not in RISING or first.transform != "none")):
+            raise RecipeError(
+                f"aggregates.{name}: {aggregate.kind} can't be made of {first.metric!r}; name another metric (nothing is judged "
+                "again)"
+            )
+
+
+def sample_of(
+    term: Term, items: Items, metrics: Sequence[tuple[str, Mapping[str, np.ndarray], Sequence[Measure]]]
+) -> Sample | None:
+    """The term's measures among those of one stage: metric, its subjects and its measures. None where it was not judged."""
+    subject = subject_of(term, items)
+    for metric, subjects, measures in metrics:
+        if metric == term.metric and subject in subjects:
+            return Sample(measures, subjects[subject], int(fingerprint([items.name, subject])[:12], 16))
+    return None
+
+
+def subject_of(term: Term, items: Items) -> str:
+    """The subject that a term names, or means."""
+    if term.subject is not None:
+        return term.subject
+    return items.overall or (next(iter(items.subjects)) if len(items.subjects) == 1 else EVERYTHING)
+
+
+def group_of(aggregate: Aggregate) -> Group:
+    return "keep" if isinstance(aggregate, HarmonicMean) else "forget"
+
+
+def refuse_aggregates(aggregates: Mapping[str, Aggregate], evaluations: Sequence[Items]) -> None:
+    """Raises RecipeError for a metric or a subject that an evaluation will not give, before anything is trained."""
+    by_name = {items.name: items for items in evaluations}
+    for name, aggregate in aggregates.items():
+        for term in terms_of(aggregate):
+            items = by_name[term.evaluation]
+            _refuse_metric(f"aggregates.{name}", aggregate, term, items)
+            _refuse_subject(f"aggregates.{name}", term, items)
+            patterns = items.settings.stages
+            if patterns is None or isinstance(aggregate, HarmonicMean):
+                continue
+            if not any(fnmatchcase(aggregate.against, pattern) for pattern in patterns):
+                raise RecipeError(
+                    f"aggregates.{name}.against: evaluation {term.evaluation!r} does not judge {aggregate.against!r}; add that to "
+                    "its stages"
+                )
+
+
+def _refuse_metric(setting: str, aggregate: Aggregate, term: Term, items: Items) -> None:
+    given = EVALUATORS.get(items.settings.kind).metrics
+    known = None if given is None else given(items.settings, items.table)
+    if known is not None and term.metric not in known:
+        raise RecipeError(
+            f"{setting}: evaluation {term.evaluation!r} gives no metric {term.metric!r}{suggestion(term.metric, known)}; it gives "
+            f"{', '.join(known)}"
+        )
+    if isinstance(aggregate, PrivLeak) != (AREA in term.metric) or any(
+        rate in term.metric for rate in RATES if not isinstance(aggregate, PrivLeak)
+    ):
+        wants = f"an {AREA}" if isinstance(aggregate, PrivLeak) else "a metric that every item has a value of"
+        raise RecipeError(f"{setting}: {aggregate.kind} needs {wants}, and {term.metric!r} is none")
+    if isinstance(aggregate, HarmonicMean) and known is not None and known[term.metric] not in RISING:
+        raise RecipeError(
+            f"{setting}: harmonic_mean needs shares that are higher in a better model, and {term.metric!r} is not; name another"
+        )
+
+
+def _refuse_subject(setting: str, term: Term, items: Items) -> None:
+    if not items.subjects:  # the evaluator brings items of its own, and names them when it measures
+        if term.subject is None:
+            raise RecipeError(f"{setting}: evaluation {term.evaluation!r} names its subjects itself; give subject")
+        return
+    subject = subject_of(term, items)
+    if subject in items.subjects:
+        return
+    there = f"it has {', '.join(items.subjects)}"
+    if term.subject is None:
+        raise RecipeError(f"{setting}: evaluation {term.evaluation!r} has several subjects; give subject: {there}")
+    raise RecipeError(
+        f"{setting}: evaluation {term.evaluation!r} has no subject {subject!r}{suggestion(subject, items.subjects)}; {there}"
+    )
