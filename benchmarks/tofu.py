@@ -76,6 +76,9 @@ def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     text = SETTINGS.read_text().replace("DATA", str(options.data.resolve()))
     content = laid_over(yaml.safe_load(text), variant.changes)
     content["model"] |= {"path": str(options.model.resolve()), "device": options.device}
+    reference = ["reference:retrained"] if content.get("reference") else []
+    for entry in content["evaluate"]:  # the branches alone are not judged: twenty of them
+        entry["stages"] = ["base", *reference, *(f"control:{name}" for name in content["controls"]), "merged"]
     if options.toy:
         content["teach"] |= {"epochs": 1, "where": "author in (1, 2, 180, 181)"}
         content["forget"]["where"] += " and author < 182"
