@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spunge
+from commands import call
 from spunge.errors import RecipeError
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
@@ -177,6 +178,19 @@ def test_a_teaching_that_was_killed_goes_on_where_it_was(
     assert first == second
     left = {file.name for file in (tmp_path / "killed" / "teaching").rglob("*")}
     assert left == {"taught", "log.jsonl"}
+
+
+def test_the_caches_copies_of_taught_models_go_when_asked(lesson: dict[str, Any], tmp_path: Path) -> None:
+    run(lesson, tmp_path / "run", "evaluate=[]", "teach.steps=1")
+    kept = tmp_path / "spunge-cache" / "taught"
+    assert len(list(kept.glob("*/model.safetensors"))) == 1
+    ended = call("clean", str(tmp_path / "run"), "--taught")
+    assert (ended.returncode, ended.stdout) == (0, "removed 1 taught models from the cache\n")
+    assert list(kept.glob("*/model.safetensors")) == []
+    assert run(lesson, tmp_path / "run", "evaluate=[]", "teach.steps=1")[1] == []
+    ended = call("clean", str(tmp_path), "--taught")
+    assert ended.returncode == 2
+    assert "is no run's folder" in ended.stderr
 
 
 def test_several_seeds_share_one_teaching(lesson: dict[str, Any], tmp_path: Path) -> None:

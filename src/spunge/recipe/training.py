@@ -1,10 +1,12 @@
 """How a model is trained, whatever for: the steps, the optimizer, the lengths, and which of its weights."""
 
 import math
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from spunge.errors import RecipeError
 from spunge.recipe.block import Strict
 
 
@@ -34,8 +36,25 @@ class Everything(Strict):
     kind: Literal["all"] = "all"
 
 
-Optimizer = Literal["adamw", "sgd", "rmsprop"]
 Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "sgd", "rmsprop"]
+OF_BITSANDBYTES: frozenset[Optimizer] = frozenset({"adamw_8bit", "paged_adamw_8bit", "lion"})
+OPTIMIZERS_TOLD = (
+    "adamw_8bit: its moments in 8 bits. paged_adamw_8bit: these in the machine's memory while a GPU's is full. lion: one moment. "
+    "sgd: with Nesterov's momentum of 0.9. The 8-bit ones and lion need `spunge[quant]`."
+)
+
+
+def refuse_without_bitsandbytes(setting: str, value: str) -> None:
+    """Raises RecipeError for what bitsandbytes alone can do, where that is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise RecipeError(f"{setting}: {value!r} needs bitsandbytes; pip install 'spunge[quant]', or leave it out")
+
+
+def refuse_optimizer(optimizer: Optimizer, setting: str) -> None:
+    """Raises RecipeError for an optimizer whose package is not installed. setting: the block that names it."""
+    if optimizer in OF_BITSANDBYTES:
+        refuse_without_bitsandbytes(f"{setting}.optimizer", optimizer)
 
 
 class DescentSettings(Strict):
@@ -47,8 +66,11 @@ class DescentSettings(Strict):
     accumulation: int = Field(
         1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
     )
-    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
-    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
+    optimizer: Optimizer = Field("adamw", description=OPTIMIZERS_TOLD)
+    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Taken off the weights beside the step; with sgd and rmsprop, added to the gradient."
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Of the learning rate, down to 0."
     )

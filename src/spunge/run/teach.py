@@ -33,12 +33,14 @@ from spunge.merging.copying import clone
 from spunge.merging.earlier import REPORT
 from spunge.merging.engine import merge
 from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
+from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
-from spunge.run.train import STATES, flattened, reader_of
+from spunge.run.stamps import read_stamp
+from spunge.run.train import STATES, keyed, reader_of
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task
@@ -49,6 +51,7 @@ from spunge.weights.overlay import moves
 from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
 
+TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
 VERSION = 1  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
 SEAL = "sealed.json"  # in a folder of the cache: what its files are
@@ -68,7 +71,7 @@ class Teaching:
 def teachings(inputs: SeedInputs) -> list[Teaching]:
     """What the recipe asks to be taught: the base, and a reference without the rows to forget."""
     base, settings = inputs.base, inputs.recipe.teach
-    asked = {"taught": (base.taught, base.lesson), "retrained": (base.retrained, inputs.reference)}
+    asked = {TEACH: (base.taught, base.lesson), RETRAIN: (base.retrained, inputs.reference)}
     return [
         Teaching(name, folder, folder.parent / "teaching" / folder.name, settings, rows.samples)
         for name, (folder, rows) in asked.items()
@@ -79,7 +82,7 @@ def teachings(inputs: SeedInputs) -> list[Teaching]:
 def teaching_inputs(teaching: Teaching) -> dict[str, Any]:
     """What a taught model depends on beside the given one."""
     return {
-        **flattened("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
+        **keyed("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
         "teaching's version": VERSION,
         "rows": teaching.samples.sha256,
     }
@@ -91,6 +94,7 @@ def refuse_lessons(teachings: Sequence[Teaching], base: BaseInputs) -> list[str]
     # What a reference is taught is some of what the base is taught.
     for teaching in teachings[:1]:
         settings = teaching.settings
+        refuse_optimizer(settings.optimizer, "teach")
         if settings.packing and not teaching.samples.plain:
             raise RecipeError(
                 "teach.packing: prompts and completions are not packed, only plain texts; set it to false"
@@ -225,10 +229,20 @@ def _share(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def drop_cached_model(key: str) -> bool:
-    """Remove what the cache keeps of a taught model. Whether it kept any."""
+def clean_taught(folder: str | Path) -> int:
+    """Remove what the cache keeps of the models that a run taught; the run's own stay. How many there were. Raises RecipeError
+    where the folder is no run's, or a process is at work in it."""
+    run = Path(folder).resolve()
+    if not (run / "stamps").is_dir():
+        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
+    with alone(run):
+        stamps = filter(None, (read_stamp(run, stage) for stage in (TEACH, RETRAIN)))
+        return sum(_drop_cached(stamp.key) for stamp in stamps)
+
+
+def _drop_cached(key: str) -> bool:
     kept = _cached(key)
     if not re.fullmatch(r"[0-9a-f]{64}", key) or not kept.is_dir():
-        return False
+        return False  # or a stamp that another hand wrote
     shutil.rmtree(kept, ignore_errors=True)
     return True

@@ -10,6 +10,7 @@ from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
 from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth, positions_of
 from spunge.recipe.schema import MethodSettings
+from spunge.recipe.training import refuse_optimizer
 from spunge.registry import METHODS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -28,10 +29,12 @@ STATES = "state-*.pt"  # of a training that is under way
 
 
 def refuse_rows(inputs: SeedInputs) -> list[str]:
-    """Remarks on the rows before any training. Raises RecipeError for those of which the model can learn nothing."""
+    """Remarks on the rows before any training. Raises RecipeError for those of which the model can learn nothing, and where the
+    optimizer's package is missing."""
     settings = inputs.recipe.unlearn
     if not isinstance(settings, TrainingSettings):
         return []
+    refuse_optimizer(settings.optimizer, "unlearn")
     parts = {part.value: part.samples for part in inputs.parts.parts}
     return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base))
 
@@ -62,7 +65,7 @@ def settle_inputs(inputs: SeedInputs, settings: MethodSettings) -> dict[str, Any
     """What the choice depends on. The rows of the parts are left out: all branches of a run have one choice, also when
     the rows of one part change later."""
     return {
-        **flattened("unlearn", settings.model_dump(mode="json")),
+        **keyed("unlearn", settings.model_dump(mode="json")),
         "method's version": METHODS.version(settings.method),
         "retain rows": inputs.retain.sha256 if inputs.retain else None,
         "seed": inputs.recipe.seed,
@@ -176,6 +179,11 @@ def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) ->
     if last_block is None:
         return session.base
     return session.first_blocks(last_block(settings, model_depth(inputs.base.folder, inputs.recipe.model)))
+
+
+def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's settings as its key has them. AdamW is left out: once there was no other."""
+    return flattened(name, {key: value for key, value in settings.items() if (key, value) != ("optimizer", "adamw")})
 
 
 def flattened(name: str, value: Any) -> dict[str, Any]:

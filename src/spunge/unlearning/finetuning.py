@@ -1,10 +1,7 @@
 """Plain fine-tuning, the NLL of samples as their tokens' mean: to teach a model, and for audits without a trace."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
-
-import torch
-from torch import nn
 
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
@@ -13,26 +10,10 @@ from spunge.recipe.schema import TeachSettings
 from spunge.recipe.training import DescentSettings, Everything, LoRA, Optimizer
 from spunge.unlearning.batches import learned_tokens, share
 from spunge.unlearning.feed import forget_stream, total_steps
-from spunge.unlearning.loop import Loop, Loss, TrainingSettings, adamw
+from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.scored import outputs
 from spunge.unlearning.trained import Trained, training, training_mode
-
-
-def sgd(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """With Nesterov's momentum."""
-    return torch.optim.SGD(parameters, lr=settings.learning_rate, momentum=0.9, nesterov=True)
-
-
-def rmsprop(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(parameters, lr=settings.learning_rate)
-
-
-OPTIMIZERS: Mapping[Optimizer, Callable[[list[nn.Parameter], TrainingSettings], torch.optim.Optimizer]] = {
-    "adamw": adamw,
-    "sgd": sgd,
-    "rmsprop": rmsprop,
-}
 
 
 class FinetuningSettings(TrainingSettings):
@@ -84,13 +65,16 @@ def finetune(
     """
     steps = max(pauses)
     settings = FinetuningSettings(
-        steps=max(1, steps), batch_size=batch_size, learning_rate=learning_rate, max_length=max_length
+        steps=max(1, steps),
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        max_length=max_length,
     )
     task = Task(base, {"": samples}, None, {"": seed}, setting="evaluate.attack")
     what = Everything() if trainable == "all" else LoRA(dropout=0.0, targets="all-linear")
     with training(base, what, seed, task.setting) as trained:
         loop = fitting(task, settings, trained, steps)
-        loop.optimizer_of = OPTIMIZERS[optimizer]
 
         def pause_at(step: int) -> None:
             if step in pauses:

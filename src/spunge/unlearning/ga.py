@@ -20,7 +20,7 @@ from spunge.unlearning.trained import stored_entries
 class GASettings(OutputSettings):
     method: str = "ga"
     alpha: Literal[0] = Field(0, description="There is no retain term; graddiff has one.")
-    learning_rate: float = Field(3e-5, gt=0, description="Of AdamW.")
+    learning_rate: float = Field(3e-5, gt=0, description="Of the optimizer.")
 
 
 def unlearn(task: Task, settings: GASettings) -> Branch:

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW with accumulation, clipping, schedule, early stop, a log line per step.
+"""The one training loop: an optimizer with accumulation, clipping, schedule, early stop, a log line per step.
 
 It saves its state now and then, and where it is asked to stop, so that a branch that was stopped or killed goes on to the
 very delta it would have had; and it ends, and goes back to the last good weights, when the loss is no number or the retain
@@ -26,6 +26,7 @@ from spunge.recipe.training import DescentSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
+from spunge.unlearning.optimizers import optimizer_of
 
 RECENT = 5  # steps over which the damage to the retain texts is averaged
 SNAPSHOTS = 20  # how often in a run the weights are kept as the last good ones
@@ -77,11 +78,6 @@ class History(NamedTuple):
     notes: dict[str, Any]
 
 
-def adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
-    # Fused: one pass over each tensor, with no temporaries.
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-
-
 @dataclass
 class Loop:
     """A training run. `memory`: lists of the method's own that go into the saved state."""
@@ -94,7 +90,6 @@ class Loop:
     streams: Sequence[Stream]  # that next_loss draws from
     should_stop: Callable[[], str | None] = lambda: None
     memory: dict[str, list[float]] = field(default_factory=dict)
-    optimizer_of: Callable[[list[nn.Parameter], TrainingSettings], torch.optim.Optimizer] = adamw
 
     def run(self) -> History:
         """Minimise until the last step, or until there is a reason to stop.
@@ -102,7 +97,7 @@ class Loop:
         Raises RecipeError when it goes wrong before there are good weights to go back to.
         """
         settings = self.settings
-        self.optimizer = self.optimizer_of(self.parameters, settings)
+        self.optimizer = optimizer_of(self.parameters, settings, self.task.setting)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_at(step, self.steps, settings)
         )

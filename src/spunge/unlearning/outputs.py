@@ -39,7 +39,7 @@ class OutputSettings(TrainingSettings):
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
 
 

@@ -65,7 +65,7 @@ class SKUSettings(TrainingSettings):
     )
     batch_size: int = Field(2, ge=1, description="Forget samples a step.")
     steps: int | None = Field(1000, ge=1, description="Optimizer steps for each part.")
-    learning_rate: float = Field(2e-5, gt=0, description="Of AdamW.")
+    learning_rate: float = Field(2e-5, gt=0, description="Of the optimizer.")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Of the learning rate, down to 0.")
 
     @model_validator(mode="before")

@@ -25,7 +25,7 @@ class TVNSettings(TrainingSettings):
     trainable: Trainable = Field(default=LoRA(), description="What is fine-tuned. Default: LoRA as in the paper.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Of the learning rate, down to 0.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of AdamW. Not in the paper's text; our choice.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer. Not in the paper's text; our choice.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
 
 

@@ -28,7 +28,7 @@ from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
 from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
-from spunge.recipe.training import Optimizer
+from spunge.recipe.training import OPTIMIZERS_TOLD, Optimizer, refuse_optimizer
 
 NO_RETAIN = "evaluate.attack.on: the recipe has no retain rows; add retain.source, or set it to forget or source"
 Rate = Annotated[float, Field(gt=0)]
@@ -50,7 +50,7 @@ class RelearnSettings(AttackSettings):
     )
     batch_size: int = Field(8, ge=1, description="Rows a step.")
     trainable: Literal["lora", "all"] = Field("lora", description="LoRA factors on every linear layer, or all weights.")
-    optimizer: Optimizer = Field("adamw", description="sgd has Nesterov's momentum of 0.9.")
+    optimizer: Optimizer = Field("adamw", description=OPTIMIZERS_TOLD)
     learning_rate: Rate | Annotated[list[Rate], Field(min_length=1)] = Field(
         2e-4, description="Of the optimizer; or several, each a curve of its own."
     )
@@ -148,7 +148,9 @@ def columns(attack: RelearnSettings, _forget: Mapping[str, str]) -> dict[str, st
 
 
 def instrument(attack: RelearnSettings, rows: pa.Table | None) -> dict[str, Any]:
-    """The texts of the audit's own. Raises RecipeError where there are none, or where they are not to be learned."""
+    """The texts of the audit's own. Raises RecipeError where there are none, where they are not to be learned, and where the
+    optimizer's package is missing."""
+    refuse_optimizer(attack.optimizer, "evaluate.attack")
     if (rows is not None) != (attack.on == "source"):
         raise RecipeError(
             "evaluate.attack.on: source goes with rows of the audit's own (evaluate.source); give both or neither"

@@ -99,7 +99,7 @@ class RMUSettings(TrainingSettings):
     )
     epochs: float | None = Field(None, gt=0, description="Passes over each part's samples. Give this or steps.")
     steps: int | None = Field(80, ge=1, description="Optimizer steps for each part; the joint control takes their sum.")
-    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW (Zephyr-7b as published: 5e-5).")
+    learning_rate: float = Field(1e-3, gt=0, description="Of the optimizer (Zephyr-7b as published: 5e-5).")
 
     @model_validator(mode="before")
     @classmethod

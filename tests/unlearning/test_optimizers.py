@@ -1,0 +1,139 @@
+"""Every optimizer by name: the step that its own library takes, kept over a kill, and refused where its package is missing."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pytest
+import torch
+
+from spunge.data.samples import Samples
+from spunge.errors import RecipeError
+from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
+from spunge.recipe.schema import TeachSettings
+from spunge.recipe.training import OF_BITSANDBYTES, DescentSettings, Optimizer, refuse_optimizer
+from spunge.registry import METHODS
+from spunge.run.train import keyed
+from spunge.unlearning.finetuning import teach
+from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.optimizers import optimizer_of
+from toys import texts
+
+WIDE = {"hidden_size": 96, "num_hidden_layers": 2}  # matrices of 4096 entries and more, whose moments are in 8 bits
+NAMES = get_args(Optimizer)
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="spunge[quant]")
+
+
+def marked(names: Any) -> list[Any]:
+    return [pytest.param(name, marks=needs_bitsandbytes if name in OF_BITSANDBYTES else ()) for name in sorted(names)]
+
+
+def oracle(name: str, parameter: torch.nn.Parameter, rate: float, decay: float) -> torch.optim.Optimizer:
+    """The library's own class, as its documentation has it."""
+    if name in OF_BITSANDBYTES:
+        import bitsandbytes
+
+        kind = {"lion": "Lion"}.get(name, "AdamW8bit")
+        return vars(bitsandbytes.optim)[kind]([parameter], lr=rate, weight_decay=decay)
+    kinds: dict[str, Any] = {"adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+    if name == "sgd":
+        return torch.optim.SGD([parameter], lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
+    return kinds[name]([parameter], lr=rate, weight_decay=decay)
+
+
+@pytest.mark.parametrize("name", marked(NAMES))
+def test_a_step_is_the_librarys_own(name: Any) -> None:
+    values, gradients = torch.randn(2, 128, 64).unbind(), torch.randn(3, 128, 64)
+    mine, theirs = (torch.nn.Parameter(values[0].clone()) for _ in range(2))
+    settings = DescentSettings(steps=1, optimizer=name, learning_rate=0.01, weight_decay=0.1)
+    steps = [(mine, optimizer_of([mine], settings, "unlearn")), (theirs, oracle(name, theirs, 0.01, 0.1))]
+    for gradient in gradients:
+        for parameter, optimizer in steps:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    assert (mine - values[0]).abs().max() > 1e-3
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(
+    ("name", "nbytes"),
+    [("adamw", 8), ("lion", 4), ("sgd", 4), ("rmsprop", 4), ("adamw_8bit", 2.1), ("paged_adamw_8bit", 2.1)],
+)
+def test_the_state_takes_so_many_bytes_an_entry_at_most(name: Any, nbytes: float) -> None:
+    parameter = torch.nn.Parameter(torch.randn(512, 256))
+    parameter.grad = torch.randn(512, 256)
+    optimizer = optimizer_of([parameter], DescentSettings(steps=1, optimizer=name), "unlearn")
+    optimizer.step()
+    state = optimizer.state[parameter]
+    held = [each for key, each in state.items() if isinstance(each, torch.Tensor) and not key.startswith("qmap")]
+    assert sum(each.nbytes for each in held) <= nbytes * parameter.numel() + 8
+
+
+class Killed(Exception):
+    """What ends a branch in the middle."""
+
+
+@pytest.mark.parametrize("name", marked(NAMES))
+def test_a_killed_branch_goes_on_to_the_same_delta(load: Callable[..., Any], tmp_path: Path, name: Any) -> None:
+    base = load("llama", **WIDE)
+    settings = METHODS.get("tvn").settings(
+        steps=4, batch_size=2, optimizer=name, learning_rate=1e-3, trainable={"kind": "all"}
+    )
+
+    def unlearned(end: int, state: Path | None) -> Branch:
+        def progress(step: int, steps: int, note: str) -> None:
+            if step == end:
+                raise Killed
+
+        samples = Samples(pa.table({"text": texts("a", 8)}))
+        task = Task(base, {"a": samples}, None, {"a": 1}, None, state, save_seconds=0, progress=progress)
+        return METHODS.get("tvn").unlearn(task, settings)
+
+    whole = unlearned(0, None)
+    with pytest.raises(Killed):
+        unlearned(3, tmp_path / "state.pt")
+    resumed = unlearned(0, tmp_path / "state.pt")
+    assert all(torch.equal(resumed.changes[each], change) for each, change in whole.changes.items())
+
+
+@needs_bitsandbytes
+def test_teaching_takes_it_too(load: Callable[..., Any]) -> None:
+    base, samples = load(), Samples(pa.table({"text": texts("a", 8)}))
+    taught = {
+        name: teach(
+            Task(base, {"": samples}, None, {"": 1}, setting="teach"),
+            TeachSettings(source="rows.jsonl", steps=2, epochs=None, batch_size=4, learning_rate=1e-3, optimizer=name),
+        ).changes
+        for name in ("adamw", "lion")
+    }
+    assert not torch.equal(taught["adamw"]["model.norm.weight"], taught["lion"]["model.norm.weight"])
+
+
+@pytest.mark.parametrize("name", sorted(OF_BITSANDBYTES))
+def test_without_bitsandbytes_it_is_said_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, toy_recipe: dict[str, Any], tmp_path: Path, name: Any
+) -> None:
+    import spunge
+
+    def not_there(package: str, *_: Any) -> None:
+        assert package == "bitsandbytes"
+
+    monkeypatch.setattr("spunge.recipe.training.find_spec", not_there)
+    said = rf"optimizer: '{name}' needs bitsandbytes; pip install 'spunge\[quant\]'"
+    with pytest.raises(RecipeError, match=rf"^evaluate.attack.{said}"):
+        RELEARN.instrument(RelearnSettings(optimizer=name), None)
+    toy_recipe["unlearn"]["optimizer"] = name
+    with pytest.raises(RecipeError, match=rf"^unlearn.{said}"):
+        spunge.run(toy_recipe, tmp_path / "run")
+    toy_recipe["teach"] = {"source": toy_recipe["forget"]["source"], "optimizer": name, "steps": 1}
+    with pytest.raises(RecipeError, match=rf"^teach.{said}"):
+        spunge.run(toy_recipe, tmp_path / "run")
+    refuse_optimizer("sgd", "unlearn")
+
+
+def test_adamw_leaves_a_branchs_key_as_it_was_when_there_was_no_other() -> None:
+    assert keyed("unlearn", {"optimizer": "adamw", "steps": 1}) == {"unlearn.steps": 1}
+    assert keyed("unlearn", {"optimizer": "lion", "steps": 1}) == {"unlearn.optimizer": "lion", "unlearn.steps": 1}
