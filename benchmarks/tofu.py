@@ -24,7 +24,12 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Path(__file__).with_suffix(".yaml")
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 AUTHORS = range(180, 200)
 GRADDIFF = {"unlearn": {"method": "graddiff", "learning_rate": 1e-4}}
 KEPT = ("stage", "subject", "metric", "value", "low", "high", "n", "group")
@@ -51,7 +56,8 @@ def variants() -> list[Variant]:
         for count in (5, 10)
     ]
     parts = [
-        Variant(f"npo in {20 // size} parts", {"split": {"by": f"author // {size}"}, "controls": []}) for size in (2, 4, 10)
+        Variant(f"npo in {20 // size} parts", {"split": {"by": f"author // {size}"}, "controls": []})
+        for size in (2, 4, 10)
     ]
     back = {
         **alone,
@@ -60,7 +66,13 @@ def variants() -> list[Variant]:
         "unlearn": {"method": "precomputed"},
         "calibrate": None,
     }
-    return [*several[:2], *requests, Variant("npo, the first author taken back", back, "npo, seed 0"), *parts, *several[2:]]
+    return [
+        *several[:2],
+        *requests,
+        Variant("npo, the first author taken back", back, "npo, seed 0"),
+        *parts,
+        *several[2:],
+    ]
 
 
 def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +103,10 @@ def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     if variant.after is not None:
         first = folder(options.out, variant.after)
         kept = AUTHORS[1 : 2 if options.toy else None]
-        content["unlearn"] = {"method": "precomputed", "branches": {str(author): str(first / "branches" / str(author)) for author in kept}}
+        content["unlearn"] = {
+            "method": "precomputed",
+            "branches": {str(author): str(first / "branches" / str(author)) for author in kept},
+        }
         content["merge"]["scale"] = scale_of(first)
         content.pop("calibrate")
     return content
@@ -132,7 +147,12 @@ def one(variant: Variant, options: argparse.Namespace, end: float) -> tuple[str,
     file.write_text(yaml.safe_dump(recipe(variant, options), sort_keys=False))
     command = [sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(place)]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, **OFFLINE, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(options.threads)}
+    environment = {
+        **os.environ,
+        **OFFLINE,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": str(options.threads),
+    }
     environment.setdefault("SPUNGE_CACHE", str(options.out / "cache"))
     started = time.monotonic()
     with (options.out / f"{place.name}.log").open("w") as log:
@@ -184,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs.add_argument("--device", default="cpu")
     runs.add_argument("--jobs", type=int, default=1, help="runs at once")
     runs.add_argument("--threads", type=int, default=2, help="of each run, on the CPU")
-    runs.add_argument("--seconds", type=float, default=1e9, help="after which no more is begun, and what runs is stopped")
+    runs.add_argument(
+        "--seconds", type=float, default=1e9, help="after which no more is begun, and what runs is stopped"
+    )
     runs.add_argument("--only", nargs="*", help="words in the names of the runs")
     runs.add_argument("--toy", action="store_true", help="four authors, one epoch, eight items: to try it")
     run(parser.parse_args(arguments))
