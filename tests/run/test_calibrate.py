@@ -235,6 +235,9 @@ def test_a_plan_tells_of_the_calibrations(calibrated: dict[str, Any], tmp_path: 
 
 
 def test_several_seeds_have_a_scale_each(calibrated: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    results = spunge.run(load_recipe(calibrated, ["seeds=2", "controls=[]"]), tmp_path / "new")
+    results = spunge.run(
+        load_recipe(calibrated, ["seeds=2", "controls=[]", "calibrate.tries=2", "split.values=[asia]"]),
+        tmp_path / "new",
+    )
     assert len(results.models[-1].calibration or ()) == 2
     assert verify(tmp_path / "new").problems == []

@@ -25,6 +25,7 @@ TEACH = {"steps": 4, "learning_rate": 0.01, "batch_size": 8}
 def referred(toy_recipe: dict[str, Any]) -> dict[str, Any]:
     """Two topics are taught, one of them is to be forgotten; the reference is taught the other one alone."""
     forget = {**toy_recipe["forget"], "where": "topic = 'asia'"}
+    toy_recipe["unlearn"]["steps"] = 1
     judged = {"kind": "perplexity", "source": toy_recipe["retain"]["source"], "subject": "plain", "by": "NULL"}
     return toy_recipe | {
         "teach": TEACH,
@@ -70,7 +71,6 @@ def test_a_retrained_reference_is_the_teaching_of_the_other_rows_and_is_judged_b
         **referred,
         "reference": None,
         "aggregates": {},
-        "forget": {"source": referred["forget"]["source"]},
         "evaluate": [],
     }
     spunge.run(begun(alone, "teach.where=\"topic = 'europe'\""), tmp_path / "alone")
@@ -91,11 +91,10 @@ def test_a_given_reference_is_judged_as_it_is(
     """Of another architecture too: it is loaded by itself."""
     other = tiny("gpt2")
     recipe = {**referred, "teach": None, "reference": {"path": str(other), "name": "retain90"}}
-    results = spunge.run(begun(recipe, "controls=[joint]"), tmp_path / "run")
-    assert results.stages == ("base", "reference:retain90", "branch:asia", "control:joint", "merged")
-    alone = spunge.run(
-        begun({**recipe, "reference": None}, f"model.path={other}", "unlearn.layer=1"), tmp_path / "alone"
-    )
+    results = spunge.run(begun(recipe), tmp_path / "run")
+    assert results.stages == ("base", "reference:retain90", "branch:asia", "merged")
+    alone = spunge.judge([other], recipe, out=tmp_path / "alone")
+    assert alone.stages == ("base",)  # which the reference is here
     value = results.value("reference:retain90", "plain", "perplexity")
     assert value == pytest.approx(alone.value("base", "plain", "perplexity"), rel=1e-6)
 

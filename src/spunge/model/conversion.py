@@ -9,6 +9,7 @@ not tensor by tensor.
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,11 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
     needed = conversion(folder, setting)
     if needed is None:
         raise RecipeError(f"{setting}: {str(folder)!r} needs no conversion")
+    if needed.gguf and sys.version_info < (3, 11):  # transformers does not find gguf's version there
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} is a GGUF file, which transformers reads on Python 3.11 and newer; convert it there, or "
+            "give the unquantised model"
+        )
     with whole_folder(out) as aside:
         for inside in copied(folder, out):
             (aside / inside).parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,8 @@ def judging_recipe(
         first, others = places[0], places[1:]
     content = _content(recipe)
     listed = [*(content.get("judge") or []), *({"name": name, "path": path} for name, path in _names(others).items())]
+    if (content.get("reference") or {}).get("path") in (first, *others):
+        del content["reference"]  # it is judged as one of them
     content["model"] = {**content.get("model", {}), "path": first, "revision": None}
     # What a recipe leaves out for cost, or because a stage does not exist here, is asked of all models that are named.
     asked = list(evaluate) or [{**entry, "stages": None} for entry in content.get("evaluate", [])]

@@ -128,8 +128,9 @@ def calibration_file(folder: Path, model: str) -> Path:
     return folder / "calibration" / f"{model.replace(':', '-')}.json"
 
 
-def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
-    """The branches and controls of a recipe, and the models that come of them."""
+def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
+    """The branches and controls of a recipe, and the models that come of them. written: the merged model becomes a checkpoint;
+    else it is only laid together in memory, with the same values."""
     recipe, parts = inputs.recipe, inputs.parts.parts
 
     def calibration(name: str) -> Path | None:
@@ -159,8 +160,8 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
             Model("control", control.name, name, chosen, merge, storage=storage, calibration=calibration(name))
         )
     if recipe.unlearn is not None:
-        scale = calibration("merged")
-        models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged", calibration=scale))
+        scale, merged = calibration("merged"), folder / "merged" if written else None
+        models.append(Model("merged", "merged", "merged", branches, recipe.merge, merged, calibration=scale))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 

@@ -56,19 +56,21 @@ class Run:
         return tuple(name for name in ("conversion", TEACH) if name in self.graph.stages)
 
 
-def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
-    """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED."""
+def lineups(recipe: Recipe, folder: Path, written: bool = True) -> list[Lineup]:
+    """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED. written: the merged model
+    is."""
     base = BaseInputs(recipe, folder)
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     recipes = [recipe, *(recipe.model_copy(update={"seed": seed, "seeds": 1}) for seed in seeds[1:])]
     folders = [folder, *(folder / "seeds" / str(seed) for seed in seeds[1:])]
-    return [lineup(SeedInputs(each, base), own) for each, own in zip(recipes, folders, strict=True)]
+    return [lineup(SeedInputs(each, base), own, written) for each, own in zip(recipes, folders, strict=True)]
 
 
-def build(recipe: Recipe, folder: Path) -> Run:
-    """The graph of a recipe in its folder. Reads and splits the rows. Raises RecipeError where they are wrong."""
+def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
+    """The graph of a recipe in its folder. Reads and splits the rows. Raises RecipeError where they are wrong. written: the merged
+    model becomes a checkpoint."""
     graph: RunGraph = Graph(folder)
-    seeds = lineups(recipe, folder)
+    seeds = lineups(recipe, folder, written)
     base = seeds[0].inputs.base
     _add_base(graph, seeds[0].inputs)
     judgings: list[list[Judging]] = []

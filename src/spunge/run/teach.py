@@ -4,7 +4,6 @@ Teaching may take longer than all the rest, so a taught model is kept in the cac
 depends on: every recipe that teaches the same takes it from there, after every file's checksum was found right.
 """
 
-import os
 import re
 import shutil
 import time
@@ -29,7 +28,7 @@ from spunge.files import (
     write_text,
 )
 from spunge.merging.card import taught_card
-from spunge.merging.copying import clone
+from spunge.merging.copying import share
 from spunge.merging.earlier import REPORT
 from spunge.merging.engine import merge
 from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
@@ -193,7 +192,7 @@ def _from_cache(teaching: Teaching, key: str) -> bool:
     try:
         with whole_folder(teaching.folder, replace=True) as aside:
             for name, mark in stored["files"].items():
-                _share(kept / name, aside / name)
+                share(kept / name, aside / name)
                 if checksum(aside / name) != mark:
                     raise ValueError(name)
     except (FileNotFoundError, ValueError):
@@ -210,23 +209,11 @@ def _to_cache(teaching: Teaching, key: str) -> None:
             marks = {}
             for file in files_below(teaching.folder):
                 name = file.relative_to(teaching.folder).as_posix()
-                _share(file, aside / name)
+                share(file, aside / name)
                 marks[name] = checksum(aside / name)
             write_json(aside / SEAL, sealed({"key": key, "files": marks}))
     except (OSError, RecipeError):
         return
-
-
-def _share(source: Path, target: Path) -> None:
-    """A file under a second name, without a second copy of its bytes where the file system can do that."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if clone(source, target):
-        return
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def clean_taught(folder: str | Path) -> int:
