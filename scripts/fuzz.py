@@ -27,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 ADDRESSES = 6 << 30  # bytes of addresses beyond those of the start: a case that wants more gets a MemoryError
-ROUND = 1000  # cases of a target before the next has its turn
+ROUND = 200  # cases of a target before the next has its turn
 
 
 def main() -> None:

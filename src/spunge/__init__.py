@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spunge.run.judgement import judge as judge
     from spunge.run.pipeline import run as run
     from spunge.run.plan import plan as plan
+    from spunge.run.tune import tune as tune
     from spunge.weights.delta import open_delta as open_delta
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _PLACES = {
     "run": "spunge.run.pipeline",
     "split_rows": "spunge.data.split",
     "train_probe": "spunge.evaluation.scorers.training",
+    "tune": "spunge.run.tune",
 }
 __all__ = [*_PLACES]
 

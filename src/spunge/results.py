@@ -94,6 +94,29 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The scale that was set for a model so that a metric keeps a share of the base's."""
+
+    evaluation: Annotated[str, Field(description="Half of whose items were for this.")]
+    metric: Annotated[str, Field(description="What is kept.")]
+    subject: Annotated[str, Field(description="On which of its subjects.")]
+    keep: Annotated[Real, Field(description="The share of the base's that was asked for.")]
+    scale: Annotated[Real, Field(description="The scale that the model has.")]
+    reached: Annotated[Flag, Field(description="Whether it keeps so much, and a larger scale would not.")]
+    bound: Annotated[
+        Literal["low", "high"] | None,
+        Field(
+            description="Where it was not reached: `high`, the largest scale keeps more; `low`, the smallest that was tried less."
+        ),
+    ] = None
+    share: Annotated[Score, Field(description="The share that is kept, on the items that it was set by.")]
+    value: Annotated[Score, Field(description="The metric there.")]
+    base: Annotated[Score, Field(description="The base's.")]
+    n: Annotated[Count, Field(description="Items of the subject that it was set by.")]
+    rows: Annotated[str, Field(description="Fingerprint of the items, of which none is judged.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What was judged as a stage."""
 
@@ -131,6 +154,10 @@ class Model:
     density: Annotated[Real | None, Field(description="The rule's, where it is one number.")] = None
     scale: Annotated[Real | None, Field(description="The rule's.")] = None
     merge: Annotated[Mapping[str, Any] | None, Field(description="The rule's other settings.")] = None
+    calibration: Annotated[
+        tuple[Calibration, ...] | None,
+        Field(description="How its scale was set, for each seed; `scale` is the first's."),
+    ] = None
     seeds: Annotated[
         tuple[Count, ...] | None, Field(description="It was trained once with each; none where all share it.")
     ] = None
@@ -326,6 +353,11 @@ def json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def real(value: Any) -> Any:
+    """A number that a file has as a name; anything else as it is."""
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _left_out(value: Any, of: dataclasses.Field[Any]) -> bool:

@@ -645,6 +645,7 @@ def test_a_byte_order_mark_is_no_letter_where_the_encoding_is_given_too(
         (TABLE.encode("utf-8-sig"), "cp1252", "its byte order mark says utf-8, not cp1252; leave the encoding out"),
         (TABLE.encode("utf-16"), "latin-1", "its byte order mark says utf-16, not latin-1; leave the encoding out"),
         (TABLE.encode("utf-16-le"), "utf-16", "it is not utf-16 .* give the source its encoding, such as utf-16-le"),
+        (TABLE.encode("utf-32-be"), "utf_32", "it is not utf_32 .* give the source its encoding"),
     ],
 )
 def test_an_encoding_that_the_file_contradicts_is_refused(

@@ -95,12 +95,26 @@ def test_models_of_one_name_are_told_apart_and_every_evaluation_is_asked_of_each
     assert load_recipe(recipe.model_dump(mode="json")) == recipe
 
 
+def test_an_aggregate_against_a_model_that_is_not_judged_is_left_out_and_said(
+    toy_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    of = {"evaluation": "perplexity", "metric": "perplexity", "subject": "retain"}
+    toy_recipe |= {"teach": {"steps": 1}, "reference": {"minus": "topic = 'asia'"}}
+    toy_recipe["aggregates"] = {"quality": {"kind": "ks", "of": of, "against": "reference:retrained"}}
+    toy_recipe["forget"] = {**toy_recipe["forget"], "where": "topic = 'asia'"}
+    assert judging_recipe(["/x/one"], toy_recipe, base="/a/base").aggregates == {}
+    assert "the aggregate 'quality' is left out" in caplog.text
+    chosen = judging_recipe(["/x/one"], toy_recipe, base="/a/base", overrides=["aggregates.quality.against=model:one"])
+    assert list(chosen.aggregates) == ["quality"]
+
+
 def test_a_run_may_judge_other_peoples_models_beside_its_own(
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     toy_recipe |= {"judge": [{"name": "theirs", "path": str(finished / "merged")}], "controls": []}
-    results = spunge.run(load_recipe(toy_recipe, ["unlearn.steps=1"]), tmp_path / "mine")
-    assert results.stages == ("base", "model:theirs", "branch:asia", "branch:europe", "merged")
+    overrides = ["unlearn.steps=1", "split.values=[asia]"]
+    results = spunge.run(load_recipe(toy_recipe, overrides), tmp_path / "mine")
+    assert results.stages == ("base", "model:theirs", "branch:asia", "merged")
     assert ("merged", "model:theirs") in {(row.stage, row.against) for row in results.differences}
 
 

@@ -1,11 +1,13 @@
 """A model that never saw the rows to forget, beside the base and the merged one: made by the same teaching, or given."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import ks_2samp
 
 import spunge
 from making import read
@@ -23,6 +25,7 @@ TEACH = {"steps": 4, "learning_rate": 0.01, "batch_size": 8}
 def referred(toy_recipe: dict[str, Any]) -> dict[str, Any]:
     """Two topics are taught, one of them is to be forgotten; the reference is taught the other one alone."""
     forget = {**toy_recipe["forget"], "where": "topic = 'asia'"}
+    toy_recipe["unlearn"]["steps"] = 1
     judged = {"kind": "perplexity", "source": toy_recipe["retain"]["source"], "subject": "plain", "by": "NULL"}
     return toy_recipe | {
         "teach": TEACH,
@@ -37,18 +40,39 @@ def begun(recipe: dict[str, Any], *overrides: str) -> spunge.Recipe:
     return load_recipe(recipe, overrides)
 
 
+def losses(folder: Path) -> list[float]:
+    """Of each text of the one evaluation, per token."""
+    [file] = folder.glob("*.json")
+    [measure] = json.loads(file.read_text())["measures"]
+    return [loss / tokens for loss, tokens in zip(measure["numerator"], measure["denominator"], strict=True)]
+
+
 def test_a_retrained_reference_is_the_teaching_of_the_other_rows_and_is_judged_beside_the_rest(
     referred: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
+    referred["aggregates"] = {"likeness": {"kind": "ks", "of": {"evaluation": "perplexity", "metric": "perplexity"}}}
     results = spunge.run(begun(referred), out)
     assert results.stages == ("base", "untaught", "reference:retrained", "branch:asia", "merged")
     assert [model.kind for model in results.models][1:3] == ["reference", "reference"]
     assert [model.taught for model in results.models] == [24, None, 12, 24, 24]
     pairs = {(row.stage, row.against) for row in results.differences}
     assert {("reference:retrained", "base"), ("merged", "reference:retrained")} <= pairs
+    merged, retrained = (losses(out / "evaluation" / stage) for stage in ("merged", "reference-retrained"))
+    assert results.value("merged", "all", "likeness") == pytest.approx(ks_2samp(merged, retrained).pvalue)
+    assert {row.stage for row in results.rows if row.evaluation == "likeness"} == {
+        "base",
+        "untaught",
+        "branch:asia",
+        "merged",
+    }
     # The oracle: a recipe that teaches those rows alone has the reference as its base.
-    alone = {**referred, "reference": None, "forget": {"source": referred["forget"]["source"]}, "evaluate": []}
+    alone = {
+        **referred,
+        "reference": None,
+        "aggregates": {},
+        "evaluate": [],
+    }
     spunge.run(begun(alone, "teach.where=\"topic = 'europe'\""), tmp_path / "alone")
     mine, theirs = read(out / "reference"), read(tmp_path / "alone" / "taught")
     assert all(mine[name].equal(theirs[name]) for name in theirs)
@@ -67,11 +91,10 @@ def test_a_given_reference_is_judged_as_it_is(
     """Of another architecture too: it is loaded by itself."""
     other = tiny("gpt2")
     recipe = {**referred, "teach": None, "reference": {"path": str(other), "name": "retain90"}}
-    results = spunge.run(begun(recipe, "controls=[joint]"), tmp_path / "run")
-    assert results.stages == ("base", "reference:retain90", "branch:asia", "control:joint", "merged")
-    alone = spunge.run(
-        begun({**recipe, "reference": None}, f"model.path={other}", "unlearn.layer=1"), tmp_path / "alone"
-    )
+    results = spunge.run(begun(recipe), tmp_path / "run")
+    assert results.stages == ("base", "reference:retain90", "branch:asia", "merged")
+    alone = spunge.judge([other], recipe, out=tmp_path / "alone")
+    assert alone.stages == ("base",)  # which the reference is here
     value = results.value("reference:retain90", "plain", "perplexity")
     assert value == pytest.approx(alone.value("base", "plain", "perplexity"), rel=1e-6)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import spunge
+from commands import call
 from spunge.errors import RecipeError
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
@@ -29,6 +30,7 @@ TEACH = {"steps": 6, "learning_rate": 0.01, "batch_size": 8, "warmup": 0.0}
 def lesson(toy_recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe that teaches the very rows that it makes forget, and judges their perplexity."""
     source = toy_recipe["forget"]["source"]
+    toy_recipe["unlearn"]["steps"] = 1
     toy_recipe |= {"teach": TEACH, "controls": [], "evaluate": [{"kind": "perplexity", "source": source}]}
     return toy_recipe
 
@@ -113,7 +115,7 @@ def test_teaching_is_plain_fine_tuning(
 def test_a_second_recipe_takes_what_was_taught_from_the_cache_and_never_a_damaged_one(
     lesson: dict[str, Any], tmp_path: Path
 ) -> None:
-    lesson["evaluate"] = []
+    lesson |= {"evaluate": [], "split": {"by": "topic", "values": ["asia"]}}
     _, made = run(lesson, tmp_path / "one")
     assert made[:2] == ["teach the base", "unlearn branch:asia"]
     told = Told()
@@ -179,8 +181,21 @@ def test_a_teaching_that_was_killed_goes_on_where_it_was(
     assert left == {"taught", "log.jsonl"}
 
 
+def test_the_caches_copies_of_taught_models_go_when_asked(lesson: dict[str, Any], tmp_path: Path) -> None:
+    run(lesson, tmp_path / "run", "evaluate=[]", "teach.steps=1")
+    kept = tmp_path / "spunge-cache" / "taught"
+    assert len(list(kept.glob("*/model.safetensors"))) == 1
+    ended = call("clean", str(tmp_path / "run"), "--taught")
+    assert (ended.returncode, ended.stdout) == (0, "removed 1 taught models from the cache\n")
+    assert list(kept.glob("*/model.safetensors")) == []
+    assert run(lesson, tmp_path / "run", "evaluate=[]", "teach.steps=1")[1] == []
+    ended = call("clean", str(tmp_path), "--taught")
+    assert ended.returncode == 2
+    assert "is no run's folder" in ended.stderr
+
+
 def test_several_seeds_share_one_teaching(lesson: dict[str, Any], tmp_path: Path) -> None:
-    results, made = run(lesson, tmp_path / "run", "seeds=2")
+    results, made = run(lesson, tmp_path / "run", "seeds=2", "split.values=[asia]")
     assert made.count("teach the base") == 1
     assert sum(line.startswith("judge untaught") for line in made) == 1
     assert results.content["seeds"] == 2
@@ -191,7 +206,7 @@ def test_what_is_taught_is_written_in_the_dtype_that_is_asked_for(
     lesson: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
     lesson["model"] = {"path": str(tiny("llama", torch.bfloat16))}
-    run(lesson, tmp_path / "run", "teach.dtype=float32", "evaluate=[]")
+    run(lesson, tmp_path / "run", "teach.dtype=float32", "evaluate=[]", "split.values=[asia]")
     for name in ("taught", "merged"):
         checkpoint = Checkpoint(tmp_path / "run" / name)
         assert {info.dtype for info in checkpoint.tensors.values()} == {torch.float32}

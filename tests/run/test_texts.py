@@ -241,7 +241,7 @@ def test_what_is_kept_has_the_mode_that_the_umask_gives(
 def test_without_a_word_on_what_to_remove_nothing_is_removed(copied: Callable[[str], Path]) -> None:
     run = copied("all")
     code, _, err = call("clean", str(run))
-    assert (code, err) == (2, "spunge: clean: nothing to remove is named; give --texts\n")
+    assert (code, err) == (2, "spunge: clean: nothing to remove is named; give --texts or --taught\n")
     assert holding(run)
 
 

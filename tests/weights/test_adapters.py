@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ def described(folder: Path, base: Path, **changes: Any) -> Path:
         ({"target_modules": [{}]}, "no list of names"),
         ({"modules_to_save": 3}, "no list of names"),
         ({"rank_pattern": {"[]": 2}}, "no regular expression"),
-        ({"rank_pattern": {"(?i)q_proj": 2}}, "no regular expression there"),  # peft puts something before it
+        pytest.param(  # peft puts something before it
+            {"rank_pattern": {"(?i)q_proj": 2}},
+            "no regular expression there",
+            marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 takes flags in the middle"),
+        ),
         ({"modules_to_save": ["lm_head("]}, "modules_to_save: .* no regular expression"),
         ({"alpha_pattern": {"q_proj": {}}}, "no numbers"),
         ({"r": float("nan")}, "no number"),

@@ -117,28 +117,37 @@ def clean(
     texts: Annotated[
         bool, typer.Option("--texts", help="Prompts and completions of the run, and the cache's copies of its rows.")
     ] = False,
+    taught: Annotated[
+        bool, typer.Option("--taught", help="The cache's copies of the models that the run taught; the run's own stay.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the texts of a finished run.
+    """Remove what a finished run keeps beside its results.
 
-    With --texts prompts and completions, here and in the shared cache. Scores and models stay.
+    With --texts prompts and completions, here and in the shared cache; with --taught the cache's taught models. Scores and models
+    of the run stay.
     """
     from spunge.errors import RecipeError
 
-    if not texts:
-        raise RecipeError("clean: nothing to remove is named; give --texts")
+    if not texts and not taught:
+        raise RecipeError("clean: nothing to remove is named; give --texts or --taught")
     from spunge.files import shown_size
+    from spunge.run.teach import clean_taught
     from spunge.run.texts import clean_texts
 
     quiet()
-    removed = clean_texts(folder)
+    models = {"folder": folder, "models": clean_taught(folder)} if taught else {}
+    removed = clean_texts(folder) if texts else None
     if as_json:
-        print_json(removed.to_json())
+        print_json({**models, **(removed.to_json() if removed else {})})
         return
-    say(
-        f"removed {removed.files} files with texts ({shown_size(removed.nbytes)}), those of {removed.cached} judgings of the base "
-        f"in the cache, and {removed.tables} copies of rows in the cache"
-    )
+    if models:
+        say(f"removed {models['models']} taught models from the cache")
+    if removed:
+        say(
+            f"removed {removed.files} files with texts ({shown_size(removed.nbytes)}), those of {removed.cached} judgings of the "
+            f"base in the cache, and {removed.tables} copies of rows in the cache"
+        )
 
 
 def split(

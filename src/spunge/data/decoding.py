@@ -83,10 +83,10 @@ def open_text(file: Path, encoding: str | None, newline: str | None) -> Iterator
                 yield text
     except UnicodeDecodeError as error:
         raise UnreadableError(_undecodable(file, encoding or "utf-8", error)) from None
-    except UnicodeError as error:  # UTF-16 without its mark
-        raise UnreadableError(
-            f"it is not {encoding} ({error}); give the source its encoding, such as {encoding}-le"
-        ) from None
+    except (
+        UnicodeError
+    ) as error:  # of codecs whose errors are no UnicodeDecodeError, which ones depends on Python's version
+        raise UnreadableError(f"it is not {encoding} ({error}); give the source its encoding") from None
     except DAMAGES as error:
         raise UnreadableError(" ".join(str(error).split()) or "it is cut short") from None
 
@@ -102,6 +102,10 @@ def _encoding(stream: BinaryIO, given: str | None) -> str:
             raise UnreadableError(
                 f"its byte order mark says {name.removesuffix('-sig')}, not {given}; leave the encoding out"
             )
+    if given and head and codecs.lookup(given).name in ("utf-16", "utf-32"):
+        raise UnreadableError(
+            f"it is not {given} (no byte order mark); give the source its encoding, such as {given}-le"
+        )
     if given:
         return given
     # Letters of UTF-16 without a mark are valid UTF-8 with a NUL beside each.

@@ -81,11 +81,27 @@ def _compiled(pattern: str, setting: str) -> Any:
     return compiled
 
 
+def last_group(pattern: str, text: str, setting: str) -> str:
+    """What a regular expression's one group says, the last time that it matches; empty where it never does.
+
+    Raises RecipeError where it does not end.
+    """
+    try:
+        said = regex.findall(pattern, text, timeout=SECONDS)
+    except TimeoutError:
+        raise _endless(pattern, text, setting) from None
+    return str(said[-1]) if said else ""
+
+
 def _searched(pattern: Any, text: str, setting: str) -> bool:
     try:
         return pattern.search(text, timeout=SECONDS) is not None
     except TimeoutError:
-        raise RecipeError(
-            f"{setting}: {pattern.pattern!r} was not done with a text of {len(text)} characters after {SECONDS:g} s; write it "
-            "without a repetition in a repetition"
-        ) from None
+        raise _endless(pattern.pattern, text, setting) from None
+
+
+def _endless(pattern: str, text: str, setting: str) -> RecipeError:
+    return RecipeError(
+        f"{setting}: {pattern!r} was not done with a text of {len(text)} characters after {SECONDS:g} s; write it without a "
+        "repetition in a repetition"
+    )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def copy_file(source: Path, target: Path) -> None:
     if not clone(source, target):
         with about(target), source.open("rb") as reader, target.open("wb") as writer:
             copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size, 0)
+
+
+def share(source: Path, target: Path) -> None:
+    """A file under a second name, without a second copy of its bytes where the file system can do that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if clone(source, target):
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -9,6 +9,7 @@ not tensor by tensor.
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,22 +72,25 @@ def refuse_untrusted(folder: Path, settings: ModelSettings, setting: str = "mode
     """Raises RecipeError where weights are pickled or quantised and nobody said that they may be converted, and where
     nothing converts them."""
     needed = conversion(folder, setting)
-    where, recipe = f"{setting}: {settings.path!r}", setting == "model.path"
+    where = f"{setting}: {settings.path!r}"
+    # Only a base and what is merged can be converted; other models are judged as they are.
+    flag = "set model.{}=true" if setting == "model.path" else "add --{}" if setting.startswith("--") else None
     if needed is None:
         refuse_8_bits(Checkpoint(folder, setting))
         check_fit(Checkpoint(folder, setting))
         return
     if needed.quantised is not None and not (settings.dequantize and _can_be_undone(folder, needed)):
-        asked = "set model.dequantize=true" if recipe else "add --dequantize"
-        choice = f", or {asked} to take its values" if _can_be_undone(folder, needed) else ""
+        undone = flag is not None and _can_be_undone(folder, needed)
+        choice = f", or {flag.format('dequantize')} to take its values" if flag is not None and undone else ""
         if not needed.gguf and not needed.pickled:
             refuse_quantised(Checkpoint(folder, setting), choice)
         raise RecipeError(f"{where} is quantised ({needed.quantised}); give the unquantised model{choice}")
     if needed.quantised is None and not settings.allow_pickle:
-        asked = "set model.allow_pickle=true" if recipe else "add --allow-pickle"
+        name = "allow_pickle" if setting == "model.path" else "allow-pickle"
+        asked = "" if flag is None else f", or {flag.format(name)} if you trust them"
         raise RecipeError(
             f"{where} has pickled weights alone ({needed.files[0].name}), which can run code when read; convert them to "
-            f"safetensors, or {asked} if you trust them"
+            f"safetensors{asked}"
         )
 
 
@@ -105,6 +109,11 @@ def convert(folder: Path, out: Path, settings: ModelSettings, setting: str = "mo
     needed = conversion(folder, setting)
     if needed is None:
         raise RecipeError(f"{setting}: {str(folder)!r} needs no conversion")
+    if needed.gguf and sys.version_info < (3, 11):  # transformers does not find gguf's version there
+        raise RecipeError(
+            f"{setting}: {str(folder)!r} is a GGUF file, which transformers reads on Python 3.11 and newer; convert it there, or "
+            "give the unquantised model"
+        )
     with whole_folder(out) as aside:
         for inside in copied(folder, out):
             (aside / inside).parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """Read a recipe: from YAML, a shipped name or a mapping, with `a.b=c` overrides and with every path made absolute."""
 
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,18 @@ from pydantic import BeforeValidator
 from spunge.errors import RecipeError, redacted, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
+from spunge.recipe.ranges import ranges_in
 from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
 from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault, yaml_text
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe's content before it is validated. `folder`: what relative paths in it are relative to."""
+
+    content: dict[str, Any]
+    folder: Path
 
 
 def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Recipe:
@@ -23,6 +34,20 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     Relative paths in a file are relative to that file; in a mapping or an override, to the working directory. All are
     made absolute, and every default is filled in. Raises RecipeError with one line that names the setting.
     """
+    draft = read_draft(source, overrides)
+    try:
+        return finished(draft)
+    except RecipeError:
+        if searched := ranges_in(draft.content):
+            name = searched[0].name
+            raise RecipeError(
+                f"{name}: a range, which `spunge tune` searches; here give one value (--set {name}=..)"
+            ) from None
+        raise
+
+
+def read_draft(source: "str | Path | Mapping[str, Any]", overrides: Iterable[str] = ()) -> Draft:
+    """A recipe's content with overrides, its paths made absolute. Raises RecipeError for what is no mapping."""
     if isinstance(source, Mapping):
         content: Any = _copied(source)
         folder = Path.cwd()
@@ -45,6 +70,13 @@ def load_recipe(source: "str | Path | Mapping[str, Any]", overrides: Iterable[st
     _anchor(content, folder)
     apply_overrides(content, overrides)
     _anchor(content, Path.cwd())
+    return Draft(content, folder)
+
+
+def finished(draft: Draft) -> Recipe:
+    """The recipe of a draft, every default filled in. Raises RecipeError with one line that names the setting."""
+    content = copy.deepcopy(draft.content)
+    _anchor(content, draft.folder)  # what was put in place of a range may be a path
     _refuse_unwritable(content)
     return validated(Recipe, content)
 

@@ -477,6 +477,27 @@ def _control(name: str) -> dict[str, Any]:
     raise RecipeError(f"controls: no control {name!r}{suggestion(name, [*TRAININGS, *RULES.names()])}")
 
 
+class Calibrate(Strict):
+    """Set the scale of everything that unlearned so that a metric keeps a share of the base's."""
+
+    evaluation: str = Field(
+        description="Name of an evaluation. Half of its items, of each subject, are for this; the other half alone is judged."
+    )
+    metric: str = Field(description="A metric that it measures, such as perplexity.")
+    subject: str | None = Field(
+        None, description="What must be kept: one of its subjects. Default: its only one, or that of all rows."
+    )
+    keep: float = Field(
+        0.95, gt=0, le=1, description="Share of the base's: value / base, or base / value where less is better."
+    )
+    max_scale: float = Field(4.0, gt=0, description="The largest scale.")
+    tries: int = Field(8, ge=2, description="Scales that are tried for each model, at most.")
+    tolerance: float = Field(
+        0.005, ge=0, description="A scale that keeps so little more than the share is near enough."
+    )
+    seed: int = Field(0, ge=0, description="Of the halves.")
+
+
 class Published(Strict):
     """A figure of a paper, to stand beside the run's own."""
 
@@ -536,6 +557,11 @@ class Recipe(Strict):
         validate_default=True,
         description="Baselines beside the merged model: joint, random, sequential, the name of a merge rule (the same branches, "
         "merged by it), or {name, train, merge}.",
+    )
+    calibrate: Calibrate | None = Field(
+        None,
+        description="Compare at equal cost: the merged model and every control get the largest scale at which a metric keeps its "
+        "share of the base's. Default: `merge.scale`, and controls as they are.",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
@@ -617,6 +643,8 @@ class Recipe(Strict):
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
+        if self.calibrate is not None:
+            self._refuse_calibration(self.calibrate, dict(zip(names, self.evaluate, strict=True)))
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:
@@ -628,6 +656,30 @@ class Recipe(Strict):
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
+
+    def _refuse_calibration(self, calibrate: Calibrate, evaluations: Mapping[str, EvaluatorSettings]) -> None:
+        """Raises ValueError for a calibration by what cannot be measured at several scales, or of what has no scale."""
+        entry = evaluations.get(calibrate.evaluation)
+        if entry is None:
+            known = suggestion(calibrate.evaluation, evaluations)
+            raise ValueError(f"calibrate.evaluation: no evaluation is called {calibrate.evaluation!r}{known}")
+        evaluator = EVALUATORS.get(entry.kind)
+        if measured_again(entry) is not None or not evaluator.reads_rows or evaluator.compares_texts:
+            why = "measures another one again" if measured_again(entry) else "brings items of its own"
+            why = "compares with what the base wrote" if evaluator.compares_texts else why
+            raise ValueError(f"calibrate.evaluation: {calibrate.evaluation!r} ({entry.kind}) {why}; name another")
+        if self.unlearn is None:
+            raise ValueError("calibrate: nothing is unlearned, and nothing has a scale; leave it out")
+        merges = {"merge": self.merge} | {
+            f"controls.{place}.merge": control.merge for place, control in enumerate(self.controls) if control.merge
+        }
+        for setting, merge in merges.items():
+            if (scale := type(merge).model_fields.get("scale")) is None:
+                raise ValueError(
+                    f"{setting}.rule: {merge.rule!r} has no scale, which calibrate sets; take another rule"
+                )
+            if (given := vars(merge)["scale"]) != scale.default:
+                raise ValueError(f"{setting}.scale: {given!r}: calibrate sets it; leave one of the two out")
 
     def _refuse_aggregate(
         self, name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str]

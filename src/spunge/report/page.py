@@ -45,7 +45,7 @@ def page(run: Path) -> str:
     scores = arranged(results)
     parts = split.names if split else {part.slug: part.value for part in results.parts}
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=_title(recipe, run),
@@ -71,7 +71,7 @@ def page(run: Path) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     """The templates, compiled once."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
     environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}

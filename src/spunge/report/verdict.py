@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from spunge.report.scores import LISTED, LOWER, Metric, Scores, Shift, Subject, few_items, interval, share_back
 from spunge.report.wording import isolated
-from spunge.results import UNTAUGHT, Group, Model, Recovered, Row, Wanted
+from spunge.results import UNTAUGHT, Calibration, Group, Model, Recovered, Row, Wanted
 
 LEAST = 3  # lines, where there are more subjects than are listed
 OVER = "below chance (over-forgetting)"
@@ -92,6 +92,7 @@ def verdict(scores: Scores) -> list[Finding]:
         "What was taught: the base against the untaught model": [
             _against(metric, UNTAUGHT, "base") for metric in scores.metrics
         ],
+        "Calibration": _calibrated(scores.models),
         "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics if merged],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
         "All rows together": [_together(metric, controls) for metric in scores.metrics],
@@ -110,6 +111,27 @@ def verdict(scores: Scores) -> list[Finding]:
         findings["Parts to forget"] = [Fact("Nothing", "was measured on the parts to forget.")]
     told = [Finding(heading, tuple(fact for fact in facts if fact)) for heading, facts in findings.items()]
     return [finding for finding in told if finding.facts]
+
+
+def _calibrated(models: Sequence[Model]) -> list[Fact | None]:
+    """At which scale each model keeps what it was to keep, and where none does."""
+    set_for = [(model, each) for model in models for each in model.calibration or ()]
+    if not set_for:
+        return []
+    first = set_for[0][1]
+    text = (
+        f"of {isolated(first.subject)} is to keep {first.keep:.1%} of the base's: each model has the largest scale at which it "
+        f"does, found on {first.n} items that are judged nowhere."
+    )
+    return [Fact(first.metric, text, tuple(_scale(model, each) for model, each in set_for))]
+
+
+def _scale(model: Model, found: Calibration) -> str:
+    """`merged: scale 0.53 keeps 95.4%`, or that the point was not reached."""
+    line = f"{isolated(model.label)}: scale {found.scale:.3g} keeps {found.share:.1%}"
+    if found.bound == "high":
+        return f"{line}; it is the largest scale, so the point is not reached"
+    return f"{line}; the point is not reached, and no smaller scale was tried" if found.bound == "low" else line
 
 
 def pairs(metric: Metric, group: Group, before: str = "base", after: str = "merged") -> list[Pair]:

@@ -4,6 +4,7 @@ from spunge.data.items import Items
 from spunge.data.samples import Samples
 from spunge.model.loading import model_depth
 from spunge.registry import EVALUATORS, METHODS
+from spunge.run.calibrate import Calibration
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
@@ -61,6 +62,19 @@ def merging_cost(line: Lineup) -> Cost:
     written = written_bytes(checkpoint, line.inputs.base.own_dtype(line.inputs.recipe.merge.dtype))
     nbytes = (checkpoint.nbytes + written) / 2 + 8.0 * entries * len(line.models[-1].trainings)
     return Cost(nbytes=nbytes, kept=written)
+
+
+def calibration_cost(calibration: Calibration) -> Cost:
+    """Every try lays the model together and measures it."""
+    line, tries = calibration.lineup, calibration.settings.tries
+    letters, written = calibration.items.table.nbytes, _written_tokens(calibration.items)
+    tokens = letters / LETTERS_PER_TOKEN + written
+    if calibration.model.name == "base":
+        return Cost(tokens=tokens)
+    entries = METHODS.get(line.inputs.unlearn.method).stored_entries(
+        line.inputs.unlearn, Checkpoint(line.inputs.base.untaught)
+    )
+    return Cost(tokens=tries * tokens, nbytes=tries * 8.0 * entries * len(calibration.model.trainings))
 
 
 def conversion_cost(base: BaseInputs) -> Cost:

@@ -21,21 +21,25 @@ def default_folder(recipe: Any) -> Path:
     return Path("runs") / (stem if stem.strip(". ") else "run")
 
 
-def require_own(folder: Path) -> None:
-    """Raises RecipeError where the folder holds something that no run wrote."""
-    if not folder.exists() or (folder / "recipe.yaml").exists() or (folder / "stamps").is_dir():
+STAMPS, TRIALS = "stamps", "trials"  # by these folders in it, one is known as a run's, or as a search's
+OF = {STAMPS: "run", TRIALS: "search"}
+
+
+def require_own(folder: Path, mark: str = STAMPS) -> None:
+    """Raises RecipeError where the folder holds something that no run wrote; no search, with the mark of one."""
+    if not folder.exists() or (folder / mark).is_dir() or (mark == STAMPS and (folder / "recipe.yaml").exists()):
         return
     if not folder.is_dir() or any(entry.name not in (LOCK, HELD) for entry in folder.iterdir()):
-        raise RecipeError(f"--out: {str(folder)!r} exists and is no run's folder; give another")
+        raise RecipeError(f"--out: {str(folder)!r} exists and is no {OF[mark]}'s folder; give another")
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Make the folder, or take up a run's; inside the block no other process can be in a block of the same folder.
+def claimed(folder: Path, mark: str = STAMPS) -> Iterator[None]:
+    """Make the folder, or take up a run's (a search's, by its mark). In the block no other process can be in a block of the same.
 
     Raises RecipeError where it belongs to something else, cannot be written, or another process is at work in it.
     """
-    require_own(folder)
+    require_own(folder, mark)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -44,7 +48,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise unwritable(folder / "recipe.yaml", error) from error
     with alone(folder):
         if all(entry.name in (LOCK, HELD) for entry in folder.iterdir()):
-            (folder / "stamps").mkdir()  # first of all: by this a killed run's folder is known as one
+            (folder / mark).mkdir()  # first of all: by this the folder of what was killed is known
         yield
 
 

@@ -133,10 +133,14 @@ class Graph(Generic[SessionT]):
 
     def vouch(self, name: str, made: Made, seconds: float) -> None:
         """Write the stamp of a stage that was made. Keys that depend on what it holds are found anew."""
-        write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
-        self._keys.clear()
-        self._faults[name, self.key(name)] = []
+        stamp = write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
+        self.renewed(stamp)
         self.tidy(name)
+
+    def renewed(self, stamp: Stamp) -> None:
+        """A stage has new files, which are whole."""
+        self._keys.clear()
+        self._faults[stamp.stage, stamp.key] = []
 
     def tidy(self, name: str) -> None:
         """Remove what is of no use once a stage is done: a process that was killed may have left it."""

@@ -16,7 +16,7 @@ from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
 from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, suggestion
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
@@ -178,12 +178,45 @@ class BaseInputs:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
+        if self.recipe.calibrate is not None and evaluation_name(entry) == self.recipe.calibrate.evaluation:
+            assert self._halves is not None
+            return self._halves[1]
+        return self._whole_items(entry, setting)
+
+    def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
+        evaluator = EVALUATORS.get(entry.kind)
         columns = evaluator.columns(entry, self.recipe.columns)
         items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
         if entry.half is None:
             return items
         validation, test = halved(items, 0, f"{setting}.half")
         return validation if entry.half == "validation" else test
+
+    @cached_property
+    def _halves(self) -> tuple[Items, Items] | None:
+        """The items that scales are calibrated by, and those of the same evaluation that are judged."""
+        if self.recipe.calibrate is None:
+            return None
+        [(place, entry)] = [
+            (place, entry)
+            for place, entry in enumerate(self.recipe.evaluate)
+            if evaluation_name(entry) == self.recipe.calibrate.evaluation
+        ]
+        items = self._whole_items(entry, f"evaluate.{place}")
+        subject = self.recipe.calibrate.subject
+        if subject is None and items.overall is None and len(items.subjects) > 1:
+            raise RecipeError(
+                f"calibrate.subject: missing, and {items.name!r} has several: {', '.join(items.subjects)}; name what must be kept"
+            )
+        if subject is not None and subject not in items.subjects:
+            raise RecipeError(
+                f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}"
+            )
+        return halved(items, self.recipe.calibrate.seed, "calibrate.evaluation")
+
+    @property
+    def calibration_items(self) -> Items | None:
+        return self._halves[0] if self._halves else None
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:

@@ -56,7 +56,7 @@ def evaluation_folder(folder: Path, model: str) -> Path:
 def judging_inputs(judging: Judging) -> dict[str, Any]:
     """What the measurements depend on beside the model."""
     items, lineup, model = judging.items, judging.lineup, judging.model
-    content = _evaluation(items, lineup)
+    content = evaluation_inputs(items, lineup)
     if model.trainings and model.merge is None:  # judged as it would be written
         content |= flattened("merge", model.storage._asdict())
     if (dtype := lineup.inputs.base.judged.dtype) != lineup.inputs.recipe.model.dtype:
@@ -64,14 +64,14 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
-        content["of"] = fingerprint(_evaluation(inner, lineup))
+        content["of"] = fingerprint(evaluation_inputs(inner, lineup))
     if of is not None or EVALUATORS.get(items.settings.kind).uses_samples:
         content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
         content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
     return content
 
 
-def _evaluation(items: Items, lineup: Lineup) -> dict[str, Any]:
+def evaluation_inputs(items: Items, lineup: Lineup) -> dict[str, Any]:
     return {
         **flattened("evaluate", items.settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))),
         "items": items.sha256,
@@ -85,18 +85,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     if judging.model.shared and (taken := _from_cache(judging, key)):
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
-    bench = Bench(
-        stage=judging.model.name,
-        model=model_key,
-        folder=judging.folder,
-        base_folder=judging.base_folder,
-        judges=session.judges,
-        forget={part.value: part.samples for part in inputs.parts.parts},
-        retain=inputs.retain,
-        settings_of={other.name: other.settings for other in inputs.base.evaluations},
-        finetune=finetune,
-        progress=session.watcher.step,
-    )
+    bench = bench_of(judging.lineup, judging.model, model_key, judging.folder, judging.base_folder, session)
     base = session.show(None if judging.model.name == "base" else judging.model)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
     content = to_json(judging.model.name, items.name, measures, bench.rated)
@@ -112,6 +101,23 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         )
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
+
+
+def bench_of(lineup: Lineup, model: Model, model_key: str, folder: Path, base_folder: Path, session: Session) -> Bench:
+    """What an evaluator has at hand for a model."""
+    inputs = lineup.inputs
+    return Bench(
+        stage=model.name,
+        model=model_key,
+        folder=folder,
+        base_folder=base_folder,
+        judges=session.judges,
+        forget={part.value: part.samples for part in inputs.parts.parts},
+        retain=inputs.retain,
+        settings_of={other.name: other.settings for other in inputs.base.evaluations},
+        finetune=finetune,
+        progress=session.watcher.step,
+    )
 
 
 def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:

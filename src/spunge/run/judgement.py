@@ -1,14 +1,15 @@
 """Judge models as they are: a run whose recipe unlearns nothing, with the same stages, files, results and page."""
 
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, one_line
 from spunge.progress import Watcher
-from spunge.recipe.loading import load_recipe
+from spunge.recipe.loading import apply_overrides, load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.results import Results
 from spunge.run.pipeline import run
@@ -17,7 +18,7 @@ from spunge.weights.delta import DESCRIPTION
 from spunge.weights.hub import fetched
 
 LONGEST = 50  # characters of a stage's name
-UNLEARNING = ("unlearn", "controls", "merge", "teach", "seeds")  # blocks that say how models are made
+UNLEARNING = ("unlearn", "calibrate", "controls", "merge", "teach", "seeds")  # blocks that say how models are made
 
 
 def judge(
@@ -56,17 +57,38 @@ def judging_recipe(
         raise RecipeError("judge: nothing says what by; give --recipe, whose evaluations are taken, or --evaluate")
     places = [_place(model) for model in models]
     if base is not None:
-        first, others = _place(base), places
+        first = _place(base)
+        others = [place for place in places if place != first]
     elif (own := _base_of(places[0])) is not None:
         first, others = own, places
     else:
         first, others = places[0], places[1:]
     content = _content(recipe)
     listed = [*(content.get("judge") or []), *({"name": name, "path": path} for name, path in _names(others).items())]
+    if (content.get("reference") or {}).get("path") in (first, *others):
+        del content["reference"]  # it is judged as one of them
     content["model"] = {**content.get("model", {}), "path": first, "revision": None}
     # What a recipe leaves out for cost, or because a stage does not exist here, is asked of all models that are named.
     asked = list(evaluate) or [{**entry, "stages": None} for entry in content.get("evaluate", [])]
-    return load_recipe({**content, "evaluate": asked, "judge": listed}, overrides)
+    content |= {"evaluate": asked, "judge": listed, "aggregates": {} if evaluate else content.get("aggregates", {})}
+    apply_overrides(content, overrides)
+    content["aggregates"] = dict(_comparable(content))
+    return load_recipe(content)
+
+
+def _comparable(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The aggregates whose models are all judged here; the others are said."""
+    there = {f"model:{model['name']}" for model in content["judge"]}
+    there |= {f"reference:{content['reference']['name']}"} if content.get("reference") else set()
+    for name, aggregate in content["aggregates"].items():
+        against = aggregate.get("against")
+        if against is None or against in there:
+            yield name, aggregate
+            continue
+        mend = f"--set aggregates.{name}.against=model:NAME names one that is"
+        logging.getLogger("spunge").warning(
+            one_line(f"the aggregate {name!r} is left out: {against!r} is not judged here; {mend}")
+        )
 
 
 def _content(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:

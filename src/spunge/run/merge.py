@@ -37,7 +37,7 @@ def refuse_merges(lineups: Sequence[Lineup]) -> None:
 
 def merge_branches(lineup: Lineup, session: Session) -> Made:
     """Merge the branches into `merged`, with a report beside it in merge.json."""
-    model = lineup.models[-1]
+    model = lineup.models[-1].settled
     assert model.merge is not None
     assert model.folder is not None
     shutil.rmtree(model.folder, ignore_errors=True)  # whatever stands there, nothing vouches for it

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spunge.data.split import Part, random_parts
@@ -54,11 +54,26 @@ class Model:
     storage: Storage = field(
         default_factory=Storage
     )  # what a checkpoint of it would be written in, where no rule says so
+    scale: float = 1.0  # of the deltas, where no rule merges them
+    calibration: Path | None = None  # the file that says its scale, where that is calibrated
 
     @property
     def shared(self) -> bool:
         """Whether it is the same for every seed."""
         return self.kind in ("base", "reference", "model")
+
+    def scaled(self, scale: float) -> "Model":
+        """The same at another scale, laid together in memory."""
+        if self.merge is None:
+            return replace(self, scale=scale, calibration=None)
+        return replace(self, merge=self.merge.model_copy(update={"scale": scale}), folder=None, calibration=None)
+
+    @property
+    def settled(self) -> "Model":
+        """At the scale that was calibrated for it, where one was."""
+        if self.calibration is None:
+            return self
+        return replace(self.scaled(read_json(self.calibration)["scale"]), folder=self.folder)
 
     @property
     def by_itself(self) -> Path | None:
@@ -77,9 +92,11 @@ class Model:
             merged, plain = Checkpoint(self.folder), Checkpoint(base.folder)
             retyped = [name for name, info in merged.tensors.items() if info.dtype != plain.tensors[name].dtype]
             return swapped(base.parameters, merged, dict.fromkeys([*report["tensors"], *retyped]))
+        if self.calibration is not None:
+            return self.settled.laid_over(base)
         if self.merge is None:
             deltas = [open_delta(training.folder) for training in self.trainings]
-            return overlaid(base.parameters, as_written(Checkpoint(base.folder), deltas, self.storage))
+            return overlaid(base.parameters, as_written(Checkpoint(base.folder), deltas, self.storage, self.scale))
         return overlaid(base.parameters, merged_values(base.folder, delta_sources(self.trainings), self.merge))
 
 
@@ -107,9 +124,18 @@ class Lineup:
     models: tuple[Model, ...]
 
 
-def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
-    """The branches and controls of a recipe, and the models that come of them."""
+def calibration_file(folder: Path, model: str) -> Path:
+    return folder / "calibration" / f"{model.replace(':', '-')}.json"
+
+
+def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
+    """The branches and controls of a recipe, and the models that come of them. written: the merged model becomes a checkpoint;
+    else it is only laid together in memory, with the same values."""
     recipe, parts = inputs.recipe, inputs.parts.parts
+
+    def calibration(name: str) -> Path | None:
+        return calibration_file(folder, name) if recipe.calibrate is not None else None
+
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     unlearned = parts if recipe.unlearn is not None else ()
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in unlearned)
@@ -129,9 +155,13 @@ def lineup(inputs: SeedInputs, folder: Path) -> Lineup:
         trainings |= {training.name: trainings.get(training.name, training) for training in own}
         merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
         chosen = tuple(trainings[training.name] for training in own)
-        models.append(Model("control", control.name, f"control:{control.name}", chosen, merge, storage=storage))
+        name = f"control:{control.name}"
+        models.append(
+            Model("control", control.name, name, chosen, merge, storage=storage, calibration=calibration(name))
+        )
     if recipe.unlearn is not None:
-        models.append(Model("merged", "merged", "merged", branches, recipe.merge, folder / "merged"))
+        scale, merged = calibration("merged"), folder / "merged" if written else None
+        models.append(Model("merged", "merged", "merged", branches, recipe.merge, merged, calibration=scale))
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 

@@ -4,16 +4,17 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from spunge import __version__
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import UNTAUGHT, Model, Part, Published, Results, write_results
+from spunge.results import UNTAUGHT, Calibration, Model, Part, Published, Results, real, write_results
 from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
@@ -25,6 +26,7 @@ from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
 from spunge.run.train import choice
 
+NAMES = [each.name for each in fields(Calibration)]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
 
 
@@ -96,7 +98,9 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
         return plain
     unlearn = choice(seeds[0]).settings
     controls = {control.name: control.train for control in inputs.recipe.controls}
-    merge = {} if model.merge is None else model.merge.model_dump(mode="json", exclude={"rule"})
+    made = model.settled
+    unmerged = {} if model.calibration is None else {"scale": made.scale}
+    merge: dict[str, Any] = unmerged if made.merge is None else made.merge.model_dump(mode="json", exclude={"rule"})
     numbers = {name: merge.pop(name) for name in ("density", "scale") if isinstance(merge.get(name), int | float)}
     return replace(
         plain,
@@ -107,8 +111,17 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
         rule=None if model.merge is None else model.merge.rule,
         **numbers,
         merge=None if model.merge is None else merge,
+        calibration=_calibrations(model, seeds),
         seeds=tuple(line.inputs.recipe.seed for line in seeds),
     )
+
+
+def _calibrations(model: Judgeable, seeds: Sequence[Lineup]) -> tuple[Calibration, ...] | None:
+    """How a model's scale was set, at each seed."""
+    if model.calibration is None:
+        return None
+    files = [each.calibration for line in seeds for each in line.models if each.name == model.name and each.calibration]
+    return tuple(Calibration(**{name: real(read_json(file)[name]) for name in NAMES}) for file in files)
 
 
 def write_report(folder: Path) -> Made:

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from spunge.run.graph import NotMadeError, Stage, State
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
+from spunge.run.sharing import take
 from spunge.run.space import refuse_full
 from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untaught, untrained
 from spunge.run.stamps import faults, stamp_file
@@ -44,30 +45,20 @@ def run(
     with disk_errors_told(folder), claimed(folder):
         if not replace:
             refuse_replacing(folder, recipe)
-        begun = _begun(recipe, folder, watcher)
+        begun = begin(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
-        for name in begun.graph.stages:
-            if begun.graph.state(name).done:
-                begun.graph.tidy(name)
         with session(begun.base, watcher) as opened:
-            refuse_full(begun, list(begun.graph.to_do()), "what is still to be made")
-            for stage in begun.graph.to_do():
-                refuse_full(begun, [stage], f"{stage.title!r}")
-                _make(begun.graph, stage, opened)
-                if not replace and stage.name in begun.makes_base:
-                    refuse_losing(begun)  # what is made from the base is known by its content
-                if recipe.keep_texts != "all" and "judge:" in stage.name:
-                    drop_judged(begun, recipe.keep_texts)
-        drop_texts(folder, recipe.keep_texts)
-        _tell_byproducts(begun.graph, watcher)
-        return read_results(folder)
+            return finish(begun, opened, replace)
 
 
-def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
-    """The run's stages, with every key that can be found: what is wrong is said now, not after the training."""
+def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) -> Run:
+    """The run's stages, with every key that can be found: what is wrong is said now, not after the training.
+
+    written: the merged model becomes a checkpoint.
+    """
     watcher.begin("read and split the rows")
-    begun = build(recipe, folder)
+    begun = build(recipe, folder, written)
     inputs = begun.seeds[0].inputs
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)
     watcher.end("; ".join([sizes, *inputs.notes]))
@@ -91,6 +82,27 @@ def _begun(recipe: Recipe, folder: Path, watcher: Watcher) -> Run:
         watcher.begin("note")
         watcher.end(remark)
     return begun
+
+
+def finish(begun: Run, opened: Session, replace: bool = False, others: Sequence[Path] = ()) -> Results:
+    """Make what the run's folder does not hold yet. others: folders of runs that finished stages of the same key are taken from."""
+    folder, keep_texts = begun.graph.folder, begun.recipe.keep_texts
+    for name in begun.graph.stages:
+        if begun.graph.state(name).done or take(begun.graph, name, others, opened.watcher):
+            begun.graph.tidy(name)
+    refuse_full(begun, list(begun.graph.to_do()), "what is still to be made")
+    for stage in begun.graph.to_do():
+        if take(begun.graph, stage.name, others, opened.watcher):
+            continue
+        refuse_full(begun, [stage], f"{stage.title!r}")
+        _make(begun.graph, stage, opened)
+        if not replace and stage.name in begun.makes_base:
+            refuse_losing(begun)  # what is made from the base is known by its content
+        if keep_texts != "all" and "judge:" in stage.name:
+            drop_judged(begun, keep_texts)
+    drop_texts(folder, keep_texts)
+    _tell_byproducts(begun.graph, opened.watcher)
+    return read_results(folder)
 
 
 def _make(graph: RunGraph, stage: Stage[Session], opened: Session) -> None:

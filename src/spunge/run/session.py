@@ -28,6 +28,14 @@ class Session:
         self._shown: Model | None = None  # the model that lies over the base
         self._layers = ExitStack()
 
+    def turn_to(self, base: BaseInputs) -> None:
+        """Go on with another run's base. What is in memory stays there where it is the same model."""
+        self.close()
+        self.activations, self.activations_of = {}, None
+        if base.folder != self._inputs.folder:
+            self._first.clear()
+        self._inputs = base
+
     def _loaded(self, settings: ModelSettings, folder: Path) -> Base:
         """A whole model in the arithmetic that some settings ask for, packed or not: training and judging may ask for two. One is
         held."""

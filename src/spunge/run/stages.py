@@ -13,7 +13,9 @@ from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe, measured_again
 from spunge.registry import METHODS
 from spunge.results import UNTAUGHT
+from spunge.run.calibrate import Calibration, calibrate, calibrate_base, calibration_inputs
 from spunge.run.costs import (
+    calibration_cost,
     conversion_cost,
     judging_cost,
     merging_cost,
@@ -28,11 +30,11 @@ from spunge.run.graph import Graph, Made, NotMadeError, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
 from spunge.run.merge import convert_base, merge_branches, merged_inputs
-from spunge.run.models import Lineup, Model, Training, lineup
+from spunge.run.models import Lineup, Model, Training, calibration_file, lineup
 from spunge.run.outcome import write_report, write_scores
 from spunge.run.session import Session
 from spunge.run.stamps import Stamp
-from spunge.run.teach import Teaching, make_taught, teaching_inputs, teachings
+from spunge.run.teach import RETRAIN, TEACH, Teaching, make_taught, teaching_inputs, teachings
 from spunge.run.train import SETTLED, STATES, flattened, settle, settle_inputs, train, training_inputs, undecided
 
 RunGraph = Graph[Session]
@@ -51,29 +53,33 @@ class Run:
     @property
     def makes_base(self) -> tuple[str, ...]:
         """The stages that make the files of the base."""
-        return tuple(name for name in ("conversion", "taught") if name in self.graph.stages)
+        return tuple(name for name in ("conversion", TEACH) if name in self.graph.stages)
 
 
-def lineups(recipe: Recipe, folder: Path) -> list[Lineup]:
-    """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED."""
+def lineups(recipe: Recipe, folder: Path, written: bool = True) -> list[Lineup]:
+    """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED. written: the merged model
+    is."""
     base = BaseInputs(recipe, folder)
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     recipes = [recipe, *(recipe.model_copy(update={"seed": seed, "seeds": 1}) for seed in seeds[1:])]
     folders = [folder, *(folder / "seeds" / str(seed) for seed in seeds[1:])]
-    return [lineup(SeedInputs(each, base), own) for each, own in zip(recipes, folders, strict=True)]
+    return [lineup(SeedInputs(each, base), own, written) for each, own in zip(recipes, folders, strict=True)]
 
 
-def build(recipe: Recipe, folder: Path) -> Run:
-    """The graph of a recipe in its folder. Reads and splits the rows. Raises RecipeError where they are wrong."""
+def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
+    """The graph of a recipe in its folder. Reads and splits the rows. Raises RecipeError where they are wrong. written: the merged
+    model becomes a checkpoint."""
     graph: RunGraph = Graph(folder)
-    seeds = lineups(recipe, folder)
+    seeds = lineups(recipe, folder, written)
     base = seeds[0].inputs.base
     _add_base(graph, seeds[0].inputs)
     judgings: list[list[Judging]] = []
+    against = _add_base_calibration(graph, seeds[0])
     for number, line in enumerate(seeds):
         mark = _mark(number, line)
         _add_recipe(graph, line, mark)
         _add_trainings(graph, line, mark)
+        _add_calibrations(graph, line, mark, against)
         _add_models(graph, line, mark)
         judgings.append(_add_judgings(graph, line, mark, evaluation_folder(folder, "base")))
     made = [stage.name for stage in graph.stages.values() if stage.make is not None]
@@ -176,13 +182,13 @@ def _add_base(graph: RunGraph, inputs: SeedInputs) -> None:
         )
     if taught := teachings(inputs):
         graph.add(_given_model(graph, UNTAUGHT, needs, lambda: base.key_of(base.untaught)))
-        needs = ("taught",)
+        needs = (TEACH,)
     for teaching in taught:
         graph.add(_teaching(graph, teaching, base))
     graph.add(_given_model(graph, "base", needs, lambda: base.key))
     if (asked := inputs.recipe.reference) is not None and asked.path is None:
         name = f"reference:{asked.name}"
-        graph.add(_given_model(graph, name, ("retrained",), lambda: base.key_of(base.retrained)))
+        graph.add(_given_model(graph, name, (RETRAIN,), lambda: base.key_of(base.retrained)))
 
 
 def _given_model(graph: RunGraph, name: str, needs: tuple[str, ...], key: Callable[[], str]) -> Stage[Session]:
@@ -212,7 +218,7 @@ def _judged_as_it_is(graph: RunGraph, name: str, given: Given, base: BaseInputs)
 def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Session]:
     return Stage(
         teaching.name,
-        {"taught": "teach the base", "retrained": "teach the reference"}[teaching.name],
+        "teach the base" if teaching.name == TEACH else "teach the reference",
         needs=(UNTAUGHT,),
         inputs=lambda: teaching_inputs(teaching, base),
         files=tuple(_inside(graph, [teaching.folder / "**"])),
@@ -301,6 +307,7 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
             continue
         name = mark + model.name
         needs = ("base", *(mark + training.name for training in model.trainings))
+        scale = (calibrating(model, mark),) if model.calibration is not None else ()
         if model.folder is not None:
             files = tuple(_inside(graph, [line.folder / "merge.json", model.folder / "**"]))
             graph.add(
@@ -308,7 +315,8 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     name,
                     _titled("merge", mark),
                     needs=needs,
-                    inputs=lambda: merged_inputs(line.models[-1]),
+                    after=scale,
+                    inputs=_made_of(graph, model, mark),
                     files=files,
                     passing=tuple(_inside(graph, [unfinished(model.folder)])),
                     make=lambda session: merge_branches(line, session),
@@ -317,14 +325,79 @@ def _add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                 )
             )
         elif name not in graph.stages:
-            graph.add(Stage(name, _titled(model.name, mark), needs=needs, inputs=_laid_together(model)))
+            inputs = _made_of(graph, model, mark)
+            graph.add(Stage(name, _titled(model.name, mark), needs=needs, after=scale, inputs=inputs))
 
 
-def _laid_together(model: Model) -> Any:
-    """What a model's values depend on beside its trainings: how they are merged, or what they would be written in."""
-    if model.merge is not None:
-        return lambda: merged_inputs(model)
-    return lambda: flattened("merge", model.storage._asdict())
+def _made_of(graph: RunGraph, model: Model, mark: str) -> Callable[[], Mapping[str, Any]]:
+    """What a model's values depend on beside its trainings: how they are merged, or what they would be written in. A scale itself
+    enters the key, not what it was calibrated by."""
+
+    def inputs() -> Mapping[str, Any]:
+        if model.calibration is not None and not graph.state(calibrating(model, mark)).done:
+            raise NotMadeError(f"the scale of {model.name!r} to be calibrated")
+        settled = model.settled
+        if settled.merge is not None:
+            return merged_inputs(settled)
+        written = flattened("merge", settled.storage._asdict())
+        return written if settled.scale == 1.0 else {**written, "scale": settled.scale}
+
+    return inputs
+
+
+def calibrating(model: Model, mark: str = "") -> str:
+    """The stage that finds a model's scale."""
+    return f"{mark}calibrate:{model.name}"
+
+
+def _add_base_calibration(graph: RunGraph, line: Lineup) -> Calibration | None:
+    """What the base has of the metric that models are calibrated by: known before anything is trained."""
+    base = _calibration(line, line.models[0], calibration_file(graph.folder, "base"))
+    if base is None:
+        return None
+    if base.subject in [part.value for part in line.inputs.parts.parts]:
+        raise RecipeError(f"calibrate.subject: {base.subject!r} is to be forgotten; name what must be kept")
+    graph.add(
+        Stage(
+            "calibrate:base",
+            "measure what is to be kept",
+            needs=("base",),
+            inputs=lambda: calibration_inputs(base),
+            files=tuple(_inside(graph, [base.file])),
+            passing=tuple(_inside(graph, [base.work])),
+            make=lambda session: calibrate_base(base, graph.key("base"), session),
+            cost=lambda: calibration_cost(base),
+        )
+    )
+    return base
+
+
+def _add_calibrations(graph: RunGraph, line: Lineup, mark: str, base: Calibration | None) -> None:
+    """The scales of the merged model and of every control."""
+    for model in line.models if base is not None else ():
+        if model.calibration is not None and base is not None:
+            calibration = _calibration(line, model, model.calibration)
+            assert calibration is not None
+            graph.add(_calibrated(graph, calibration, base, mark))
+
+
+def _calibrated(graph: RunGraph, calibration: Calibration, base: Calibration, mark: str) -> Stage[Session]:
+    name = calibrating(calibration.model, mark)
+    return Stage(
+        name,
+        _titled(f"calibrate {calibration.model.name}", mark),
+        needs=("base", "calibrate:base", *(mark + training.name for training in calibration.model.trainings)),
+        inputs=lambda: calibration_inputs(calibration),
+        files=tuple(_inside(graph, [calibration.file])),
+        passing=tuple(_inside(graph, [calibration.work])),
+        make=lambda session: calibrate(calibration, base, graph.key(name), session),
+        cost=lambda: calibration_cost(calibration),
+    )
+
+
+def _calibration(line: Lineup, model: Model, file: Path) -> Calibration | None:
+    settings, items = line.inputs.recipe.calibrate, line.inputs.base.calibration_items
+    return None if settings is None or items is None else Calibration(model, line, settings, items, file)
 
 
 def _add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:

@@ -4,7 +4,6 @@ Teaching may take longer than all the rest, so a taught model is kept in the cac
 depends on: every recipe that teaches the same takes it from there, after every file's checksum was found right.
 """
 
-import os
 import re
 import shutil
 import time
@@ -29,7 +28,7 @@ from spunge.files import (
     write_text,
 )
 from spunge.merging.card import taught_card
-from spunge.merging.copying import clone
+from spunge.merging.copying import share
 from spunge.merging.earlier import REPORT
 from spunge.merging.engine import merge
 from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
@@ -39,6 +38,7 @@ from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
+from spunge.run.stamps import read_stamp
 from spunge.run.train import STATES, keyed, packed_in, reader_of, refuse_unpackable
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
@@ -50,6 +50,7 @@ from spunge.weights.overlay import moves
 from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
 
+TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
 VERSION = 1  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
 SEAL = "sealed.json"  # in a folder of the cache: what its files are
@@ -69,7 +70,7 @@ class Teaching:
 def teachings(inputs: SeedInputs) -> list[Teaching]:
     """What the recipe asks to be taught: the base, and a reference without the rows to forget."""
     base, settings = inputs.base, inputs.recipe.teach
-    asked = {"taught": (base.taught, base.lesson), "retrained": (base.retrained, inputs.reference)}
+    asked = {TEACH: (base.taught, base.lesson), RETRAIN: (base.retrained, inputs.reference)}
     return [
         Teaching(name, folder, folder.parent / "teaching" / folder.name, settings, rows.samples)
         for name, (folder, rows) in asked.items()
@@ -194,7 +195,7 @@ def _from_cache(teaching: Teaching, key: str) -> bool:
     try:
         with whole_folder(teaching.folder, replace=True) as aside:
             for name, mark in stored["files"].items():
-                _share(kept / name, aside / name)
+                share(kept / name, aside / name)
                 if checksum(aside / name) != mark:
                     raise ValueError(name)
     except (FileNotFoundError, ValueError):
@@ -211,29 +212,27 @@ def _to_cache(teaching: Teaching, key: str) -> None:
             marks = {}
             for file in files_below(teaching.folder):
                 name = file.relative_to(teaching.folder).as_posix()
-                _share(file, aside / name)
+                share(file, aside / name)
                 marks[name] = checksum(aside / name)
             write_json(aside / SEAL, sealed({"key": key, "files": marks}))
     except (OSError, RecipeError):
         return
 
 
-def _share(source: Path, target: Path) -> None:
-    """A file under a second name, without a second copy of its bytes where the file system can do that."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if clone(source, target):
-        return
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def clean_taught(folder: str | Path) -> int:
+    """Remove what the cache keeps of the models that a run taught; the run's own stay. How many there were. Raises RecipeError
+    where the folder is no run's, or a process is at work in it."""
+    run = Path(folder).resolve()
+    if not (run / "stamps").is_dir():
+        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
+    with alone(run):
+        stamps = filter(None, (read_stamp(run, stage) for stage in (TEACH, RETRAIN)))
+        return sum(_drop_cached(stamp.key) for stamp in stamps)
 
 
-def drop_cached_model(key: str) -> bool:
-    """Remove what the cache keeps of a taught model. Whether it kept any."""
+def _drop_cached(key: str) -> bool:
     kept = _cached(key)
     if not re.fullmatch(r"[0-9a-f]{64}", key) or not kept.is_dir():
-        return False
+        return False  # or a stamp that another hand wrote
     shutil.rmtree(kept, ignore_errors=True)
     return True

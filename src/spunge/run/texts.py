@@ -89,8 +89,11 @@ def bring_back(begun: Run, watcher: Watcher) -> None:
 
 
 def evaluation_folders(run: Path) -> list[Path]:
-    """The folders of the judged models, of every seed. One that leads out of the run is left alone."""
-    folders = [*run.glob("evaluation/*"), *run.glob("seeds/*/evaluation/*")]
+    """The folders of the judged models, of every seed, and those of calibrations that were stopped. One that leads out of the run
+    is left alone."""
+    folders = [
+        path for seed in ("", "seeds/*/") for of in ("evaluation", "calibration") for path in run.glob(f"{seed}{of}/*")
+    ]
     return [folder for folder in sorted(folders) if folder.is_dir() and folder.resolve() == folder]
 
 

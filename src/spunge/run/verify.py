@@ -14,6 +14,7 @@ from spunge.merging.verification import differing_tensors
 from spunge.model.hub import local_folder
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
+from spunge.run.models import calibration_file
 from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, stamps_in
 from spunge.weights.delta import open_delta
 from spunge.weights.sources import DeltaSource
@@ -105,11 +106,14 @@ def _check_merged(checked: Verification, folder: Path, watcher: Watcher) -> None
     except RecipeError as error:
         checked.notes.append(f"the merged model was not compared with the base: {error}")
         return
+    merge = recipe.merge
+    if recipe.calibrate is not None:
+        merge = merge.model_copy(update={"scale": read_json(calibration_file(folder, "merged"))["scale"]})
     parts = (read_json(folder / "split.json") or {}).get("parts") or []
     watcher.begin("verify the merged model")
     try:
         sources = [DeltaSource(open_delta(folder / "branches" / part["slug"]), part["value"]) for part in parts]
-        for name, same in differing_tensors(base, sources, recipe.merge, folder / "merged"):
+        for name, same in differing_tensors(base, sources, merge, folder / "merged"):
             checked.tensors += 1
             if not same:
                 checked.problems.append(f"merged: tensor {name!r} is not base + merge of the deltas")

@@ -80,8 +80,10 @@ def swapped(parameters: Mapping[str, Tensor], checkpoint: Checkpoint, names: Ite
         yield
 
 
-def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of base + deltas, added one after the other, as a checkpoint holds them: by name, in the base's shapes.
+def as_written(
+    base: Checkpoint, deltas: Sequence[Delta], storage: Storage, scale: float = 1.0
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of base + scale * deltas, added one after the other, as a checkpoint holds them: by name, in the base's shapes.
 
     Tensors that no delta changes come too where they take fewer bits than the base has.
     """
@@ -91,7 +93,7 @@ def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> I
     def looked_at() -> Iterator[Arrival]:
         infos = [base.tensors[name] for name in names if rounds_at_16_bits(dtypes[name])]
         for info, runs in groupby(probes(infos), key=lambda probe: probe[0]):
-            plain, changes = _read(base, deltas, info.name)
+            plain, changes = _read(base, deltas, info.name, scale)
             change, total = sum(changes[1:], changes[0]).reshape(-1), _added(plain, changes)
             for _, start, stop in runs:
                 written = total[start:stop].to(dtypes[info.name])
@@ -99,7 +101,7 @@ def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> I
 
     at_random = storage.rounding == "stochastic" or (storage.rounding == "auto" and is_lost(looked_at()))
     for name in names:
-        plain, changes = _read(base, deltas, name)
+        plain, changes = _read(base, deltas, name, scale)
         drawn = draws(base.twins.get(name, name), 0, plain.numel()) if at_random else None
         yield name, rounded(_added(plain, changes), dtypes[name], drawn).reshape(plain.shape)
     for name in narrowed(base, dtypes):
@@ -107,9 +109,10 @@ def as_written(base: Checkpoint, deltas: Sequence[Delta], storage: Storage) -> I
             yield name, base.read(name).to(dtypes[name])
 
 
-def _read(base: Checkpoint, deltas: Sequence[Delta], name: str) -> tuple[Tensor, list[Tensor]]:
+def _read(base: Checkpoint, deltas: Sequence[Delta], name: str, scale: float) -> tuple[Tensor, list[Tensor]]:
     """A tensor of the base and each delta's change of it, float32."""
-    return base.read(name).float(), [delta.dense(name) for delta in deltas if name in delta.tensors]
+    changes = [delta.dense(name) for delta in deltas if name in delta.tensors]
+    return base.read(name).float(), changes if scale == 1.0 else [scale * change for change in changes]
 
 
 def _added(base: Tensor, changes: Sequence[Tensor]) -> Tensor:  # (n,)

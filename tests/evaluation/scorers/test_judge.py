@@ -112,6 +112,17 @@ def test_a_reply_is_a_score_only_where_it_can_mean_nothing_else(
     assert read_score(Reply(text, True, None), given) is None, "a reply that was cut may have gone on"
 
 
+def test_a_pattern_that_does_not_end_on_a_reply_is_refused(
+    settings: Callable[..., JudgeSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spunge.evaluation.wording.SECONDS", 0.1)
+    given = settings(pattern=r"((?:a|aa)+)$")
+    with pytest.raises(
+        RecipeError, match=r"^evaluate\.scorer\.pattern: .* was not done with a text of 3001 characters"
+    ):
+        read_score(Reply("a" * 3000 + "b", False, None), given)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

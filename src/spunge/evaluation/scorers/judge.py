@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import regex
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from spunge.errors import RecipeError, one_line
 from spunge.evaluation.scorers.endpoint import Endpoint, Reply, key_of
 from spunge.evaluation.scorers.scorer import Answer, Loaded, Scorer, ScorerSettings
+from spunge.evaluation.wording import last_group
 from spunge.files import append_text, cache_folder, fingerprint, parse_json, sealed, unsealed
 
 FIELDS = Answer._fields
@@ -112,9 +114,9 @@ class JudgeSettings(ScorerSettings):
     @classmethod
     def _has_one_group(cls, pattern: str | None) -> str | None:
         try:
-            if pattern is not None and re.compile(pattern).groups != 1:
+            if pattern is not None and regex.compile(pattern).groups != 1:
                 raise ValueError("put the label or number into one group, (...)")
-        except re.error as error:
+        except regex.error as error:
             raise ValueError(f"no regular expression ({error})") from None
         return pattern
 
@@ -163,8 +165,7 @@ def read_score(reply: Reply, settings: JudgeSettings) -> float | None:
     if reply.cut:
         return None
     if settings.pattern is not None:
-        matches = re.findall(settings.pattern, text)
-        text = matches[-1] if matches else ""
+        text = last_group(settings.pattern, text, "evaluate.scorer.pattern")
     if settings.labels is not None:
         return {bare(label): score for label, score in settings.labels.items()}.get(bare(text))
     number = NUMBER.fullmatch(text)

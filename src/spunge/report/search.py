@@ -1,0 +1,218 @@
+"""What a search found: tune.json, a table for a terminal, and a page with the points that nothing else beats."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from spunge import __version__
+from spunge.errors import printable, redacted
+from spunge.files import write_json, write_text
+from spunge.report.axis import Axis, axis_for
+from spunge.report.figure import SHAPES, LegendLine, mark, percent, text, tick_label
+from spunge.report.page import environment
+from spunge.report.wording import MISSING, aligned, name, number, shortened
+from spunge.results import Wanted, json_value
+
+FILE, PAGE = "tune.json", "tune.html"
+SCHEMA = 1  # rises where a field of tune.json gets another meaning
+HEIGHT, LEFT = 360, 46  # pixels of the plot; between its edge and the numbers beside it
+WIDE = 30  # columns of a name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """An objective's value, with its 95% interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Some settings, and what they gave on validation items, and on test items where they were chosen."""
+
+    number: int
+    values: Mapping[str, Any]  # setting -> value
+    scores: tuple[Score, ...] | None = None  # of the objectives; None: it failed
+    why: str | None = None  # it failed
+    pareto: bool = False  # no other trial is as good by both objectives and better by one
+    test: tuple[Score, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """An objective, and which way is good."""
+
+    name: str
+    evaluation: str
+    metric: str
+    subject: str
+    wanted: Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search in its folder."""
+
+    schema: int = SCHEMA
+    spunge: str = __version__
+    objectives: tuple[Goal, ...]
+    ranges: Mapping[str, Any]  # setting -> its range, as the recipe has it
+    base: tuple[Score, ...]  # the objectives of the base, on validation items
+    trials: tuple[Trial, ...]
+
+    @property
+    def points(self) -> list[Trial]:
+        """The Pareto list, by the first objective, the best one first."""
+        first = self.objectives[0].wanted == "up"
+        return sorted((each for each in self.trials if each.pareto), key=_first, reverse=first)
+
+
+def _first(trial: Trial) -> float:
+    return trial.scores[0].value if trial.scores else 0.0
+
+
+def write_search(search: Search, folder: Path) -> None:
+    """Write tune.json and tune.html."""
+    write_json(folder / FILE, json_value(search))
+    write_text(folder / PAGE, redacted(_page(search)))
+
+
+def search_text(search: Search) -> str:
+    """The Pareto list as columns: each point's settings and scores."""
+    heads = [f"{goal.name} ({'higher' if goal.wanted == 'up' else 'lower'} is better)" for goal in search.objectives]
+    keys = [f"{letter}: {printable(head)}\n" for letter, head in zip("AB", heads, strict=True)]
+    judged = any(trial.test for trial in search.points)
+    settings = [shortened(name(key), WIDE) for key in search.ranges]
+    lines = [["point", *settings, "A", "B", *(["A, test", "B, test"] if judged else [])]]
+    lines.append(["base", *("" for _ in search.ranges), *map(shown, search.base), *(["", ""] if judged else [])])
+    for trial in search.points:
+        tests = ([shown(score) for score in trial.test] if trial.test else ["", ""]) if judged else []
+        settings = [_value(trial.values[key]) for key in search.ranges]
+        lines.append([str(trial.number), *settings, *map(shown, trial.scores or ()), *tests])
+    failed = [trial for trial in search.trials if trial.why]
+    counted = f"{len(search.trials)} trials, {len(search.points)} of them not beaten by another"
+    told = f"{counted}; {len(failed)} failed (the first: {failed[0].why})" if failed else counted
+    return f"{''.join(keys)}{aligned(lines)}{printable(told)}\n"
+
+
+def shown(score: Score) -> str:
+    """A value with its interval."""
+    around = f" [{number(score.low)} {number(score.high)}]" if score.low is not None and score.high is not None else ""
+    return f"{number(score.value)}{around}"
+
+
+def _value(value: Any) -> str:
+    plain = number(value) if isinstance(value, float) else str(value)
+    return shortened(name(plain), WIDE)
+
+
+def _page(search: Search) -> str:
+    heads = list(search.ranges)
+    rows = [
+        {
+            "number": trial.number,
+            "values": [_value(trial.values[key]) for key in heads],
+            "scores": [shown(score) for score in trial.scores or ()],
+            "why": trial.why,
+            "pareto": trial.pareto,
+            "test": [shown(score) for score in trial.test or ()],
+        }
+        for trial in [*search.points, *(trial for trial in search.trials if not trial.pareto)]
+    ]
+    return (
+        environment()
+        .get_template("search.html")
+        .render(
+            search=search,
+            heads=heads,
+            rows=rows,
+            base=[shown(score) for score in search.base],
+            plot=_plot(search),
+            legend=[
+                LegendLine(shape, SHAPES[shape], label)
+                for shape, label in (
+                    ("base", "base"),
+                    ("branch", "trial"),
+                    ("merged", "Pareto point, with its number"),
+                    *([("other", "the same point on test items")] if any(each.test for each in search.trials) else []),
+                )
+            ],
+            judged=any(trial.test for trial in search.trials),
+            missing=MISSING,
+        )
+    )
+
+
+def _plot(search: Search) -> str:
+    """A scatter plot: the first objective to the right, the second upwards. The table below holds the same numbers."""
+    every = [search.base, *(scores for each in search.trials for scores in (each.scores, each.test) if scores)]
+    across, up = (axis_for([scores[place].value for scores in every], share=False) for place in (0, 1))
+    root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(HEIGHT + 44), "role": "img"})
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    first, second = search.objectives
+    ET.SubElement(root, "title").text = printable(f"{first.name} and {second.name} of {len(search.trials)} trials")
+    root.extend(_grid(across, up))
+    root.extend(_steps(search.points, across, up, search.objectives))
+    root.extend(_mark(search.base, across, up, "base", "base"))
+    for trial in sorted(search.trials, key=lambda trial: trial.pareto):
+        if trial.scores:
+            settings = ", ".join(f"{key} {_value(value)}" for key, value in trial.values.items())
+            shape = "merged" if trial.pareto else "branch"
+            root.extend(_mark(trial.scores, across, up, shape, f"{trial.number}: {settings}"))
+        if trial.test:
+            root.extend(_mark(trial.test, across, up, "other", f"{trial.number} on test items"))
+        if trial.pareto and trial.scores:
+            x, y = _place(trial.scores, across, up)
+            label = ET.SubElement(root, "svg", {"x": percent(x), "y": str(y), "overflow": "visible"})
+            label.append(text(str(trial.number), "8", -7, "subject"))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _place(scores: Sequence[Score], across: Axis, up: Axis) -> tuple[float, int]:
+    """Percent from the left, pixels from the top."""
+    return across.place(scores[0].value), round(HEIGHT * (1 - up.place(scores[1].value) / 100)) + 10
+
+
+def _mark(scores: Sequence[Score], across: Axis, up: Axis, shape: str, said: str) -> list[ET.Element]:
+    """Nothing where a score is no number."""
+    if any(math.isnan(score.value) for score in scores):
+        return []
+    x, y = _place(scores, across, up)
+    return [mark(x, y, shape, printable(f"{said}: {shown(scores[0])}, {shown(scores[1])}"))]
+
+
+def _grid(across: Axis, up: Axis) -> list[ET.Element]:
+    drawn = []
+    for axis, sideways in ((across, True), (up, False)):
+        step = min((abs(b - a) for a, b in pairwise(axis.ticks)), default=1.0)
+        for tick in axis.ticks:
+            label = tick_label(tick, 0 if axis.logarithmic else step)
+            x, y = percent(axis.place(tick)), round(HEIGHT * (1 - axis.place(tick) / 100)) + 10
+            if sideways:
+                ends = {"x1": x, "x2": x, "y1": "10", "y2": str(HEIGHT + 10)}
+                drawn.append(text(label, x, HEIGHT + 28, "tick"))
+            else:
+                ends = {"x1": "0%", "x2": "100%", "y1": str(y), "y2": str(y)}
+                drawn.append(text(label, "-8", y + 4, "tick end"))
+            drawn.append(ET.Element("line", {"class": "grid", **ends}))
+    return drawn
+
+
+def _steps(points: Sequence[Trial], across: Axis, up: Axis, goals: Sequence[Goal]) -> list[ET.Element]:
+    """From each point to the next: first along one objective, then along the other, as nothing between them was reached."""
+    drawn = []
+    places = [_place(point.scores, across, up) for point in points if point.scores]
+    for (x, y), (next_x, next_y) in pairwise(places):
+        # The next is worse by the first objective: what lies between keeps its first and this one's second.
+        for ends in ((x, next_x, y, y), (next_x, next_x, y, next_y)):
+            sides = dict(zip(("x1", "x2"), map(percent, ends[:2]), strict=True))
+            sides |= dict(zip(("y1", "y2"), map(str, ends[2:]), strict=True))
+            drawn.append(ET.Element("line", {"class": "chance", **sides}))
+    return drawn

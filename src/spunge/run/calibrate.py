@@ -1,0 +1,199 @@
+"""The stages that calibrate: each model that unlearned gets the largest scale at which a metric keeps its share of the base's.
+
+Arms that forget are then compared at equal cost, as Unlearning with Control asks (Wang et al. 2024, arXiv 2406.09179). The
+metric is measured on half of an evaluation's items; the other half alone is judged. The scale is found by bisection; each try is
+the model as it would be written at that scale, laid over the base in memory.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from spunge.data.items import Items
+from spunge.errors import RecipeError, suggestion
+from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.statistics import score
+from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
+from spunge.recipe.schema import Calibrate
+from spunge.registry import EVALUATORS
+from spunge.results import json_value, real, wanted
+from spunge.run.graph import Made
+from spunge.run.judge import bench_of, evaluation_inputs
+from spunge.run.merge import merged_inputs
+from spunge.run.models import Lineup, Model
+from spunge.run.session import Session
+from spunge.run.train import flattened
+
+VERSION = 1  # rises when the same settings may give another scale
+TRIED = "tried.json"  # of a calibration that is under way
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration of one model, or of the base, which the others are held against."""
+
+    model: Model
+    lineup: Lineup
+    settings: Calibrate
+    items: Items
+    file: Path
+
+    @property
+    def work(self) -> Path:
+        """Of what is kept until it is done."""
+        return self.file.with_suffix("")
+
+    @property
+    def subject(self) -> str:
+        asked = self.settings.subject
+        return next(iter(self.items.subjects)) if asked is None else asked
+
+
+class Point(NamedTuple):
+    """Where a bisection ended."""
+
+    scale: float
+    share: float  # of the base's, that is kept there
+    bound: Literal["low", "high"] | None  # None: the point was reached
+
+
+def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
+    """What a calibration depends on beside the models."""
+    settings, model = calibration.settings, calibration.model
+    names = (
+        {"metric", "subject"}
+        if model.name == "base"
+        else {"metric", "subject", "keep", "max_scale", "tries", "tolerance"}
+    )
+    content = {
+        **flattened("calibrate", settings.model_dump(mode="json", include=names)),
+        **evaluation_inputs(calibration.items, calibration.lineup),
+        "calibration's version": VERSION,
+    }
+    if model.name == "base":
+        return content
+    made = merged_inputs(model) if model.merge is not None else flattened("merge", model.storage._asdict())
+    return {**content, **{name: value for name, value in made.items() if name != "merge.scale"}}
+
+
+def calibrate_base(calibration: Calibration, model_key: str, session: Session) -> Made:
+    """Measure the base. Raises RecipeError for a metric that is not measured, or of which no share can be kept."""
+    measure = _measured(calibration, session, calibration.model, model_key)
+    value = _value(measure, calibration)
+    way = wanted(measure.higher, False)
+    if way is None or not math.isfinite(value) or value <= 0:
+        why = "which way is good is not known of it" if way is None else f"the base has {value:g}"
+        raise RecipeError(
+            f"calibrate.metric: {measure.metric!r} on {calibration.subject!r}: {why}; name another metric"
+        )
+    write_json(
+        calibration.file, {"value": value, "wanted": way, "n": len(calibration.items.subjects[calibration.subject])}
+    )
+    return Made([calibration.file], f"{measure.metric} {value:.4g} on {calibration.subject}")
+
+
+def calibrate(calibration: Calibration, base: Calibration, key: str, session: Session) -> Made:
+    """Find a model's scale."""
+    settings, against = calibration.settings, read_json(base.file)
+    tried = _earlier(calibration, key)
+
+    def share(scale: float) -> float:
+        if repr(scale) not in tried:
+            measure = _measured(calibration, session, calibration.model.scaled(scale), fingerprint([key, scale]))
+            tried[repr(scale)] = _value(measure, calibration)
+            write_json(calibration.work / TRIED, sealed({"key": key, "tried": json_value(tried)}))
+            session.watcher.step(len(tried), settings.tries, f"scale {scale:.4g}")
+        value = tried[repr(scale)]
+        return kept_share(value, against["value"], against["wanted"])
+
+    point = bisected(share, settings)
+    content = {
+        "evaluation": calibration.items.name,
+        "metric": settings.metric,
+        "subject": calibration.subject,
+        "keep": settings.keep,
+        "scale": point.scale,
+        "reached": point.bound is None,
+        "bound": point.bound,
+        "value": json_value(tried[repr(point.scale)]),
+        "base": against["value"],
+        "share": json_value(point.share),
+        "rows": calibration.items.sha256[:12],
+        "n": against["n"],
+        "tried": json_value(tried),
+    }
+    write_json(calibration.file, content)
+    return Made([calibration.file], told(point, settings))
+
+
+def told(point: Point, settings: Calibrate) -> str:
+    """The scale, and whether it reached the point, in a line."""
+    kept = f"scale {point.scale:.4g} keeps {point.share:.1%}"
+    if point.bound is None:
+        return kept
+    which = "the largest" if point.bound == "high" else "the smallest that was tried"
+    than = "more" if point.bound == "high" else "less"
+    return f"{kept}, {than} than {settings.keep:.1%}: the point is not reached, and it is judged at {which}"
+
+
+def kept_share(value: float, base: float, way: Literal["up", "down"]) -> float:
+    """Which share of the base's is kept: of what should stay high value / base, else base / value.
+
+    >>> kept_share(0.38, 0.4, "up"), kept_share(20.0, 16.0, "down"), kept_share(math.nan, 1.0, "up")
+    (0.95, 0.8, 0.0)
+    """
+    if math.isnan(value):
+        return 0.0
+    if way == "up":
+        return value / base
+    return base / value if value else math.inf
+
+
+def bisected(share: Callable[[float], float], settings: Calibrate) -> Point:
+    """The largest scale up to `max_scale` that keeps enough, as far as so many tries tell. The share is taken to fall with it."""
+    low, high = 0.0, settings.max_scale
+    if (there := share(high)) >= settings.keep:
+        return Point(high, there, "high")
+    best = lowest = Point(high, there, "low")
+    for _ in range(settings.tries - 1):
+        if best.bound is None and best.share <= settings.keep + settings.tolerance:
+            break
+        scale = (low + high) / 2
+        if (there := share(scale)) >= settings.keep:
+            low, best = scale, Point(scale, there, None)
+        else:
+            high, lowest = scale, Point(scale, there, "low")
+    return best if best.bound is None else lowest
+
+
+def _measured(calibration: Calibration, session: Session, model: Model, key: str) -> Measure:
+    """The metric on the calibration's items."""
+    items, metric = calibration.items, calibration.settings.metric
+    bench: Bench = bench_of(calibration.lineup, model, key, calibration.work, calibration.work, session)
+    base = session.show(None if model.name == "base" else model)
+    measures = EVALUATORS.get(items.settings.kind).measure(
+        base, items.settings, items.table, replace(bench, progress=_silent)
+    )
+    for measure in measures:
+        if measure.metric == metric and measure.subject is None:
+            return measure
+    known = [measure.metric for measure in measures if measure.subject is None]
+    raise RecipeError(
+        f"calibrate.metric: the evaluation {items.name!r} measures no {metric!r}{suggestion(metric, known)}"
+    )
+
+
+def _silent(done: int, total: int, note: str = "") -> None:
+    """The steps that are told are tries, not items."""
+
+
+def _value(measure: Measure, calibration: Calibration) -> float:
+    return score([measure], calibration.items.subjects[calibration.subject]).value
+
+
+def _earlier(calibration: Calibration, key: str) -> dict[str, float]:
+    """What an earlier process tried of this very calibration."""
+    stored: Mapping[str, Any] = unsealed(read_json(calibration.work / TRIED)) or {}
+    return {scale: real(value) for scale, value in stored["tried"].items()} if stored.get("key") == key else {}

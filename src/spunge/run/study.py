@@ -1,0 +1,90 @@
+"""A search's study, which Optuna keeps in a journal: what was tried, and what is tried next."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spunge.data.split import seed_for
+from spunge.errors import RecipeError
+from spunge.files import written
+from spunge.recipe.ranges import Among, Between, Searched
+from spunge.results import Wanted
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "trials.journal"
+
+
+def require_optuna() -> None:
+    """Raises RecipeError where Optuna is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise RecipeError("tune: needs Optuna; pip install 'spunge[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def study_in(folder: Path, good: Sequence[Wanted]) -> "optuna.Study":
+    """The study in a search's folder, whole lines of it: a process that was killed may have left half of one.
+
+    good: which way is, of each objective.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.study import StudyDirection
+
+    file = folder / JOURNAL
+    if file.exists():
+        content = file.read_bytes()
+        if not content.endswith(b"\n"):
+            with written(file) as part:
+                part.write_bytes(content[: content.rfind(b"\n") + 1])
+    for left in folder.glob(f"{JOURNAL}.lock*"):  # this process alone is at work in the folder
+        left.unlink()
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+    way = {"up": StudyDirection.MAXIMIZE, "down": StudyDirection.MINIMIZE}
+    return optuna.create_study(
+        storage=storage,
+        study_name="tune",
+        directions=[way[each] for each in good],
+        load_if_exists=True,
+    )
+
+
+def state_of(name: str) -> "optuna.trial.TrialState":
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def taken_up(searched: Sequence[Searched], study: "optuna.Study") -> tuple[int, dict[str, Any]] | None:
+    """A trial that was under way when its process ended, if any; of one whose values were not all drawn nothing was made."""
+    for trial in study.get_trials(deepcopy=False, states=(state_of("RUNNING"),)):
+        if trial.params.keys() == {setting.name for setting in searched}:
+            return trial.number, trial.params
+        study.tell(trial.number, state=state_of("FAIL"))
+    return None
+
+
+def asked(searched: Sequence[Searched], study: "optuna.Study", seed: int, count: int) -> tuple[int, dict[str, Any]]:
+    """The next trial. Its draws depend on the trials before it and the search's seed, not on where the search was stopped.
+
+    count: of the trials that are over.
+    """
+    import optuna
+
+    study.sampler = optuna.samplers.TPESampler(seed=seed_for(seed, "trial", str(count)) % (1 << 32))
+    trial = study.ask({setting.name: _distribution(setting.range) for setting in searched})
+    return trial.number, trial.params
+
+
+def _distribution(drawn: Between | Among) -> "optuna.distributions.BaseDistribution":
+    """A choice is drawn by its place: it may be a list, which Optuna does not keep."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(drawn, Among):
+        return CategoricalDistribution(list(range(len(drawn.choices))))
+    if drawn.whole:
+        return IntDistribution(int(drawn.low), int(drawn.high), log=drawn.log)
+    return FloatDistribution(drawn.low, drawn.high, log=drawn.log)

@@ -1,0 +1,243 @@
+"""Calibration: every arm gets the largest scale that keeps a share of the base's metric, on items that are then not judged."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spunge
+from spunge.errors import RecipeError
+from spunge.model.loading import load_base
+from spunge.recipe.loading import load_recipe
+from spunge.recipe.schema import Calibrate
+from spunge.report.text import report_text
+from spunge.run.calibrate import bisected, kept_share
+from spunge.run.stages import build, lineups
+from spunge.run.status import status
+from spunge.run.verify import verify
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import open_delta
+from toys import Told
+
+KEEP = {"evaluation": "perplexity", "metric": "perplexity", "keep": 0.9, "tries": 7}
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def calibrated(toy_recipe: dict[str, Any]) -> dict[str, Any]:
+    """Gradient ascent, which a random model's perplexity suffers from."""
+    trainable = {"kind": "tensors", "match": ["*.mlp.down_proj.weight", "lm_head.weight"]}
+    ascent = {"method": "ga", "steps": 4, "learning_rate": 0.01, "batch_size": 6, "trainable": trainable}
+    toy_recipe["unlearn"] = ascent
+    return toy_recipe | {"calibrate": KEEP, "controls": ["joint", "sequential"], "evaluate": toy_recipe["evaluate"][1:]}
+
+
+@pytest.fixture(scope="module")
+def _kept() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def done(
+    calibrated: dict[str, Any], _kept: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> Path:
+    """The folder of a finished run of `calibrated`: a copy."""
+    if not _kept:
+        _kept["run"] = tmp_path_factory.mktemp("calibrated") / "run"
+        spunge.run(calibrated, _kept["run"])
+    return Path(shutil.copytree(_kept["run"], tmp_path / "run"))
+
+
+@pytest.mark.parametrize("crossing", [0.01, 0.3, 1.1, 2.4, 3.999])
+def test_bisection_ends_at_the_largest_scale_that_keeps_enough(crossing: float) -> None:
+    settings = Calibrate(evaluation="e", metric="m", keep=0.5, tolerance=0, tries=20)
+    tried = []
+
+    def share(scale: float) -> float:
+        tried.append(scale)
+        return 0.5 ** (scale / crossing)
+
+    point = bisected(share, settings)
+    assert point.bound is None
+    assert point.scale <= crossing
+    assert point.scale == pytest.approx(crossing, abs=4.0 / 2**19)
+    assert len(tried) == len(set(tried)) == 20
+
+
+@pytest.mark.parametrize(("kept", "bound", "scale"), [(0.99, "high", 4.0), (0.1, "low", 0.5)])
+def test_a_point_that_no_scale_reaches_ends_at_the_bound(kept: float, bound: str, scale: float) -> None:
+    point = bisected(lambda _: kept, Calibrate(evaluation="e", metric="m", tries=4))
+    assert point == (scale, kept, bound)
+
+
+def test_what_is_near_enough_is_not_tried_further() -> None:
+    tried: list[float] = []
+
+    def share(scale: float) -> float:
+        tried.append(scale)
+        return 1 - scale / 40
+
+    assert bisected(share, Calibrate(evaluation="e", metric="m", keep=0.95, tries=8)).scale == 2.0
+    assert tried == [4.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "way", "share"), [(0.6, 0.8, "up", 0.75), (20, 16, "down", 0.8), (math.inf, 16, "down", 0.0)]
+)
+def test_the_share_that_is_kept(value: float, base: float, way: Any, share: float) -> None:
+    assert kept_share(value, base, way) == pytest.approx(share)
+    assert kept_share(math.nan, base, way) == 0
+
+
+def test_every_arm_stands_at_its_own_scale_and_keeps_the_share_there(calibrated: dict[str, Any], done: Path) -> None:
+    results = spunge.read_results(done)
+    arms = {model.stage: model for model in results.models if model.calibration}
+    assert set(arms) == {"control:joint", "control:sequential", "merged"}
+    [line] = lineups(load_recipe(calibrated), done)
+    items = line.inputs.base.calibration_items
+    assert items is not None
+    assert {entry.rows for entry in results.evaluations}.isdisjoint({items.sha256[:12]})
+    for model in arms.values():
+        [found] = model.calibration or ()
+        assert (found.reached, found.bound, found.n) == (True, None, len(items.table))
+        assert found.share >= 0.9
+        assert found.share == pytest.approx(found.base / found.value)
+        assert model.scale == found.scale
+        tried = json.loads((done / "calibration" / f"{model.stage.replace(':', '-')}.json").read_text())["tried"]
+        above = [scale for scale in map(float, tried) if scale > found.scale]
+        assert all(found.base / tried[repr(scale)] < 0.9 for scale in above)
+    assert len({model.scale for model in arms.values()}) > 1
+    assert {row.n for row in results.rows if row.subject == "retain"} == {12 - len(items.table)}
+    text = report_text(results)
+    assert "each model has the largest scale" in text
+    assert "joint control: scale" in text
+
+
+def test_the_judged_models_are_the_base_and_their_deltas_at_that_scale(calibrated: dict[str, Any], done: Path) -> None:
+    [line] = lineups(load_recipe(calibrated), done)
+    base = load_base(line.inputs.base.folder, line.inputs.recipe.model)
+    before = base.parameters[NAME].detach().clone()
+    joint = next(model for model in line.models if model.name == "control:joint")
+    scale = json.loads((done / "calibration" / "control-joint.json").read_text())["scale"]
+    with joint.laid_over(base):
+        wanted = before + scale * open_delta(done / "controls" / "joint").dense(NAME)
+        torch.testing.assert_close(base.parameters[NAME].detach(), wanted)
+    assert torch.equal(base.parameters[NAME], before)
+    scale = json.loads((done / "calibration" / "merged.json").read_text())["scale"]
+    plain = spunge.run(
+        load_recipe(calibrated, ["calibrate=null", f"merge.scale={scale}", "controls=[]"]), done.parent / "plain"
+    )
+    merged, theirs = Checkpoint(done / "merged"), Checkpoint(plain.folder / "merged")
+    assert all(torch.equal(merged.read(name), theirs.read(name)) for name in theirs.tensors)
+    checked = verify(done)
+    assert (checked.problems, checked.tensors) == ([], len(theirs.tensors))
+    assert {stage.state for stage in status(done)} == {"done"}
+
+
+def test_another_share_trains_nothing_and_judges_the_base_no_more(calibrated: dict[str, Any], done: Path) -> None:
+    told = Told()
+    spunge.run(load_recipe(calibrated, ["calibrate.keep=0.8"]), done, told)
+    assert not any(line.startswith(("unlearn", "judge base", "judge branch", "measure")) for line in told.lines)
+    assert {line for line in told.lines if line.startswith("calibrate ")} == {
+        "calibrate control:joint",
+        "calibrate control:sequential",
+        "calibrate merged",
+    }
+    again = Told()
+    spunge.run(load_recipe(calibrated, ["calibrate.keep=0.8"]), done, again)
+    assert not any(line.startswith(("calibrate", "merge", "judge")) for line in again.lines)
+
+
+def test_a_calibration_that_was_killed_tries_no_scale_again(
+    calibrated: dict[str, Any], done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = (done / "calibration" / "merged.json").read_text()
+    (done / "stamps" / "calibrate" / "merged.json").unlink()
+
+    class Killed(Told):
+        def step(self, count: int, total: int, note: str = "") -> None:
+            if self.lines[-1] == "calibrate merged" and count == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spunge.run(load_recipe(calibrated), done, Killed())
+    assert len(json.loads((done / "calibration" / "merged" / "tried.json").read_text())["tried"]) == 2
+    steps: list[int] = []
+    monkeypatch.setattr(
+        Told, "step", lambda self, count, total, note="": steps.append(count) if "scale" in note else None
+    )
+    spunge.run(load_recipe(calibrated), done, Told())
+    assert steps[0] == 3
+    assert (done / "calibration" / "merged.json").read_text() == wanted
+    assert not (done / "calibration" / "merged").exists()
+
+
+@pytest.mark.parametrize(("edit", "bound"), [("calibrate.max_scale=1e-4", "high"), ("calibrate.keep=1", "low")])
+def test_a_point_out_of_reach_is_told_flagged_and_judged_at_the_bound(
+    calibrated: dict[str, Any], done: Path, edit: str, bound: str
+) -> None:
+    told = Told()
+    overrides = [edit, "controls=[]", "calibrate.tries=3"]
+    results = spunge.run(load_recipe(calibrated, overrides), done, told)
+    said = told.lines[told.lines.index("calibrate merged") + 1]
+    assert "the point is not reached" in said
+    [found] = results.models[-1].calibration or ()
+    assert (found.reached, found.bound) == (False, bound)
+    assert "the point is not reached" in report_text(results)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("calibrate.evaluation=perplexty", "calibrate.evaluation: no evaluation is called 'perplexty'; did you mean"),
+        (
+            "calibrate.metric=perplexty",
+            "calibrate.metric: the evaluation 'perplexity' measures no 'perplexty'; did you",
+        ),
+        ("calibrate.subject=retian", "calibrate.subject: 'perplexity' has no 'retian'; did you mean 'retain'"),
+        ("calibrate.keep=1.5", "calibrate.keep: 1.5"),
+        ("merge.scale=2", "merge.scale: 2.0: calibrate sets it"),
+        ("merge={rule: slerp}", "merge.rule: 'slerp' has no scale"),
+        ("evaluate.0.limit=1", "calibrate.evaluation: 'perplexity' has 1 item of 'retain', all in one half"),
+        (
+            "evaluate.0={kind: perplexity, text: text, source: SOURCE}",
+            "calibrate.subject: missing, .* several: europe, asia",
+        ),
+        (
+            "evaluate.0={kind: perplexity, text: text, source: SOURCE, subject: asia, by: 'NULL'}",
+            "'asia' is to be forgotten",
+        ),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_one_line_before_any_training(
+    calibrated: dict[str, Any], tmp_path: Path, edit: str, message: str
+) -> None:
+    told = Told()
+    edit = edit.replace("SOURCE", calibrated["forget"]["source"])
+    with pytest.raises(RecipeError, match=message) as raised:
+        spunge.run(load_recipe(calibrated, [edit]), tmp_path / "new", told)
+    assert "\n" not in str(raised.value)
+    assert not any(line.startswith("unlearn") for line in told.lines)
+
+
+def test_a_plan_tells_of_the_calibrations(calibrated: dict[str, Any], tmp_path: Path) -> None:
+    graph = build(load_recipe(calibrated), tmp_path / "new").graph
+    names = [name for name in graph.stages if name.startswith("calibrate:")]
+    assert names == ["calibrate:base", "calibrate:control:joint", "calibrate:control:sequential", "calibrate:merged"]
+    assert list(graph.stages).index("calibrate:base") < list(graph.stages).index("branch:asia")
+    planned = spunge.plan(load_recipe(calibrated), tmp_path / "new")
+    assert {"calibrate:base", "calibrate:merged"} <= {stage.stage for stage in planned.stages}
+
+
+def test_several_seeds_have_a_scale_each(calibrated: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    results = spunge.run(
+        load_recipe(calibrated, ["seeds=2", "controls=[]", "calibrate.tries=2", "split.values=[asia]"]),
+        tmp_path / "new",
+    )
+    assert len(results.models[-1].calibration or ()) == 2
+    assert verify(tmp_path / "new").problems == []

@@ -1,0 +1,266 @@
+"""A search tries settings on validation items, shares what is trained, goes on where it was stopped; the test is of others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spunge
+from spunge.errors import RecipeError
+from spunge.report.search import Search
+from spunge.run.tune import tune
+from toys import Told, rows
+
+OBJECTIVES = ["forgotten/perplexity/europe,kept/perplexity/retain"]
+
+
+def searched(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any]:
+    return {
+        "model": {"path": str(tiny("llama")), "dtype": "float32"},
+        "forget": {"source": str(files["forget"])},
+        "split": {"by": "topic"},
+        "retain": {"source": str(files["retain"])},
+        "unlearn": {
+            "method": "rmu",
+            "layer": 2,
+            "steps": 2,
+            "batch_size": 4,
+            "learning_rate": {"choices": [0.01, 0.03]},
+        },
+        "merge": {
+            "rule": "ties",
+            "density": {"low": 0.2, "high": 0.9},
+            "scale": {"low": 0.5, "high": 2.0, "log": True},
+        },
+        "evaluate": [
+            {"kind": "perplexity", "name": "forgotten"},
+            {"kind": "perplexity", "name": "kept", "source": str(files["retain"]), "subject": "retain", "by": "NULL"},
+            {"kind": "memorization", "name": "rows", "metrics": ["exact"]},
+            {
+                "kind": "memorization",
+                "name": "plain",
+                "source": str(files["retain"]),
+                "by": "NULL",
+                "metrics": ["exact"],
+            },
+        ],
+        "aggregates": {
+            "exactness": {
+                "kind": "harmonic_mean",
+                "of": [
+                    {"evaluation": "plain", "metric": "exact memorization"},
+                    {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
+                ],
+            }
+        },
+        "controls": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("rows")
+    files = {}
+    for name, topics in {"forget": ["europe", "asia"], "retain": ["other"]}.items():
+        files[name] = folder / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows(topics)))
+    return searched(tiny, files)
+
+
+class Done:
+    """A search of five trials, and what was said."""
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self.folder, self.told = folder, Told()
+        self.search = tune(recipe, 5, OBJECTIVES, folder, watcher=self.told)
+
+
+@pytest.fixture(scope="module")
+def done(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return Done(tmp_path_factory.mktemp("search") / "out", recipe)
+
+
+def test_a_trial_that_changes_the_merge_alone_trains_nothing(done: Done) -> None:
+    rates = {trial.values["unlearn.learning_rate"] for trial in done.search.trials}
+    assert rates == {0.01, 0.03}
+    trained = [line for line in done.told.lines if line.startswith("unlearn ")]
+    made = [place for place, line in enumerate(done.told.lines) if line.startswith("unlearn ")]
+    taken = [place for place in made if done.told.lines[place + 1].startswith("from trials/")]
+    assert len(trained) - len(taken) == len(rates) * 2  # two branches each
+    assert len(taken) == (5 - len(rates)) * 2
+
+
+def test_a_trial_gives_what_a_run_of_its_settings_gives(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
+    trial = done.search.trials[3]
+    content = {**recipe, "unlearn": {**recipe["unlearn"]}, "merge": {**recipe["merge"]}}
+    for setting, value in trial.values.items():
+        block, name = setting.split(".")
+        content[block][name] = value
+    content["evaluate"] = [{**entry, "half": "validation"} for entry in recipe["evaluate"]]
+    results = spunge.run(content, tmp_path / "run")
+    assert trial.scores is not None
+    assert trial.scores[0].value == results.value("merged", "europe", "perplexity")
+    assert trial.scores[1].value == results.value("merged", "retain", "perplexity")
+
+
+def test_no_point_is_beaten_by_another_trial(done: Done) -> None:
+    assert [goal.wanted for goal in done.search.objectives] == ["up", "down"]
+    values = {
+        trial.number: (-trial.scores[0].value, trial.scores[1].value) for trial in done.search.trials if trial.scores
+    }
+    best = {
+        number
+        for number, own in values.items()
+        if not any(a <= own[0] and b <= own[1] and (a, b) != own for a, b in values.values())
+    }
+    assert {trial.number for trial in done.search.points} == best
+    assert {file.stem for file in (done.folder / "points").glob("*.yaml")} == set(map(str, best))
+
+
+def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
+    done: Done, recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def values(search: Search) -> list[Any]:
+        return [(trial.values, trial.scores) for trial in search.trials]
+
+    stops = iter([1, 2, 5])
+    for stop in stops:  # at a branch, while the third trial is drawn, and after its results
+        _stopped(recipe, tmp_path / "out", stop)
+    with (tmp_path / "out" / "trials.journal").open("a") as journal:
+        journal.write('{"op_code": 4, "worker_id"')  # a line that was cut off
+    (tmp_path / "out" / "trials.journal.lock").touch()
+    told = Told()
+    search = tune(recipe, 3, OBJECTIVES, tmp_path / "out", watcher=told)
+    assert values(search) == values(done.search)[:3]
+
+
+def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
+    class Stopping(Told):
+        count = 0
+
+        def end(self, outcome: str) -> None:
+            super().end(outcome)
+            if "trial " in self.lines[-2] or "judge merged" in self.lines[-2] or "unlearn " in self.lines[-2]:
+                self.count += 1
+                if self.count == after:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(recipe, 3, OBJECTIVES, out, watcher=Stopping())
+
+
+def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[str, Any]) -> None:
+    number = done.search.points[0].number
+    search = tune(recipe, 5, OBJECTIVES, done.folder, judge=[str(number)])
+    point = search.points[0]
+    assert point.test is not None
+    told = Told()
+    assert tune(recipe, 0, OBJECTIVES, done.folder, judge=[str(number)], watcher=told) == search
+    assert not told.judged
+    results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
+    of = {half: {each.name: each for each in result.evaluations} for half, result in results.items()}
+    assert set(of["test"]) == {"forgotten", "kept", "rows", "plain", "exactness"}
+    assert set(of["validation"]) == {"forgotten", "kept"}
+    for name in of["validation"]:
+        assert of["test"][name].rows != of["validation"][name].rows
+    assert (done.folder / "points" / str(number) / "merged" / "config.json").exists()
+    assert not (done.folder / "trials" / str(number) / "merged").exists()
+
+
+def _runs(folder: Path, number: int) -> dict[str, Path]:
+    return {"validation": folder / "trials" / str(number), "test": folder / "points" / str(number)}
+
+
+def test_the_page_opens_offline_and_shows_every_trial(done: Done) -> None:
+    page = (done.folder / "tune.html").read_text()
+    content = json.loads((done.folder / "tune.json").read_text())
+    assert "default-src 'none'" in page
+    assert [trial["number"] for trial in content["trials"]] == list(range(5))
+    assert page.count('class="mark merged"') == len(done.search.points) + 1  # and one in the legend
+    assert page.count('class="mark branch"') == 5 - len(done.search.points) + 1
+
+
+def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    content = {**recipe, "unlearn": {**recipe["unlearn"], "learning_rate": {"choices": [1e-30, 0.01]}}}
+    search = tune(content, 3, OBJECTIVES, tmp_path / "out")
+    failed = [trial for trial in search.trials if trial.why]
+    assert {trial.values["unlearn.learning_rate"] for trial in failed} == {1e-30}
+    assert all("nothing was changed" in (trial.why or "") for trial in failed)
+    assert len(search.trials) == 3
+    assert search.points
+
+
+def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str, Any], tmp_path: Path) -> None:
+    calibrated = {"evaluation": "kept", "metric": "perplexity", "keep": 0.99, "tries": 2}
+    content = {**recipe, "calibrate": calibrated, "merge": {"rule": "ties", "density": {"low": 0.2, "high": 0.9}}}
+    search = tune(content, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
+    assert [goal.wanted for goal in search.objectives] == ["up", "up"]
+    results = spunge.read_results(tmp_path / "out" / "trials" / "0")
+    assert [score.value for score in search.trials[0].scores or ()] == [
+        results.value("merged", "all", "exactness"),
+        results.value("merged", "asia", "perplexity"),
+    ]
+
+
+def changed(recipe: dict[str, Any], setting: str, value: Any) -> dict[str, Any]:
+    block, name = setting.split(".")
+    return {**recipe, block: {**recipe[block], name: value}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "objectives", "said"),
+    [
+        (
+            "merge.density",
+            {"low": 0.5, "high": 2},
+            OBJECTIVES,
+            "merge.density: 2: it should be less than or equal to 1",
+        ),
+        ("merge.density", {"low": 0.5, "high": 0.5}, OBJECTIVES, "merge.density: low 0.5 is not below high 0.5"),
+        ("merge.scale", {"low": 0, "high": 1, "log": True}, OBJECTIVES, "merge.scale.low: 0: a logarithmic range"),
+        ("merge.density", {"choices": [0.5]}, OBJECTIVES, "merge.density.choices: .*: give two values or more"),
+        ("merge.rule", {"choices": ["ties", "tise"]}, OBJECTIVES, "merge.rule: no rule 'tise'"),
+        ("unlearn.steps", {"low": 0.5, "high": 2.5}, OBJECTIVES, "unlearn.steps: 0.5: it should be a valid integer"),
+        ("merge.density", 0.5, ["kept/perplexity/retain"], "--objectives: .*: give two that differ"),
+        (
+            "merge.density",
+            0.5,
+            ["kpt/perplexity/retain", "x"],
+            "no evaluation or aggregate is called 'kpt'; did you mean 'kept'",
+        ),
+        ("merge.density", 0.5, ["kept/perplexity,forgotten/perplexity/asia"], "'kept/perplexity' is not of the form"),
+        ("merge.density", 0.5, ["kept/accuracy/retain,forgotten/perplexity/asia"], "'kept' measures no 'accuracy'"),
+        (
+            "merge.density",
+            0.5,
+            ["kept/perplexity/retin,forgotten/perplexity/asia"],
+            "'kept' has no 'retin'; did you mean 'retain'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(
+    recipe: dict[str, Any], tmp_path: Path, setting: str, value: Any, objectives: list[str], said: str
+) -> None:
+    told = Told()
+    with pytest.raises(RecipeError, match=said):
+        tune(changed(recipe, setting, value), 2, objectives, tmp_path / "out", watcher=told)
+    assert not [line for line in told.lines if line.startswith("unlearn")]
+
+
+def test_a_folder_of_another_search_is_not_gone_on_with(done: Done, recipe: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="holds a search of other ranges"):
+        tune(changed(recipe, "merge.scale", {"low": 0.5, "high": 3.0}), 6, OBJECTIVES, done.folder)
+    with pytest.raises(RecipeError, match="is no run's folder"):
+        spunge.run(
+            changed(changed(changed(recipe, "merge.scale", 1), "merge.density", 1), "unlearn.learning_rate", 1),
+            done.folder,
+        )
+
+
+def test_a_run_refuses_ranges_in_a_line(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^unlearn\.learning_rate: a range, which `spunge tune` searches"):
+        spunge.run(recipe, tmp_path / "run")
