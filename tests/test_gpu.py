@@ -39,6 +39,7 @@ from spunge.unlearning.rmu.trunk import Trunk
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Delta, open_delta, write_delta
 from spunge.weights.overlay import applied
+from spunge.weights.packed import is_packed, unpacked
 from spunge.weights.sources import DeltaSource
 from toys import texts
 
@@ -210,6 +211,76 @@ def test_a_training_that_was_killed_on_the_card_goes_on_to_the_same_delta(
     assert resumed.steps == STEPS
     # Not bit for bit: sums on a card come in any order.
     assert apart(dense(resumed), dense(undisturbed)) < (5e-3 if card != "cpu" else 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"), [("rmu", None), ("npo", {**FACTORS, "dropout": 0.2}), ("ga", EVERYTHING)]
+)
+def test_activations_computed_again_on_the_card_give_the_same(
+    card: str, on: Callable[..., Base], method: str, trainable: Any, tmp_path: Path
+) -> None:
+    given = {} if trainable is None else {"trainable": trainable}
+    base = on(card)
+    whole = unlearn(base, method, tmp_path / "held", **given)
+    again = unlearn(replace(base, checkpoint_activations=True), method, tmp_path / "again", **given)
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "held"), rel=5e-3)
+    assert apart(dense(again), dense(whole)) < 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "lion"])
+def test_an_optimizer_of_bitsandbytes_on_the_card_goes_on_after_a_kill(
+    card: str, tiny: Callable[..., Path], optimizer: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, _steps: int, _note: str = "", /) -> None:
+        if step == 3:
+            raise Killed
+
+    folder = tiny(
+        "llama", hidden_size=96, num_hidden_layers=2
+    )  # matrices of 4096 entries and more, whose moments are in 8 bits
+    base = load_base(folder, ModelSettings(path=str(folder), dtype="float32", device=card))
+    state = {"state": tmp_path / "state.pt", "save_seconds": 0.0}
+    given = {"trainable": EVERYTHING, "optimizer": optimizer}
+    undisturbed = unlearn(base, "tvn", **given)
+    with pytest.raises(Killed):
+        unlearn(base, "tvn", task={**state, "progress": kill}, **given)
+    resumed = unlearn(base, "tvn", task=state, **given)
+    assert resumed.steps == STEPS
+    assert apart(dense(resumed), dense(undisturbed)) < 0.05
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("method", ["rmu", "npo", "sku", "tvn"])
+def test_the_packed_values_and_the_delta_from_the_card_are_the_trained_model(
+    card: str, tiny: Callable[..., Path], method: str, bits: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = tiny("llama", hidden_size=64, intermediate_size=128)
+    settings = ModelSettings(path=str(folder), dtype="float32", device=card)
+    base, plain = load_base(folder, settings.model_copy(update={"train_in": bits})), load_base(folder, settings)
+    for path, module in base.model.named_modules():
+        if is_packed(module):
+            plain.model.get_submodule(path).weight.data = unpacked(module).float()
+    seen, before = torch.empty(0), logits(base)
+
+    def progress(step: int, steps: int, _note: str = "", /) -> None:
+        nonlocal seen
+        if step == steps:
+            seen = logits(base)
+
+    branch = unlearn(base, method, task={"progress": progress}, trainable=FACTORS, learning_rate=1e-2)
+    if method in ("sku", "tvn"):  # what was learned is subtracted: laid over with its sign turned
+        branch = replace(
+            branch, changes={name: each._replace(scale=-each.scale) for name, each in branch.changes.items()}
+        )
+    write_delta(tmp_path, branch.changes, {"base": "none"})
+    with applied(plain.parameters, open_delta(tmp_path)):
+        assert (logits(plain) - seen).norm() < (0.02 if bits == "4bit" else 0.5) * (seen - before).norm()
 
 
 def test_a_batch_that_the_cards_memory_does_not_hold_is_learned_in_pieces(

@@ -38,7 +38,7 @@ TRAINED = [
 
 
 def trained(base: Any, method: str, log: Path, **changes: Any) -> Branch:
-    settings = {"method": method, "steps": 3, "epochs": None, "batch_size": 4, "learning_rate": 1e-3, **changes}
+    settings = {"method": method, "steps": 2, "epochs": None, "batch_size": 4, "learning_rate": 1e-3, **changes}
     task = Task(base, {"a": PAIRS if method in NEED_PROMPTS else PLAIN}, KEPT, {"a": 1}, log)
     return METHODS.get(method).unlearn(task, METHODS.get(method).settings(**settings))
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
+from spunge.model.packing import hollow, load_packed
 from spunge.model.refusing import refused_as
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.schema import ModelSettings, PackedIn
+from spunge.recipe.training import refuse_without_bitsandbytes
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.described import described_by
 from spunge.weights.names import WHOLE, Region
@@ -57,6 +59,7 @@ class Base:
     )  # a checkpoint's tensor that is part of the model's -> which
     template: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template
     positions: int | None = None  # tokens that there are positions for; None: nothing bounds them
+    train_in: PackedIn | None = None  # how the linear layers are packed; then `parameters` holds no values of theirs
     checkpoint_activations: bool = False  # training holds the blocks' inputs and computes the rest again
 
     def reach(self, length: int) -> int:
@@ -85,19 +88,27 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     """
     device = pick_device(settings.device)
-    trust = settings.trust_remote_code
+    trust, packed_in = settings.trust_remote_code, settings.train_in
+    if packed_in is not None:
+        refuse_without_bitsandbytes("model.train_in", packed_in)
     with refused_as(f"{setting}: {str(folder)!r} cannot be loaded as a causal language model"):
         config = settled(described_by(folder, trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
-        model = None if last is None or last + 1 >= depth else _first_blocks(folder, config, dtype, trust, last + 1)
-        if model is None:
-            kind = _class_of(config)
+        kind, plain = _class_of(config), None
+        whole = last is None or last + 1 >= depth or packed_in
+        model = None if last is None or whole else _first_blocks(folder, config, dtype, trust, last + 1)
+        if packed_in is not None:
+            plain = hollow(kind, config, trust)
+            model = load_packed(kind, folder, config, dtype, trust, device, packed_in)
+        elif model is None:
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
-    model.to(device).eval().requires_grad_(False)
+    if plain is None:
+        model.to(device)
+    model.eval().requires_grad_(False)
     checkpoint = Checkpoint(folder, setting)
-    names, regions = stored_names(model, checkpoint)
+    names, regions = stored_names(model, checkpoint, plain)
     positions = _positions(config, checkpoint)
     return Base(
         model,
@@ -110,6 +121,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         regions,
         settings.template,
         positions,
+        packed_in,
         settings.checkpoint_activations,
     )
 

@@ -24,7 +24,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.files import is_device
 from spunge.recipe.aggregates import Aggregate, HarmonicMean, PrivLeak, RankTest, terms_of
 from spunge.recipe.block import Strict
-from spunge.recipe.training import DescentSettings, Everything, Trainable
+from spunge.recipe.training import DescentSettings, Everything, LoRA, Trainable
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 Scalar = str | int | float | bool
@@ -36,6 +36,9 @@ MEANT_AS_END = {
 }
 
 
+PackedIn = Literal["4bit", "8bit"]
+
+
 class ModelSettings(Strict):
     path: str = Field(description="Hub id, or a folder with a checkpoint.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
@@ -45,6 +48,11 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    train_in: PackedIn | None = Field(
+        None,
+        description="Hold the weights in 4 bits (nf4) or 8 (int8) while LoRA is trained beside them; needs `spunge[quant]`. What "
+        "is learned is added to the weights as they are, and these are judged. Default: as they are. See [memory](memory.md).",
+    )
     checkpoint_activations: bool = Field(
         False,
         description="Training computes the blocks again in its backward pass in place of holding what they computed: less memory, "
@@ -643,6 +651,8 @@ class Recipe(Strict):
                 raise ValueError(f"judge: two models are called {name!r}; give each a name of its own")
         if self.retain is None and self.unlearn is not None:
             _refuse_without_retain(self.unlearn)
+        if self.model.train_in is not None:
+            _refuse_beside_packed(self)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
         return self
@@ -706,6 +716,29 @@ def _refuse_without_retain(unlearn: MethodSettings) -> None:
         raise ValueError(
             f"retain: missing, and unlearn.method {unlearn.method!r} needs it; give retain.source, write `retain: "
             f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
+        )
+
+
+def _refuse_beside_packed(recipe: Recipe) -> None:
+    """Raises ValueError for what cannot be trained beside weights that are packed."""
+    said, unlearn = f"model.train_in: {recipe.model.train_in}:", recipe.unlearn
+    trained: dict[str, Strict | None] = {"teach": recipe.teach}
+    if unlearn is not None and METHODS.get(unlearn.method).trains:
+        trained["unlearn"] = unlearn
+        if METHODS.get(unlearn.method).settle is not None and (open_ := [key for key, v in unlearn if v == "auto"]):
+            raise ValueError(
+                f"{said} unlearn.{open_[0]}: auto is chosen by trials on weights that are not packed; give it a value"
+            )
+    for setting, block in trained.items():
+        if block is not None and not isinstance(dict(block).get("trainable"), LoRA):
+            raise ValueError(
+                f"{said} LoRA alone can be trained beside packed weights; set {setting}.trainable to {{kind: lora}}, or leave "
+                "train_in out"
+            )
+    if any(control.train == "sequential" for control in recipe.controls):
+        raise ValueError(
+            f"{said} the control sequential changes the weights that it goes on from, and packed ones cannot be changed; leave "
+            "one of the two out"
         )
 
 

@@ -127,9 +127,9 @@ class BaseInputs:
 
     @property
     def judged(self) -> ModelSettings:
-        """How the models are loaded to be judged. What is written in float32 is judged in it, as it will be loaded: fewer bits
-        would round away what the file holds. A dtype that the recipe names is kept."""
-        model = self.recipe.model
+        """How the models are loaded to be judged: unpacked, whatever they are trained in. What is written in float32 is judged in
+        it, as it will be loaded: fewer bits would round away what the file holds. A dtype that the recipe names is kept."""
+        model = self.recipe.model.model_copy(update={"train_in": None})
         return model.model_copy(update={"dtype": "float32"}) if self.wide and model.dtype == "auto" else model
 
     @property
@@ -145,11 +145,18 @@ class BaseInputs:
     @property
     def notes(self) -> list[str]:
         """What a person should know of the model and how it is judged."""
+        packed = self.recipe.model.train_in
+        told = []
+        if packed is not None:
+            told.append(
+                f"model.train_in: {packed}: for the training alone; merged and judged are the weights as they are"
+            )
         if not self.wide or self.recipe.model.dtype != "bfloat16":
-            return []
+            return told
         return [
+            *told,
             "model.dtype: bfloat16: models that are written in float32 are judged rounded to bfloat16; leave model.dtype out to "
-            "judge them as they are"
+            "judge them as they are",
         ]
 
     @cached_property

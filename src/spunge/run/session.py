@@ -37,9 +37,11 @@ class Session:
         self._inputs = base
 
     def _loaded(self, settings: ModelSettings, folder: Path) -> Base:
-        """A whole model in the arithmetic that some settings ask for: training and judging may ask for two. One is held."""
+        """A whole model in the arithmetic that some settings ask for, packed or not: training and judging may ask for two. One is
+        held."""
         here = self._whole
-        if here is None or here.folder != folder or here.dtype != arithmetic(folder, settings):
+        held = (folder, arithmetic(folder, settings), settings.train_in)
+        if here is None or (here.folder, here.dtype, here.train_in) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None

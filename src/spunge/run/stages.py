@@ -220,7 +220,7 @@ def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Se
         teaching.name,
         "teach the base" if teaching.name == TEACH else "teach the reference",
         needs=(UNTAUGHT,),
-        inputs=lambda: teaching_inputs(teaching),
+        inputs=lambda: teaching_inputs(teaching, base),
         files=tuple(_inside(graph, [teaching.folder / "**"])),
         passing=tuple(_inside(graph, [teaching.work / STATES, teaching.work / "delta"])),
         make=lambda session: make_taught(teaching, base, graph.key(teaching.name), session),

@@ -39,7 +39,7 @@ from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
-from spunge.run.train import STATES, keyed, reader_of
+from spunge.run.train import STATES, keyed, packed_in, reader_of, refuse_unpackable
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task
@@ -78,10 +78,11 @@ def teachings(inputs: SeedInputs) -> list[Teaching]:
     ]
 
 
-def teaching_inputs(teaching: Teaching) -> dict[str, Any]:
+def teaching_inputs(teaching: Teaching, base: BaseInputs) -> dict[str, Any]:
     """What a taught model depends on beside the given one."""
     return {
         **keyed("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
+        **packed_in(base.recipe.model),
         "teaching's version": VERSION,
         "rows": teaching.samples.sha256,
     }
@@ -94,6 +95,7 @@ def refuse_lessons(teachings: Sequence[Teaching], base: BaseInputs) -> list[str]
     for teaching in teachings[:1]:
         settings = teaching.settings
         refuse_optimizer(settings.optimizer, "teach")
+        refuse_unpackable(base.recipe.model)
         if settings.packing and not teaching.samples.plain:
             raise RecipeError(
                 "teach.packing: prompts and completions are not packed, only plain texts; set it to false"
@@ -150,6 +152,7 @@ def _taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) ->
         "seconds": round(time.perf_counter() - started, 2),
         "device": str(given.device),
         "dtype": str(given.dtype).removeprefix("torch."),
+        "train_in": given.train_in,
     }
     delta = write_delta(teaching.work / "delta", branch.changes, {"base": told["base"]}, "teach")
     told["tensors"] = delta.tensors

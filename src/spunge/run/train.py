@@ -9,8 +9,9 @@ from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
 from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth, positions_of
-from spunge.recipe.schema import MethodSettings
-from spunge.recipe.training import refuse_optimizer
+from spunge.model.packing import TOLD
+from spunge.recipe.schema import MethodSettings, ModelSettings
+from spunge.recipe.training import refuse_optimizer, refuse_without_bitsandbytes
 from spunge.registry import METHODS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -35,8 +36,20 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
     if not isinstance(settings, TrainingSettings):
         return []
     refuse_optimizer(settings.optimizer, "unlearn")
+    refuse_unpackable(inputs.recipe.model)
     parts = {part.value: part.samples for part in inputs.parts.parts}
     return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base))
+
+
+def refuse_unpackable(model: ModelSettings) -> None:
+    """Raises RecipeError where weights are to be packed and the package that does it is not installed."""
+    if model.train_in is not None:
+        refuse_without_bitsandbytes("model.train_in", model.train_in)
+
+
+def packed_in(model: ModelSettings) -> dict[str, Any]:
+    """What a training's key has of how the weights are packed; nothing where they are not."""
+    return {} if model.train_in is None else {"model.train_in": model.train_in}
 
 
 def reader_of(base: BaseInputs) -> Reader:
@@ -112,7 +125,8 @@ def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
     inputs, unlearn = lineup.inputs, choice(lineup).settings
-    content = settle_inputs(inputs, unlearn) | {f"part {part.value}": part.samples.sha256 for part in training.parts}
+    content = settle_inputs(inputs, unlearn) | packed_in(inputs.recipe.model)
+    content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
     if (brought := METHODS.get(unlearn.method).inputs) is not None:
         every = [part.value for part in inputs.parts.parts]
         content["files"] = fingerprint(brought(unlearn, [part.value for part in training.parts], every))
@@ -154,10 +168,11 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         "steps": branch.steps,
         "stopped": branch.stopped,
         "losses": dict(branch.losses),
-        "notes": {**notes, **branch.notes},
+        "notes": {**notes, **branch.notes, **_told_of(base)},
         "seconds": round(time.perf_counter() - started, 2),
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
+        "train_in": base.train_in,
     }
     delta = write_delta(folder, branch.changes, info)
     merge = inputs.recipe.merge
@@ -171,6 +186,10 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     remarks += [f"{name}: {note}" for name, note in branch.notes.items() if name == "out of memory"]
     said = f" ({'; '.join(remarks)})" if remarks else ""
     return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log)
+
+
+def _told_of(base: Base) -> dict[str, str]:
+    return {} if base.train_in is None else {"base": f"in {TOLD[base.train_in]} while this was trained beside it"}
 
 
 def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:

@@ -92,6 +92,11 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting:
 @contextmanager
 def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> Iterator[Trained]:
     """Make the named parameters trainable, as float32 copies, inside the block."""
+    if base.train_in is not None:
+        raise RecipeError(
+            f"model.train_in: {base.train_in}: LoRA alone can be trained beside packed weights; set {setting}.trainable to "
+            "{kind: lora}, or leave train_in out"
+        )
     parameters = dict(base.model.named_parameters())
     missing = [name for name in names if name not in base.names]
     if missing:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.weights.delta import LowRank
+from spunge.weights.packed import is_packed, is_turned
 
 NAME = "default"  # peft's name of the adapter in the model
 _ZERO = torch.zeros(())
@@ -86,6 +87,8 @@ def is_plain_layer(module: nn.Module) -> bool:
     """
     from transformers.pytorch_utils import Conv1D
 
+    if is_packed(module):
+        return True
     if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
         weight = module.weight
         try:
@@ -144,12 +147,16 @@ def factors_of(layer: Any, name: str = NAME) -> LowRank | None:
     """What a LoRA layer of peft's adds to its base layer; None where it is no product of two factors (DoRA, convolutions)."""
     from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
 
-    if type(layer) not in (Embedding, Linear, ParamWrapper) or name in layer.lora_variant:
+    inside = layer.get_base_layer()
+    packed = is_packed(inside)
+    if not (packed or type(layer) in (Embedding, Linear, ParamWrapper)) or name in layer.lora_variant:
         return None
     scale = float(layer.scaling[name])
     if type(layer) is Embedding:
         return LowRank(layer.lora_embedding_A[name].detach(), layer.lora_embedding_B[name].detach(), scale, True)
     a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    if packed:
+        return LowRank(a, b, scale, is_turned(inside))
     if type(layer) is Linear or layer.get_param().ndim == 2:
         return LowRank(a, b, scale, bool(layer.fan_in_fan_out))
     # peft lays the experts' factors side by side: (experts * r, in), and (out, r * experts) with the experts innermost.

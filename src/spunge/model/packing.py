@@ -1,0 +1,62 @@
+"""Load a model whose linear layers are packed in 4 or 8 bits (`model.train_in`), through bitsandbytes, to train LoRA beside it."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from spunge.recipe.schema import PackedIn
+
+TOLD: dict[PackedIn, str] = {"4bit": "4 bits (nf4, its scales in 8 bits)", "8bit": "8 bits (int8)"}
+
+
+def load_packed(
+    kind: Any, folder: Path, config: Any, dtype: torch.dtype, trust: bool, device: torch.device, packed_in: PackedIn
+) -> Any:
+    """A model of the auto class `kind`, its linear layers packed as they are read, its output layer and the rest in `dtype`.
+
+    4bit: nf4 in blocks, their scales quantised again (Dettmers et al. 2023, arXiv 2305.14314). 8bit: int8 by rows, inputs beyond
+    6 apart in 16 bits (Dettmers et al. 2022, arXiv 2208.07339).
+    """
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells each cast of each layer
+    if packed_in == "4bit":
+        how = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    else:
+        how = BitsAndBytesConfig(load_in_8bit=True)
+    model = kind.from_pretrained(
+        folder,
+        config=copy.deepcopy(config),
+        dtype=dtype,
+        trust_remote_code=trust,
+        quantization_config=how,
+        device_map={"": device},
+    )
+    if packed_in == "4bit":
+        _compute_alike(model)
+    return model
+
+
+def _compute_alike(model: nn.Module) -> None:
+    """Some CPUs have a way of their own for passes without gradient, in bfloat16 whatever is asked for: a reference computed so
+    would not be the model that is trained."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def hollow(kind: Any, config: Any, trust: bool) -> Any:
+    """The same model with nothing packed, without its values: it has the checkpoint's shapes."""
+    with torch.device("meta"):
+        return kind.from_config(copy.deepcopy(config), trust_remote_code=trust)
