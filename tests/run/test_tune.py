@@ -1,6 +1,8 @@
 """A search tries settings on validation items, shares what is trained, goes on where it was stopped; the test is of others."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ import pytest
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.progress import SILENT
 from spunge.report.search import Search
+from spunge.run.sharing import take
+from spunge.run.stages import build
 from spunge.run.tune import tune
 from toys import Told, rows
 
@@ -37,24 +42,8 @@ def searched(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any
         "evaluate": [
             {"kind": "perplexity", "name": "forgotten"},
             {"kind": "perplexity", "name": "kept", "source": str(files["retain"]), "subject": "retain", "by": "NULL"},
-            {"kind": "memorization", "name": "rows", "metrics": ["exact"]},
-            {
-                "kind": "memorization",
-                "name": "plain",
-                "source": str(files["retain"]),
-                "by": "NULL",
-                "metrics": ["exact"],
-            },
+            {"kind": "perplexity", "name": "beside", "source": str(files["retain"]), "subject": "beside", "by": "NULL"},
         ],
-        "aggregates": {
-            "exactness": {
-                "kind": "harmonic_mean",
-                "of": [
-                    {"evaluation": "plain", "metric": "exact memorization"},
-                    {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
-                ],
-            }
-        },
         "controls": [],
     }
 
@@ -70,11 +59,11 @@ def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 class Done:
-    """A search of five trials, and what was said."""
+    """A search of four trials, and what was said."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
         self.folder, self.told = folder, Told()
-        self.search = tune(recipe, 5, OBJECTIVES, folder, watcher=self.told)
+        self.search = tune(recipe, 4, OBJECTIVES, folder, watcher=self.told)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +78,7 @@ def test_a_trial_that_changes_the_merge_alone_trains_nothing(done: Done) -> None
     made = [place for place, line in enumerate(done.told.lines) if line.startswith("unlearn ")]
     taken = [place for place in made if done.told.lines[place + 1].startswith("from trials/")]
     assert len(trained) - len(taken) == len(rates) * 2  # two branches each
-    assert len(taken) == (5 - len(rates)) * 2
+    assert len(taken) == (4 - len(rates)) * 2
 
 
 def test_a_trial_gives_what_a_run_of_its_settings_gives(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -125,15 +114,14 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
     def values(search: Search) -> list[Any]:
         return [(trial.values, trial.scores) for trial in search.trials]
 
-    stops = iter([1, 2, 5])
-    for stop in stops:  # at a branch, while the third trial is drawn, and after its results
+    for stop in (2, 5):  # after a branch, and after the scores
         _stopped(recipe, tmp_path / "out", stop)
     with (tmp_path / "out" / "trials.journal").open("a") as journal:
         journal.write('{"op_code": 4, "worker_id"')  # a line that was cut off
     (tmp_path / "out" / "trials.journal.lock").touch()
     told = Told()
-    search = tune(recipe, 3, OBJECTIVES, tmp_path / "out", watcher=told)
-    assert values(search) == values(done.search)[:3]
+    search = tune(recipe, 2, OBJECTIVES, tmp_path / "out", watcher=told)
+    assert values(search) == values(done.search)[:2]
 
 
 def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
@@ -148,12 +136,12 @@ def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
                     raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(recipe, 3, OBJECTIVES, out, watcher=Stopping())
+        tune(recipe, 2, OBJECTIVES, out, watcher=Stopping())
 
 
 def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[str, Any]) -> None:
     number = done.search.points[0].number
-    search = tune(recipe, 5, OBJECTIVES, done.folder, judge=[str(number)])
+    search = tune(recipe, 4, OBJECTIVES, done.folder, judge=[str(number)])
     point = search.points[0]
     assert point.test is not None
     told = Told()
@@ -161,7 +149,7 @@ def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[
     assert not told.judged
     results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
     of = {half: {each.name: each for each in result.evaluations} for half, result in results.items()}
-    assert set(of["test"]) == {"forgotten", "kept", "rows", "plain", "exactness"}
+    assert set(of["test"]) == {"forgotten", "kept", "beside"}
     assert set(of["validation"]) == {"forgotten", "kept"}
     for name in of["validation"]:
         assert of["test"][name].rows != of["validation"][name].rows
@@ -177,25 +165,37 @@ def test_the_page_opens_offline_and_shows_every_trial(done: Done) -> None:
     page = (done.folder / "tune.html").read_text()
     content = json.loads((done.folder / "tune.json").read_text())
     assert "default-src 'none'" in page
-    assert [trial["number"] for trial in content["trials"]] == list(range(5))
+    assert [trial["number"] for trial in content["trials"]] == list(range(4))
     assert page.count('class="mark merged"') == len(done.search.points) + 1  # and one in the legend
-    assert page.count('class="mark branch"') == 5 - len(done.search.points) + 1
+    assert page.count('class="mark branch"') == 4 - len(done.search.points) + 1
 
 
 def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     content = {**recipe, "unlearn": {**recipe["unlearn"], "learning_rate": {"choices": [1e-30, 0.01]}}}
-    search = tune(content, 3, OBJECTIVES, tmp_path / "out")
+    search = tune(content, 2, OBJECTIVES, tmp_path / "out")
     failed = [trial for trial in search.trials if trial.why]
     assert {trial.values["unlearn.learning_rate"] for trial in failed} == {1e-30}
     assert all("nothing was changed" in (trial.why or "") for trial in failed)
-    assert len(search.trials) == 3
+    assert len(search.trials) == 2
     assert search.points
 
 
 def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str, Any], tmp_path: Path) -> None:
     calibrated = {"evaluation": "kept", "metric": "perplexity", "keep": 0.99, "tries": 2}
+    plain = recipe["evaluate"][1]["source"]
+    exact = {"kind": "memorization", "metrics": ["exact"]}
+    evaluate = [
+        *recipe["evaluate"],
+        {**exact, "name": "rows"},
+        {**exact, "name": "plain", "source": plain, "by": "NULL"},
+    ]
+    terms = [
+        {"evaluation": "plain", "metric": "exact memorization"},
+        {"evaluation": "rows", "metric": "exact memorization", "subject": "asia"},
+    ]
+    recipe = {**recipe, "evaluate": evaluate, "aggregates": {"exactness": {"kind": "harmonic_mean", "of": terms}}}
     content = {**recipe, "calibrate": calibrated, "merge": {"rule": "ties", "density": {"low": 0.2, "high": 0.9}}}
     search = tune(content, 1, ["exactness, forgotten/perplexity/asia"], tmp_path / "out")
     assert [goal.wanted for goal in search.objectives] == ["up", "up"]
@@ -220,9 +220,6 @@ def changed(recipe: dict[str, Any], setting: str, value: Any) -> dict[str, Any]:
             OBJECTIVES,
             "merge.density: 2: it should be less than or equal to 1",
         ),
-        ("merge.density", {"low": 0.5, "high": 0.5}, OBJECTIVES, "merge.density: low 0.5 is not below high 0.5"),
-        ("merge.scale", {"low": 0, "high": 1, "log": True}, OBJECTIVES, "merge.scale.low: 0: a logarithmic range"),
-        ("merge.density", {"choices": [0.5]}, OBJECTIVES, "merge.density.choices: .*: give two values or more"),
         ("merge.rule", {"choices": ["ties", "tise"]}, OBJECTIVES, "merge.rule: no rule 'tise'"),
         ("unlearn.steps", {"low": 0.5, "high": 2.5}, OBJECTIVES, "unlearn.steps: 0.5: it should be a valid integer"),
         ("merge.density", 0.5, ["kept/perplexity/retain"], "--objectives: .*: give two that differ"),
@@ -251,14 +248,77 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     assert not [line for line in told.lines if line.startswith("unlearn")]
 
 
-def test_a_folder_of_another_search_is_not_gone_on_with(done: Done, recipe: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="holds a search of other ranges"):
-        tune(changed(recipe, "merge.scale", {"low": 0.5, "high": 3.0}), 6, OBJECTIVES, done.folder)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"judge": ["best"]}, "--judge: 'best': give a point's number, or all"),
+        ({"judge": ["99"]}, "--judge: 99: no such point; they are "),
+        ({"trials": -1}, "--trials: -1: give how many trials there should be in all"),
+    ],
+)
+def test_a_point_or_a_count_that_is_none_is_refused(
+    done: Done, recipe: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        tune(recipe, objectives=OBJECTIVES, out=done.folder, **{"trials": 4, **options})
+
+
+def test_without_optuna_the_mend_is_said(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(RecipeError, match=r"tune: needs Optuna; pip install 'spunge\[tune\]'"):
+        tune(recipe, 1, OBJECTIVES, tmp_path / "out")
+
+
+def test_a_stage_whose_files_are_damaged_is_not_taken(done: Done, tmp_path: Path) -> None:
+    trial = done.folder / "trials" / "0"
+    other, graph = tmp_path / "other", build(spunge.load_recipe(trial / "recipe.yaml"), tmp_path / "mine", False).graph
+    shutil.copytree(trial, other)
+    delta = other / "branches" / "asia" / "delta.safetensors"
+    delta.write_bytes(delta.read_bytes()[:-1] + b"?")
+    assert not take(graph, "branch:asia", [other], SILENT)
+    assert not list((tmp_path / "mine").rglob("*.*"))
+    assert take(graph, "branch:asia", [other, trial], SILENT)
+    assert graph.state("branch:asia").done
+
+
+@pytest.mark.parametrize(
+    ("change", "seed", "said"),
+    [
+        ({"merge": {"rule": "ties", "scale": {"low": 0.5, "high": 3.0}}}, 0, "ranges"),
+        ({}, 1, "seed"),
+    ],
+)
+def test_a_folder_of_another_search_is_not_gone_on_with(
+    done: Done, recipe: dict[str, Any], change: dict[str, Any], seed: int, said: str
+) -> None:
+    content = {**recipe, **{block: {**recipe[block], **own} for block, own in change.items()}}
+    with pytest.raises(RecipeError, match=f"holds a search of other {said}"):
+        tune(content, 4, OBJECTIVES, done.folder, seed=seed)
+
+
+def test_a_search_of_changed_rows_is_not_gone_on_with(recipe: dict[str, Any], tmp_path: Path) -> None:
+    source = Path(shutil.copy(recipe["forget"]["source"], tmp_path / "forget.jsonl"))
+    content = {
+        **recipe,
+        "forget": {"source": str(source)},
+        "teach": {"source": str(source), "steps": 1, "batch_size": 2},
+    }
+    search = tune(content, 1, OBJECTIVES, tmp_path / "out")
+    assert tune(content, 1, OBJECTIVES, tmp_path / "out") == search
+    source.write_text(source.read_text() + json.dumps({"topic": "asia", "text": "tokyo is the capital"}) + "\n")
+    with pytest.raises(RecipeError, match="holds a search of other rows"):
+        tune(content, 1, OBJECTIVES, tmp_path / "out")
+
+
+def test_a_run_and_a_search_do_not_share_a_folder(
+    done: Done, toy_recipe: dict[str, Any], recipe: dict[str, Any]
+) -> None:
     with pytest.raises(RecipeError, match="is no run's folder"):
-        spunge.run(
-            changed(changed(changed(recipe, "merge.scale", 1), "merge.density", 1), "unlearn.learning_rate", 1),
-            done.folder,
-        )
+        spunge.run(toy_recipe, done.folder)
+    with pytest.raises(RecipeError, match="is no search's folder"):
+        tune(recipe, 1, OBJECTIVES, done.folder / "base")
 
 
 def test_a_run_refuses_ranges_in_a_line(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a search found: tune.json, a table for a terminal, and a page with the points that nothing else beats."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -160,6 +160,7 @@ def _plot(search: Search) -> str:
     ET.SubElement(root, "title").text = printable(f"{first.name} and {second.name} of {len(search.trials)} trials")
     root.extend(_grid(across, up))
     root.extend(_steps(search.points, across, up, search.objectives))
+    root.extend(_labels(search.points, across, up))  # below the marks, which they may not hide
     root.extend(_mark(search.base, across, up, "base", "base"))
     for trial in sorted(search.trials, key=lambda trial: trial.pareto):
         if trial.scores:
@@ -168,11 +169,16 @@ def _plot(search: Search) -> str:
             root.extend(_mark(trial.scores, across, up, shape, f"{trial.number}: {settings}"))
         if trial.test:
             root.extend(_mark(trial.test, across, up, "other", f"{trial.number} on test items"))
-        if trial.pareto and trial.scores:
-            x, y = _place(trial.scores, across, up)
-            label = ET.SubElement(root, "svg", {"x": percent(x), "y": str(y), "overflow": "visible"})
-            label.append(text(str(trial.number), "8", -7, "subject"))
     return ET.tostring(root, encoding="unicode")
+
+
+def _labels(points: Sequence[Trial], across: Axis, up: Axis) -> Iterator[ET.Element]:
+    """The numbers of the points."""
+    for point in points:
+        x, y = _place(point.scores or (), across, up)
+        label = ET.Element("svg", {"x": percent(x), "y": str(y), "overflow": "visible"})
+        label.append(text(str(point.number), "8", -7, "subject"))
+        yield label
 
 
 def _place(scores: Sequence[Score], across: Axis, up: Axis) -> tuple[float, int]:

@@ -1,6 +1,7 @@
 """The recipes of a search: of the base alone, of a trial on validation items, of a chosen point on test items."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from spunge.recipe.ranges import SEARCHED, Searched, ranges_in, with_values
 from spunge.recipe.schema import Half, Recipe, evaluation_name
 from spunge.run.objectives import Objective, aggregates_of, compared_with, halvable, needed
 
-CORNERS = 256  # of the ranges that are looked at before anything is trained
+CORNERS = 64  # combinations of the ranges' ends that are looked at before anything is trained, at most
 JUDGED = ("base", "merged")
 
 
@@ -34,16 +35,18 @@ def space_of(draft: Draft) -> Space:
     # A part may be called `low`, and settings that are told of each part look like a range.
     space = Space(draft, tuple(setting for setting in every if not _stands(draft, every, setting)))
     if not space.searched:
+        finished(draft)  # a range that is misspelt is told as the wrong setting that it is
         raise RecipeError(
             f"tune: the recipe has no range under {' or '.join(SEARCHED)}; write {{low: .., high: ..}}, with log: true where that "
             "fits, or {choices: [..]} in place of a value"
         )
     ends = [[(setting.name, end) for end in setting.range.ends] for setting in space.searched]
-    for corner in itertools.islice(itertools.product(*ends), CORNERS):
-        space.recipe(dict(corner))
-    for setting, values in zip(space.searched, ends, strict=True):
-        for end in values:
-            space.recipe({**{other.name: other.range.ends[0] for other in space.searched}, setting.name: end[1]})
+    if math.prod(map(len, ends)) <= CORNERS:
+        corners = [dict(corner) for corner in itertools.product(*ends)]
+    else:  # each end by itself
+        corners = [{**dict(own[0] for own in ends), name: end} for own in ends for name, end in own]
+    for corner in corners:
+        space.recipe(corner)
     return space
 
 

@@ -25,7 +25,7 @@ from spunge.recipe.schema import Recipe
 from spunge.report.search import Goal, Score, Search, Trial, write_search
 from spunge.results import FILE, Results, Row, Wanted, json_value, read_results
 from spunge.run.folder import TRIALS, claimed, default_folder
-from spunge.run.inputs import BaseInputs
+from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.objectives import Objective, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish
 from spunge.run.session import Session, session
@@ -115,7 +115,7 @@ def refuse_unknown(judge: Sequence[str]) -> None:
 
 def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> Search:
     began = begin(base_recipe(first, tuning.objectives), tuning.folder / "base", tuning.watcher)
-    _refuse_other(tuning, began.graph.key("base") if began.graph.state("base").done else "", first)
+    _refuse_other(tuning, began.seeds[0].inputs)
     with session(began.base, tuning.watcher) as opened:
         measured = finish(began, opened)
         tuning.good = directions(tuning.objectives, measured)
@@ -134,17 +134,17 @@ def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> 
     return search
 
 
-def _refuse_other(tuning: Tuning, base: str, first: Recipe) -> None:
+def _refuse_other(tuning: Tuning, inputs: SeedInputs) -> None:
     """Raises RecipeError where the folder holds a search of other things: trials of both would not be comparable."""
-    inputs = BaseInputs(trial_recipe(first, tuning.objectives), tuning.folder)
-    content = {**tuning.space.draft.content, **{block: tuning.space.draft.content.get(block) for block in SEARCHED}}
+    base, samples = inputs.base, [part.samples for part in inputs.parts.parts]
+    samples += [each for each in (inputs.retain, base.lesson.samples if base.lesson else None) if each is not None]
     about = {
         "ranges": {setting.name: json_value(vars(setting.range)) for setting in tuning.space.searched},
         "objectives": [objective.name for objective in tuning.objectives],
-        "recipe": fingerprint(content),
-        "items": [items.sha256 for items in inputs.evaluations],
+        "recipe": fingerprint(tuning.space.draft.content),
+        "rows": [*(items.sha256 for items in base.evaluations), *(each.sha256 for each in samples)],
         "seed": tuning.seed,
-        "base": base,
+        "model": base.unconverted if base.conversion else base.key_of(base.given),
     }
     file = tuning.folder / ABOUT
     before = read_json(file)
