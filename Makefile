@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test results gpu-check lint types docs package lock audit oldest soak faults fuzz clean
+.PHONY: demo test test-thorough results gpu-check lint types docs package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -19,6 +19,10 @@ demo: $(MODEL)/config.json
 
 test: $(MODEL)/config.json $(VENV)/encoder
 	$(OFFLINE) $(BIN)/python -m pytest -n auto
+
+# The cases that `make test` leaves out: more of the same kinds, and minutes of hostile input.
+test-thorough: $(MODEL)/config.json $(VENV)/encoder
+	$(OFFLINE) $(BIN)/python -m pytest -n auto -m thorough
 
 # docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
 results: $(MODEL)/config.json $(JUDGE)/config.json

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import spunge
 from spunge.recipe.loading import load_recipe
 
@@ -15,6 +17,7 @@ def demo_rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
+@pytest.mark.thorough
 def test_the_real_model_forgets_europe_and_keeps_africa(real_model: Path, tmp_path: Path) -> None:
     recipe = load_recipe("demo", [f"model.path={real_model}", *REDUCED])
     capitals = recipe.evaluate[0].model_copy(update={"where": "continent IN ('Europe', 'Africa')"})

@@ -32,6 +32,7 @@ BY_GROUP = ["toxicity-by-group-llama2-tvn", "toxicity-by-group-zephyr-rmu", "tox
 BY_TYPE, BY_DOMAIN = "toxicity-by-type-llama2-tvn", "knowledge-by-domain-zephyr-rmu"
 SKU = ["sku-llama2", "sku-opt"]
 RECIPES = [*BY_GROUP, BY_TYPE, BY_DOMAIN, *SKU]
+RUNS = [pytest.param(name, marks=() if name == BY_DOMAIN else pytest.mark.thorough) for name in RECIPES]
 ARCHITECTURE = {"zephyr": "mistral", "llama2": "llama", "opt": "opt"}
 GROUPS = {
     "mexican": ["mexican", "mexican folks"],
@@ -409,7 +410,7 @@ def test_every_part_holds_the_rows_of_all_its_spellings_and_no_others(toys: Toys
     assert found.dropped == dropped
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RUNS)
 def test_it_runs_from_the_rows_to_the_report(finished: Callable[[str], Any], name: str) -> None:
     results, wanted, content = finished(name), expected(name), content_of(name)
     split = json.loads((results.folder / "split.json").read_text())
@@ -436,7 +437,7 @@ def test_it_runs_from_the_rows_to_the_report(finished: Callable[[str], Any], nam
         assert all(math.isfinite(row.value) for row in measured)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_evaluation_asks_the_rows_it_should(finished: Callable[[str], Any], toys: Toys, name: str) -> None:
     begun, wanted = build(load_recipe(name, toy_size(name, toys)), finished(name).folder), expected(name)
     evaluations, retain = begun.base.evaluations, begun.seeds[0].inputs.retain
@@ -460,7 +461,7 @@ def test_every_evaluation_asks_the_rows_it_should(finished: Callable[[str], Any]
 # ---- the papers' figures
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_published_figure_is_one_that_the_run_measures(finished: Callable[[str], Any], name: str) -> None:
     """Two of the ten benchmarks stand for all where these are not asked; the recipe by type asks all ten."""
     results, ten = finished(name), set(PRESETS["paper-10"])
@@ -575,6 +576,7 @@ def test_it_ships_with_the_papers_numbers(name: str) -> None:
     assert recipe.controls[0].name == "joint"
 
 
+@pytest.mark.thorough
 def test_peft_adapts_q_and_v_of_zephyr_by_default(finished: Callable[[str], Any]) -> None:
     folder = finished("toxicity-by-group-zephyr-tvn").folder
     tensors = json.loads((folder / "branches" / "women" / "delta.json").read_text())["tensors"]
@@ -608,6 +610,7 @@ def test_what_the_papers_leave_open_is_marked_as_our_choice(name: str) -> None:
     assert [word for word in words if word not in opened] == []
 
 
+@pytest.mark.thorough
 def test_the_questions_are_those_of_the_harness(finished: Callable[[str], Any], toys: Toys) -> None:
     """WMDP's and MMLU's zero-shot prompts, against lm-evaluation-harness's own tasks on the same rows."""
     name = BY_DOMAIN

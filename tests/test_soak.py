@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from toys import ROOT
 
 
@@ -19,6 +21,7 @@ def figures(script: str, *arguments: str) -> Any:
     return content
 
 
+@pytest.mark.thorough
 def test_merges_that_are_killed_end_as_undisturbed_ones(tmp_path: Path) -> None:
     content = figures("soak.py", "--kills", "4", "--seed", "1", "--kinds", "folder", "--place", str(tmp_path))
     assert content["kills"] >= 4

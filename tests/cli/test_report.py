@@ -31,7 +31,7 @@ def test_report_and_compare_show_finished_runs(recipe_file: Path, finished: Path
     assert json.loads(call("report", "one", "--json", cwd=tmp_path).stdout) == results
     ended = call("compare", "one", "two", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[0].split() == ["metric", "subject", "one", "two"]
+    assert ended.stdout.splitlines()[0].split() == ["metric", "subject", "wanted", "one", "two"]
     compared = json.loads(call("compare", "one", "two", "--stage", "control:joint", "--json", cwd=tmp_path).stdout)
     assert {row["subject"] for row in compared["rows"]} == {"asia", "europe", "retain"}
     for row in compared["rows"]:

@@ -9,6 +9,7 @@ from fuzzing.table import TARGETS
 from fuzzing.trial import HangError, tried
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_others_wrote_is_taken_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]

@@ -84,10 +84,11 @@ def files_of(folder: Path) -> list[str]:
 FILES = 40  # of that run; the number is needed before there is a run
 
 
-def damaged_cases() -> list[tuple[int, str]]:
+def damaged_cases() -> list[Any]:
     """Each file by its number, with the damages in turn, so that the files of a kind meet all of them."""
     kinds = list(DAMAGES)
-    return [(number, kinds[number % len(kinds)]) for number in range(FILES)]
+    pairs = [(number, kinds[number % len(kinds)]) for number in range(FILES)]
+    return [pytest.param(*pair, marks=pytest.mark.thorough if pair[0] % 4 else ()) for pair in pairs]
 
 
 @pytest.mark.parametrize(("number", "damage"), damaged_cases())

@@ -111,12 +111,12 @@ def test_every_registered_method_is_covered_here() -> None:
     assert set(QUICK) == set(METHODS.builtin) - {"precomputed"}
 
 
-def combinations() -> list[tuple[str, str, str]]:
+def combinations() -> list[Any]:
     """Method, architecture, way. All of them for RMU, whose trunk is its own, and on two architectures; elsewhere each method
     meets each architecture in one way, and each way is met on each architecture."""
     ways = list(WAYS)
     return [
-        (method, architecture, way)
+        pytest.param(method, architecture, way, marks=() if architecture in {"llama", "gpt2"} else pytest.mark.thorough)
         for i, method in enumerate(QUICK)
         for j, architecture in enumerate(ARCHITECTURES)
         for way in (ways if method == "rmu" or architecture in {"llama", "gpt2"} else [ways[(i + j) % 4]])
