@@ -34,14 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
     os.fsync = lambda file: None  # no test's files have to outlive a power cut
 
 
-def pytest_collection_finish() -> None:
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _known_to_stay() -> None:
     """What is imported by now stays. No later search for garbage, which `spunge` does as it frees a model, goes through it."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -37,10 +37,13 @@ def head_of(model: Any, batch: Batch) -> Head | None:
 
     A row of the batch is given to the model to find out, once for a model. The random numbers to come stay the same.
     """
+    from peft import PeftModel
+
     layer = model.get_output_embeddings()
-    if model not in _MEASURED or _MEASURED[model][0] is not layer:
-        _MEASURED[model] = layer, None if layer is None else _measured(model, layer, batch)
-    return _MEASURED[model][1]
+    own = model.get_base_model() if isinstance(model, PeftModel) else model  # every branch has a wrapper of its own
+    if own not in _MEASURED or _MEASURED[own][0] is not layer:
+        _MEASURED[own] = layer, None if layer is None else _measured(model, layer, batch)
+    return _MEASURED[own][1]
 
 
 @contextmanager
