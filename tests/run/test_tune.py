@@ -148,6 +148,10 @@ def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[
     assert tune(recipe, 0, OBJECTIVES, done.folder, judge=[str(number)], watcher=told) == search
     assert not told.judged
     results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
+    assert [score.value for score in search.base_test or ()] == [
+        results["test"].value("base", "europe", "perplexity"),
+        results["test"].value("base", "retain", "perplexity"),
+    ]
     of = {half: {each.name: each for each in result.evaluations} for half, result in results.items()}
     assert set(of["test"]) == {"forgotten", "kept", "beside"}
     assert set(of["validation"]) == {"forgotten", "kept"}

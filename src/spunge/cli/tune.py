@@ -35,7 +35,6 @@ def tune(
     with loading():
         from spunge.progress import Terminal
         from spunge.report.search import PAGE, search_text
-        from spunge.results import json_value
         from spunge.run.folder import default_folder
         from spunge.run.tune import tune as tune_recipe
 
@@ -47,7 +46,7 @@ def tune(
     finally:
         watcher.close()
     if as_json:
-        print_json(json_value(search))
+        print_json(search.content)
         return
     say(search_text(search).rstrip("\n"))
     say(f"\npoints: {near(folder / 'points')}\nreport: {near(folder / PAGE)}")

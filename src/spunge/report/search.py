@@ -60,12 +60,16 @@ class Goal:
 class Search:
     """A search in its folder."""
 
-    schema: int = SCHEMA
-    spunge: str = __version__
     objectives: tuple[Goal, ...]
     ranges: Mapping[str, Any]  # setting -> its range, as the recipe has it
     base: tuple[Score, ...]  # the objectives of the base, on validation items
     trials: tuple[Trial, ...]
+    base_test: tuple[Score, ...] | None = None  # the same on test items, where a point was judged
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What tune.json holds, as JSON values."""
+        return {"schema": SCHEMA, "spunge": __version__, **json_value(self)}
 
     @property
     def points(self) -> list[Trial]:
@@ -80,7 +84,7 @@ def _first(trial: Trial) -> float:
 
 def write_search(search: Search, folder: Path) -> None:
     """Write tune.json and tune.html."""
-    write_json(folder / FILE, json_value(search))
+    write_json(folder / FILE, search.content)
     write_text(folder / PAGE, redacted(_page(search)))
 
 
@@ -88,10 +92,10 @@ def search_text(search: Search) -> str:
     """The Pareto list as columns: each point's settings and scores."""
     heads = [f"{goal.name} ({'higher' if goal.wanted == 'up' else 'lower'} is better)" for goal in search.objectives]
     keys = [f"{letter}: {printable(head)}\n" for letter, head in zip("AB", heads, strict=True)]
-    judged = any(trial.test for trial in search.points)
+    judged = search.base_test is not None
     settings = [shortened(name(key), WIDE) for key in search.ranges]
     lines = [["point", *settings, "A", "B", *(["A, test", "B, test"] if judged else [])]]
-    lines.append(["base", *("" for _ in search.ranges), *map(shown, search.base), *(["", ""] if judged else [])])
+    lines.append(["base", *("" for _ in search.ranges), *map(shown, search.base), *map(shown, search.base_test or ())])
     for trial in search.points:
         tests = ([shown(score) for score in trial.test] if trial.test else ["", ""]) if judged else []
         settings = [_value(trial.values[key]) for key in search.ranges]
@@ -141,10 +145,9 @@ def _page(search: Search) -> str:
                     ("base", "base"),
                     ("branch", "trial"),
                     ("merged", "Pareto point, with its number"),
-                    *([("other", "the same point on test items")] if any(each.test for each in search.trials) else []),
                 )
             ],
-            judged=any(trial.test for trial in search.trials),
+            base_test=[shown(score) for score in search.base_test or ()],
             missing=MISSING,
         )
     )
@@ -152,7 +155,7 @@ def _page(search: Search) -> str:
 
 def _plot(search: Search) -> str:
     """A scatter plot: the first objective to the right, the second upwards. The table below holds the same numbers."""
-    every = [search.base, *(scores for each in search.trials for scores in (each.scores, each.test) if scores)]
+    every = [search.base, *(each.scores for each in search.trials if each.scores)]
     across, up = (axis_for([scores[place].value for scores in every], share=False) for place in (0, 1))
     root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(HEIGHT + 44), "role": "img"})
     root.set("xmlns", "http://www.w3.org/2000/svg")
@@ -167,8 +170,6 @@ def _plot(search: Search) -> str:
             settings = ", ".join(f"{key} {_value(value)}" for key, value in trial.values.items())
             shape = "merged" if trial.pareto else "branch"
             root.extend(_mark(trial.scores, across, up, shape, f"{trial.number}: {settings}"))
-        if trial.test:
-            root.extend(_mark(trial.test, across, up, "other", f"{trial.number} on test items"))
     return ET.tostring(root, encoding="unicode")
 
 

@@ -237,8 +237,9 @@ def _told(tuning: Tuning, study: "optuna.Study") -> Search:
             for each, good in zip(tuning.objectives, tuning.good, strict=True)
         ),
         ranges={setting.name: vars(setting.range) for setting in tuning.space.searched},
-        base=tuple(tuning.base),
+        base=tuning.base,
         trials=tuple(trials),
+        base_test=_base_on_test(tuning, trials),
     )
     for trial in search.points:
         file = tuning.point(trial.number).with_suffix(".yaml")
@@ -265,9 +266,15 @@ def _trial(tuning: Tuning, number: int, params: Mapping[str, Any], pareto: bool)
     return replace(tuning.told[number], pareto=pareto, test=test)
 
 
-def _scores(tuning: Tuning, run: Path) -> tuple[Score, ...]:
+def _scores(tuning: Tuning, run: Path, stage: str = "merged") -> tuple[Score, ...]:
     results = read_results(run)
-    return tuple(_score(objective.row(results)) for objective in tuning.objectives)
+    return tuple(_score(objective.row(results, stage)) for objective in tuning.objectives)
+
+
+def _base_on_test(tuning: Tuning, trials: Sequence[Trial]) -> tuple[Score, ...] | None:
+    """The base is the same in every point's run."""
+    judged = [trial for trial in trials if trial.test]
+    return _scores(tuning, tuning.point(judged[0].number), "base") if judged else None
 
 
 def _chosen(judge: Sequence[str], search: Search) -> list[int]:
