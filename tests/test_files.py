@@ -188,6 +188,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_locks")
 def test_where_there_are_no_locks_a_file_stands_for_one_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture

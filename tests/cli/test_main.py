@@ -66,6 +66,7 @@ def on_ctrl_c() -> Iterator[Callable[[Any], Any]]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.thorough
 def test_an_interrupt_that_a_library_words_as_an_error_of_its_own_is_still_ctrl_c(
     on_ctrl_c: Callable[[Any], Any],
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_interrupt_that_a_callback_from_c_swallows_comes_again(on_ctrl_c: Cal
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("training", "number"), [(False, signal.SIGINT), (True, signal.SIGTERM)])
 def test_a_second_signal_ends_the_process_at_once(training: bool, number: signal.Signals) -> None:
     """Also while it trains, where the first one only asks."""

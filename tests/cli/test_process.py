@@ -53,6 +53,7 @@ def test_run_prints_the_table_on_stdout_and_progress_on_stderr(recipe_file: Path
     assert (tmp_path / "runs" / "toy" / "report.html").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments",
     [["run", "toy.yaml", "--set", "unlearn.learning_rate=1e20"], ["split", "toy.yaml", "--set", "forget.where=nope"]],

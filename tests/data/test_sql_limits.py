@@ -138,6 +138,7 @@ def test_an_expression_without_end_is_stopped_with_a_line(monkeypatch: pytest.Mo
     assert asked.values("text", "split.by")["value"].to_pylist() == ["a"]
 
 
+@pytest.mark.thorough
 def test_a_function_that_hears_nothing_does_not_hold_the_command() -> None:
     program = (
         "import pyarrow as pa, time; from spunge.data import query; from spunge.data.rows import Records;"

@@ -452,6 +452,7 @@ def paper_rows() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@pytest.mark.thorough
 def test_the_papers_benchmarks_run_on_local_files(
     load: Callable[..., Any], folder: Path, bench: Bench, write_rows: Callable[..., Path]
 ) -> None:

@@ -153,6 +153,7 @@ def test_the_instrument_is_the_judges_weights(judge: Path) -> None:
     }
 
 
+@pytest.mark.thorough
 def test_a_real_judge_finds_sense_likelier_than_its_words_in_another_order(
     load: Callable[..., Base], real_model: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ class Disk:
         self.count, self.refused, self.error = 0, number, error
 
 
+@pytest.mark.thorough
 def test_whatever_write_the_disk_refuses_it_is_one_line_and_the_same_merge_then_ends_alike(
     merge: Merge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

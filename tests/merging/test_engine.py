@@ -123,6 +123,7 @@ def test_merging_one_model_in_full_returns_it_bit_for_bit(tmp_path, dtype, rule)
     assert bits(tmp_path / "out") == bits(model)
 
 
+@pytest.mark.thorough
 @given(
     order=st.permutations(range(3)),
     chunk=st.integers(1, 2000),

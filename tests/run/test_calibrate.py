@@ -94,6 +94,7 @@ def test_the_share_that_is_kept(value: float, base: float, way: Any, share: floa
     assert kept_share(math.nan, base, way) == 0
 
 
+@pytest.mark.thorough
 def test_every_arm_stands_at_its_own_scale_and_keeps_the_share_there(calibrated: dict[str, Any], done: Path) -> None:
     results = spunge.read_results(done)
     arms = {model.stage: model for model in results.models if model.calibration}
@@ -234,6 +235,7 @@ def test_a_plan_tells_of_the_calibrations(calibrated: dict[str, Any], tmp_path: 
     assert {"calibrate:base", "calibrate:merged"} <= {stage.stage for stage in planned.stages}
 
 
+@pytest.mark.thorough
 def test_several_seeds_have_a_scale_each(calibrated: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path]) -> None:
     results = spunge.run(
         load_recipe(calibrated, ["seeds=2", "controls=[]", "calibrate.tries=2", "split.values=[asia]"]),

@@ -187,6 +187,7 @@ def test_an_average_control_is_the_mean_of_the_branches(toy_recipe: dict[str, An
     torch.testing.assert_close(mean, base + (deltas[0] + deltas[1]) / 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["rmu", "tvn"])
 def test_a_sequential_control_trains_each_part_from_the_model_before(
     toy_recipe: dict[str, Any], tmp_path: Path, method: str
@@ -231,6 +232,7 @@ def test_precomputed_branches_have_no_sequence(toy_recipe: dict[str, Any], tmp_p
         spunge.run(load_recipe(given), tmp_path / "again")
 
 
+@pytest.mark.thorough
 def test_several_seeds_give_means_with_their_spread(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     toy_recipe["unlearn"]["learning_rate"] = 0.1
     results, _ = run(toy_recipe, tmp_path / "run", "seeds=3")
@@ -253,6 +255,7 @@ def test_several_seeds_give_means_with_their_spread(toy_recipe: dict[str, Any], 
     assert sum(title.startswith("unlearn") for title in more) == 3
 
 
+@pytest.mark.thorough
 def test_the_base_is_judged_once_across_runs(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     first, worked = run(toy_recipe, tmp_path / "one")
     assert sum(title.startswith("judge base") for title in worked) == 2

@@ -172,6 +172,7 @@ def test_status_says_what_is_done_stale_and_missing(finished: Finished, tmp_path
     assert listed["control:joint"] == ("missing", "")
 
 
+@pytest.mark.thorough
 def test_another_recipe_needs_replace_only_where_finished_trainings_would_go(
     finished: Finished, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_measures_that_a_version_before_directions_kept_are_read() -> None:
     assert from_json(content).measures[0].higher == "unknown"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "deleted"])
 def test_a_damaged_cache_is_not_believed(toy_recipe: dict[str, Any], tmp_path: Path, damage: str) -> None:
     toy_recipe["controls"] = []
@@ -171,6 +172,7 @@ def test_models_are_judged_with_the_values_of_their_file_in_the_arithmetic_that_
     assert len(said) == ("model.dtype=bfloat16" in overrides)
 
 
+@pytest.mark.thorough
 def test_the_bases_scores_are_taken_only_from_a_run_of_the_same_versions(
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

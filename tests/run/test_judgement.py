@@ -18,6 +18,7 @@ from spunge.run.verify import verify
 from toys import Told
 
 
+@pytest.mark.thorough
 def test_a_runs_models_judged_by_its_recipe_have_the_scores_that_they_have_in_it(
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_changing_a_methods_setting_trains_every_branch(toy_recipe: dict[str, An
     assert not any(title.startswith("judge base") for title in worked)
 
 
+@pytest.mark.thorough
 def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     import shutil
 
@@ -196,6 +197,7 @@ def test_changing_the_base_weights_in_place_starts_over(toy_recipe: dict[str, An
     assert len(worked) == 3 + 1 + 5 * 2
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_from_the_last_finished_stage(
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
@@ -270,6 +272,7 @@ def test_values_that_are_no_folder_names_stay_inside_the_run(
     assert not list(tmp_path.glob("x*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["rmu", "tvn"])
 def test_prompts_with_completions_and_chats_run_like_plain_text(
     toy_recipe: dict[str, Any], tmp_path: Path, write_rows: Callable[..., Path], tokenizer_folder: Path, method: str

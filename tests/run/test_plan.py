@@ -62,6 +62,7 @@ def test_judging_counts_letters_and_the_tokens_that_are_written(toy_recipe: dict
     assert judging_cost(judging).tokens == pytest.approx(letters + 4 * 7)
 
 
+@pytest.mark.thorough
 def test_a_plan_lists_every_stage_and_what_of_it_is_done(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     planned = spunge.plan(load_recipe(toy_recipe), tmp_path / "run")
     assert not any(stage.done for stage in planned.stages)
@@ -75,6 +76,7 @@ def test_a_plan_lists_every_stage_and_what_of_it_is_done(toy_recipe: dict[str, A
     assert "to do  merged" in plan_text(after)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("edit", "refused"), [("unlearn.steps=5", True), ("merge.scale=2", False)])
 def test_a_plan_says_when_a_run_would_ask_for_replace(
     toy_recipe: dict[str, Any], tmp_path: Path, edit: str, refused: bool

@@ -38,6 +38,7 @@ def test_the_number_needed_and_what_is_there_are_said(disk: Callable[[int], None
     assert str(caught.value) == told + "another folder"
 
 
+@pytest.mark.thorough
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_trained_and_goes_on_once_there_is_room(
     toy_recipe: dict[str, Any], tmp_path: Path, disk: Callable[[int], None]
 ) -> None:

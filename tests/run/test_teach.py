@@ -112,6 +112,7 @@ def test_teaching_is_plain_fine_tuning(
         assert close.float().mean() > 0.99, name
 
 
+@pytest.mark.thorough
 def test_a_second_recipe_takes_what_was_taught_from_the_cache_and_never_a_damaged_one(
     lesson: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_caches_copies_of_taught_models_go_when_asked(lesson: dict[str, Any]
     assert "is no run's folder" in ended.stderr
 
 
+@pytest.mark.thorough
 def test_several_seeds_share_one_teaching(lesson: dict[str, Any], tmp_path: Path) -> None:
     results, made = run(lesson, tmp_path / "run", "seeds=2", "split.values=[asia]")
     assert made.count("teach the base") == 1

@@ -127,6 +127,7 @@ def figures(folder: Path) -> Any:
     return content["rows"], content["differences"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_to_keep_none_holds_no_text_and_has_the_same_scores(kept: Kept) -> None:
     # Three files of each model that writes, and the plugin's of the four branches.
     assert len(holding(kept.runs["all"])) == 3 * 3 + 4
@@ -143,6 +144,7 @@ def test_a_sample_is_twenty_prompts_the_same_of_every_model(kept: Kept) -> None:
     assert {tuple(sorted(each)) for each in drawn} == {tuple(sorted(drawn[0]))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", ["sample", "none"])
 def test_a_run_whose_texts_were_dropped_is_done_and_whole(kept: Kept, copied: Callable[[str], Path], keep: str) -> None:
     run = copied(keep)
@@ -277,6 +279,7 @@ COMPARER = Evaluator(
 '''
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keep", ["sample", "none"])
 def test_the_base_writes_again_where_another_model_is_to_be_compared_with_it(
     kept: Kept, tmp_path: Path, keep: str

@@ -139,6 +139,7 @@ def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
         tune(recipe, 2, OBJECTIVES, out, watcher=Stopping())
 
 
+@pytest.mark.thorough
 def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[str, Any]) -> None:
     number = done.search.points[0].number
     search = tune(recipe, 4, OBJECTIVES, done.folder, judge=[str(number)])
@@ -174,6 +175,7 @@ def test_the_page_opens_offline_and_shows_every_trial(done: Done) -> None:
     assert page.count('class="mark branch"') == 4 - len(done.search.points) + 1
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_trial_whose_settings_are_of_no_use_is_told_and_the_search_goes_on(
     assert search.points
 
 
+@pytest.mark.thorough
 def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str, Any], tmp_path: Path) -> None:
     calibrated = {"evaluation": "kept", "metric": "perplexity", "keep": 0.99, "tries": 2}
     plain = recipe["evaluate"][1]["source"]
@@ -302,6 +305,7 @@ def test_a_folder_of_another_search_is_not_gone_on_with(
         tune(content, 4, OBJECTIVES, done.folder, seed=seed)
 
 
+@pytest.mark.thorough
 def test_a_search_of_changed_rows_is_not_gone_on_with(recipe: dict[str, Any], tmp_path: Path) -> None:
     source = Path(shutil.copy(recipe["forget"]["source"], tmp_path / "forget.jsonl"))
     content = {

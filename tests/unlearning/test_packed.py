@@ -235,6 +235,7 @@ def test_without_bitsandbytes_packed_weights_are_refused_before_anything_is_read
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.thorough
 @needs_bitsandbytes
 def test_a_run_trains_beside_packed_weights_and_merges_into_and_judges_those_that_are_not(
     toy_recipe: dict[str, Any], tmp_path: Path

@@ -183,6 +183,7 @@ def test_a_run_merges_the_given_branches_as_a_merge_of_the_places_themselves(
     assert results.value("control:joint", "retain", "perplexity") != before
 
 
+@pytest.mark.thorough
 def test_a_place_whose_content_changes_is_taken_and_merged_again(given: dict[str, Any], tmp_path: Path) -> None:
     base = Path(given["model"]["path"])
     out = tmp_path / "run"
@@ -261,6 +262,7 @@ def test_without_a_joint_control_no_joint_model_is_needed(given: dict[str, Any],
     assert len(run(given, tmp_path / "run", "unlearn.joint=null", "controls=[]")) == 3
 
 
+@pytest.mark.thorough
 def test_places_that_do_not_fit_the_base_are_refused_by_name(
     given: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -255,6 +255,7 @@ def audited_recipe(toy_recipe: dict[str, Any], write_rows: Callable[..., Path]) 
     }
 
 
+@pytest.mark.thorough
 def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[str, Any], tmp_path: Path) -> None:
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
     measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
@@ -300,6 +301,7 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     } <= metrics
 
 
+@pytest.mark.thorough
 def test_membership_is_measured_anew_when_the_forget_rows_change(
     audited_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_rows_that_a_recipe_trains_on_are_refused(
     train_probe(str(tiny("llama")), file, "text", "bad", tmp_path / "p", where="number > 2", forget=load_recipe(given))
 
 
+@pytest.mark.thorough
 def test_a_probe_judges_a_run_but_never_rows_it_knows(
     toy_recipe: dict[str, Any], trained: Any, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:

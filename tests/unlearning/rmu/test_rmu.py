@@ -321,6 +321,7 @@ def watched(toy_recipe: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPat
     return watcher.seen
 
 
+@pytest.mark.thorough
 def test_a_run_trains_on_the_first_blocks_and_loads_the_rest_to_judge(
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,6 +388,7 @@ def test_a_branch_that_was_killed_goes_on_to_the_same_delta(load: Callable[..., 
 AUTO = ("unlearn.layer=auto", "unlearn.coefficient=auto")
 
 
+@pytest.mark.thorough
 def test_auto_is_chosen_once_for_all_branches_and_controls(
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +416,7 @@ def test_auto_is_chosen_once_for_all_branches_and_controls(
     assert [each for each in seen if not isinstance(each, str)] == [picked["layer"]]
 
 
+@pytest.mark.thorough
 def test_the_same_recipe_settles_the_same(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     def settle(name: str) -> Any:
         [line] = lineups(load_recipe(toy_recipe, AUTO), tmp_path / name)
@@ -429,6 +432,7 @@ def test_the_same_recipe_settles_the_same(toy_recipe: dict[str, Any], tmp_path: 
     assert settle("one") == settle("two")
 
 
+@pytest.mark.thorough
 def test_auto_leaves_what_is_given_as_it_is(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     spunge.run(load_recipe(toy_recipe, ["unlearn.layer=auto", "unlearn.coefficient=4.5"]), tmp_path / "layer")
     settled = json.loads((tmp_path / "layer" / "settled.json").read_text())
