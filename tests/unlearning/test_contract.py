@@ -115,11 +115,15 @@ def combinations() -> list[Any]:
     """Method, architecture, way. All of them for RMU, whose trunk is its own, and on two architectures; elsewhere each method
     meets each architecture in one way, and each way is met on each architecture."""
     ways = list(WAYS)
-    return [
-        pytest.param(method, architecture, way, marks=() if architecture == "llama" or way == "default" else pytest.mark.thorough)
+    triples = [
+        (method, architecture, way)
         for i, method in enumerate(QUICK)
         for j, architecture in enumerate(ARCHITECTURES)
         for way in (ways if method == "rmu" or architecture in {"llama", "gpt2"} else [ways[(i + j) % 4]])
+    ]
+    return [
+        pytest.param(*triple, marks=() if triple[1] == "llama" or triple[2] == "default" else pytest.mark.thorough)
+        for triple in triples
     ]
 
 
