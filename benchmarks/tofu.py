@@ -1,8 +1,7 @@
-"""TOFU: what is splitting good for? Settings in tofu.yaml beside this; docs/tofu.md is the page.
+"""TOFU: what is splitting good for? Settings in tofu.yaml beside this; the figures go to OUT/tofu.json.
 
     python benchmarks/tofu.py run --data ../shared/data/tofu --out runs/tofu          # resumable; hours on two cores
     python benchmarks/tofu.py run ... --device cuda:0 --jobs 4 --seconds 500          # minutes on a GPU; what does not fit is left
-    python benchmarks/tofu.py page --results docs/benchmarks/tofu.json                # the page, of what `run` wrote
 
 A run teaches the model all 200 authors and retrains it without the last 20; then it unlearns these 20 joint, split by author,
 split at random and one after the other, sets each one's scale so that 0.95 of the probability of retained answers stays, and
