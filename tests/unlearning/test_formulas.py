@@ -540,6 +540,7 @@ def test_the_reference_is_the_untouched_base_whatever_the_state_of_training(
 def test_dpo_is_trls_times_two_over_beta(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("trl")
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.model.loading import Base
+from spunge.model.loading import Base, load_base
 from spunge.model.names import stored_names
-from spunge.recipe.training import LoRA
+from spunge.recipe.schema import ModelSettings
+from spunge.recipe.training import Everything, LoRA
 from spunge.unlearning.trained import training
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta, write_delta
@@ -112,3 +113,17 @@ def test_what_a_branch_could_not_hold_is_refused_before_training(
     ):
         pass
     assert not hasattr(base.model, "peft_config")
+
+
+def test_a_pass_without_gradient_takes_none_from_the_next_one(tiny: Callable[..., Path]) -> None:
+    folder = tiny("llama")
+    base = load_base(folder, ModelSettings(path=str(folder), dtype="bfloat16"))
+    ids = torch.arange(1, 13)[None]
+    with training(base, Everything(kind="all"), seed=1) as trained:
+        with base.autocast():  # which keeps the weights that it cast
+            with torch.no_grad():
+                base.model(ids)
+            loss = base.model(ids).logits.float().square().mean()
+        loss.backward()
+        assert trained.parameters
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.parameters)
