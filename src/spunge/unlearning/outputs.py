@@ -129,7 +129,9 @@ def descend(
         )
         with training_mode(trained.model):
             history = loop.run()
-        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes, history.watched)
+        return Branch(
+            trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes, history.watched
+        )
 
 
 def divergence(scored: Scored, base: LogProbabilities) -> Tensor:
