@@ -127,7 +127,7 @@ class Loop:
         if self.watching is not None:
             watched, means = self.watching.ended(self.step, means)
         notes = {} if self.pieces == 1 else {"out of memory": f"each batch in {self.pieces} pieces"}
-        return History(watched.kept if watched else self.step, dict(means), stopped, notes, watched)
+        return History(watched.kept if watched else self.step, means, stopped, notes, watched)
 
     def _means(self) -> dict[str, float]:
         """Of the logged terms over the last steps; none before the first."""

@@ -58,7 +58,7 @@ class Watched:
 class Best(NamedTuple):
     step: int
     weights: list[Tensor]
-    losses: Mapping[str, float]
+    losses: dict[str, float]
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Watching:
         """Whether the model is to be measured after a step. last: no other step follows."""
         return (last or step % self.watch.every == 0) and (not self.points or self.points[-1].step != step)
 
-    def look(self, step: int, losses: Mapping[str, float]) -> str:
+    def look(self, step: int, losses: dict[str, float]) -> str:
         """Measure the model after a step, and hold its weights where it is the best so far. Returns what to tell of it."""
         started = time.perf_counter()
         with _undisturbed(self.base), self.as_saved():
@@ -87,7 +87,7 @@ class Watching:
             weights = self.best.weights if self.best else [torch.empty_like(parameter) for parameter in self.parameters]
             for value, parameter in zip(weights, self.parameters, strict=True):
                 value.copy_(parameter.detach())
-            self.best = Best(step, weights, dict(losses))
+            self.best = Best(step, weights, losses)
         self.seconds += time.perf_counter() - started
         return ", ".join(
             f"{name} {reading.value:.4g}" for name, reading in zip(self.watch.names, readings, strict=True)
@@ -107,7 +107,7 @@ class Watching:
         if self.best is not None and self.best.step > step:
             self.best = None
 
-    def ended(self, step: int, losses: Mapping[str, float]) -> tuple[Watched, Mapping[str, float]]:
+    def ended(self, step: int, losses: dict[str, float]) -> tuple[Watched, dict[str, float]]:
         """Put the best weights back after the last step. Returns what became of the watch, and the losses of the step that is
         kept."""
         points, best = tuple(self.points), self.best
