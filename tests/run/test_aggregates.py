@@ -16,8 +16,8 @@ from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.membership import MembershipSettings
 from spunge.evaluation.memorization import MemorizationSettings
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import EvaluatorSettings
 from spunge.results import Model
 from spunge.run.aggregates import refuse_aggregates
 from spunge.run.by_metric import Judged

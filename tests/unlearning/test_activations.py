@@ -14,7 +14,8 @@ import torch
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base
-from spunge.recipe.schema import ModelSettings, TeachSettings
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import Everything
 from spunge.registry import METHODS
 from spunge.unlearning.finetuning import teach

@@ -13,7 +13,7 @@ import torch
 
 from spunge.data.samples import IGNORED, Batch, Encoded, Rendering, Samples, collate, sample_table
 from spunge.errors import RecipeError
-from spunge.recipe.schema import MethodSettings
+from spunge.recipe.training import MethodSettings
 from spunge.registry import METHODS
 from spunge.stopping import STOP
 from spunge.unlearning.loop import History, Loop, Loss

@@ -16,7 +16,10 @@ from spunge.data.split import draw, rendering_of, seed_for, sources_of, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
-from spunge.recipe.schema import AttributeSettings, EvaluatorSettings, Recipe, Source, evaluation_name
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name
+from spunge.recipe.rows import Source
+from spunge.recipe.schema import Recipe
+from spunge.recipe.split import AttributeSettings
 
 EVERYTHING = "all"
 MEMBER = "member"  # the role that says whether a row is one of those whose knowledge is measured, or to compare with

@@ -15,7 +15,8 @@ from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for,
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Recipe, Rows
+from spunge.recipe.rows import Rows
+from spunge.recipe.schema import Recipe
 
 BESIDE = ("refusal", "end", ROW)  # columns of samples that are no part of what a row says
 

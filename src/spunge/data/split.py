@@ -18,7 +18,9 @@ from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Recipe, Rows, Source, Split
+from spunge.recipe.rows import Rows, Source
+from spunge.recipe.schema import Recipe
+from spunge.recipe.split import Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"

@@ -31,7 +31,7 @@ from spunge.model.loading import Base
 from spunge.model.memory import halved
 from spunge.progress import Steps
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 TOKENS_PER_BATCH = 8192  # padding included
 VERDICT_TOKENS = 16  # Llama Guard 3 says "\n\nunsafe\nS1"; others put a heading before the word

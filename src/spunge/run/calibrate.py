@@ -16,7 +16,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
-from spunge.recipe.schema import Calibrate
+from spunge.recipe.calibration import Calibrate
 from spunge.registry import EVALUATORS
 from spunge.results import json_value, real, wanted
 from spunge.run.graph import Made

@@ -20,15 +20,10 @@ from spunge.errors import RecipeError, suggestion
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
-from spunge.recipe.schema import (
-    Dtype,
-    EvaluatorSettings,
-    MethodSettings,
-    ModelSettings,
-    Recipe,
-    evaluation_name,
-    measured_again,
-)
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
+from spunge.recipe.model import Dtype, ModelSettings
+from spunge.recipe.schema import Recipe
+from spunge.recipe.training import MethodSettings
 from spunge.registry import EVALUATORS
 from spunge.run.given import Given
 from spunge.weights.checkpoint import Checkpoint

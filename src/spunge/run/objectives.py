@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.aggregates import HarmonicMean, terms_of
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
+from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
 from spunge.results import Results, Row, Wanted
 from spunge.run.aggregates import Aggregate

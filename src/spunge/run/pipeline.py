@@ -20,7 +20,9 @@ from spunge.run.merge import refuse_merges
 from spunge.run.session import Session, session
 from spunge.run.sharing import take
 from spunge.run.space import refuse_full
-from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untaught, untrained
+from spunge.run.stages.building import Run, build
+from spunge.run.stages.naming import RunGraph
+from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
 from spunge.run.stamps import faults, stamp_file
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows

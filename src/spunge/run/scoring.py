@@ -13,7 +13,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation import statistics
 from spunge.evaluation.evaluator import Rated
 from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
-from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings, measured_again
+from spunge.recipe.evaluating import ITEM_SETTINGS, EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
 from spunge.run.aggregated import aggregated

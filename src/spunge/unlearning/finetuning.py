@@ -6,7 +6,7 @@ from typing import Literal
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
-from spunge.recipe.schema import TeachSettings
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import DescentSettings, Everything, LoRA, Optimizer
 from spunge.unlearning.batches import learned_tokens, share
 from spunge.unlearning.feed import forget_stream, total_steps

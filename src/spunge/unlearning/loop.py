@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text, written
 from spunge.model.memory import is_out_of_memory, release, tell
-from spunge.recipe.schema import MethodSettings
-from spunge.recipe.training import DescentSettings
+from spunge.recipe.training import DescentSettings, MethodSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task

@@ -10,7 +10,7 @@ from torch import Tensor
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import MethodSettings
+from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
