@@ -19,6 +19,7 @@ from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recov
 from spunge.run.aggregated import aggregated
 from spunge.run.aggregates import Aggregate
 from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
+from spunge.run.directions import all_to_forget, group_of
 
 NONE: Mapping[str, Aggregate] = MappingProxyType({})
 WORST = "worst"  # the subject under which a metric's worst subject is reported
@@ -108,7 +109,8 @@ def _directions(
             measured_again(each.items.settings) or evaluation
         ]  # an attack's rows are those it attacks
         for subject in each.subjects:
-            group = settings.group or _group(subject, together[evaluation, metric], each, parts)
+            others = together[evaluation, metric]
+            group = settings.group or group_of(subject, others, each.overall, each.items.of_forget, parts)
             forget = {"forget": True, "keep": False}.get(group)
             if group == "together" and _all_to_forget(each, settings, parts):
                 forget = True
@@ -116,25 +118,11 @@ def _directions(
     return directions
 
 
-def _group(subject: str, subjects: set[str], each: Measured, parts: set[str]) -> Group:
-    """What a subject is, by the other subjects of its evaluation, its source and the values to forget."""
-    if subject in parts:
-        return "forget"
-    # Without a split nothing tells rows to forget from others but their source, and that they were given no name.
-    unnamed = not parts and subject == EVERYTHING
-    if subject == each.overall and (subjects & parts or each.items.of_forget or unnamed):
-        return "together"
-    return "keep"
-
-
 def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str]) -> bool:
     """Whether all rows together are rows to forget."""
     if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
         return EVALUATORS.get(settings.kind).uses_samples
-    if not parts:
-        return each.items.of_forget
-    members = [items for subject, items in each.subjects.items() if subject in parts]
-    return bool(members) and len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
+    return all_to_forget(each.subjects, each.overall, each.items.of_forget, parts)
 
 
 def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directions) -> Iterator[Row]:
