@@ -16,6 +16,7 @@ from spunge.run.aggregates import refuse_aggregates
 from spunge.run.calibrate import refuse_calibration
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
+from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.named import refuse_stages, unmatched_figures
@@ -81,6 +82,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     refuse_stages(begun.base.evaluations, stages)
     refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
     refuse_calibration(begun.base)
+    remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
     remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
