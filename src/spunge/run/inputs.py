@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from spunge.recipe.schema import Recipe
 from spunge.recipe.training import MethodSettings
 from spunge.registry import EVALUATORS
 from spunge.run.given import Given
+from spunge.run.named import judges
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import main_dtype
 
@@ -224,11 +224,7 @@ class BaseInputs:
 
     def judged_at(self, stage: str) -> list[Items]:
         """The evaluations that a model is judged by."""
-        return [
-            items
-            for items in self.evaluations
-            if items.settings.stages is None or any(fnmatchcase(stage, pattern) for pattern in items.settings.stages)
-        ]
+        return [items for items in self.evaluations if judges(items.settings, stage)]
 
 
 class SeedInputs:

@@ -21,6 +21,7 @@ from spunge.run.judge import Judging
 from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
+from spunge.run.named import unmatched_rows
 from spunge.run.scoring import scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
@@ -80,7 +81,8 @@ def write_scores(
         folder=graph.folder,
     )
     write_results(results)
-    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores")
+    lost = unmatched_rows(recipe.published, scores.rows)
+    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores{lost}")
 
 
 def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:

@@ -19,9 +19,9 @@ from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recov
 from spunge.run.aggregated import aggregated
 from spunge.run.aggregates import Aggregate
 from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
+from spunge.run.named import WORST
 
 NONE: Mapping[str, Aggregate] = MappingProxyType({})
-WORST = "worst"  # the subject under which a metric's worst subject is reported
 WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
 
 
