@@ -23,21 +23,14 @@ from spunge.cli.listing import (
 )
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
-from spunge.recipe.schema import (
-    Control,
-    EvaluatorSettings,
-    ForgetRows,
-    JudgedModel,
-    ModelSettings,
-    Published,
-    Recipe,
-    Reference,
-    Rows,
-    RuleSettings,
-    Source,
-    Split,
-    TeachSettings,
-)
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.merging import Control, RuleSettings
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.reference import JudgedModel, Reference
+from spunge.recipe.rows import ForgetRows, Rows, Source
+from spunge.recipe.schema import Published, Recipe
+from spunge.recipe.split import Split
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import DescentSettings
 from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings

@@ -19,7 +19,7 @@ from spunge.files import LOCK
 from spunge.recipe.loading import load_recipe
 from spunge.results import read_results
 from spunge.run.outcome import versions
-from spunge.run.stages import lineups
+from spunge.run.stages.building import lineups
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 from toys import Told

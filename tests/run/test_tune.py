@@ -14,7 +14,7 @@ from spunge.errors import RecipeError
 from spunge.progress import SILENT
 from spunge.report.search import Search
 from spunge.run.sharing import take
-from spunge.run.stages import build
+from spunge.run.stages.building import build
 from spunge.run.tune import tune
 from toys import Told, rows
 

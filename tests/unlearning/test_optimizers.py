@@ -13,7 +13,7 @@ import spunge
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
-from spunge.recipe.schema import TeachSettings
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import OF_BITSANDBYTES, DescentSettings, Optimizer, refuse_optimizer
 from spunge.registry import METHODS
 from spunge.run.train import keyed

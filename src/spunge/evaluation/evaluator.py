@@ -11,7 +11,9 @@ import pyarrow as pa
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import EvaluatorSettings, Recipe, Source
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.rows import Source
+from spunge.recipe.schema import Recipe
 from spunge.recipe.training import Optimizer
 from spunge.registry import summary_of
 from spunge.results import Higher

@@ -29,7 +29,9 @@ from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.evaluation.statistics import score
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings, Recipe, Source, Sources
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.rows import Source, Sources
+from spunge.recipe.schema import Recipe
 from spunge.results import Higher
 
 SETTING = "evaluate.membership"

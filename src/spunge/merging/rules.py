@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spunge.merging.rule import Chunk, Cut, Scope, Statistic, Sums, Weighting, magnitude, rule
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.merging import RuleSettings
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NAME = "Name of the merge rule (`spunge list rules`)."

@@ -18,7 +18,8 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
-from spunge.recipe.schema import ITEM_SETTINGS, ModelSettings, measured_again
+from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
+from spunge.recipe.model import ModelSettings
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs

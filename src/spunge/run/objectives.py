@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.aggregates import HarmonicMean, terms_of
-from spunge.recipe.schema import EvaluatorSettings, Recipe, evaluation_name, measured_again
+from spunge.recipe.aggregates import HarmonicMean, figure_names, terms_of
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
+from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
 from spunge.results import Results, Row, Wanted
 from spunge.run.aggregates import Aggregate
-from spunge.run.scoring import WORST, WORST_KNOWN
+from spunge.run.named import WORST, missing, unmeasured
+from spunge.run.scoring import WORST_KNOWN
 
 FORM = "EVALUATION/METRIC/SUBJECT"
 
@@ -64,6 +66,10 @@ def _objective(text: str, recipe: Recipe, names: Sequence[str]) -> Objective:
         )
     metric, slash, subject = text[len(evaluation) + 1 :].partition("/")
     if evaluation in recipe.aggregates and metric and not slash:
+        if metric not in (names := figure_names(evaluation, recipe.aggregates[evaluation])):
+            raise RecipeError(
+                f"--objectives: the aggregate {evaluation!r} {missing('gives no', metric, names, 'gives')}"
+            )
         return Objective(evaluation, metric, EVERYTHING)
     if not (metric and slash and subject):
         raise RecipeError(f"--objectives: {text!r} is not of the form {FORM}")
@@ -118,10 +124,8 @@ def refuse_unmeasured(objectives: Sequence[Objective], evaluations: Sequence[Ite
         items = by_name.get(objective.evaluation)
         if items is None or measured_again(items.settings) is not None:
             continue
-        tell = EVALUATORS.get(items.settings.kind).metrics
-        metrics = list(tell(items.settings, items.table)) if tell is not None else [objective.metric]
-        if objective.metric not in metrics:
-            raise RecipeError(_unknown(objective, "measures no", objective.metric, metrics))
+        if why := unmeasured(objective.metric, items):
+            raise RecipeError(f"--objectives: {objective.evaluation!r} {why}")
         if objective.subject not in items.subjects and not objective.subject.startswith((WORST, *WORST_KNOWN.values())):
             raise RecipeError(_unknown(objective, "has no", objective.subject, list(items.subjects)))
 

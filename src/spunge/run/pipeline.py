@@ -13,16 +13,21 @@ from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
+from spunge.run.calibrate import refuse_calibration
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError, Stage, State
+from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
+from spunge.run.named import refuse_stages, unmatched_figures
 from spunge.run.session import Session, session
 from spunge.run.sharing import take
 from spunge.run.space import refuse_full
-from spunge.run.stages import Run, RunGraph, build, refuse_losing, unjudged, untaught, untrained
-from spunge.run.status import run_recipe
+from spunge.run.stages.building import Run, build
+from spunge.run.stages.naming import RunGraph
+from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
 from spunge.run.stamps import faults, stamp_file
+from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
 from spunge.run.train import refuse_rows
@@ -78,7 +83,12 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     refuse_items(unjudged(begun), begun.base)
-    refuse_aggregates(recipe.aggregates, begun.base.evaluations)
+    stages = [model.name for model in begun.seeds[0].models]
+    refuse_stages(begun.base.evaluations, stages)
+    refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
+    refuse_calibration(begun.base)
+    remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
+    remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)

@@ -21,7 +21,9 @@ from spunge.registry import METHODS
 from spunge.run.folder import default_folder, require_own
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
-from spunge.run.stages import Run, RunGraph, build, losing
+from spunge.run.stages.building import Run, build
+from spunge.run.stages.naming import RunGraph
+from spunge.run.stages.unfinished import losing
 from spunge.unlearning.trained import entries_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes

@@ -31,7 +31,9 @@ from spunge.merging.card import taught_card
 from spunge.merging.copying import share
 from spunge.merging.earlier import REPORT
 from spunge.merging.engine import merge
-from spunge.recipe.schema import Rows, RuleSettings, TeachSettings
+from spunge.recipe.merging import RuleSettings
+from spunge.recipe.rows import Rows
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
 from spunge.run.graph import Made

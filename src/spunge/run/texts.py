@@ -18,7 +18,8 @@ from spunge.errors import RecipeError
 from spunge.files import alone, parse_json, read_json, write_json, write_text
 from spunge.progress import Watcher
 from spunge.run.judge import compared, drop_cached_texts, measures_file
-from spunge.run.stages import Run, unjudged
+from spunge.run.stages.building import Run
+from spunge.run.stages.unfinished import unjudged
 from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 
 Keep = Literal["all", "sample", "none"]

@@ -10,8 +10,8 @@ from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
 from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth, positions_of
 from spunge.model.packing import TOLD
-from spunge.recipe.schema import MethodSettings, ModelSettings
-from spunge.recipe.training import refuse_optimizer, refuse_without_bitsandbytes
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.training import MethodSettings, refuse_optimizer, refuse_without_bitsandbytes
 from spunge.registry import METHODS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs

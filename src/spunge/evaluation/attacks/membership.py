@@ -24,7 +24,7 @@ from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import token_logs
 from spunge.evaluation.membership_scores import min_k
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings
+from spunge.recipe.evaluating import AttackSettings
 
 EVERYTHING = "all"
 
