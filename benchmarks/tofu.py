@@ -136,7 +136,8 @@ def run(options: argparse.Namespace) -> None:
             },
         )
     ]
-    groups = [teaching if options.jobs > 1 else [], [each for each in waiting if not each.after], [each for each in waiting if each.after]]
+    alone, after = ([each for each in waiting if bool(each.after) is told] for told in (False, True))
+    groups = [teaching if options.jobs > 1 else [], alone, after]
     with ThreadPoolExecutor(options.jobs) as pool:
         for group in groups:
             for name, said in pool.map(lambda variant: one(variant, options, end), group):
