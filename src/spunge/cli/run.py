@@ -25,7 +25,9 @@ def run(
     ] = False,
     others: Annotated[
         list[str],
-        typer.Option("--from", help="A run's folder: what it holds that would be made alike is taken. May be repeated."),
+        typer.Option(
+            "--from", help="A run's folder: what it holds that would be made alike is taken. May be repeated."
+        ),
     ] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
