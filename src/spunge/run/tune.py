@@ -181,8 +181,8 @@ def _next(tuning: Tuning, study: "optuna.Study", opened: Session, count: int) ->
         write_json(tuning.trial(number) / FAILED, {"why": why})
         study.tell(number, state=state_of("FAIL"))
     else:
-        values = [row.value for row in rows if isinstance(row, Row)]
-        study.tell(number, [way.sought(value) for way, value in zip(tuning.good, values, strict=True)])
+        measured = [row.value for row in rows if isinstance(row, Row)]
+        study.tell(number, [way.sought(value) for way, value in zip(tuning.good, measured, strict=True)])
 
 
 def _made(tuning: Tuning, number: int, values: Mapping[str, Any], opened: Session, count: int) -> Results | str:
