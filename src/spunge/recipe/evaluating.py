@@ -1,6 +1,7 @@
 """What models are judged by: the settings that every evaluator and every attack has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from pydantic import Field
@@ -54,6 +55,20 @@ ITEM_SETTINGS = frozenset(EvaluatorSettings.model_fields) - {"kind"}
 
 class AttackSettings(Strict):
     kind: str = Field(description="Name of the attack (`spunge list attacks`).")
+
+
+def refuse_stages(entry: EvaluatorSettings, known: Sequence[str]) -> None:
+    """Raises ValueError for a name of a stage that the recipe will not have. known: those it will or may have, but for branches."""
+    kinds = [f"{kind}:" for kind in ("control", "reference", "model")]  # of which there may be none
+    for pattern in entry.stages or ():
+        marked = any(mark in pattern for mark in "*?[")
+        if pattern.startswith("branch:"):
+            continue  # which branches there are depends on the rows
+        if not any(fnmatchcase(name, pattern) for name in [*known, *(kinds if marked else ())]):
+            unknown = f"no stage is called {pattern!r}{suggestion(pattern, known)}"
+            raise ValueError(
+                f"evaluate.stages: {evaluation_name(entry)!r}: {unknown}; there are {', '.join(known)} and branch:SLUG"
+            )
 
 
 def evaluation_name(entry: EvaluatorSettings) -> str:

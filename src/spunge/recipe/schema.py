@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.merging import Control, RuleSettings, controls_of
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.named import named
@@ -175,6 +175,10 @@ class Recipe(Strict):
                     "leave forget.limit out, or set seeds to 1"
                 )
         controls = [control.name for control in self.controls]
+        stages = ["base", *(["untaught"] if self.teach else []), *there, "merged"]
+        stages += [f"control:{name}" for name in controls]
+        for entry in self.evaluate:
+            refuse_stages(entry, stages)
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")

@@ -20,10 +20,12 @@ from spunge.recipe.calibration import Calibrate
 from spunge.registry import EVALUATORS
 from spunge.results import json_value, real, wanted
 from spunge.run.graph import Made
+from spunge.run.inputs import BaseInputs
 from spunge.run.judge import bench_of, evaluation_inputs, measured_by
 from spunge.run.keys import flattened
 from spunge.run.merge import merged_inputs
 from spunge.run.models import Lineup, Model
+from spunge.run.named import metrics_of, unmeasured
 from spunge.run.session import Session
 
 VERSION = 1  # rises when the same settings may give another scale
@@ -76,6 +78,20 @@ def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
         return content
     made = merged_inputs(model) if model.merge is not None else flattened("merge", model.storage._asdict())
     return {**content, **{name: value for name, value in made.items() if name != "merge.scale"}}
+
+
+def refuse_calibration(base: BaseInputs) -> None:
+    """Raises RecipeError for a metric that the evaluation will not measure, or of which no share can be kept."""
+    settings, items = base.recipe.calibrate, base.calibration_items
+    if settings is None or items is None:
+        return
+    if why := unmeasured(settings.metric, items):
+        raise RecipeError(f"calibrate.metric: the evaluation {items.name!r} {why}")
+    known = metrics_of(items)
+    if known is not None and wanted(known[settings.metric], False) is None:
+        raise RecipeError(
+            f"calibrate.metric: {settings.metric!r}: which way is good is not known of it; name another metric"
+        )
 
 
 def calibrate_base(calibration: Calibration, model_key: str, session: Session) -> Made:

@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from spunge.recipe.schema import Recipe
 from spunge.recipe.training import MethodSettings
 from spunge.registry import EVALUATORS
 from spunge.run.given import Given
+from spunge.run.named import judges
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import main_dtype
 
@@ -155,6 +155,11 @@ class BaseInputs:
         ]
 
     @cached_property
+    def parts(self) -> Parts:
+        """The rows to forget as the first seed draws them."""
+        return split_rows(self.recipe)
+
+    @cached_property
     def evaluations(self) -> list[Items]:
         """The recipe's evaluations with their rows, in its order."""
         read: dict[str, Items] = {}
@@ -180,7 +185,7 @@ class BaseInputs:
     def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
         evaluator = EVALUATORS.get(entry.kind)
         columns = evaluator.columns(entry, self.recipe.columns)
-        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry), self.parts)
         if entry.half is None:
             return items
         validation, test = halved(items, 0, f"{setting}.half")
@@ -232,11 +237,7 @@ class BaseInputs:
 
     def judged_at(self, stage: str) -> list[Items]:
         """The evaluations that a model is judged by."""
-        return [
-            items
-            for items in self.evaluations
-            if items.settings.stages is None or any(fnmatchcase(stage, pattern) for pattern in items.settings.stages)
-        ]
+        return [items for items in self.evaluations if judges(items.settings, stage)]
 
 
 class SeedInputs:
@@ -255,7 +256,7 @@ class SeedInputs:
 
     @cached_property
     def parts(self) -> Parts:
-        return split_rows(self.recipe)
+        return self.base.parts if self.recipe.seed == self.base.recipe.seed else split_rows(self.recipe)
 
     @cached_property
     def retained(self) -> Selection | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from spunge.data.items import Items
 from spunge.data.query import ROW
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
@@ -26,6 +26,7 @@ from spunge.run.inputs import BaseInputs
 from spunge.run.keys import flattened
 from spunge.run.measured import from_json, to_json
 from spunge.run.models import Lineup, Model
+from spunge.run.named import missing
 from spunge.run.session import Session
 from spunge.unlearning.finetuning import finetune
 
@@ -126,13 +127,9 @@ def measured_by(measures: Sequence[Measure], metric: str, items: Items, setting:
     for measure in measures:
         if measure.metric == metric and measure.subject is None:
             return measure
-    raise unmeasured(metric, [measure.metric for measure in measures if measure.subject is None], items, setting)
-
-
-def unmeasured(metric: str, known: Iterable[str], items: Items, setting: str) -> RecipeError:
-    return RecipeError(
-        f"{setting}.metric: the evaluation {items.name!r} measures no {metric!r}{suggestion(metric, known)}"
-    )
+    known = [measure.metric for measure in measures if measure.subject is None]
+    why = missing("measures no", metric, known, "measures")
+    raise RecipeError(f"{setting}.metric: the evaluation {items.name!r} {why}")
 
 
 def refuse_items(evaluations: Iterable[Items], base: BaseInputs) -> None:

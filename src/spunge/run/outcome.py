@@ -22,6 +22,7 @@ from spunge.run.judge import Judging
 from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
+from spunge.run.named import unmatched_rows
 from spunge.run.scoring import scored
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
@@ -41,8 +42,7 @@ def write_scores(
     """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
     first = seeds[0].inputs
     models = tuple(described(each, seeds) for each in seeds[0].models)
-    # Without a split the one part holds every row, and is no value of an attribute.
-    values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
+    values = [part.value for part in first.parts.parts if part.value in first.parts.values]
     every = [judging for of_seed in judgings for judging in of_seed]
     evaluations = [
         Judged(
@@ -82,7 +82,8 @@ def write_scores(
         folder=graph.folder,
     )
     write_results(results)
-    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores")
+    lost = unmatched_rows(recipe.published, scores.rows)
+    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores{lost}")
 
 
 def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:

@@ -20,20 +20,21 @@ from spunge.evaluation.statistics import score
 from spunge.files import fingerprint, read_json
 from spunge.model.loading import Base
 from spunge.registry import EVALUATORS
-from spunge.results import Higher, Wanted, json_value, real, wanted
+from spunge.results import Wanted, json_value, merit, real, wanted
 from spunge.run.calibrate import kept_share
-from spunge.run.directions import all_to_forget, group_of
+from spunge.run.groups import what_is
 from spunge.run.inputs import SeedInputs
-from spunge.run.judge import bench_of, evaluation_inputs, measured_by, unmeasured
+from spunge.run.judge import bench_of, evaluation_inputs, measured_by
 from spunge.run.keys import flattened
 from spunge.run.models import Lineup, Training
+from spunge.run.named import metrics_of, unmeasured
 from spunge.run.session import Session
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.watching import Reading, Readings, Watch, Watched
 
 VERSION = 1  # rises when the same settings may keep another step
 # For what says which items are measured stands what they are.
-OF_ITEMS = {"evaluation": True, "subject": True, "limit": True, "beside": {"evaluation", "subject"}}
+OF_ITEMS: dict[str, Any] = {"evaluation": True, "subject": True, "limit": True, "beside": {"evaluation", "subject"}}
 FOLDER = "watch"  # of what evaluations write while a model trains
 
 
@@ -49,8 +50,9 @@ class Curve:
     forget: bool | None  # whether its items are to be forgotten; None: some of either
     decides: bool  # whether a step is chosen by it
 
-    def wanted(self, higher: Higher) -> Wanted | None:
-        return wanted(higher, self.forget)
+    def wanted(self, measure: Measure) -> Wanted | None:
+        """Which way is good."""
+        return "near" if measure.target is not None else wanted(measure.higher, self.forget)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _choice(
         rows = np.unique(np.concatenate([at_most(items, items.subjects[value], watch.limit) for value in there]))
         return Choice(block, metric, there[0] if len(there) == 1 else "all parts", items, rows, True)
     named = _named(block, subject, items)
-    forget = _to_forget(named, items, parts)
+    _, forget = what_is(named, items.subjects, items, items.settings, parts)
     if block != "watch" and forget is not False:
         raise RecipeError(f"{block}.subject: {named!r} is to be forgotten, all or in part; name what must be kept")
     return Choice(block, metric, named, items, at_most(items, items.subjects[named], watch.limit), forget)
@@ -122,32 +124,27 @@ def _named(block: str, subject: str | None, items: Items) -> str:
     return subject
 
 
-def _to_forget(subject: str, items: Items, parts: Sequence[str]) -> bool | None:
-    """Whether a subject's items are to be forgotten, as the results will have it; None: some of either."""
-    group = items.settings.group or group_of(subject, items.subjects, items.overall, items.of_forget, parts)
-    if group == "together":
-        return True if all_to_forget(items.subjects, items.overall, items.of_forget, parts) else None
-    return group == "forget"
-
-
 def refuse_watch(inputs: SeedInputs, trainings: Sequence[Training]) -> list[Items]:
     """Raises RecipeError for a subject, a metric or a way that there is not, before anything is trained. Returns the items."""
     watched = []
     for training in trainings:
         for curve in curves_of(training, inputs):
-            given = EVALUATORS.get(curve.items.settings.kind).metrics
-            known = None if given is None else given(curve.items.settings, curve.items.table)
-            if known is not None and curve.metric not in known:
-                raise unmeasured(curve.metric, known, curve.items, curve.block)
-            if known is not None and curve.decides:
-                _refuse_wayless(curve, known[curve.metric])
+            if why := unmeasured(curve.metric, curve.items):
+                raise RecipeError(f"{curve.block}.metric: the evaluation {curve.items.name!r} {why}")
+            higher = (metrics_of(curve.items) or {}).get(curve.metric)
+            if curve.decides and higher is not None:  # else only measuring tells which way is good
+                _refuse_wayless(curve, wanted(higher, curve.forget))
             watched.append(curve.items)
     return watched
 
 
-def _refuse_wayless(curve: Curve, higher: Higher) -> None:
-    """Raises RecipeError for a metric that is good neither high nor low: no step can be chosen by it."""
-    if curve.wanted(higher) is None:
+def _refuse_wayless(curve: Curve, way: Wanted | None) -> None:
+    """Raises RecipeError for a metric that no way is good of, and beside for one of which no share can be kept."""
+    if way == "near" and curve.block != "watch":
+        raise RecipeError(
+            f"{curve.block}.metric: {curve.metric!r} should be near a value, and no share of it can be kept; name another metric"
+        )
+    if way is None:
         raise RecipeError(
             f"{curve.block}.metric: which way {curve.metric!r} is good on {curve.subject!r} is not known, and keep: best needs to; "
             "name another subject or metric, or give the evaluation's group"
@@ -219,16 +216,14 @@ def _of_base(training: Training, before: Readings) -> Readings:
         return before
     told = read_json(training.earlier[0].folder / "delta.json")["watched"]["curves"]
     starts = [(curve["points"][0], curve["wanted"]) for curve in told]
-    return tuple(
-        Reading(real(point["value"]), real(point["low"]), real(point["high"]), wanted) for point, wanted in starts
-    )
+    return tuple(Reading(real(point["value"]), math.nan, math.nan, way) for point, way in starts)
 
 
 def ranked(readings: Readings, base: Readings, share: float | None) -> tuple[float, float]:
     """How good a step is, the greater the better: of those that keep enough the best by the metric, before all others; of the
     others the one that keeps most. share: of the metric beside, that is to be kept; None: nothing is."""
     value, way = readings[0].value, readings[0].wanted
-    better = -math.inf if math.isnan(value) else value if way == "up" else -value
+    better = -math.inf if math.isnan(value) or way is None else merit(value, way, readings[0].target)
     if share is None:
         return 1.0, better
     kept = share_kept(readings, base)
@@ -238,7 +233,7 @@ def ranked(readings: Readings, base: Readings, share: float | None) -> tuple[flo
 def share_kept(readings: Readings, base: Readings) -> float:
     """The share of the base's that is kept of the metric beside, which is known to be good up or down."""
     way = readings[1].wanted
-    return kept_share(readings[1].value, base[1].value, way) if way is not None else math.nan
+    return kept_share(readings[1].value, base[1].value, way) if way in ("up", "down") else math.nan
 
 
 def _measures(
@@ -267,7 +262,7 @@ def _silent(done: int, total: int, note: str = "") -> None:
 
 def _reading(curve: Curve, measure: Measure) -> Reading:
     found = score([measure], curve.members)
-    return Reading(found.value, found.low, found.high, curve.wanted(measure.higher))
+    return Reading(found.value, found.low, found.high, curve.wanted(measure), measure.target)
 
 
 def _refuse_start(curves: Sequence[Curve], measures: Sequence[Measure], readings: Readings) -> None:
@@ -275,7 +270,7 @@ def _refuse_start(curves: Sequence[Curve], measures: Sequence[Measure], readings
     for curve, measure, reading in zip(curves, measures, readings, strict=True):
         if not curve.decides:
             continue
-        _refuse_wayless(curve, measure.higher)
+        _refuse_wayless(curve, curve.wanted(measure))
         shared = curve.block != "watch"
         if math.isnan(reading.value) or (shared and not 0 < reading.value < math.inf):
             raise RecipeError(
@@ -311,6 +306,7 @@ def _drawn(curve: Curve, place: int, watched: Watched) -> dict[str, Any]:
         "subject": curve.subject,
         "beside": curve.block != "watch",
         "wanted": readings[0][1].wanted,
+        "target": readings[0][1].target,
         "rows": curve.items.sha256[:12],
         "n": len(curve.members),
         "points": [

@@ -18,12 +18,13 @@ from spunge.unlearning.trained import evaluation_mode
 
 
 class Reading(NamedTuple):
-    """A metric at one step, with its 95% interval, NaN where there is none, and which way is good."""
+    """A metric at one step, with its 95% interval, NaN where there is none, and which way is good: up, down or near a target."""
 
     value: float
     low: float
     high: float
     wanted: Wanted | None
+    target: float | None = None
 
 
 Readings = tuple[Reading, ...]  # one of each curve
