@@ -17,7 +17,7 @@ from spunge.run.status import status
 from spunge.run.verify import verify
 from spunge.run.watching import curves_of, ranked, steps_between
 from spunge.unlearning.watching import Reading
-from toys import Told
+from toys import Told, rows
 
 LORA = {"kind": "lora", "rank": 4, "dropout": 0.1}
 # The tiny model's perplexity on what is kept grows as it forgets, but for a while.
@@ -137,10 +137,10 @@ def test_the_best_step_that_keeps_enough_is_that_of_a_training_that_ends_there_a
 
     # What chose the step is judged nowhere.
     [line] = lineups(load_recipe(recipe), tmp_path / "whole")
-    rows = {entry.name: entry.rows for entry in results.evaluations}
+    judged = {entry.rows for entry in results.evaluations}
     for each in results.watched:
         chosen = line.inputs.base.watched_items(each.evaluation)
-        assert each.rows not in rows.values()
+        assert each.rows not in judged
         theirs = {items.name: items for items in line.inputs.base.evaluations}[each.evaluation]
         texts = [set(items.table["text"].to_pylist()) for items in (chosen, theirs)]
         assert texts[0].isdisjoint(texts[1])
@@ -265,8 +265,8 @@ def test_a_step_that_cannot_be_chosen_is_one_line_before_any_training(
     watched: dict[str, Any], edits: list[str], message: str, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     heard = Told()
-    rows = [json.loads(line) for line in Path(watched["forget"]["source"]).read_text().splitlines()]
-    mixed = write_rows("mixed.jsonl", [*rows, *({**row, "topic": "other"} for row in rows)])
+    forgotten = [json.loads(line) for line in Path(watched["forget"]["source"]).read_text().splitlines()]
+    mixed = write_rows("mixed.jsonl", [*forgotten, *rows(["other"])])
     edits = [edit.replace("evaluate.0.where=SOME", f"evaluate.0.source={mixed}") for edit in edits]
     with pytest.raises(RecipeError, match=message):
         spunge.run(load_recipe(watched, [*edits, "watch.keep=best", "watch.beside=null"]), tmp_path / "run", heard)

@@ -94,7 +94,7 @@ class Recipe(Strict):
     watch: Watch | None = Field(
         None,
         description="Measure every branch and control while it trains, and keep its best step where that is asked for. Default: "
-        "nothing is measured before the judging. See [watching](evaluation.md#while-training).",
+        "nothing is measured before the judging. See [watching](methods.md#while-it-trains-watch).",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
