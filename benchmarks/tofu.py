@@ -41,8 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {"npo": {}, "rmu": {"unlearn": RMU}}
 RULES = (
     {"name": "sum", "merge": {"rule": "task_arithmetic"}},
     {"name": "mean", "merge": {"rule": "average"}},
-    {"name": "ties-whole", "merge": {"rule": "ties", "density": 1.0}},
-    {"name": "ties-sum", "merge": {"rule": "dare_ties", "density": 1.0, "normalize": False}},
+    *(
+        {"name": f"ties_norm-{power}", "merge": {"rule": "ties_norm", "density": 0.5, "power": power}}
+        for power in (1, 2, "max")
+    ),
 )
 WRITTEN = ("kept", "forget")  # evaluations that ask for no text: of the variants
 KEPT = ("stage", "evaluation", "subject", "metric", "value", "low", "high", "n", "group")
