@@ -115,6 +115,16 @@ def test_what_is_known_should_fall_on_parts_and_stay_on_the_rest() -> None:
     assert {way for way, _ in ways(None, ["a"], "all").values()} == {None}
 
 
+def test_what_should_be_near_a_target_is_wanted_there_on_all_rows() -> None:
+    evaluation = judged("e", {"a": 4, "x": 4}, "all")
+    values = {stage: {"e": [measure([0, 1] * 4, higher=None, target=0.5, worst=True)]} for stage in ("base", "merged")}
+    found = scored([evaluation], [BASE, MERGED], [values], ["a"])
+    assert {(row.subject, row.wanted, row.target) for row in found.rows} == {
+        (name, "near", 0.5) for name in ("a", "x", "all")
+    }
+    assert {(row.wanted, row.target) for row in found.differences} == {("near", 0.5)}
+
+
 def test_all_rows_together_are_wanted_as_the_parts_where_all_are_to_be_forgotten() -> None:
     assert ways("known", list(ITEMS), "all")["all"][0] == "down"
 

@@ -14,10 +14,11 @@ from spunge.run.by_metric import Measured, MetricKey
 
 
 class Direction(NamedTuple):
-    """What a subject is, and which way a metric is good on it."""
+    """What a subject is, and which way a metric is good on it. target: what it should be near, where that is what is wanted."""
 
     group: Group
     wanted: Wanted | None
+    target: float | None = None
 
 
 Directions = Mapping[tuple[MetricKey, str], Direction]  # by metric and subject
@@ -43,7 +44,9 @@ def directions_of(
             forget = {"forget": True, "keep": False}.get(group)
             if group == "together" and _all_to_forget(each, settings, parts):
                 forget = True
-            directions[key, subject] = Direction(group, wanted(each.measures[0].higher, forget))
+            first = each.measures[0]
+            way = "near" if first.target is not None else wanted(first.higher, forget)
+            directions[key, subject] = Direction(group, way, first.target)
     return directions
 
 

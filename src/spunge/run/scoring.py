@@ -111,7 +111,7 @@ def _worst(each: Measured, directions: Mapping[str, Direction]) -> Iterator[tupl
         }
     for name, subjects in chosen.items():
         way = directions[next(iter(subjects))].wanted if subjects else None
-        if first.worst and len(subjects) > 1 and way is not None:
+        if first.worst and len(subjects) > 1 and way in ("up", "down"):
             yield name, way, subjects
 
 
@@ -141,8 +141,9 @@ def _differences(
             continue
         for subject, members in each.subjects.items():
             values = difference(each.measures, other.measures, members)
-            way = directions[key, subject].wanted
-            yield Difference(stage=stage, against=against, subject=subject, wanted=way, **_told(values))
+            way = directions[key, subject]._asdict()
+            del way["group"]
+            yield Difference(stage=stage, against=against, subject=subject, **way, **_told(values))
 
 
 def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:
