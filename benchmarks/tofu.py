@@ -83,10 +83,10 @@ def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     content = laid_over(yaml.safe_load(text), variant.changes)
     content["model"] |= {"path": str(options.model.resolve()), "device": options.device}
     reference = ["reference:retrained"] if content.get("reference") else []
+    if variant.name == "teaching":
+        content["evaluate"] = content["evaluate"][:1]
     for entry in content["evaluate"]:  # the branches alone are not judged: twenty of them
         entry["stages"] = ["base", *reference, *(f"control:{name}" for name in content["controls"]), "merged"]
-        if variant.name == "teaching":
-            entry |= {"stages": ["base"], "limit": 4}
     if options.toy:
         content["teach"] |= {"epochs": 1, "where": "author in (1, 2, 180, 181)"}
         content["forget"]["where"] += " and author < 182"
@@ -136,7 +136,8 @@ def run(options: argparse.Namespace) -> None:
             },
         )
     ]
-    groups = [teaching, [each for each in waiting if not each.after], [each for each in waiting if each.after]]
+    alone, after = ([each for each in waiting if bool(each.after) is told] for told in (False, True))
+    groups = [teaching if options.jobs > 1 else [], alone, after]
     with ThreadPoolExecutor(options.jobs) as pool:
         for group in groups:
             for name, said in pool.map(lambda variant: one(variant, options, end), group):

@@ -55,7 +55,7 @@ Flag = Annotated[bool, Strict()]
 SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
 Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
-Wanted = Literal["up", "down"]
+Wanted = Literal["up", "down", "near"]  # near: a value that lies as near as can be to a target
 # What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
 # the items are. None: none of these.
 Higher = Literal["known", "unknown", "good", "bad"] | None
@@ -80,7 +80,14 @@ Direction = Annotated[
     Wanted | None,
     Field(
         description="Which way is good here: what is known should go `down` on what is to be forgotten and stay `up` on what is to "
-        "be kept. Left out where neither is, as on all rows together with those to keep among them."
+        "be kept; `near`: the nearer to `target` the better. Left out where no way is, as on all rows together with those to keep "
+        "among them."
+    ),
+]
+Target = Annotated[
+    Real | None,
+    Field(
+        description="What it should be `near`: 0.5 of an AUROC that tells members from others, where more and less give them away."
     ),
 ]
 
@@ -182,6 +189,7 @@ class Row:
     high: High = None
     n: ItemCount = None
     wanted: Direction = None
+    target: Target = None
     chance: Annotated[Real | None, Field(description="What guessing gives.")] = None
     below_chance: Annotated[Flag | None, Field(description="Whether the whole interval lies below chance.")] = None
     spread: Annotated[
@@ -228,6 +236,7 @@ class Difference:
     n: ItemCount = None
     changed: Annotated[Count | None, Field(description="Items that were not measured the same at both stages.")] = None
     wanted: Annotated[Wanted | None, Field(description="As in the rows.")] = None
+    target: Annotated[Real | None, Field(description="As in the rows.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +343,17 @@ def wanted(higher: Higher, forget: bool | None) -> Wanted | None:
     if higher is None or forget is None:
         return None
     return "down" if (higher == "known") == forget else "up"
+
+
+def merit(value: float, wanted: Wanted, target: float | None = None) -> float:
+    """How good a value is: the greater the better.
+
+    >>> merit(0.3, "up"), merit(0.3, "down"), merit(0.375, "near", 0.5), merit(0.625, "near", 0.5)
+    (0.3, -0.3, -0.125, -0.125)
+    """
+    if wanted == "near":
+        return -abs(value - (target or 0.0))
+    return value if wanted == "up" else -value
 
 
 def write_results(results: Results) -> None:

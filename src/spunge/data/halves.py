@@ -78,4 +78,5 @@ def _chosen(items: Items, rows: np.ndarray) -> Items:
     """Some of the items, ascending, of the same subjects."""
     table = taken(items.table, rows)
     subjects = {name: np.searchsorted(rows, own[np.isin(own, rows)]) for name, own in items.subjects.items()}
-    return replace(items, table=table, subjects=subjects, sha256=table_sha256(table))
+    forgotten = None if items.forgotten is None else items.forgotten[rows]
+    return replace(items, table=table, subjects=subjects, sha256=table_sha256(table), forgotten=forgotten)

@@ -35,6 +35,7 @@ class Measure:
     numerator: np.ndarray  # (n,)
     denominator: np.ndarray  # (n,)
     higher: Higher  # what a higher value says: `known`, `unknown`, `good`, `bad`; None: none of these
+    target: float | None = None  # what it should be near, where more and less of it are as bad, whatever the items are
     transform: Literal["none", "exp"] = "none"  # of the ratio
     combine: Literal["ratio", "auroc", "detected"] = "ratio"
     false: float | None = None  # of `detected`: the share of class 0 that may be taken for class 1

@@ -87,6 +87,7 @@ def _row(name: str, aggregate: Aggregate, stage: str, figure: Figure) -> Row:
         high=None if isnan(high) else high,
         n=figure.n,
         wanted=figure.wanted,
+        target=figure.target,
         spread=figure.spread,
         evaluation=name,
         group=group_of(aggregate),
@@ -109,6 +110,7 @@ def _differences(made: Mapping[str, Sequence[Figure]], pairs: Sequence[tuple[str
                 high=None if isnan(high) else high,
                 n=one.n,
                 wanted=one.wanted,
+                target=one.target,
             )
 
 

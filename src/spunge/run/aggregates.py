@@ -56,6 +56,7 @@ class Figure(NamedTuple):
     draws: np.ndarray
     fewest: int  # items of the smallest sample
     n: int  # items of all
+    target: float | None = None  # what it should be near
 
     @property
     def value(self) -> float:
@@ -108,7 +109,7 @@ def figures(
         few = int(
             min(mine[0].measures[0].denominator[mine[0].items].sum(), (mine[0].measures[0].denominator == 0).sum())
         )
-        yield Figure(name, None, relative_leak(own, other), relative_leak(drawn, beside), few, n)
+        yield Figure(name, "near", relative_leak(own, other), relative_leak(drawn, beside), few, n, 0.0)
         return
     distances, pvalues = (
         np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=True), strict=True)

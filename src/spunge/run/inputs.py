@@ -155,6 +155,11 @@ class BaseInputs:
         ]
 
     @cached_property
+    def parts(self) -> Parts:
+        """The rows to forget as the first seed draws them."""
+        return split_rows(self.recipe)
+
+    @cached_property
     def evaluations(self) -> list[Items]:
         """The recipe's evaluations with their rows, in its order."""
         read: dict[str, Items] = {}
@@ -181,7 +186,7 @@ class BaseInputs:
     def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
         evaluator = EVALUATORS.get(entry.kind)
         columns = evaluator.columns(entry, self.recipe.columns)
-        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry), self.parts)
         if entry.half is None:
             return items
         validation, test = halved(items, 0, f"{setting}.half")
@@ -243,7 +248,7 @@ class SeedInputs:
 
     @cached_property
     def parts(self) -> Parts:
-        return split_rows(self.recipe)
+        return self.base.parts if self.recipe.seed == self.base.recipe.seed else split_rows(self.recipe)
 
     @cached_property
     def retained(self) -> Selection | None:

@@ -41,8 +41,7 @@ def write_scores(
     """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
     first = seeds[0].inputs
     models = tuple(described(each, seeds) for each in seeds[0].models)
-    # Without a split the one part holds every row, and is no value of an attribute.
-    values = [part.value for part in first.parts.parts] if first.parts.attribute is not None else []
+    values = [part.value for part in first.parts.parts if part.value in first.parts.values]
     every = [judging for of_seed in judgings for judging in of_seed]
     evaluations = [
         Judged(
