@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test test-thorough results gpu-check lint types docs package lock audit oldest soak faults fuzz clean
+.PHONY: demo test test-thorough results results-tofu gpu-check lint types docs package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -28,6 +28,11 @@ test-thorough: $(MODEL)/config.json $(VENV)/encoder
 results: $(MODEL)/config.json $(JUDGE)/config.json
 	$(INSTALL) --group figures
 	$(OFFLINE) $(BIN)/python benchmarks/results.py
+
+# docs/tofu.md: hours; goes on where it stopped; ONLY="npo" makes the runs of that name alone. Needs ../shared/data.
+results-tofu: $(MODEL)/config.json
+	$(OFFLINE) $(BIN)/python benchmarks/tofu.py run $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python benchmarks/tofu.py page --results runs/tofu/tofu.json
 
 # The check on a GPU, at toy size on the CPU: benchmarks/gpu/README.md.
 gpu-check: $(VENV)/ready
@@ -77,8 +82,8 @@ OLDEST ?= $(shell sed -nE 's/^requires-python = ">=(.*)"/\1/p' pyproject.toml)
 UV := UV_PYTHON_DOWNLOADS=never build/lock/bin/uv
 oldest: build/lock/ready
 	$(UV) venv --clear --python $(OLDEST) build/oldest
-	$(UV) pip compile --quiet --python build/oldest pyproject.toml --extra judge --resolution lowest-direct --output-file build/oldest/lowest.txt
-	$(UV) pip install --quiet --python build/oldest --requirement build/oldest/lowest.txt --editable '.[judge,test]'
+	$(UV) pip compile --quiet --python build/oldest pyproject.toml --extra judge --extra tune --resolution lowest-direct --output-file build/oldest/lowest.txt
+	$(UV) pip install --quiet --python build/oldest --requirement build/oldest/lowest.txt --editable '.[judge,test,tune]'
 	$(OFFLINE) build/oldest/bin/python -m pytest -n auto -rs $(TESTS)
 
 # A build of torch on this disk (PIP_FIND_LINKS) comes first: pip would rather take a larger one from the index. Then the package, which

@@ -31,7 +31,7 @@ from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.model.loading import Base, load_base
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

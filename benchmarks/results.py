@@ -288,7 +288,7 @@ def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     import spunge
     from spunge.run.outcome import stored_measures
     from spunge.run.scoring import measured
-    from spunge.run.stages import build
+    from spunge.run.stages.building import build
 
     begun = build(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
     seeds = [stored_measures(judgings) for judgings in begun.judgings]

@@ -237,7 +237,7 @@ def prepared(job: dict[str, Any]) -> Any:
     """The base, the tasks and the settings of our side."""
     from spunge.data.samples import Samples
     from spunge.model.loading import load_base
-    from spunge.recipe.schema import ModelSettings
+    from spunge.recipe.model import ModelSettings
     from spunge.unlearning.method import Store, Task
     from spunge.unlearning.rmu.rmu import RMU
     from spunge.unlearning.rmu.settings import RMUSettings

@@ -34,7 +34,7 @@ from spunge.merging.command import merge_command
 from spunge.merging.engine import merge
 from spunge.merging.rules import TaskArithmeticSettings
 from spunge.model.loading import Base, load_base
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.registry import METHODS
 from spunge.unlearning.method import Task
 from spunge.weights.checkpoint import Checkpoint

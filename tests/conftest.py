@@ -113,7 +113,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def load(tiny: Callable[..., Path]) -> Callable[..., Any]:
     """load("llama") -> a Base of a tiny model, in float32; the caller's own, a copy of one that was loaded once."""
     from spunge.model.loading import load_base
-    from spunge.recipe.schema import ModelSettings
+    from spunge.recipe.model import ModelSettings
 
     loaded: dict[Path, Any] = {}
 

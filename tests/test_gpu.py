@@ -30,7 +30,7 @@ from spunge.merging.engine import merge
 from spunge.merging.rules import AverageSettings
 from spunge.model.loading import Base, load_base
 from spunge.progress import SILENT
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.registry import METHODS
 from spunge.results import Results
 from spunge.unlearning.finetuning import finetune

@@ -22,7 +22,7 @@ from spunge.recipe.loading import load_recipe, recipe_file, shipped_recipes
 from spunge.report.published import published
 from spunge.report.scores import arranged
 from spunge.report.wording import MISSING
-from spunge.run.stages import build
+from spunge.run.stages.building import build
 from toys import texts
 
 pytest.importorskip("lm_eval")

@@ -4,10 +4,13 @@ What is shown holds no token and no key: of the Hub, of services, in an address,
 """
 
 import difflib
+import html
+import json
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 ASKING = "spunge-sql"  # the name of a thread that may not hear that it is to stop
 _DIRECTIONS = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
@@ -47,13 +50,30 @@ def conceal(secret: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """The text without tokens, keys and passwords."""
-    for secret in _concealed:
-        text = text.replace(secret, HIDDEN)
-    for name, value in os.environ.items():
-        if _NAMED.search(name) and len(value) >= _LENGTH and not value.startswith(("/", "~")) and value in text:
-            text = text.replace(value, HIDDEN)
+    """The text without tokens, keys and passwords, also as JSON and HTML spell them."""
+    # A text that is shorter than every value of the environment holds none: reading them takes most of the time.
+    known = _concealed | (_of_the_environment() if len(text) >= _LENGTH else set())
+    for secret in sorted(known, key=len, reverse=True):  # one may begin with another
+        for spelled in _spellings(secret):
+            text = text.replace(spelled, HIDDEN)
     return _TOKENS.sub(HIDDEN, text)
+
+
+def _of_the_environment() -> set[str]:
+    """Read each time: a variable may be set later."""
+    values = (os.environ.get(name, "").strip() for name in os.environ if _is_of_a_secret(name))
+    return {value for value in values if len(value) >= _LENGTH and not value.startswith(("/", "~"))}
+
+
+@lru_cache(maxsize=1024)
+def _is_of_a_secret(name: str) -> bool:
+    """Whether a variable of the environment is named like one that holds a secret."""
+    return bool(_NAMED.search(name))
+
+
+@lru_cache(maxsize=64)
+def _spellings(secret: str) -> tuple[str, ...]:
+    return tuple({secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], html.escape(secret)})
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -1,8 +1,11 @@
 """Every command over a run in which all that people and files can name is hostile: nothing is obeyed, and no key is told."""
 
+import html
 import json
 import logging
+import os
 import re
+import timeit
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +259,36 @@ def test_no_file_of_a_run_holds_a_key(hostile: Hostile, tmp_path: Path) -> None:
 def test_what_is_no_key_stays_as_it_is(plain: str) -> None:
     assert redacted(plain) == plain
     assert one_line(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "written",
+    [str, json.dumps, lambda value: json.dumps(value, ensure_ascii=False), html.escape, lambda value: f"<{value}>"],
+    ids=["plain", "json", "json of any letters", "html", "in a text"],
+)
+def test_a_key_is_hidden_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch, written: Callable[[str], str]) -> None:
+    monkeypatch.setenv("SOME_PASSWORD", 'pa"ss & \\ wörd<12>\n')
+    assert redacted(written('pa"ss & \\ wörd<12>')) == written("SECRET").replace("SECRET", HIDDEN)
+
+
+def test_of_a_key_that_begins_with_another_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "one-two-three")
+    monkeypatch.setenv("OTHER_TOKEN", "one-two-three-four")
+    assert redacted("one-two-three-four, one-two-three") == f"{HIDDEN}, {HIDDEN}"
+
+
+def test_a_key_that_is_set_or_changed_later_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("first-value-of-it", "other-value-of-it"):
+        assert redacted(f"it is {value}") == f"it is {value}"
+        monkeypatch.setenv("SOME_TOKEN", value)
+        assert redacted(f"it is {value}") == f"it is {HIDDEN}"
+
+
+def test_looking_for_keys_takes_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(500):
+        monkeypatch.setenv(f"VARIABLE_{number}", f"some value of it {number}")
+    short, long = "a word", "a sentence of some more words"
+    redacted(long)
+    plain = min(timeit.repeat(lambda: [(name, os.environ.get(name)) for name in os.environ], number=20, repeat=5))
+    assert min(timeit.repeat(lambda: redacted(long), number=20, repeat=5)) < plain
+    assert min(timeit.repeat(lambda: redacted(short), number=20, repeat=5)) < plain / 20

@@ -13,7 +13,7 @@ from spunge.data.query import ROW, Kind, Query
 from spunge.data.rows import read_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import dump_recipe, load_recipe
-from spunge.recipe.schema import Source
+from spunge.recipe.rows import Source
 from spunge.registry import ATTRIBUTES
 from toys import texts
 
@@ -23,7 +23,7 @@ OWN = '''
 import pyarrow as pa
 from spunge.data.attribution import AttributeSource, Valued
 from spunge.data.query import ROW
-from spunge.recipe.schema import AttributeSettings
+from spunge.recipe.split import AttributeSettings
 
 class WordSettings(AttributeSettings):
     words: dict[str, str]

@@ -10,7 +10,7 @@ import pytest
 from spunge.data import hubrows
 from spunge.data.rows import read_rows
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Source
+from spunge.recipe.rows import Source
 
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {path}\n{rest}---\n"
 WORDS = [{"name": "NA", "code": "007", "day": "2024-01-05"}, {"name": "null", "code": "1e3", "day": None}]

@@ -24,7 +24,7 @@ from spunge.data import jsonrows, keeping, textrows
 from spunge.data.rows import Records, find_files, read_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Source
+from spunge.recipe.rows import Source
 
 ROWS = [{"kind": "a" if number % 2 else "b", "text": f"words {number}"} for number in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

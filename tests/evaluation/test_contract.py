@@ -13,7 +13,7 @@ import torch
 
 from spunge.data.samples import Samples
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.registry import EVALUATORS
 from spunge.unlearning.finetuning import finetune
 from toys import texts

@@ -13,7 +13,7 @@ from spunge.data.items import read_items
 from spunge.evaluation.generation import GenerationSettings, prompt_ids
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.registry import EVALUATORS
 from templates import THINKING, byte_tokenizer, said
 

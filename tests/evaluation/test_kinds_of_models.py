@@ -20,7 +20,7 @@ from spunge.evaluation.reading import Reading, reading_of
 from spunge.model.architecture import find_blocks, hidden_of
 from spunge.model.loading import Base, load_base
 from spunge.progress import SILENT
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from toys import ROOT
 
 HOW = {

@@ -191,7 +191,7 @@ def test_a_bag_of_words_tells_sets_apart_that_differ_by_their_words(apart: bool)
     from sklearn.metrics import roc_auc_score
 
     value = roc_auc_score(classes, found)
-    assert value > 0.95 if apart else 0.2 < value < 0.75
+    assert value > 0.8 if apart else 0.2 < value < 0.75
     order = np.random.default_rng(0).permutation(60)
     np.testing.assert_allclose(told_apart([said[at] for at in order], classes[order], ""), found[order])
     assert told_apart(["?!", ".", "!", "?"], np.array([0, 1, 0, 1]), "").tolist() == [0] * 4

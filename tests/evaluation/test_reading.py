@@ -23,7 +23,7 @@ from spunge.evaluation.perplexity import PERPLEXITY, PerplexitySettings
 from spunge.model.loading import load_base
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 
 PROMPTS = ["a", "the capital of france is", "one two three four five six seven eight"]
 OWN = {

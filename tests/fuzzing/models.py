@@ -14,7 +14,7 @@ from spunge.data.chat import Conversation, read_conversation
 from spunge.data.template import Template, render
 from spunge.errors import RecipeError
 from spunge.model.loading import arithmetic, embeddings_of, load_base, load_tokenizer, model_depth, positions_of
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from templates import CHATML, GEMMA, LLAMA_3, byte_tokenizer
 
 CONVERSATION = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]

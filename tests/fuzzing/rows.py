@@ -19,7 +19,7 @@ from fuzzing.mutations import any_text, any_value, as_json, change, changed, dam
 from fuzzing.trial import Target
 from spunge.data.chat import read_conversation, read_tools
 from spunge.data.rows import Records, read_rows
-from spunge.recipe.schema import Source
+from spunge.recipe.rows import Source
 
 ROWS = [
     {"kind": "a", "n": 1, "text": "words", "list": [1, 2], "record": {"x": 1.5, "y": None}},

@@ -16,7 +16,7 @@ from spunge.errors import RecipeError
 from spunge.merging.engine import merge
 from spunge.merging.rules import AverageSettings, DareTiesSettings, TaskArithmeticSettings
 from spunge.model.loading import load_base
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import WHOLE
 from spunge.weights.opening import open_source
 

@@ -16,7 +16,7 @@ import quantising
 from spunge.errors import RecipeError
 from spunge.model.conversion import conversion, convert
 from spunge.model.hub import judges_folder, local_folder
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights import expressions
 from spunge.weights.checkpoint import WHOLE, Checkpoint
 from spunge.weights.folder import note_of

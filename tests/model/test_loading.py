@@ -16,7 +16,7 @@ from spunge.model.architecture import find_blocks
 from spunge.model.hub import local_folder
 from spunge.model.loading import load_base, model_depth, pick_device
 from spunge.model.names import stored_names
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.overlay import swapped
 from toys import ARCHITECTURES, SMALL

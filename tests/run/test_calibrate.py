@@ -13,11 +13,11 @@ import torch
 import spunge
 from spunge.errors import RecipeError
 from spunge.model.loading import load_base
+from spunge.recipe.calibration import Calibrate
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Calibrate
 from spunge.report.text import report_text
 from spunge.run.calibrate import bisected, kept_share
-from spunge.run.stages import build, lineups
+from spunge.run.stages.building import build, lineups
 from spunge.run.status import status
 from spunge.run.verify import verify
 from spunge.weights.checkpoint import Checkpoint

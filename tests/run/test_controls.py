@@ -14,9 +14,9 @@ from spunge.errors import RecipeError
 from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
-from spunge.recipe.schema import Control
+from spunge.recipe.merging import Control
 from spunge.run.outcome import described
-from spunge.run.stages import lineups
+from spunge.run.stages.building import lineups
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 

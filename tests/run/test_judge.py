@@ -17,7 +17,8 @@ from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
 from spunge.run.measured import from_json, to_json
 from spunge.run.session import session
-from spunge.run.stages import build, judging_name
+from spunge.run.stages.building import build
+from spunge.run.stages.judging import judging_name
 from toys import Told
 
 

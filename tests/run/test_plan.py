@@ -12,7 +12,7 @@ from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
 from spunge.run.plan import plan_text
-from spunge.run.stages import build
+from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
 
 

@@ -15,7 +15,7 @@ from commands import call
 from spunge.errors import RecipeError
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.run.status import status
 from spunge.run.verify import verify
 from spunge.unlearning.method import Task

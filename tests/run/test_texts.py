@@ -34,7 +34,7 @@ class Kept(NamedTuple):
 PLUGIN = '''
 import numpy as np
 from spunge.evaluation.evaluator import Evaluator, Measure
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 
 class Settings(EvaluatorSettings):
@@ -250,7 +250,7 @@ def test_without_a_word_on_what_to_remove_nothing_is_removed(copied: Callable[[s
 COMPARER = '''
 import numpy as np
 from spunge.evaluation.evaluator import Evaluator, Measure
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 
 class Settings(EvaluatorSettings):
@@ -305,7 +305,7 @@ def test_the_base_writes_again_where_another_model_is_to_be_compared_with_it(
 FAILING = '''
 from pathlib import Path
 from spunge.evaluation.evaluator import Evaluator
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 
 class Settings(EvaluatorSettings):

@@ -17,7 +17,7 @@ from spunge.evaluation.scorers.classifiers import load_classifier
 from spunge.evaluation.similarity import load_encoder
 from spunge.model.loading import load_base
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.run.plan import plan, trusted
 
 CODE = """

@@ -13,10 +13,10 @@ import spunge
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
-from spunge.recipe.schema import TeachSettings
+from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import OF_BITSANDBYTES, DescentSettings, Optimizer, refuse_optimizer
 from spunge.registry import METHODS
-from spunge.run.train import keyed
+from spunge.run.keys import keyed
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.optimizers import optimizer_of

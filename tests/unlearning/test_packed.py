@@ -19,9 +19,10 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.model.loading import Base, load_base
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import ModelSettings, TeachSettings
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.teaching import TeachSettings
 from spunge.registry import EVALUATORS, METHODS
-from spunge.run.stages import build
+from spunge.run.stages.building import build
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.trained import training_tensors

@@ -11,7 +11,7 @@ from torch import Tensor
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base
 from spunge.model.names import stored_names
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.recipe.training import Everything, LoRA
 from spunge.unlearning.trained import training
 from spunge.weights.checkpoint import Checkpoint

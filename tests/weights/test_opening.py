@@ -18,7 +18,7 @@ from spunge.merging.engine import merge
 from spunge.merging.rules import AverageSettings
 from spunge.model.conversion import convert
 from spunge.model.loadable import check_fit
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import WHOLE, Checkpoint
 from spunge.weights.opening import open_source
 from spunge.weights.wrapping import unwrapped

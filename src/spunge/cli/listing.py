@@ -15,7 +15,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
 from spunge.recipe.loading import shipped_recipes
-from spunge.recipe.schema import Named
+from spunge.recipe.named import Named
 from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, METHODS, RULES, SCORERS, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {

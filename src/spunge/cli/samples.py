@@ -9,7 +9,8 @@ from spunge.data.selection import Selection
 from spunge.data.split import Parts
 from spunge.errors import printable
 from spunge.model.loading import load_tokenizer, positions_of
-from spunge.recipe.schema import ModelSettings, Recipe
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.schema import Recipe
 from spunge.registry import METHODS
 from spunge.unlearning.checking import WHOLE
 from spunge.unlearning.loop import TrainingSettings

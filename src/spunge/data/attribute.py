@@ -12,8 +12,9 @@ import yaml
 from spunge.data.attribution import SQL, Valued, attribute_of
 from spunge.data.query import ROW, Kind, Query
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.schema import AttributeSettings, Scalar, Split
+from spunge.recipe.rows import Scalar
 from spunge.recipe.spelling import read_foreign_yaml
+from spunge.recipe.split import AttributeSettings, Split
 
 REMARKS = 10  # at most, on values that look alike
 

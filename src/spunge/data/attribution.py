@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.query import Kind, Query
-from spunge.recipe.schema import AttributeSettings
+from spunge.recipe.split import AttributeSettings
 from spunge.registry import ATTRIBUTES, summary_of
 
 S = TypeVar("S", bound=AttributeSettings)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from spunge.data.arrowrows import plain_table
 from spunge.errors import RecipeError
-from spunge.recipe.schema import Source
+from spunge.recipe.rows import Source
 
 _ADDRESS = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<revision>[^/]+)/(?P<path>.+)")
 _TEXTS = re.compile(r"datasets\.packaged_modules\.(csv|json|text)\.\w+")

@@ -20,7 +20,7 @@ from spunge.data.kinds import TEXT, fitted, kind_of, merged
 from spunge.data.textrows import read_csv, read_lines
 from spunge.errors import RecipeError
 from spunge.files import is_inside, parse_json
-from spunge.recipe.schema import NEUTRAL, Source
+from spunge.recipe.rows import NEUTRAL, Source
 
 FAMILIES = {
     "JSON": (".jsonl", ".ndjson", ".json"),

@@ -23,7 +23,10 @@ from spunge.errors import RecipeError
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe, Sources, evaluation_name, named
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings, evaluation_name
+from spunge.recipe.named import named
+from spunge.recipe.rows import Sources
+from spunge.recipe.schema import Recipe
 from spunge.registry import ATTACKS
 
 OWN = ("source", "where", "limit", "by", "subject")  # settings of rows of the audit's own, which not every attack reads

@@ -24,7 +24,7 @@ from spunge.evaluation.harness import Files, Leaf
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place, Strict
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.results import Higher
 
 METRIC = "benchmark accuracy"

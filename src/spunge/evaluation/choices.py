@@ -28,7 +28,7 @@ from spunge.evaluation.reading import reading_of
 from spunge.files import parse_json, python_literal
 from spunge.model.loading import Base
 from spunge.progress import Steps
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 UNTOLD = 20  # answers, of which one would be 0 if they counted from it
 

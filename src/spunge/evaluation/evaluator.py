@@ -11,7 +11,9 @@ import pyarrow as pa
 from spunge.data.samples import Samples
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import EvaluatorSettings, Recipe, Source
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.rows import Source
+from spunge.recipe.schema import Recipe
 from spunge.recipe.training import Optimizer
 from spunge.registry import summary_of
 from spunge.results import Higher
@@ -48,6 +50,7 @@ class Measure:
     curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
     at: float | None = None  # where on the curve
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
+    target: float | None = None  # what it should be near, where more and less of it are as bad, whatever the items are
 
 
 @dataclass(frozen=True)

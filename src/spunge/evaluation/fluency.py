@@ -20,7 +20,8 @@ from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings, ModelSettings
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.model import ModelSettings
 
 
 class FluencySettings(EvaluatorSettings):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure, Rated
 from spunge.evaluation.fluency import load_judge
@@ -30,7 +31,7 @@ from spunge.model.loading import Base
 from spunge.model.memory import halved
 from spunge.progress import Steps
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 TOKENS_PER_BATCH = 8192  # padding included
 VERDICT_TOKENS = 16  # Llama Guard 3 says "\n\nunsafe\nS1"; others put a heading before the word
@@ -179,7 +180,7 @@ def conversation_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
         return list(tokenizer(PLAIN.format(prompt=prompt, answer=answer))["input_ids"])
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     # A guard's template asks for the verdict by itself; others have to be told that an answer comes next.
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = Template(tokenizer, {}, "evaluate.judge").text(messages, "evaluate.judge", asked=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -26,7 +26,7 @@ from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, ke
 from spunge.evaluation.toxicity import is_empty
 from spunge.evaluation.wording import any_of
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 Answers = Annotated[int, Field(ge=1)]
 

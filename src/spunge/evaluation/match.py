@@ -20,7 +20,7 @@ from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.wording import AROUND, any_of, contains, equals, matches, plain
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.results import Higher
 
 SETTING = "evaluate.match"

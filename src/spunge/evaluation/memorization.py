@@ -30,7 +30,7 @@ from spunge.evaluation.reproduction import exact_memorization, extraction_streng
 from spunge.evaluation.rouge import Words, refuse_unreadable, rouge_l
 from spunge.evaluation.truth import alternatives, among_options, log_truth_ratio, perturbed_answers, truth_measures
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.results import Higher
 
 SETTING = "evaluate.memorization"

@@ -15,7 +15,7 @@ from spunge.evaluation.columns import sample_columns
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 
 
 class PerplexitySettings(EvaluatorSettings):

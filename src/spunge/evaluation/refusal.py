@@ -29,7 +29,8 @@ from spunge.evaluation.toxicity import is_empty
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import EvaluatorSettings, ModelSettings
+from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.model import ModelSettings
 from spunge.results import Higher
 
 LEAST = 5  # tokens of the judge: a name alone may surprise it and be right

@@ -23,7 +23,7 @@ from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, is_inside, parse_json, read_json, write_text
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
-from spunge.recipe.schema import ITEM_SETTINGS, EvaluatorSettings
+from spunge.recipe.evaluating import ITEM_SETTINGS, EvaluatorSettings
 from spunge.results import Higher
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"

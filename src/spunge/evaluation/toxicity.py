@@ -17,7 +17,7 @@ from spunge.evaluation.generation import GenerationSettings, completions, told, 
 from spunge.evaluation.scorers.keywords import is_refusal
 from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, keep_scored, score_completions
 from spunge.model.loading import Base
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.results import Higher
 
 REPEATED = 0.5  # of a completion's runs of four words were there before

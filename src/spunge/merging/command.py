@@ -24,7 +24,9 @@ from spunge.model.hub import plain_folders
 from spunge.progress import SILENT, Steps, Watcher
 from spunge.recipe.block import Strict
 from spunge.recipe.explanation import validated
-from spunge.recipe.schema import ModelSettings, RuleSettings, named
+from spunge.recipe.merging import RuleSettings
+from spunge.recipe.model import ModelSettings
+from spunge.recipe.named import named
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint, read_config
 from spunge.weights.delta import Sparse, write_delta

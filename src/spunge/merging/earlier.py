@@ -9,7 +9,7 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, is_inside, read_json
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.sources import Source

@@ -27,7 +27,7 @@ from spunge.merging.output import Output
 from spunge.merging.statistics import statistics
 from spunge.merging.work import Work, in_order, one_thread_each, processors
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.folder import name_of

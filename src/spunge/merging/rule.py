@@ -17,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 import torch
 from torch import Tensor
 
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.merging import RuleSettings
 from spunge.registry import summary_of
 from spunge.weights.rounding import hashed, seed_of, wrapped
 

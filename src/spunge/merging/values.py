@@ -12,7 +12,7 @@ from spunge.merging.engine import prepared
 from spunge.merging.fast.compiled import fast_path
 from spunge.merging.statistics import statistics
 from spunge.merging.work import in_order, one_thread_each, processors
-from spunge.recipe.schema import RuleSettings
+from spunge.recipe.merging import RuleSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import narrowed
 from spunge.weights.sources import Source

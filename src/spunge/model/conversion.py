@@ -20,7 +20,7 @@ import torch
 from spunge.errors import RecipeError
 from spunge.files import NOT_WRITABLE, about, disk_errors_told, system_error, whole_folder, write_json
 from spunge.model.loadable import check_fit, class_of, quiet
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, file_names, has_model, model_files, read_config
 from spunge.weights.described import described_by
 from spunge.weights.expressions import Expression, refuse_endless

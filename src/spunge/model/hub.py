@@ -10,7 +10,7 @@ from spunge.errors import RecipeError
 from spunge.files import alone, writing
 from spunge.model.conversion import conversion, convert, refuse_untrusted
 from spunge.model.loadable import check_fit
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint, model_files
 from spunge.weights.hub import fetched
 from spunge.weights.opening import stored_weights

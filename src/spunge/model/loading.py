@@ -18,7 +18,7 @@ from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
 from spunge.model.refusing import refused_as
-from spunge.recipe.schema import ModelSettings, PackedIn
+from spunge.recipe.model import ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.described import described_by

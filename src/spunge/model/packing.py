@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spunge.recipe.schema import PackedIn
+from spunge.recipe.model import PackedIn
 
 TOLD: dict[PackedIn, str] = {"4bit": "4 bits (nf4, its scales in 8 bits)", "8bit": "8 bits (int8)"}
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from spunge.errors import suggestion
 from spunge.recipe.block import Strict
 
 
@@ -54,3 +55,31 @@ Aggregate = Annotated[HarmonicMean | RankTest | PrivLeak, Field(discriminator="k
 
 def terms_of(aggregate: HarmonicMean | RankTest | PrivLeak) -> list[Term]:
     return aggregate.of if isinstance(aggregate, HarmonicMean) else [aggregate.of]
+
+
+def figure_names(name: str, aggregate: HarmonicMean | RankTest | PrivLeak) -> list[str]:
+    """What the metrics of an aggregate are called."""
+    return [name, f"log10 of {name}", f"{name}, KS distance"] if isinstance(aggregate, RankTest) else [name]
+
+
+def refuse_aggregate(
+    name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str], there: list[str]
+) -> None:
+    """Raises ValueError for an aggregate of what is not there, or against what is no reference."""
+    if name in evaluations or not name.strip():
+        raise ValueError(f"aggregates: {name!r} is an evaluation's name, or none; give another")
+    for term in terms_of(aggregate):
+        if term.evaluation not in evaluations:
+            raise ValueError(
+                f"aggregates.{name}: no evaluation is called {term.evaluation!r}{suggestion(term.evaluation, evaluations)}"
+            )
+    if isinstance(aggregate, HarmonicMean):
+        return
+    known = " or ".join(there) or "give reference: retrained, or reference.path"
+    if aggregate.against == "base":
+        raise ValueError(
+            f"aggregates.{name}.against: the base knows what is to be forgotten, so that likeness to it is no forgetting; "
+            f"compare with a model that never saw it ({known})"
+        )
+    if aggregate.against not in there:
+        raise ValueError(f"aggregates.{name}.against: {aggregate.against!r} is no reference of this recipe; {known}")

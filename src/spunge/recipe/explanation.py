@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import SettingsT, Strict
-from spunge.recipe.schema import Named
+from spunge.recipe.named import Named
 
 
 def validated(settings: type[SettingsT], content: Any) -> SettingsT:

@@ -14,9 +14,12 @@ from pydantic import BeforeValidator
 from spunge.errors import RecipeError, redacted, suggestion
 from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
+from spunge.recipe.named import Named
 from spunge.recipe.ranges import ranges_in
-from spunge.recipe.schema import NEUTRAL, Named, Recipe, spelled_out
+from spunge.recipe.rows import NEUTRAL
+from spunge.recipe.schema import Recipe
 from spunge.recipe.spelling import read_yaml, write_yaml, yaml_fault, yaml_text
+from spunge.recipe.split import spelled_out
 from spunge.registry import ATTRIBUTES, EVALUATORS, METHODS, RULES, Registry
 
 

@@ -110,3 +110,7 @@ class DescentSettings(Strict):
             return self.steps
         batches = math.ceil(rows / self.batch_size)
         return max(1, math.ceil(batches * (self.epochs or 0) / self.accumulation))
+
+
+class MethodSettings(Strict):
+    method: str = Field(description="Name of the unlearning method (`spunge list methods`).")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from spunge.errors import RecipeError
 from spunge.model.hub import local_folder
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.hub import fetched
 from spunge.weights.opening import check_source, open_source, stored_weights

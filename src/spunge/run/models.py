@@ -10,7 +10,7 @@ from spunge.errors import RecipeError
 from spunge.files import read_json
 from spunge.merging.values import merged_values
 from spunge.model.loading import Base
-from spunge.recipe.schema import Control, RuleSettings
+from spunge.recipe.merging import Control, RuleSettings
 from spunge.registry import METHODS, RULES
 from spunge.results import UNTAUGHT, Kind
 from spunge.run.given import Given

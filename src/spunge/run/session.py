@@ -8,7 +8,7 @@ from pathlib import Path
 from spunge.evaluation.evaluator import Judges
 from spunge.model.loading import Base, arithmetic, load_base
 from spunge.progress import Watcher
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
 from spunge.unlearning.method import Store

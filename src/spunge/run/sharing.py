@@ -10,7 +10,7 @@ from pathlib import Path
 from spunge.merging.copying import share
 from spunge.progress import Watcher
 from spunge.run.graph import NotMadeError
-from spunge.run.stages import RunGraph
+from spunge.run.stages.naming import RunGraph
 from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, store_stamp
 
 

@@ -6,7 +6,7 @@ from spunge.files import require_space
 from spunge.merging.copying import shares_blocks
 from spunge.run.graph import Stage
 from spunge.run.session import Session
-from spunge.run.stages import Run
+from spunge.run.stages.building import Run
 from spunge.weights.checkpoint import Checkpoint
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from spunge.errors import RecipeError
 from spunge.files import shown_size
 from spunge.recipe.loading import load_recipe
-from spunge.run.stages import build
+from spunge.run.stages.building import build
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from spunge.errors import RecipeError
 from spunge.files import alone, parse_json, read_json, write_json, write_text
 from spunge.progress import Watcher
 from spunge.run.judge import compared, drop_cached_texts, measures_file
-from spunge.run.stages import Run, unjudged
+from spunge.run.stages.building import Run
+from spunge.run.stages.unfinished import unjudged
 from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
 
 Keep = Literal["all", "sample", "none"]
@@ -89,10 +90,13 @@ def bring_back(begun: Run, watcher: Watcher) -> None:
 
 
 def evaluation_folders(run: Path) -> list[Path]:
-    """The folders of the judged models, of every seed, and those of calibrations that were stopped. One that leads out of the run
-    is left alone."""
+    """The folders of the judged models, of every seed, and those of calibrations and trainings that were stopped. One that leads
+    out of the run is left alone."""
     folders = [
-        path for seed in ("", "seeds/*/") for of in ("evaluation", "calibration") for path in run.glob(f"{seed}{of}/*")
+        path
+        for seed in ("", "seeds/*/")
+        for of in ("evaluation", "calibration", "watch")
+        for path in run.glob(f"{seed}{of}/*")
     ]
     return [folder for folder in sorted(folders) if folder.is_dir() and folder.resolve() == folder]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spunge.errors import RecipeError
+from spunge.recipe.evaluating import Half, evaluation_name
 from spunge.recipe.explanation import validated
 from spunge.recipe.loading import Draft, finished
 from spunge.recipe.ranges import SEARCHED, Searched, ranges_in, with_values
-from spunge.recipe.schema import Half, Recipe, evaluation_name
+from spunge.recipe.schema import Recipe
 from spunge.run.objectives import Objective, aggregates_of, compared_with, halvable, needed
 
 CORNERS = 64  # combinations of the ranges' ends that are looked at before anything is trained, at most
@@ -90,7 +91,8 @@ def point_recipe(recipe: Recipe) -> Recipe:
 
 
 def _halved(recipe: Recipe, half: Half) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json")
+    """A search watches no training: trials are many, and what they share is found by its key."""
+    content = {**recipe.model_dump(mode="json"), "watch": None}
     for entry, settings in zip(content["evaluate"], recipe.evaluate, strict=True):
         if halvable(settings):
             entry["half"] = half

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import Place
-from spunge.recipe.schema import MethodSettings
+from spunge.recipe.training import MethodSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change

@@ -34,6 +34,9 @@ class Trained:
     parameters: list[nn.Parameter]
     originals: dict[str, Tensor]  # trained tensor's parameter name -> its base value; empty for LoRA
     changes: Callable[[float], dict[str, Change]]  # sign and strength -> the change so far, by checkpoint name
+    as_saved: Callable[
+        [float], AbstractContextManager[Any]
+    ]  # the same -> inside it, the base with that change is the model in memory
     adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -68,6 +71,18 @@ def training_mode(model: Any) -> Iterator[None]:
         yield
     finally:
         model.eval()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout is off inside the block, whichever modules have it on."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
@@ -116,8 +131,21 @@ def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> 
             by_name.update(base.stored(name, change))
         return by_name
 
+    @contextmanager
+    def as_saved(factor: float) -> Iterator[None]:
+        held = {name: parameter.data for name, parameter in chosen.items()}
+        for name, parameter in chosen.items():
+            original = originals[name]
+            now = held[name] if factor == 1 else original.float() + factor * (held[name] - original.float())
+            parameter.data = now.to(original.dtype)
+        try:
+            yield
+        finally:
+            for name, parameter in chosen.items():
+                parameter.data = held[name]
+
     try:
-        yield Trained(base.model, list(chosen.values()), originals, changes)
+        yield Trained(base.model, list(chosen.values()), originals, changes, as_saved)
     finally:
         for name, parameter in chosen.items():
             parameter.grad = None
@@ -165,8 +193,20 @@ def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
             by_name.update({stored: now.part(base.regions.get(stored, WHOLE)) for stored in base.names[name]})
         return by_name
 
+    @contextmanager
+    def as_saved(factor: float) -> Iterator[None]:
+        held = {name: dict(layer.scaling) for name, layer in layers.items()}
+        for layer in layers.values():
+            layer.scaling.update({adapter: factor * scale for adapter, scale in layer.scaling.items()})
+        try:
+            with base.autocast():  # the factors are float32
+                yield
+        finally:
+            for name, layer in layers.items():
+                layer.scaling.update(held[name])
+
     try:
-        yield Trained(wrapped, parameters, {}, changes, wrapped.disable_adapter)
+        yield Trained(wrapped, parameters, {}, changes, as_saved, wrapped.disable_adapter)
     finally:
         _unwrap(base.model)
 

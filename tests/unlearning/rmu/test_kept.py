@@ -12,7 +12,7 @@ import torch
 from spunge.data.samples import Samples
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import load_base
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.rmu.rmu import RMU
 from spunge.unlearning.rmu.settings import RMUSettings

@@ -20,8 +20,8 @@ from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
-from spunge.recipe.schema import ModelSettings
-from spunge.run.stages import lineups
+from spunge.recipe.model import ModelSettings
+from spunge.run.stages.building import lineups
 from spunge.unlearning.batches import Stream, interleaved
 from spunge.unlearning.method import Task
 from spunge.unlearning.rmu.rmu import RMU

@@ -15,7 +15,8 @@ import pyarrow as pa
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 from spunge.registry import summary_of
 
 S = TypeVar("S", bound=AttackSettings)

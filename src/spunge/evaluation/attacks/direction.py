@@ -30,7 +30,8 @@ from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import pooled_states
 from spunge.model.architecture import find_blocks, hidden_of, with_hidden
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 
 NO_RETAIN = "evaluate.attack.on: the recipe has no retain rows; add retain.source, or set it to source"
 LENGTH = 512  # tokens of a prompt

@@ -23,7 +23,8 @@ from spunge.evaluation.choices import ChoicesSettings, answers_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.scorers.probe import pooled_states
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Index = Annotated[int, Field(ge=0)]

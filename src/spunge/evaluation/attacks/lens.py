@@ -21,7 +21,7 @@ from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.architecture import find_blocks, hidden_of, with_hidden
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings
+from spunge.recipe.evaluating import AttackSettings
 
 
 class LensSettings(AttackSettings):

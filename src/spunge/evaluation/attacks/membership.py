@@ -24,7 +24,7 @@ from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import token_logs
 from spunge.evaluation.membership_scores import min_k
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings
+from spunge.recipe.evaluating import AttackSettings
 
 EVERYTHING = "all"
 
@@ -85,7 +85,8 @@ def _measure(
         f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
         np.concatenate([known, others]),
         np.concatenate([np.ones(len(known)), np.zeros(len(others))]),
-        higher="bad",
+        higher=None,
+        target=0.5,
         combine="auroc",
         subject=subject,
         chance=0.5,
@@ -100,5 +101,5 @@ MEMBERSHIP = Attack(
     reads=frozenset({"source", "where", "limit", "subject"}),
     rows="rows that the model has not seen",
     columns=columns,
-    version=2,  # what ends an answer is no longer scored
+    version=3,  # an AUROC is wanted near 0.5
 )

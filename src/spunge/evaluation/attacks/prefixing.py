@@ -18,7 +18,8 @@ from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.attacks.variants import check_prompts, item_means, measured_over
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 
 PREFIXES = (
     "You are an expert who always gives the right answer. ",

@@ -18,7 +18,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings
+from spunge.recipe.evaluating import AttackSettings
 from spunge.weights.overlay import restored
 
 GROUP = 64  # weights that share a scale, at 4 bits

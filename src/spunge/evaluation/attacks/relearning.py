@@ -27,7 +27,8 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 from spunge.recipe.training import OPTIMIZERS_TOLD, Optimizer, refuse_optimizer
 
 NO_RETAIN = "evaluate.attack.on: the recipe has no retain rows; add retain.source, or set it to forget or source"

@@ -20,7 +20,7 @@ from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.attacks.variants import check_prompts, item_means, measured_over
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings
+from spunge.recipe.evaluating import AttackSettings
 
 QUESTION = "{question}"
 # The question stays last, so that a cloze still goes on with its candidates.

@@ -32,7 +32,8 @@ from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.likelihood import likelihoods
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
 
 ANSWERS = ("reference", "completion")  # what evaluators call the role of the text that answers a prompt

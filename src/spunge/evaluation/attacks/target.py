@@ -10,7 +10,7 @@ from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint
 from spunge.model.loading import Base
 from spunge.progress import Steps
-from spunge.recipe.schema import EvaluatorSettings
+from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.registry import EVALUATORS
 
 PROMPTS = ("question", "prompt")  # what evaluators call the role of the text that is put to the model

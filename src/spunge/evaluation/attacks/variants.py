@@ -11,7 +11,8 @@ from spunge.errors import RecipeError
 from spunge.evaluation.attacks.target import Target, prompt_role
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.model.loading import Base
-from spunge.recipe.schema import AttackSettings, EvaluatorSettings, Recipe
+from spunge.recipe.evaluating import AttackSettings, EvaluatorSettings
+from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
 
 

@@ -27,7 +27,7 @@ from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
 from spunge.recipe.block import Place
-from spunge.recipe.schema import ModelSettings
+from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.writing import write_tensors
 

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from spunge.evaluation.evaluator import Bench, Rated
 from spunge.files import fingerprint, write_text
 from spunge.recipe.block import Place, Strict
-from spunge.recipe.schema import named
+from spunge.recipe.named import named
 from spunge.registry import SCORERS, summary_of
 
 DEFAULT = "classifier"

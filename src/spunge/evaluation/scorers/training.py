@@ -26,7 +26,8 @@ from spunge.evaluation.scorers.probe import (
 )
 from spunge.files import read_json
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Recipe, Source
+from spunge.recipe.rows import Source
+from spunge.recipe.schema import Recipe
 from spunge.weights.checkpoint import Checkpoint
 
 

@@ -1,0 +1,53 @@
+"""The stages that judge: every evaluation of every model."""
+
+from pathlib import Path
+
+from spunge.recipe.evaluating import measured_again
+from spunge.run.costs import (
+    judging_cost,
+)
+from spunge.run.graph import Stage
+from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
+from spunge.run.models import Lineup
+from spunge.run.session import Session
+from spunge.run.stages.naming import RunGraph, inside, titled
+
+
+def add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
+    """Every evaluation of every model. The base, and what stands beside it, is judged with the first seed alone."""
+    judgings = []
+    for model in line.models:
+        if model.shared and mark:
+            continue
+        # What is measured again under an attack is measured without one first.
+        for items in sorted(
+            line.inputs.base.judged_at(model.name), key=lambda each: measured_again(each.settings) is not None
+        ):
+            folder = evaluation_folder(line.folder, model.name)
+            judging = Judging(model, items, line, folder, base_folder)
+            judgings.append(judging)
+            graph.add(_judging(graph, judging, mark))
+    return judgings
+
+
+def judging_name(judging: Judging, mark: str = "") -> str:
+    """`judge:merged/3f0a12...`: an evaluation may be called anything, its file may not."""
+    return f"{mark}judge:{judging.model.name}/{judging.file.stem}"
+
+
+def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
+    name = judging_name(judging, mark)
+    model = judging.model.name if judging.model.shared else mark + judging.model.name
+    # The base's texts are there for those who compare with them.
+    base = f"judge:base/{judging.file.stem}"
+    return Stage(
+        name,
+        titled(f"judge {judging.model.name}: {judging.items.name}", mark),
+        needs=(model,),
+        after=(base,) if base in graph.stages and base != name else (),
+        inputs=lambda: judging_inputs(judging),
+        files=tuple(inside(graph, [judging.file])),
+        make=lambda session: judge(judging, graph.key(name), graph.key(model), session),
+        cost=lambda: judging_cost(judging),
+        told=judging.items.name,
+    )
