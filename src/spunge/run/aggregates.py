@@ -4,6 +4,7 @@ The items of each evaluation are drawn independently of the others', and alike a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,11 @@ from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.aggregates import harmonic_mean, ks_distance, ks_pvalue, log_pvalue, relative_leak
 from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles
+from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles, student
 from spunge.evaluation.statistics import drawn_weights, draws_by_seed, over_seeds, values_by_seed
 from spunge.files import fingerprint
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest, Term, figure_names, terms_of
-from spunge.results import Group, Wanted
+from spunge.results import SMALL_SAMPLE, Group, Wanted
 from spunge.run.named import judges, metrics_of, missing, unmeasured
 
 Aggregate = HarmonicMean | RankTest | PrivLeak
@@ -56,6 +57,7 @@ class Figure(NamedTuple):
     draws: np.ndarray
     fewest: int  # items of the smallest sample
     n: int  # items of all
+    bounds: tuple[float, float]  # that it cannot leave
     target: float | None = None  # what it should be near
 
     @property
@@ -68,17 +70,24 @@ class Figure(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        return _interval(over_seeds(self.draws), self.fewest)
+        low, high = _interval(self.values, self.draws, self.fewest)
+        return Interval(max(low, self.bounds[0]), min(high, self.bounds[1]))
 
 
 def less(one: Figure, other: Figure) -> tuple[float, Interval]:
-    """How much more one stage has than another, paired."""
-    return one.value - other.value, _interval(over_seeds(one.draws) - over_seeds(other.draws), one.fewest)
+    """How much more one stage has than another, paired by item, and by seed where both have several."""
+    return one.value - other.value, _interval(one.values - other.values, one.draws - other.draws, one.fewest)
 
 
-def _interval(draws: np.ndarray, count: int) -> Interval:
-    """Without a spread nothing is known of it."""
-    known = draws[~np.isnan(draws)]
+def _interval(values: np.ndarray, draws: np.ndarray, count: int) -> Interval:
+    """(1, seeds), (draws, seeds). Without a spread nothing is known of it."""
+    seeds = values.size
+    if 1 < seeds < SMALL_SAMPLE:  # of which draws would miss a share of their spread
+        of_items = float(np.nanvar(draws.mean(axis=1)))
+        parts = [(of_items, count), (float(np.var(values, ddof=1)) / seeds, seeds)]
+        return student(float(values.mean()), parts) if sum(part for part, _ in parts) > 0 else UNKNOWN
+    drawn = over_seeds(draws)
+    known = drawn[~np.isnan(drawn)]
     return percentiles(known, count) if len(known) and np.ptp(known) > 0 else UNKNOWN
 
 
@@ -98,7 +107,7 @@ def figures(
             harmonic_mean([sample.values for sample in mine]),
             harmonic_mean([sample.draws for sample in mine]),
         )
-        yield Figure(name, "up", value, draws, count, n)
+        yield Figure(name, "up", value, draws, count, n, (0.0, 1.0))
         return
     reference = samples[aggregate.against][0] if aggregate.against in samples else None
     if reference is None or stage == aggregate.against:
@@ -109,16 +118,16 @@ def figures(
         few = int(
             min(mine[0].measures[0].denominator[mine[0].items].sum(), (mine[0].measures[0].denominator == 0).sum())
         )
-        yield Figure(name, "near", relative_leak(own, other), relative_leak(drawn, beside), few, n, 0.0)
+        yield Figure(name, "near", relative_leak(own, other), relative_leak(drawn, beside), few, n, (-100.0, inf), 0.0)
         return
     distances, pvalues = (
         np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=True), strict=True)
     )
     drawn, of_draws = (np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=False), strict=True))
     plain, log, distance = figure_names(name, aggregate)
-    yield Figure(plain, "up", pvalues, of_draws, count, n)
-    yield Figure(log, "up", log_pvalue(pvalues), log_pvalue(of_draws), count, n)
-    yield Figure(distance, "down", distances, drawn, count, n)
+    yield Figure(plain, "up", pvalues, of_draws, count, n, (0.0, 1.0))
+    yield Figure(log, "up", log_pvalue(pvalues), log_pvalue(of_draws), count, n, (-inf, 0.0))
+    yield Figure(distance, "down", distances, drawn, count, n, (0.0, 1.0))
 
 
 def _tests(sample: Sample, reference: Sample, observed: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
