@@ -70,6 +70,7 @@ KEYS = {
     "attacks": "evaluate.attack",
     "scorers": "evaluate.scorer",
     "attributes": "split.by",
+    "executors": "execution",
 }
 
 
