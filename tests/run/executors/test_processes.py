@@ -25,7 +25,9 @@ from spunge.run.stages.building import build
 
 TWO = ("execution.kind=processes", "execution.per_device=2")
 # What two undisturbed runs differ in: what they took.
-TOOK = re.compile(r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|[0-9.]+ (s|GiB|MiB)\b')
+TOOK = re.compile(
+    r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|[0-9.]+ (s|GiB|MiB)\b'
+)
 
 
 def content(run: Path) -> dict[str, bytes | str]:
@@ -135,7 +137,9 @@ def test_each_process_sees_one_device_and_what_is_not_there_is_refused(
 
 def test_where_a_run_is_made_is_no_part_of_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     runs = [build(load_recipe(toy_recipe, overrides), tmp_path / "run") for overrides in ((), TWO)]
-    keys = [{name: run.graph.key(name) for name in ("recipe", "branch:asia", "judge:base/75f0ef4362a8")} for run in runs]
+    keys = [
+        {name: run.graph.key(name) for name in ("recipe", "branch:asia", "judge:base/75f0ef4362a8")} for run in runs
+    ]
     assert keys[0] == keys[1]
 
 
