@@ -81,9 +81,7 @@ def main() -> None:
     import spunge
     from spunge.recipe.loading import load_recipe
 
-    print(
-        f"{cores} cores, {os.environ['OMP_NUM_THREADS']} threads a process, {options.steps} steps a branch, {options.model}"
-    )
+    print(f"{len(os.sched_getaffinity(0))} cores, {options.steps} steps a branch, {options.model}")
     best: dict[int, float] = {}
     for number in range(options.repeat):
         for count in (1, options.processes):

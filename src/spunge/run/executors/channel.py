@@ -1,13 +1,15 @@
-"""What a process that makes stages says to the one that gives them out, and hears from it: pickled values over two pipes."""
+"""What a process that makes stages says to the one that gives them out, and hears from it, over a pipe between the two."""
 
+import copy
 import logging
-import pickle
 import threading
 import time
 import traceback
-from typing import Any, BinaryIO, NamedTuple
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
-from spunge.errors import LostError, RecipeError, first_line
+from spunge.errors import LostError, first_line
 from spunge.files import file_of
 from spunge.run.executors.executor import Done
 
@@ -57,8 +59,8 @@ class ElsewhereError(Exception):
 class Speaker:
     """Sends messages, one at a time, whichever thread has one."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, pipe: "Connection[Any, Any]") -> None:
+        self._pipe = pipe
         self._lock = threading.Lock()
         self._stepped = 0.0
 
@@ -68,10 +70,8 @@ class Speaker:
         return self._lock.locked()
 
     def say(self, message: Any) -> None:
-        content = pickle.dumps(message)
         with self._lock:
-            self._stream.write(content)
-            self._stream.flush()
+            self._pipe.send(message)
 
     # What a Watcher hears; the stage itself begins and ends where it is given out.
     def begin(self, title: str) -> None:
@@ -104,13 +104,13 @@ def failure(error: BaseException) -> Failed:
     if isinstance(error, OSError) and error.errno is not None and (file := file_of(error)) is not None:
         error.filename = str(file)
     try:
-        copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - of this process's own
+        ForkingPickler.dumps(error)
+        sent = copy.copy(error)  # which makes it anew, as the other process will
     except Exception:
-        copy = None
-    if not isinstance(copy, Exception) or str(copy) != str(error):
-        line = f"{type(error).__name__}: {first_line(error)} (SPUNGE_TRACEBACK=1 shows where)"
-        copy = RecipeError(str(error)) if isinstance(error, RecipeError) else LostError(line)
-    return Failed(copy, trace)
+        sent = error
+    if sent is error or not isinstance(sent, Exception) or str(sent) != str(error):
+        sent = LostError(f"{type(error).__name__}: {first_line(error)} (SPUNGE_TRACEBACK=1 shows where)")
+    return Failed(sent, trace)
 
 
 def raisable(failed: Failed) -> Exception:

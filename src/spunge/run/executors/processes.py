@@ -5,7 +5,6 @@ execution: {kind: processes, devices: auto, per_device: 1}
 
 import logging
 import os
-import pickle
 import queue
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -35,11 +35,12 @@ from spunge.stopping import STOP
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 THREADS = "OMP_NUM_THREADS"
 LOOKED_FOR = 0.2  # seconds after which a stop is looked for
-PATIENCE = 10.0  # seconds that a process is given to end
+PATIENCE = 2.0  # seconds that what a process said may still be on its way when it has ended
+STDERR = 2
 # No file of the folder that a command is given in stands for a module; Ctrl-C is heard by the process that gives the stages out.
 PROGRAM = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = {path!r}; "
-    "from spunge.run.executors.worker import main; main({parent})"
+    "from spunge.run.executors.worker import main; main({parent}, {handle})"
 )
 GO_ON = "the same command goes on from what is finished"
 
@@ -97,7 +98,8 @@ class _Process:
     """A process, and the stage that it makes. needs: of the stage that it made last, whose model it may still hold."""
 
     def __init__(self, slot: Slot, heard: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
-        program = PROGRAM.format(path=sys.path, parent=os.getpid())
+        self._pipe, theirs = Pipe()
+        program = PROGRAM.format(path=sys.path, parent=os.getpid(), handle=theirs.fileno())
         self.slot = slot
         self.given: Given | None = None
         self.title = ""
@@ -106,36 +108,35 @@ class _Process:
         self._heard = heard
         self._process = subprocess.Popen(  # noqa: S603 - this very Python
             [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=STDERR,  # what a library prints is none of the command's results
             env={**os.environ, **slot.environment},
+            pass_fds=[theirs.fileno()],
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        theirs.close()
+        listener = threading.Thread(target=self._listen, daemon=True)
+        listener.start()
+        threading.Thread(target=self._wait, args=[listener], daemon=True).start()
 
     def _listen(self) -> None:
-        assert self._process.stdout is not None
-        with suppress(EOFError, pickle.UnpicklingError, OSError, ValueError):
+        with suppress(EOFError, OSError):
             while True:
-                self._heard.put((self, pickle.load(self._process.stdout)))  # noqa: S301 - of a process of ours
+                self._heard.put((self, self._pipe.recv()))
+
+    def _wait(self, listener: threading.Thread) -> None:
+        """Tell of its end after all that it said. A process that it left behind may hold the pipe open."""
         self._process.wait()
+        listener.join(PATIENCE)
         self._heard.put((self, None))
 
     def send(self, message: Any) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # that it is gone is heard
-            self._process.stdin.write(pickle.dumps(message))
-            self._process.stdin.flush()
+        with suppress(OSError):  # that it is gone is heard
+            self._pipe.send(message)
 
     def end(self) -> None:
-        """It ends when there is nobody to hear from; else it is made to."""
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """End it at once."""
+        self._process.kill()  # it has nothing under way that is worth keeping, or was told to stop and is not waited for
+        self._process.wait()
 
     def lost(self) -> LostError:
         """Why it is gone, after it was waited for."""

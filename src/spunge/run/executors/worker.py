@@ -6,15 +6,15 @@ It ends with the other process, at once: what trains has its state on the disk, 
 import ctypes
 import logging
 import os
-import pickle
 import queue
 import signal
 import sys
 import threading
 import time
 import traceback
+from multiprocessing.connection import Connection
 from types import FrameType
-from typing import BinaryIO
+from typing import Any
 
 from spunge.errors import is_panic
 from spunge.run.executors.channel import Forward, Ready, Speaker, Stop, Stopped, failure
@@ -25,16 +25,17 @@ AGAIN = 0.5  # seconds after which an interrupt comes again that was swallowed, 
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
-def main(parent: int) -> None:
-    """Make the stages that come on stdin until there are no more. parent: the process that this one must not outlive."""
+def main(parent: int, handle: int) -> None:
+    """Make the stages that come through a pipe until there are no more. parent: the process that this one must not outlive."""
     die_with(parent)
-    inbox, outbox = _taken_pipes()
-    speaker = Speaker(outbox)
+    os.set_inheritable(handle, False)
+    pipe: Connection[Any, Any] = Connection(handle)
+    speaker = Speaker(pipe)
     logging.captureWarnings(True)
     logging.getLogger().addHandler(Forward(speaker))
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     stopping = Stopping(speaker, jobs)
-    threading.Thread(target=_listen, args=(inbox, jobs, stopping), daemon=True).start()
+    threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()
     code = 1
     try:
         speaker.say(Ready())
@@ -76,19 +77,10 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _taken_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The two pipes, for messages alone: what is printed goes to stderr, and nobody reads from stdin."""
-    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    return inbox, outbox
-
-
-def _listen(inbox: BinaryIO, jobs: "queue.SimpleQueue[Job | None]", stopping: "Stopping") -> None:
+def _listen(pipe: "Connection[Any, Any]", jobs: "queue.SimpleQueue[Job | None]", stopping: "Stopping") -> None:
     while True:
         try:
-            message = pickle.load(inbox)  # noqa: S301 - of the process that started this one
+            message = pipe.recv()
         except (EOFError, OSError):
             os._exit(1)
         if isinstance(message, Stop):
