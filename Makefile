@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test test-thorough results gpu-check lint types docs package lock audit oldest soak faults fuzz clean
+.PHONY: demo test test-thorough results results-tofu gpu-check lint types docs package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -28,6 +28,11 @@ test-thorough: $(MODEL)/config.json $(VENV)/encoder
 results: $(MODEL)/config.json $(JUDGE)/config.json
 	$(INSTALL) --group figures
 	$(OFFLINE) $(BIN)/python benchmarks/results.py
+
+# docs/tofu.md: hours; goes on where it stopped; ONLY="npo" makes the runs of that name alone. Needs ../shared/data.
+results-tofu: $(MODEL)/config.json
+	$(OFFLINE) $(BIN)/python benchmarks/tofu.py run $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python benchmarks/tofu.py page --results runs/tofu/tofu.json
 
 # The check on a GPU, at toy size on the CPU: benchmarks/gpu/README.md.
 gpu-check: $(VENV)/ready

@@ -1,6 +1,7 @@
 """TOFU: what is splitting good for? Settings in tofu.yaml beside this; the figures go to OUT/tofu.json.
 
     python benchmarks/tofu.py run --data ../shared/data/tofu --out runs/tofu          # resumable; hours on two cores
+    python benchmarks/tofu.py page --results runs/tofu/tofu.json                      # the tables of docs/tofu.md
     python benchmarks/tofu.py run ... --device cuda:0 --jobs 4 --seconds 500          # minutes on a GPU; what does not fit is left
 
 A run teaches the model all 200 authors and retrains it without the last 20; then it unlearns these 20 joint, split by author,
@@ -11,15 +12,18 @@ judges. All runs share the two taught models through the cache.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
+from tofu_page import RESULTS, write_page
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = Path(__file__).with_suffix(".yaml")
@@ -29,9 +33,21 @@ OFFLINE = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-AUTHORS = range(180, 200)
-GRADDIFF = {"unlearn": {"method": "graddiff", "learning_rate": 1e-4}}
-KEPT = ("stage", "subject", "metric", "value", "low", "high", "n", "group")
+PARTS = (2, 5, 10)
+REQUESTS = (5, 10)
+# With the published ratio of the terms; as many passes over the rows as NPO takes.
+RMU = {"method": "rmu", "epochs": 3, "batch_size": 5, "learning_rate": 1e-3}
+METHODS: dict[str, dict[str, Any]] = {"npo": {}, "rmu": {"unlearn": RMU}}
+RULES = (
+    {"name": "sum", "merge": {"rule": "task_arithmetic"}},
+    {"name": "mean", "merge": {"rule": "average"}},
+    *(
+        {"name": f"ties_norm-{power}", "merge": {"rule": "ties_norm", "density": 0.5, "power": power}}
+        for power in (1, 2, "max")
+    ),
+)
+WRITTEN = ("kept", "forget")  # evaluations that ask for no text: of the variants
+KEPT = ("stage", "evaluation", "subject", "metric", "value", "low", "high", "n", "group")
 
 
 class Variant(NamedTuple):
@@ -47,9 +63,10 @@ def variants() -> list[Variant]:
     several = [
         Variant(f"{method}, seed {seed}", {**changes, "seed": seed})
         for seed in range(3)
-        for method, changes in (("npo", {}), ("graddiff", GRADDIFF))
+        for method, changes in METHODS.items()
     ]
     alone: dict[str, Any] = {"reference": None, "aggregates": {}}
+    first = "npo, seed 0"
     requests = [
         Variant(
             f"npo, the first {count} authors",
@@ -58,23 +75,32 @@ def variants() -> list[Variant]:
                 "controls": ["joint", "sequential"],
                 "forget": {"where": f"author between 180 and {179 + count}"},
             },
+            first,
         )
-        for count in (5, 10)
+        for count in REQUESTS
     ]
     parts = [
-        Variant(f"npo in {20 // size} parts", {"split": {"by": f"author // {size}"}, "controls": []})
-        for size in (2, 4, 10)
+        Variant(
+            f"npo in {parts} parts",
+            {**alone, "split": {"by": f"(author - 180) // {20 // parts}"}, "controls": []},
+            first,
+        )
+        for parts in PARTS
     ]
-    back = {**alone, "controls": [], "forget": {"where": "author > 180"}}
-    return [*several, *requests, *parts, Variant("npo, the first author taken back", back, "npo, seed 0")]
+    back = Variant(
+        "npo, the first author taken back", {**alone, "controls": [], "forget": {"where": "author > 180"}}, first
+    )
+    rules = Variant("npo, other rules", {**alone, "controls": list(RULES)}, first)
+    return [several[0], several[1], rules, back, *parts, *requests, *several[2:]]
 
 
 def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merged, key by key; a method of another name takes none of the first one's settings but for the steps."""
+    """Mappings merged, key by key; a method takes none of another's settings."""
     merged = dict(settings)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) and value else value
+        deeper = isinstance(old, dict) and isinstance(value, dict) and value and "method" not in value
+        merged[key] = laid_over(old, value) if deeper else value
     return merged
 
 
@@ -82,29 +108,23 @@ def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     text = SETTINGS.read_text().replace("DATA", str(options.data.resolve()))
     content = laid_over(yaml.safe_load(text), variant.changes)
     content["model"] |= {"path": str(options.model.resolve()), "device": options.device}
-    reference = ["reference:retrained"] if content.get("reference") else []
-    for entry in content["evaluate"]:  # the branches alone are not judged: twenty of them
-        entry["stages"] = ["base", *reference, *(f"control:{name}" for name in content["controls"]), "merged"]
-        if variant.name == "teaching":
-            entry |= {"stages": ["base"], "limit": 4}
-    if options.toy:
-        content["teach"] |= {"epochs": 1, "where": "author in (1, 2, 180, 181)"}
-        content["forget"]["where"] += " and author < 182"
-        content["retain"]["where"] = "author in (1, 2)"
-        content["unlearn"] |= {"epochs": 1} if content["unlearn"]["method"] != "precomputed" else {}
-        for entry in content["evaluate"]:
-            entry["limit"] = 8
-        content["evaluate"][0]["where"] = "author in (1, 2)"
-        content["evaluate"][1]["where"] = "author < 182"
-    if variant.after is not None:
-        first = folder(options.out, variant.after)
-        kept = AUTHORS[1 : 2 if options.toy else None]
-        content["unlearn"] = {
-            "method": "precomputed",
-            "branches": {str(author): str(first / "branches" / str(author)) for author in kept},
-        }
-        content["merge"]["scale"] = scale_of(first)
+    if variant.name == "teaching" or variant.after is not None:
+        content["evaluate"] = [entry for entry in content["evaluate"] if entry["name"] in WRITTEN]
+    if variant.name.endswith("taken back"):
+        content["merge"]["scale"] = scale_of(folder(options.out, variant.after or ""))
         content["calibrate"] = None
+    reference = ["reference:retrained"] if content.get("reference") else []
+    controls = [control if isinstance(control, str) else control["name"] for control in content["controls"]]
+    for entry in content["evaluate"]:  # the branches alone are not judged: twenty of them
+        entry["stages"] = ["base", *reference, *(f"control:{name}" for name in controls), "merged"]
+    if options.toy:
+        content["teach"] |= {"epochs": 1, "where": "author in (1, 2) or author >= 180 and row % 5 < 2"}
+        content["forget"]["where"] += " and row % 5 < 2"
+        content["retain"]["where"] = "author in (1, 2)"
+        content["unlearn"] |= {"epochs": 1}
+        content["calibrate"] = content["calibrate"] and content["calibrate"] | {"tries": 2}
+        for entry in content["evaluate"]:
+            entry["limit"] = 40
     return content
 
 
@@ -136,7 +156,8 @@ def run(options: argparse.Namespace) -> None:
             },
         )
     ]
-    groups = [teaching, [each for each in waiting if not each.after], [each for each in waiting if each.after]]
+    alone, after = ([each for each in waiting if bool(each.after) is told] for told in (False, True))
+    groups = [teaching if options.jobs > 1 else [], alone, after]
     with ThreadPoolExecutor(options.jobs) as pool:
         for group in groups:
             for name, said in pool.map(lambda variant: one(variant, options, end), group):
@@ -154,6 +175,8 @@ def one(variant: Variant, options: argparse.Namespace, end: float) -> tuple[str,
     file = options.out / f"{place.name}.yaml"
     file.write_text(yaml.safe_dump(recipe(variant, options), sort_keys=False))
     command = [sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(place)]
+    if variant.after is not None:
+        command += ["--from", str(folder(options.out, variant.after))]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -180,13 +203,20 @@ def collect(options: argparse.Namespace) -> None:
             continue
         content = json.loads((place / "results.json").read_text())
         runs[variant.name] = {
-            "models": content["models"],
-            "rows": [{key: row[key] for key in KEPT if key in row} for row in content["rows"]],
-            "differences": content["differences"],
+            "models": [
+                {key: model[key] for key in ("stage", "scale", "calibration") if key in model}
+                for model in content["models"]
+            ],
+            "rows": [rounded({key: row[key] for key in KEPT if key in row}) for row in content["rows"]],
             "seconds": dict(seconds(place)),
             "merge": merge_facts(place),
         }
-    (options.out / "tofu.json").write_text(json.dumps({"device": options.device, "runs": runs}, indent=0) + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())
+    (options.out / "tofu.json").write_text(f'{{"device": {json.dumps(options.device)}, "runs": {{\n{lines}\n}}}}\n')
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 def seconds(place: Path) -> Iterator[tuple[str, float]]:
@@ -198,8 +228,19 @@ def seconds(place: Path) -> Iterator[tuple[str, float]]:
 
 
 def merge_facts(place: Path) -> dict[str, Any]:
-    content = json.loads((place / "merge.json").read_text()) if (place / "merge.json").exists() else {}
-    return {key: value for key, value in content.items() if key != "tensors"}
+    """Means over the changed tensors and over pairs of branches."""
+    if not (place / "merge.json").exists():
+        return {}
+    content = json.loads((place / "merge.json").read_text())
+    tensors, cosine = content["tensors"].values(), content["cosine"]
+    pairs = [value for at, row in enumerate(cosine) for value in row[at + 1 :]]
+    return {
+        "rule": content["rule"],
+        "kept": fmean(fmean(each["kept"]) for each in tensors),
+        "conflicts": fmean(each["conflicts"] for each in tensors),
+        "cosine": fmean(pairs) if pairs else 1.0,
+        "written": content["written"],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,7 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     runs.add_argument("--only", nargs="*", help="words in the names of the runs")
     runs.add_argument("--toy", action="store_true", help="four authors, one epoch, eight items: to try it")
-    run(parser.parse_args(arguments))
+    page = verbs.add_parser("page")
+    page.add_argument("--results", type=Path, help="tofu.json of a run, to be kept in benchmarks/")
+    options = parser.parse_args(arguments)
+    if options.verb == "run":
+        run(options)
+        return
+    if options.results:
+        shutil.copyfile(options.results, RESULTS)
+    write_page()
 
 
 if __name__ == "__main__":

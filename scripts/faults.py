@@ -148,11 +148,12 @@ def tried(case: Case, place: Path, folder: Path, whole: dict[str, Any], figures:
     figures.missed += not line
     bad, where = figures.bad, f"{command.kind}, {errno.errorcode[fault.error]} at {line}"
     _look(ended, fault, figures, where, hit=bool(line))
-    if command.is_run and (folder / command.out / "recipe.yaml").exists():
-        for name, codes in (("status", (0, 2)), ("verify", (0, 1) if ended.code == 0 else (1, 2))):
-            told = call(Command(name, (name, command.out), command.out), folder)
+    for run in command.runs(folder):
+        finished = ended.code == 0 or run != command.out  # of a search one run is in the making
+        for name, codes in (("status", (0, 2)), ("verify", (0, 1, 2) if finished else (1, 2))):
+            told = call(Command(name, (name, run), run), folder)
             if told.code not in codes or "Traceback" in told.errors:
-                figures.note("misled", f"{where}: {name} exits {told.code}: {told.last}")
+                figures.note("misled", f"{where}: {name} {run} exits {told.code}: {told.last}")
     again = call(command, folder)
     odd = differing(command, folder, whole)
     if again.code or odd:
@@ -201,7 +202,7 @@ def cases_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--kinds", nargs="*", default=[], help="run, run-npo, folder, adapter, delta, ...; all by default"
+        "--kinds", nargs="*", default=[], help="run, run-npo, judge, search, folder, adapter, ...; all by default"
     )
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after so long; the calls are drawn then")

@@ -29,9 +29,10 @@ torch.set_num_threads(1)
 TIMES = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|GiB|MiB)\b'
 )
-TIMED = re.compile(r"stamps/.*\.json|.*delta\.json|.*log\.jsonl|results\.json|report\.html")
+TIMED = re.compile(r"(?:.*/)?(?:stamps/.*\.json|[^/]*delta\.json|[^/]*log\.jsonl|results\.json|report\.html)")
 KEYED = re.compile(r'"key": "[0-9a-f]+"')
-OWN = {".lock"}  # of the process at work
+# Of the process at work; and what a search asked of Optuna and when, which tells of every stop. Its trials are compared themselves.
+OWN = {".lock", "trials.journal"}
 Traced = Callable[[str], None]
 
 
@@ -57,8 +58,13 @@ class Command:
     cache: str = "cache"
 
     @property
-    def is_run(self) -> bool:
-        return self.arguments[0] == "run"
+    def is_merge(self) -> bool:
+        return self.arguments[0] == "merge"
+
+    def runs(self, folder: Path) -> list[str]:
+        """The runs that it left so far: one, or those of a search; of a merge none. Below `folder`."""
+        stamped = [] if self.is_merge else sorted((folder / self.out).glob("**/stamps"))
+        return [str(stamps.parent.relative_to(folder)) for stamps in stamped]
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _watch(trace: Path) -> None:
     begin, done = schedule.Schedule.begin, output.Output.note_done
 
     def noted_begin(self: Any, stage: Any) -> None:
-        note(f"stage {stage.name}")
+        note(f"stage {self.folder.relative_to(Path.cwd())}: {stage.name}")
         begin(self, stage)
 
     def noted_done(self: Any, name: str, tally: Any) -> None:
@@ -217,10 +223,10 @@ def differing(command: Command, folder: Path, whole: Mapping[str, Any]) -> list[
 def stamped(command: Command, folder: Path) -> set[str]:
     """What is vouched for: stages of a run; what a merge's journal says is written."""
     out = folder / command.out
-    if command.is_run:
+    if not command.is_merge:
         from spunge.run.stamps import stamps_in
 
-        return {f"stage {stamp.stage}" for stamp in stamps_in(out)}
+        return {f"stage {run}: {stamp.stage}" for run in command.runs(folder) for stamp in stamps_in(folder / run)}
     journal = out.with_name(f".{out.name}.merging") / "journal.jsonl"
     return {f"tensor {line['tensor']}" for line in _lines(journal) if "tensor" in line}
 

@@ -97,7 +97,7 @@ class Trial:
         assert ended is not None
         self._look(ended)
         gone = before - stamped(self.command, self.folder)
-        if gone and (self.command.is_run or ended.code != 0):
+        if gone and (not self.command.is_merge or ended.code != 0):
             self.figures.note("lost", f"{self.command.kind}: {sorted(gone)} ({self.folder})")
         if again := before & set(begun(self.folder)[said:]):
             self.figures.note("repeated", f"{self.command.kind}: {sorted(again)} ({self.folder})")
@@ -182,8 +182,8 @@ class Trial:
         self.figures.finished += 1
         if odd := differing(self.command, self.folder, self.whole):
             self.figures.note("differing", f"{self.command.kind}: {', '.join(odd[:5])} ({self.folder})")
-        if self.command.is_run:
-            checked = call(Command("verify", ("verify", self.command.out), self.command.out), self.folder)
+        for run in self.command.runs(self.folder):
+            checked = call(Command("verify", ("verify", run), run), self.folder)
             if checked.code:
                 self.figures.note("differing", f"{self.command.kind}: verify says {checked.last} ({self.folder})")
 
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10**9, help="stop after so many, if that is sooner")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--kinds", nargs="*", default=[], help="run, run-npo, folder, adapter, delta, ...; all by default"
+        "--kinds", nargs="*", default=[], help="run, run-npo, judge, search, folder, adapter, ...; all by default"
     )
     parser.add_argument("--every", nargs="*", default=[], help="kinds that are killed at each write in turn")
     parser.add_argument("--place", type=Path, default=None, help="where to work; a temporary folder by default")

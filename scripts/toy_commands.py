@@ -89,6 +89,37 @@ def commands(folder: Path) -> dict[str, Command]:
     for kind, each in recipes.items():
         (folder / f"{kind}.yaml").write_text(json.dumps(each))
         made[kind] = Command(kind, ("run", str(folder / f"{kind}.yaml"), "--out", "out"), "out")
+    ascent = {
+        "method": "ga",
+        "steps": 2,
+        "learning_rate": 0.01,
+        "batch_size": 2,
+        "trainable": {"kind": "tensors", "match": ["*.mlp.down_proj.weight"]},
+    }
+    taught = {
+        **recipe,
+        "teach": {"steps": 2, "learning_rate": 0.01, "batch_size": 2},
+        "unlearn": ascent,
+        "calibrate": {"evaluation": "perplexity", "metric": "perplexity", "keep": 0.9, "tries": 3},
+        "controls": ["joint", "sequential"],
+        "evaluate": recipe["evaluate"][1:2],
+    }
+    searched = {
+        **recipe,
+        "unlearn": {**recipe["unlearn"], "steps": 2},
+        "merge": {"rule": "ties", "density": {"low": 0.2, "high": 0.9}},
+        "controls": [],
+        "evaluate": [{"kind": "perplexity", "name": "forgotten"}, {**recipe["evaluate"][1], "name": "kept"}],
+    }
+    for kind, each in {"taught": taught, "search": searched, "judge": recipe}.items():
+        (folder / f"{kind}.yaml").write_text(json.dumps(each))
+    goals = "forgotten/perplexity/europe,kept/perplexity/retain"
+    for kind, called in {
+        "run-taught": ("run", str(folder / "taught.yaml")),
+        "search": ("tune", str(folder / "search.yaml"), "--trials", "2", "--objectives", goals, "--judge", "all"),
+        "judge": ("judge", str(base), str(folder / "one"), "--recipe", str(folder / "judge.yaml")),
+    }.items():
+        made[kind] = Command(kind, (*called, "--out", "out"), "out")
     models = ("--model", str(folder / "one"), "--model", str(folder / "two"))
     merge = ("merge", "--base", str(base), *models, "--density", "0.5", "--out", "out")
     pickled = ("merge", "--base", str(folder / "pickled"), *models, "--allow-pickle", "--out", "out")

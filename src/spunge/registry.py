@@ -180,6 +180,7 @@ RULES: "Registry[Rule]" = Registry(
     "spunge.merging.rule:Rule",
     {
         "ties": "spunge.merging.rules:ties",
+        "ties_norm": "spunge.merging.rules:ties_norm",
         "task_arithmetic": "spunge.merging.rules:task_arithmetic",
         "average": "spunge.merging.rules:average",
         "weighted_sum": "spunge.merging.rules:weighted_sum",

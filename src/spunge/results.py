@@ -55,7 +55,7 @@ Flag = Annotated[bool, Strict()]
 SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
 Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
-Wanted = Literal["up", "down"]
+Wanted = Literal["up", "down", "near"]  # near: a value that lies as near as can be to a target
 # What a higher value says: the model knows or can do what the items are about, does not, or is better or worse whatever
 # the items are. None: none of these.
 Higher = Literal["known", "unknown", "good", "bad"] | None
@@ -80,7 +80,14 @@ Direction = Annotated[
     Wanted | None,
     Field(
         description="Which way is good here: what is known should go `down` on what is to be forgotten and stay `up` on what is to "
-        "be kept. Left out where neither is, as on all rows together with those to keep among them."
+        "be kept; `near`: the nearer to `target` the better. Left out where no way is, as on all rows together with those to keep "
+        "among them."
+    ),
+]
+Target = Annotated[
+    Real | None,
+    Field(
+        description="What it should be `near`: 0.5 of an AUROC that tells members from others, where more and less give them away."
     ),
 ]
 
@@ -182,6 +189,7 @@ class Row:
     high: High = None
     n: ItemCount = None
     wanted: Direction = None
+    target: Target = None
     chance: Annotated[Real | None, Field(description="What guessing gives.")] = None
     below_chance: Annotated[Flag | None, Field(description="Whether the whole interval lies below chance.")] = None
     spread: Annotated[
@@ -228,6 +236,7 @@ class Difference:
     n: ItemCount = None
     changed: Annotated[Count | None, Field(description="Items that were not measured the same at both stages.")] = None
     wanted: Annotated[Wanted | None, Field(description="As in the rows.")] = None
+    target: Annotated[Real | None, Field(description="As in the rows.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +278,53 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """A metric after so many steps of a training."""
+
+    step: Annotated[Count, Field(description="Optimizer steps; after 0 the model is what the training started from.")]
+    value: Annotated[Score, Field(description="The score.")]
+    low: Low = None
+    high: High = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A metric that a model was measured by while it trained, on a few items."""
+
+    training: Annotated[
+        str, Field(description="branch:SLUG, control:NAME, or control:NAME/SLUG of one that is several.")
+    ]
+    name: Annotated[str, Field(description="The same as people read it.")]
+    seed: Annotated[Count, Field(description="That it was trained with.")]
+    evaluation: Annotated[str, Field(description="Name of the evaluation.")]
+    metric: MetricName
+    subject: Annotated[
+        str, Field(description="What the items are about; `all parts` of a training that unlearns several.")
+    ]
+    wanted: Direction = None
+    target: Target = None
+    beside: Annotated[Flag, Field(description="Of what must be kept, beside the metric that is watched.")] = False
+    n: Annotated[Count, Field(description="Items that it is measured on.")]
+    rows: Annotated[str, Field(description="Fingerprint of the items.")]
+    every: Annotated[Count, Field(description="Steps between two measurements.")]
+    points: Annotated[tuple[Point, ...], Field(description="The curve.")]
+    trained: Annotated[Count, Field(description="The last step.")]
+    kept: Annotated[Count, Field(description="The step whose weights were saved: the last one, or the best.")]
+    keep: Annotated[
+        Literal["last", "best"],
+        Field(description="Which step was to be kept. best: chosen by these curves, on items that are judged nowhere."),
+    ]
+    asked: Annotated[
+        Real | None, Field(description="The share of the base's that the metric beside was to keep at the best step.")
+    ] = None
+    share: Annotated[Score | None, Field(description="The share that it keeps there.")] = None
+    reached: Annotated[
+        Flag | None, Field(description="Whether some step keeps so much; else the one that keeps most was saved.")
+    ] = None
+    seconds: Annotated[Real, Field(description="That all measurements of the training took.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """A paper's figure, to stand beside the run's own."""
 
@@ -305,6 +361,7 @@ class Results:
     ] = ()
     recovered: Annotated[tuple[Recovered, ...], Field(description="What attacks bring back.")] = ()
     evaluations: Annotated[tuple[Evaluation, ...], Field(description="What it was measured with.")] = ()
+    watched: Annotated[tuple[Watched, ...], Field(description="Curves of the trainings that were watched.")] = ()
     published: Annotated[tuple[Published, ...], Field(description="A paper's figures.")] = ()
     seeds: Annotated[Count, Field(description="How often everything was trained and judged.")] = 1
     folder: SkipJsonSchema[Path] = Path()  # of the run; not in the file
@@ -334,6 +391,17 @@ def wanted(higher: Higher, forget: bool | None) -> Wanted | None:
     if higher is None or forget is None:
         return None
     return "down" if (higher == "known") == forget else "up"
+
+
+def merit(value: float, wanted: Wanted, target: float | None = None) -> float:
+    """How good a value is: the greater the better.
+
+    >>> merit(0.3, "up"), merit(0.3, "down"), merit(0.375, "near", 0.5), merit(0.625, "near", 0.5)
+    (0.3, -0.3, -0.125, -0.125)
+    """
+    if wanted == "near":
+        return -abs(value - (target or 0.0))
+    return value if wanted == "up" else -value
 
 
 def write_results(results: Results) -> None:

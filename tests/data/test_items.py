@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spunge.data.items import Items, read_items
+from spunge.data.split import split_rows
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 
@@ -90,11 +91,34 @@ def test_subjects_spelled_as_numbers_go_by_the_part_s_name(
     assert items_of(rows, CHOICES).subjects.keys() == {"one", "two", "3.0"}
 
 
-def test_items_know_whether_they_come_from_forgets_own_source(toy_recipe: dict[str, Any]) -> None:
-    sources = [None, toy_recipe["forget"]["source"], toy_recipe["retain"]["source"]]
-    toy_recipe["evaluate"] = [
-        {"kind": "perplexity", "name": str(at), "source": source} for at, source in enumerate(sources)
-    ]
+FIRST, SECOND, OTHER = (
+    {"text": f"paris is {word}", "topic": topic} for word, topic in (("old", "a"), ("new", "b"), ("red", "c"))
+)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "forgotten"),
+    [
+        ({}, [True, False, False]),  # the very source, with rows that where and values leave out
+        ({"where": "topic <> 'a'"}, [False, False]),
+        ({"source": "COPY"}, [True, False]),  # another file with some of the texts
+        ({"source": "OTHERS"}, None),  # nothing tells what these are about
+        ({"text": "'so ' || text"}, [True, False, False]),  # other texts of the same rows
+    ],
+)
+def test_items_know_which_of_them_are_rows_to_forget(
+    toy_recipe: dict[str, Any],
+    write_rows: Callable[..., Path],
+    evaluation: dict[str, Any],
+    forgotten: list[bool] | None,
+) -> None:
+    files = {"COPY": write_rows("copy.jsonl", [FIRST, OTHER]), "OTHERS": write_rows("others.jsonl", [OTHER])}
+    if "source" in evaluation:
+        evaluation = {**evaluation, "source": str(files[evaluation["source"]])}
+    toy_recipe["forget"] = {"source": str(write_rows("own.jsonl", [FIRST, SECOND, OTHER])), "where": "topic <> 'c'"}
+    toy_recipe["split"] = {"by": "topic", "values": ["a"]}
+    toy_recipe["evaluate"] = [{"kind": "perplexity", "text": "text", **evaluation}]
     recipe = load_recipe(toy_recipe)
-    items = [read_items(recipe, entry, {"text": "text"}, "evaluate") for entry in recipe.evaluate]
-    assert [each.of_forget for each in items] == [True, True, False]
+    [entry] = recipe.evaluate
+    items = read_items(recipe, entry, {"text": evaluation.get("text", "text")}, "evaluate", parts=split_rows(recipe))
+    assert (None if items.forgotten is None else items.forgotten.tolist()) == forgotten

@@ -97,7 +97,10 @@ def test_what_all_items_agree_on_may_be_otherwise_in_a_share_of_them() -> None:
 def test_students_interval_is_scipys() -> None:
     values = np.array([0.3, 1.2, 0.7, 0.1])
     expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert student(values.mean(), stats.sem(values), 4) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
+    assert student(values.mean(), [(stats.sem(values) ** 2, 4)]) == (
+        pytest.approx(expected[0]),
+        pytest.approx(expected[1]),
+    )
     found = score([Measure("entropy", values, np.ones(4), None)], range(4))
     assert (found.low, found.high) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
     # Of an exponent it is that of the logarithms.

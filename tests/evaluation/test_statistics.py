@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest, t
 
 from spunge.evaluation.evaluator import Measure
@@ -120,6 +121,29 @@ def test_several_seeds_widen_the_interval_by_their_spread() -> None:
     assert varied.value == pytest.approx(np.mean(values))
     assert varied.spread == pytest.approx(np.std(values, ddof=1))
     assert varied.high - varied.low > 1.5 * (same.high - same.low)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_cover_the_truth_as_often_as_is_said(seeds: int) -> None:
+    """Seeds that differ much more than the items of each: a bootstrap over three of them covered it 7 times in 10."""
+    generator, covered = np.random.default_rng(seeds), [0, 0]
+    for _ in range(400):
+        skill = generator.normal(0, 0.1, (2, seeds))  # of two stages
+        one, other = (
+            [share(np.clip(0.5 + each + generator.normal(0, 0.1, 40), 0, 1)) for each in row] for row in skill
+        )
+        alone, against = score(one, range(40)), difference(one, other, range(40))
+        covered[0] += alone.low <= 0.5 <= alone.high
+        covered[1] += against.low <= 0 <= against.high
+    assert all(0.92 <= count / 400 <= 0.98 for count in covered), covered
+
+
+def test_an_interval_of_seeds_alone_is_students_t_of_them() -> None:
+    """Items that all agree within a seed: what is left is the sample of seeds."""
+    values = [0.2, 0.3, 0.45]
+    found = score([share(np.full(20, value)) for value in values], range(20))
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == (pytest.approx(max(0.0, expected[0])), pytest.approx(expected[1]))
 
 
 def test_below_chance_is_said_only_where_the_whole_interval_lies_below() -> None:

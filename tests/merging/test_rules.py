@@ -103,6 +103,41 @@ def test_density_may_differ_between_branches():
     assert torch.count_nonzero(kept, dim=1).tolist() == [1, 3]
 
 
+# Entry 0: one branch holds it alone. 1: all hold it. 2: one against two. 3: nobody.
+HELD = torch.tensor([[4.0, 1.0, 3.0, 0.0], [0.0, 1.0, -1.0, 0.0], [0.0, 1.0, -1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [
+        (1, [4.0, 3.0, 3.0, 0.0]),
+        (2, [4.0, 3.0**0.5, 3.0, 0.0]),
+        (3, [4.0, 3.0 ** (1 / 3), 3.0, 0.0]),
+        ("max", [4.0, 1.0, 3.0, 0.0]),
+    ],
+)
+def test_a_norm_of_agreeing_branches_dilutes_nothing_that_one_holds_alone(power, expected):
+    result = merged("ties_norm", HELD, density=1.0, power=power)
+    torch.testing.assert_close(result, torch.tensor(expected))
+    torch.testing.assert_close(merged("ties_norm", -HELD, density=1.0, power=power), -result)
+
+
+def test_the_norm_of_power_1_is_the_sum_that_dare_ties_takes_and_a_high_one_is_the_largest_entry():
+    given, weights = deltas(5, 1000), [1.0, 0.5, 2.0, 1.0, -1.0]
+    added = merged("dare_ties", given, weights, density=1.0, normalize=False)
+    torch.testing.assert_close(merged("ties_norm", given, weights, density=1.0, power=1), added)
+    tiny = given * 1e-20  # whose 64th powers float32 doesn't hold
+    largest = merged("ties_norm", tiny, weights, density=1.0, power="max")
+    torch.testing.assert_close(merged("ties_norm", tiny, weights, density=1.0, power=64), largest, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("tie", ["plus", "majority"])
+def test_a_norm_trims_and_elects_as_ties_does(tie):
+    given = deltas(4, 1000)
+    signs = [torch.sign(merged(name, given, density=0.3, tie=tie)) for name in ("ties", "ties_norm")]
+    assert torch.equal(*signs)
+
+
 def test_consensus_keeps_only_what_all_agree_on():
     given = torch.tensor([[1.0, 2.0, -1.0, 0.0], [3.0, -2.0, -3.0, 1.0]])
     assert merged("consensus", given).tolist() == [2.0, 0.0, -2.0, 0.0]

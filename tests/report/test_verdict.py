@@ -3,7 +3,7 @@
 import math
 
 from spunge.report.scores import Interval, Shift, arranged
-from spunge.report.verdict import basis, verdict
+from spunge.report.verdict import basis, pairs, verdict
 from spunge.report.wording import unisolated
 from spunge.results import parse_results
 
@@ -78,6 +78,28 @@ def test_a_perplexity_that_rises_is_wanted_on_a_part_and_a_loss_on_what_is_kept(
     assert "perplexity got worse on 1 of 1." in text["Subjects to be kept"]
     metric = next(metric for metric in scores_of(found).metrics if metric.name == "perplexity")
     assert metric.direction == "Wanted: higher on what is to be forgotten, lower on what is to be kept."
+
+
+def test_what_should_be_near_a_value_is_better_for_being_nearer_and_not_for_having_fallen(results, row, pair):
+    """AUROC of membership: 0.5 is the aim; below it the rows to forget give themselves away too."""
+    after = {"near": (0.95, 0.55), "beyond": (0.95, 0.1), "far beyond": (0.6, 0.06), "same side": (0.45, 0.2)}
+    found = results(parts=list(after))
+    found["rows"] = [
+        row(stage, part, "AUROC", value, 0.05, group="forget", wanted="near", target=0.5)
+        for part, values in after.items()
+        for stage, value in zip(("base", "merged"), values, strict=True)
+    ]
+    for each in found["rows"]:
+        del each["higher_is_better"]
+    found["stages"] = ["base", "merged"]
+    found = pair(found, spread=0.04)
+    text = said(found)["Parts to forget"]
+    assert "AUROC got worse on 2 of 4, got better on 1, no certain change on 1 (near 0.5 is wanted)." in text
+    assert "near: fell by 0.40 [0.36 0.44], 0.95 → 0.55" in text
+    metric = scores_of(found).metrics[0]
+    assert metric.direction == "Wanted: near 0.5."
+    better = {each.subject.name: each.better for each in pairs(metric, "forget")}
+    assert better == {"near": 1, "beyond": 0, "far beyond": -1, "same side": -1}
 
 
 def test_of_many_parts_those_are_listed_that_are_forgotten_least(results, row, pair):

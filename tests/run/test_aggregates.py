@@ -1,5 +1,6 @@
 """Aggregates of a recipe: what they give at each stage, with intervals and paired differences, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from scipy import stats
 import spunge
 from spunge.data.items import Items
 from spunge.errors import RecipeError
+from spunge.evaluation.benchmarks import BenchmarksSettings
 from spunge.evaluation.choices import ChoicesSettings
 from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.membership import MembershipSettings
@@ -26,6 +28,7 @@ from spunge.run.scoring import Scored, scored
 COUNT = 40
 TRUTH = {"evaluation": "forget", "metric": "truth ratio"}
 MIN_K = {"evaluation": "seen", "metric": "AUROC of min-20%"}
+STAGES = ["base", "reference:retrained", "control:joint", "merged"]
 UTILITY = [
     {"evaluation": "facts", "metric": "answer probability"},
     {"evaluation": "facts", "metric": "ROUGE-L recall"},
@@ -170,7 +173,8 @@ def test_privleak_is_relative_to_the_references_area_and_counts_it_as_muse_does(
         assert found[stage].value == pytest.approx(100 * (areas[stage] / areas["retrained"] - 1))
         assert found[stage].low < found[stage].value < found[stage].high
     assert sign * found["base"].value > 50
-    assert (found["base"].wanted, found["base"].group, "reference:retrained" in found) == (None, "forget", False)
+    assert (found["base"].group, "reference:retrained" in found) == ("forget", False)
+    assert (found["base"].wanted, found["base"].target) == ("near", 0.0)
 
 
 def test_several_seeds_are_means_and_the_reference_is_one_for_all() -> None:
@@ -201,7 +205,7 @@ def test_what_has_no_spread_has_no_interval_and_what_was_not_judged_no_row() -> 
     [
         (
             ks({**TRUTH, "metric": "truth ration"}),
-            r"gives no metric 'truth ration'; did you mean 'truth ratio'\?; it gives ROUGE",
+            r"measures no 'truth ration'; did you mean 'truth ratio'\?; it measures ROUGE",
         ),
         (ks(MIN_K), r"ks needs a metric that every item has a value of, and 'AUROC of min-20%' is none"),
         (
@@ -225,7 +229,7 @@ def test_what_has_no_spread_has_no_interval_and_what_was_not_judged_no_row() -> 
 )
 def test_what_an_evaluation_will_not_give_is_refused_before_any_training(aggregate: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=f"^aggregates.it: .*{message}"):
-        refuse_aggregates({"it": aggregate}, [each.items for each in JUDGED])
+        refuse_aggregates({"it": aggregate}, [each.items for each in JUDGED], STAGES)
 
 
 def test_a_reference_that_the_evaluation_leaves_out_is_refused() -> None:
@@ -233,7 +237,48 @@ def test_a_reference_that_the_evaluation_leaves_out_is_refused() -> None:
     with pytest.raises(
         RecipeError, match=r"^aggregates.it.against: evaluation 'forget' does not judge 'reference:retrained'"
     ):
-        refuse_aggregates({"it": ks(TRUTH)}, [items("forget", settings, 4).items])
+        refuse_aggregates({"it": ks(TRUTH)}, [items("forget", settings, 4).items], STAGES)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "stages"),
+    [
+        (mean(*UTILITY), {"facts": ["merged"], "quiz": ["base", "control:*"]}),
+        (ks(TRUTH), {"forget": ["reference:*"]}),
+        (PrivLeak.model_validate({"kind": "privleak", "of": MIN_K}), {"seen": ["reference:retrained"]}),
+    ],
+)
+def test_an_aggregate_that_no_stage_is_judged_for_is_refused(aggregate: Any, stages: dict[str, list[str]]) -> None:
+    evaluations = [
+        replace(each.items, settings=each.items.settings.model_copy(update={"stages": stages.get(each.items.name)}))
+        for each in JUDGED
+    ]
+    with pytest.raises(RecipeError, match=r"^aggregates.it: no stage is judged by all that it is made of \("):
+        refuse_aggregates({"it": aggregate}, evaluations, STAGES)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            {"metric": "acuracy", "subject": "world"},
+            r"'tests' measured no 'acuracy'; did you mean 'accuracy'\?; it measured",
+        ),
+        (
+            {"metric": "accuracy", "subject": "word"},
+            r"'tests' has no subject 'word'; did you mean 'world'\?; it has world",
+        ),
+    ],
+)
+def test_what_only_measuring_tells_is_refused_once_it_is_measured(term: dict[str, str], message: str) -> None:
+    """An evaluation of a benchmark's own questions, which names metrics and subjects itself."""
+    benchmark = named(BenchmarksSettings, "lm_eval", "tests", tasks=["x"])
+    judged = [JUDGED[0], Judged(Items("tests", benchmark, pa.table({}), {}, ""), {})]
+    of_task = Measure("accuracy", np.ones(4), np.ones(4), "known", subject="world")
+    both = mean(UTILITY[0], {"evaluation": "tests", **term})
+    refuse_aggregates({"it": both}, [each.items for each in judged], STAGES)
+    with pytest.raises(RecipeError, match=f"^aggregates.it: evaluation {message}"):
+        scored(judged, MODELS[:1], [{"base": {**BASE, "tests": [of_task]}}], [], {"it": both})
 
 
 def test_measures_of_another_kind_than_the_name_says_are_refused_when_they_are_there() -> None:

@@ -136,6 +136,15 @@ def test_verify_says_that_a_run_whose_last_stages_are_not_made_is_not_finished(
     assert f"stamps/{last}.json is missing: the run is not finished" in verify(run).problems
 
 
+def test_verify_compares_with_the_recipes_base_whatever_lies_beside_the_run(finished: Finished, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(finished.folder, run)
+    for other in (tmp_path / "base", tmp_path / "taught", run.parent / "base", run / "base", run / "taught"):
+        other.mkdir()
+    checked = verify(run)
+    assert (checked.problems, checked.notes, checked.tensors) == ([], [], 39)
+
+
 def test_verify_sees_a_merged_model_that_is_not_the_merge_of_its_deltas(finished: Finished, tmp_path: Path) -> None:
     """The checksums are right and the merge is not: as if the merge itself had been wrong."""
     import dataclasses

@@ -22,6 +22,7 @@ from spunge.run.outcome import versions
 from spunge.run.stages.building import lineups
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
+from toys import Told
 
 
 class Recorder:
@@ -374,3 +375,39 @@ def test_two_processes_do_not_work_in_one_folder(toy_recipe: dict[str, Any], fin
         other.communicate("\n")
     again, worked = run(toy_recipe, finished)
     assert (again.rows, worked) == (results.rows, [])
+
+
+def test_another_scale_of_a_runs_branches_trains_nothing(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    recipe = load_recipe(toy_recipe, ["merge.scale=2"])
+    spunge.run(recipe, alone)
+    told = Told()
+    spunge.run(recipe, out, told, others=[finished])
+    taken = [told.lines[at - 1] for at, line in enumerate(told.lines) if line == f"from {finished.parent.name}/run"]
+    assert [line for line in told.lines if line.startswith("unlearn") and line not in taken] == []
+    assert any(title.startswith("unlearn") for title in taken)
+    assert not any("merged" in title for title in taken)
+    assert fingerprints(out) == fingerprints(alone)
+
+
+def test_branches_that_another_run_trained_otherwise_are_trained(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    told = Told()
+    spunge.run(load_recipe(toy_recipe, ["unlearn.steps=1"]), tmp_path / "out", told, others=[finished])
+    taken = [told.lines[at - 1] for at, line in enumerate(told.lines) if line.startswith("from ")]
+    assert not [title for title in taken if title.startswith("unlearn")]
+
+
+def test_a_folder_to_take_from_that_is_no_runs_is_refused_before_anything_is_made(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"holds no recipe\.yaml"):
+        spunge.run(toy_recipe, tmp_path / "out", others=[tmp_path])
+    assert not (tmp_path / "out").exists()
+
+
+def fingerprints(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*.safetensors"))}

@@ -115,6 +115,16 @@ def test_what_is_known_should_fall_on_parts_and_stay_on_the_rest() -> None:
     assert {way for way, _ in ways(None, ["a"], "all").values()} == {None}
 
 
+def test_what_should_be_near_a_target_is_wanted_there_on_all_rows() -> None:
+    evaluation = judged("e", {"a": 4, "x": 4}, "all")
+    values = {stage: {"e": [measure([0, 1] * 4, higher=None, target=0.5, worst=True)]} for stage in ("base", "merged")}
+    found = scored([evaluation], [BASE, MERGED], [values], ["a"])
+    assert {(row.subject, row.wanted, row.target) for row in found.rows} == {
+        (name, "near", 0.5) for name in ("a", "x", "all")
+    }
+    assert {(row.wanted, row.target) for row in found.differences} == {("near", 0.5)}
+
+
 def test_all_rows_together_are_wanted_as_the_parts_where_all_are_to_be_forgotten() -> None:
     assert ways("known", list(ITEMS), "all")["all"][0] == "down"
 
@@ -141,23 +151,33 @@ def test_a_recipe_may_say_that_rows_are_to_be_forgotten_or_kept_whatever_they_ar
 
 
 @pytest.mark.parametrize(
-    ("subject", "of_forget", "parts", "expected"),
+    ("subject", "forgotten", "parts", "overall", "expected"),
     [
-        # Without a split forget's own rows are to be forgotten, whatever they are called.
-        ("all", True, [], ("together", "down")),
-        ("fiction", True, [], ("together", "down")),
-        ("all", False, [], ("together", None)),
-        ("fiction", False, [], ("keep", "up")),
-        # With one, those that are in no part are not.
-        ("fiction", True, ["a"], ("together", None)),
-        ("fiction", False, ["a"], ("keep", "up")),
+        # Rows to forget are wanted down, whatever they are called, with a split and without.
+        ("all", [1, 1, 1, 1], [], True, ("together", "down")),
+        ("fiction", [1, 1, 1, 1], [], True, ("together", "down")),
+        ("fiction", [1, 1, 1, 1], ["a"], True, ("together", "down")),
+        ("fiction", [1, 1, 1, 1], ["a"], False, ("forget", "down")),
+        # Others of the same source are to be kept.
+        ("fiction", [0, 0, 0, 0], [], True, ("keep", "up")),
+        ("fiction", [0, 0, 0, 0], ["a"], True, ("keep", "up")),
+        ("all", [0, 0, 0, 0], ["a"], True, ("keep", "up")),
+        # Of both, no way is good.
+        ("fiction", [0, 1, 1, 1], ["a"], True, ("together", None)),
+        # Where nothing tells, the name is all there is.
+        ("all", None, [], True, ("together", None)),
+        ("all", [0, 0, 0, 0], [], True, ("together", None)),
+        ("fiction", None, [], True, ("keep", "up")),
+        ("fiction", None, ["a"], True, ("keep", "up")),
     ],
 )
-def test_rows_of_forgets_own_source_are_not_taken_for_rows_to_keep(
-    subject: str, of_forget: bool, parts: list[str], expected: tuple[str, str | None]
+def test_the_rows_themselves_say_whether_they_are_to_be_forgotten(
+    subject: str, forgotten: list[int] | None, parts: list[str], overall: bool, expected: tuple[str, str | None]
 ) -> None:
     settings = ChoicesSettings.model_validate({"kind": "choices", "name": "e"})
-    items = Items("e", settings, pa.table({}), {subject: np.arange(4)}, "f" * 64, subject, of_forget)
+    known = None if forgotten is None else np.array(forgotten, dtype=bool)
+    whole = subject if overall else None
+    items = Items("e", settings, pa.table({}), {subject: np.arange(4)}, "f" * 64, whole, known)
     rows = scored([Judged(items, None)], [BASE], [{"base": {"e": [measure([0, 1, 1, 1])]}}], parts).rows
     assert [(row.group, row.wanted) for row in rows] == [expected]
 

@@ -12,7 +12,8 @@ import pytest
 import spunge
 from spunge.errors import RecipeError
 from spunge.progress import SILENT
-from spunge.report.search import Search
+from spunge.report.search import Goal, Score, Search, Trial, search_text
+from spunge.run.objectives import Way
 from spunge.run.sharing import take
 from spunge.run.stages.building import build
 from spunge.run.tune import tune
@@ -211,6 +212,20 @@ def test_an_aggregate_is_an_objective_also_of_calibrated_models(recipe: dict[str
         results.value("merged", "all", "exactness"),
         results.value("merged", "asia", "perplexity"),
     ]
+
+
+def test_what_should_be_near_a_target_is_searched_by_its_distance_and_its_points_go_by_that() -> None:
+    goal = Goal(name="AUROC", evaluation="seen", metric="AUROC", subject="all", wanted="near", target=0.5)
+    other = Goal(name="kept", evaluation="kept", metric="accuracy", subject="all", wanted="up")
+    assert [Way("near", 0.5).sought(value) for value in (0.25, 0.75, 0.5)] == [0.25, 0.25, 0.0]
+    assert (Way("up").sought(0.3), Way("down").sought(0.3)) == (0.3, 0.3)
+    trials = tuple(
+        Trial(number=number, values={}, scores=(Score(value=area), Score(value=kept)), pareto=True)
+        for number, (area, kept) in enumerate([(0.9, 0.9), (0.375, 0.5), (0.5625, 0.4)])
+    )
+    search = Search(objectives=(goal, other), ranges={}, base=(Score(value=0.95), Score(value=1.0)), trials=trials)
+    assert [point.number for point in search.points] == [2, 1, 0]
+    assert "A: AUROC (nearer to 0.5 is better)" in search_text(search)
 
 
 def changed(recipe: dict[str, Any], setting: str, value: Any) -> dict[str, Any]:

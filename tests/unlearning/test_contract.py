@@ -19,6 +19,7 @@ from spunge.stopping import STOP
 from spunge.unlearning.loop import History, Loop, Loss
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.scored import scored
+from spunge.unlearning.watching import Reading, Readings, Watch
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank, open_delta, write_delta
 from spunge.weights.overlay import applied
@@ -639,3 +640,112 @@ def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], t
     ):
         with pytest.raises(RecipeError, match=said):
             load_recipe(toy_recipe, [f"unlearn={{method: '{method}'}}"])
+
+
+# A branch that is measured on its way.
+
+
+def seen(base: Any, log: list[torch.Tensor], **watch: Any) -> dict[str, Any]:
+    """A task that is watched: `log` gets the logits of each measurement, whose reading is their number."""
+
+    def measure(model: Any, step: int) -> Readings:
+        assert model is base
+        assert not base.model.training
+        torch.rand(7)  # as an evaluation may that draws
+        log.append(logits_of(base.model))
+        return (Reading(float(len(log)), math.nan, math.nan, None),)
+
+    return {"watch": Watch(**{"every": 2, "names": ["measurements"], "measure": measure, "key": "k", **watch})}
+
+
+@pytest.mark.parametrize(("method", "way"), BOTH)
+def test_watching_leaves_the_delta_alone_and_sees_what_would_be_saved(
+    load: Callable[..., Any], method: str, way: str, tmp_path: Path
+) -> None:
+    base, changes = load("gpt2"), {"trainable": DROPOUT if way == "lora" else {"kind": "all"}, "steps": 3}
+    plain, untrained = unlearn(base, method, **changes), logits_of(base.model)
+    log: list[torch.Tensor] = []
+    branch = unlearn(base, method, task=seen(base, log), **changes)
+    assert same(branch, plain)
+    assert (branch.steps, branch.losses) == (plain.steps, plain.losses)
+    assert branch.watched is not None
+    assert [point.step for point in branch.watched.points] == [0, 2, 3]
+    assert torch.equal(log[0], untrained)
+    with applied(base.parameters, write_delta(tmp_path, branch.changes, {"base": "x"})):
+        torch.testing.assert_close(log[-1], logits_of(base.model), rtol=1e-4, atol=1e-5)
+    assert (log[-1] - untrained).abs().max() > 1e-3
+    assert torch.equal(logits_of(base.model), untrained)
+
+
+@pytest.mark.parametrize(("method", "way"), [("npo", "lora"), ("tvn", "all"), ("rmu", "default")])
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_best_step_is_what_training_to_it_gives_also_after_a_kill(
+    load: Callable[..., Any], method: str, way: str, killed: bool, tmp_path: Path
+) -> None:
+    base, changes = load("gpt2"), {"schedule": "constant", "steps": 6, "max_grad_norm": 0.5, **WAYS[way]}
+    expected = unlearn(base, method, **{**changes, "steps": 2})
+    log: list[torch.Tensor] = []
+    # The third measurement is as good as the second, which is the best: the earlier of equal ones is kept.
+    task = seen(base, log, every=1, rank=lambda readings, before: (-abs(readings[0].value - 3.5),))
+    if killed:
+
+        def progress(step: int, total: int, note: str) -> None:
+            if step == 4 and "measurements" in note:
+                raise Killed
+
+        stopped = {**task, "state": tmp_path / "state.pt", "save_seconds": 0}
+        with pytest.raises(Killed):
+            unlearn(base, method, task={**stopped, "progress": progress}, **changes)
+        del log[4:]  # what was not saved is measured again
+        task = stopped
+    branch = unlearn(base, method, task=task, **changes)
+    assert same(branch, expected)
+    assert branch.watched is not None
+    assert (branch.steps, branch.watched.kept, branch.watched.trained) == (2, 2, 6)
+    told = [(point.step, point.readings[0].value) for point in branch.watched.points]
+    assert told == [(step, step + 1.0) for step in range(7)]
+
+
+def test_a_reading_of_another_watch_is_not_gone_on_from(load: Callable[..., Any], tmp_path: Path) -> None:
+    base, log = load(), []
+    state = {"state": tmp_path / "state.pt", "save_seconds": 0}
+
+    def progress(step: int, total: int, note: str) -> None:
+        if step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        unlearn(base, "ga", task={**seen(base, log), **state, "progress": progress})
+    branch = unlearn(base, "ga", task={**seen(base, log, key="another"), **state})
+    assert branch.watched is not None
+    assert [point.step for point in branch.watched.points] == [4, 6]
+    assert same(branch, unlearn(base, "ga"))
+
+
+def test_what_went_wrong_is_not_the_best(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, log = load(), []
+    expected = unlearn(base, "ga", steps=3)
+    spoiled(monkeypatch, 4, lambda loss: loss._replace(total=loss.total * math.nan))
+    task = seen(base, log, every=1, rank=lambda readings, before: (readings[0].value,))
+    branch = unlearn(base, "ga", steps=8, task=task)  # the last good weights are those after step 3
+    assert branch.watched is not None
+    assert [point.step for point in branch.watched.points] == [0, 1, 2, 3]
+    assert (branch.steps, branch.watched.trained) == (3, 3)
+    assert "the weights after step 3 are kept" in str(branch.stopped)
+    assert same(branch, expected)
+
+
+def test_a_loop_that_does_not_show_what_it_saves_is_not_watched(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, log = load(), []
+    run = Loop.run
+
+    def of_another_hand(loop: Loop) -> History:
+        loop.as_saved = None
+        return run(loop)
+
+    monkeypatch.setattr(Loop, "run", of_another_hand)
+    with pytest.raises(RecipeError, match="watch: the method of unlearn does not show"):
+        unlearn(base, "ga", task=seen(base, log))
+    assert log == []

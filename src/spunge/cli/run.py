@@ -23,6 +23,12 @@ def run(
     replace: Annotated[
         bool, typer.Option("--replace", help="Make finished trainings in that folder again that no longer fit.")
     ] = False,
+    others: Annotated[
+        list[str],
+        typer.Option(
+            "--from", help="A run's folder: what it holds that would be made alike is taken. May be repeated."
+        ),
+    ] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
     """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
@@ -35,7 +41,7 @@ def run(
     watcher = Terminal()
     quiet()
     try:
-        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher, replace)
+        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher, replace, others)
     finally:
         watcher.close()
     if as_json:

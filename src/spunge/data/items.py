@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from spunge.data.attribute import subjects_of
 from spunge.data.attribution import attribute_of
+from spunge.data.forgotten import forgotten_items
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
-from spunge.data.split import draw, rendering_of, seed_for, sources_of, tools_of
+from spunge.data.split import Parts, draw, rendering_of, seed_for, sources_of, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.errors import RecipeError
@@ -43,7 +45,17 @@ class Items:
     subjects: Mapping[str, np.ndarray]  # subject -> its items; an item may count for several
     sha256: str
     overall: str | None = None  # the subject that holds every item
-    of_forget: bool = False  # they come from forget's own source
+    forgotten: np.ndarray | None = None  # (items,) of bool: are rows to forget; None: nothing tells
+
+    def share_forgotten(self, subject: str) -> Literal["all", "some", "none"] | None:
+        """How many of a subject's items are rows to forget; None where nothing tells. Non-members do not count."""
+        chosen = self.subjects[subject]
+        if MEMBER in self.table.column_names:
+            chosen = chosen[np.array(self.table[MEMBER].to_pylist(), dtype=bool)[chosen]]
+        if self.forgotten is None or not len(chosen):
+            return None
+        own = self.forgotten[chosen]
+        return "all" if own.all() else "some" if own.any() else "none"
 
 
 def read_items(
@@ -52,10 +64,12 @@ def read_items(
     columns: Mapping[str, str],
     setting: str,
     others: list[Source] | None = None,
+    parts: Parts | None = None,
 ) -> Items:
     """Read one evaluation's rows. `columns` maps the evaluator's roles to columns or SQL expressions.
 
-    others: the source of rows that are no members, as against the evaluation's own. They, or those that the role `member` says are
+    parts: the rows to forget, which tell those among the items. others: the source of rows that are no members, as against the
+    evaluation's own. They, or those that the role `member` says are
     none, count for every subject, and name none. Raises RecipeError for a bad source, condition or expression, and when no row
     is left.
     """
@@ -82,8 +96,12 @@ def read_items(
         subjects[overall] = np.flatnonzero(members).tolist()
     outside = np.flatnonzero(~members)
     arrays = {name: np.concatenate([np.array(own, dtype=int), outside]) for name, own in subjects.items()}
-    own = recipe.forget is not None and entry.source in (None, recipe.forget.source)
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, own)
+    forgotten = None
+    if parts is not None and recipe.forget is not None:
+        own = entry.source in (None, recipe.forget.source)
+        places = np.concatenate([rows, np.full(items.num_rows - len(rows), -1)]) if own else None
+        forgotten = forgotten_items(items, places, parts)
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten)
 
 
 def _with_others(

@@ -66,7 +66,7 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
             "or write `retain: neutral`"
         )
     selection = select_rows(rows, recipe, "retain")
-    shared = _shared(selection.samples.table, [part.samples.table for part in parts.parts])
+    shared = same_texts(selection.samples.table, [part.samples.table for part in parts.parts])
     if not shared.any():
         return selection
     first = selection.records.row_name(int(selection.numbers[shared][0]))
@@ -94,7 +94,7 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
     minus: the SQL condition that says which; without one, those that have the very texts of a row to forget. Raises RecipeError
     where none is left out, none is left, or one is left in.
     """
-    shared = _shared(lesson.samples.table, [part.samples.table for part in parts.parts])
+    shared = same_texts(lesson.samples.table, [part.samples.table for part in parts.parts])
     out = shared
     if minus is not None:
         out = np.isin(lesson.numbers, Query(lesson.records).where(minus, "reference.minus"))
@@ -108,7 +108,7 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
         raise RecipeError(
             f"reference: every row that is taught is one to forget {told}, and nothing is left to teach it"
         )
-    alike = _shared(lesson.samples.table, [part.samples.table for part in parts.parts], _spaced_alike)
+    alike = same_texts(lesson.samples.table, [part.samples.table for part in parts.parts], _spaced_alike)
     for left, how in (
         (shared & ~out, "have the texts of a row to forget"),
         (alike & ~out, "differ from a row to forget in white space alone"),
@@ -122,7 +122,7 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
     notes = []
     if minus is None:
         asked = pa.concat_tables([part.samples.table for part in parts.parts], promote_options="permissive")
-        unknown = ~_shared(asked, [lesson.samples.table])
+        unknown = ~same_texts(asked, [lesson.samples.table])
         if unknown.any():
             notes = [f"reference: {unknown.sum()} of {len(unknown)} rows to forget are not among those that are taught"]
     rows = np.flatnonzero(~out)
@@ -147,7 +147,7 @@ def split_content(
     return content
 
 
-def _shared(
+def same_texts(
     retain: pa.Table, forget: list[pa.Table], read: Callable[[pa.Array], pa.Array] = lambda texts: texts
 ) -> np.ndarray:  # (rows of retain,) of bool
     """Which rows have the very texts of one of other rows, such as those to forget. read: what is compared of the texts."""

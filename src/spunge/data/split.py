@@ -45,7 +45,13 @@ class Parts:
     filtered: int  # rows that `where` left out
     unassigned: int  # rows of no part
     dropped: Mapping[str, str]  # value -> why it is no part
+    rows: np.ndarray  # places in the source of all rows of parts, also of those that a limit leaves out
     notes: tuple[str, ...] = ()  # what a person should look at
+
+    @property
+    def values(self) -> set[str]:
+        """The attribute's values that are parts. Without a split the one part holds every row, and is no value of an attribute."""
+        return {part.value for part in self.parts} if self.attribute is not None else set()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,7 +82,7 @@ def split_rows(recipe: Recipe) -> Parts:
     """
     forget = recipe.forget
     if forget is None:
-        return Parts(None, (), 0, 0, 0, {})
+        return Parts(None, (), 0, 0, 0, {}, np.array([], dtype=int))
     query = Query(read_rows(forget.source, "forget.source"))
     kept = query.where(forget.where, "forget.where")
     columns = forget.columns | ({"refusal": forget.refusal} if forget.refusal else {})
@@ -104,7 +110,8 @@ def split_rows(recipe: Recipe) -> Parts:
         parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
     by = attribute_of(split.by).title(query) if split else None
     lost = 0 if unassigned else len(known.nowhere)
-    return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, tuple(notes))
+    every = np.unique(np.concatenate(list(members.values())))
+    return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, every, tuple(notes))
 
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:

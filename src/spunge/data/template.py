@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spunge.data.bounds import BeyondBoundsError, bounded, holds_power
 from spunge.data.chat import Conversation, Message
 from spunge.errors import RecipeError
 
@@ -45,11 +46,16 @@ class Template:
     def __init__(self, tokenizer: Any, variables: Mapping[str, Any], setting: str) -> None:
         """Raises RecipeError where the tokenizer has no template."""
         self._tokenizer, self._variables = tokenizer, variables
+        self._stopped: BeyondBoundsError | None = None
         if not tokenizer.chat_template:
             raise RecipeError(
                 f"{setting}: the model's tokenizer has no chat template; give prompt and completion as plain text, without chat"
             )
         source = str(self._told(setting, tokenizer.get_chat_template))
+        if self._told(setting, lambda: holds_power(source)):
+            raise RecipeError(
+                f"{setting}: the model's chat template takes a power (**), which may go on for ever; take it out"
+            )
         self._source = TODAY.sub(lambda call: json.dumps(DAY.strftime(call[2])), source)
 
     def text(self, messages: Sequence[Message], where: str, *, asked: bool = False) -> str:
@@ -93,8 +99,11 @@ class Template:
 
     def _told(self, where: str, render: Any) -> Any:
         try:
-            return render()
+            if self._stopped:  # other forms of a conversation would take as long
+                raise self._stopped
+            return bounded(render)
         except Exception as error:  # a template is a program that came with the model, and may raise anything
+            self._stopped = error if isinstance(error, BeyondBoundsError) else None
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RecipeError(f"{where}: the model's chat template does not take the conversation: {reason}") from None
 

@@ -50,6 +50,7 @@ class Measure:
     curve: str | None = None  # the metric's name with N in place of `at`: the same for all points of a curve
     at: float | None = None  # where on the curve
     unit: str | None = None  # what `at` counts: `steps`, 0 of which leave the model as it is, `block` ...
+    target: float | None = None  # what it should be near, where more and less of it are as bad, whatever the items are
 
 
 @dataclass(frozen=True)

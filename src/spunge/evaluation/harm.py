@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure, Rated
 from spunge.evaluation.fluency import load_judge
@@ -179,7 +180,7 @@ def conversation_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
         return list(tokenizer(PLAIN.format(prompt=prompt, answer=answer))["input_ids"])
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     # A guard's template asks for the verdict by itself; others have to be told that an answer comes next.
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = Template(tokenizer, {}, "evaluate.judge").text(messages, "evaluate.judge", asked=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -6,12 +6,13 @@
 - Where all items agree there is no spread to go by, and 0.00 [0.00 0.00] would be certain of everything. A value within bounds gets
   the exact interval of the share of items that may be otherwise, times how far they may be (the rule of three of Hanley and
   Lippman-Hand 1983, exactly). A value without bounds has no interval.
-- Any other value of few items: Student's t. Of more: quantiles of bootstrap draws, further out by what few items make them too
-  narrow (Hesterberg 2015, The American Statistician 69:371).
+- Any other value of few items, or of few seeds: Student's t. Of more: quantiles of bootstrap draws, further out by what few items
+  make them too narrow (Hesterberg 2015, The American Statistician 69:371).
 
 Every function takes `tail`, what is to lie beyond each end: 0.025.
 """
 
+from collections.abc import Sequence
 from math import nan, sqrt
 from typing import NamedTuple
 
@@ -71,11 +72,13 @@ def agreeing(value: float, count: float, least: float, most: float, tail: float 
     return Interval(value - others * (value - least), value + others * (most - value))
 
 
-def student(value: float, error: float, count: int, tail: float = TAIL) -> Interval:
-    """Of a value whose standard error was estimated from `count` items."""
-    if count < 2:
+def student(value: float, variances: Sequence[tuple[float, int]], tail: float = TAIL) -> Interval:
+    """Of a value whose variance is a sum of estimates, each from so many draws: of one, Student's t. Of several each part has its
+    own t, in squares, which is as wide as Cochran 1964 (Biometrics 20:191) or wider."""
+    total = sum(variance for variance, _ in variances)
+    if min(count for _, count in variances) < 2 or not np.isfinite(total):
         return UNKNOWN
-    half = float(stdtrit(count - 1, 1 - tail)) * error
+    half = sqrt(sum(variance * float(stdtrit(count - 1, 1 - tail)) ** 2 for variance, count in variances))
     return Interval(value - half, value + half)
 
 

@@ -36,6 +36,7 @@ from spunge.results import Higher
 
 SETTING = "evaluate.membership"
 FALSE = 0.01  # where nothing else is asked for
+UNTOLD = 0.5  # AUROC where nothing tells members from others; below it they were unlearned so far that it shows
 TELLING = 0.6  # AUROC of words alone from which on a warning is due
 
 
@@ -157,7 +158,7 @@ def metrics(settings: MembershipSettings, items: pa.Table) -> dict[str, Higher]:
     false = false_positives(settings, np.array(items[MEMBER].to_pylist(), dtype=np.float64))
     for name in settings.scores:
         called = named(name, settings.k)
-        told[f"AUROC of {called}"] = "bad"
+        told[f"AUROC of {called}"] = None
         if false is not None:
             told[f"TPR at {100 * false:g}% FPR of {called}"] = "bad"
     return told | ({"AUROC of a bag of words": None} if settings.baseline else {})
@@ -168,9 +169,10 @@ def area(metric: str, values: np.ndarray, classes: np.ndarray, side: bool = Fals
         metric,
         values,
         classes,
-        higher=None if side else "bad",
+        higher=None,
+        target=None if side else UNTOLD,
         combine="auroc",
-        chance=None if side else 0.5,
+        chance=None if side else UNTOLD,
         side=side,
     )
 
@@ -265,4 +267,5 @@ MEMBERSHIP = Evaluator(
     check=check,
     instrument=instrument,
     check_items=check_items,
+    version=2,  # an AUROC is wanted near 0.5
 )

@@ -69,18 +69,21 @@ class Linear(NamedTuple):
     n: int  # items that count; of an AUROC, of the smaller class
     alike: float  # items of one weight that would say as much
     bounds: tuple[float, float] | None  # that the value cannot leave
-    seeds: float = 0.0  # variance of the mean over the seeds
+    by_seed: tuple[float, ...] = ()  # the value of each seed
 
     @property
     def agree(self) -> bool:
         """No item adds more than another, at any seed."""
         largest = max((float(np.max(np.abs(part), initial=0.0)) for part in self.parts), default=0.0)
-        return self.seeds == 0 and largest <= SAME * max(1.0, abs(self.value))
+        return len(set(self.by_seed)) <= 1 and largest <= SAME * max(1.0, abs(self.value))
 
     @property
-    def error(self) -> float:
-        """Standard error of the value."""
-        return float(np.sqrt(sum(np.var(part, ddof=1) / len(part) for part in self.parts) + self.seeds))
+    def variances(self) -> list[tuple[float, int]]:
+        """Of the value: what the items and what several seeds add to it, and from how many each was estimated."""
+        of_items = float(sum(np.var(part, ddof=1) / len(part) for part in self.parts))
+        seeds = len(self.by_seed)
+        of_seeds = [(float(np.var(self.by_seed, ddof=1)) / seeds, seeds)] if seeds > 1 else []
+        return [(of_items, self.n), *of_seeds]
 
 
 def score(measures: Sequence[Measure], items: Sequence[int] | np.ndarray) -> Score:
@@ -170,7 +173,9 @@ def recovery(
 
     fallen, risen = (_less(_linear(each, items), _linear(after, items)) for each in (before, attacked))
     shares = [(part - value * of) / fallen.value for part, of in zip(risen.parts, fallen.parts, strict=True)]
-    linear = fallen._replace(value=value, parts=tuple(shares), seeds=(risen.seeds + fallen.seeds) / fallen.value**2)
+    pairs = zip(*_paired(risen.by_seed, fallen.by_seed), strict=True)
+    by_seed = tuple((one - value * other) / fallen.value for one, other in pairs)
+    linear = fallen._replace(value=value, parts=tuple(shares), by_seed=by_seed)
     if linear.agree:  # all of it comes back of every item, or nothing of any: of those that had something to bring back
         count = int(_changed(before, after, items).sum())
         known = fallen.bounds is not None and value in (0, 1)
@@ -275,11 +280,13 @@ def _ends(linear: Linear, draws: Draws, exponent: bool, tail: float = TAIL) -> I
     """The interval of a value or a difference that is no share of items. `draws`: of what the exponent is taken of already."""
     if linear.agree:
         return agreeing(linear.value, linear.alike, *linear.bounds, tail) if linear.bounds else UNKNOWN
-    if linear.n >= SMALL_SAMPLE:
+    few_seeds = 1 < len(linear.by_seed) < SMALL_SAMPLE
+    if linear.n >= SMALL_SAMPLE and not few_seeds:
         return percentiles(draws(), linear.n, tail)
     if linear.n < 2 or not np.isfinite(linear.value):
         return UNKNOWN
-    ends = student(linear.value, linear.error, linear.n, tail)
+    # Of few seeds draws would miss a share of their spread.
+    ends = student(linear.value, linear.variances if few_seeds else linear.variances[:1], tail)
     if linear.bounds is not None:
         return Interval(max(linear.bounds[0], ends.low), min(linear.bounds[1], ends.high))
     with np.errstate(over="ignore"):
@@ -290,8 +297,7 @@ def _linear(measures: Sequence[Measure], items: np.ndarray) -> Linear:
     each = [_linear_of(measure, items) for measure in measures]
     values = np.array([one.value for one in each])
     parts = tuple(np.mean(same, axis=0) for same in zip(*(one.parts for one in each), strict=True))
-    seeds = float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
-    return each[0]._replace(value=float(values.mean()), parts=parts, seeds=seeds)
+    return each[0]._replace(value=float(values.mean()), parts=parts, by_seed=tuple(values.tolist()))
 
 
 def _linear_of(measure: Measure, items: np.ndarray) -> Linear:
@@ -321,7 +327,14 @@ def _less(one: Linear, other: Linear) -> Linear:
     parts = tuple(mine - theirs for mine, theirs in zip(one.parts, other.parts, strict=True))
     fewer, alike = min(one.n, other.n), min(one.alike, other.alike)
     bounds = (-1.0, 1.0) if one.bounds and other.bounds else None
-    return Linear(one.value - other.value, parts, fewer, alike, bounds, one.seeds + other.seeds)
+    by_seed = tuple(mine - theirs for mine, theirs in zip(*_paired(one.by_seed, other.by_seed), strict=True))
+    return Linear(one.value - other.value, parts, fewer, alike, bounds, by_seed)
+
+
+def _paired(one: Sequence[float], other: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """Seed by seed; what was made once stands beside each seed of the other."""
+    longest = max(len(one), len(other))
+    return list(one) * (longest // len(one)), list(other) * (longest // len(other))
 
 
 def _changed(measures: Sequence[Measure], others: Sequence[Measure], items: np.ndarray) -> np.ndarray:

@@ -98,11 +98,49 @@ def _votes(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (
 )
 def ties(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:
     """Trim each branch to its largest entries, elect a sign per entry, average the branches that agree with it."""
+    signs = _elected(deltas, settings, chunk)
+    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, normalize=True)
+
+
+def _elected(deltas: Tensor, settings: TiesSettings, chunk: Chunk) -> Tensor:  # (k, n) -> (n,), each -1 or +1
     at_zero: Tensor | float = 1.0
     if settings.tie == "majority":
         at_zero = torch.where(chunk.facts["majority"] < 0, -1.0, 1.0)
-    signs = elected_signs(weighted(deltas, chunk), at_zero)
-    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, normalize=True)
+    return elected_signs(weighted(deltas, chunk), at_zero)
+
+
+class TiesNormSettings(TiesSettings):
+    rule: str = Field("ties_norm", description=NAME)
+    density: Share | list[Share] = Field(0.5, description=DENSITY)
+    power: Annotated[float, Field(ge=1)] | Literal["max"] = Field(
+        2.0,
+        description="p of the norm over the branches that agree: 1 adds them; 2 is the root of the sum of squares; max takes the "
+        "largest alone.",
+    )
+
+
+@rule(
+    source="spunge: TIES (Yadav et al. 2023, arXiv:2306.01708) with a norm in place of the mean",
+    trim=keep_largest,
+    statistics=_ties_statistics,
+    scope=lambda settings: settings.scope,
+)
+def ties_norm(deltas: Tensor, settings: TiesNormSettings, chunk: Chunk) -> Tensor:
+    """Trim and elect as TIES does; the branches that agree give their p-norm, so that many small ones dilute no large one.
+
+    TIES's mean divides by all that agree: of k branches, what one alone holds is shrunk by up to k, what all hold stays. A sum
+    leaves what one holds and multiplies what all hold by k. With p between 1 and infinity what one holds is left as it is and
+    what all hold grows by k^(1/p).
+    """
+    signs = _elected(deltas, settings, chunk)
+    agreeing = (weighted(deltas, chunk) * signs).clamp(min=0)
+    largest = agreeing.amax(dim=0)
+    if settings.power == "max":
+        norm = largest
+    else:
+        shares = agreeing / largest.clamp(min=torch.finfo(largest.dtype).tiny)
+        norm = largest * running_sum(shares**settings.power) ** (1 / settings.power)
+    return settings.scale * norm * signs
 
 
 class TaskArithmeticSettings(RuleSettings):

@@ -57,6 +57,11 @@ def terms_of(aggregate: HarmonicMean | RankTest | PrivLeak) -> list[Term]:
     return aggregate.of if isinstance(aggregate, HarmonicMean) else [aggregate.of]
 
 
+def figure_names(name: str, aggregate: HarmonicMean | RankTest | PrivLeak) -> list[str]:
+    """What the metrics of an aggregate are called."""
+    return [name, f"log10 of {name}", f"{name}, KS distance"] if isinstance(aggregate, RankTest) else [name]
+
+
 def refuse_aggregate(
     name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str], there: list[str]
 ) -> None:

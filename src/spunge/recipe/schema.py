@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
 from spunge.recipe.model import ModelSettings
@@ -23,6 +23,7 @@ from spunge.recipe.rows import NEUTRAL, ForgetRows, Rows
 from spunge.recipe.split import Split
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import LoRA, MethodSettings
+from spunge.recipe.watching import Watch, refuse_watch
 from spunge.registry import EVALUATORS, EXECUTORS, METHODS, RULES
 
 
@@ -90,6 +91,11 @@ class Recipe(Strict):
         None,
         description="Compare at equal cost: the merged model and every control get the largest scale at which a metric keeps its "
         "share of the base's. Default: `merge.scale`, and controls as they are.",
+    )
+    watch: Watch | None = Field(
+        None,
+        description="Measure every branch and control while it trains, and keep its best step where that is asked for. Default: "
+        "nothing is measured before the judging. See [watching](methods.md#while-it-trains-watch).",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
@@ -176,12 +182,18 @@ class Recipe(Strict):
                     "leave forget.limit out, or set seeds to 1"
                 )
         controls = [control.name for control in self.controls]
+        stages = ["base", *(["untaught"] if self.teach else []), *there, "merged"]
+        stages += [f"control:{name}" for name in controls]
+        for entry in self.evaluate:
+            refuse_stages(entry, stages)
         for name in controls:
             if controls.count(name) > 1:
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
         if self.calibrate is not None:
             evaluations = dict(zip(names, self.evaluate, strict=True))
             refuse_calibration(self.calibrate, evaluations, self.unlearn, self.merge, self.controls)
+        if self.watch is not None:
+            refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:

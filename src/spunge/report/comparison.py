@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError, printable, suggestion
-from spunge.report.scores import Metric, Scores, arranged, interval
+from spunge.report.scores import Metric, Scores, arranged, interval, way_of
 from spunge.report.wording import MISSING, aligned, name, shortened
 from spunge.results import Evaluation, Results, Row, Wanted, json_value, read_results
 
@@ -28,6 +28,7 @@ class Line(NamedTuple):
     metric: Metric
     subject: str
     wanted: Wanted | None
+    target: float | None  # what it should be near, where that is what is wanted
     rows: tuple[Row | None, ...]
 
 
@@ -48,16 +49,16 @@ class Comparison(NamedTuple):
             for subject in dict.fromkeys(subject.name for one in known for subject in one.subjects):
                 scored = tuple(one.row(self.stage, subject) if one else None for one in each)
                 if any(scored):
-                    ways = {row.wanted for row in scored if row is not None}
-                    yield Line(together, subject, ways.pop() if len(ways) == 1 else None, scored)
+                    ways = {(row.wanted, row.target) for row in scored if row is not None}
+                    yield Line(together, subject, *(ways.pop() if len(ways) == 1 else (None, None)), scored)
 
     def text(self) -> str:
         """A line per metric and subject, a column per run."""
         lines = [["metric", "subject", "wanted", *(printable(run.name) for run in self.runs)]]
-        for metric, subject, wanted, rows in self.lines():
+        for metric, subject, wanted, target, rows in self.lines():
             shown = (MISSING if row is None else metric.with_interval(row) for row in rows)
             named = (shortened(printable(metric.name), NAME), shortened(name(subject), NAME))
-            lines.append([*named, wanted or MISSING, *shown])
+            lines.append([*named, (way_of(wanted, target) if wanted == "near" else wanted) or MISSING, *shown])
         notes = "".join(f"note: {note}\n" for note in self.notes())
         return aligned(lines) + (f"\n{notes}" if notes else "")
 
@@ -74,9 +75,10 @@ class Comparison(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         lines = []
-        for metric, subject, wanted, rows in self.lines():
+        for metric, subject, wanted, target, rows in self.lines():
             scores = [None if row is None else _score_json(row) for row in rows]
-            lines.append({"metric": metric.name, "subject": subject, "wanted": wanted, "scores": scores})
+            aim = {} if target is None else {"target": target}
+            lines.append({"metric": metric.name, "subject": subject, "wanted": wanted, **aim, "scores": scores})
         content = {"stage": self.stage, "runs": [run.name for run in self.runs], "rows": lines, "notes": self.notes()}
         return {key: json_value(value) for key, value in content.items()}
 

@@ -25,6 +25,11 @@ LISTED = 6  # names in a sentence
 LOWER: dict[Wanted | None, str] = {"down": "lower", "up": "higher", None: ""}
 
 
+def way_of(wanted: Wanted | None, target: float | None) -> str:
+    """`lower`, `higher` or `near 0.5`; nothing where no way is good."""
+    return f"near {target:g}" if wanted == "near" and target is not None else LOWER.get(wanted, "")
+
+
 class Interval(NamedTuple):
     low: float
     high: float
@@ -73,6 +78,16 @@ class Subject(NamedTuple):
     group: Group
     branch: str | None = None  # the stage whose model unlearned this subject
     wanted: Wanted | None = None  # which way of the metric is good on it
+    target: float | None = None  # what it should be near, where that is what is wanted
+
+    @property
+    def way(self) -> str:
+        return way_of(self.wanted, self.target)
+
+    def worse(self, before: float, after: float) -> float:
+        """How much further from the target one value is than another."""
+        target = self.target or 0.0
+        return abs(after - target) - abs(before - target)
 
 
 @dataclass(frozen=True)
@@ -169,11 +184,11 @@ class Metric:
 
     @cached_property
     def wanted(self) -> dict[Group, str]:
-        """`lower` or `higher`, for each group of subjects; nothing where no way is good, or not the same on all of them."""
-        by_group: dict[Group, set[Wanted | None]] = {}
+        """`lower`, `higher` or `near 0.5`, by group; nothing where no way is good, or not the same on all of its subjects."""
+        by_group: dict[Group, set[str]] = {}
         for subject in self.subjects:
-            by_group.setdefault(subject.group, set()).add(subject.wanted)
-        return {group: LOWER[ways.pop()] if len(ways) == 1 else "" for group, ways in by_group.items()}
+            by_group.setdefault(subject.group, set()).add(subject.way)
+        return {group: ways.pop() if len(ways) == 1 else "" for group, ways in by_group.items()}
 
     @cached_property
     def direction(self) -> str:
@@ -254,12 +269,12 @@ def _metric(rows: Sequence[Row], differences: Sequence[Difference], results: Res
 
 def _subjects(rows: Sequence[Row], results: Results) -> tuple[Subject, ...]:
     groups = {row.subject: row.group for row in rows}
-    wanted = {row.subject: row.wanted for row in rows}
+    wanted = {row.subject: (row.wanted, row.target) for row in rows}
     branches = {model.name: model.stage for model in results.models if model.kind == "branch"}
     parts = [part.value for part in results.parts if groups.get(part.value) == "forget"]
     names = dict.fromkeys([*parts, *groups])  # parts in the order of the run
     return tuple(
-        Subject(name, group, branches.get(name) if group == "forget" else None, wanted[name])
+        Subject(name, group, branches.get(name) if group == "forget" else None, *wanted[name])
         for group in GROUPS
         for name in names
         if groups[name] == group

@@ -14,8 +14,9 @@ from spunge.files import write_json, write_text
 from spunge.report.axis import Axis, axis_for
 from spunge.report.figure import SHAPES, LegendLine, mark, percent, text, tick_label
 from spunge.report.page import environment
+from spunge.report.scores import LOWER
 from spunge.report.wording import MISSING, aligned, name, number, shortened
-from spunge.results import Wanted, json_value
+from spunge.results import Wanted, json_value, merit
 
 FILE, PAGE = "tune.json", "tune.html"
 SCHEMA = 1  # rises where a field of tune.json gets another meaning
@@ -54,6 +55,12 @@ class Goal:
     metric: str
     subject: str
     wanted: Wanted
+    target: float | None = None  # what it should be near, where that is what is wanted
+
+    @property
+    def better(self) -> str:
+        """`higher is better`."""
+        return f"nearer to {self.target:g} is better" if self.wanted == "near" else f"{LOWER[self.wanted]} is better"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +81,12 @@ class Search:
     @property
     def points(self) -> list[Trial]:
         """The Pareto list, by the first objective, the best one first."""
-        first = self.objectives[0].wanted == "up"
-        return sorted((each for each in self.trials if each.pareto), key=_first, reverse=first)
+        first = self.objectives[0]
 
+        def best(trial: Trial) -> float:
+            return merit(trial.scores[0].value, first.wanted, first.target) if trial.scores else 0.0
 
-def _first(trial: Trial) -> float:
-    return trial.scores[0].value if trial.scores else 0.0
+        return sorted((each for each in self.trials if each.pareto), key=best, reverse=True)
 
 
 def write_search(search: Search, folder: Path) -> None:
@@ -90,7 +97,7 @@ def write_search(search: Search, folder: Path) -> None:
 
 def search_text(search: Search) -> str:
     """The Pareto list as columns: each point's settings and scores."""
-    heads = [f"{goal.name} ({'higher' if goal.wanted == 'up' else 'lower'} is better)" for goal in search.objectives]
+    heads = [f"{goal.name} ({goal.better})" for goal in search.objectives]
     keys = [f"{letter}: {printable(head)}\n" for letter, head in zip("AB", heads, strict=True)]
     judged = search.base_test is not None
     settings = [shortened(name(key), WIDE) for key in search.ranges]
@@ -162,7 +169,8 @@ def _plot(search: Search) -> str:
     first, second = search.objectives
     ET.SubElement(root, "title").text = printable(f"{first.name} and {second.name} of {len(search.trials)} trials")
     root.extend(_grid(across, up))
-    root.extend(_steps(search.points, across, up, search.objectives))
+    if all(goal.wanted != "near" for goal in search.objectives):  # nearer is no one direction on an axis
+        root.extend(_steps(search.points, across, up))
     root.extend(_labels(search.points, across, up))  # below the marks, which they may not hide
     root.extend(_mark(search.base, across, up, "base", "base"))
     for trial in sorted(search.trials, key=lambda trial: trial.pareto):
@@ -212,7 +220,7 @@ def _grid(across: Axis, up: Axis) -> list[ET.Element]:
     return drawn
 
 
-def _steps(points: Sequence[Trial], across: Axis, up: Axis, goals: Sequence[Goal]) -> list[ET.Element]:
+def _steps(points: Sequence[Trial], across: Axis, up: Axis) -> list[ET.Element]:
     """From each point to the next: first along one objective, then along the other, as nothing between them was reached."""
     drawn = []
     places = [_place(point.scores, across, up) for point in points if point.scores]

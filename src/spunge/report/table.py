@@ -67,9 +67,13 @@ def results_text(results: Results) -> str:
         for subject in metric.subjects:
             rows = [metric.row(model.stage, subject.name) for model in scores.models]
             shown = [MISSING if row is None else _plain(metric, row) for row in rows]
-            lines.append([printable(metric.name), name(subject.name), subject.wanted or MISSING, *shown])
+            lines.append([printable(metric.name), name(subject.name), _wanted(subject) or MISSING, *shown])
     notes = [f"note: {told}" for told in (few_items(scores),) if told]
     return aligned(lines) + "".join(f"\n{note}\n" for note in notes)
+
+
+def _wanted(subject: Subject) -> str:
+    return subject.way if subject.wanted == "near" else subject.wanted or ""
 
 
 def _plain(metric: Metric, row: Row) -> str:

@@ -2,11 +2,12 @@
 the difference, paired by item, excludes no difference.
 """
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from spunge.report.scores import LISTED, LOWER, Metric, Scores, Shift, Subject, few_items, interval, share_back
+from spunge.report.scores import LISTED, Metric, Scores, Shift, Subject, few_items, interval, share_back
 from spunge.report.wording import isolated
 from spunge.results import UNTAUGHT, Calibration, Group, Model, Recovered, Row, Wanted
 
@@ -44,12 +45,31 @@ class Pair(NamedTuple):
     @property
     def better(self) -> int:
         """1 better, -1 worse, each for certain; else 0."""
-        return self.way * WAYS.get(self.subject.wanted, 0)
+        if self.subject.wanted != "near":
+            return self.way * WAYS.get(self.subject.wanted, 0)
+        if not self.way:
+            return 0
+        away = self.subject.worse(self.before.value, self.after.value)
+        target = self.subject.target or 0.0
+        if (self.before.value - target) * (self.after.value - target) >= 0:
+            return (away < 0) - (away > 0)
+        # From one side of the target to the other: certain only where the whole of one interval is nearer than the other.
+        (near, far), (now, then) = (_distances(row, target) for row in (self.before, self.after))
+        return (then < near) - (far < now)
 
     @property
     def over(self) -> bool:
         """It fell below chance: what was there before, or was there without a certain fall, was not pushed there."""
         return bool(self.after.below_chance) and not self.before.below_chance and self.way < 0
+
+
+def _distances(row: Row, target: float) -> tuple[float, float]:
+    """The least and the greatest distance of an interval from a target; of a value without one none is known."""
+    ends = interval(row)
+    if ends is None:
+        return 0.0, math.inf
+    least = 0.0 if ends.low <= target <= ends.high else min(abs(end - target) for end in ends)
+    return least, max(abs(end - target) for end in ends)
 
 
 class Words(NamedTuple):
@@ -153,9 +173,16 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     unknown = [part for part in parts if part not in {pair.subject.name for pair in compared}]
     told = [pair.subject.name for pair in compared if pair.subject.name in parts]
     unknown = unknown if told else []  # other rows stand for the parts
-    text = f"{_counted([pair.way for pair in compared], MOVED)}{' measured' if unknown else ''}"
-    ways = {pair.subject.wanted for pair in compared}
-    text += f" ({LOWER[ways.pop()]} is wanted)." if len(ways) == 1 and None not in ways else "."
+    ways = {pair.subject.way for pair in compared}
+    # What should be near a value is no better for having fallen.
+    aimed = all(pair.subject.wanted == "near" for pair in compared)
+    counted = (
+        _counted([pair.better for pair in compared], JUDGED)
+        if aimed
+        else _counted([pair.way for pair in compared], MOVED)
+    )
+    text = f"{counted}{' measured' if unknown else ''}"
+    text += f" ({ways.pop()} is wanted)." if len(ways) == 1 and "" not in ways else "."
     over = [pair.subject.name for pair in compared if pair.over]
     if over:
         text += f" {OVER.capitalize()} on {len(over)}: {_listed(over)}."
@@ -166,9 +193,9 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     if metric.side and not shown:
         return None
     if len(shown) > LISTED:
-        most = 1 if 2 * sum(_moved(metric, pair) > 0 for pair in compared) >= len(compared) else -1
+        most: Wanted = "up" if 2 * sum(_moved(metric, pair) > 0 for pair in compared) >= len(compared) else "down"
         # Where no way is wanted, the way that most of them went.
-        shown = sorted(shown, key=lambda pair: WAYS.get(pair.subject.wanted, most) * _moved(metric, pair))[:LEAST]
+        shown = sorted(shown, key=lambda pair: -_worse(metric, pair, most))[:LEAST]
         text += f" The {LEAST} that moved least that way:"
     return Fact(metric.name, text, tuple(_line(metric, pair, controls) for pair in shown))
 
@@ -277,10 +304,12 @@ def _counted(ways: Sequence[int], words: Words, noun: str = "") -> str:
     return lead + ", ".join(clauses)
 
 
-def _worse(metric: Metric, pair: Pair) -> float:
-    """How far it went the wrong way; where no way is wanted, how far it went."""
-    moved = _moved(metric, pair)
-    return -WAYS[pair.subject.wanted] * moved if pair.subject.wanted else abs(moved)
+def _worse(metric: Metric, pair: Pair, most: Wanted | None = None) -> float:
+    """How far it went the wrong way; where no way is wanted, how far against `most`, or without that how far it went."""
+    moved, way = _moved(metric, pair), pair.subject.wanted or most
+    if way == "near":
+        return pair.subject.worse(pair.before.value, pair.after.value)
+    return -WAYS[way] * moved if way else abs(moved)
 
 
 def _moved(metric: Metric, pair: Pair) -> float:

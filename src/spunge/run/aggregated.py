@@ -8,7 +8,17 @@ from spunge.data.items import EVERYTHING
 from spunge.files import fingerprint
 from spunge.recipe.aggregates import terms_of
 from spunge.results import Difference, Evaluation, Row
-from spunge.run.aggregates import Aggregate, Figure, Sample, figures, group_of, less, refuse_measures, sample_of
+from spunge.run.aggregates import (
+    Aggregate,
+    Figure,
+    Sample,
+    figures,
+    group_of,
+    less,
+    refuse_measures,
+    refuse_nothing,
+    sample_of,
+)
 from spunge.run.by_metric import Judged, Measured, MetricKey
 
 
@@ -48,7 +58,22 @@ def _figures(
             own = [(key[1], each.subjects, each.measures) for key, each in metrics.items() if key[0] == term.evaluation]
             samples[stage].append(sample_of(term, items_of[term.evaluation], own))
         refuse_measures(name, aggregate, samples[stage])
+    refuse_nothing(name, aggregate, *_given(aggregate, stages, samples))
     return {stage: list(figures(name, aggregate, samples, stage)) for stage in stages}
+
+
+def _given(
+    aggregate: Aggregate,
+    stages: Mapping[str, Mapping[MetricKey, Measured]],
+    samples: Mapping[str, Sequence[Sample | None]],
+) -> tuple[dict[str, list[tuple[str, str]]], list[bool]]:
+    """Of each evaluation that measured, the metrics and subjects that it gave; and whether some stage gave each term."""
+    measured: dict[str, list[tuple[str, str]]] = {}
+    for metrics in stages.values():
+        for (evaluation, metric, _), each in metrics.items():
+            measured.setdefault(evaluation, []).extend((metric, subject) for subject in each.subjects)
+    count = len(terms_of(aggregate))
+    return measured, [any(each[term] is not None for each in samples.values()) for term in range(count)]
 
 
 def _row(name: str, aggregate: Aggregate, stage: str, figure: Figure) -> Row:
@@ -62,6 +87,7 @@ def _row(name: str, aggregate: Aggregate, stage: str, figure: Figure) -> Row:
         high=None if isnan(high) else high,
         n=figure.n,
         wanted=figure.wanted,
+        target=figure.target,
         spread=figure.spread,
         evaluation=name,
         group=group_of(aggregate),
@@ -84,6 +110,7 @@ def _differences(made: Mapping[str, Sequence[Figure]], pairs: Sequence[tuple[str
                 high=None if isnan(high) else high,
                 n=one.n,
                 wanted=one.wanted,
+                target=one.target,
             )
 
 

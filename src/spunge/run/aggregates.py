@@ -4,7 +4,7 @@ The items of each evaluation are drawn independently of the others', and alike a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,12 @@ from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.aggregates import harmonic_mean, ks_distance, ks_pvalue, log_pvalue, relative_leak
 from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles
+from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles, student
 from spunge.evaluation.statistics import drawn_weights, draws_by_seed, over_seeds, values_by_seed
 from spunge.files import fingerprint
-from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest, Term, terms_of
-from spunge.registry import EVALUATORS
-from spunge.results import Group, Wanted
+from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest, Term, figure_names, terms_of
+from spunge.results import SMALL_SAMPLE, Group, Wanted
+from spunge.run.named import judges, metrics_of, missing, unmeasured
 
 Aggregate = HarmonicMean | RankTest | PrivLeak
 AREA = "AUROC"  # what metrics that are one are called by
@@ -57,6 +57,8 @@ class Figure(NamedTuple):
     draws: np.ndarray
     fewest: int  # items of the smallest sample
     n: int  # items of all
+    bounds: tuple[float, float]  # that it cannot leave
+    target: float | None = None  # what it should be near
 
     @property
     def value(self) -> float:
@@ -68,17 +70,24 @@ class Figure(NamedTuple):
 
     @property
     def interval(self) -> Interval:
-        return _interval(over_seeds(self.draws), self.fewest)
+        low, high = _interval(self.values, self.draws, self.fewest)
+        return Interval(max(low, self.bounds[0]), min(high, self.bounds[1]))
 
 
 def less(one: Figure, other: Figure) -> tuple[float, Interval]:
-    """How much more one stage has than another, paired."""
-    return one.value - other.value, _interval(over_seeds(one.draws) - over_seeds(other.draws), one.fewest)
+    """How much more one stage has than another, paired by item, and by seed where both have several."""
+    return one.value - other.value, _interval(one.values - other.values, one.draws - other.draws, one.fewest)
 
 
-def _interval(draws: np.ndarray, count: int) -> Interval:
-    """Without a spread nothing is known of it."""
-    known = draws[~np.isnan(draws)]
+def _interval(values: np.ndarray, draws: np.ndarray, count: int) -> Interval:
+    """(1, seeds), (draws, seeds). Without a spread nothing is known of it."""
+    seeds = values.size
+    if 1 < seeds < SMALL_SAMPLE:  # of which draws would miss a share of their spread
+        of_items = float(np.nanvar(draws.mean(axis=1)))
+        parts = [(of_items, count), (float(np.var(values, ddof=1)) / seeds, seeds)]
+        return student(float(values.mean()), parts) if sum(part for part, _ in parts) > 0 else UNKNOWN
+    drawn = over_seeds(draws)
+    known = drawn[~np.isnan(drawn)]
     return percentiles(known, count) if len(known) and np.ptp(known) > 0 else UNKNOWN
 
 
@@ -98,7 +107,7 @@ def figures(
             harmonic_mean([sample.values for sample in mine]),
             harmonic_mean([sample.draws for sample in mine]),
         )
-        yield Figure(name, "up", value, draws, count, n)
+        yield Figure(name, "up", value, draws, count, n, (0.0, 1.0))
         return
     reference = samples[aggregate.against][0] if aggregate.against in samples else None
     if reference is None or stage == aggregate.against:
@@ -109,15 +118,16 @@ def figures(
         few = int(
             min(mine[0].measures[0].denominator[mine[0].items].sum(), (mine[0].measures[0].denominator == 0).sum())
         )
-        yield Figure(name, None, relative_leak(own, other), relative_leak(drawn, beside), few, n)
+        yield Figure(name, "near", relative_leak(own, other), relative_leak(drawn, beside), few, n, (-100.0, inf), 0.0)
         return
     distances, pvalues = (
         np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=True), strict=True)
     )
     drawn, of_draws = (np.stack(each, axis=1) for each in zip(*_tests(mine[0], reference, observed=False), strict=True))
-    yield Figure(name, "up", pvalues, of_draws, count, n)
-    yield Figure(f"log10 of {name}", "up", log_pvalue(pvalues), log_pvalue(of_draws), count, n)
-    yield Figure(f"{name}, KS distance", "down", distances, drawn, count, n)
+    plain, log, distance = figure_names(name, aggregate)
+    yield Figure(plain, "up", pvalues, of_draws, count, n, (0.0, 1.0))
+    yield Figure(log, "up", log_pvalue(pvalues), log_pvalue(of_draws), count, n, (-inf, 0.0))
+    yield Figure(distance, "down", distances, drawn, count, n, (0.0, 1.0))
 
 
 def _tests(sample: Sample, reference: Sample, observed: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -145,6 +155,22 @@ def refuse_measures(name: str, aggregate: Aggregate, samples: Sequence[Sample | 
             )
 
 
+def refuse_nothing(
+    name: str, aggregate: Aggregate, measured: Mapping[str, Sequence[tuple[str, str]]], terms: Sequence[bool]
+) -> None:
+    """Raises RecipeError for a term that no stage gave, once all have measured. measured: of each evaluation that did, the metrics
+    and subjects that it gave; terms: whether some stage gave each term."""
+    for term, given in zip(terms_of(aggregate), terms, strict=True):
+        pairs = measured.get(term.evaluation, ())
+        if given or not pairs:
+            continue
+        subjects = list(dict.fromkeys(subject for metric, subject in pairs if metric == term.metric))
+        why = missing("measured no", term.metric, dict.fromkeys(metric for metric, _ in pairs), "measured")
+        if subjects:
+            why = missing("has no subject", term.subject or EVERYTHING, subjects, "has")
+        raise RecipeError(f"aggregates.{name}: evaluation {term.evaluation!r} {why} (nothing is judged again)")
+
+
 def sample_of(
     term: Term, items: Items, metrics: Sequence[tuple[str, Mapping[str, np.ndarray], Sequence[Measure]]]
 ) -> Sample | None:
@@ -167,32 +193,34 @@ def group_of(aggregate: Aggregate) -> Group:
     return "keep" if isinstance(aggregate, HarmonicMean) else "forget"
 
 
-def refuse_aggregates(aggregates: Mapping[str, Aggregate], evaluations: Sequence[Items]) -> None:
-    """Raises RecipeError for a metric or a subject that an evaluation will not give, before anything is trained."""
+def refuse_aggregates(aggregates: Mapping[str, Aggregate], evaluations: Sequence[Items], stages: Sequence[str]) -> None:
+    """Raises RecipeError for a metric or a subject that an evaluation will not give, and for an aggregate that no stage is judged
+    for, before anything is trained."""
     by_name = {items.name: items for items in evaluations}
     for name, aggregate in aggregates.items():
         for term in terms_of(aggregate):
             items = by_name[term.evaluation]
             _refuse_metric(f"aggregates.{name}", aggregate, term, items)
             _refuse_subject(f"aggregates.{name}", term, items)
-            patterns = items.settings.stages
-            if patterns is None or isinstance(aggregate, HarmonicMean):
-                continue
-            if not any(fnmatchcase(aggregate.against, pattern) for pattern in patterns):
+            if not isinstance(aggregate, HarmonicMean) and not judges(items.settings, aggregate.against):
                 raise RecipeError(
                     f"aggregates.{name}.against: evaluation {term.evaluation!r} does not judge {aggregate.against!r}; add that to "
                     "its stages"
                 )
+        judging = [by_name[term.evaluation] for term in terms_of(aggregate)]
+        judged = [stage for stage in stages if all(judges(items.settings, stage) for items in judging)]
+        if not set(judged) - (set() if isinstance(aggregate, HarmonicMean) else {aggregate.against}):
+            names = ", ".join(dict.fromkeys(items.name for items in judging))
+            raise RecipeError(
+                f"aggregates.{name}: no stage is judged by all that it is made of ({names}), and it would give nothing; add one to "
+                "their stages"
+            )
 
 
 def _refuse_metric(setting: str, aggregate: Aggregate, term: Term, items: Items) -> None:
-    given = EVALUATORS.get(items.settings.kind).metrics
-    known = None if given is None else given(items.settings, items.table)
-    if known is not None and term.metric not in known:
-        raise RecipeError(
-            f"{setting}: evaluation {term.evaluation!r} gives no metric {term.metric!r}{suggestion(term.metric, known)}; it gives "
-            f"{', '.join(known)}"
-        )
+    if why := unmeasured(term.metric, items):
+        raise RecipeError(f"{setting}: evaluation {term.evaluation!r} {why}")
+    known = metrics_of(items)
     if isinstance(aggregate, PrivLeak) != (AREA in term.metric) or any(
         rate in term.metric for rate in RATES if not isinstance(aggregate, PrivLeak)
     ):

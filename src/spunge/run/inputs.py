@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from spunge.recipe.schema import Recipe
 from spunge.recipe.training import MethodSettings
 from spunge.registry import EVALUATORS
 from spunge.run.given import Given
+from spunge.run.named import judges
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import main_dtype
 
@@ -160,6 +160,11 @@ class BaseInputs:
         ]
 
     @cached_property
+    def parts(self) -> Parts:
+        """The rows to forget as the first seed draws them."""
+        return split_rows(self.recipe)
+
+    @cached_property
     def evaluations(self) -> list[Items]:
         """The recipe's evaluations with their rows, in its order."""
         read: dict[str, Items] = {}
@@ -178,45 +183,53 @@ class BaseInputs:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
-        if self.recipe.calibrate is not None and evaluation_name(entry) == self.recipe.calibrate.evaluation:
-            assert self._halves is not None
-            return self._halves[1]
+        if evaluation_name(entry) in self._chosen_by:
+            return self._halves[evaluation_name(entry)][1]
         return self._whole_items(entry, setting)
 
     def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
         evaluator = EVALUATORS.get(entry.kind)
         columns = evaluator.columns(entry, self.recipe.columns)
-        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry))
+        items = read_items(self.recipe, entry, columns, setting, evaluator.others(entry), self.parts)
         if entry.half is None:
             return items
         validation, test = halved(items, 0, f"{setting}.half")
         return validation if entry.half == "validation" else test
 
+    @property
+    def _chosen_by(self) -> dict[str, str]:
+        """The evaluations by which something is chosen before the judging -> the block that names them first."""
+        calibrate, watch = self.recipe.calibrate, self.recipe.watch
+        named = {} if calibrate is None else {calibrate.evaluation: "calibrate"}
+        chosen = (
+            {} if watch is None or not watch.chooses else {name: block for block, name in watch.evaluations.items()}
+        )
+        return {**chosen, **named}
+
     @cached_property
-    def _halves(self) -> tuple[Items, Items] | None:
-        """The items that scales are calibrated by, and those of the same evaluation that are judged."""
-        if self.recipe.calibrate is None:
-            return None
-        [(place, entry)] = [
-            (place, entry)
-            for place, entry in enumerate(self.recipe.evaluate)
-            if evaluation_name(entry) == self.recipe.calibrate.evaluation
-        ]
-        items = self._whole_items(entry, f"evaluate.{place}")
-        subject = self.recipe.calibrate.subject
-        if subject is None and items.overall is None and len(items.subjects) > 1:
-            raise RecipeError(
-                f"calibrate.subject: missing, and {items.name!r} has several: {', '.join(items.subjects)}; name what must be kept"
-            )
-        if subject is not None and subject not in items.subjects:
-            raise RecipeError(
-                f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}"
-            )
-        return halved(items, self.recipe.calibrate.seed, "calibrate.evaluation")
+    def _halves(self) -> dict[str, tuple[Items, Items]]:
+        """Of each evaluation that something is chosen by: the items for that, and those that are judged."""
+        halves, calibrate = {}, self.recipe.calibrate
+        for place, entry in enumerate(self.recipe.evaluate):
+            name = evaluation_name(entry)
+            if (block := self._chosen_by.get(name)) is None:
+                continue
+            items = self._whole_items(entry, f"evaluate.{place}")
+            if calibrate is not None and block == "calibrate":
+                _refuse_calibrated(items, calibrate.subject)
+            seed = calibrate.seed if calibrate is not None and block == "calibrate" else 0
+            halves[name] = halved(items, seed, f"{block}.evaluation")
+        return halves
 
     @property
     def calibration_items(self) -> Items | None:
-        return self._halves[0] if self._halves else None
+        return None if self.recipe.calibrate is None else self._halves[self.recipe.calibrate.evaluation][0]
+
+    def watched_items(self, evaluation: str) -> Items:
+        """What trainings are measured by on their way: of an evaluation by which a step is chosen, the half that is not judged."""
+        if self.recipe.watch is not None and self.recipe.watch.chooses:
+            return self._halves[evaluation][0]
+        return next(items for items in self.evaluations if items.name == evaluation)
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:
@@ -229,11 +242,7 @@ class BaseInputs:
 
     def judged_at(self, stage: str) -> list[Items]:
         """The evaluations that a model is judged by."""
-        return [
-            items
-            for items in self.evaluations
-            if items.settings.stages is None or any(fnmatchcase(stage, pattern) for pattern in items.settings.stages)
-        ]
+        return [items for items in self.evaluations if judges(items.settings, stage)]
 
 
 class SeedInputs:
@@ -252,7 +261,7 @@ class SeedInputs:
 
     @cached_property
     def parts(self) -> Parts:
-        return split_rows(self.recipe)
+        return self.base.parts if self.recipe.seed == self.base.recipe.seed else split_rows(self.recipe)
 
     @cached_property
     def retained(self) -> Selection | None:
@@ -280,3 +289,13 @@ class SeedInputs:
             *(self.reference.notes if self.reference else ()),
             *(self.base.notes if self.base.local else ()),
         ]
+
+
+def _refuse_calibrated(items: Items, subject: str | None) -> None:
+    """Raises RecipeError for a subject that scales cannot be calibrated by."""
+    if subject is None and items.overall is None and len(items.subjects) > 1:
+        raise RecipeError(
+            f"calibrate.subject: missing, and {items.name!r} has several: {', '.join(items.subjects)}; name what must be kept"
+        )
+    if subject is not None and subject not in items.subjects:
+        raise RecipeError(f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}")

@@ -3,16 +3,18 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
-from spunge.recipe.aggregates import HarmonicMean, terms_of
+from spunge.recipe.aggregates import HarmonicMean, figure_names, terms_of
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
-from spunge.results import Results, Row, Wanted
+from spunge.results import Results, Row, Wanted, merit
 from spunge.run.aggregates import Aggregate
-from spunge.run.scoring import WORST, WORST_KNOWN
+from spunge.run.named import WORST, missing, unmeasured
+from spunge.run.scoring import WORST_KNOWN
 
 FORM = "EVALUATION/METRIC/SUBJECT"
 
@@ -65,6 +67,10 @@ def _objective(text: str, recipe: Recipe, names: Sequence[str]) -> Objective:
         )
     metric, slash, subject = text[len(evaluation) + 1 :].partition("/")
     if evaluation in recipe.aggregates and metric and not slash:
+        if metric not in (names := figure_names(evaluation, recipe.aggregates[evaluation])):
+            raise RecipeError(
+                f"--objectives: the aggregate {evaluation!r} {missing('gives no', metric, names, 'gives')}"
+            )
         return Objective(evaluation, metric, EVERYTHING)
     if not (metric and slash and subject):
         raise RecipeError(f"--objectives: {text!r} is not of the form {FORM}")
@@ -119,10 +125,8 @@ def refuse_unmeasured(objectives: Sequence[Objective], evaluations: Sequence[Ite
         items = by_name.get(objective.evaluation)
         if items is None or measured_again(items.settings) is not None:
             continue
-        tell = EVALUATORS.get(items.settings.kind).metrics
-        metrics = list(tell(items.settings, items.table)) if tell is not None else [objective.metric]
-        if objective.metric not in metrics:
-            raise RecipeError(_unknown(objective, "measures no", objective.metric, metrics))
+        if why := unmeasured(objective.metric, items):
+            raise RecipeError(f"--objectives: {objective.evaluation!r} {why}")
         if objective.subject not in items.subjects and not objective.subject.startswith((WORST, *WORST_KNOWN.values())):
             raise RecipeError(_unknown(objective, "has no", objective.subject, list(items.subjects)))
 
@@ -131,15 +135,26 @@ def _unknown(objective: Objective, what: str, name: str, known: Sequence[str]) -
     return f"--objectives: {objective.evaluation!r} {what} {name!r}{suggestion(name, known)}"
 
 
-def directions(objectives: Sequence[Objective], results: Results) -> tuple[Wanted, ...]:
+class Way(NamedTuple):
+    """Which way is good. target: what a value should be near, where that is what is wanted."""
+
+    wanted: Wanted
+    target: float | None = None
+
+    def sought(self, value: float) -> float:
+        """What a search makes as high (`up`) or as low as it can: the value, or its distance from the target."""
+        return -merit(value, self.wanted, self.target) if self.wanted == "near" else value
+
+
+def directions(objectives: Sequence[Objective], results: Results) -> tuple[Way, ...]:
     """Which way is good of each, as the base's rows say. Raises RecipeError for what is not measured or has no good way."""
     return tuple(_direction(objective, results) for objective in objectives)
 
 
-def _direction(objective: Objective, results: Results) -> Wanted:
+def _direction(objective: Objective, results: Results) -> Way:
     row = objective.row(results, "base")
     if row is not None and row.wanted is not None:
-        return row.wanted
+        return Way(row.wanted, row.target)
     rows = [row for row in results.rows if row.stage == "base" and row.evaluation == objective.evaluation]
     if row is not None:
         good = [other.subject for other in rows if other.metric == objective.metric and other.wanted is not None]

@@ -12,11 +12,14 @@ from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
+from spunge.run.calibrate import refuse_calibration
 from spunge.run.executors.executor import Team
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError
+from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
+from spunge.run.named import refuse_stages, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
 from spunge.run.sharing import take
 from spunge.run.space import refuse_full
@@ -24,9 +27,11 @@ from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
 from spunge.run.stamps import faults
+from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_texts, note_rows
 from spunge.run.train import refuse_rows
+from spunge.run.watching import refuse_watch
 
 
 def run(
@@ -34,16 +39,20 @@ def run(
     out: str | Path | None = None,
     watcher: Watcher | None = None,
     replace: bool = False,
+    others: Sequence[str | Path] = (),
 ) -> Results:
     """Do everything that a recipe asks for and that its folder does not hold yet.
 
     recipe: a Recipe, a mapping, a YAML file or a shipped recipe's name. out: the run's folder, `runs/NAME` by default.
-    replace: finished trainings in that folder that no longer fit may be made again. Raises RecipeError when the recipe,
-    its data or the folder is wrong.
+    replace: finished trainings in that folder that no longer fit may be made again. others: folders of runs; what they hold
+    that this one would make alike is taken from them. Raises RecipeError when the recipe, its data or a folder is wrong.
     """
     watcher = watcher or SILENT
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    runs = [Path(other).resolve() for other in others]
+    for other in runs:
+        run_recipe(other)
     with disk_errors_told(folder), claimed(folder):
         if not replace:
             refuse_replacing(folder, recipe)
@@ -51,7 +60,7 @@ def run(
         if not replace:
             refuse_losing(begun)
         with team_of(begun, watcher) as team:
-            return finish(begun, team, watcher, replace)
+            return finish(begun, team, watcher, replace, [other for other in runs if other != folder])
 
 
 def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) -> Run:
@@ -75,8 +84,14 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     refuse_merges(begun.seeds)
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
-    refuse_items(unjudged(begun), begun.base)
-    refuse_aggregates(recipe.aggregates, begun.base.evaluations)
+    watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
+    refuse_items([*(judging.items for judging in unjudged(begun)), *watched], begun.base)
+    stages = [model.name for model in begun.seeds[0].models]
+    refuse_stages(begun.base.evaluations, stages)
+    refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
+    refuse_calibration(begun.base)
+    remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
+    remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)

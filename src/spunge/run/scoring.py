@@ -4,24 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from spunge.data.items import EVERYTHING, Items
+from spunge.data.items import EVERYTHING
 from spunge.errors import RecipeError
 from spunge.evaluation import statistics
 from spunge.evaluation.evaluator import Rated
 from spunge.evaluation.statistics import Recovery, Score, difference, recovery, score, worst
-from spunge.recipe.evaluating import ITEM_SETTINGS, EvaluatorSettings, measured_again
-from spunge.registry import EVALUATORS
-from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted, wanted
+from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
+from spunge.results import UNTAUGHT, Difference, Evaluation, Group, Model, Recovered, Row, Wanted
 from spunge.run.aggregated import aggregated
 from spunge.run.aggregates import Aggregate
 from spunge.run.by_metric import Judged, Measured, MetricKey, Stored, measured
+from spunge.run.groups import Direction, Directions, directions_of
+from spunge.run.named import WORST
 
 NONE: Mapping[str, Aggregate] = MappingProxyType({})
-WORST = "worst"  # the subject under which a metric's worst subject is reported
 WORST_KNOWN: dict[Group, str] = {"forget": "least forgotten", "keep": "least kept"}  # where good depends on the rows
 
 
@@ -33,16 +33,6 @@ class Scored:
     differences: tuple[Difference, ...]
     recovered: tuple[Recovered, ...]
     evaluations: tuple[Evaluation, ...]
-
-
-class Direction(NamedTuple):
-    """What a subject is, and which way a metric is good on it."""
-
-    group: Group
-    wanted: Wanted | None
-
-
-Directions = Mapping[tuple[MetricKey, str], Direction]  # by metric and subject
 
 
 def scored(
@@ -61,7 +51,7 @@ def scored(
     """
     every = [each.items for each in evaluations]
     stages = {model.stage: measured(every, [seed.get(model.stage, {}) for seed in seeds]) for model in models}
-    directions = _directions(every, list(stages.values()), set(parts))
+    directions = directions_of(every, list(stages.values()), set(parts))
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
     pairs = list(compared(models))
     differences = [row for stage, against in pairs for row in _differences(stage, against, stages, directions)]
@@ -90,51 +80,6 @@ def compared(models: Sequence[Model]) -> Iterator[tuple[str, str]]:
     if any(model.kind == "merged" for model in models):
         for kind in ("control", "reference", "model"):
             yield from (("merged", model.stage) for model in models if model.kind == kind and model.stage != UNTAUGHT)
-
-
-def _directions(
-    evaluations: Sequence[Items], stages: Sequence[Mapping[MetricKey, Measured]], parts: set[str]
-) -> dict[tuple[MetricKey, str], Direction]:
-    """What every subject is, by what the recipe says of its evaluation, by the evaluation's other subjects and the parts."""
-    settings_of = {items.name: items.settings for items in evaluations}
-    metrics = {key: each for metrics in stages for key, each in metrics.items()}
-    together: dict[tuple[str, str], set[str]] = {}  # an evaluation's subjects, which measures may be of one each
-    for (evaluation, metric, _), each in metrics.items():
-        together.setdefault((evaluation, metric), set()).update(each.subjects)
-    directions = {}
-    for key, each in metrics.items():
-        evaluation, metric, _ = key
-        settings = settings_of[
-            measured_again(each.items.settings) or evaluation
-        ]  # an attack's rows are those it attacks
-        for subject in each.subjects:
-            group = settings.group or _group(subject, together[evaluation, metric], each, parts)
-            forget = {"forget": True, "keep": False}.get(group)
-            if group == "together" and _all_to_forget(each, settings, parts):
-                forget = True
-            directions[key, subject] = Direction(group, wanted(each.measures[0].higher, forget))
-    return directions
-
-
-def _group(subject: str, subjects: set[str], each: Measured, parts: set[str]) -> Group:
-    """What a subject is, by the other subjects of its evaluation, its source and the values to forget."""
-    if subject in parts:
-        return "forget"
-    # Without a split nothing tells rows to forget from others but their source, and that they were given no name.
-    unnamed = not parts and subject == EVERYTHING
-    if subject == each.overall and (subjects & parts or each.items.of_forget or unnamed):
-        return "together"
-    return "keep"
-
-
-def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str]) -> bool:
-    """Whether all rows together are rows to forget."""
-    if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
-        return EVALUATORS.get(settings.kind).uses_samples
-    if not parts:
-        return each.items.of_forget
-    members = [items for subject, items in each.subjects.items() if subject in parts]
-    return bool(members) and len(np.unique(np.concatenate(members))) == len(each.subjects[str(each.overall)])
 
 
 def _rows(stage: str, metrics: Mapping[MetricKey, Measured], directions: Directions) -> Iterator[Row]:
@@ -166,7 +111,7 @@ def _worst(each: Measured, directions: Mapping[str, Direction]) -> Iterator[tupl
         }
     for name, subjects in chosen.items():
         way = directions[next(iter(subjects))].wanted if subjects else None
-        if first.worst and len(subjects) > 1 and way is not None:
+        if first.worst and len(subjects) > 1 and way in ("up", "down"):
             yield name, way, subjects
 
 
@@ -196,8 +141,9 @@ def _differences(
             continue
         for subject, members in each.subjects.items():
             values = difference(each.measures, other.measures, members)
-            way = directions[key, subject].wanted
-            yield Difference(stage=stage, against=against, subject=subject, wanted=way, **_told(values))
+            way = directions[key, subject]._asdict()
+            del way["group"]
+            yield Difference(stage=stage, against=against, subject=subject, **way, **_told(values))
 
 
 def _recovered(stage: str, stages: Mapping[str, Mapping[MetricKey, Measured]]) -> Iterator[Recovered]:

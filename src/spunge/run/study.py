@@ -43,7 +43,8 @@ def study_in(folder: Path, good: Sequence[Wanted]) -> "optuna.Study":
     for left in folder.glob(f"{JOURNAL}.lock*"):  # this process alone is at work in the folder
         left.unlink()
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
-    way = {"up": StudyDirection.MAXIMIZE, "down": StudyDirection.MINIMIZE}
+    # Of what should be near a target its distance is told.
+    way = {"up": StudyDirection.MAXIMIZE, "down": StudyDirection.MINIMIZE, "near": StudyDirection.MINIMIZE}
     return optuna.create_study(
         storage=storage,
         study_name="tune",

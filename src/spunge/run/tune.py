@@ -24,11 +24,11 @@ from spunge.recipe.loading import dump_recipe, load_recipe, read_draft
 from spunge.recipe.ranges import SEARCHED, Among, Searched
 from spunge.recipe.schema import Recipe
 from spunge.report.search import Goal, Score, Search, Trial, write_search
-from spunge.results import FILE, Results, Row, Wanted, json_value, read_results
+from spunge.results import FILE, Results, Row, json_value, read_results
 from spunge.run.executors.executor import Team
 from spunge.run.folder import TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs, SeedInputs
-from spunge.run.objectives import Objective, directions, objectives_of, refuse_unmeasured
+from spunge.run.objectives import Objective, Way, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish, team_of
 from spunge.run.study import asked, require_optuna, state_of, study_in, taken_up
 from spunge.run.trials import Space, base_recipe, point_recipe, space_of, trial_recipe
@@ -49,7 +49,7 @@ class Tuning:
     objectives: tuple[Objective, ...]
     seed: int
     watcher: Watcher
-    good: tuple[Wanted, ...] = ()
+    good: tuple[Way, ...] = ()
     base: tuple[Score, ...] = ()
     told: dict[int, Trial] = field(default_factory=dict)  # number -> a trial that is over
 
@@ -100,6 +100,11 @@ def tune(
     space = space_of(read_draft(recipe, overrides))
     first = space.recipe({setting.name: setting.range.ends[0] for setting in space.searched})
     goals = objectives_of(objectives, first)
+    if first.watch is not None and first.watch.chooses:
+        raise RecipeError(
+            "watch.keep: best: a step chosen in each trial and a trial chosen by its scores are two choices; set keep to last, and "
+            "give unlearn.steps a range"
+        )
     refuse_unknown(judge)
     folder = Path(out or f"{default_folder(recipe)}-tune").resolve()
     refuse_unmeasured(goals, BaseInputs(trial_recipe(first, goals), folder).evaluations)
@@ -121,7 +126,7 @@ def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> 
         measured = finish(began, team, tuning.watcher)
         tuning.good = directions(tuning.objectives, measured)
         tuning.base = tuple(_score(objective.row(measured, "base")) for objective in tuning.objectives)
-        study = study_in(tuning.folder, tuning.good)
+        study = study_in(tuning.folder, [way.wanted for way in tuning.good])
         while (count := len(_over(tuning, study))) < trials:
             _next(tuning, study, team, count)
             _told(tuning, study)
@@ -184,7 +189,8 @@ def _next(tuning: Tuning, study: "optuna.Study", team: Team, count: int) -> None
         write_json(tuning.trial(number) / FAILED, {"why": why})
         study.tell(number, state=state_of("FAIL"))
     else:
-        study.tell(number, [row.value for row in rows if isinstance(row, Row)])
+        measured = [row.value for row in rows if isinstance(row, Row)]
+        study.tell(number, [way.sought(value) for way, value in zip(tuning.good, measured, strict=True)])
 
 
 def _made(tuning: Tuning, number: int, values: Mapping[str, Any], team: Team, count: int) -> Results | str:
@@ -235,8 +241,8 @@ def _told(tuning: Tuning, study: "optuna.Study") -> Search:
         alike.add(own)
     search = Search(
         objectives=tuple(
-            Goal(name=each.name, wanted=good, **vars(each))
-            for each, good in zip(tuning.objectives, tuning.good, strict=True)
+            Goal(name=each.name, **way._asdict(), **vars(each))
+            for each, way in zip(tuning.objectives, tuning.good, strict=True)
         ),
         ranges={setting.name: vars(setting.range) for setting in tuning.space.searched},
         base=tuning.base,

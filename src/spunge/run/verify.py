@@ -3,7 +3,7 @@
 Needs neither the rows nor a graph: stamps name each other's keys. The base is needed for the merged model alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
         return checked
     for name, stamp in stamps.items():
         if name == "merged" or name.endswith(":merged"):
-            _check_merged(checked, folder / Path(next(iter(stamp.files))).parent, watcher)
+            _check_merged(checked, folder / Path(next(iter(stamp.files))).parent, stamps, watcher)
     return checked
 
 
@@ -95,14 +95,13 @@ def _other_making(folder: Path, stamps: dict[str, Stamp], last: str) -> Iterator
             yield f"{file} is of another making than what {last} was made from"
 
 
-def _check_merged(checked: Verification, folder: Path, watcher: Watcher) -> None:
+def _check_merged(checked: Verification, folder: Path, stamps: Mapping[str, Stamp], watcher: Watcher) -> None:
     """RUN/merged, or RUN/seeds/SEED/merged, is base + merge of the stored deltas. `folder`: the one it lies in."""
     try:
         recipe = load_recipe(folder / "recipe.yaml")
-        # A base that was made lies in RUN, whose seeds are in RUN/seeds/SEED.
         name = "base" if recipe.teach is None else "taught"
-        made = [run / name for run in (folder, folder.parent.parent) if (run / name).is_dir()]
-        base = made[0] if made else local_folder(recipe.model)
+        made = any(file.startswith(f"{name}/") for stamp in stamps.values() for file in stamp.files)
+        base = Path(checked.folder) / name if made else local_folder(recipe.model)
     except RecipeError as error:
         checked.notes.append(f"the merged model was not compared with the base: {error}")
         return

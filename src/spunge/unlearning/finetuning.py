@@ -1,6 +1,7 @@
 """Plain fine-tuning, the NLL of samples as their tokens' mean: to teach a model, and for audits without a trace."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from spunge.data.samples import Samples
@@ -20,15 +21,16 @@ class FinetuningSettings(TrainingSettings):
     method: str = "finetuning"
 
 
-def fitting(task: Task, settings: TrainingSettings, trained: Trained, steps: int) -> Loop:
-    """The loop that minimises the NLL of a task's samples."""
+def fitting(task: Task, settings: TrainingSettings, trained: Trained, steps: int, factor: float = 1.0) -> Loop:
+    """The loop that minimises the NLL of a task's samples. factor: how much of what is learned will be saved."""
     stream = forget_stream(task, settings)
 
     def next_loss(_number: int) -> Loss:
         batch = next(stream)
         return Loss(outputs(trained.model, batch).mean() * share(batch, learned_tokens), {})
 
-    return Loop(task, settings, trained.parameters, next_loss, steps, [stream])
+    as_saved = partial(trained.as_saved, factor)
+    return Loop(task, settings, trained.parameters, next_loss, steps, [stream], as_saved=as_saved)
 
 
 def teach(task: Task, settings: TeachSettings) -> Branch:
@@ -42,7 +44,7 @@ def teach(task: Task, settings: TeachSettings) -> Branch:
             raise RecipeError(
                 f"{task.setting}.learning_rate: {settings.learning_rate:g}: {history.stopped.partition(';')[0]}; lower it"
             )
-        return Branch(trained.changes(1.0), history.steps, history.losses, notes=history.notes)
+        return Branch(trained.changes(1.0), history.steps, history.losses, notes=history.notes, watched=history.watched)
 
 
 def finetune(

@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 from spunge.unlearning.optimizers import optimizer_of
+from spunge.unlearning.watching import Watched, Watching
 
 RECENT = 5  # steps over which the damage to the retain texts is averaged
 SNAPSHOTS = 20  # how often in a run the weights are kept as the last good ones
@@ -75,11 +77,13 @@ class History(NamedTuple):
     losses: dict[str, float]  # means over the last tenth of the steps
     stopped: str | None
     notes: dict[str, Any]
+    watched: Watched | None = None
 
 
 @dataclass
 class Loop:
-    """A training run. `memory`: lists of the method's own that go into the saved state."""
+    """A training run. `memory`: lists of the method's own that go into the saved state. `as_saved`: inside it, the model in memory
+    is the branch as it would be saved; without it nothing is watched."""
 
     task: Task
     settings: TrainingSettings
@@ -89,6 +93,7 @@ class Loop:
     streams: Sequence[Stream]  # that next_loss draws from
     should_stop: Callable[[], str | None] = lambda: None
     memory: dict[str, list[float]] = field(default_factory=dict)
+    as_saved: Callable[[], AbstractContextManager[Any]] | None = None
 
     def run(self) -> History:
         """Minimise until the last step, or until there is a reason to stop.
@@ -104,20 +109,46 @@ class Loop:
         self.damages: deque[float] = deque(maxlen=RECENT)
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
         self.pieces = 1  # of a batch, where the memory does not hold it whole
+        self.watching = self._watching()
         self.step, stopped = self._resumed()
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
         with STOP.looked_for():
+            self._look(stopped)
             while self.step < self.steps and stopped is None:
                 stopped = self._next_step()
+                self._look(stopped)
                 due = stopped is None and time.monotonic() - saved >= self.task.save_seconds
                 if self.task.state and (due or STOP.asked):
                     self._save(self.task.state, stopped)
                     saved = time.monotonic()
                 STOP.obey()
-        means = {name: sum(terms[name] for terms in self.recent) / len(self.recent) for name in self.recent[-1]}
+        means, watched = self._means(), None
+        if self.watching is not None:
+            watched, means = self.watching.ended(self.step, means)
         notes = {} if self.pieces == 1 else {"out of memory": f"each batch in {self.pieces} pieces"}
-        return History(self.step, means, stopped, notes)
+        return History(watched.kept if watched else self.step, means, stopped, notes, watched)
+
+    def _means(self) -> dict[str, float]:
+        """Of the logged terms over the last steps; none before the first."""
+        last = self.recent[-1] if self.recent else {}
+        return {name: sum(terms[name] for terms in self.recent) / len(self.recent) for name in last}
+
+    def _watching(self) -> Watching | None:
+        task = self.task
+        if task.watch is None:
+            return None
+        if self.as_saved is None:
+            raise RecipeError(
+                f"watch: the method of {task.setting} does not show on its way what it would save; leave watch out"
+            )
+        return Watching(task.watch, task.base, self.parameters, self.as_saved)
+
+    def _look(self, stopped: str | None) -> None:
+        """Measure the model as it is now, where it is due."""
+        last = self.step >= self.steps or stopped is not None
+        if self.watching is not None and self.watching.is_due(self.step, last):
+            self.task.progress(self.step, self.steps, self.watching.look(self.step, self._means()))
 
     def _next_step(self) -> str | None:
         """One optimizer step, logged and told, or back to the last good weights; why the branch must stop, if so."""
@@ -229,6 +260,10 @@ class Loop:
             for parameter, value in zip(self.parameters, kept, strict=True):
                 parameter.copy_(value)
         self.step = step
+        if self.watching is not None:
+            self.watching.go_back(step)
+            self._look(reason)
+            step = self.watching.best.step if self.watching.best else step
         return f"{reason}; the weights after step {step} are kept"
 
     def _update(self, terms: dict[str, float]) -> float:
@@ -260,6 +295,7 @@ class Loop:
             "recent": list(self.recent),
             "damages": list(self.damages),
             "memory": self.memory,
+            "watched": self.watching and self.watching.state(),
         }
         with written(file) as aside, aside.open("wb") as stream:
             torch.save(content, stream)
@@ -287,6 +323,8 @@ class Loop:
         self.damages.extend(content["damages"])
         for name, values in content["memory"].items():
             self.memory[name][:] = values
+        if self.watching is not None:
+            self.watching.resume(content.get("watched"))
         return int(content["step"]), content["stopped"]
 
 

@@ -12,6 +12,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
+from spunge.unlearning.watching import Watch, Watched
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
 
@@ -35,6 +36,7 @@ class Task:
     setting: str = "unlearn"  # the recipe's block that asks for it, for errors
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
+    watch: Watch | None = None  # what it is measured by on its way
 
     @property
     def seed(self) -> int:
@@ -50,6 +52,7 @@ class Branch:
     losses: Mapping[str, float]  # mean of each logged term over the last tenth of the steps
     stopped: str | None = None  # why before the last step, if so
     notes: Mapping[str, Any] = field(default_factory=dict)
+    watched: Watched | None = None  # where its task has a watch; `steps` is then the step that is kept
 
 
 class Settled(NamedTuple):

@@ -5,6 +5,7 @@ A method gives its forget loss as a function of a batch; here are the retain los
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -122,10 +123,15 @@ def descend(
 
         streams = [forget] if retain is None else [forget, retain]
         steps = total_steps(task, settings)
-        loop = Loop(task, settings, trained.parameters, next_loss, steps, streams, memory={"first": first})
+        as_saved = partial(trained.as_saved, 1.0)
+        loop = Loop(
+            task, settings, trained.parameters, next_loss, steps, streams, memory={"first": first}, as_saved=as_saved
+        )
         with training_mode(trained.model):
             history = loop.run()
-        return Branch(trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes)
+        return Branch(
+            trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes, history.watched
+        )
 
 
 def divergence(scored: Scored, base: LogProbabilities) -> Tensor:

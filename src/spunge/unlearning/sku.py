@@ -18,6 +18,7 @@ may be the prompt's own; L_PD is over every position up to max_length, padding t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -103,11 +104,12 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
             return Loss(total, {name: float(term.detach()) for name, term in terms.items()})
 
         steps = total_steps(task, settings)
-        loop = Loop(task, settings, trained.parameters, next_loss, steps, [forget, retain])
+        as_saved = partial(trained.as_saved, -settings.strength)
+        loop = Loop(task, settings, trained.parameters, next_loss, steps, [forget, retain], as_saved=as_saved)
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)
-    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes, history.watched)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.activations import recomputed
+from spunge.unlearning.quick.swapping import quickened
 from spunge.unlearning.targets import find_targets
 from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
@@ -33,6 +34,9 @@ class Trained:
     parameters: list[nn.Parameter]
     originals: dict[str, Tensor]  # trained tensor's parameter name -> its base value; empty for LoRA
     changes: Callable[[float], dict[str, Change]]  # sign and strength -> the change so far, by checkpoint name
+    as_saved: Callable[
+        [float], AbstractContextManager[Any]
+    ]  # the same -> inside it, the base with that change is the model in memory
     adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -70,11 +74,23 @@ def training_mode(model: Any) -> Iterator[None]:
 
 
 @contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout is off inside the block, whichever modules have it on."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting: str = "unlearn") -> Iterator[Trained]:
     """Make `what` trainable in float32 inside the block; the base is restored when it ends. setting: for errors."""
     torch.manual_seed(seed)  # of the factors, and of every dropout
     if isinstance(what, LoRA):
-        with _lora(base, what, setting) as trained, recomputed(base):
+        with _lora(base, what, setting) as trained, recomputed(base), quickened(trained.model):
             yield trained
         return
     names = [name for name, _ in base.model.named_parameters()]
@@ -85,7 +101,7 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting:
                     f"{setting}.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
-    with training_tensors(base, names, setting) as trained, recomputed(base):
+    with training_tensors(base, names, setting) as trained, recomputed(base), quickened(trained.model):
         yield trained
 
 
@@ -115,8 +131,21 @@ def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> 
             by_name.update(base.stored(name, change))
         return by_name
 
+    @contextmanager
+    def as_saved(factor: float) -> Iterator[None]:
+        held = {name: parameter.data for name, parameter in chosen.items()}
+        for name, parameter in chosen.items():
+            original = originals[name]
+            now = held[name] if factor == 1 else original.float() + factor * (held[name] - original.float())
+            parameter.data = now.to(original.dtype)
+        try:
+            yield
+        finally:
+            for name, parameter in chosen.items():
+                parameter.data = held[name]
+
     try:
-        yield Trained(base.model, list(chosen.values()), originals, changes)
+        yield Trained(base.model, list(chosen.values()), originals, changes, as_saved)
     finally:
         for name, parameter in chosen.items():
             parameter.grad = None
@@ -164,8 +193,20 @@ def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
             by_name.update({stored: now.part(base.regions.get(stored, WHOLE)) for stored in base.names[name]})
         return by_name
 
+    @contextmanager
+    def as_saved(factor: float) -> Iterator[None]:
+        held = {name: dict(layer.scaling) for name, layer in layers.items()}
+        for layer in layers.values():
+            layer.scaling.update({adapter: factor * scale for adapter, scale in layer.scaling.items()})
+        try:
+            with base.autocast():  # the factors are float32
+                yield
+        finally:
+            for name, layer in layers.items():
+                layer.scaling.update(held[name])
+
     try:
-        yield Trained(wrapped, parameters, {}, changes, wrapped.disable_adapter)
+        yield Trained(wrapped, parameters, {}, changes, as_saved, wrapped.disable_adapter)
     finally:
         _unwrap(base.model)
 

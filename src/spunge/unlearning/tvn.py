@@ -36,11 +36,11 @@ def passes(settings: TVNSettings, depth: int) -> float:
 def unlearn(task: Task, settings: TVNSettings) -> Branch:
     """Fine-tune on the forget texts, then subtract the change (task-vector negation)."""
     with training(task.base, settings.trainable, task.seed) as trained:
-        loop = fitting(task, settings, trained, total_steps(task, settings))
+        loop = fitting(task, settings, trained, total_steps(task, settings), -settings.strength)
         with training_mode(trained.model):
             history = loop.run()
         changes = trained.changes(-settings.strength)
-    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes, history.watched)
 
 
 TVN = Method(

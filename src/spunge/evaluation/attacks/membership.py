@@ -85,7 +85,8 @@ def _measure(
         f"min-{attack.k:g}% AUROC" + (f" {label}" if label else ""),
         np.concatenate([known, others]),
         np.concatenate([np.ones(len(known)), np.zeros(len(others))]),
-        higher="bad",
+        higher=None,
+        target=0.5,
         combine="auroc",
         subject=subject,
         chance=0.5,
@@ -100,5 +101,5 @@ MEMBERSHIP = Attack(
     reads=frozenset({"source", "where", "limit", "subject"}),
     rows="rows that the model has not seen",
     columns=columns,
-    version=2,  # what ends an answer is no longer scored
+    version=3,  # an AUROC is wanted near 0.5
 )

@@ -1,6 +1,7 @@
 """The steering itself: RMU's loss, and the training of a branch by it."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,10 +103,11 @@ def _steer(task: Task, settings: RMUSettings, trunk: Trunk, weights: Any) -> Bra
 
         streams = [*forget_batches.values(), retain_batches]
         parameters, memory = trained.parameters, {"cosine": cosine.recent}
-        loop = Loop(task, settings, parameters, next_loss, len(order), streams, cosine.too_low, memory)
+        as_saved = partial(trained.as_saved, 1.0)
+        loop = Loop(task, settings, parameters, next_loss, len(order), streams, cosine.too_low, memory, as_saved)
         history = loop.run()
         changes = trained.changes(1.0)
-    return Branch(changes, history.steps, history.losses, history.stopped, history.notes)
+    return Branch(changes, history.steps, history.losses, history.stopped, history.notes, history.watched)
 
 
 def direction(size: int, seed: int) -> Tensor:

@@ -19,6 +19,7 @@ from spunge.data.samples import Batch
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import Base
+from spunge.unlearning.trained import evaluation_mode
 
 
 class _Stop(Exception):  # noqa: N818 - control flow, not an error
@@ -126,7 +127,7 @@ class Trunk:
         row = batch._replace(ids=batch.ids[:1], mask=batch.mask[:1], rows=())
         there = row.mask.bool()
         try:
-            with torch.no_grad(), torch.random.fork_rng(), _without_dropout(self._model):
+            with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(self._model):
                 alone = self.states(self.prefix(row))
             if alone.shape != (*row.ids.shape, alone.shape[-1]):
                 raise ValueError(f"hidden states of the shape {list(alone.shape)}")
@@ -194,7 +195,7 @@ class Trunk:
         ]
         try:
             # A resumed branch must find its random numbers as they were.
-            with torch.no_grad(), torch.random.fork_rng(), _without_dropout(self._model):
+            with torch.no_grad(), torch.random.fork_rng(), evaluation_mode(self._model):
                 self._model(input_ids=batch.ids[:1], attention_mask=batch.mask[:1], use_cache=False)
         except _Stop:
             pass
@@ -214,17 +215,6 @@ def _hidden(output: Any) -> Tensor:
     """A block's hidden states: what it gives, or the first of several."""
     first: Tensor = output if isinstance(output, Tensor) else output[0]
     return first
-
-
-@contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _replay(outputs: list[Any]) -> Any:

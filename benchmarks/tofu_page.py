@@ -1,0 +1,272 @@
+"""The tables of docs/tofu.md, from benchmarks/tofu.json: `python benchmarks/tofu.py page`."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "tofu.md"
+RESULTS = Path(__file__).with_name("tofu.json")
+COMMAND = "python benchmarks/tofu.py page"
+NAMES = {
+    "base": "base (taught all)",
+    "reference:retrained": "retrained without them",
+    "control:joint": "joint",
+    "merged": "SPUNGE",
+    "control:random": "random split",
+    "control:sequential": "one after the other",
+}
+AUTHORS = [str(author) for author in range(180, 200)]
+FIRST = AUTHORS[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The figures of one run."""
+
+    content: Mapping[str, Any]
+
+    @property
+    def stages(self) -> list[str]:
+        made = [model["stage"] for model in self.content["models"]]
+        return [*(stage for stage in NAMES if stage in made), *(stage for stage in made if stage not in NAMES)]
+
+    def row(self, stage: str, subject: str, metric: str, evaluation: str | None = None) -> dict[str, Any] | None:
+        for row in self.content["rows"]:
+            if (row["stage"], row["subject"], row["metric"]) == (stage, subject, metric) and evaluation in (
+                None,
+                row.get("evaluation"),
+            ):
+                return dict(row)
+        return None
+
+    def value(self, stage: str, subject: str, metric: str) -> float:
+        row = self.row(stage, subject, metric)
+        return math.nan if row is None else float(row["value"])
+
+    def calibration(self, stage: str) -> dict[str, Any] | None:
+        model = next(model for model in self.content["models"] if model["stage"] == stage)
+        return dict(model["calibration"][0]) if model.get("calibration") else None
+
+    def seconds(self, prefix: str) -> float:
+        """What the training of a stage, or of all below it, took."""
+        return sum(
+            taken for name, taken in self.content["seconds"].items() if name == prefix or name.startswith(f"{prefix}/")
+        )
+
+    def over(self, stage: str, authors: list[str], metric: str) -> float:
+        """The mean over some authors."""
+        return fmean(self.value(stage, author, metric) for author in authors)
+
+
+def number(value: float, digits: int = 2) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def cell(row: Mapping[str, Any] | None, digits: int = 2) -> str:
+    if row is None:
+        return "–"
+    value, low, high = (row.get(key) for key in ("value", "low", "high"))
+    told = number(float(value or 0.0), digits)
+    return told if low is None else f"{told} [{number(float(low), digits)} {number(float(high or 0.0), digits)}]"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def scale(run: Run, stage: str) -> str:
+    known = run.calibration(stage)
+    if known is None:
+        return "–"
+    return f"{known['scale']:.3g}" + ("" if known["reached"] else " (not reached)")
+
+
+def trained(run: Run, stage: str) -> float:
+    return run.seconds("branch") if stage == "merged" else run.seconds(stage.replace(":", "/"))
+
+
+def arms(runs: Mapping[str, Run]) -> Iterator[str]:
+    head = [
+        "arm",
+        "scale",
+        "forget quality, log10 p",
+        "truth ratio",
+        "probability",
+        "worst author's",
+        "extraction strength",
+        "ROUGE-L recall",
+        "membership AUROC (loss)",
+        "kept probability",
+        "model utility",
+        "training, s",
+    ]
+    for name, run in runs.items():
+        if ", seed " not in name:
+            continue
+        rows = []
+        for stage in run.stages:
+            quality = run.value(stage, "forget quality", "forget quality")
+            worst = max(run.value(stage, author, "answer probability") for author in AUTHORS)
+            rows.append(
+                [
+                    NAMES.get(stage, stage),
+                    scale(run, stage),
+                    "–" if math.isnan(quality) else number(math.log10(max(quality, 1e-300)), 1),
+                    cell(run.row(stage, "all", "truth ratio")),
+                    cell(run.row(stage, "all", "answer probability")),
+                    number(worst),
+                    cell(run.row(stage, "all", "extraction strength")),
+                    cell(run.row(stage, "all answers", "ROUGE-L recall")),
+                    cell(run.row(stage, "members", "AUROC of loss")),
+                    cell(run.row(stage, "kept", "answer probability")),
+                    cell(run.row(stage, "model utility", "model utility")),
+                    "–" if stage.startswith(("base", "reference")) else f"{trained(run, stage):.0f}",
+                ]
+            )
+        yield f"{name.upper().replace(', SEED', ', seed')}:\n\n{table(head, rows)}\n"
+
+
+def requests(runs: Mapping[str, Run]) -> Iterator[str]:
+    """After so many requests: what the last of them cost, and what is forgotten and kept."""
+    whole = runs.get("npo, seed 0")
+    known = {count: runs.get(f"npo, the first {count} authors") for count in (5, 10)} | {20: whole}
+    head = ["requests", "arm", "training for the last one, s", "probability: asked for", "not asked for yet", "kept"]
+    rows = []
+    for count, run in known.items():
+        if run is None:
+            continue
+        for stage in ("control:sequential", "control:joint", "merged"):
+            rows.append(
+                [
+                    str(count),
+                    {"control:joint": "joint again from the base", "merged": "SPUNGE: one branch more"}.get(
+                        stage, NAMES[stage]
+                    ),
+                    f"{last_request(run, stage, AUTHORS[count - 1]):.0f}",
+                    number(run.over(stage, AUTHORS[:count], "answer probability")),
+                    number(run.over(stage, AUTHORS[count:], "answer probability")) if count < 20 else "–",
+                    cell(run.row(stage, "kept", "answer probability")),
+                ]
+            )
+    if rows:
+        yield table(head, rows)
+
+
+def last_request(run: Run, stage: str, author: str) -> float:
+    """Seconds of training that one request more takes."""
+    if stage == "control:joint":
+        return run.seconds("control/joint")
+    return run.seconds(f"branch/{author}" if stage == "merged" else f"control/sequential/{author}")
+
+
+def back(runs: Mapping[str, Run]) -> Iterator[str]:
+    whole, without = runs.get("npo, seed 0"), runs.get("npo, the first author taken back")
+    if whole is None or without is None:
+        return
+    rest = AUTHORS[1:]
+    rows = [
+        [
+            told,
+            *(
+                number(run.value(stage, FIRST, metric))
+                for metric in ("answer probability", "extraction strength", "truth ratio")
+            ),
+            number(run.over(stage, rest, "answer probability")),
+            cell(run.row(stage, "kept", "answer probability")),
+        ]
+        for told, run, stage in (
+            ("base", whole, "base"),
+            ("all 20 merged", whole, "merged"),
+            ("the first taken back", without, "merged"),
+        )
+    ]
+    yield table(
+        ["model", "first author: probability", "extraction", "truth ratio", "the other 19: probability", "kept"], rows
+    )
+    moved = [
+        abs(without.value("merged", author, "answer probability") - whole.value("merged", author, "answer probability"))
+        for author in rest
+    ]
+    yield f"\nThe other authors' probability moves by {fmean(moved):.3f} in the mean, {max(moved):.3f} at most."
+
+
+def parts(runs: Mapping[str, Run]) -> Iterator[str]:
+    whole = runs.get("npo, seed 0")
+    known = {count: runs.get(f"npo in {count} parts") for count in (2, 5, 10)} | {20: whole}
+    rows = [] if whole is None else [part_line("1", whole, "control:joint")]
+    rows += [part_line(str(count), run, "merged") for count, run in known.items() if run is not None]
+    if rows:
+        head = ["parts", "scale", "sign conflicts", "cosine between branches", "probability", "truth ratio", "kept"]
+        yield table(head, rows)
+
+
+def part_line(count: str, run: Run, stage: str) -> list[str]:
+    facts = run.content["merge"] if stage == "merged" else {}
+    return [
+        count,
+        scale(run, stage),
+        number(facts.get("conflicts", math.nan)),
+        number(facts.get("cosine", math.nan)),
+        cell(run.row(stage, "all", "answer probability")),
+        cell(run.row(stage, "all", "truth ratio")),
+        cell(run.row(stage, "kept", "answer probability")),
+    ]
+
+
+def rules(runs: Mapping[str, Run]) -> Iterator[str]:
+    run = runs.get("npo, other rules")
+    if run is None:
+        return
+    head = [
+        "merge of the same 20 branches",
+        "scale",
+        "probability",
+        "worst author's",
+        "truth ratio",
+        "extraction",
+        "kept",
+    ]
+    yield table(
+        head,
+        [
+            [
+                stage.removeprefix("control:").replace("merged", "TIES, density 0.5"),
+                scale(run, stage),
+                cell(run.row(stage, "all", "answer probability")),
+                number(max(run.value(stage, author, "answer probability") for author in AUTHORS)),
+                cell(run.row(stage, "all", "truth ratio")),
+                cell(run.row(stage, "all", "extraction strength")),
+                cell(run.row(stage, "kept", "answer probability")),
+            ]
+            for stage in run.stages
+        ],
+    )
+
+
+SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
+    "arms": arms,
+    "requests": requests,
+    "back": back,
+    "parts": parts,
+    "rules": rules,
+}
+
+
+def write_page() -> None:
+    """Put each table between its marks; what no run gave stays as it is."""
+    content = json.loads(RESULTS.read_text())
+    runs = {name: Run(run) for name, run in content["runs"].items()}
+    text = PAGE.read_text()
+    for name, section in SECTIONS.items():
+        start, end = f"<!-- {name}: {COMMAND} -->", f"<!-- end of {name} -->"
+        lines = "\n".join(section(runs))
+        if lines:
+            fresh = f"{start}\n{lines}\n{end}"
+            text = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, put=fresh: put, text, flags=re.DOTALL)
+    PAGE.write_text(text)

@@ -1,0 +1,24 @@
+"""Which items of an evaluation are rows to forget: by their places in the same source, or by their very texts in another."""
+
+import numpy as np
+import pyarrow as pa
+
+from spunge.data.selection import BESIDE, same_texts
+from spunge.data.split import Parts
+
+
+def forgotten_items(items: pa.Table, rows: np.ndarray | None, parts: Parts) -> np.ndarray | None:  # (items,) of bool
+    """Whether each item is a row of a part. None where nothing tells: an item of another source may ask about a row in other words.
+
+    rows: the items' places in forget's own source, -1 for an item that is of none; None: they are of another source.
+    """
+    if not parts.parts:
+        return None
+    if rows is not None:
+        return np.isin(rows, parts.rows)
+    tables = [part.samples.table for part in parts.parts]
+    roles = [name for name in tables[0].column_names if name not in BESIDE]
+    if not roles or not set(roles) <= set(items.column_names):
+        return None
+    alike = same_texts(items.select(roles), tables)
+    return alike if alike.any() else None
