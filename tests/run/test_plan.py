@@ -138,8 +138,7 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     assert alone.elapsed == pytest.approx(alone.seconds, abs=0.5)
     assert alone.elapsed is not None
     assert two.elapsed is not None
-    # The joint control takes as long as both branches, and begins once one of them is done.
-    assert two.elapsed / alone.elapsed == pytest.approx(0.75, abs=0.05)
+    assert alone.elapsed / 2 <= two.elapsed < 0.9 * alone.elapsed
     assert "stages at once" not in plan_text(alone)
     assert "up to 2 stages at once, each with memory of its own: about " in plan_text(two)
     assert plan_text(two).endswith("; first branch:asia, branch:europe")
