@@ -23,6 +23,7 @@ from spunge.cli.listing import (
 )
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
+from spunge.recipe.calibration import Calibrate
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.recipe.model import ModelSettings
@@ -32,6 +33,7 @@ from spunge.recipe.schema import Published, Recipe
 from spunge.recipe.split import Split
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import DescentSettings
+from spunge.recipe.watching import Beside, Watch
 from spunge.results import NOT_FINITE, json_schema
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.outputs import OutputSettings
@@ -49,6 +51,9 @@ BLOCKS: dict[str, type[Strict]] = {
     "reference": Reference,
     "judge (each)": JudgedModel,
     "controls (each)": Control,
+    "calibrate": Calibrate,
+    "watch": Watch,
+    "watch.beside": Beside,
     "aggregates (each): harmonic_mean": HarmonicMean,
     "aggregates (each): ks": RankTest,
     "aggregates (each): privleak": PrivLeak,

@@ -278,6 +278,53 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Point:
+    """A metric after so many steps of a training."""
+
+    step: Annotated[Count, Field(description="Optimizer steps; after 0 the model is what the training started from.")]
+    value: Annotated[Score, Field(description="The score.")]
+    low: Low = None
+    high: High = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A metric that a model was measured by while it trained, on a few items."""
+
+    training: Annotated[
+        str, Field(description="branch:SLUG, control:NAME, or control:NAME/SLUG of one that is several.")
+    ]
+    name: Annotated[str, Field(description="The same as people read it.")]
+    seed: Annotated[Count, Field(description="That it was trained with.")]
+    evaluation: Annotated[str, Field(description="Name of the evaluation.")]
+    metric: MetricName
+    subject: Annotated[
+        str, Field(description="What the items are about; `all parts` of a training that unlearns several.")
+    ]
+    wanted: Direction = None
+    target: Target = None
+    beside: Annotated[Flag, Field(description="Of what must be kept, beside the metric that is watched.")] = False
+    n: Annotated[Count, Field(description="Items that it is measured on.")]
+    rows: Annotated[str, Field(description="Fingerprint of the items.")]
+    every: Annotated[Count, Field(description="Steps between two measurements.")]
+    points: Annotated[tuple[Point, ...], Field(description="The curve.")]
+    trained: Annotated[Count, Field(description="The last step.")]
+    kept: Annotated[Count, Field(description="The step whose weights were saved: the last one, or the best.")]
+    keep: Annotated[
+        Literal["last", "best"],
+        Field(description="Which step was to be kept. best: chosen by these curves, on items that are judged nowhere."),
+    ]
+    asked: Annotated[
+        Real | None, Field(description="The share of the base's that the metric beside was to keep at the best step.")
+    ] = None
+    share: Annotated[Score | None, Field(description="The share that it keeps there.")] = None
+    reached: Annotated[
+        Flag | None, Field(description="Whether some step keeps so much; else the one that keeps most was saved.")
+    ] = None
+    seconds: Annotated[Real, Field(description="That all measurements of the training took.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """A paper's figure, to stand beside the run's own."""
 
@@ -314,6 +361,7 @@ class Results:
     ] = ()
     recovered: Annotated[tuple[Recovered, ...], Field(description="What attacks bring back.")] = ()
     evaluations: Annotated[tuple[Evaluation, ...], Field(description="What it was measured with.")] = ()
+    watched: Annotated[tuple[Watched, ...], Field(description="Curves of the trainings that were watched.")] = ()
     published: Annotated[tuple[Published, ...], Field(description="A paper's figures.")] = ()
     seeds: Annotated[Count, Field(description="How often everything was trained and judged.")] = 1
     folder: SkipJsonSchema[Path] = Path()  # of the run; not in the file

@@ -648,11 +648,12 @@ def test_a_file_or_name_that_is_not_there_is_named(toy_recipe: dict[str, Any], t
 def seen(base: Any, log: list[torch.Tensor], **watch: Any) -> dict[str, Any]:
     """A task that is watched: `log` gets the logits of each measurement, whose reading is their number."""
 
-    def measure(step: int) -> Readings:
+    def measure(model: Any, step: int) -> Readings:
+        assert model is base
         assert not base.model.training
         torch.rand(7)  # as an evaluation may that draws
         log.append(logits_of(base.model))
-        return (Reading(float(len(log)), math.nan, math.nan),)
+        return (Reading(float(len(log)), math.nan, math.nan, None),)
 
     return {"watch": Watch(**{"every": 2, "names": ["measurements"], "measure": measure, "key": "k", **watch})}
 

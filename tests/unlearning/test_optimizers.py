@@ -16,7 +16,7 @@ from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import OF_BITSANDBYTES, DescentSettings, Optimizer, refuse_optimizer
 from spunge.registry import METHODS
-from spunge.run.train import keyed
+from spunge.run.keys import keyed
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.optimizers import optimizer_of

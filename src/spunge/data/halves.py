@@ -6,15 +6,13 @@ the same content go into the same half: what a choice was made by is not met aga
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from spunge.data.items import MEMBER, Items
+from spunge.data.items import Items
 from spunge.data.query import ROW
-from spunge.data.samples import table_sha256
+from spunge.data.some import members_of, some_of
 from spunge.data.split import seed_for
-from spunge.data.tables import taken
 from spunge.errors import RecipeError
 
 
@@ -29,7 +27,7 @@ def halved(items: Items, seed: int, setting: str) -> tuple[Items, Items]:
             owners[item].append(subject)
     groups = _alike(items)
     order = np.random.default_rng(seed_for(seed, "halves")).permutation(len(groups))
-    members = _members(items)
+    members = members_of(items)
     halves = _dealt([groups[place] for place in order], owners, members)
     for subject, whole in items.subjects.items():
         for kind in {members[item] for item in whole}:
@@ -39,14 +37,8 @@ def halved(items: Items, seed: int, setting: str) -> tuple[Items, Items]:
                 raise RecipeError(
                     f"{setting}: {items.name!r} has {count} of {subject!r}, all in one half; give more, or none by a where"
                 )
-    validation, test = (_chosen(items, np.array(sorted(half), dtype=int)) for half in halves)
+    validation, test = (some_of(items, np.array(sorted(half), dtype=int)) for half in halves)
     return validation, test
-
-
-def _members(items: Items) -> Sequence[bool]:
-    """Which items are members, where the rows tell. The others count for every subject, and are dealt out by themselves."""
-    told = MEMBER in items.table.column_names
-    return list(map(bool, items.table[MEMBER].to_pylist())) if told else [True] * items.table.num_rows
 
 
 def _alike(items: Items) -> list[list[int]]:
@@ -72,11 +64,3 @@ def _dealt(
         for each in counted:
             ahead[each] += 1 if first else -1
     return halves
-
-
-def _chosen(items: Items, rows: np.ndarray) -> Items:
-    """Some of the items, ascending, of the same subjects."""
-    table = taken(items.table, rows)
-    subjects = {name: np.searchsorted(rows, own[np.isin(own, rows)]) for name, own in items.subjects.items()}
-    forgotten = None if items.forgotten is None else items.forgotten[rows]
-    return replace(items, table=table, subjects=subjects, sha256=table_sha256(table), forgotten=forgotten)

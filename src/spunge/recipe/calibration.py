@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from spunge.errors import suggestion
 from spunge.recipe.block import Strict
-from spunge.recipe.evaluating import EvaluatorSettings, measured_again
+from spunge.recipe.evaluating import EvaluatorSettings, measured_by
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.recipe.training import MethodSettings
-from spunge.registry import EVALUATORS
 
 
 class Calibrate(Strict):
@@ -41,15 +39,7 @@ def refuse_calibration(
     controls: Sequence[Control],
 ) -> None:
     """Raises ValueError for a calibration by what cannot be measured at several scales, or of what has no scale."""
-    entry = evaluations.get(calibrate.evaluation)
-    if entry is None:
-        known = suggestion(calibrate.evaluation, evaluations)
-        raise ValueError(f"calibrate.evaluation: no evaluation is called {calibrate.evaluation!r}{known}")
-    evaluator = EVALUATORS.get(entry.kind)
-    if measured_again(entry) is not None or not evaluator.reads_rows or evaluator.compares_texts:
-        why = "measures another one again" if measured_again(entry) else "brings items of its own"
-        why = "compares with what the base wrote" if evaluator.compares_texts else why
-        raise ValueError(f"calibrate.evaluation: {calibrate.evaluation!r} ({entry.kind}) {why}; name another")
+    measured_by(calibrate.evaluation, evaluations, "calibrate")
     if unlearn is None:
         raise ValueError("calibrate: nothing is unlearned, and nothing has a scale; leave it out")
     merges = {"merge": merge} | {

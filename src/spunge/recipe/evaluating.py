@@ -1,6 +1,6 @@
 """What models are judged by: the settings that every evaluator and every attack has."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -78,3 +78,19 @@ def evaluation_name(entry: EvaluatorSettings) -> str:
 def measured_again(entry: EvaluatorSettings) -> str | None:
     """Name of the evaluation whose items an evaluation measures again, after an attack."""
     return EVALUATORS.get(entry.kind).of(entry)
+
+
+def measured_by(name: str, evaluations: Mapping[str, EvaluatorSettings], setting: str) -> EvaluatorSettings:
+    """The evaluation that something else than the judging is to measure by. setting: the block that names it.
+
+    Raises ValueError where there is none, and for one that only judges.
+    """
+    entry = evaluations.get(name)
+    if entry is None:
+        raise ValueError(f"{setting}.evaluation: no evaluation is called {name!r}{suggestion(name, evaluations)}")
+    evaluator = EVALUATORS.get(entry.kind)
+    if measured_again(entry) is not None or not evaluator.reads_rows or evaluator.compares_texts:
+        why = "measures another one again" if measured_again(entry) else "brings items of its own"
+        why = "compares with what the base wrote" if evaluator.compares_texts else why
+        raise ValueError(f"{setting}.evaluation: {name!r} ({entry.kind}) {why}; name another")
+    return entry

@@ -22,6 +22,7 @@ from spunge.recipe.rows import NEUTRAL, ForgetRows, Rows
 from spunge.recipe.split import Split
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import LoRA, MethodSettings
+from spunge.recipe.watching import Watch, refuse_watch
 from spunge.registry import EVALUATORS, METHODS, RULES
 
 
@@ -89,6 +90,11 @@ class Recipe(Strict):
         None,
         description="Compare at equal cost: the merged model and every control get the largest scale at which a metric keeps its "
         "share of the base's. Default: `merge.scale`, and controls as they are.",
+    )
+    watch: Watch | None = Field(
+        None,
+        description="Measure every branch and control while it trains, and keep its best step where that is asked for. Default: "
+        "nothing is measured before the judging. See [watching](methods.md#while-it-trains-watch).",
     )
     evaluate: list[Annotated[SerializeAsAny[EvaluatorSettings], named(EVALUATORS, "kind")]] = Field(
         default_factory=list,
@@ -179,6 +185,8 @@ class Recipe(Strict):
         if self.calibrate is not None:
             evaluations = dict(zip(names, self.evaluate, strict=True))
             refuse_calibration(self.calibrate, evaluations, self.unlearn, self.merge, self.controls)
+        if self.watch is not None:
+            refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:

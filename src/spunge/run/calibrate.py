@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from spunge.data.items import Items
-from spunge.errors import RecipeError, suggestion
+from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
@@ -21,12 +21,12 @@ from spunge.registry import EVALUATORS
 from spunge.results import json_value, real, wanted
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
-from spunge.run.judge import bench_of, evaluation_inputs
+from spunge.run.judge import bench_of, evaluation_inputs, measured_by
+from spunge.run.keys import flattened
 from spunge.run.merge import merged_inputs
 from spunge.run.models import Lineup, Model
 from spunge.run.named import metrics_of, unmeasured
 from spunge.run.session import Session
-from spunge.run.train import flattened
 
 VERSION = 1  # rises when the same settings may give another scale
 TRIED = "tried.json"  # of a calibration that is under way
@@ -71,7 +71,7 @@ def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
     )
     content = {
         **flattened("calibrate", settings.model_dump(mode="json", include=names)),
-        **evaluation_inputs(calibration.items, calibration.lineup),
+        **evaluation_inputs(calibration.items, calibration.lineup.inputs.base),
         "calibration's version": VERSION,
     }
     if model.name == "base":
@@ -187,18 +187,12 @@ def bisected(share: Callable[[float], float], settings: Calibrate) -> Point:
 def _measured(calibration: Calibration, session: Session, model: Model, key: str) -> Measure:
     """The metric on the calibration's items."""
     items, metric = calibration.items, calibration.settings.metric
-    bench: Bench = bench_of(calibration.lineup, model, key, calibration.work, calibration.work, session)
+    bench: Bench = bench_of(calibration.lineup, model.name, key, calibration.work, calibration.work, session)
     base = session.show(None if model.name == "base" else model)
     measures = EVALUATORS.get(items.settings.kind).measure(
         base, items.settings, items.table, replace(bench, progress=_silent)
     )
-    for measure in measures:
-        if measure.metric == metric and measure.subject is None:
-            return measure
-    known = [measure.metric for measure in measures if measure.subject is None]
-    raise RecipeError(
-        f"calibrate.metric: the evaluation {items.name!r} measures no {metric!r}{suggestion(metric, known)}"
-    )
+    return measured_by(measures, metric, items, "calibrate")
 
 
 def _silent(done: int, total: int, note: str = "") -> None:

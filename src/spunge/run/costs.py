@@ -1,5 +1,7 @@
 """About what each stage takes: tokens through the whole model, and bytes read or written. For plans, not for comparing."""
 
+import math
+
 from spunge.data.items import Items
 from spunge.data.samples import Samples
 from spunge.model.loading import model_depth
@@ -10,6 +12,7 @@ from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
 from spunge.run.teach import Teaching
+from spunge.run.watching import curves_of, steps_between
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.trained import entries_of, step_passes
 from spunge.weights.checkpoint import Checkpoint
@@ -38,7 +41,23 @@ def training_cost(training: Training, line: Lineup) -> Cost:
     length = min(_mean_tokens([part.samples for part in training.parts]), unlearn.max_length)
     samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
     tokens = samples * length * passes(unlearn, model_depth(inputs.base.untaught, inputs.recipe.model))
-    return Cost(tokens=tokens, kept=DELTA * entries, passing=STATE * entries)
+    watch, watched = inputs.recipe.watch, measurements(training, line) * _watched_tokens(training, line)
+    best = DELTA if watch is not None and watch.chooses else 0
+    return Cost(tokens=tokens, watched=watched, kept=DELTA * entries, passing=(STATE + best) * entries)
+
+
+def measurements(training: Training, line: Lineup) -> int:
+    """How often a training is measured on its way."""
+    if line.inputs.recipe.watch is None:
+        return 0
+    return 1 + math.ceil(training_steps(training, line) / steps_between(training, line.inputs))
+
+
+def _watched_tokens(training: Training, line: Lineup) -> float:
+    """Of one measurement; each evaluation is asked once."""
+    items = {curve.items.name: curve.items for curve in curves_of(training, line.inputs)}
+    letters: int = sum(each.table.nbytes for each in items.values())
+    return letters / LETTERS_PER_TOKEN + sum(map(_written_tokens, items.values()))
 
 
 def teaching_steps(teaching: Teaching) -> int:

@@ -37,6 +37,7 @@ class Cost:
     """About what a stage takes: tokens through the whole model, forward, and bytes read or written."""
 
     tokens: float = 0.0
+    watched: float = 0.0  # tokens beyond these, of measuring on the way
     nbytes: float = 0.0
     kept: float = 0.0  # bytes on the disk that its files take
     passing: float = 0.0  # the same, for the time that it is made

@@ -1,6 +1,6 @@
 """What the subjects of an evaluation are, to forget, to be kept or both, and which way a metric is good on them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,37 +39,57 @@ def directions_of(
         settings = settings_of[
             measured_again(each.items.settings) or evaluation
         ]  # an attack's rows are those it attacks
+        first = each.measures[0]
         for subject in each.subjects:
-            group = settings.group or _group(subject, together[evaluation, metric], each, parts)
-            forget = {"forget": True, "keep": False}.get(group)
-            if group == "together" and _all_to_forget(each, settings, parts):
-                forget = True
-            first = each.measures[0]
+            others = together[evaluation, metric]
+            if first.subject is None:
+                group, forget = what_is(subject, others, each.items, settings, parts)
+            else:  # an attack that measures the samples themselves measures no others
+                group = settings.group or _group(subject, others, each.overall, None, parts)
+                forget = _to_forget(group, EVALUATORS.get(settings.kind).uses_samples)
             way = "near" if first.target is not None else wanted(first.higher, forget)
             directions[key, subject] = Direction(group, way, first.target)
     return directions
 
 
-def _group(subject: str, subjects: set[str], each: Measured, parts: set[str]) -> Group:
-    """What a subject is, by the other subjects of its evaluation, its source and the values to forget."""
+def what_is(
+    subject: str, subjects: Collection[str], items: Items, settings: EvaluatorSettings, parts: Collection[str]
+) -> tuple[Group, bool | None]:
+    """What a subject of an evaluation's own items is, and whether it is to be forgotten; None: some of it is.
+
+    subjects: those that are measured together; settings: of the evaluation whose items they are.
+    """
+    share = items.share_forgotten(subject)
+    group = settings.group or _group(subject, subjects, items.overall, share, parts)
+    return group, _to_forget(group, group == "together" and _all_to_forget(items, parts))
+
+
+def _group(
+    subject: str, subjects: Collection[str], overall: str | None, share: str | None, parts: Collection[str]
+) -> Group:
+    """What a subject is, by the other subjects, the values to forget and how many of its items are rows to forget."""
     if subject in parts:
         return "forget"
-    share = each.items.share_forgotten(subject) if each.measures[0].subject is None else None
     # Other rows, such as held-out ones, may be about what is to be forgotten: without a split those that were given no name.
     unnamed = not parts and subject == EVERYTHING
-    if subject == each.overall and (subjects & parts or share in ("all", "some") or unnamed):
+    if subject == overall and (set(subjects) & set(parts) or share in ("all", "some") or unnamed):
         return "together"
     return "forget" if share == "all" else "keep"
 
 
-def _all_to_forget(each: Measured, settings: EvaluatorSettings, parts: set[str]) -> bool:
+def _to_forget(group: Group, all_of_them: bool) -> bool | None:
+    """Whether a group is to be forgotten (True) or kept; None: some of either. all_of_them: of all rows together."""
+    if group == "together":
+        return True if all_of_them else None
+    return {"forget": True, "keep": False}.get(group)
+
+
+def _all_to_forget(items: Items, parts: Collection[str]) -> bool:
     """Whether all rows together are rows to forget."""
-    if each.measures[0].subject is not None:  # an attack that measures the samples themselves measures no others
-        return EVALUATORS.get(settings.kind).uses_samples
-    whole = each.subjects[str(each.overall)]
-    members = [items for subject, items in each.subjects.items() if subject in parts]
+    whole = items.subjects[str(items.overall)]
+    members = [own for subject, own in items.subjects.items() if subject in parts]
     to_forget = np.isin(whole, np.concatenate(members)) if members else np.zeros(len(whole), dtype=bool)
-    return bool((to_forget | (each.items.forgotten[whole] if each.items.forgotten is not None else False)).all())
+    return bool((to_forget | (items.forgotten[whole] if items.forgotten is not None else False)).all())
 
 
 def refuse_mixed(evaluations: Sequence[Items], parts: set[str]) -> Iterator[str]:

@@ -178,9 +178,8 @@ class BaseInputs:
             return replace(earlier[of], name=evaluation_name(entry), settings=entry)
         if not evaluator.reads_rows:
             return Items(evaluation_name(entry), entry, pa.table({}), {}, "")
-        if self.recipe.calibrate is not None and evaluation_name(entry) == self.recipe.calibrate.evaluation:
-            assert self._halves is not None
-            return self._halves[1]
+        if evaluation_name(entry) in self._chosen_by:
+            return self._halves[evaluation_name(entry)][1]
         return self._whole_items(entry, setting)
 
     def _whole_items(self, entry: EvaluatorSettings, setting: str) -> Items:
@@ -192,31 +191,40 @@ class BaseInputs:
         validation, test = halved(items, 0, f"{setting}.half")
         return validation if entry.half == "validation" else test
 
+    @property
+    def _chosen_by(self) -> dict[str, str]:
+        """The evaluations by which something is chosen before the judging -> the block that names them first."""
+        calibrate, watch = self.recipe.calibrate, self.recipe.watch
+        named = {} if calibrate is None else {calibrate.evaluation: "calibrate"}
+        chosen = (
+            {} if watch is None or not watch.chooses else {name: block for block, name in watch.evaluations.items()}
+        )
+        return {**chosen, **named}
+
     @cached_property
-    def _halves(self) -> tuple[Items, Items] | None:
-        """The items that scales are calibrated by, and those of the same evaluation that are judged."""
-        if self.recipe.calibrate is None:
-            return None
-        [(place, entry)] = [
-            (place, entry)
-            for place, entry in enumerate(self.recipe.evaluate)
-            if evaluation_name(entry) == self.recipe.calibrate.evaluation
-        ]
-        items = self._whole_items(entry, f"evaluate.{place}")
-        subject = self.recipe.calibrate.subject
-        if subject is None and items.overall is None and len(items.subjects) > 1:
-            raise RecipeError(
-                f"calibrate.subject: missing, and {items.name!r} has several: {', '.join(items.subjects)}; name what must be kept"
-            )
-        if subject is not None and subject not in items.subjects:
-            raise RecipeError(
-                f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}"
-            )
-        return halved(items, self.recipe.calibrate.seed, "calibrate.evaluation")
+    def _halves(self) -> dict[str, tuple[Items, Items]]:
+        """Of each evaluation that something is chosen by: the items for that, and those that are judged."""
+        halves, calibrate = {}, self.recipe.calibrate
+        for place, entry in enumerate(self.recipe.evaluate):
+            name = evaluation_name(entry)
+            if (block := self._chosen_by.get(name)) is None:
+                continue
+            items = self._whole_items(entry, f"evaluate.{place}")
+            if calibrate is not None and block == "calibrate":
+                _refuse_calibrated(items, calibrate.subject)
+            seed = calibrate.seed if calibrate is not None and block == "calibrate" else 0
+            halves[name] = halved(items, seed, f"{block}.evaluation")
+        return halves
 
     @property
     def calibration_items(self) -> Items | None:
-        return self._halves[0] if self._halves else None
+        return None if self.recipe.calibrate is None else self._halves[self.recipe.calibrate.evaluation][0]
+
+    def watched_items(self, evaluation: str) -> Items:
+        """What trainings are measured by on their way: of an evaluation by which a step is chosen, the half that is not judged."""
+        if self.recipe.watch is not None and self.recipe.watch.chooses:
+            return self._halves[evaluation][0]
+        return next(items for items in self.evaluations if items.name == evaluation)
 
     @cached_property
     def instruments(self) -> dict[str, dict[str, Any] | None]:
@@ -276,3 +284,13 @@ class SeedInputs:
             *(self.reference.notes if self.reference else ()),
             *(self.base.notes if self.base.local else ()),
         ]
+
+
+def _refuse_calibrated(items: Items, subject: str | None) -> None:
+    """Raises RecipeError for a subject that scales cannot be calibrated by."""
+    if subject is None and items.overall is None and len(items.subjects) > 1:
+        raise RecipeError(
+            f"calibrate.subject: missing, and {items.name!r} has several: {', '.join(items.subjects)}; name what must be kept"
+        )
+    if subject is not None and subject not in items.subjects:
+        raise RecipeError(f"calibrate.subject: {items.name!r} has no {subject!r}{suggestion(subject, items.subjects)}")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from spunge.data.items import Items
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Limits
+from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
@@ -23,10 +23,11 @@ from spunge.recipe.model import ModelSettings
 from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
+from spunge.run.keys import flattened
 from spunge.run.measured import from_json, to_json
 from spunge.run.models import Lineup, Model
+from spunge.run.named import missing
 from spunge.run.session import Session
-from spunge.run.train import flattened
 from spunge.unlearning.finetuning import finetune
 
 
@@ -57,7 +58,7 @@ def evaluation_folder(folder: Path, model: str) -> Path:
 def judging_inputs(judging: Judging) -> dict[str, Any]:
     """What the measurements depend on beside the model."""
     items, lineup, model = judging.items, judging.lineup, judging.model
-    content = evaluation_inputs(items, lineup)
+    content = evaluation_inputs(items, lineup.inputs.base)
     if model.trainings and model.merge is None:  # judged as it would be written
         content |= flattened("merge", model.storage._asdict())
     if (dtype := lineup.inputs.base.judged.dtype) != lineup.inputs.recipe.model.dtype:
@@ -65,19 +66,19 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
-        content["of"] = fingerprint(evaluation_inputs(inner, lineup))
+        content["of"] = fingerprint(evaluation_inputs(inner, lineup.inputs.base))
     if of is not None or EVALUATORS.get(items.settings.kind).uses_samples:
         content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
         content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
     return content
 
 
-def evaluation_inputs(items: Items, lineup: Lineup) -> dict[str, Any]:
+def evaluation_inputs(items: Items, base: BaseInputs) -> dict[str, Any]:
     return {
         **flattened("evaluate", items.settings.model_dump(mode="json", exclude=set(ITEM_SETTINGS))),
         "items": items.sha256,
         "evaluator's version": EVALUATORS.version(items.settings.kind),
-        **flattened("instrument", lineup.inputs.base.instruments[items.name]),
+        **flattened("instrument", base.instruments[items.name]),
     }
 
 
@@ -86,7 +87,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     if judging.model.shared and (taken := _from_cache(judging, key)):
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
-    bench = bench_of(judging.lineup, judging.model, model_key, judging.folder, judging.base_folder, session)
+    bench = bench_of(judging.lineup, judging.model.name, model_key, judging.folder, judging.base_folder, session)
     base = session.show(None if judging.model.name == "base" else judging.model)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
     content = to_json(judging.model.name, items.name, measures, bench.rated)
@@ -104,11 +105,11 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     return Made([judging.file, *kept], outcome)
 
 
-def bench_of(lineup: Lineup, model: Model, model_key: str, folder: Path, base_folder: Path, session: Session) -> Bench:
+def bench_of(lineup: Lineup, stage: str, model_key: str, folder: Path, base_folder: Path, session: Session) -> Bench:
     """What an evaluator has at hand for a model."""
     inputs = lineup.inputs
     return Bench(
-        stage=model.name,
+        stage=stage,
         model=model_key,
         folder=folder,
         base_folder=base_folder,
@@ -121,18 +122,28 @@ def bench_of(lineup: Lineup, model: Model, model_key: str, folder: Path, base_fo
     )
 
 
-def refuse_items(judgings: Sequence[Judging], base: BaseInputs) -> None:
-    """Raises RecipeError for items that cannot be measured, before anything is trained. Each evaluation is looked at once."""
+def measured_by(measures: Sequence[Measure], metric: str, items: Items, setting: str) -> Measure:
+    """The measure of a metric over all items. setting: the block that names it. Raises RecipeError where there is none."""
+    for measure in measures:
+        if measure.metric == metric and measure.subject is None:
+            return measure
+    known = [measure.metric for measure in measures if measure.subject is None]
+    why = missing("measures no", metric, known, "measures")
+    raise RecipeError(f"{setting}.metric: the evaluation {items.name!r} {why}")
+
+
+def refuse_items(evaluations: Iterable[Items], base: BaseInputs) -> None:
+    """Raises RecipeError for items that cannot be measured, before anything is trained. The same items are looked at once."""
     model = base.recipe.model
-    evaluations = {judging.items.name: judging.items for judging in judgings}
-    if not evaluations:
+    differing = {(items.name, items.sha256): items for items in evaluations}
+    if not differing:
         return
     given = base.untaught if base.untaught.is_dir() else base.given
     if base.conversion is not None and base.conversion.gguf and given == base.given:
         return  # its tokenizer and its configuration are in the file that is still to be converted
     positions = None if base.conversion and given == base.given else positions_of(base.untaught, model)
     limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
-    for items in evaluations.values():
+    for items in differing.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
         refuse_unknown_tokens(items, limits)
 

@@ -18,7 +18,15 @@ from spunge.weights.delta import DESCRIPTION
 from spunge.weights.hub import fetched
 
 LONGEST = 50  # characters of a stage's name
-UNLEARNING = ("unlearn", "calibrate", "controls", "merge", "teach", "seeds")  # blocks that say how models are made
+UNLEARNING = (
+    "unlearn",
+    "calibrate",
+    "watch",
+    "controls",
+    "merge",
+    "teach",
+    "seeds",
+)  # blocks that say how models are made
 
 
 def judge(

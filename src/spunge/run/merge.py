@@ -11,9 +11,9 @@ from spunge.model.conversion import convert
 from spunge.registry import RULES
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
+from spunge.run.keys import flattened
 from spunge.run.models import Lineup, Model, delta_sources
 from spunge.run.session import Session
-from spunge.run.train import flattened
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import refuse_idle_rounding, written_dtype
 

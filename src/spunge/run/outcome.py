@@ -1,9 +1,10 @@
 """The last stages: results.json from every measurement, and the page that shows it."""
 
+import math
 import platform
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,7 @@ from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import UNTAUGHT, Calibration, Model, Part, Published, Results, real, write_results
+from spunge.results import UNTAUGHT, Calibration, Model, Part, Point, Published, Results, Watched, real, write_results
 from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
@@ -75,6 +76,7 @@ def write_scores(
         differences=scores.differences,
         recovered=scores.recovered,
         evaluations=scores.evaluations,
+        watched=tuple(curves(seeds)),
         published=tuple(Published(**entry.model_dump()) for entry in recipe.published),
         seeds=len(seeds),
         folder=graph.folder,
@@ -123,6 +125,33 @@ def _calibrations(model: Judgeable, seeds: Sequence[Lineup]) -> tuple[Calibratio
         return None
     files = [each.calibration for line in seeds for each in line.models if each.name == model.name and each.calibration]
     return tuple(Calibration(**{name: real(read_json(file)[name]) for name in NAMES}) for file in files)
+
+
+def curves(seeds: Sequence[Lineup]) -> Iterator[Watched]:
+    """What the trainings were measured by on their way, as far as they were watched when they were made."""
+    for line in seeds:
+        for training in line.trainings if line.inputs.recipe.watch is not None else ():
+            told = read_json(training.folder / "delta.json").get("watched")
+            for curve in told["curves"] if told else ():
+                about = {name: value for name, value in told.items() if name != "curves"} | curve
+                points = tuple(
+                    Point(step=point["step"], value=real(point["value"]), **_interval(point))
+                    for point in curve["points"]
+                )
+                share = {"share": real(told["share"])} if "share" in told else {}
+                yield Watched(
+                    **{**about, **share, "points": points},
+                    training=training.name,
+                    name=training.parts[0].value
+                    if training.name.startswith("branch:")
+                    else training.name.partition(":")[2],
+                    seed=line.inputs.recipe.seed,
+                )
+
+
+def _interval(point: Mapping[str, Any]) -> dict[str, float]:
+    """Without ends that could not be had."""
+    return {name: real(point[name]) for name in ("low", "high") if not math.isnan(real(point[name]))}
 
 
 def write_report(folder: Path) -> Made:

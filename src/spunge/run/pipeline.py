@@ -31,6 +31,7 @@ from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
 from spunge.run.train import refuse_rows
+from spunge.run.watching import refuse_watch
 
 
 def run(
@@ -82,7 +83,8 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     refuse_merges(begun.seeds)
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
-    refuse_items(unjudged(begun), begun.base)
+    watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
+    refuse_items([*(judging.items for judging in unjudged(begun)), *watched], begun.base)
     stages = [model.name for model in begun.seeds[0].models]
     refuse_stages(begun.base.evaluations, stages)
     refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)

@@ -129,9 +129,12 @@ def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
 def _step(graph: RunGraph, size: "_Size | None", shown: str, title: str, names: list[str]) -> Step:
     # The state of a Hub id that is not here is not asked for: nothing is downloaded for a plan.
     done = size is not None and all(graph.state(name).done for name in names)
-    return Step(
-        shown, title, done, round(sum(size.seconds(graph.stages[name].cost()) for name in names), 1) if size else None
-    )
+    if size is None:
+        return Step(shown, title, done, None)
+    costs = [graph.stages[name].cost() for name in names]
+    if watched := sum(size.seconds(Cost(tokens=cost.watched)) for cost in costs):
+        title += f", and {duration(watched)} to watch it"
+    return Step(shown, title, done, round(sum(map(size.seconds, costs)), 1))
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class _Size:
     trained: int  # entries that a branch changes
     speed: float  # floating-point operations a second
     width: int  # bytes an entry takes in memory
+    best: int  # bytes more that a trained entry takes, where the best step is held
 
     @classmethod
     def of(cls, base: BaseInputs) -> "_Size":
@@ -157,14 +161,16 @@ class _Size:
             trained = max(trained, entries_of(teach.trainable, checkpoint))
         speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
         written = written_bytes(checkpoint, base.own_dtype(base.recipe.merge.dtype))
-        return cls(entries, written, trained, speed, 2 if reduced else 4)
+        watch = base.recipe.watch
+        best = 4 if watch is not None and watch.chooses else 0
+        return cls(entries, written, trained, speed, 2 if reduced else 4, best)
 
     def seconds(self, cost: Cost) -> float:
-        return 2 * self.entries * cost.tokens / self.speed + cost.nbytes / DISK
+        return 2 * self.entries * (cost.tokens + cost.watched) / self.speed + cost.nbytes / DISK
 
     def memory(self) -> int:
         # A trained entry is held as float32 with its gradient and Adam's two moments: 16 bytes.
-        return PROCESS + BATCH + self.entries * self.width + 16 * self.trained
+        return PROCESS + BATCH + self.entries * self.width + (16 + self.best) * self.trained
 
 
 def _speed(dtype: torch.dtype, device: torch.device) -> float:

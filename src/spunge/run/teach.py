@@ -38,10 +38,11 @@ from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
+from spunge.run.keys import keyed
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
-from spunge.run.train import STATES, keyed, packed_in, reader_of, refuse_unpackable
+from spunge.run.train import STATES, packed_in, reader_of, refuse_unpackable
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task

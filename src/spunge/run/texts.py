@@ -90,10 +90,13 @@ def bring_back(begun: Run, watcher: Watcher) -> None:
 
 
 def evaluation_folders(run: Path) -> list[Path]:
-    """The folders of the judged models, of every seed, and those of calibrations that were stopped. One that leads out of the run
-    is left alone."""
+    """The folders of the judged models, of every seed, and those of calibrations and trainings that were stopped. One that leads
+    out of the run is left alone."""
     folders = [
-        path for seed in ("", "seeds/*/") for of in ("evaluation", "calibration") for path in run.glob(f"{seed}{of}/*")
+        path
+        for seed in ("", "seeds/*/")
+        for of in ("evaluation", "calibration", "watch")
+        for path in run.glob(f"{seed}{of}/*")
     ]
     return [folder for folder in sorted(folders) if folder.is_dir() and folder.resolve() == folder]
 

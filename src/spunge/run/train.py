@@ -1,7 +1,7 @@
 """The stages that train: choosing what a recipe leaves to the method, and unlearning a branch or control."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,13 @@ from spunge.recipe.training import MethodSettings, refuse_optimizer, refuse_with
 from spunge.registry import METHODS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
+from spunge.run.keys import keyed
 from spunge.run.models import Lineup, Training, stacked
 from spunge.run.session import Session
+from spunge.run.watching import described, told_of, watch_of, watching_inputs
 from spunge.unlearning.checking import Reader, refuse_unusable
 from spunge.unlearning.loop import TrainingSettings
-from spunge.unlearning.method import Task
+from spunge.unlearning.method import Branch, Task
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
@@ -125,7 +127,7 @@ def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
     inputs, unlearn = lineup.inputs, choice(lineup).settings
-    content = settle_inputs(inputs, unlearn) | packed_in(inputs.recipe.model)
+    content = settle_inputs(inputs, unlearn) | packed_in(inputs.recipe.model) | watching_inputs(training, inputs)
     content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
     if (brought := METHODS.get(unlearn.method).inputs) is not None:
         every = [part.value for part in inputs.parts.parts]
@@ -155,10 +157,12 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         state=state,
         kept=session.activations if training.after is None else {},  # of another model: a store of its own
         progress=session.watcher.step,
+        watch=watch_of(training, lineup, key, session),
     )
     started = time.perf_counter()
     with stacked(training.earlier, base):
         branch = METHODS.get(settings.method).unlearn(task, settings)
+    seconds = time.perf_counter() - started - (branch.watched.seconds if branch.watched else 0.0)
     info = {
         "base": inputs.base.weights,
         "method": settings.method,
@@ -169,7 +173,8 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         "stopped": branch.stopped,
         "losses": dict(branch.losses),
         "notes": {**notes, **branch.notes, **_told_of(base)},
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(seconds, 2),
+        **_watched(training, inputs, branch),
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
         "train_in": base.train_in,
@@ -183,9 +188,21 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         )
     log = [task.log] if task.log and task.log.exists() else []
     remarks = [str(branch.stopped)] if branch.stopped else []
+    remarks += told_of(info.get("watched"))
     remarks += [f"{name}: {note}" for name, note in branch.notes.items() if name == "out of memory"]
     said = f" ({'; '.join(remarks)})" if remarks else ""
     return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log)
+
+
+def _watched(training: Training, inputs: SeedInputs, branch: Branch) -> dict[str, Any]:
+    """What became of the recipe's watch. Raises RecipeError where a method trained without it."""
+    if inputs.recipe.watch is None:
+        return {}
+    if branch.watched is None:
+        raise RecipeError(
+            f"watch: {inputs.unlearn.method!r} trains in its own way and was not watched; leave watch out"
+        )
+    return {"watched": described(training, inputs, branch.watched)}
 
 
 def _told_of(base: Base) -> dict[str, str]:
@@ -195,24 +212,6 @@ def _told_of(base: Base) -> dict[str, str]:
 def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
     """What training needs of the base: its first blocks where the method says that these are enough."""
     last_block = METHODS.get(settings.method).last_block
-    if last_block is None:
+    if last_block is None or inputs.recipe.watch is not None:  # what is measured is the whole model
         return session.base
     return session.first_blocks(last_block(settings, model_depth(inputs.base.folder, inputs.recipe.model)))
-
-
-def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A training's settings as its key has them. AdamW is left out: once there was no other."""
-    return flattened(name, {key: value for key, value in settings.items() if (key, value) != ("optimizer", "adamw")})
-
-
-def flattened(name: str, value: Any) -> dict[str, Any]:
-    """A settings block as `unlearn.trainable.rank: 16`, so that a change is told by its setting."""
-    return dict(_leaves(name, value))
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(f"{name}.{key}", inner)
-    else:
-        yield name, value

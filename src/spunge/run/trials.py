@@ -91,7 +91,8 @@ def point_recipe(recipe: Recipe) -> Recipe:
 
 
 def _halved(recipe: Recipe, half: Half) -> dict[str, Any]:
-    content = recipe.model_dump(mode="json")
+    """A search watches no training: trials are many, and what they share is found by its key."""
+    content = {**recipe.model_dump(mode="json"), "watch": None}
     for entry, settings in zip(content["evaluate"], recipe.evaluate, strict=True):
         if halvable(settings):
             entry["half"] = half

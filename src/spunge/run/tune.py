@@ -99,6 +99,11 @@ def tune(
     space = space_of(read_draft(recipe, overrides))
     first = space.recipe({setting.name: setting.range.ends[0] for setting in space.searched})
     goals = objectives_of(objectives, first)
+    if first.watch is not None and first.watch.chooses:
+        raise RecipeError(
+            "watch.keep: best: a step chosen in each trial and a trial chosen by its scores are two choices; set keep to last, and "
+            "give unlearn.steps a range"
+        )
     refuse_unknown(judge)
     folder = Path(out or f"{default_folder(recipe)}-tune").resolve()
     refuse_unmeasured(goals, BaseInputs(trial_recipe(first, goals), folder).evaluations)

@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from spunge.model.loading import Base
+from spunge.results import Wanted
 from spunge.unlearning.trained import evaluation_mode
 
 
 class Reading(NamedTuple):
-    """A metric at one step, with its 95% interval; NaN where there is none."""
+    """A metric at one step, with its 95% interval, NaN where there is none, and which way is good: up, down or near a target."""
 
     value: float
     low: float
     high: float
+    wanted: Wanted | None
+    target: float | None = None
 
 
 Readings = tuple[Reading, ...]  # one of each curve
@@ -33,8 +36,8 @@ class Watch:
 
     every: int  # steps between two measurements
     names: Sequence[str]  # of the curves
-    # (step) -> the readings of the model in memory, which is what would be saved. Raises RecipeError where it cannot be measured.
-    measure: Callable[[int], Readings]
+    # (model, step) -> the readings of what would be saved after that step. Raises RecipeError where it cannot be measured.
+    measure: Callable[[Base, int], Readings]
     key: str  # fingerprint of what is measured: readings of another are not gone on from
     # (readings, those before the first step) -> the greater the better; the first of equal steps is kept. None: the last step.
     rank: Callable[[Readings, Readings], tuple[float, ...]] | None = None
@@ -81,7 +84,7 @@ class Watching:
         """Measure the model after a step, and hold its weights where it is the best so far. Returns what to tell of it."""
         started = time.perf_counter()
         with _undisturbed(self.base), self.as_saved():
-            readings = self.watch.measure(step)
+            readings = self.watch.measure(self.base, step)
         self.points.append(Point(step, readings))
         if self._best_step() == step:
             weights = self.best.weights if self.best else [torch.empty_like(parameter) for parameter in self.parameters]

@@ -14,11 +14,11 @@ from spunge.run.costs import (
 from spunge.run.given import Given
 from spunge.run.graph import NotMadeError, Stage
 from spunge.run.inputs import BaseInputs
+from spunge.run.keys import flattened
 from spunge.run.merge import merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, calibration_file
 from spunge.run.session import Session
 from spunge.run.stages.naming import RunGraph, inside, titled
-from spunge.run.train import flattened
 
 
 def add_models(graph: RunGraph, line: Lineup, mark: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spunge.run.costs import (
+    measurements,
     training_cost,
     training_steps,
 )
@@ -12,6 +13,7 @@ from spunge.run.models import Lineup, Training
 from spunge.run.session import Session
 from spunge.run.stages.naming import RunGraph, inside, titled
 from spunge.run.train import SETTLED, STATES, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.watching import watching_folder
 
 
 def add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -51,8 +53,16 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         after=(settled,) if settled else (),
         inputs=inputs,
         files=tuple(inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
-        passing=tuple(inside(graph, [training.folder / STATES])),
+        passing=tuple(inside(graph, [training.folder / STATES, watching_folder(training, line)])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
-        told=f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps)",
+        told=_told(training, line),
+    )
+
+
+def _told(training: Training, line: Lineup) -> str:
+    """For a plan: what is unlearned, in how many steps, and how often it is measured."""
+    watched = f", measured {count} times" if (count := measurements(training, line)) else ""
+    return (
+        f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps{watched})"
     )

@@ -1,0 +1,22 @@
+"""Settings as the keys of stages have them: one by one, so that a change is told by its setting."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's settings as its key has them. AdamW is left out: once there was no other."""
+    return flattened(name, {key: value for key, value in settings.items() if (key, value) != ("optimizer", "adamw")})
+
+
+def flattened(name: str, value: Any) -> dict[str, Any]:
+    """A settings block as `unlearn.trainable.rank: 16`, so that a change is told by its setting."""
+    return dict(_leaves(name, value))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}", inner)
+    else:
+        yield name, value
