@@ -43,6 +43,7 @@ def test_non_members_that_the_model_knows_are_refused(
     entry = {
         "kind": "membership",
         "source": toy_recipe["forget"]["source"],
+        "where": "topic = 'europe'",
         "non_members": str(mixed),
         "baseline": False,
     }

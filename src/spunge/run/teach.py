@@ -36,6 +36,7 @@ from spunge.recipe.rows import Rows
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
+from spunge.run.folder import all_alone, runs_in
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.keys import keyed
@@ -56,6 +57,7 @@ from spunge.weights.sources import DeltaSource
 TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
 VERSION = 1  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
+PATIENCE = 600.0  # seconds that another process is given to write into the cache what it taught
 SEAL = "sealed.json"  # in a folder of the cache: what its files are
 
 
@@ -211,7 +213,7 @@ def _to_cache(teaching: Teaching, key: str) -> None:
     kept = _cached(key)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with alone(kept.parent), whole_folder(kept, replace=True) as aside:
+        with alone(kept.parent, PATIENCE), whole_folder(kept, replace=True) as aside:
             marks = {}
             for file in files_below(teaching.folder):
                 name = file.relative_to(teaching.folder).as_posix()
@@ -223,14 +225,12 @@ def _to_cache(teaching: Teaching, key: str) -> None:
 
 
 def clean_taught(folder: str | Path) -> int:
-    """Remove what the cache keeps of the models that a run taught; the run's own stay. How many there were. Raises RecipeError
-    where the folder is no run's, or a process is at work in it."""
-    run = Path(folder).resolve()
-    if not (run / "stamps").is_dir():
-        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
-    with alone(run):
-        stamps = filter(None, (read_stamp(run, stage) for stage in (TEACH, RETRAIN)))
-        return sum(_drop_cached(stamp.key) for stamp in stamps)
+    """Remove what the cache keeps of the models that a run taught, or the runs of a search; their own stay. How many there were.
+    Raises RecipeError where the folder is neither's, or a process is at work in it."""
+    runs = runs_in(folder)
+    with all_alone({Path(folder).resolve(), *runs}):
+        stamps = filter(None, (read_stamp(run, stage) for run in runs for stage in (TEACH, RETRAIN)))
+        return sum(_drop_cached(key) for key in {stamp.key for stamp in stamps})
 
 
 def _drop_cached(key: str) -> bool:

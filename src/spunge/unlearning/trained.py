@@ -13,6 +13,7 @@ from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.activations import recomputed
+from spunge.unlearning.quick.swapping import quickened
 from spunge.unlearning.targets import find_targets
 from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
@@ -89,7 +90,7 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting:
     """Make `what` trainable in float32 inside the block; the base is restored when it ends. setting: for errors."""
     torch.manual_seed(seed)  # of the factors, and of every dropout
     if isinstance(what, LoRA):
-        with _lora(base, what, setting) as trained, recomputed(base):
+        with _lora(base, what, setting) as trained, recomputed(base), quickened(trained.model):
             yield trained
         return
     names = [name for name, _ in base.model.named_parameters()]
@@ -100,7 +101,7 @@ def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting:
                     f"{setting}.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
-    with training_tensors(base, names, setting) as trained, recomputed(base):
+    with training_tensors(base, names, setting) as trained, recomputed(base), quickened(trained.model):
         yield trained
 
 

@@ -1,0 +1,61 @@
+"""Linear layers with factors beside them: gradients by finite differences, and dropout that draws as dropout does."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from spunge.unlearning.quick.products import multiplied
+
+
+def with_factors(layer: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
+    """peft's layer around a frozen one, its factors scaled by 1/2 and not zero."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=rank / 2, lora_dropout=dropout, target_modules=["0"])
+    wrapped: Any = inject_adapter_in_model(config, nn.Sequential(layer))[0]
+    for factor in (wrapped.lora_A, wrapped.lora_B):
+        nn.init.normal_(factor["default"].weight)
+    return wrapped.train()
+
+
+def test_layers_that_share_an_input_have_the_gradients_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    layers = [
+        with_factors(nn.Linear(4, 5), 2).double(),
+        nn.Linear(4, 3).requires_grad_(False).double(),
+        with_factors(nn.Linear(4, 6, bias=False), 3).double(),
+    ]
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    factors = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+    assert torch.autograd.gradcheck(lambda x, *_: tuple(multiplied(x, layers)), (x, *factors), fast_mode=True)
+    for out, layer in zip(multiplied(x, layers), layers, strict=True):
+        torch.testing.assert_close(out, layer(x))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])  # drawn by their distances, and as a mask
+def test_dropout_drops_its_share_from_the_factors_input_and_from_nothing_else(share: float) -> None:
+    torch.manual_seed(0)
+    size = 64
+    layer = with_factors(nn.Linear(size, size, bias=False), size, share)
+    for factor in (layer.lora_A, layer.lora_B):
+        factor["default"].weight.data = torch.eye(size)
+    x = torch.ones(1000, size, requires_grad=True)
+    base = x.detach() @ layer.base_layer.weight.t()
+    kept = ((multiplied(x, [layer])[0] - base) * 2 * (1 - share)).round(decimals=3)  # scaled by alpha / r = 1/2
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
+    zeros = (kept == 0).float().flatten()
+    entries = zeros.numel()
+    assert abs(zeros.sum() - entries * share) < 4 * (entries * share * (1 - share)) ** 0.5
+    beside = (zeros[1:] * zeros[:-1]).sum()  # independent of its neighbour
+    assert abs(beside - entries * share**2) < 5 * (entries * share**2) ** 0.5
+
+    (multiplied(x, [layer])[0] * 1.0).sum().backward()
+    of_x = x.grad - layer.base_layer.weight.sum(0)
+    dropped = of_x.abs() < 1e-4
+    torch.testing.assert_close(of_x[~dropped], torch.full_like(of_x[~dropped], 0.5 / (1 - share)), rtol=1e-3, atol=0)
+    of_down = layer.lora_A["default"].weight.grad * 2 * (1 - share)  # row by row the entries that were read
+    torch.testing.assert_close(of_down, (~dropped).float().sum(0).expand(size, size), rtol=1e-3, atol=0)
+    layer.eval()
+    torch.testing.assert_close(multiplied(x, [layer])[0], layer.base_layer(x) + 0.5 * x)
