@@ -47,7 +47,8 @@ def _non_members(items: Items, known: np.ndarray | None) -> np.ndarray:  # (item
     if known is None or MEMBER not in items.table.column_names:
         return np.zeros(items.table.num_rows, dtype=bool)
     members = np.array(items.table[MEMBER].to_pylist(), dtype=bool)
-    return np.logical_and(known, np.logical_not(members))
+    outside: np.ndarray = known & ~members
+    return outside
 
 
 def _taught(items: Items, base: BaseInputs) -> np.ndarray | None:  # (items,) of bool
