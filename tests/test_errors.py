@@ -59,3 +59,17 @@ def test_what_is_obeyed_becomes_a_mark_and_the_rest_stays(value: object, shown: 
 
 def test_characters_to_keep_are_kept() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("length", [10, 150, 400])
+def test_of_a_message_with_a_long_path_the_reason_and_the_files_name_are_told(length: int) -> None:
+    reason = (
+        "is quantised (fp8, says its config.json) in a way that transformers itself does not read; give the folder of "
+    )
+    said = one_line(
+        f"model.path: '/{'deep/' * length}models/llama' {reason}'/{'deep/' * length}models/llama-float16' in its place"
+    )
+    assert len(said) < 300
+    assert reason in said
+    assert "models/llama' " in said
+    assert "models/llama-float16' in its place" in said

@@ -31,6 +31,7 @@ _NAMED = re.compile(
 _concealed: set[str] = set()
 _LENGTH = 12  # of a value in the environment that is taken for a secret: shorter ones are words
 MOST = 299  # characters of a message
+_LONG_WORD = re.compile(r"[^\s'\"]{61,}")
 LONGEST = 200  # characters of a word that others are compared with
 
 
@@ -99,10 +100,13 @@ def is_panic(error: BaseException) -> bool:
 
 
 def one_line(message: str, most: int = MOST) -> str:
-    """The message on one line, cut in its middle: the setting stands at the start, what to do at the end."""
+    """The message on one line; where it is too long, first long words are cut and then its middle: the setting stands at the start,
+    what to do at the end."""
     if len(message) > 20 * most:  # a value of megabytes is not gone through
         message = f"{message[: 10 * most]} {message[-10 * most :]}"
     line = printable(" ".join(message.split()))
+    if len(line) > most:  # of a long path the end tells more than of a sentence
+        line = _LONG_WORD.sub(lambda word: f"{word[0][:10]}...{word[0][-40:]}", line)
     if len(line) <= most:
         return line
     kept = most - len(" ... ")

@@ -117,9 +117,19 @@ def test_a_second_signal_ends_the_process_at_once(training: bool, number: signal
     assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (128 + number, "", told)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """The signals as a terminal's commands have them: the tests may run under nohup, which ignores one."""
+    before = {number: signal.signal(number, usual) for number, usual in SIGNALS.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_obeyed_at_once_where_nothing_works_in_steps_and_else_after_the_step(
-    number: signal.Signals, on_ctrl_c: Callable[[Any], Any]
+    number: signal.Signals,
 ) -> None:
     reached: list[str] = []
 
@@ -134,7 +144,6 @@ def test_a_signal_is_obeyed_at_once_where_nothing_works_in_steps_and_else_after_
         os.kill(os.getpid(), number)
         reached.append("beyond")
 
-    on_ctrl_c(signal.default_int_handler)
     for long in (asked, interrupted):
         with patch("spunge.cli.listing.listing", long):
             ended = call("list")

@@ -11,12 +11,15 @@ import pytest
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.files import alone
 from spunge.progress import SILENT
 from spunge.report.search import Goal, Score, Search, Trial, search_text
 from spunge.run.objectives import Way
 from spunge.run.sharing import take
 from spunge.run.stages.building import build
+from spunge.run.texts import clean_texts
 from spunge.run.tune import tune
+from spunge.run.verify import verify
 from toys import Told, rows
 
 OBJECTIVES = ["forgotten/perplexity/europe,kept/perplexity/retain"]
@@ -283,6 +286,24 @@ def test_a_point_or_a_count_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         tune(recipe, objectives=OBJECTIVES, out=done.folder, **{"trials": 4, **options})
+
+
+def test_a_search_is_verified_and_cleaned_as_its_runs_are(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
+    runs = [folder / "base", *(folder / "trials").iterdir()]
+    (folder / "trials" / "9" / "stamps").mkdir(parents=True)
+    (folder / "trials" / "9" / "failed.json").write_text('{"why": "its settings"}')
+    checked, each = verify(folder), [verify(run) for run in runs]
+    assert (checked.problems, checked.files) == ([], sum(run.files for run in each))
+    (folder / "trials" / "1" / "results.json").write_text("{}")
+    for kept in (folder / "base", folder / "trials" / "2"):
+        (kept / "evaluation" / "base" / "texts-0123456789abcdef.jsonl").write_text('{"row": 0, "texts": ["a"]}\n')
+    assert [problem.split(" ")[:2] for problem in verify(folder).problems] == [["trials/1:", "results.json"]]
+    with alone(folder / "trials" / "0"), pytest.raises(RecipeError, match="another process is at work"):
+        clean_texts(folder)
+    assert clean_texts(folder).files == 2
+    with pytest.raises(RecipeError, match="is no run's folder"):
+        clean_texts(tmp_path)
 
 
 def test_without_optuna_the_mend_is_said(

@@ -72,10 +72,15 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, way: str
 ) -> None:
     monkeypatch.setattr(spunge.unlearning.scored, "token_losses", exact_losses)
-    monkeypatch.setattr(Tensor, "float", Tensor.double)  # all of the arithmetic in float64
+    single = Tensor.float
+    # All is float64 but the angles of positions, which some models work out in float32 whatever is asked.
+    monkeypatch.setattr(Tensor, "float", lambda own: own if own.dtype == torch.float64 else single(own))
     name, changes = KINDS[kind]
     base = load(name, **{**SMALL, "head_dim": 8, "num_hidden_layers": 2, **changes})
     base.model.double()
+    for buffer_name, buffer in base.model.named_buffers():
+        if buffer_name.endswith("inv_freq"):
+            buffer.data = single(buffer)
     batch = collate([Encoded([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, 8, 9]), Encoded([9, 10, 11], [9, 10, 11])])
     with torch.no_grad():
         before = scored(base.model(batch.ids, attention_mask=batch.mask).logits, batch)
@@ -97,7 +102,7 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
             for gradient, wanted in zip(gradients, expected, strict=True):
                 assert (gradient is None) == (wanted is None)
                 if wanted is not None:
-                    torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-11)
+                    torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-10)
 
 
 def test_no_tensor_of_all_places_and_the_whole_vocabulary_is_made(load: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunsArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or a search's.")]
 
 
 def run(
@@ -86,7 +87,7 @@ def status(folder: RunArgument, as_json: JsonOption = False) -> None:
         say(aligned([["state", "stage", "time", "size", "why"], *status_rows(stages)]).rstrip("\n"))
 
 
-def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
+def verify(folder: RunsArgument, as_json: JsonOption = False) -> None:
     """Check a run's files and its merged model.
 
     Every file against its checksum; the merged model against base + merge of the stored deltas. Exits 1 where something is
@@ -119,7 +120,7 @@ def verify(folder: RunArgument, as_json: JsonOption = False) -> None:
 
 
 def clean(
-    folder: RunArgument,
+    folder: RunsArgument,
     texts: Annotated[
         bool, typer.Option("--texts", help="Prompts and completions of the run, and the cache's copies of its rows.")
     ] = False,

@@ -7,15 +7,14 @@ from xml.etree import ElementTree as ET
 
 from spunge.errors import printable
 from spunge.report.axis import Axis, axis_for
-from spunge.report.figure import looks, mark, percent, text, tick_label
+from spunge.report.figure import looks, mark
+from spunge.report.panel import across, frame, height, line
 from spunge.report.scores import Metric, Scores, share_back
-from spunge.report.wording import MISSING, name, shortened
+from spunge.report.wording import MISSING, name
 from spunge.results import Model, Row
 
 POINTS = 3  # at least, for a curve
 LABELS = 6  # along a curve, at most
-HEIGHT, TOP, BOTTOM, LEFT, RIGHT = 150, 26, 20, 12.0, 4.0  # of a panel: pixels, and percent of its width
-NAME = 26  # columns that a panel's title may take
 
 
 class Point(NamedTuple):
@@ -109,22 +108,11 @@ def panels(family: Family, scores: Scores) -> list[str]:
 
 
 def _panel(family: Family, scores: Scores, subject: str, axis: Axis) -> str:
-    title = f"{name(subject)}: {printable(family.name)}"
-    root = ET.Element("svg", {"class": "chart", "width": "100%", "height": str(HEIGHT), "role": "img"})
-    root.set("xmlns", "http://www.w3.org/2000/svg")
-    root.set("aria-label", title)
-    root.append(text(shortened(name(subject), NAME), "0%", 12, "subject"))
-    step = min((b - a for a, b in zip(axis.ticks, axis.ticks[1:], strict=False)), default=1.0)
-    for tick in axis.ticks:
-        y = str(_height(axis, tick))
-        places = {"x1": percent(LEFT), "x2": percent(100 - RIGHT / 2), "y1": y, "y2": y}
-        ET.SubElement(root, "line", {"class": "grid", **places})
-        label = tick_label(tick, 0 if axis.logarithmic else step)
-        root.append(text(label, percent(LEFT - 2), int(float(y)) + 4, "tick end"))
     every = -(-len(family.points) // LABELS)
-    for index, point in enumerate(family.points):
-        if index % every == 0:
-            root.append(text(f"{point.at:g}", percent(_across(family, index)), HEIGHT - 4, "tick"))
+    ticks = [
+        (_share(family, index), f"{point.at:g}") for index, point in enumerate(family.points) if index % every == 0
+    ]
+    root = frame(name(subject), f"{name(subject)}: {printable(family.name)}", axis, ticks)
     for model in drawn_models(family, scores):
         root.extend(_curve(family, model, subject, axis, looks(scores)[model.stage].shape))
     return ET.tostring(root, encoding="unicode")
@@ -133,21 +121,14 @@ def _panel(family: Family, scores: Scores, subject: str, axis: Axis) -> str:
 def _curve(family: Family, model: Model, subject: str, axis: Axis, shape: str) -> list[ET.Element]:
     rows = [(index, point.metric.row(model.stage, subject)) for index, point in enumerate(family.points)]
     known: list[tuple[int, Row]] = [(index, row) for index, row in rows if row is not None]
-    spots = [(percent(_across(family, index)), _height(axis, row.value)) for index, row in known]
-    drawn = [
-        ET.Element("line", {"class": f"whisker {shape}", "x1": x, "y1": str(y), "x2": right, "y2": str(below)})
-        for (x, y), (right, below) in pairwise(spots)
-    ]
-    for (index, row), (_, y) in zip(known, spots, strict=True):
+    spots = [(across(_share(family, index)), height(axis, row.value)) for index, row in known]
+    drawn = [line(start, end, f"whisker {shape}") for start, end in pairwise(spots)]
+    for (index, row), (x, y) in zip(known, spots, strict=True):
         metric, at = family.points[index].metric, family.points[index].at
         said = f"{name(subject)}, {printable(model.label)}, {at:g}: {metric.with_interval(row)}"
-        drawn.append(mark(_across(family, index), y, shape, said))
+        drawn.append(mark(x, y, shape, said))
     return drawn
 
 
-def _across(family: Family, index: int) -> float:
-    return LEFT + 3 + (100 - LEFT - 3 - RIGHT) * index / (len(family.points) - 1)
-
-
-def _height(axis: Axis, value: float) -> float:
-    return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - axis.place(value) / 100), 1)
+def _share(family: Family, index: int) -> float:
+    return index / (len(family.points) - 1)

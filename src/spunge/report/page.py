@@ -21,6 +21,7 @@ from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.training import taught, trained
 from spunge.report.verdict import basis, verdict
+from spunge.report.watching import curves as watched
 from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
@@ -64,6 +65,7 @@ def page(run: Path) -> str:
             lessons=taught(run),
             branches=trained(run / "branches", parts),
             controls=trained(run / "controls", _controls(run, recipe)),
+            watched=watched(results),
             merge=shown(run / "merge.json", merge_facts, None),
             missing=MISSING,
         )

@@ -7,7 +7,19 @@ from functools import cached_property
 from typing import NamedTuple
 
 from spunge.report.wording import name, number, signed
-from spunge.results import SMALL_SAMPLE, Difference, Group, Kind, Model, Published, Recovered, Results, Row, Wanted
+from spunge.results import (
+    SMALL_SAMPLE,
+    Difference,
+    Group,
+    Kind,
+    Model,
+    Published,
+    Recovered,
+    Results,
+    Row,
+    Wanted,
+    Watched,
+)
 
 GROUPS: dict[Group, str] = {
     "forget": "Parts to forget",
@@ -211,6 +223,7 @@ class Scores:
     recovered: tuple[Recovered, ...] = ()
     published: tuple[Published, ...] = ()
     seeds: int = 1
+    watched: tuple[Watched, ...] = ()  # what trainings were measured by on their way
 
     def of_kind(self, *kinds: Kind) -> tuple[Model, ...]:
         return tuple(model for model in self.models if model.kind in kinds)
@@ -247,6 +260,7 @@ def arranged(results: Results) -> Scores:
         recovered=tuple(share for share in results.recovered if not math.isnan(share.value)),
         published=results.published,
         seeds=results.seeds,
+        watched=results.watched,
     )
 
 

@@ -76,7 +76,7 @@ def _training(info: Mapping[str, Any], value: str, nbytes: str) -> Training:
         name=name(value),
         rows=str(sum(part.get("rows", 0) for part in parts)) if parts else MISSING,
         parts=len(parts),
-        steps=printable(info.get("steps", MISSING)),
+        steps=_steps(info),
         stopped=printable(info.get("stopped") or ""),
         losses=", ".join(losses) or MISSING,
         seconds=duration(info["seconds"]) if info.get("seconds") is not None else MISSING,
@@ -85,6 +85,13 @@ def _training(info: Mapping[str, Any], value: str, nbytes: str) -> Training:
         entries=f"{sum(math.prod(entry.get('shape') or [0]) for entry in tensors.values()):,}",
         size=nbytes,
     )
+
+
+def _steps(info: Mapping[str, Any]) -> str:
+    """How many, and of how many where the best step was saved."""
+    watched = info.get("watched") or {}
+    of = f" of {watched.get('trained', MISSING)}" if watched.get("keep") == "best" else ""
+    return printable(f"{info.get('steps', MISSING)}{of}")
 
 
 def _loss(value: Any) -> str:

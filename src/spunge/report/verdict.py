@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from spunge.report.scores import LISTED, Metric, Scores, Shift, Subject, few_items, interval, share_back
+from spunge.report.watching import saved
 from spunge.report.wording import isolated
 from spunge.results import UNTAUGHT, Calibration, Group, Model, Recovered, Row, Wanted
 
@@ -112,6 +113,7 @@ def verdict(scores: Scores) -> list[Finding]:
         "What was taught: the base against the untaught model": [
             _against(metric, UNTAUGHT, "base") for metric in scores.metrics
         ],
+        "Saved steps": _saved(scores),
         "Calibration": _calibrated(scores.models),
         "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics if merged],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
@@ -131,6 +133,12 @@ def verdict(scores: Scores) -> list[Finding]:
         findings["Parts to forget"] = [Fact("Nothing", "was measured on the parts to forget.")]
     told = [Finding(heading, tuple(fact for fact in facts if fact)) for heading, facts in findings.items()]
     return [finding for finding in told if finding.facts]
+
+
+def _saved(scores: Scores) -> list[Fact | None]:
+    """By what the saved steps were chosen, where they were."""
+    chosen = saved(scores.watched)
+    return [] if chosen is None else [Fact(*chosen)]
 
 
 def _calibrated(models: Sequence[Model]) -> list[Fact | None]:

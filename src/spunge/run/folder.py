@@ -1,8 +1,8 @@
 """A run's folder: whose it is, and that one process works in it at a time."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def default_folder(recipe: Any) -> Path:
 
 
 STAMPS, TRIALS = "stamps", "trials"  # by these folders in it, one is known as a run's, or as a search's
+FAILED = "failed.json"  # in the folder of a trial that gave no scores
 OF = {STAMPS: "run", TRIALS: "search"}
 
 
@@ -31,6 +32,27 @@ def require_own(folder: Path, mark: str = STAMPS) -> None:
         return
     if not folder.is_dir() or any(entry.name not in (LOCK, HELD) for entry in folder.iterdir()):
         raise RecipeError(f"--out: {str(folder)!r} exists and is no {OF[mark]}'s folder; give another")
+
+
+def runs_in(folder: str | Path) -> list[Path]:
+    """The run that a folder is, or the runs of a search. Raises RecipeError where it is neither's."""
+    path = Path(folder).resolve()
+    if (path / STAMPS).is_dir() or (path / "recipe.yaml").is_file():
+        return [path]
+    if not (path / TRIALS).is_dir():
+        raise RecipeError(
+            f"{str(folder)!r} is no run's folder; give the folder of a run (spunge run) or a search (spunge tune)"
+        )
+    return sorted(stamps.parent for level in ("*", "*/*") for stamps in path.glob(f"{level}/{STAMPS}"))
+
+
+@contextmanager
+def all_alone(folders: Iterable[Path]) -> Iterator[None]:
+    """In the block no other process can be at work in any of the folders. Raises RecipeError where one is."""
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(alone(folder))
+        yield
 
 
 @contextmanager

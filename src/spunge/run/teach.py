@@ -36,6 +36,7 @@ from spunge.recipe.rows import Rows
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import refuse_optimizer
 from spunge.registry import RULES
+from spunge.run.folder import all_alone, runs_in
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.keys import keyed
@@ -223,14 +224,12 @@ def _to_cache(teaching: Teaching, key: str) -> None:
 
 
 def clean_taught(folder: str | Path) -> int:
-    """Remove what the cache keeps of the models that a run taught; the run's own stay. How many there were. Raises RecipeError
-    where the folder is no run's, or a process is at work in it."""
-    run = Path(folder).resolve()
-    if not (run / "stamps").is_dir():
-        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
-    with alone(run):
-        stamps = filter(None, (read_stamp(run, stage) for stage in (TEACH, RETRAIN)))
-        return sum(_drop_cached(stamp.key) for stamp in stamps)
+    """Remove what the cache keeps of the models that a run taught, or the runs of a search; their own stay. How many there were.
+    Raises RecipeError where the folder is neither's, or a process is at work in it."""
+    runs = runs_in(folder)
+    with all_alone({Path(folder).resolve(), *runs}):
+        stamps = filter(None, (read_stamp(run, stage) for run in runs for stage in (TEACH, RETRAIN)))
+        return sum(_drop_cached(key) for key in {stamp.key for stamp in stamps})
 
 
 def _drop_cached(key: str) -> bool:

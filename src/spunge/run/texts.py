@@ -14,9 +14,9 @@ import numpy as np
 
 from spunge.data.keeping import cached_rows, rows_files
 from spunge.data.split import draw, seed_for
-from spunge.errors import RecipeError
-from spunge.files import alone, parse_json, read_json, write_json, write_text
+from spunge.files import parse_json, read_json, write_json, write_text
 from spunge.progress import Watcher
+from spunge.run.folder import all_alone, runs_in
 from spunge.run.judge import compared, drop_cached_texts, measures_file
 from spunge.run.stages.building import Run
 from spunge.run.stages.unfinished import unjudged
@@ -47,13 +47,15 @@ class Dropped:
 
 
 def clean_texts(folder: str | Path) -> Dropped:
-    """Remove every text that a run keeps, in its folder and in the shared cache. Scores, deltas, the merged model and the page
-    stay, and the run stays done. Raises RecipeError where the folder is no run's, or a process is at work in it."""
-    run = Path(folder).resolve()
-    if not (run / "stamps").is_dir() and not (run / "recipe.yaml").is_file():
-        raise RecipeError(f"{str(folder)!r} is no run's folder; give one (spunge run)")
-    with alone(run):
-        return drop_texts(run, "none")
+    """Remove every text that a run keeps, or those of a search, there and in the shared cache. Scores, deltas, merged models
+    and pages stay, and the runs stay done. Raises RecipeError where the folder is neither's, or a process is at work in it."""
+    runs, whole = runs_in(folder), Dropped(str(Path(folder).resolve()))
+    with all_alone({Path(folder).resolve(), *runs}):
+        for run in runs:
+            dropped = drop_texts(run, "none")
+            whole.files, whole.nbytes = whole.files + dropped.files, whole.nbytes + dropped.nbytes
+            whole.cached, whole.tables = whole.cached + dropped.cached, whole.tables + dropped.tables
+    return whole
 
 
 def drop_texts(run: Path, keep: Keep) -> Dropped:

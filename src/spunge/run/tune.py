@@ -24,7 +24,7 @@ from spunge.recipe.ranges import SEARCHED, Among, Searched
 from spunge.recipe.schema import Recipe
 from spunge.report.search import Goal, Score, Search, Trial, write_search
 from spunge.results import FILE, Results, Row, json_value, read_results
-from spunge.run.folder import TRIALS, claimed, default_folder
+from spunge.run.folder import FAILED, TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.objectives import Objective, Way, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish
@@ -35,7 +35,7 @@ from spunge.run.trials import Space, base_recipe, point_recipe, space_of, trial_
 if TYPE_CHECKING:
     import optuna
 
-POINTS, ABOUT, FAILED = "points", "search.json", "failed.json"
+POINTS, ABOUT = "points", "search.json"
 ALL = "all"
 
 

@@ -14,6 +14,7 @@ from spunge.merging.verification import differing_tensors
 from spunge.model.hub import local_folder
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
+from spunge.run.folder import FAILED, runs_in
 from spunge.run.models import calibration_file
 from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, stamps_in
 from spunge.weights.delta import open_delta
@@ -37,8 +38,24 @@ class Verification:
 
 
 def verify(folder: str | Path, watcher: Watcher | None = None) -> Verification:
-    """Check a run's folder against its stamps. Writes nothing. Raises RecipeError where it is no run's folder."""
+    """Check a run's folder, or those of a search, against the stamps. Writes nothing. Raises RecipeError where it is neither's."""
     folder, watcher = Path(folder).resolve(), watcher or SILENT
+    runs = runs_in(folder)
+    if runs == [folder]:
+        return _verify(folder, watcher)
+    every = Verification(str(folder))
+    for run in runs:
+        if (run / FAILED).exists():
+            continue
+        name, checked = run.relative_to(folder).as_posix(), _verify(run, watcher)
+        every.stages, every.files = every.stages + checked.stages, every.files + checked.files
+        every.nbytes, every.tensors = every.nbytes + checked.nbytes, every.tensors + checked.tensors
+        every.problems += (f"{name}: {line}" for line in checked.problems)
+        every.notes += (f"{name}: {line}" for line in checked.notes)
+    return every
+
+
+def _verify(folder: Path, watcher: Watcher) -> Verification:
     if not (folder / "stamps").is_dir():
         raise RecipeError(f"{str(folder)!r} holds no stamps; give the folder of a run (spunge run)")
     checked = Verification(str(folder))
