@@ -35,8 +35,8 @@ class OutputSettings(TrainingSettings):
     )
     reference: Literal["live", "stored"] = Field(
         "live",
-        description="The base's distributions (kl and undial): from the same weights at every step, or computed once and stored on the "
-        "disk, tokens * vocabulary * 4 bytes. The base's likelihoods of samples (npo and dpo) are computed once either way.",
+        description="The base's distributions (kl and undial): from the same weights at every step, or computed once and "
+        "stored on the disk, tokens * vocabulary * 4 bytes. Likelihoods of samples (npo and dpo) are computed once either way.",
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
