@@ -75,6 +75,7 @@ KEYS = {
     "attacks": "evaluate.attack",
     "scorers": "evaluate.scorer",
     "attributes": "split.by",
+    "executors": "execution",
 }
 
 

@@ -147,7 +147,7 @@ def remove(folder: Path) -> None:
 
 def _watch(trace: Path) -> None:
     """Note the stages as they begin, and the tensors of a merge as they are done; save each training's state at every step."""
-    import spunge.run.pipeline as pipeline
+    import spunge.run.schedule as schedule
     import spunge.run.train as train
     from spunge.merging import engine, output
     from spunge.unlearning.method import Task
@@ -157,17 +157,17 @@ def _watch(trace: Path) -> None:
     def note(line: str) -> None:
         os.write(handle, f"{line}\n".encode())
 
-    make, done = pipeline._make, output.Output.note_done
+    begin, done = schedule.Schedule.begin, output.Output.note_done
 
-    def noted_make(graph: Any, stage: Any, opened: Any) -> None:
-        note(f"stage {graph.folder.relative_to(Path.cwd())}: {stage.name}")
-        make(graph, stage, opened)
+    def noted_begin(self: Any, stage: Any) -> None:
+        note(f"stage {self.folder.relative_to(Path.cwd())}: {stage.name}")
+        begin(self, stage)
 
     def noted_done(self: Any, name: str, tally: Any) -> None:
         done(self, name, tally)
         note(f"tensor {name}")
 
-    pipeline._make = noted_make
+    schedule.Schedule.begin = noted_begin  # type: ignore[method-assign]
     output.Output.note_done = noted_done  # type: ignore[method-assign]
     vars(train).update(Task=functools.partial(Task, save_seconds=0.0))
     engine.BATCH = 1  # a line of the journal for each tensor

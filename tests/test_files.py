@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -211,6 +213,24 @@ def test_a_file_that_stands_for_a_lock_holds_nothing_once_its_process_is_dead(tm
     assert (tmp_path / ".lock-held").exists()
     with alone(tmp_path):
         pass
+
+
+def test_another_process_is_waited_for_as_long_as_is_asked(tmp_path: Path) -> None:
+    inside = threading.Event()
+
+    def hold() -> None:
+        with alone(tmp_path):
+            inside.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    with pytest.raises(RecipeError, match="another process is at work"), alone(tmp_path):
+        pass
+    with alone(tmp_path, patience=20.0):
+        assert inside.is_set()
+    holder.join()
 
 
 @pytest.mark.parametrize("refused", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])

@@ -66,6 +66,26 @@ def test_without_a_terminal_a_long_stage_says_how_far_it_is_every_now_and_then(
         assert counted[0] == "6/12 item 6"
 
 
+def test_stages_that_are_under_way_at_once_are_each_told_by_their_own_name_and_time(
+    screen: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(float(second) for second in range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    watcher = Terminal()
+    for title, step in (("a", 1), ("b", 7), ("a", 2)):
+        watcher.begin(title)
+        watcher.step(step, 9, f"{title} at {step}")
+    watcher.end("a is done")
+    watcher.begin("b")
+    watcher.end("b is done")
+    lines = [line for line in shown(screen).splitlines() if " is done" in line]
+    assert [line.split("  ")[-1] for line in lines] == ["a: a is done", "b: b is done"]
+    seconds = [float(line.split()[0]) for line in lines]
+    assert seconds[0] > 0
+    if screen.is_terminal:
+        assert "b at 7" in shown(screen)
+
+
 def test_a_line_of_progress_is_not_longer_than_any_other_message(screen: Console) -> None:
     watcher = Terminal()
     watcher.begin("read")

@@ -10,7 +10,7 @@ import pytest
 from spunge import registry
 from spunge.errors import RecipeError
 from spunge.recipe.explanation import validated
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, METHODS, RULES, SCORERS
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS
 
 ALL: dict[str, Any] = {
     "methods": METHODS,
@@ -19,6 +19,7 @@ ALL: dict[str, Any] = {
     "attacks": ATTACKS,
     "scorers": SCORERS,
     "attributes": ATTRIBUTES,
+    "executors": EXECUTORS,
 }
 NAMING = {
     "methods": "method",
@@ -27,6 +28,7 @@ NAMING = {
     "attacks": "kind",
     "scorers": "kind",
     "attributes": "kind",
+    "executors": "kind",
 }
 # What a value's settings cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {

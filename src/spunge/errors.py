@@ -45,6 +45,13 @@ class RecipeError(ValueError):
         super().__init__(one_line(message))
 
 
+class LostError(Exception):
+    """Who made a stage is gone: a process was killed, a machine fell out. One line. The command exits 1."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
 def conceal(secret: str) -> None:
     """Have a secret, whatever it looks like, left out of all that this process says and writes."""
     _concealed.add(secret)

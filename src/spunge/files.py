@@ -145,15 +145,16 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Inside the block, no other process can be in a block of the same folder; what a killed one left unfinished is removed.
 
-    Raises RecipeError where another process is in one, and where a link in the folder leads out of it: what is written or
-    removed there would be another's. On a file system without locks a file stands for the lock, and that is said: its holder is
-    known by machine and process, so that one that was killed on this machine holds nothing.
+    patience: seconds that another process is waited for. Raises RecipeError where one is in a block still, and where a link in
+    the folder leads out of it: what is written or removed there would be another's. On a file system without locks a file
+    stands for the lock, and that is said: its holder is known by machine and process, so that one that was killed on this
+    machine holds nothing.
     """
     refuse_links(folder)
-    lock = _acquired(folder)
+    lock = _acquired(folder, patience)
     try:
         for left in list(folder.rglob(f"*{PART}")):
             if left.is_dir():
@@ -166,14 +167,14 @@ def alone(folder: Path) -> Iterator[None]:
             lock.release()
 
 
-def _acquired(folder: Path) -> "BaseFileLock":
+def _acquired(folder: Path, patience: float) -> "BaseFileLock":
     from filelock import FileLock, SoftFileLock, Timeout
 
     busy = f"--out: another process is at work in {str(folder)!r}; wait for it, or give another folder"
     lock: BaseFileLock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -181,7 +182,8 @@ def _acquired(folder: Path) -> "BaseFileLock":
             logging.getLogger("spunge").warning(one_line(said))
             busy += f" (if there is none, remove {HELD} in it)"
             lock = SoftFileLock(folder / HELD)
-            lock.acquire(timeout=1, poll_interval=0.1)  # the first try only takes away what a killed process left
+            # The first try only takes away what a killed process left.
+            lock.acquire(timeout=max(1.0, patience), poll_interval=0.1)
     except Timeout:  # which is an OSError
         raise RecipeError(busy) from None
     except OSError as error:

@@ -4,6 +4,7 @@ A `Watcher` hears all of it. What only counts takes a `Steps`, which a watcher's
 """
 
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
@@ -23,7 +24,11 @@ class Steps(Protocol):
 
 
 class Watcher(Protocol):
-    """Hears how work goes. Stages follow each other: each begins, may count its steps, and ends unless it fails."""
+    """Hears how work goes. Each stage begins, may count its steps, and ends unless it fails.
+
+    Stages follow each other, but for those of several processes: a title that begins again while it is under way says that what
+    comes next is told of that stage.
+    """
 
     def begin(self, title: str) -> None: ...
     def step(self, done: int, total: int, note: str = "", /) -> None: ...
@@ -46,49 +51,66 @@ class Silent:
 SILENT = Silent()
 
 
+@dataclass
+class _Line:
+    """A stage that is under way. started, said: seconds of a clock, when it began and was last told of."""
+
+    task: TaskID
+    started: float
+    said: float
+
+
 class Terminal:
     """A Watcher that shows progress on stderr; without a terminal, a plain line now and then and as each stage ends."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bars: Progress | None = None
+        self._lines: dict[str, _Line] = {}  # by title
         self._title = ""
-        self._started = self._said = 0.0
 
     def begin(self, title: str) -> None:
-        self._title, self._started = title, time.perf_counter()
-        self._said = self._started
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(compact=True),
-        )
-        self._bar = Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal)
-        self._task = self._bar.add_task(printable(title), total=1, note="")
-        self._bar.start()
+        self._title = title
+        if title in self._lines:
+            return
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+                TextColumn("{task.fields[note]}", markup=False),
+                TimeRemainingColumn(compact=True),
+            )
+            self._bars = Progress(*columns, console=ERRORS, transient=True, disable=not ERRORS.is_terminal)
+            self._bars.start()
+        now = time.perf_counter()
+        self._lines[title] = _Line(self._bars.add_task(printable(title), total=1, note=""), now, now)
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=done, total=total, note=printable(note))
-        if not ERRORS.is_terminal and time.perf_counter() - self._said >= EVERY:
-            self._said = time.perf_counter()
-            self._print(f"{done}/{total} {note}".rstrip())
+        line = self._lines.get(self._title)
+        if self._bars is None or line is None:
+            return
+        self._bars.update(line.task, completed=done, total=total, note=printable(note))
+        if not ERRORS.is_terminal and time.perf_counter() - line.said >= EVERY:
+            line.said = time.perf_counter()
+            self._print(line, f"{done}/{total} {note}".rstrip())
 
     def end(self, outcome: str) -> None:
-        self.close()
-        self._print(outcome)
+        line = self._lines.pop(self._title)
+        if not self._lines:
+            self.close()
+        elif self._bars is not None:
+            self._bars.remove_task(line.task)
+        self._print(line, outcome)
 
     def close(self) -> None:
-        """Take the bar off the screen."""
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        """Take the bars off the screen."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._lines = None, {}
 
-    def _print(self, said: str) -> None:
+    def _print(self, line: _Line, said: str) -> None:
         """A line of the stage, as it is: what stands in a name is neither markup nor an emoji."""
-        seconds = f"{time.perf_counter() - self._started:7.1f} s"
+        seconds = f"{time.perf_counter() - line.started:7.1f} s"
         ERRORS.print(
             Text.assemble((seconds, "dim"), "  ", one_line(f"{self._title}: {said}" if said else self._title)),
             soft_wrap=True,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spunge.evaluation.scorers.scorer import Scorer
     from spunge.merging.rule import Rule
     from spunge.recipe.block import Strict
+    from spunge.run.executors.executor import Executor
     from spunge.unlearning.method import Method
 
 
@@ -249,4 +250,14 @@ ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
     "spunge.attributes",
     "spunge.data.attribution:AttributeSource",
     {"sql": "spunge.data.attribution:SQL"},
+)
+EXECUTORS: "Registry[Executor[Any]]" = Registry(
+    "execution.kind",
+    "executor",
+    "spunge.executors",
+    "spunge.run.executors.executor:Executor",
+    {
+        "here": "spunge.run.executors.here:HERE",
+        "processes": "spunge.run.executors.processes:PROCESSES",
+    },
 )

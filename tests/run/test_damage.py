@@ -151,7 +151,7 @@ def test_verify_sees_a_merged_model_that_is_not_the_merge_of_its_deltas(finished
 
     from safetensors.torch import load_file, save_file
 
-    from spunge.run.stamps import write_stamp
+    from spunge.run.stamps import marks_of, store_stamp
 
     run = tmp_path / "run"
     shutil.copytree(finished.folder, run)
@@ -162,8 +162,7 @@ def test_verify_sees_a_merged_model_that_is_not_the_merge_of_its_deltas(finished
     save_file(tensors, file, metadata={"format": "pt"})
     stamp = read_stamp(run, "merged")
     assert stamp is not None
-    fields = {each.name: getattr(stamp, each.name) for each in dataclasses.fields(stamp)}
-    write_stamp(run, "merged", fields["key"], fields["inputs"], [run / path for path in stamp.files], [], 1.0)
+    store_stamp(run, dataclasses.replace(stamp, files=marks_of(run, [run / path for path in stamp.files])))
     assert verify(run).problems == [f"merged: tensor {name!r} is not base + merge of the deltas"]
 
 

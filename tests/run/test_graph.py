@@ -8,6 +8,7 @@ import pytest
 
 from spunge.files import write_text
 from spunge.run.graph import Graph, Made, NotMadeError, Stage, changed
+from spunge.run.stamps import marks_of
 
 
 class Bench:
@@ -42,7 +43,7 @@ def carried_out(graph: Graph[Bench]) -> list[str]:
     bench = Bench()
     for each in graph.to_do():
         assert each.make is not None
-        graph.vouch(each.name, each.make(bench), 1.0)
+        graph.vouch(each.name, marks_of(graph.folder, each.make(bench).files), 1.0)
     return bench.made
 
 
@@ -166,6 +167,6 @@ def test_a_damaged_byproduct_makes_nothing_again(tmp_path: Path) -> None:
     write_text(log, "1\n2\n")
     write_text(tmp_path / "a.txt", "a")
     graph.add(Stage("a", "a", make=lambda bench: Made([tmp_path / "a.txt"], byproducts=[log])))
-    graph.vouch("a", Made([tmp_path / "a.txt"], byproducts=[log]), 1.0)
+    graph.vouch("a", marks_of(tmp_path, [tmp_path / "a.txt"], byproducts=[log]), 1.0)
     log.write_text("1\n")
     assert graph.state("a").done

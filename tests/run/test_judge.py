@@ -16,7 +16,7 @@ from spunge.files import cache_folder
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
 from spunge.run.measured import from_json, to_json
-from spunge.run.session import session
+from spunge.run.session import Session
 from spunge.run.stages.building import build
 from spunge.run.stages.judging import judging_name
 from toys import Told
@@ -163,12 +163,12 @@ def test_models_are_judged_with_the_values_of_their_file_in_the_arithmetic_that_
     results = spunge.run(recipe, tmp_path / "run")
     assert f"torch.{results.dtype}" == str(wanted)
     run = build(recipe, tmp_path / "run")
-    with session(run.base, SILENT) as opened:
-        assert opened.base.dtype == torch.bfloat16  # what it is trained in
-        shown = opened.show(run.seeds[0].models[-1])
-        assert shown.dtype == wanted
-        held = load_file(tmp_path / "run" / "merged" / "model.safetensors")
-        assert all(torch.equal(shown.parameters[name].cpu(), tensor.to(wanted)) for name, tensor in held.items())
+    opened = Session(run.base, SILENT)
+    assert opened.base.dtype == torch.bfloat16  # what it is trained in
+    shown = opened.show(run.seeds[0].models[-1])
+    assert shown.dtype == wanted
+    held = load_file(tmp_path / "run" / "merged" / "model.safetensors")
+    assert all(torch.equal(shown.parameters[name].cpu(), tensor.to(wanted)) for name, tensor in held.items())
     said = [note for note in run.seeds[0].inputs.notes if note.startswith("model.dtype: bfloat16")]
     assert len(said) == ("model.dtype=bfloat16" in overrides)
 

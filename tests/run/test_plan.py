@@ -122,3 +122,23 @@ def test_the_disk_is_that_of_the_dtype_which_is_written(
     entries = sum(info.numel for info in Checkpoint(folder).tensors.values())
     projections = 3 * 32 * 48
     assert planned.disk == width * entries + 2 * 4 * projections
+
+
+def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toy_recipe["unlearn"]["steps"] = 10_000
+    alone, two = (
+        spunge.plan(load_recipe(toy_recipe, overrides), tmp_path / "run")
+        for overrides in ([], ["execution.kind=processes", "execution.per_device=2"])
+    )
+    assert (alone.at_once, two.at_once) == (1, 2)
+    assert alone.first == ["branch:asia"]
+    assert two.first == ["branch:asia", "branch:europe"]
+    assert alone.elapsed == pytest.approx(alone.seconds, abs=0.5)
+    assert alone.elapsed is not None
+    assert two.elapsed is not None
+    assert alone.elapsed / 2 <= two.elapsed < 0.9 * alone.elapsed
+    assert "stages at once" not in plan_text(alone)
+    assert "up to 2 stages at once, each with memory of its own: about " in plan_text(two)
+    assert plan_text(two).endswith("; first branch:asia, branch:europe")

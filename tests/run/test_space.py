@@ -69,7 +69,8 @@ def test_outputs_of_the_base_that_do_not_fit_are_refused_before_they_are_written
     toy_recipe: dict[str, Any], tmp_path: Path, disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npo = {"method": "npo", "steps": 1, "reference": "stored", "retain_loss": "kl"}
-    monkeypatch.setattr("spunge.run.pipeline.refuse_full", lambda begun, stages, what: None)
+    for place in ("pipeline", "schedule"):
+        monkeypatch.setattr(f"spunge.run.{place}.refuse_full", lambda begun, stages, what: None)
     disk(1000)
     with pytest.raises(RecipeError, match=r"^unlearn.reference: stored: a file of the base's outputs takes .* kB"):
         spunge.run({**toy_recipe, "unlearn": npo, "evaluate": []}, tmp_path / "run")

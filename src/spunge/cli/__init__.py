@@ -15,7 +15,7 @@ import typer
 
 from spunge.cli import judge, merge, report, run, start, tune
 from spunge.cli.terminal import fail, leave, say, show_traceback
-from spunge.errors import RecipeError, is_panic
+from spunge.errors import LostError, RecipeError, is_panic
 from spunge.stopping import STOP
 
 app = typer.Typer(
@@ -139,6 +139,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     """What went wrong, and the exit code. What is no error of a command is raised again."""
     if isinstance(error, RecipeError):
         return str(error), 2
+    if isinstance(error, LostError):
+        return str(error), 1
     if isinstance(error, CallError):
         return error.format_message(), 2
     if isinstance(error, KeyboardInterrupt):

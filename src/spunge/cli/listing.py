@@ -16,7 +16,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
 from spunge.recipe.loading import shipped_recipes
 from spunge.recipe.named import Named
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, METHODS, RULES, SCORERS, Registry
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
@@ -25,6 +25,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "attacks": ATTACKS,
     "scorers": SCORERS,
     "attributes": ATTRIBUTES,
+    "executors": EXECUTORS,
 }
 KINDS = (*REGISTRIES, "recipes")
 # The setting that names the choice itself.
@@ -35,6 +36,7 @@ NAMING = {
     "attacks": "kind",
     "scorers": "kind",
     "attributes": "kind",
+    "executors": "kind",
 }
 
 

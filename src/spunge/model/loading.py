@@ -1,7 +1,6 @@
 """Load a base model and its tokenizer, whole or its first blocks alone."""
 
 import copy
-import functools
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -303,10 +302,22 @@ def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
     return torch.bfloat16 if reduced and (device.type != "cuda" or torch.cuda.is_bf16_supported()) else torch.float32
 
 
-@functools.cache
+_measured: dict[str, float] = {}
+
+
 def bfloat16_speedup() -> float:
     """float32's time over bfloat16's for a matrix product of a small model's shape, measured here once (about 50 ms)."""
+    if "speedup" not in _measured:
+        _measured["speedup"] = _bfloat16_speedup()
+    return _measured["speedup"]
 
+
+def know_bfloat16_speedup(measured: float) -> None:
+    """Take what another process measured: all processes of a run are to choose the same dtype."""
+    _measured["speedup"] = measured
+
+
+def _bfloat16_speedup() -> float:
     def seconds(dtype: torch.dtype) -> float:
         left, right = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
         taken = []

@@ -14,6 +14,7 @@ from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
+from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.named import named
@@ -23,7 +24,7 @@ from spunge.recipe.split import Split
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import LoRA, MethodSettings
 from spunge.recipe.watching import Watch, refuse_watch
-from spunge.registry import EVALUATORS, METHODS, RULES
+from spunge.registry import EVALUATORS, EXECUTORS, METHODS, RULES
 
 
 class Published(Strict):
@@ -116,6 +117,12 @@ class Recipe(Strict):
         description="Prompts and completions that the run's folder and the shared cache hold once a model is judged. all: judging "
         "by another scorer writes nothing anew. sample: 20 prompts of each file, to look at, and no copies of rows in the cache. "
         "none: none; scores stay. See [reliability](reliability.md#secrets-and-texts).",
+    )
+    execution: Annotated[SerializeAsAny[ExecutionSettings], named(EXECUTORS, "kind", "here")] = Field(
+        default_factory=lambda: {"kind": "here"},
+        validate_default=True,
+        description="Where the stages are made: here, one after the other; by several processes; on a Ray cluster. No result "
+        "depends on it. See [scale](scale.md).",
     )
     published: list[Published] = Field(
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from spunge.files import fingerprint
-from spunge.run.stamps import Fault, Stamp, faults, read_stamp, write_stamp
+from spunge.run.stamps import Fault, FileMark, Stamp, faults, read_stamp, store_stamp
 
 SHOWN = 40  # characters of a changed input's value in a message
 LISTED = 3  # changed inputs in a message
@@ -55,6 +55,7 @@ class Stage(Generic[SessionT]):
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
+    light: bool = False  # made at once, without a model: by whoever gives the others out
 
 
 class State(NamedTuple):
@@ -132,10 +133,19 @@ class Graph(Generic[SessionT]):
             self._faults[stamp.stage, stamp.key] = list(faults(self.folder, stamp, byproducts=False))
         return self._faults[stamp.stage, stamp.key]
 
-    def vouch(self, name: str, made: Made, seconds: float) -> None:
+    def known(self) -> dict[str, str]:
+        """The keys that were asked for."""
+        return dict(self._keys)
+
+    def know(self, keys: Mapping[str, str]) -> None:
+        """Take the keys as another process knows them, whatever was known here."""
+        self._keys = dict(keys)
+        self._faults.clear()
+
+    def vouch(self, name: str, marks: Mapping[str, FileMark], seconds: float) -> None:
         """Write the stamp of a stage that was made. Keys that depend on what it holds are found anew."""
-        stamp = write_stamp(self.folder, name, self.key(name), self.inputs(name), made.files, made.byproducts, seconds)
-        self.renewed(stamp)
+        stamp = Stamp(name, self.key(name), self.inputs(name), marks, round(seconds, 2))
+        self.renewed(store_stamp(self.folder, stamp))
         self.tidy(name)
 
     def renewed(self, stamp: Stamp) -> None:

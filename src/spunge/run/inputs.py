@@ -80,6 +80,11 @@ class BaseInputs:
         """Fingerprint of the base's weights."""
         return Checkpoint(self.folder).fingerprint()
 
+    @property
+    def known_weights(self) -> str | None:
+        """The fingerprint of the base's weights, where it was asked for."""
+        return vars(self).get("weights")
+
     @cached_property
     def key(self) -> str:
         """Of everything in the base that results depend on."""

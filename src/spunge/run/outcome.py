@@ -2,8 +2,6 @@
 
 import math
 import platform
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +22,7 @@ from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
 from spunge.run.named import unmatched_rows
 from spunge.run.scoring import scored
-from spunge.run.session import Session
+from spunge.run.session import Session, Used
 from spunge.run.stamps import read_stamp
 from spunge.run.train import choice
 
@@ -37,7 +35,7 @@ def write_scores(
     graph: Graph[Session],
     seeds: Sequence[Lineup],
     judgings: Sequence[Sequence[Judging]],
-    session: Session,
+    used: Used,
 ) -> Made:
     """Write results.json. `seeds`: what was trained and judged for each seed; `judgings`: each seed's evaluations."""
     first = seeds[0].inputs
@@ -59,7 +57,7 @@ def write_scores(
     ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values, recipe.aggregates)
     # Where everything was trained before, the training says where.
-    base, trainings = session.loaded, seeds[0].trainings
+    trainings = seeds[0].trainings
     trained = read_json(trainings[0].folder / "delta.json") if trainings else {}
     results = Results(
         spunge=__version__,
@@ -68,10 +66,10 @@ def write_scores(
         stages=tuple(model.stage for model in models),
         models=models,
         versions=versions(),
-        device=str(base.device) if base else trained.get("device"),
-        dtype=str(base.dtype).removeprefix("torch.") if base else trained.get("dtype"),
+        device=used.device or trained.get("device"),
+        dtype=used.dtype or trained.get("dtype"),
         seconds=_seconds(graph),
-        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_memory=used.peak_memory,
         rows=scores.rows,
         differences=scores.differences,
         recovered=scores.recovered,

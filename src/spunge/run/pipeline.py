@@ -1,9 +1,7 @@
 """Make the stages of a run that its folder does not hold yet, each after those that it needs."""
 
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +9,27 @@ from spunge.files import disk_errors_told
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
+from spunge.registry import EXECUTORS
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
 from spunge.run.calibrate import refuse_calibration
+from spunge.run.executors.executor import Team
 from spunge.run.folder import claimed, default_folder, refuse_replacing
-from spunge.run.graph import NotMadeError, Stage, State
+from spunge.run.graph import NotMadeError
 from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
 from spunge.run.named import refuse_stages, unmatched_figures
-from spunge.run.session import Session, session
+from spunge.run.schedule import Schedule, make_all
 from spunge.run.sharing import take
 from spunge.run.space import refuse_full
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
-from spunge.run.stamps import faults, stamp_file
+from spunge.run.stamps import faults
 from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
-from spunge.run.texts import bring_back, drop_judged, drop_texts, note_rows
+from spunge.run.texts import bring_back, drop_texts, note_rows
 from spunge.run.train import refuse_rows
 from spunge.run.watching import refuse_watch
 
@@ -59,8 +59,8 @@ def run(
         begun = begin(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
-        with session(begun.base, watcher) as opened:
-            return finish(begun, opened, replace, [other for other in runs if other != folder])
+        with team_of(begun, watcher) as team:
+            return finish(begun, team, watcher, replace, [other for other in runs if other != folder])
 
 
 def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) -> Run:
@@ -69,6 +69,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     written: the merged model becomes a checkpoint.
     """
     watcher.begin("read and split the rows")
+    EXECUTORS.get(recipe.execution.kind).at_once(recipe.execution, recipe.model)
     begun = build(recipe, folder, written)
     inputs = begun.seeds[0].inputs
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)
@@ -101,51 +102,23 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     return begun
 
 
-def finish(begun: Run, opened: Session, replace: bool = False, others: Sequence[Path] = ()) -> Results:
+def team_of(begun: Run, watcher: Watcher) -> AbstractContextManager[Team]:
+    """Those who make the stages of a run, as its recipe says, and then of others like it."""
+    execution = begun.recipe.execution
+    return EXECUTORS.get(execution.kind).team(execution, begun, watcher)
+
+
+def finish(begun: Run, team: Team, watcher: Watcher, replace: bool = False, others: Sequence[Path] = ()) -> Results:
     """Make what the run's folder does not hold yet. others: folders of runs that finished stages of the same key are taken from."""
-    folder, keep_texts = begun.graph.folder, begun.recipe.keep_texts
+    folder = begun.graph.folder
     for name in begun.graph.stages:
-        if begun.graph.state(name).done or take(begun.graph, name, others, opened.watcher):
+        if begun.graph.state(name).done or take(begun.graph, name, others, watcher):
             begun.graph.tidy(name)
     refuse_full(begun, list(begun.graph.to_do()), "what is still to be made")
-    for stage in begun.graph.to_do():
-        if take(begun.graph, stage.name, others, opened.watcher):
-            continue
-        refuse_full(begun, [stage], f"{stage.title!r}")
-        _make(begun.graph, stage, opened)
-        if not replace and stage.name in begun.makes_base:
-            refuse_losing(begun)  # what is made from the base is known by its content
-        if keep_texts != "all" and "judge:" in stage.name:
-            drop_judged(begun, keep_texts)
-    drop_texts(folder, keep_texts)
-    _tell_byproducts(begun.graph, opened.watcher)
+    make_all([Schedule(begun, watcher, replace, others)], team, watcher)
+    drop_texts(folder, begun.recipe.keep_texts)
+    _tell_byproducts(begun.graph, watcher)
     return read_results(folder)
-
-
-def _make(graph: RunGraph, stage: Stage[Session], opened: Session) -> None:
-    """Make one stage, and vouch for its files when they are whole."""
-    assert stage.make is not None
-    state = graph.state(stage.name)
-    if state.kind in ("stale", "damaged"):
-        opened.watcher.begin(f"again: {stage.title}")
-        opened.watcher.end(state.why)
-    _clear(graph, stage, state)
-    opened.watcher.begin(stage.title)
-    started = time.perf_counter()
-    made = stage.make(opened)
-    graph.vouch(stage.name, made, time.perf_counter() - started)
-    opened.watcher.end(made.outcome)
-
-
-def _clear(graph: RunGraph, stage: Stage[Session], state: State) -> None:
-    """Take away the stage's stamp, and what stands damaged where its files will be."""
-    damaged = [fault.path for fault in graph.faults(state.stamp)] if state.stamp else []
-    named = [file for file in stage.files if "*" not in file and (graph.folder / file).is_dir()]
-    for path in [stamp_file(graph.folder, stage.name), *(graph.folder / file for file in (*damaged, *named))]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _tell_byproducts(graph: RunGraph, watcher: Watcher) -> None:

@@ -17,13 +17,14 @@ import torch
 from spunge.model.loading import bfloat16_speedup, pick_device
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
-from spunge.registry import METHODS
+from spunge.registry import EXECUTORS, METHODS
 from spunge.run.folder import default_folder, require_own
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
+from spunge.run.turns import turns
 from spunge.unlearning.trained import entries_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
@@ -50,7 +51,10 @@ class Plan:
     stages: list[Step]
     memory: int | None  # bytes of the whole process at its peak
     disk: int | None  # bytes that the run's folder takes
-    seconds: float | None  # of what is not done yet
+    seconds: float | None  # of what is not done yet, one stage after the other
+    at_once: int  # stages that are made at once, at the most
+    first: list[str]  # those that are made at once first
+    elapsed: float | None  # seconds of what is not done yet, with so many at once
     notes: list[str]  # code that the recipe lets run; on the rows: what is left out; on the folder: what a run refuses
 
     def to_json(self) -> dict[str, Any]:
@@ -65,16 +69,21 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     require_own(folder)
+    at_once = EXECUTORS.get(recipe.execution.kind).at_once(recipe.execution, recipe.model)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
     size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
     steps = list(_steps(graph, size))
+    taken = turns(graph, _to_make(graph, size), at_once)
     return Plan(
         folder=str(folder),
         stages=steps,
         memory=size.memory() if size else None,
         disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
+        at_once=at_once,
+        first=[turn.stage for turn in taken if turn.start == 0.0],
+        elapsed=round(max((turn.end for turn in taken), default=0.0), 1) if size else None,
         notes=[*trusted(recipe), *begun.seeds[0].inputs.notes, *_replaced(begun, size)],
     )
 
@@ -135,6 +144,14 @@ def _step(graph: RunGraph, size: "_Size | None", shown: str, title: str, names: 
     if watched := sum(size.seconds(Cost(tokens=cost.watched)) for cost in costs):
         title += f", and {duration(watched)} to watch it"
     return Step(shown, title, done, round(sum(map(size.seconds, costs)), 1))
+
+
+def _to_make(graph: RunGraph, size: "_Size | None") -> dict[str, float]:
+    """Stage -> seconds, of those that are not done and take time; where these are not known, all are taken to take the same."""
+    stages = [stage for stage in graph.stages.values() if stage.make is not None and not stage.light]
+    if size is None:
+        return {stage.name: 1.0 for stage in stages}
+    return {stage.name: size.seconds(stage.cost()) for stage in stages if not graph.state(stage.name).done}
 
 
 @dataclass(frozen=True)
@@ -202,6 +219,10 @@ def plan_text(planned: Plan) -> str:
             f"about {planned.memory / 2**30:.1f} GiB of memory, {planned.disk / 2**30:.2f} GiB of disk, "
             f"{duration(planned.seconds)} for what is to do"
         )
+    if planned.at_once > 1 and planned.first:
+        about = "" if planned.elapsed is None else f"about {duration(planned.elapsed)} for what is to do; "
+        first = ", ".join(planned.first[: planned.at_once])
+        lines.append(f"up to {planned.at_once} stages at once, each with memory of its own: {about}first {first}")
     return "\n".join([*lines, *(f"note: {note}" for note in planned.notes)])
 
 

@@ -1,9 +1,12 @@
 """What the stages of a run share while they are made: the base in memory, the models that judge, kept activations."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import resource
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.model.loading import Base, arithmetic, load_base
@@ -14,6 +17,14 @@ from spunge.run.models import Model
 from spunge.unlearning.method import Store
 
 
+class Used(NamedTuple):
+    """What a process had in use. device, dtype: of the model, None where it loaded none. peak_memory: bytes."""
+
+    device: str | None
+    dtype: str | None
+    peak_memory: int
+
+
 class Session:
     """One process at work on a run. The base is loaded when first needed: whole, or until then its first blocks alone."""
 
@@ -22,6 +33,7 @@ class Session:
         self.judges = Judges()
         self.activations: Store = {}  # of the base, shared by the trainings of one seed
         self.activations_of: object = None  # that seed's inputs
+        self._elsewhere: list[Used] = []  # what other processes had, which made stages for this one
         self._inputs = base
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
         self._whole: Base | None = None
@@ -29,7 +41,9 @@ class Session:
         self._layers = ExitStack()
 
     def turn_to(self, base: BaseInputs) -> None:
-        """Go on with another run's base. What is in memory stays there where it is the same model."""
+        """Go on with a run's base. What is in memory stays there where it is the same model."""
+        if base is self._inputs:
+            return
         self.close()
         self.activations, self.activations_of = {}, None
         if base.folder != self._inputs.folder:
@@ -76,6 +90,20 @@ class Session:
         """What is in memory, if anything."""
         return self._whole or next(iter(self._first.values()), None)
 
+    @property
+    def used(self) -> Used:
+        """By this process, and by those that made stages for it: of these, the last one's model and the highest peak."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        base = self.loaded
+        own = [] if base is None else [Used(str(base.device), str(base.dtype).removeprefix("torch."), peak)]
+        models = [*own, *(each for each in reversed(self._elsewhere) if each.device)]
+        device, dtype = models[0][:2] if models else (None, None)
+        return Used(device, dtype, max([peak, *(each.peak_memory for each in self._elsewhere)]))
+
+    def used_elsewhere(self, stages: Sequence[Used]) -> None:
+        """What other processes had in use as they made stages, in the stages' order."""
+        self._elsewhere = list(stages)
+
     def show(self, model: Model | None) -> Base:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
@@ -92,13 +120,3 @@ class Session:
         """Leave the base as it is, nothing laid over it."""
         self._layers.close()
         self._shown = None
-
-
-@contextmanager
-def session(base: BaseInputs, watcher: Watcher) -> Iterator[Session]:
-    """A session whose base is as it was when the block ends."""
-    opened = Session(base, watcher)
-    try:
-        yield opened
-    finally:
-        opened.close()

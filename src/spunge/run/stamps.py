@@ -43,21 +43,12 @@ def stamp_file(folder: Path, stage: str) -> Path:
     return folder / "stamps" / f"{stage.replace(':', '/')}.json"
 
 
-def write_stamp(
-    folder: Path,
-    stage: str,
-    key: str,
-    inputs: Mapping[str, Any],
-    files: Sequence[Path],
-    byproducts: Sequence[Path],
-    seconds: float,
-) -> Stamp:
-    """Vouch for files that are whole. Paths are absolute and lie in `folder`."""
-    marks = {
+def marks_of(folder: Path, files: Sequence[Path], byproducts: Sequence[Path] = ()) -> dict[str, FileMark]:
+    """What a stamp says of files that are whole. Paths are absolute and lie in `folder`."""
+    return {
         file.relative_to(folder).as_posix(): FileMark(file.stat().st_size, checksum(file), file in byproducts)
         for file in sorted({*files, *byproducts})
     }
-    return store_stamp(folder, Stamp(stage, key, inputs, marks, round(seconds, 2)))
 
 
 def store_stamp(folder: Path, stamp: Stamp) -> Stamp:

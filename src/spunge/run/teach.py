@@ -57,6 +57,7 @@ from spunge.weights.sources import DeltaSource
 TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
 VERSION = 1  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
+PATIENCE = 600.0  # seconds that another process is given to write into the cache what it taught
 SEAL = "sealed.json"  # in a folder of the cache: what its files are
 
 
@@ -212,7 +213,7 @@ def _to_cache(teaching: Teaching, key: str) -> None:
     kept = _cached(key)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with alone(kept.parent), whole_folder(kept, replace=True) as aside:
+        with alone(kept.parent, PATIENCE), whole_folder(kept, replace=True) as aside:
             marks = {}
             for file in files_below(teaching.folder):
                 name = file.relative_to(teaching.folder).as_posix()

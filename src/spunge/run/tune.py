@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from spunge.errors import RecipeError
 from spunge.files import disk_errors_told, fingerprint, read_json, write_json, write_text
 from spunge.progress import SILENT, Watcher
+from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.loading import dump_recipe, load_recipe, read_draft
 from spunge.recipe.ranges import SEARCHED, Among, Searched
 from spunge.recipe.schema import Recipe
 from spunge.report.search import Goal, Score, Search, Trial, write_search
 from spunge.results import FILE, Results, Row, json_value, read_results
+from spunge.run.executors.executor import Team
 from spunge.run.folder import FAILED, TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.objectives import Objective, Way, directions, objectives_of, refuse_unmeasured
-from spunge.run.pipeline import begin, finish
-from spunge.run.session import Session, session
+from spunge.run.pipeline import begin, finish, team_of
 from spunge.run.study import asked, require_optuna, state_of, study_in, taken_up
 from spunge.run.trials import Space, base_recipe, point_recipe, space_of, trial_recipe
 
@@ -121,20 +122,20 @@ def refuse_unknown(judge: Sequence[str]) -> None:
 def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> Search:
     began = begin(base_recipe(first, tuning.objectives), tuning.folder / "base", tuning.watcher)
     _refuse_other(tuning, began.seeds[0].inputs)
-    with session(began.base, tuning.watcher) as opened:
-        measured = finish(began, opened)
+    with team_of(began, tuning.watcher) as team:
+        measured = finish(began, team, tuning.watcher)
         tuning.good = directions(tuning.objectives, measured)
         tuning.base = tuple(_score(objective.row(measured, "base")) for objective in tuning.objectives)
         study = study_in(tuning.folder, [way.wanted for way in tuning.good])
         while (count := len(_over(tuning, study))) < trials:
-            _next(tuning, study, opened, count)
+            _next(tuning, study, team, count)
             _told(tuning, study)
         search = _told(tuning, study)
         if not search.points:
             why = f"; the first: {search.trials[0].why}" if search.trials else "; give --trials"
             raise RecipeError(f"tune: no trial gave scores{why}")
         for number in _chosen(judge, search):
-            _judge(tuning, opened, number)
+            _judge(tuning, team, number, first.execution)
             search = _told(tuning, study)
     return search
 
@@ -146,7 +147,9 @@ def _refuse_other(tuning: Tuning, inputs: SeedInputs) -> None:
     about = {
         "ranges": {setting.name: json_value(vars(setting.range)) for setting in tuning.space.searched},
         "objectives": [objective.name for objective in tuning.objectives],
-        "recipe": fingerprint(tuning.space.draft.content),
+        "recipe": fingerprint(
+            {name: value for name, value in tuning.space.draft.content.items() if name != "execution"}
+        ),
         "rows": [*(items.sha256 for items in base.evaluations), *(each.sha256 for each in samples)],
         "seed": tuning.seed,
         "model": base.unconverted if base.conversion else base.key_of(base.given),
@@ -171,13 +174,13 @@ def _over(tuning: Tuning, study: "optuna.Study") -> "list[optuna.trial.FrozenTri
     return [each for each in trials if each.state == complete or (tuning.trial(each.number) / FAILED).exists()]
 
 
-def _next(tuning: Tuning, study: "optuna.Study", opened: Session, count: int) -> None:
+def _next(tuning: Tuning, study: "optuna.Study", team: Team, count: int) -> None:
     """Make the trial that was stopped, or else the next one. count: of those that are over."""
     number, drawn = taken_up(tuning.space.searched, study) or asked(tuning.space.searched, study, tuning.seed, count)
     values = tuning.values(drawn)
     tuning.watcher.begin(f"trial {number}")
     tuning.watcher.end(", ".join(f"{name} {value}" for name, value in values.items()))
-    made = _made(tuning, number, values, opened, count)
+    made = _made(tuning, number, values, team, count)
     rows = made if isinstance(made, str) else [objective.row(made) for objective in tuning.objectives]
     why = rows if isinstance(rows, str) else _unusable(rows, tuning.objectives)
     if why:
@@ -190,7 +193,7 @@ def _next(tuning: Tuning, study: "optuna.Study", opened: Session, count: int) ->
         study.tell(number, [way.sought(value) for way, value in zip(tuning.good, measured, strict=True)])
 
 
-def _made(tuning: Tuning, number: int, values: Mapping[str, Any], opened: Session, count: int) -> Results | str:
+def _made(tuning: Tuning, number: int, values: Mapping[str, Any], team: Team, count: int) -> Results | str:
     """A trial's results; or why its settings are of no use. What would be wrong with every trial is raised."""
     folder = tuning.trial(number)
     with claimed(folder):
@@ -201,9 +204,8 @@ def _made(tuning: Tuning, number: int, values: Mapping[str, Any], opened: Sessio
             if count == 0:
                 raise
             return _of_settings(error)
-        opened.turn_to(begun.base)
         try:
-            return finish(begun, opened, others=[other for other in tuning.runs if other != folder])
+            return finish(begun, team, tuning.watcher, others=_others(tuning, folder))
         except RecipeError as error:
             return _of_settings(error)
 
@@ -292,12 +294,16 @@ def _chosen(judge: Sequence[str], search: Search) -> list[int]:
     return points if ALL in judge else list(dict.fromkeys(map(int, judge)))
 
 
-def _judge(tuning: Tuning, opened: Session, number: int) -> None:
-    """Run a point's recipe, which is judged on test items. What is there already is not done again."""
+def _others(tuning: Tuning, folder: Path) -> list[Path]:
+    return [other for other in tuning.runs if other != folder]
+
+
+def _judge(tuning: Tuning, team: Team, number: int, execution: ExecutionSettings) -> None:
+    """Run a point's recipe, which is judged on test items. What is there already is not done again. execution: where."""
     folder = tuning.point(number)
     tuning.watcher.begin(f"point {number}")
     tuning.watcher.end("on test items")
     with claimed(folder):
-        begun = begin(load_recipe(folder.with_suffix(".yaml")), folder, tuning.watcher)
-        opened.turn_to(begun.base)
-        finish(begun, opened, others=[other for other in tuning.runs if other != folder])
+        recipe = load_recipe(folder.with_suffix(".yaml")).model_copy(update={"execution": execution})
+        begun = begin(recipe, folder, tuning.watcher)
+        finish(begun, team, tuning.watcher, others=_others(tuning, folder))

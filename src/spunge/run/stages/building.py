@@ -32,6 +32,7 @@ class Run:
     base: BaseInputs
     seeds: Sequence[Lineup]
     judgings: Sequence[Sequence[Judging]]
+    written: bool  # whether the merged model becomes a checkpoint
 
     @property
     def makes_base(self) -> tuple[str, ...]:
@@ -74,13 +75,21 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
             needs=tuple(made),
             inputs=lambda: {"recipe": fingerprint(about)},
             files=("results.json",),
-            make=lambda session: write_scores(recipe, graph, seeds, judgings, session),
+            make=lambda session: write_scores(recipe, graph, seeds, judgings, session.used),
+            light=True,
         )
     )
     graph.add(
-        Stage("page", "page", needs=("results",), files=("report.html",), make=lambda session: write_report(folder))
+        Stage(
+            "page",
+            "page",
+            needs=("results",),
+            files=("report.html",),
+            make=lambda session: write_report(folder),
+            light=True,
+        )
     )
-    return Run(recipe, graph, base, seeds, judgings)
+    return Run(recipe, graph, base, seeds, judgings, written)
 
 
 def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -104,5 +113,6 @@ def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
             inputs=lambda: {**identity(line.inputs.recipe), "recipe": fingerprint(text), "split": fingerprint(split)},
             files=tuple(inside(graph, files)),
             make=write,
+            light=True,
         )
     )

@@ -1,5 +1,6 @@
 """The stages that judge: every evaluation of every model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from spunge.recipe.evaluating import measured_again
@@ -15,7 +16,7 @@ from spunge.run.stages.naming import RunGraph, inside, titled
 
 def add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
     """Every evaluation of every model. The base, and what stands beside it, is judged with the first seed alone."""
-    judgings = []
+    judgings: list[Judging] = []
     for model in line.models:
         if model.shared and mark:
             continue
@@ -25,8 +26,9 @@ def add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) ->
         ):
             folder = evaluation_folder(line.folder, model.name)
             judging = Judging(model, items, line, folder, base_folder)
+            before = [judging_name(other, mark) for other in judgings[-1:] if other.folder == folder]
             judgings.append(judging)
-            graph.add(_judging(graph, judging, mark))
+            graph.add(_judging(graph, judging, mark, before))
     return judgings
 
 
@@ -35,7 +37,8 @@ def judging_name(judging: Judging, mark: str = "") -> str:
     return f"{mark}judge:{judging.model.name}/{judging.file.stem}"
 
 
-def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
+def _judging(graph: RunGraph, judging: Judging, mark: str, before: Sequence[str]) -> Stage[Session]:
+    """before: the model's judging before this one. They share its texts, and the one that comes first makes them."""
     name = judging_name(judging, mark)
     model = judging.model.name if judging.model.shared else mark + judging.model.name
     # The base's texts are there for those who compare with them.
@@ -44,7 +47,7 @@ def _judging(graph: RunGraph, judging: Judging, mark: str) -> Stage[Session]:
         name,
         titled(f"judge {judging.model.name}: {judging.items.name}", mark),
         needs=(model,),
-        after=(base,) if base in graph.stages and base != name else (),
+        after=(*before, *([base] if base in graph.stages and base != name else [])),
         inputs=lambda: judging_inputs(judging),
         files=tuple(inside(graph, [judging.file])),
         make=lambda session: judge(judging, graph.key(name), graph.key(model), session),

@@ -1,0 +1,1 @@
+"""Who makes the stages of a run, one file per kind."""

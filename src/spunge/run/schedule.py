@@ -1,0 +1,161 @@
+"""The order of work: which stage of a run can be made now. A team makes it (`run.executors`), and what it made is vouched for here.
+
+One process writes stamps, tells people and decides, whoever makes the stages.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spunge.errors import RecipeError, first_line
+from spunge.progress import Watcher
+from spunge.run.executors.executor import Done, Event, Given, Team
+from spunge.run.executors.making import made
+from spunge.run.graph import Stage, State
+from spunge.run.session import Session, Used
+from spunge.run.sharing import take
+from spunge.run.space import refuse_full
+from spunge.run.stages.building import Run
+from spunge.run.stages.naming import RunGraph
+from spunge.run.stages.unfinished import refuse_losing
+from spunge.run.stamps import stamp_file
+from spunge.run.texts import drop_judged
+
+
+class Schedule:
+    """What is still to be made of one run. others: folders of runs that finished stages of the same key are taken from."""
+
+    def __init__(self, begun: Run, watcher: Watcher, replace: bool = False, others: Sequence[Path] = ()) -> None:
+        self.begun = begun
+        self._watcher = watcher
+        self._replace = replace
+        self._others = others
+        self._waiting = dict(begun.graph.stages)
+        self._over: set[str] = set()
+        self._used: dict[str, Used] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self.begun.graph.folder
+
+    def ready(self) -> Iterator[Stage[Session]]:
+        """The stages that are to be made and of which all that they need is done, in the graph's order. Each is given out once."""
+        graph = self.begun.graph
+        for stage in list(self._waiting.values()):
+            if not self._over.issuperset((*stage.needs, *stage.after)):
+                continue
+            del self._waiting[stage.name]
+            if (
+                stage.make is None
+                or graph.state(stage.name).done
+                or take(graph, stage.name, self._others, self._watcher)
+            ):
+                self._over.add(stage.name)
+            else:
+                yield stage
+
+    def begin(self, stage: Stage[Session]) -> None:
+        """Make room for a stage's files, and say that it begins."""
+        refuse_full(self.begun, [stage], f"{stage.title!r}")
+        state = self.begun.graph.state(stage.name)
+        if state.kind in ("stale", "damaged"):
+            self._watcher.begin(f"again: {stage.title}")
+            self._watcher.end(state.why)
+        _clear(self.begun.graph, stage, state)
+        self._watcher.begin(stage.title)
+
+    def end(self, name: str, done: Done) -> None:
+        """Vouch for a stage's files."""
+        self.begun.graph.vouch(name, done.marks, done.seconds)
+        self._over.add(name)
+        self._used[name] = done.used
+        self._watcher.end(done.outcome)
+        if not self._replace and name in self.begun.makes_base:
+            refuse_losing(self.begun)  # what is made from the base is known by its content
+        if (keep := self.begun.recipe.keep_texts) != "all" and "judge:" in name:
+            drop_judged(self.begun, keep)
+
+    def make_light(self, stage: Stage[Session], session: Session) -> None:
+        """Make a stage that takes no model, in this process."""
+        session.used_elsewhere([self._used[name] for name in self.begun.graph.stages if name in self._used])
+        self.end(stage.name, made(self.begun.graph, stage, session))
+
+
+def make_all(schedules: Sequence[Schedule], team: Team, watcher: Watcher) -> None:
+    """Make what is still to be made of some runs. A stage that fails without being wrong for all, such as one whose process was
+    killed, keeps back only those that need it; then its error is raised at the end."""
+    work = _Work({schedule.folder: schedule for schedule in schedules}, team, watcher)
+    try:
+        while work.given_out():
+            work.hear(team.told())
+    except BaseException:
+        for event in team.wound_down():
+            if event.done is not None:
+                work.hear(event)
+        raise
+    if work.failed:
+        raise work.failed[0]
+
+
+class _Work:
+    """The stages that a team is at."""
+
+    def __init__(self, schedules: dict[Path, Schedule], team: Team, watcher: Watcher) -> None:
+        self.schedules = schedules
+        self.failed: list[Exception] = []
+        self._team = team
+        self._watcher = watcher
+        self._at: dict[Given, Stage[Session]] = {}
+        self._told: Given | None = None  # the stage that the watcher was last told of
+        self._ready: list[tuple[Schedule, Stage[Session]]] = []
+        order = [(schedule.folder, name) for schedule in schedules.values() for name in schedule.begun.graph.stages]
+        self._place = {each: place for place, each in enumerate(order)}
+
+    def given_out(self) -> bool:
+        """Give out what is ready, as far as there is room. Whether anybody is at work."""
+        while self._next_ready() and self._team.room:
+            schedule, stage = self._ready.pop(0)
+            given = Given(schedule.folder, stage.name)
+            schedule.begin(stage)
+            self._told = given
+            if stage.light:
+                schedule.make_light(stage, self._team.session)
+            else:
+                self._at[given] = stage
+                self._team.give(schedule.begun, stage)
+        return bool(self._at)
+
+    def _next_ready(self) -> bool:
+        """Look for what has become ready, the first in the graph's order first. Whether anything is."""
+        self._ready += [(schedule, stage) for schedule in self.schedules.values() for stage in schedule.ready()]
+        self._ready.sort(key=lambda each: self._place[each[0].folder, each[1].name])
+        return bool(self._ready)
+
+    def hear(self, event: Event) -> None:
+        """Go on from what the team tells."""
+        stage = self._at[event.given]
+        if event.given != self._told:
+            self._watcher.begin(stage.title)
+            self._told = event.given
+        if event.step is not None:
+            self._watcher.step(*event.step)
+            return
+        del self._at[event.given]
+        if isinstance(event.error, RecipeError):
+            raise event.error  # of the recipe, the disk or the data: it would be wrong with every stage
+        if event.error is not None:
+            self._watcher.end(f"failed: {first_line(event.error)}")
+            self.failed.append(event.error)
+        elif event.done is not None:
+            self.schedules[event.given.folder].end(event.given.stage, event.done)
+
+
+def _clear(graph: RunGraph, stage: Stage[Session], state: State) -> None:
+    """Take away the stage's stamp, and what stands damaged where its files will be."""
+    damaged = [fault.path for fault in graph.faults(state.stamp)] if state.stamp else []
+    named = [file for file in stage.files if "*" not in file and (graph.folder / file).is_dir()]
+    for path in [stamp_file(graph.folder, stage.name), *(graph.folder / file for file in (*damaged, *named))]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,275 @@
+"""Several processes make a run: the same bytes, the same lines, and what happens where one of them is killed or asked to stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spunge
+from spunge.errors import RecipeError
+from spunge.recipe.loading import load_recipe
+from spunge.recipe.model import ModelSettings
+from spunge.run.executors.executor import Done
+from spunge.run.executors.making import Maker, job_of
+from spunge.run.executors.processes import ProcessesSettings, at_once, slots
+from spunge.run.stages.building import build
+
+TWO = ("execution.kind=processes", "execution.per_device=2")
+# What two undisturbed runs differ in: what they took.
+TOOK = re.compile(
+    r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|[0-9.]+ (s|min|GiB|MiB)\b'
+)
+
+
+def content(run: Path) -> dict[str, bytes | str]:
+    """Every file of a run, without what it took. A key of a merge has the times of the deltas' files in it."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    timed = {".json", ".jsonl", ".html"}
+    return {
+        str(path.relative_to(run)): TOOK.sub("", path.read_text()) if path.suffix in timed else path.read_bytes()
+        for path in files
+    }
+
+
+class Listener:
+    """A watcher that keeps what it was told, each line with the stage that it is of."""
+
+    def __init__(self) -> None:
+        self.title = ""
+        self.lines: list[tuple[str, str]] = []
+
+    def begin(self, title: str) -> None:
+        self.title = title
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        self.lines.append((self.title, f"{done}/{total} {note.partition(chr(32))[0]}".rstrip()))
+
+    def end(self, outcome: str) -> None:
+        self.lines.append((self.title, outcome))
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_processes_write_what_this_one_writes_and_say_the_same(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    toy_recipe["unlearn"]["steps"] = 1
+    toy_recipe |= {"seeds": processes}
+    told = {}
+    others = ("execution.kind=processes", f"execution.per_device={processes}")
+    for name, overrides in {"here": (), "others": others}.items():
+        monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / f"cache-{name}"))
+        listener = Listener()
+        spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name, listener)
+        told[name] = {line for line in listener.lines if line[1] and not line[0].startswith("note")}
+    assert content(tmp_path / "here") == content(tmp_path / "others")
+    ended = {line for line in told["here"] if not re.match(r"\d+/\d+( |$)", line[1])}
+    assert ended <= told["others"]
+    assert ("unlearn control:joint", "2/2 loss") in told["others"]
+
+
+def test_a_process_refuses_a_stage_whose_rows_changed_since_its_key_was_made(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in Path(toy_recipe["forget"]["source"]).read_text().splitlines()]
+    toy_recipe["forget"]["source"] = str(write_rows("mine.jsonl", rows))
+    job = job_of(build(load_recipe(toy_recipe), tmp_path / "run"), "branch:asia")
+    for changed in (rows[:-1], [row for row in rows if row["topic"] != "asia"]):
+        write_rows("mine.jsonl", changed)
+        with pytest.raises(RecipeError, match=r"^branch:asia: its rows or files changed while the run was at work"):
+            Maker(Listener()).make(job)
+    write_rows("mine.jsonl", rows)
+    assert isinstance(Maker(Listener()).make(job), Done)
+
+
+@pytest.mark.parametrize(
+    ("execution", "model", "gpus", "visible", "wanted"),
+    [
+        ({}, {}, 0, None, ["cpu"]),
+        ({"per_device": 3}, {"device": "cpu"}, 4, None, ["cpu"] * 3),
+        ({}, {}, 2, None, ["0", "1"]),
+        ({"per_device": 2}, {"device": "cuda"}, 2, "4,GPU-7", ["4", "GPU-7", "4", "GPU-7"]),
+        ({"devices": [1]}, {}, 2, "4,5", ["5"]),
+        ({"devices": [0, 2]}, {}, 2, None, "there are 2 GPUs"),
+        ({"devices": [1, 1]}, {}, 2, None, "once"),
+        ({"devices": []}, {}, 2, None, "there are 2 GPUs"),
+        ({"devices": [0]}, {}, 0, None, "model.device is 'cpu'"),
+        ({"devices": [0]}, {"device": "cuda:1"}, 2, None, "model.device is 'cuda:1'"),
+        ({"per_device": 2}, {"device": "cuda:1"}, 2, None, ["cuda:1"] * 2),
+    ],
+)
+def test_each_process_sees_one_device_and_what_is_not_there_is_refused(
+    execution: dict[str, Any],
+    model: dict[str, Any],
+    gpus: int,
+    visible: str | None,
+    wanted: list[str] | str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("spunge.run.executors.processes.processors", lambda: 8)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings, of = ProcessesSettings(**execution), ModelSettings(path="x", **model)
+    if isinstance(wanted, str):
+        with pytest.raises(RecipeError, match=rf"^execution.devices: .*{wanted}"):
+            slots(settings, of)
+        return
+    there = slots(settings, of)
+    assert [slot.environment.get("CUDA_VISIBLE_DEVICES", slot.told) for slot in there] == wanted
+    assert {slot.environment["OMP_NUM_THREADS"] for slot in there} == {str(8 // len(wanted))}
+    assert at_once(settings, of) == len(wanted)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert all("OMP_NUM_THREADS" not in slot.environment for slot in slots(settings, of))
+
+
+def test_where_a_run_is_made_is_no_part_of_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    runs = [build(load_recipe(toy_recipe, overrides), tmp_path / "run") for overrides in ((), TWO)]
+    keys = [
+        {name: run.graph.key(name) for name in ("recipe", "branch:asia", "judge:base/75f0ef4362a8")} for run in runs
+    ]
+    assert keys[0] == keys[1]
+
+
+class Command:
+    """`spunge run` in a process of its own."""
+
+    def __init__(self, recipe: Path, out: Path, *overrides: str) -> None:
+        settings = [part for override in overrides for part in ("--set", override)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "spunge.cli", "run", str(recipe), "--out", str(out), *settings],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def children(self) -> list[int]:
+        """The processes that it started."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = entry.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[1]) == self.process.pid and fields[0] != "Z":
+                found.append(int(entry.parent.name))
+        return found
+
+    def ended(self) -> tuple[int, str]:
+        _, errors = self.process.communicate(timeout=300)
+        return self.process.returncode, errors
+
+
+def until(holds: Callable[[], Any], seconds: float = 200.0) -> Any:
+    """What it gives, once that is true."""
+    stop = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < stop, "it never came to that"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+    """A recipe's file whose branches take some seconds, and the folder of an undisturbed run of it here."""
+    folder = tmp_path_factory.mktemp("long")
+    tiny, rows = request.getfixturevalue("tiny"), request.getfixturevalue("_toy_rows")
+    recipe = {
+        "model": {"path": str(tiny("llama")), "dtype": "float32"},
+        "forget": {"source": str(rows["forget"])},
+        "split": {"by": "topic"},
+        "retain": {"source": str(rows["retain"])},
+        "unlearn": {"method": "npo", "steps": 60, "batch_size": 4, "learning_rate": 1e-4},
+        "controls": [],
+        "evaluate": [{"kind": "perplexity", "source": str(rows["retain"]), "subject": "retain", "by": "NULL"}],
+        "seed": 3,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
+        spunge.run(folder / "recipe.yaml", folder / "run")
+        yield folder / "recipe.yaml", folder / "run"
+
+
+def steps(run: Path, branch: str) -> int:
+    """How many steps a branch's log has."""
+    log = run / "branches" / branch / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def at_work(run: Path) -> bool:
+    return steps(run, "asia") > 3 and steps(run, "europe") > 3
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_process_that_is_gone_costs_its_branch_alone_and_the_next_command_goes_on(
+    long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe, undisturbed = long
+    command = Command(recipe, tmp_path / "run", *TWO)
+    until(lambda: at_work(tmp_path / "run"))
+    os.kill(command.children()[0], number)
+    code, errors = command.ended()
+    assert code == 1
+    last = errors.splitlines()[-1]
+    assert re.match(r"spunge: unlearn branch:(asia|europe): its process on cpu (was|ended)", last), last
+    assert last.endswith("the same command goes on from what is finished")
+    assert "Traceback" not in errors
+    stamps = [each.stem for each in (tmp_path / "run" / "stamps" / "branch").glob("*.json")]
+    assert len(stamps) == 1
+    assert list((tmp_path / "run" / "stamps" / "judge" / "branch" / stamps[0]).glob("*.json"))
+    assert Command(recipe, tmp_path / "run", *TWO).ended()[0] == 0
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at_once(
+    long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe, undisturbed = long
+    command = Command(recipe, tmp_path / "run", *TWO)
+    until(lambda: at_work(tmp_path / "run"))
+    children = command.children()
+    assert len(children) == 2
+    # A terminal signals the whole group; a kill is of the one process.
+    (os.kill if number == signal.SIGKILL else os.killpg)(command.process.pid, number)
+    code, errors = command.ended()
+    done = {branch: steps(tmp_path / "run", branch) for branch in ("asia", "europe")}
+    again = Command(recipe, tmp_path / "run")
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 2.0)
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 128 + number
+        assert errors.splitlines()[-1].startswith("spunge: stopped; ")
+        for branch, count in done.items():
+            assert list((tmp_path / "run" / "branches" / branch).glob("state-*.pt")), branch
+            assert count < 60
+    assert again.ended()[0] == 0
+    assert content(tmp_path / "run") == content(undisturbed)
+
+
+@pytest.mark.thorough
+def test_an_error_of_a_process_is_the_line_that_it_would_be_here(long: tuple[Path, Path], tmp_path: Path) -> None:
+    said = []
+    for name, overrides in {"here": (), "two": TWO}.items():
+        code, errors = Command(long[0], tmp_path / name, *overrides, "unlearn.learning_rate=1e-30").ended()
+        said.append((code, errors.splitlines()[-1]))
+    assert said[0][0] == 2
+    assert "is lost in rounding" in said[0][1]
+    assert re.sub("asia|europe", "", said[0][1]) == re.sub("asia|europe", "", said[1][1])
