@@ -73,7 +73,9 @@ class Sums:
         new = [row for row in dict.fromkeys(batch.rows) if row not in self._values]
         if new:
             missing = batch if new == list(batch.rows) else self._stream.batch(new)
-            values = dict(zip(new, base_outputs(self._trained, missing).sums().tolist(), strict=True))
+            values: dict[float, float] = dict(
+                zip(new, base_outputs(self._trained, missing).sums().tolist(), strict=True)
+            )
             self._values.update(values)
             self._kept += [number for pair in values.items() for number in pair]
         return torch.tensor([self._values[row] for row in batch.rows], device=batch.ids.device)
@@ -132,7 +134,7 @@ class _Distributions:
                     nbytes = values[:1].nbytes * _tokens(stream, size)
                     require_space(folder, nbytes, "a file of the base's outputs", "unlearn.reference: stored")
                 with about(folder or Path(tempfile.gettempdir())):
-                    self._file.write(memoryview(values.numpy()).cast("B"))
+                    self._file.write(values.numpy().data.cast("B"))
             counts += torch.bincount(each.rows.cpu(), minlength=each.samples).tolist()
             self._width = values.shape[1]
         self._file.flush()
