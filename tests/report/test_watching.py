@@ -116,7 +116,7 @@ def test_the_seeds_of_a_training_share_a_panel(results):
 
 
 @pytest.mark.parametrize(
-    "values", [["NaN", "NaN"], [0.5, "Infinity"], [0.5], [0.0, 0.0], [None, 0.3]], ids=lambda values: str(values)
+    "values", [[], ["NaN", "NaN"], [0.5, "Infinity"], [0.5], [0.0, 0.0], [None, 0.3]], ids=lambda values: str(values)
 )
 def test_numbers_that_cannot_be_drawn_leave_the_page_whole(tmp_path, write_run, results, values):
     content = results() | {"watched": [curve("branch:Europe", values, 10 * (len(values) - 1))]}

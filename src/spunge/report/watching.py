@@ -98,7 +98,7 @@ def _panel(group: Sequence[Watched], axis: Axis, share: bool) -> ET.Element:
     """One training's curve, of every seed."""
     first, last = group[0], max(1, *(each.trained for each in group))
     steps = sorted({point.step for each in group for point in each.points})
-    every = -(-len(steps) // LABELS)
+    every = max(1, -(-len(steps) // LABELS))
     ticks = [(_way(step, last), str(step)) for step in steps[::every]]
     root = frame(name(first.name), f"{name(first.name)}: {printable(first.metric)} by step", axis, ticks)
     for each in group:
