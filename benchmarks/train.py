@@ -12,7 +12,6 @@ fine-tuning takes the methods without a reference, which plainly would need a se
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -193,11 +192,12 @@ def main() -> None:
     parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
+        from spunge.model.memory import peak_memory
+
         step = KINDS[args.peak](args.methods[0], args.ways[0], args.model)
         step()
         step()
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else used)
+        print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory())
         return
     kinds = ["ours", "plain", *(["compiled"] if args.compiled else [])]
     head = [

@@ -3,8 +3,11 @@
 import ctypes
 import logging
 import platform
+import resource
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from spunge.errors import RecipeError, one_line
@@ -50,6 +53,18 @@ def heap_kept() -> Iterator[None]:
     finally:
         libc.mallopt(TRIM, 2 * LARGEST)
         libc.malloc_trim(0)
+
+
+def peak_memory() -> int:
+    """Bytes of the machine's memory that this process has held at the most.
+
+    getrusage alone would not do on Linux: a process that another one starts begins there with what that one held.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def tell(said: str) -> None:
