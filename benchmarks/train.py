@@ -34,6 +34,8 @@ CASES = {"lora": ("finetuning", "graddiff", "npo", "simnpo"), "full": ("finetuni
 TOKENS = (4, 256)
 RATE = 1e-5
 
+OPEN = ExitStack()  # what a step needs open until the process ends
+
 Step = Callable[[], None]
 
 
@@ -62,9 +64,8 @@ def ours(method: str, way: str, model: str) -> Step:
         for ids in batches(base.model.config.vocab_size)
     )
     what = LoRA(dropout=0.0, targets="all-linear") if way == "lora" else Everything()
-    stack = ExitStack()  # never closed: the process ends with the measurement
-    trained = stack.enter_context(training(base, what, 0))
-    stack.enter_context(training_mode(trained.model))
+    trained = OPEN.enter_context(training(base, what, 0))
+    OPEN.enter_context(training_mode(trained.model))
     optimizer = optimizer_of(trained.parameters, OutputSettings(method=method, learning_rate=RATE), "unlearn")
     with base.autocast():
         reference = base_outputs(trained, forget).sums() if method == "npo" else None  # once: other epochs have it
