@@ -95,8 +95,8 @@ class Cluster:
         return len(self._busy) + len(self._again) < max(1, self._places())
 
     @property
-    def _busy(self) -> dict[_Task, _Actor]:
-        return {actor.task: actor for actor in self._actors if actor.task is not None}
+    def _busy(self) -> list[tuple[_Task, _Actor]]:
+        return [(actor.task, actor) for actor in self._actors if actor.task is not None]
 
     def _places(self) -> int:
         """How many stages there is room for: nodes come and go."""
@@ -155,7 +155,7 @@ class Cluster:
 
         while self._again and (len(self._busy) < len(self._actors) or len(self._actors) < self._places()):
             self._assign(self._again.pop(0))
-        ends = {actor.result: actor for actor in self._busy.values()}
+        ends = {actor.result: actor for _, actor in self._busy}
         ready, _ = ray.wait([*ends, self._news], num_returns=1, timeout=LOOKED_FOR)
         for each in ready:
             if each == self._news:
@@ -173,7 +173,7 @@ class Cluster:
             self._inbox = inbox_class().remote()
             news = []
         self._news = self._inbox.take.remote()
-        at_work = {task.given: actor for task, actor in self._busy.items()}
+        at_work = {task.given: actor for task, actor in self._busy}
         for given, message in news:
             if isinstance(message, Said):
                 logging.getLogger(message.logger).log(message.level, "%s", message.text)
@@ -218,7 +218,7 @@ class Cluster:
 
     def _tell_waiting(self) -> None:
         """Say once of each actor that no node has room for it."""
-        for task, actor in self._busy.items():
+        for task, actor in self._busy:
             if not actor.heard and time.monotonic() - actor.since > PATIENCE:
                 actor.heard = True
                 needs = needed(self._settings, self._model, nodes_of())
@@ -229,7 +229,7 @@ class Cluster:
         import ray
 
         self._again.clear()
-        asked = {actor.handle.stop.options(concurrency_group=STOPPING).remote(): actor for actor in self._busy.values()}
+        asked = {actor.handle.stop.options(concurrency_group=STOPPING).remote(): actor for _, actor in self._busy}
         for answer, actor in asked.items():
             looks = False
             with suppress(ray.exceptions.RayError):  # one that has not begun yet answers nothing
@@ -237,8 +237,8 @@ class Cluster:
             if not looks:
                 self._end(actor)
         while busy := self._busy:
-            ready, _ = ray.wait([actor.result for actor in busy.values()], num_returns=1)
-            for task, actor in busy.items():
+            ready, _ = ray.wait([actor.result for _, actor in busy], num_returns=1)
+            for task, actor in busy:
                 if actor.result in ready:
                     actor.task = None
                     with suppress(ray.exceptions.RayError):
