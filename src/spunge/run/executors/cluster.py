@@ -87,7 +87,7 @@ class Cluster:
         self._seen: dict[Path, Seen] = {}
         self._number = 0
         _end_earlier(self._mark)
-        self._inbox = inbox_class().remote()
+        self._inbox = _inbox()
         self._news = self._inbox.take.remote()
 
     @property
@@ -119,7 +119,8 @@ class Cluster:
             self._seen[folder] = Seen(folder / SEEN, os.urandom(8).hex(), __version__)
             write_text(*self._seen[folder][:2])
         actor.task, actor.needs = task, task.stage.needs
-        actor.result = actor.handle.make.remote(job_of(task.begun, task.stage.name), task.given, self._seen[folder])
+        job = job_of(task.begun, task.stage.name)
+        actor.result = actor.handle.make.remote(job, task.given, self._seen[folder], self._inbox)
 
     def _new(self) -> _Actor:
         needs = needed(self._settings, self._model, nodes_of())
@@ -137,7 +138,7 @@ class Cluster:
                 resources=own or None,
                 runtime_env={"env_vars": environment} if environment else None,
             )
-            .remote(self._inbox)
+            .remote()
         )
         self._actors.append(_Actor(handle, time.monotonic()))
         return self._actors[-1]
@@ -169,8 +170,8 @@ class Cluster:
 
         try:
             news = ray.get(self._news)
-        except ray.exceptions.RayError:  # its node is gone: progress is told by another
-            self._inbox = inbox_class().remote()
+        except ray.exceptions.RayError:  # its node is gone: what is made from now on is told to another
+            self._inbox = _inbox()
             news = []
         self._news = self._inbox.take.remote()
         at_work = {task.given: actor for task, actor in self._busy}
@@ -259,6 +260,15 @@ class Cluster:
         ray.kill(self._inbox)
         for seen in self._seen.values():
             seen.file.unlink(missing_ok=True)
+
+
+def _inbox() -> Any:
+    """On this very node, if it is one: it is gone when this process's node is."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return inbox_class().options(scheduling_strategy=here).remote()
 
 
 def _end_earlier(mark: str) -> None:

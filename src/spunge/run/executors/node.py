@@ -68,8 +68,8 @@ class Messages:
 class AtWork:
     """Makes one stage after the other, and hears meanwhile that it is to stop."""
 
-    def __init__(self, inbox: Any) -> None:
-        self._inbox = inbox
+    def __init__(self) -> None:
+        self._inbox: Any = None
         self._given: Given | None = None
         self._stepped = 0.0
         self._maker = Maker(self)
@@ -78,8 +78,8 @@ class AtWork:
         logging.captureWarnings(True)
         logging.getLogger().addHandler(forward)
 
-    def make(self, job: Job, given: Given, seen: Seen) -> Done | Failed | Stopped:
-        self._given = given
+    def make(self, job: Job, given: Given, seen: Seen, inbox: Any) -> Done | Failed | Stopped:
+        self._given, self._inbox = given, inbox
         self._inbox.put.remote(given, Ready())
         try:
             seen.refuse()
@@ -119,11 +119,11 @@ def node_class() -> Any:
     import ray
 
     class Node:
-        def __init__(self, inbox: Any) -> None:
-            self.work = AtWork(inbox)
+        def __init__(self) -> None:
+            self.work = AtWork()
 
-        def make(self, job: Any, given: Any, seen: Any) -> Any:
-            return self.work.make(job, given, seen)
+        def make(self, job: Any, given: Any, seen: Any, inbox: Any) -> Any:
+            return self.work.make(job, given, seen, inbox)
 
         def stop(self) -> bool:
             return self.work.stop()
