@@ -736,3 +736,15 @@ def test_a_packed_file_that_is_no_utf_8_and_cut_short_further_on_is_refused(tmp_
     refusal(tmp_path / "a.jsonl.gz", content[: len(content) // 2])
     content = gzip.compress(lines + b'{"a": "\xff"}\n' + lines)
     assert "UTF-8" in refusal(tmp_path / "b.jsonl.gz", content)
+
+
+def test_rows_are_numbered_through_all_files_of_a_source(write_rows: Callable[..., Path]) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        write_rows(name, [{"text": f"{name} {row}"} for row in range(3)])
+    folder = str(write_rows("c.jsonl", [{"text": "last"}]).parent)
+    table = read_rows(
+        [Source(path=folder, row_number="row"), Source(path=f"{folder}/a.jsonl", row_number="row")], "x"
+    ).table
+    assert table["row"].to_pylist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2]
+    with pytest.raises(RecipeError, match=r"x.row_number: there is a column 'text' already; give another name"):
+        read_rows([Source(path=folder, row_number="text")], "x")

@@ -133,6 +133,13 @@ def test_probability_options_and_truth_ratio_are_tofus(
         assert found["truth ratio, true over false"][at] == pytest.approx(max(0, 1 - ratio), abs=1e-4)
 
 
+def test_a_plain_texts_probability_is_that_of_its_tokens(load: Callable[..., Any], tmp_path: Path) -> None:
+    base, text = load(), "paris is a big city"
+    found = values(base, {"text": [text]}, tmp_path, metrics=["probability"])
+    first, *others = base.tokenizer(text)["input_ids"]
+    assert found["answer probability"] == pytest.approx(np.exp(mean_log(base, [first], others)), rel=1e-5)
+
+
 def test_without_a_paraphrase_the_answer_stands_for_it(load: Callable[..., Any], tmp_path: Path) -> None:
     table = {**PAIRS, "perturbed": OTHERS["perturbed"]}
     alone = values(load(), table, tmp_path, metrics=["truth_ratio"])

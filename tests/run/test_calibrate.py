@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.memorization import MEMORIZATION
 from spunge.model.loading import load_base
 from spunge.recipe.calibration import Calibrate
 from spunge.recipe.loading import load_recipe
@@ -211,7 +214,7 @@ def test_a_point_out_of_reach_is_told_flagged_and_judged_at_the_bound(
         ),
         (
             "evaluate.0={kind: perplexity, text: text, source: SOURCE, subject: asia, by: 'NULL'}",
-            "'asia' is to be forgotten",
+            "'asia' of 'perplexity' is to be forgotten",
         ),
     ],
 )
@@ -222,6 +225,79 @@ def test_a_calibration_that_cannot_be_is_one_line_before_any_training(
     edit = edit.replace("SOURCE", calibrated["forget"]["source"])
     with pytest.raises(RecipeError, match=message) as raised:
         spunge.run(load_recipe(calibrated, [edit]), tmp_path / "new", told)
+    assert "\n" not in str(raised.value)
+    assert not any(line.startswith("unlearn") for line in told.lines)
+
+
+@pytest.fixture
+def by_mean(calibrated: dict[str, Any]) -> dict[str, Any]:
+    """Calibrated by a harmonic mean over two evaluations of what is kept."""
+    kept = {"kind": "memorization", "source": calibrated["retain"]["source"], "by": "NULL", "group": "keep"}
+    calibrated["evaluate"] = [
+        {**kept, "name": "one", "subject": "one", "metrics": ["probability"]},
+        {**kept, "name": "two", "subject": "two", "metrics": ["probability"], "where": "length(text) % 2 = 0"},
+    ]
+    terms = [{"evaluation": name, "metric": "answer probability"} for name in ("one", "two")]
+    utility = {"kind": "harmonic_mean", "of": terms}
+    calibrate = {"aggregate": "utility", "keep": 0.9, "tries": 4}
+    return calibrated | {"aggregates": {"utility": utility}, "calibrate": calibrate, "controls": ["joint"]}
+
+
+def test_a_harmonic_mean_keeps_its_share_on_half_of_the_items_of_each_of_its_evaluations(
+    by_mean: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = load_recipe(by_mean)
+    results = spunge.run(recipe, tmp_path / "run")
+    [line] = lineups(recipe, tmp_path / "run")
+    halves = {items.name: items for items in line.inputs.base.calibration_items}
+    judged = {items.name: items for items in line.inputs.base.evaluations}
+    assert halves.keys() == judged.keys() == {"one", "two"}
+    for name, half in halves.items():
+        texts = [set(items.table["text"].to_pylist()) for items in (half, judged[name])]
+        assert texts[0].isdisjoint(texts[1])
+    # The base's own, computed apart.
+    base, bench = load_base(Path(recipe.model.path), recipe.model), Bench("base", "base", tmp_path, tmp_path)
+    measures = {name: MEMORIZATION.measure(base, items.settings, items.table, bench) for name, items in halves.items()}
+    shares = [
+        float(each.numerator.sum() / each.denominator.sum()) for name in ("one", "two") for each in measures[name]
+    ]
+    for model in results.models:
+        if model.kind not in ("merged", "control"):
+            assert model.calibration is None
+            continue
+        [told] = model.calibration or ()
+        assert (told.evaluation, told.metric, told.subject) == ("utility", "utility", "all")
+        assert told.base == pytest.approx(stats.hmean(shares), rel=1e-5)
+        assert told.share == pytest.approx(told.value / told.base)
+        assert told.n == sum(items.table.num_rows for items in halves.values())
+        assert (told.share >= 0.9) == (told.reached or told.bound == "high")
+    assert "utility" in report_text(results)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("calibrate.aggregate=utilty", "calibrate.aggregate: no aggregate is called 'utilty'; did you mean 'utility'"),
+        ("calibrate.metric=answer probability", "calibrate: metric: the aggregate 'utility' says of what it is"),
+        ("calibrate={keep: 0.9}", "calibrate: evaluation: missing; give evaluation and metric, or aggregate"),
+        (
+            "aggregates.utility={kind: ks, of: {evaluation: one, metric: answer probability}, against: 'model:other'}",
+            r"calibrate.aggregate: 'utility' \(ks\) is no share of what must be kept",
+        ),
+        ("evaluate.1.source=FORGET", "calibrate.aggregate: 'two' of 'two' is to be forgotten"),
+        (
+            "evaluate.0={kind: lm_eval, name: one, tasks: [piqa]}",
+            "calibrate.evaluation: 'one' .* brings items of its own",
+        ),
+    ],
+)
+def test_a_mean_that_cannot_be_calibrated_by_is_one_line_before_any_training(
+    by_mean: dict[str, Any], tmp_path: Path, tiny: Callable[..., Path], edit: str, message: str
+) -> None:
+    told = Told()
+    by_mean["judge"] = [{"name": "other", "path": str(tiny("llama"))}]
+    with pytest.raises(RecipeError, match=message) as raised:
+        spunge.run(load_recipe(by_mean, [edit.replace("FORGET", by_mean["forget"]["source"])]), tmp_path / "new", told)
     assert "\n" not in str(raised.value)
     assert not any(line.startswith("unlearn") for line in told.lines)
 

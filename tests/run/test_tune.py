@@ -288,6 +288,68 @@ def test_a_point_or_a_count_that_is_none_is_refused(
         tune(recipe, objectives=OBJECTIVES, out=done.folder, **{"trials": 4, **options})
 
 
+DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
+    "half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x41]) + data[len(data) // 2 + 1 :],
+    "null": lambda data: b"null",
+    "list": lambda data: b"[]\n",
+    "object": lambda data: b"{}\n",
+    "deleted": None,
+}
+HELD = (
+    "trials.journal",
+    "trials/1/results.json",
+    "trials/1/stamps/results.json",
+    "points/K.yaml",
+    "tune.json",
+    "search.json",
+)
+FEW = {(name, "flipped") for name in ("trials.journal", "trials/1/results.json", "points/K.yaml", "search.json")}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        pytest.param(name, damage, marks=() if (name, damage) in FEW else pytest.mark.thorough)
+        for name in HELD
+        for damage in DAMAGES
+    ],
+)
+def test_a_damaged_file_of_a_search_changes_nothing_or_is_named(
+    done: Done, recipe: dict[str, Any], tmp_path: Path, name: str, damage: str
+) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
+    point = done.search.points[0].number
+    file, change, told = folder / name.replace("K", str(point)), DAMAGES[damage], Told()
+    data = file.read_bytes()
+    file.unlink() if change is None else file.write_bytes(change(data))
+    if name == "search.json" and change is not None:
+        with pytest.raises(RecipeError, match=r"search\.json' is damaged"):
+            tune(recipe, 4, OBJECTIVES, folder, watcher=told)
+        assert file.read_bytes() == change(data)
+        return
+    assert tune(recipe, 4, OBJECTIVES, folder, watcher=told) == done.search
+    assert not [line for line in told.lines if line.startswith(("unlearn ", "judge "))]  # no work is lost
+    assert file.read_bytes() == data or name in ("trials.journal", "search.json") or "results" in name
+    assert verify(folder).problems == []
+    told = Told()
+    assert tune(recipe, 4, OBJECTIVES, folder, watcher=told) == done.search
+    assert not [line for line in told.lines if line.startswith("trials.journal")]
+
+
+def test_results_of_a_point_that_are_damaged_are_made_again(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
+    point = str(done.search.points[0].number)
+    search = tune(recipe, 4, OBJECTIVES, folder, judge=[point])
+    results = folder / "points" / point / "results.json"
+    content = results.read_text()
+    results.write_text(content.replace('"value": 1', '"value": 2'))
+    (folder / "points" / f"{point}.yaml").write_text("steps: 1")
+    assert tune(recipe, 4, OBJECTIVES, folder) == search
+    assert json.loads(results.read_text())["rows"] == json.loads(content)["rows"]
+
+
 def test_a_search_is_verified_and_cleaned_as_its_runs_are(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
     runs = [folder / "base", *(folder / "trials").iterdir()]

@@ -126,7 +126,7 @@ def read_rows(sources: Sequence[Source], setting: str) -> Records:
 def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
     texts = text_files(source, setting) if source.hub else None
     if source.hub and texts is None:
-        table = _assigned(hub_table(source, setting), source)
+        table = _with_columns(hub_table(source, setting), source, 0, setting)
         yield _Piece(source.hub, table, lambda text: plain_table(table, sorted(text)))
         return
     if texts is not None:
@@ -134,13 +134,16 @@ def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
         source = source.model_copy(update={"delimiter": source.delimiter or texts.delimiter})
     else:
         files = find_files(str(source.path), setting)
+    before = 0
     for file in files:
         name = file.name if [other.name for other in files].count(file.name) == 1 else str(file)
 
-        def read(text: Collection[str], file: Path = file) -> pa.Table:
-            return _assigned(_of_file(file, source, text, setting), source)
+        def read(text: Collection[str], file: Path = file, first: int = before) -> pa.Table:
+            return _with_columns(_of_file(file, source, text, setting), source, first, setting)
 
-        yield _Piece(name, read(()), read)
+        piece = _Piece(name, read(()), read)
+        before += piece.table.num_rows
+        yield piece
 
 
 def _of_known_formats(files: list[Path], where: str) -> list[Path]:
@@ -151,8 +154,12 @@ def _of_known_formats(files: list[Path], where: str) -> list[Path]:
     return files
 
 
-def _assigned(table: pa.Table, source: Source) -> pa.Table:
-    """With the source's constant columns."""
+def _with_columns(table: pa.Table, source: Source, first: int, setting: str) -> pa.Table:
+    """With the source's constant columns, and the numbers of its rows. first: the number of the table's first row."""
+    if (number := source.row_number) is not None:
+        if number in table.column_names or number in source.assign:
+            raise RecipeError(f"{setting}.row_number: there is a column {number!r} already; give another name")
+        table = table.append_column(number, pa.array(np.arange(first, first + table.num_rows)))
     for name, value in source.assign.items():
         column = pa.repeat(pa.scalar(value, kind_of([value])), table.num_rows)
         if name in table.column_names:

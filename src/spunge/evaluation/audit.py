@@ -122,6 +122,7 @@ AUDIT = Evaluator(
     columns=columns,
     instrument=instrument,
     of=lambda settings: settings.of,
+    unseen=lambda settings: ATTACKS.get(settings.attack.kind).unseen,
     check=check,
     uses_samples=True,
     version=2,  # measures say which attack they are under

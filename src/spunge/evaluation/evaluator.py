@@ -146,6 +146,10 @@ class Evaluator(Generic[S]):
     columns: Callable[[S, Mapping[str, str]], dict[str, str]]
     # The source of rows that the model has not seen, beside those that it may have: read with the same columns.
     others: Callable[[S], list[Source] | None] = lambda settings: None
+    # Whether its rows must be ones that the model has not seen, so that a row to forget among them is refused.
+    unseen: Callable[[S], bool] = lambda settings: False
+    # A model that the judged one is compared with, which must not be the base: folder or Hub id.
+    beside: Callable[[S], str | None] = lambda settings: None
     # What it measures with beyond the settings, such as a scorer, its revision and its threshold: kept in the results, and runs
     # are compared only where it is the same.
     instrument: Callable[[S], dict[str, Any]] | None = None

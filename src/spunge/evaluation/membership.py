@@ -264,6 +264,7 @@ MEMBERSHIP = Evaluator(
     columns=columns,
     metrics=metrics,
     others=others,
+    beside=lambda settings: settings.reference,
     check=check,
     instrument=instrument,
     check_items=check_items,

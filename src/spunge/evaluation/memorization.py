@@ -195,7 +195,7 @@ def _probabilities(
     """Probability per token of the answer, alone and beside those of other answers."""
     rows = _sample_rows(items) if settings.score_end else answer_rows(items)
     compared = set(OF_ALTERNATIVES) & set(chosen)
-    wrong = perturbed_answers(items, PERTURBED) if compared else [[] for _ in range(len(rows))]
+    wrong = perturbed_answers(items, PERTURBED) if compared else []
     same = items["paraphrased"].to_pylist() if "truth_ratio" in chosen and settings.paraphrased else []
     answers = {"own": None, "same": [[text] for text in same], "wrong": wrong}
     logs = {

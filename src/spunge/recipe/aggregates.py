@@ -50,21 +50,20 @@ class PrivLeak(Strict):
     )
 
 
-Aggregate = Annotated[HarmonicMean | RankTest | PrivLeak, Field(discriminator="kind")]
+AnyAggregate = HarmonicMean | RankTest | PrivLeak
+Aggregate = Annotated[AnyAggregate, Field(discriminator="kind")]
 
 
-def terms_of(aggregate: HarmonicMean | RankTest | PrivLeak) -> list[Term]:
+def terms_of(aggregate: AnyAggregate) -> list[Term]:
     return aggregate.of if isinstance(aggregate, HarmonicMean) else [aggregate.of]
 
 
-def figure_names(name: str, aggregate: HarmonicMean | RankTest | PrivLeak) -> list[str]:
+def figure_names(name: str, aggregate: AnyAggregate) -> list[str]:
     """What the metrics of an aggregate are called."""
     return [name, f"log10 of {name}", f"{name}, KS distance"] if isinstance(aggregate, RankTest) else [name]
 
 
-def refuse_aggregate(
-    name: str, aggregate: HarmonicMean | RankTest | PrivLeak, evaluations: set[str], there: list[str]
-) -> None:
+def refuse_aggregate(name: str, aggregate: AnyAggregate, evaluations: set[str], there: list[str]) -> None:
     """Raises ValueError for an aggregate of what is not there, or against what is no reference."""
     if name in evaluations or not name.strip():
         raise ValueError(f"aggregates: {name!r} is an evaluation's name, or none; give another")

@@ -34,6 +34,12 @@ class Source(Strict):
     assign: dict[str, Scalar] = Field(
         default_factory=dict, description="Constant columns to add, such as {domain: bio}."
     )
+    row_number: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of a column to add that counts the source's rows, from 0: with `row_number: row` the authors of the "
+        "Hub's TOFU, of 20 rows each, are `row // 20`.",
+    )
 
     @field_validator("encoding")
     @classmethod

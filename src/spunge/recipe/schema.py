@@ -191,7 +191,7 @@ class Recipe(Strict):
                 raise ValueError(f"controls: two controls are called {name!r}; give each a name of its own")
         if self.calibrate is not None:
             evaluations = dict(zip(names, self.evaluate, strict=True))
-            refuse_calibration(self.calibrate, evaluations, self.unlearn, self.merge, self.controls)
+            refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
         judged = [model.name for model in self.judge or ()]

@@ -6,7 +6,7 @@ the model as it would be written at that scale, laid over the base in memory.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,18 +14,16 @@ from typing import Any, Literal, NamedTuple
 from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.evaluation.statistics import score
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
 from spunge.recipe.calibration import Calibrate
 from spunge.registry import EVALUATORS
-from spunge.results import json_value, real, wanted
+from spunge.results import json_value, real
 from spunge.run.graph import Made
-from spunge.run.inputs import BaseInputs
-from spunge.run.judge import bench_of, evaluation_inputs, measured_by
+from spunge.run.judge import bench_of, evaluation_inputs
+from spunge.run.kept import Figure, Kept, figure_of
 from spunge.run.keys import flattened
 from spunge.run.merge import merged_inputs
 from spunge.run.models import Lineup, Model
-from spunge.run.named import metrics_of, unmeasured
 from spunge.run.session import Session
 
 VERSION = 1  # rises when the same settings may give another scale
@@ -39,18 +37,13 @@ class Calibration:
     model: Model
     lineup: Lineup
     settings: Calibrate
-    items: Items
+    kept: Kept
     file: Path
 
     @property
     def work(self) -> Path:
         """Of what is kept until it is done."""
         return self.file.with_suffix("")
-
-    @property
-    def subject(self) -> str:
-        asked = self.settings.subject
-        return next(iter(self.items.subjects)) if asked is None else asked
 
 
 class Point(NamedTuple):
@@ -63,51 +56,36 @@ class Point(NamedTuple):
 
 def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
     """What a calibration depends on beside the models."""
-    settings, model = calibration.settings, calibration.model
-    names = (
-        {"metric", "subject"}
-        if model.name == "base"
-        else {"metric", "subject", "keep", "max_scale", "tries", "tolerance"}
-    )
-    content = {
-        **flattened("calibrate", settings.model_dump(mode="json", include=names)),
-        **evaluation_inputs(calibration.items, calibration.lineup.inputs.base),
-        "calibration's version": VERSION,
-    }
+    settings, kept, model = calibration.settings, calibration.kept, calibration.model
+    base = calibration.lineup.inputs.base
+    measured = [evaluation_inputs(items, base) for items in kept.items]
+    if kept.mean is not None:
+        about = {"calibrate.aggregate": kept.mean.model_dump(mode="json")}
+        about |= {f"of {items.name}": each for items, each in zip(kept.items, measured, strict=True)}
+    else:
+        about = {
+            **flattened("calibrate", settings.model_dump(mode="json", include={"metric", "subject"})),
+            **measured[0],
+        }
+    content: dict[str, Any] = {**about, "calibration's version": VERSION}
     if model.name == "base":
         return content
+    names = {"keep", "max_scale", "tries", "tolerance"}
+    content |= flattened("calibrate", settings.model_dump(mode="json", include=names))
     made = merged_inputs(model) if model.merge is not None else flattened("merge", model.storage._asdict())
     return {**content, **{name: value for name, value in made.items() if name != "merge.scale"}}
 
 
-def refuse_calibration(base: BaseInputs) -> None:
-    """Raises RecipeError for a metric that the evaluation will not measure, or of which no share can be kept."""
-    settings, items = base.recipe.calibrate, base.calibration_items
-    if settings is None or items is None:
-        return
-    if why := unmeasured(settings.metric, items):
-        raise RecipeError(f"calibrate.metric: the evaluation {items.name!r} {why}")
-    known = metrics_of(items)
-    if known is not None and wanted(known[settings.metric], False) is None:
-        raise RecipeError(
-            f"calibrate.metric: {settings.metric!r}: which way is good is not known of it; name another metric"
-        )
-
-
 def calibrate_base(calibration: Calibration, model_key: str, session: Session) -> Made:
     """Measure the base. Raises RecipeError for a metric that is not measured, or of which no share can be kept."""
-    measure = _measured(calibration, session, calibration.model, model_key)
-    value = _value(measure, calibration)
-    way = wanted(measure.higher, False)
+    kept = calibration.kept
+    value, way = _figure(calibration, session, calibration.model, model_key)
     if way is None or not math.isfinite(value) or value <= 0:
         why = "which way is good is not known of it" if way is None else f"the base has {value:g}"
-        raise RecipeError(
-            f"calibrate.metric: {measure.metric!r} on {calibration.subject!r}: {why}; name another metric"
-        )
-    write_json(
-        calibration.file, {"value": value, "wanted": way, "n": len(calibration.items.subjects[calibration.subject])}
-    )
-    return Made([calibration.file], f"{measure.metric} {value:.4g} on {calibration.subject}")
+        setting = "metric" if kept.mean is None else "aggregate"
+        raise RecipeError(f"calibrate.{setting}: {kept.metric!r} on {kept.subject!r}: {why}; name another {setting}")
+    write_json(calibration.file, {"value": value, "wanted": way, "n": kept.n})
+    return Made([calibration.file], f"{kept.metric} {value:.4g} on {kept.subject}")
 
 
 def calibrate(calibration: Calibration, base: Calibration, key: str, session: Session) -> Made:
@@ -117,8 +95,8 @@ def calibrate(calibration: Calibration, base: Calibration, key: str, session: Se
 
     def share(scale: float) -> float:
         if repr(scale) not in tried:
-            measure = _measured(calibration, session, calibration.model.scaled(scale), fingerprint([key, scale]))
-            tried[repr(scale)] = _value(measure, calibration)
+            model = calibration.model.scaled(scale)
+            tried[repr(scale)] = _figure(calibration, session, model, fingerprint([key, scale])).value
             write_json(calibration.work / TRIED, sealed({"key": key, "tried": json_value(tried)}))
             session.watcher.step(len(tried), settings.tries, f"scale {scale:.4g}")
         value = tried[repr(scale)]
@@ -126,9 +104,9 @@ def calibrate(calibration: Calibration, base: Calibration, key: str, session: Se
 
     point = bisected(share, settings)
     content = {
-        "evaluation": calibration.items.name,
-        "metric": settings.metric,
-        "subject": calibration.subject,
+        "evaluation": calibration.kept.name,
+        "metric": calibration.kept.metric,
+        "subject": calibration.kept.subject,
         "keep": settings.keep,
         "scale": point.scale,
         "reached": point.bound is None,
@@ -136,7 +114,7 @@ def calibrate(calibration: Calibration, base: Calibration, key: str, session: Se
         "value": json_value(tried[repr(point.scale)]),
         "base": against["value"],
         "share": json_value(point.share),
-        "rows": calibration.items.sha256[:12],
+        "rows": calibration.kept.rows,
         "n": against["n"],
         "tried": json_value(tried),
     }
@@ -184,23 +162,20 @@ def bisected(share: Callable[[float], float], settings: Calibrate) -> Point:
     return best if best.bound is None else lowest
 
 
-def _measured(calibration: Calibration, session: Session, model: Model, key: str) -> Measure:
-    """The metric on the calibration's items."""
-    items, metric = calibration.items, calibration.settings.metric
+def _figure(calibration: Calibration, session: Session, model: Model, key: str) -> Figure:
+    """What is to be kept, of a model."""
     bench: Bench = bench_of(calibration.lineup, model.name, key, calibration.work, calibration.work, session)
     base = session.show(None if model.name == "base" else model)
-    measures = EVALUATORS.get(items.settings.kind).measure(
-        base, items.settings, items.table, replace(bench, progress=_silent)
-    )
-    return measured_by(measures, metric, items, "calibrate")
+
+    def measured(items: Items) -> Sequence[Measure]:
+        evaluator = EVALUATORS.get(items.settings.kind)
+        return evaluator.measure(base, items.settings, items.table, replace(bench, progress=_silent))
+
+    return figure_of(calibration.kept, measured)
 
 
 def _silent(done: int, total: int, note: str = "") -> None:
     """The steps that are told are tries, not items."""
-
-
-def _value(measure: Measure, calibration: Calibration) -> float:
-    return score([measure], calibration.items.subjects[calibration.subject]).value
 
 
 def _earlier(calibration: Calibration, key: str) -> dict[str, float]:

@@ -86,7 +86,8 @@ def merging_cost(line: Lineup) -> Cost:
 def calibration_cost(calibration: Calibration) -> Cost:
     """Every try lays the model together and measures it."""
     line, tries = calibration.lineup, calibration.settings.tries
-    letters, written = calibration.items.table.nbytes, _written_tokens(calibration.items)
+    letters = sum(items.table.nbytes for items in calibration.kept.items)
+    written = sum(_written_tokens(items) for items in calibration.kept.items)
     tokens = letters / LETTERS_PER_TOKEN + written
     if calibration.model.name == "base":
         return Cost(tokens=tokens)

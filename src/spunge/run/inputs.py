@@ -19,6 +19,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
+from spunge.recipe.calibration import calibrated_by
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.model import Dtype, ModelSettings
 from spunge.recipe.schema import Recipe
@@ -200,7 +201,7 @@ class BaseInputs:
     def _chosen_by(self) -> dict[str, str]:
         """The evaluations by which something is chosen before the judging -> the block that names them first."""
         calibrate, watch = self.recipe.calibrate, self.recipe.watch
-        named = {} if calibrate is None else {calibrate.evaluation: "calibrate"}
+        named = dict.fromkeys(calibrated_by(calibrate, self.recipe.aggregates), "calibrate")
         chosen = (
             {} if watch is None or not watch.chooses else {name: block for block, name in watch.evaluations.items()}
         )
@@ -215,15 +216,17 @@ class BaseInputs:
             if (block := self._chosen_by.get(name)) is None:
                 continue
             items = self._whole_items(entry, f"evaluate.{place}")
-            if calibrate is not None and block == "calibrate":
+            if calibrate is not None and block == "calibrate" and calibrate.aggregate is None:
                 _refuse_calibrated(items, calibrate.subject)
             seed = calibrate.seed if calibrate is not None and block == "calibrate" else 0
             halves[name] = halved(items, seed, f"{block}.evaluation")
         return halves
 
     @property
-    def calibration_items(self) -> Items | None:
-        return None if self.recipe.calibrate is None else self._halves[self.recipe.calibrate.evaluation][0]
+    def calibration_items(self) -> tuple[Items, ...]:
+        """Those that scales are calibrated by, of each evaluation that it is done by."""
+        names = calibrated_by(self.recipe.calibrate, self.recipe.aggregates)
+        return tuple(self._halves[name][0] for name in names)
 
     def watched_items(self, evaluation: str) -> Items:
         """What trainings are measured by on their way: of an evaluation by which a step is chosen, the half that is not judged."""

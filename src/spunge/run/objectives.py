@@ -8,6 +8,7 @@ from typing import NamedTuple
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.aggregates import HarmonicMean, figure_names, terms_of
+from spunge.recipe.calibration import calibrated_by
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
@@ -82,7 +83,7 @@ def needed(objectives: Sequence[Objective], recipe: Recipe) -> list[EvaluatorSet
     by_name = {evaluation_name(entry): entry for entry in recipe.evaluate}
     names = {objective.evaluation for objective in objectives} & by_name.keys()
     names |= {term.evaluation for each in aggregates_of(objectives, recipe).values() for term in terms_of(each)}
-    names |= {recipe.calibrate.evaluation} if recipe.calibrate is not None else set()
+    names |= set(calibrated_by(recipe.calibrate, recipe.aggregates))
     names |= {of for name in names if (of := measured_again(by_name[name])) is not None}
     return [entry for name, entry in by_name.items() if name in names]
 

@@ -12,7 +12,6 @@ from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
-from spunge.run.calibrate import refuse_calibration
 from spunge.run.executors.executor import Team
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError
@@ -25,12 +24,13 @@ from spunge.run.sharing import take
 from spunge.run.space import refuse_full
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
-from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
+from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained, unwatched
 from spunge.run.stamps import faults
 from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_texts, note_rows
 from spunge.run.train import refuse_rows
+from spunge.run.unseen import refuse_seen
 from spunge.run.watching import refuse_watch
 
 
@@ -85,13 +85,14 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
-    refuse_items([*(judging.items for judging in unjudged(begun)), *watched], begun.base)
+    refuse_items([*(judging.items for judging in unjudged(begun)), *watched, *begun.base.calibration_items], begun.base)
     stages = [model.name for model in begun.seeds[0].models]
     refuse_stages(begun.base.evaluations, stages)
     refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
-    refuse_calibration(begun.base)
+    refuse_seen(begun.base.evaluations, begun.base)
     remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
     remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
+    remarks += unwatched(begun)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
-from spunge.files import written
 from spunge.recipe.ranges import Among, Between, Searched
 from spunge.results import Wanted
+from spunge.run.searching import JOURNAL
 
 if TYPE_CHECKING:
     import optuna
-
-JOURNAL = "trials.journal"
 
 
 def require_optuna() -> None:
@@ -26,7 +24,7 @@ def require_optuna() -> None:
 
 
 def study_in(folder: Path, good: Sequence[Wanted]) -> "optuna.Study":
-    """The study in a search's folder, whole lines of it: a process that was killed may have left half of one.
+    """The study in a search's folder, whose journal is whole.
 
     good: which way is, of each objective.
     """
@@ -35,11 +33,6 @@ def study_in(folder: Path, good: Sequence[Wanted]) -> "optuna.Study":
     from optuna.study import StudyDirection
 
     file = folder / JOURNAL
-    if file.exists():
-        content = file.read_bytes()
-        if not content.endswith(b"\n"):
-            with written(file) as part:
-                part.write_bytes(content[: content.rfind(b"\n") + 1])
     for left in folder.glob(f"{JOURNAL}.lock*"):  # this process alone is at work in the folder
         left.unlink()
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))

@@ -78,7 +78,8 @@ def trial_recipe(recipe: Recipe, objectives: Sequence[Objective]) -> Recipe:
         for entry in content["evaluate"]
         if (entry["name"] or entry["kind"]) in names
     ]
-    content["aggregates"] = {name: content["aggregates"][name] for name in aggregates_of(objectives, recipe)}
+    needed_of = {*aggregates_of(objectives, recipe), *([recipe.calibrate.aggregate] if recipe.calibrate else ())}
+    content["aggregates"] = {name: each for name, each in content["aggregates"].items() if name in needed_of}
     if not any(stage.startswith("reference:") for stage in others):
         content["reference"] = None
     judged = [model for model in content["judge"] or () if f"model:{model['name']}" in others]

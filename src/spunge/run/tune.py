@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spunge.errors import RecipeError
-from spunge.files import disk_errors_told, fingerprint, read_json, write_json, write_text
+from spunge.files import disk_errors_told, fingerprint, read_json, sealed, unsealed, write_json, write_text
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.loading import dump_recipe, load_recipe, read_draft
@@ -30,13 +30,15 @@ from spunge.run.folder import FAILED, TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.objectives import Objective, Way, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish, team_of
+from spunge.run.searching import is_whole, mend_journal, refuse_other, vouch
+from spunge.run.stamps import read_stamp
 from spunge.run.study import asked, require_optuna, state_of, study_in, taken_up
 from spunge.run.trials import Space, base_recipe, point_recipe, space_of, trial_recipe
 
 if TYPE_CHECKING:
     import optuna
 
-POINTS, ABOUT = "points", "search.json"
+POINTS = "points"
 ALL = "all"
 
 
@@ -126,7 +128,9 @@ def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> 
         measured = finish(began, team, tuning.watcher)
         tuning.good = directions(tuning.objectives, measured)
         tuning.base = tuple(_score(objective.row(measured, "base")) for objective in tuning.objectives)
+        mend_journal(tuning.folder, tuning.watcher)
         study = study_in(tuning.folder, [way.wanted for way in tuning.good])
+        _make_whole(tuning, study, team, first.execution)
         while (count := len(_over(tuning, study))) < trials:
             _next(tuning, study, team, count)
             _told(tuning, study)
@@ -154,17 +158,22 @@ def _refuse_other(tuning: Tuning, inputs: SeedInputs) -> None:
         "seed": tuning.seed,
         "model": base.unconverted if base.conversion else base.key_of(base.given),
     }
-    file = tuning.folder / ABOUT
-    before = read_json(file)
-    if before is None:
-        write_json(file, about)
-        return
-    differing = [name for name, value in about.items() if before.get(name) != json_value(value)]
-    if differing:
-        raise RecipeError(
-            f"--out: {str(tuning.folder)!r} holds a search of other {differing[0]}, which cannot be compared with this one; give "
-            "another folder"
-        )
+    refuse_other(tuning.folder, about)
+
+
+def _make_whole(tuning: Tuning, study: "optuna.Study", team: Team, execution: ExecutionSettings) -> None:
+    """Make what is missing of trials and points that are over, and whose results are not as they were written."""
+    over = _over(tuning, study)
+    for count, trial in enumerate(over):
+        if trial.state == state_of("COMPLETE") and not is_whole(tuning.trial(trial.number)):
+            made = _made(tuning, trial.number, tuning.values(trial.params), team, count)
+            if isinstance(made, str):
+                raise RecipeError(f"{str(tuning.trial(trial.number))!r} is damaged, and cannot be made again: {made}")
+    for trial in over:
+        point = tuning.point(trial.number)
+        if (read_stamp(point, "results") or (point / FILE).exists()) and not is_whole(point):
+            _write_point(tuning, trial.number, tuning.values(trial.params))
+            _judge(tuning, team, trial.number, execution)
 
 
 def _over(tuning: Tuning, study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
@@ -186,7 +195,7 @@ def _next(tuning: Tuning, study: "optuna.Study", team: Team, count: int) -> None
     if why:
         tuning.watcher.begin(f"trial {number} failed")
         tuning.watcher.end(why)
-        write_json(tuning.trial(number) / FAILED, {"why": why})
+        write_json(tuning.trial(number) / FAILED, sealed({"why": why}))
         study.tell(number, state=state_of("FAIL"))
     else:
         measured = [row.value for row in rows if isinstance(row, Row)]
@@ -250,25 +259,31 @@ def _told(tuning: Tuning, study: "optuna.Study") -> Search:
         base_test=_base_on_test(tuning, trials),
     )
     for trial in search.points:
-        file = tuning.point(trial.number).with_suffix(".yaml")
-        if not file.exists():
-            write_text(file, dump_recipe(point_recipe(tuning.space.recipe(trial.values))))
+        _write_point(tuning, trial.number, trial.values)
     for file in (tuning.folder / POINTS).glob("*.yaml"):
         if file.stem not in {str(point.number) for point in search.points}:
             file.unlink()
     write_search(search, tuning.folder)
+    vouch(tuning.folder)
     return search
+
+
+def _write_point(tuning: Tuning, number: int, values: Mapping[str, Any]) -> None:
+    """The recipe of a trial, for a point; one that says something else is not it."""
+    file, content = tuning.point(number).with_suffix(".yaml"), dump_recipe(point_recipe(tuning.space.recipe(values)))
+    if not file.is_file() or file.read_bytes() != content.encode():
+        write_text(file, content)
 
 
 def _trial(tuning: Tuning, number: int, params: Mapping[str, Any], pareto: bool) -> Trial:
     """A trial that is over, as its folder tells."""
     if number not in tuning.told:
         folder = tuning.trial(number)
-        failed = read_json(folder / FAILED)
+        failed = (folder / FAILED).exists()
+        told = unsealed(read_json(folder / FAILED)) or {}
+        why = told.get("why", f"nobody can tell any more: {FAILED} is damaged") if failed else None
         scores = None if failed else _scores(tuning, folder)
-        tuning.told[number] = Trial(
-            number=number, values=tuning.values(params), scores=scores, why=failed["why"] if failed else None
-        )
+        tuning.told[number] = Trial(number=number, values=tuning.values(params), scores=scores, why=why)
     point = tuning.point(number)
     test = _scores(tuning, point) if (point / FILE).exists() else None
     return replace(tuning.told[number], pareto=pareto, test=test)

@@ -31,6 +31,7 @@ class Attack(Generic[S]):
     run: Callable[[Base, S, Target, Bench], list[Measure]]
     of: bool = True  # it measures another evaluation again, which the audit's `of` names; False: rows of its own alone
     reads: frozenset[str] = frozenset()  # which of the audit's source, where, limit, by and subject it has a use for
+    unseen: bool = False  # rows of its own must not be rows to forget
     rows: str = ""  # what the rows of its own are, where it reads some: `source` must be given unless `of` is
     # (settings, the forget set's text columns) -> role: column or SQL expression over the rows of its own.
     columns: Callable[[S, Mapping[str, str]], dict[str, str]] = lambda settings, forget: {}

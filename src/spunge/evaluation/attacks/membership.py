@@ -100,6 +100,7 @@ MEMBERSHIP = Attack(
     of=False,
     reads=frozenset({"source", "where", "limit", "subject"}),
     rows="rows that the model has not seen",
+    unseen=True,
     columns=columns,
     version=3,  # an AUROC is wanted near 0.5
 )

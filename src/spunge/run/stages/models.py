@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spunge.errors import RecipeError
 from spunge.merging.earlier import unfinished
 from spunge.run.calibrate import Calibration, calibrate, calibrate_base, calibration_inputs
 from spunge.run.costs import (
@@ -14,6 +13,7 @@ from spunge.run.costs import (
 from spunge.run.given import Given
 from spunge.run.graph import NotMadeError, Stage
 from spunge.run.inputs import BaseInputs
+from spunge.run.kept import kept_of, refuse_kept
 from spunge.run.keys import flattened
 from spunge.run.merge import merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, calibration_file
@@ -90,8 +90,7 @@ def add_base_calibration(graph: RunGraph, line: Lineup) -> Calibration | None:
     base = _calibration(line, line.models[0], calibration_file(graph.folder, "base"))
     if base is None:
         return None
-    if base.subject in [part.value for part in line.inputs.parts.parts]:
-        raise RecipeError(f"calibrate.subject: {base.subject!r} is to be forgotten; name what must be kept")
+    refuse_kept(line.inputs.base, {part.value for part in line.inputs.parts.parts})
     graph.add(
         Stage(
             "calibrate:base",
@@ -131,5 +130,5 @@ def _calibrated(graph: RunGraph, calibration: Calibration, base: Calibration, ma
 
 
 def _calibration(line: Lineup, model: Model, file: Path) -> Calibration | None:
-    settings, items = line.inputs.recipe.calibrate, line.inputs.base.calibration_items
-    return None if settings is None or items is None else Calibration(model, line, settings, items, file)
+    settings, kept = line.inputs.recipe.calibrate, kept_of(line.inputs.base)
+    return None if settings is None or kept is None else Calibration(model, line, settings, kept, file)
