@@ -1,13 +1,16 @@
 """What does not fit into the memory is done in halves; what is no matter of memory is not."""
 
 import logging
+import platform
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from spunge.errors import RecipeError
-from spunge.model.memory import halved, is_out_of_memory
+from spunge.model.memory import halved, heap_kept, is_out_of_memory
 
 SIZES = [9, 8, 8, 5, 4, 3, 2, 1]
 
@@ -67,3 +70,22 @@ def test_another_error_goes_through() -> None:
 
     with pytest.raises(IndexError):
         list(halved([[0, 1]], SIZES, call, "evaluate"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_memory_that_is_freed_stays_for_the_next_step_and_is_given_back_afterwards() -> None:
+    def pages() -> int:
+        """New pages that a step of 80 MB takes from the system."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = [torch.ones(1 << 20) for _ in range(20)]
+        del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    with heap_kept():
+        pages()
+        assert pages() < 0.1 * 80 * 2**20 / resource.getpagesize()
+    assert resident() < before + 20 * 2**20
