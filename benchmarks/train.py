@@ -12,7 +12,6 @@ fine-tuning takes the methods without a reference, which plainly would need a se
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,8 @@ START, END = "<!-- table: python benchmarks/train.py -->", "<!-- end of table --
 CASES = {"lora": ("finetuning", "graddiff", "npo", "simnpo"), "full": ("finetuning", "graddiff", "simnpo")}
 TOKENS = (4, 256)
 RATE = 1e-5
+
+OPEN = ExitStack()  # what a step needs open until the process ends
 
 Step = Callable[[], None]
 
@@ -62,9 +63,8 @@ def ours(method: str, way: str, model: str) -> Step:
         for ids in batches(base.model.config.vocab_size)
     )
     what = LoRA(dropout=0.0, targets="all-linear") if way == "lora" else Everything()
-    stack = ExitStack()  # never closed: the process ends with the measurement
-    trained = stack.enter_context(training(base, what, 0))
-    stack.enter_context(training_mode(trained.model))
+    trained = OPEN.enter_context(training(base, what, 0))
+    OPEN.enter_context(training_mode(trained.model))
     optimizer = optimizer_of(trained.parameters, OutputSettings(method=method, learning_rate=RATE), "unlearn")
     with base.autocast():
         reference = base_outputs(trained, forget).sums() if method == "npo" else None  # once: other epochs have it
@@ -192,11 +192,12 @@ def main() -> None:
     parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
+        from spunge.model.memory import peak_memory
+
         step = KINDS[args.peak](args.methods[0], args.ways[0], args.model)
         step()
         step()
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else used)
+        print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory())
         return
     kinds = ["ours", "plain", *(["compiled"] if args.compiled else [])]
     head = [
