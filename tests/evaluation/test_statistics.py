@@ -138,11 +138,12 @@ def test_few_seeds_cover_the_truth_as_often_as_is_said(seeds: int) -> None:
     assert all(0.92 <= count / 400 <= 0.98 for count in covered), covered
 
 
-def test_an_interval_of_seeds_alone_is_students_t_of_them() -> None:
+@pytest.mark.parametrize(("items", "seeds"), [(20, 3), (5, 3), (5, 12)])
+def test_an_interval_of_seeds_alone_is_students_t_of_them(items: int, seeds: int) -> None:
     """Items that all agree within a seed: what is left is the sample of seeds."""
-    values = [0.2, 0.3, 0.45]
-    found = score([share(np.full(20, value)) for value in values], range(20))
-    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    values = [0.2, 0.3, 0.45, *np.linspace(0.2, 0.5, 9)][:seeds]
+    found = score([share(np.full(items, value)) for value in values], range(items))
+    expected = stats.t.interval(0.95, seeds - 1, np.mean(values), stats.sem(values))
     assert (found.low, found.high) == (pytest.approx(max(0.0, expected[0])), pytest.approx(expected[1]))
 
 

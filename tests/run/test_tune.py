@@ -11,7 +11,7 @@ import pytest
 
 import spunge
 from spunge.errors import RecipeError
-from spunge.files import alone
+from spunge.files import alone, sealed, write_json
 from spunge.progress import SILENT
 from spunge.report.search import Goal, Score, Search, Trial, search_text
 from spunge.run.objectives import Way
@@ -336,6 +336,17 @@ def test_a_damaged_file_of_a_search_changes_nothing_or_is_named(
     told = Told()
     assert tune(recipe, 4, OBJECTIVES, folder, watcher=told) == done.search
     assert not [line for line in told.lines if line.startswith("trials.journal")]
+
+
+def test_a_failure_of_another_trial_that_had_the_number_is_no_trials(
+    done: Done, recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
+    failure = folder / "trials" / "1" / "failed.json"
+    write_json(failure, sealed({"why": "merge.density: of another trial"}))
+    (folder / "trials.journal").unlink()  # which is drawn anew
+    assert tune(recipe, 4, OBJECTIVES, folder) == done.search
+    assert not failure.exists()
 
 
 def test_results_of_a_point_that_are_damaged_are_made_again(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:

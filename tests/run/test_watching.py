@@ -16,7 +16,7 @@ from spunge.recipe.watching import Watch
 from spunge.run.stages.building import build, lineups
 from spunge.run.status import status
 from spunge.run.verify import verify
-from spunge.run.watching import curves_of, ranked, steps_between
+from spunge.run.watching import curves_of, ranked, steps_between, watching_inputs
 from spunge.unlearning.watching import Reading
 from toys import Told, rows
 
@@ -286,6 +286,15 @@ def test_a_step_that_cannot_be_chosen_is_one_line_before_any_training(
     with pytest.raises(RecipeError, match=message):
         spunge.run(load_recipe(watched, [*edits, "watch.keep=best", "watch.beside=null"]), tmp_path / "run", heard)
     assert not any(line.startswith("unlearn") for line in heard.lines)
+
+
+def test_a_step_that_is_the_best_in_another_way_has_another_key(watched: dict[str, Any], tmp_path: Path) -> None:
+    watched["watch"] |= {"keep": "best", "evaluation": "kept", "subject": "retain", "beside": None}
+    found = []
+    for group in ("keep", "forget"):
+        [line] = lineups(load_recipe(watched, [f"evaluate.1.group={group}"]), tmp_path)
+        found.append(watching_inputs(line.trainings[0], line.inputs))
+    assert found[0]["watched items"] != found[1]["watched items"]
 
 
 def test_a_search_chooses_no_steps(watched: dict[str, Any], tmp_path: Path) -> None:

@@ -280,13 +280,13 @@ def _ends(linear: Linear, draws: Draws, exponent: bool, tail: float = TAIL) -> I
     """The interval of a value or a difference that is no share of items. `draws`: of what the exponent is taken of already."""
     if linear.agree:
         return agreeing(linear.value, linear.alike, *linear.bounds, tail) if linear.bounds else UNKNOWN
+    # Of few seeds draws would miss a share of their spread.
     few_seeds = 1 < len(linear.by_seed) < SMALL_SAMPLE
     if linear.n >= SMALL_SAMPLE and not few_seeds:
         return percentiles(draws(), linear.n, tail)
     if linear.n < 2 or not np.isfinite(linear.value):
         return UNKNOWN
-    # Of few seeds draws would miss a share of their spread.
-    ends = student(linear.value, linear.variances if few_seeds else linear.variances[:1], tail)
+    ends = student(linear.value, linear.variances, tail)
     if linear.bounds is not None:
         return Interval(max(linear.bounds[0], ends.low), min(linear.bounds[1], ends.high))
     with np.errstate(over="ignore"):

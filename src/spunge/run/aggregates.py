@@ -201,7 +201,7 @@ def refuse_aggregates(aggregates: Mapping[str, Aggregate], evaluations: Sequence
         for term in terms_of(aggregate):
             items = by_name[term.evaluation]
             _refuse_metric(f"aggregates.{name}", aggregate, term, items)
-            _refuse_subject(f"aggregates.{name}", term, items)
+            refuse_subject(f"aggregates.{name}", term, items)
             if not isinstance(aggregate, HarmonicMean) and not judges(items.settings, aggregate.against):
                 raise RecipeError(
                     f"aggregates.{name}.against: evaluation {term.evaluation!r} does not judge {aggregate.against!r}; add that to "
@@ -232,7 +232,8 @@ def _refuse_metric(setting: str, aggregate: Aggregate, term: Term, items: Items)
         )
 
 
-def _refuse_subject(setting: str, term: Term, items: Items) -> None:
+def refuse_subject(setting: str, term: Term, items: Items) -> None:
+    """Raises RecipeError for a subject that an evaluation will not give."""
     if not items.subjects:  # the evaluator brings items of its own, and names them when it measures
         if term.subject is None:
             raise RecipeError(f"{setting}: evaluation {term.evaluation!r} names its subjects itself; give subject")

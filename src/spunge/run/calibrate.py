@@ -67,7 +67,12 @@ def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
             **flattened("calibrate", settings.model_dump(mode="json", include={"metric", "subject"})),
             **measured[0],
         }
+        if len(kept.items[0].subjects) > 1:  # also the one that is meant where none is named
+            about["calibrate.subject"] = kept.subject
     content: dict[str, Any] = {**about, "calibration's version": VERSION}
+    content |= {f"items of {name}": fingerprint(own) for name, own in kept.members.items()}
+    if (dtype := base.judged.dtype) != base.recipe.model.dtype:
+        content["arithmetic"] = dtype
     if model.name == "base":
         return content
     names = {"keep", "max_scale", "tries", "tolerance"}

@@ -42,7 +42,7 @@ def training_cost(training: Training, line: Lineup) -> Cost:
     samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
     tokens = samples * length * passes(unlearn, model_depth(inputs.base.untaught, inputs.recipe.model))
     watch, watched = inputs.recipe.watch, measurements(training, line) * _watched_tokens(training, line)
-    best = DELTA if watch is not None and watch.chooses else 0
+    best = 2 * DELTA if watch is not None and watch.chooses else 0
     return Cost(tokens=tokens, watched=watched, kept=DELTA * entries, passing=(STATE + best) * entries)
 
 

@@ -13,7 +13,8 @@ from spunge.evaluation.statistics import score
 from spunge.files import fingerprint
 from spunge.recipe.aggregates import HarmonicMean
 from spunge.results import Wanted, wanted
-from spunge.run.aggregates import refuse_measures, sample_of, subject_of
+from spunge.run.aggregates import refuse_measures, refuse_subject, sample_of, subject_of
+from spunge.run.groups import what_is
 from spunge.run.inputs import BaseInputs
 from spunge.run.judge import measured_by
 from spunge.run.named import metrics_of, unmeasured
@@ -31,13 +32,25 @@ class Kept(NamedTuple):
     mean: HarmonicMean | None = None
 
     @property
+    def subjects(self) -> dict[str, tuple[Items, str]]:
+        """What it is measured on: an evaluation's items, and which of its subjects."""
+        if self.mean is None:
+            pairs = [(self.items[0], self.subject)]
+        else:
+            by_name = {items.name: items for items in self.items}
+            pairs = [(by_name[term.evaluation], subject_of(term, by_name[term.evaluation])) for term in self.mean.of]
+        return {f"{subject} of {items.name}": (items, subject) for items, subject in pairs}
+
+    @property
     def n(self) -> int:
         """Items that it is measured on."""
-        if self.mean is None:
-            return len(self.items[0].subjects[self.subject])
-        by_name = {items.name: items for items in self.items}
-        pairs = {(term.evaluation, subject_of(term, by_name[term.evaluation])) for term in self.mean.of}
-        return sum(len(by_name[evaluation].subjects[subject]) for evaluation, subject in pairs)
+        return sum(len(items.subjects[subject]) for items, subject in self.subjects.values())
+
+    @property
+    def members(self) -> dict[str, list[int]]:
+        """Of subjects that are not all of an evaluation's items, which they are: the items' fingerprint does not tell."""
+        own = {name: items.subjects[subject].tolist() for name, (items, subject) in self.subjects.items()}
+        return {name: chosen for name, chosen in own.items() if len(chosen) < self.subjects[name][0].table.num_rows}
 
     @property
     def rows(self) -> str:
@@ -56,26 +69,27 @@ def kept_of(base: BaseInputs) -> Kept | None:
         mean = base.recipe.aggregates[settings.aggregate]
         assert isinstance(mean, HarmonicMean)
         return Kept(items, settings.aggregate, settings.aggregate, EVERYTHING, mean)
-    subject = next(iter(items[0].subjects)) if settings.subject is None else settings.subject
+    subject = settings.subject or items[0].overall or next(iter(items[0].subjects))
     return Kept(items, items[0].name, str(settings.metric), subject)
 
 
 def refuse_kept(base: BaseInputs, parts: set[str]) -> None:
     """Raises RecipeError for a metric that an evaluation will not measure, of which no share can be kept, or on what is to be
-    forgotten. The terms of a mean are refused as any aggregate's are."""
+    forgotten, all or in part. parts: the values to forget. The terms of a mean are refused as any aggregate's are."""
     kept = kept_of(base)
     if kept is None:
         return
-    by_name = {items.name: items for items in kept.items}
-    terms = (
-        []
-        if kept.mean is None
-        else [(by_name[term.evaluation], subject_of(term, by_name[term.evaluation])) for term in kept.mean.of]
-    )
-    for items, subject in terms or [(kept.items[0], kept.subject)]:
-        if subject in parts or items.share_forgotten(subject) == "all":
+    if kept.mean is not None:
+        by_name = {items.name: items for items in kept.items}
+        for term in kept.mean.of:
+            refuse_subject(f"aggregates.{kept.name}", term, by_name[term.evaluation])
+    for items, subject in kept.subjects.values():
+        _, forget = what_is(subject, items.subjects, items, items.settings, parts)
+        if forget is not False or items.share_forgotten(subject) == "all":
             setting = "calibrate.subject" if kept.mean is None else "calibrate.aggregate"
-            raise RecipeError(f"{setting}: {subject!r} of {items.name!r} is to be forgotten; name what must be kept")
+            raise RecipeError(
+                f"{setting}: {subject!r} of {items.name!r} is to be forgotten, all or in part; name what must be kept"
+            )
     if kept.mean is not None:
         return
     [items] = kept.items

@@ -163,7 +163,7 @@ class _Size:
     trained: int  # entries that a branch changes
     speed: float  # floating-point operations a second
     width: int  # bytes an entry takes in memory
-    best: int  # bytes more that a trained entry takes, where the best step is held
+    best: int  # bytes more that a trained entry takes, where the best step is held, and that before the last good one
 
     @classmethod
     def of(cls, base: BaseInputs) -> "_Size":
@@ -179,7 +179,7 @@ class _Size:
         speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
         written = written_bytes(checkpoint, base.own_dtype(base.recipe.merge.dtype))
         watch = base.recipe.watch
-        best = 4 if watch is not None and watch.chooses else 0
+        best = 8 if watch is not None and watch.chooses else 0
         return cls(entries, written, trained, speed, 2 if reduced else 4, best)
 
     def seconds(self, cost: Cost) -> float:

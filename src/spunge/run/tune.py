@@ -198,6 +198,7 @@ def _next(tuning: Tuning, study: "optuna.Study", team: Team, count: int) -> None
         write_json(tuning.trial(number) / FAILED, sealed({"why": why}))
         study.tell(number, state=state_of("FAIL"))
     else:
+        (tuning.trial(number) / FAILED).unlink(missing_ok=True)  # of another trial that had this number before
         measured = [row.value for row in rows if isinstance(row, Row)]
         study.tell(number, [way.sought(value) for way, value in zip(tuning.good, measured, strict=True)])
 
@@ -246,7 +247,7 @@ def _told(tuning: Tuning, study: "optuna.Study") -> Search:
     trials = []
     for drawn in over:
         own = repr(sorted(drawn.params.items()))
-        trials.append(_trial(tuning, drawn.number, drawn.params, drawn.number in best and own not in alike))
+        trials.append(_trial(tuning, drawn, drawn.number in best and own not in alike))
         alike.add(own)
     search = Search(
         objectives=tuple(
@@ -275,15 +276,16 @@ def _write_point(tuning: Tuning, number: int, values: Mapping[str, Any]) -> None
         write_text(file, content)
 
 
-def _trial(tuning: Tuning, number: int, params: Mapping[str, Any], pareto: bool) -> Trial:
-    """A trial that is over, as its folder tells."""
+def _trial(tuning: Tuning, drawn: "optuna.trial.FrozenTrial", pareto: bool) -> Trial:
+    """A trial that is over, as the study and its folder tell."""
+    number = drawn.number
     if number not in tuning.told:
         folder = tuning.trial(number)
-        failed = (folder / FAILED).exists()
+        failed = drawn.state == state_of("FAIL")
         told = unsealed(read_json(folder / FAILED)) or {}
         why = told.get("why", f"nobody can tell any more: {FAILED} is damaged") if failed else None
         scores = None if failed else _scores(tuning, folder)
-        tuning.told[number] = Trial(number=number, values=tuning.values(params), scores=scores, why=why)
+        tuning.told[number] = Trial(number=number, values=tuning.values(drawn.params), scores=scores, why=why)
     point = tuning.point(number)
     test = _scores(tuning, point) if (point / FILE).exists() else None
     return replace(tuning.told[number], pareto=pareto, test=test)

@@ -164,9 +164,9 @@ def watching_inputs(training: Training, inputs: SeedInputs) -> dict[str, Any]:
 
 
 def _measured_by(training: Training, inputs: SeedInputs) -> str:
-    """Fingerprint of what a training is measured by, each time."""
+    """Fingerprint of what a training is measured by, each time, and of what says which way is good."""
     told = [
-        [curve.metric, curve.subject, curve.members.tolist(), evaluation_inputs(curve.items, inputs.base)]
+        [curve.metric, curve.subject, curve.members.tolist(), curve.forget, evaluation_inputs(curve.items, inputs.base)]
         for curve in curves_of(training, inputs)
     ]
     return fingerprint(told)

@@ -148,7 +148,7 @@ class Loop:
         """Measure the model as it is now, where it is due."""
         last = self.step >= self.steps or stopped is not None
         if self.watching is not None and self.watching.is_due(self.step, last):
-            self.task.progress(self.step, self.steps, self.watching.look(self.step, self._means()))
+            self.task.progress(self.step, self.steps, self.watching.look(self.step, self._means(), self.good[0]))
 
     def _next_step(self) -> str | None:
         """One optimizer step, logged and told, or back to the last good weights; why the branch must stop, if so."""

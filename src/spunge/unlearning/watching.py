@@ -74,27 +74,36 @@ class Watching:
     as_saved: Callable[[], AbstractContextManager[Any]]
     points: list[Point] = field(default_factory=list)
     best: Best | None = None
+    held: Best | None = None  # the best up to the last good step, where `best` came after it
     seconds: float = 0.0
 
     def is_due(self, step: int, last: bool) -> bool:
         """Whether the model is to be measured after a step. last: no other step follows."""
         return (last or step % self.watch.every == 0) and (not self.points or self.points[-1].step != step)
 
-    def look(self, step: int, losses: dict[str, float]) -> str:
-        """Measure the model after a step, and hold its weights where it is the best so far. Returns what to tell of it."""
+    def look(self, step: int, losses: dict[str, float], good: int = 0) -> str:
+        """Measure the model after a step, and hold its weights where it is the best so far. good: the step that the training would
+        go back to, whose best is then still there. Returns what to tell of it."""
         started = time.perf_counter()
         with _undisturbed(self.base), self.as_saved():
             readings = self.watch.measure(self.base, step)
         self.points.append(Point(step, readings))
         if self._best_step() == step:
-            weights = self.best.weights if self.best else [torch.empty_like(parameter) for parameter in self.parameters]
-            for value, parameter in zip(weights, self.parameters, strict=True):
-                value.copy_(parameter.detach())
-            self.best = Best(step, weights, losses)
+            self._hold(step, losses, good)
         self.seconds += time.perf_counter() - started
         return ", ".join(
             f"{name} {reading.value:.4g}" for name, reading in zip(self.watch.names, readings, strict=True)
         )
+
+    def _hold(self, step: int, losses: dict[str, float], good: int) -> None:
+        """These weights are the best."""
+        spare = self.best
+        if self.best is not None and self.best.step <= good:
+            spare, self.held = self.held, self.best
+        weights = spare.weights if spare else [torch.empty_like(parameter) for parameter in self.parameters]
+        for value, parameter in zip(weights, self.parameters, strict=True):
+            value.copy_(parameter.detach())
+        self.best = Best(step, weights, losses)
 
     def _best_step(self) -> int | None:
         """Of those so far; None where the last step is kept. The base itself is none of them."""
@@ -108,7 +117,7 @@ class Watching:
         """The weights are those after an earlier step again: what came after it is forgotten."""
         self.points = [point for point in self.points if point.step <= step]
         if self.best is not None and self.best.step > step:
-            self.best = None
+            self.best, self.held = self.held, None
 
     def ended(self, step: int, losses: dict[str, float]) -> tuple[Watched, dict[str, float]]:
         """Put the best weights back after the last step. Returns what became of the watch, and the losses of the step that is
@@ -123,19 +132,27 @@ class Watching:
 
     def state(self) -> dict[str, Any]:
         """For the saved state of a training, as plain values."""
-        best = self.best and (self.best.step, [value.cpu() for value in self.best.weights], dict(self.best.losses))
         points = [(point.step, [tuple(reading) for reading in point.readings]) for point in self.points]
-        return {"key": self.watch.key, "points": points, "best": best}
+        best, held = (
+            each and (each.step, [value.cpu() for value in each.weights], dict(each.losses))
+            for each in (self.best, self.held)
+        )
+        return {"key": self.watch.key, "points": points, "best": best, "held": held}
 
     def resume(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a saved state; where it is of another watch, or of none, begin anew."""
         if state is None or state["key"] != self.watch.key:
             return
         self.points = [Point(step, tuple(Reading(*each) for each in readings)) for step, readings in state["points"]]
-        if state["best"] is not None:
-            step, weights, losses = state["best"]
-            moved = zip(weights, self.parameters, strict=True)
-            self.best = Best(step, [value.to(parameter.device) for value, parameter in moved], losses)
+        self.best, self.held = (self._there(state.get(name)) for name in ("best", "held"))
+
+    def _there(self, saved: tuple[int, list[Tensor], dict[str, float]] | None) -> Best | None:
+        """What a saved state holds, where the parameters are."""
+        if saved is None:
+            return None
+        step, weights, losses = saved
+        moved = zip(weights, self.parameters, strict=True)
+        return Best(step, [value.to(parameter.device) for value, parameter in moved], losses)
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def add_base_calibration(graph: RunGraph, line: Lineup) -> Calibration | None:
     base = _calibration(line, line.models[0], calibration_file(graph.folder, "base"))
     if base is None:
         return None
-    refuse_kept(line.inputs.base, {part.value for part in line.inputs.parts.parts})
+    refuse_kept(line.inputs.base, line.inputs.parts.values)
     graph.add(
         Stage(
             "calibrate:base",
