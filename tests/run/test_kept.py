@@ -63,7 +63,7 @@ def test_what_is_measured_otherwise_has_another_key(
         (["evaluate.0.source=FORGET", "evaluate.0.by=topic"], "'every' of 'kept' is to be forgotten, all or in part"),
         (["evaluate.0.source=FORGET", "calibrate.subject=odd"], "'odd' of 'kept' is to be forgotten"),
         (
-            ["aggregates={a: {kind: harmonic_mean, of: [{evaluation: kept, metric: x, subject: evry}]}}", "MEAN"],
+            ["aggregates={a: {kind: harmonic_mean, of: [ODD, {evaluation: kept, metric: x, subject: evry}]}}", "MEAN"],
             "aggregates.a: evaluation 'kept' has no subject 'evry'; did you mean 'every'",
         ),
     ],
@@ -71,7 +71,8 @@ def test_what_is_measured_otherwise_has_another_key(
 def test_what_is_not_to_be_kept_is_refused_in_a_line(
     several: dict[str, Any], tmp_path: Path, edits: list[str], message: str
 ) -> None:
-    told = {"FORGET": several["forget"]["source"], "MEAN": "calibrate={aggregate: a}"}
+    odd = "{evaluation: kept, metric: x, subject: odd}"
+    told = {"FORGET": several["forget"]["source"], "MEAN": "calibrate={aggregate: a}", "ODD": odd}
     for word, stands in told.items():
         edits = [edit.replace(word, stands) for edit in edits]
     with pytest.raises(RecipeError, match=message):

@@ -338,6 +338,7 @@ def test_a_damaged_file_of_a_search_changes_nothing_or_is_named(
     assert not [line for line in told.lines if line.startswith("trials.journal")]
 
 
+@pytest.mark.thorough
 def test_a_failure_of_another_trial_that_had_the_number_is_no_trials(
     done: Done, recipe: dict[str, Any], tmp_path: Path
 ) -> None:
