@@ -151,8 +151,9 @@ runs[(runs.kind == "merged") & (runs.group == "forget")].pivot_table("value", ["
 
 Fields that earlier versions did not have: `models`, of which `base` to `seeds` are younger than the rest; of rows `wanted`,
 `evaluation`, `group`, `worst_of`, `attack`, `label`, `curve`, `at` and `unit`; of differences `wanted` and `changed`; of
-evaluations `settings`. `higher_is_better` of rows and differences is gone: it was wrong of what is to be forgotten, and `wanted`
-says which way is good row by row. Where an earlier file has it, it is read as `wanted`. No metric or subject is called otherwise.
+evaluations `settings`; and `watched`. `higher_is_better` of rows and differences is gone: it was wrong of what is to be forgotten,
+and `wanted` says which way is good row by row. Where an earlier file has it, it is read as `wanted`. No metric or subject is called
+otherwise.
 """
 
 

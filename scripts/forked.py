@@ -27,11 +27,13 @@ import torch
 torch.set_num_threads(1)
 # What differs between two undisturbed commands: what they took, and in merge.json a key with the times of the deltas' files.
 TIMES = re.compile(
-    r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|GiB|MiB)\b'
+    r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|min|h|GiB|MiB)\b'
 )
-TIMED = re.compile(r"(?:.*/)?(?:stamps/.*\.json|[^/]*delta\.json|[^/]*log\.jsonl|results\.json|report\.html)")
+TIMED = re.compile(
+    r"(?:.*/)?(?:stamps/.*\.json|[^/]*delta\.json|(?:teaching|search)\.json|[^/]*log\.jsonl|results\.json|report\.html)"
+)
 KEYED = re.compile(r'"key": "[0-9a-f]+"')
-# Of the process at work; and what a search asked of Optuna and when, which tells of every stop. Its trials are compared themselves.
+# Of the process at work; and what a search told Optuna and when, every stop too. Its trials are compared themselves.
 OWN = {".lock", "trials.journal"}
 Traced = Callable[[str], None]
 

@@ -90,11 +90,15 @@ def test_samples_differ_from_each_other_and_are_drawn_the_same_again(load: Calla
     assert any(len(set(each)) > 1 for each in found)
     torch.manual_seed(12)
     assert completions(base, PROMPTS, sampled, bench(tmp_path / "two")) == found
+    another = sampled.model_copy(update={"seed": 1})
+    assert completions(base, PROMPTS, another, bench(tmp_path / "one")) != found
 
 
 def test_greedy_decoding_gives_no_several_samples() -> None:
     with pytest.raises(ValueError, match="set temperature"):
         GenerationSettings(samples=25)
+    with pytest.raises(ValueError, match="seed: greedy decoding draws nothing; set temperature"):
+        GenerationSettings(seed=3)
 
 
 def test_a_long_prompt_loses_its_start_and_an_empty_one_gets_a_start_token(load: Callable[..., Any]) -> None:

@@ -22,7 +22,7 @@ from spunge.merging.outcome import MergeReport
 from spunge.report.page import page
 from spunge.results import parse_results, read_results
 from spunge.run.judge import cached_scores
-from spunge.run.measured import from_json, read_measured, to_json
+from spunge.run.measured import Measured, from_json, read_measured, to_json
 from spunge.run.stamps import Stamp, read_stamp, stamp_file, stamps_in, store_stamp
 from spunge.run.texts import _noted, _sampled
 from spunge.run.train import read_choice, undecided
@@ -256,8 +256,12 @@ def _saved(folder: Path, case: tuple[bytes, bytes]) -> int:
 MEASURED = to_json(
     "base",
     "e",
-    [Measure("accuracy", np.array([1.0, 0.0]), np.ones(2), higher="good", chance=0.5, subject="a")],
-    [Rated(0.5, 0.1, 0.9, 2)],
+    Measured(
+        [Measure("accuracy", np.array([1.0, 0.0]), np.ones(2), higher="good", chance=0.5, subject="a")],
+        [Rated(0.5, 0.1, 0.9, 2)],
+        "cpu",
+        "float32",
+    ),
 )
 
 
@@ -266,7 +270,7 @@ def _measured(folder: Path, content: bytes) -> int:
     file = folder / "measured.json"
     file.write_bytes(content)
     measured = read_measured(file)
-    again = from_json(json.loads(json.dumps(to_json("base", "e", *measured))))
+    again = from_json(json.loads(json.dumps(to_json("base", "e", measured))))
     assert repr(again) == repr(measured)
     return len(content)
 

@@ -1,13 +1,18 @@
 """What does not fit into the memory is done in halves; what is no matter of memory is not."""
 
 import logging
+import platform
+import resource
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from spunge.errors import RecipeError
-from spunge.model.memory import halved, is_out_of_memory
+from spunge.model.memory import halved, heap_kept, is_out_of_memory, peak_memory
 
 SIZES = [9, 8, 8, 5, 4, 3, 2, 1]
 
@@ -67,3 +72,28 @@ def test_another_error_goes_through() -> None:
 
     with pytest.raises(IndexError):
         list(halved([[0, 1]], SIZES, call, "evaluate"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_memory_that_is_freed_stays_for_the_next_step_and_is_given_back_afterwards() -> None:
+    def pages() -> int:
+        """New pages that a step of 80 MB takes from the system."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = [torch.ones(1 << 20) for _ in range(20)]
+        del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    with heap_kept():
+        assert min(pages() for _ in range(5)) < 0.1 * 80 * 2**20 / resource.getpagesize()
+    assert resident() < before + 20 * 2**20
+
+
+def test_the_peak_is_the_processes_own_not_that_of_the_one_that_started_it() -> None:
+    held = torch.ones(50 << 20)  # 200 MB
+    program = "from spunge.model.memory import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 5e6 < int(child.stdout) < held.nbytes < peak_memory()

@@ -89,7 +89,7 @@ def test_what_chose_a_step_is_told_and_that_no_step_kept_enough(watched):
     [finding] = [each for each in verdict(arranged(results)) if each.heading == "Saved steps"]
     text = report_text(results)
     assert (
-        "accuracy chose the step that was saved of each training of those that keep 95.0% of the base's perplexity on text: the "
+        "accuracy chose which step of each training was saved: of the steps that keep 95.0% of the base's perplexity on text, the "
         "one where it is lowest, measured on items that are judged nowhere." in text
     )
     assert "Europe: step 20 of 30 keeps 97.2%\n" in text
@@ -106,15 +106,17 @@ def test_where_the_last_step_is_saved_nothing_is_said_of_a_choice(results):
 
 
 def test_the_seeds_of_a_training_share_a_panel(results):
-    seeds = [curve("branch:Europe", [0.9, 0.5 + 0.1 * seed], 10, seed=seed) for seed in (0, 1)]
-    [forgotten] = curves(parse_results(results() | {"watched": seeds}))
+    seeds = [curve("branch:Europe", [0.9, 0.5 + 0.1 * seed], 10, seed=seed, keep="best") for seed in (0, 1)]
+    found = parse_results(results() | {"watched": seeds})
+    [forgotten] = curves(found)
+    assert "Europe (seed 1): step 10 of 10\n" in report_text(found)
     assert len(forgotten.panels) == 1
     assert [kind for kind, _ in marks(forgotten.panels[0])] == ["mark measured"] * 2 + ["mark own"] * 2
     assert forgotten.seeded
 
 
 @pytest.mark.parametrize(
-    "values", [["NaN", "NaN"], [0.5, "Infinity"], [0.5], [0.0, 0.0], [None, 0.3]], ids=lambda values: str(values)
+    "values", [[], ["NaN", "NaN"], [0.5, "Infinity"], [0.5], [0.0, 0.0], [None, 0.3]], ids=lambda values: str(values)
 )
 def test_numbers_that_cannot_be_drawn_leave_the_page_whole(tmp_path, write_run, results, values):
     content = results() | {"watched": [curve("branch:Europe", values, 10 * (len(values) - 1))]}

@@ -281,6 +281,14 @@ def test_what_only_measuring_tells_is_refused_once_it_is_measured(term: dict[str
         scored(judged, MODELS[:1], [{"base": {**BASE, "tests": [of_task]}}], [], {"it": both})
 
 
+def test_an_aggregate_without_a_value_is_remarked_on() -> None:
+    """No table shows a number that is none."""
+    nothing = [Measure(each.metric, each.numerator, np.zeros(30), each.higher) for each in MERGED["facts"]]
+    found = made(mean(*UTILITY[:2]), [{"base": BASE, "merged": {**MERGED, "facts": nothing}}])
+    [told] = [each for each in found.evaluations if each.name == "it"]
+    assert told.remarks == ("It has no value at merged: what it is made of has none there.",)
+
+
 def test_measures_of_another_kind_than_the_name_says_are_refused_when_they_are_there() -> None:
     other = {**MERGED, "forget": [Measure("truth ratio", np.ones(COUNT), np.ones(COUNT), "known", combine="auroc")]}
     with pytest.raises(RecipeError, match=r"aggregates.it: ks can't be made of 'truth ratio'"):

@@ -15,7 +15,7 @@ from spunge.evaluation.evaluator import Measure, Rated
 from spunge.files import cache_folder
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
-from spunge.run.measured import from_json, to_json
+from spunge.run.measured import Measured, from_json, to_json
 from spunge.run.session import Session
 from spunge.run.stages.building import build
 from spunge.run.stages.judging import judging_name
@@ -65,8 +65,10 @@ def test_an_audit_depends_on_the_rows_and_on_what_it_measures_again(toy_recipe: 
 def test_measures_are_kept_to_the_bit() -> None:
     numbers = np.array([1 / 3, np.nan, np.inf, 1e-300, 0.1 + 0.2])
     measure = Measure("m", numbers, np.ones(5), higher="bad", transform="exp", chance=0.25, side=True)
-    [again], [rated] = from_json(json.loads(json.dumps(to_json("base", "e", [measure], [Rated(0.5, 0.1, 0.9, 5)]))))
-    assert rated == Rated(0.5, 0.1, 0.9, 5)
+    told = Measured([measure], [Rated(0.5, 0.1, 0.9, 5)], "cpu", "float32")
+    read = from_json(json.loads(json.dumps(to_json("base", "e", told))))
+    assert (read.rated, read.device, read.dtype) == (told.rated, "cpu", "float32")
+    [again] = read.measures
     assert again.numerator.tobytes() == numbers.tobytes()
     rest = {name: value for name, value in vars(measure).items() if not isinstance(value, np.ndarray)}
     assert {name: vars(again)[name] for name in rest} == rest
@@ -74,7 +76,7 @@ def test_measures_are_kept_to_the_bit() -> None:
 
 def test_measures_that_a_version_before_directions_kept_are_read() -> None:
     measure = Measure("perplexity of it", np.ones(2), np.ones(2), higher="unknown", of="perplexity")
-    content = to_json("base", "e", [measure], [])
+    content = to_json("base", "e", Measured([measure], []))
     del content["measures"][0]["higher"]
     content["measures"][0]["higher_is_better"] = False
     assert from_json(content).measures[0].higher == "unknown"

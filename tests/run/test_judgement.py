@@ -58,6 +58,11 @@ def test_one_model_is_judged_by_evaluations_alone_from_the_command_line(
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("judge-")
     results = spunge.read_results(folder)
+    # As if it had been stopped before the last stages: nothing is loaded then.
+    (folder / "stamps" / "results.json").unlink()
+    assert call("judge", model, "--evaluate", evaluation, "--set", "model.dtype=float32", cwd=tmp_path).returncode == 0
+    again = spunge.read_results(folder)
+    assert (again.device, again.dtype) == (results.device, results.dtype) == ("cpu", "float32")
     run = spunge.run({**toy_recipe, "controls": [], "unlearn": {**toy_recipe["unlearn"], "steps": 1}}, tmp_path / "run")
     assert results.value("base", "all", "perplexity") == pytest.approx(run.value("base", "retain", "perplexity"))
     assert "perplexity" in ended.stdout

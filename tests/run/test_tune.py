@@ -388,6 +388,18 @@ def test_a_stage_whose_files_are_damaged_is_not_taken(done: Done, tmp_path: Path
     assert graph.state("branch:asia").done
 
 
+def test_what_is_taken_again_after_a_stop_leaves_the_run_that_it_is_taken_from_whole(
+    done: Done, tmp_path: Path
+) -> None:
+    """Where its files are there already, under a second name of the other run's, and the stamp is not."""
+    other = Path(shutil.copytree(done.folder / "trials" / "0", tmp_path / "other"))
+    graph = build(spunge.load_recipe(other / "recipe.yaml"), tmp_path / "mine", False).graph
+    for _ in range(2):
+        assert take(graph, "branch:asia", [other], SILENT)
+        (tmp_path / "mine" / "stamps" / "branch" / "asia.json").unlink()
+        assert verify(other).problems == []
+
+
 @pytest.mark.parametrize(
     ("change", "seed", "said"),
     [

@@ -658,7 +658,12 @@ def seen(base: Any, log: list[torch.Tensor], **watch: Any) -> dict[str, Any]:
     return {"watch": Watch(**{"every": 2, "names": ["measurements"], "measure": measure, "key": "k", **watch})}
 
 
-@pytest.mark.parametrize(("method", "way"), BOTH)
+WATCHED = {("npo", "lora"), ("sku", "lora"), ("rmu", "lora"), ("rmu", "all"), ("tvn", "all")}
+
+
+@pytest.mark.parametrize(
+    ("method", "way"), [pytest.param(*each, marks=() if each in WATCHED else pytest.mark.thorough) for each in BOTH]
+)
 def test_watching_leaves_the_delta_alone_and_sees_what_would_be_saved(
     load: Callable[..., Any], method: str, way: str, tmp_path: Path
 ) -> None:
@@ -678,7 +683,7 @@ def test_watching_leaves_the_delta_alone_and_sees_what_would_be_saved(
 
 
 @pytest.mark.parametrize(("method", "way"), [("npo", "lora"), ("tvn", "all"), ("rmu", "default")])
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_the_best_step_is_what_training_to_it_gives_also_after_a_kill(
     load: Callable[..., Any], method: str, way: str, killed: bool, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from spunge.unlearning.head import head_of
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
 from spunge.unlearning.reference import base_outputs
-from spunge.unlearning.scored import Scored, outputs, scored
+from spunge.unlearning.scored import Scored, outputs, rows_alike, scored
 from spunge.unlearning.trained import training
 from spunge.unlearning.undial import adjusted_distillation
 from spunge.unlearning.wga import weighted_ascent
@@ -115,6 +115,42 @@ def test_no_tensor_of_all_places_and_the_whole_vocabulary_is_made(load: Callable
             + divergence(outputs(trained.model, batch), base_outputs(trained, batch).log_probabilities)
         ).backward()
     assert sizes.largest <= spunge.unlearning.scored.PIECE["cpu"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_rows_of_about_one_length_are_computed_together_with_the_same_outputs(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    base = load(architecture)
+    rows = [list(range(5, 5 + length)) for length in (3, 40, 4, 38, 5)]
+    batch = collate([Encoded(row, [IGNORED, *row[1:]]) for row in rows])
+    widths: list[int] = []
+    base.model.get_input_embeddings().register_forward_hook(
+        lambda _layer, given, _out: widths.append(given[0].shape[1])
+    )
+    found = []
+    with training(base, Selected(match=["*.1.*weight"]), 0) as trained:
+        for cost in (1000, 8):
+            head_of(trained.model, batch)
+            monkeypatch.setitem(spunge.unlearning.scored.CALL, "cpu", cost)
+            widths.clear()
+            scores = outputs(trained.model, batch)
+            found.append((scores, torch.autograd.grad(scores.sums().square().sum(), trained.parameters)))
+            assert widths == ([40] if cost == 1000 else [40, 5])
+            assert scores.labels.tolist() == [label for row in rows for label in row[1:]]
+            assert torch.equal(base_outputs(trained, batch).rows, scores.rows)
+    (whole, gradients), (grouped, others) = found
+    torch.testing.assert_close(grouped.sums(), whole.sums(), rtol=1e-6, atol=0)
+    for gradient, other in zip(gradients, others, strict=True):
+        assert (other - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_places_that_are_scored_in_the_padding_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(spunge.unlearning.scored.CALL, "cpu", 1)
+    batch = collate([Encoded(list(range(5, 5 + length)), list(range(5, 5 + length))) for length in (20, 3)])
+    assert rows_alike(batch) == [[0], [1]]
+    assert rows_alike(batch._replace(labels=batch.ids)) == [[0, 1]]  # as SKU's code in mode reference
+    assert rows_alike(batch._replace(mask=batch.mask.flip(1), labels=batch.labels.flip(1))) == [[0, 1]]  # on the left
 
 
 def test_finding_out_what_follows_the_output_layer_leaves_the_random_numbers_to_come(load: Callable[..., Any]) -> None:

@@ -14,11 +14,17 @@ def forgotten_items(items: pa.Table, rows: np.ndarray | None, parts: Parts) -> n
     """
     if not parts.parts:
         return None
-    if rows is not None:
-        return np.isin(rows, parts.rows)
+    alike = _alike(items, parts)
+    if rows is None:
+        return alike if alike is not None and alike.any() else None
+    here: np.ndarray = np.isin(rows, parts.rows)
+    return here if alike is None else here | ((rows < 0) & alike)
+
+
+def _alike(items: pa.Table, parts: Parts) -> np.ndarray | None:  # (items,) of bool
+    """Which items have the very texts of a row of a part; None where they are not texts of such a form."""
     tables = [part.samples.table for part in parts.parts]
     roles = [name for name in tables[0].column_names if name not in BESIDE]
     if not roles or not set(roles) <= set(items.column_names):
         return None
-    alike = same_texts(items.select(roles), tables)
-    return alike if alike.any() else None
+    return same_texts(items.select(roles), tables)

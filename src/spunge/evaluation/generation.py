@@ -38,6 +38,7 @@ class GenerationSettings(Strict):
         description="Completions of each prompt; RealToxicityPrompts takes 25. More than 1 needs a temperature.",
     )
     temperature: float | None = Field(None, gt=0, description="Of sampling. Default: greedy decoding.")
+    seed: int = Field(0, ge=0, description="Of what is sampled: with another the same model writes other completions.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of sampling.")
     repetition_penalty: float = Field(1.0, gt=0, description="Of tokens that were there before; 1: none.")
     no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: any may.")
@@ -57,6 +58,8 @@ class GenerationSettings(Strict):
     def _several_differ(self) -> "GenerationSettings":
         if self.samples > 1 and self.temperature is None:
             raise ValueError("samples: greedy decoding gives the same completion every time; set temperature")
+        if self.seed and self.temperature is None:
+            raise ValueError("seed: greedy decoding draws nothing; set temperature, or leave seed out")
         return self
 
 
@@ -87,7 +90,7 @@ def completions(base: Base, prompts: Sequence[Prompt], settings: GenerationSetti
     texts_of_row = _written(file, len(prompts))
     if len(texts_of_row) < len(prompts):
         write = _with_vllm if settings.engine == "vllm" else _with_transformers
-        for rows, texts in write(base, prompts, settings, bench.seed, set(texts_of_row)):
+        for rows, texts in write(base, prompts, settings, bench.seed + settings.seed, set(texts_of_row)):
             lines = []
             for row, text in zip(rows, texts, strict=True):
                 if row in texts_of_row:  # of a batch that was written in part

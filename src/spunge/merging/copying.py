@@ -71,6 +71,7 @@ def write_all(writer: int, data: memoryview, at: int) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """A whole file: shared blocks, else a kernel copy. It gets the mode of a new file, whatever the source's."""
+    target.unlink(missing_ok=True)  # it may be another file under a second name
     if not clone(source, target):
         with about(target), source.open("rb") as reader, target.open("wb") as writer:
             copy_range(reader.fileno(), writer.fileno(), 0, os.fstat(reader.fileno()).st_size, 0)
@@ -79,6 +80,7 @@ def copy_file(source: Path, target: Path) -> None:
 def share(source: Path, target: Path) -> None:
     """A file under a second name, without a second copy of its bytes where the file system can do that."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # it may be another file under a second name, which would be emptied with it
     if clone(source, target):
         return
     target.unlink(missing_ok=True)

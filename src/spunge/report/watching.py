@@ -98,7 +98,7 @@ def _panel(group: Sequence[Watched], axis: Axis, share: bool) -> ET.Element:
     """One training's curve, of every seed."""
     first, last = group[0], max(1, *(each.trained for each in group))
     steps = sorted({point.step for each in group for point in each.points})
-    every = -(-len(steps) // LABELS)
+    every = max(1, -(-len(steps) // LABELS))
     ticks = [(_way(step, last), str(step)) for step in steps[::every]]
     root = frame(name(first.name), f"{name(first.name)}: {printable(first.metric)} by step", axis, ticks)
     for each in group:
@@ -165,21 +165,23 @@ def saved(watched: Sequence[Watched]) -> Saved | None:
     enough = ""
     if beside is not None and first.asked is not None:
         metric, subject = isolated(beside.metric), isolated(beside.subject)
-        enough = f" of those that keep {first.asked:.1%} of the base's {metric} on {subject}"
+        enough = f" of the steps that keep {first.asked:.1%} of the base's {metric} on {subject},"
     way = way_of(first.wanted, first.target)
     text = (
-        f"chose the step that was saved of each training{enough}: the one where it is {_BEST.get(way, f'nearest to {way[5:]}')}, "
+        f"chose which step of each training was saved:{enough} the one where it is {_BEST.get(way, f'nearest to {way[5:]}')}, "
         "measured on items that are judged nowhere."
     )
-    return Saved(first.metric, text, tuple(map(_step, chosen)))
+    several = len({each.seed for each in chosen}) > 1
+    return Saved(first.metric, text, tuple(_step(each, several) for each in chosen))
 
 
 _BEST = {"lower": "lowest", "higher": "highest"}
 
 
-def _step(each: Watched) -> str:
-    """`asia: step 40 of 80 keeps 96.1%`, or that none kept enough."""
-    line = f"{isolated(each.name)}: step {each.kept} of {each.trained}"
+def _step(each: Watched, several: bool) -> str:
+    """`asia: step 40 of 80 keeps 96.1%`, or that none kept enough. several: seeds."""
+    seed = f" (seed {each.seed})" if several else ""
+    line = f"{isolated(each.name)}{seed}: step {each.kept} of {each.trained}"
     if each.share is None:
         return line
     return f"{line} keeps {each.share:.1%}{'' if each.reached else '; no step keeps enough, and it keeps most'}"

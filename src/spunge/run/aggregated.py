@@ -121,6 +121,7 @@ def _described(
     used = {term.evaluation for term in terms_of(aggregate)}
     judged = {each.items.name: each for each in evaluations if each.items.name in used}
     instruments = {each: told.instrument for each, told in judged.items() if told.instrument}
+    without = [stage for stage, each in made.items() if any(isnan(figure.value) for figure in each)]
     return Evaluation(
         name=name,
         kind=aggregate.kind,
@@ -128,4 +129,5 @@ def _described(
         rows=fingerprint([[each, told.items.sha256] for each, told in judged.items()])[:12],
         settings=aggregate.model_dump(mode="json", exclude={"kind"}),
         instrument=instruments or None,
+        remarks=(f"It has no value at {', '.join(without)}: what it is made of has none there.",) if without else (),
     )

@@ -24,7 +24,7 @@ from spunge.registry import EVALUATORS
 from spunge.run.graph import Made
 from spunge.run.inputs import BaseInputs
 from spunge.run.keys import flattened
-from spunge.run.measured import from_json, to_json
+from spunge.run.measured import Measured, from_json, to_json
 from spunge.run.models import Lineup, Model
 from spunge.run.named import missing
 from spunge.run.session import Session
@@ -90,7 +90,8 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     bench = bench_of(judging.lineup, judging.model.name, model_key, judging.folder, judging.base_folder, session)
     base = session.show(None if judging.model.name == "base" else judging.model)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
-    content = to_json(judging.model.name, items.name, measures, bench.rated)
+    dtype = str(base.dtype).removeprefix("torch.")
+    content = to_json(judging.model.name, items.name, Measured(measures, bench.rated, str(base.device), dtype))
     write_json(judging.file, content)
     kept = sorted(bench.kept)
     if judging.model.shared:

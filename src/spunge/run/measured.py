@@ -1,6 +1,5 @@
 """What a judging leaves in its file: the items' measurements. A file that holds anything else is refused by its name."""
 
-from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -32,23 +31,29 @@ class _Stored(BaseModel):
     evaluation: str
     measures: list[_stored(Measure)]  # type: ignore[valid-type]
     rated: list[_stored(Rated)] = []  # type: ignore[valid-type]
+    device: str | None = None
+    dtype: str | None = None
 
 
 class Measured(NamedTuple):
     measures: list[Measure]
     rated: list[Rated]  # on which side of its threshold a scorer's scores fell
+    device: str | None = None  # of the model as it was measured
+    dtype: str | None = None
 
 
-def to_json(stage: str, evaluation: str, measures: Sequence[Measure], rated: Sequence[Rated]) -> dict[str, Any]:
+def to_json(stage: str, evaluation: str, measured: Measured) -> dict[str, Any]:
     """What `from_json` reads back."""
     return {
         "stage": stage,
         "evaluation": evaluation,
         "measures": [
             {**vars(measure), "numerator": measure.numerator.tolist(), "denominator": measure.denominator.tolist()}
-            for measure in measures
+            for measure in measured.measures
         ],
-        "rated": [vars(each) for each in rated],
+        "rated": [vars(each) for each in measured.rated],
+        "device": measured.device,
+        "dtype": measured.dtype,
     }
 
 
@@ -65,7 +70,8 @@ def from_json(content: Any) -> Measured:
         if arrays["numerator"].shape != arrays["denominator"].shape:
             raise ValueError("it holds two lists that should be equally long")
         measures.append(Measure(**{**values, **arrays}))
-    return Measured(measures, [Rated(**each.model_dump()) for each in stored.rated])
+    rated = [Rated(**each.model_dump()) for each in stored.rated]
+    return Measured(measures, rated, stored.device, stored.dtype)
 
 
 def _renewed(content: Any) -> Any:

@@ -42,23 +42,19 @@ def write_scores(
     models = tuple(described(each, seeds) for each in seeds[0].models)
     values = [part.value for part in first.parts.parts if part.value in first.parts.values]
     every = [judging for of_seed in judgings for judging in of_seed]
+    measured = [(judging, read_measured(judging.file)) for judging in every]
     evaluations = [
         Judged(
             items,
             first.base.instruments[items.name],
-            [
-                rated
-                for judging in every
-                if judging.items.name == items.name
-                for rated in read_measured(judging.file).rated
-            ],
+            [rated for judging, each in measured if judging.items.name == items.name for rated in each.rated],
         )
         for items in first.base.evaluations
     ]
     scores = scored(evaluations, models, [stored_measures(of_seed) for of_seed in judgings], values, recipe.aggregates)
-    # Where everything was trained before, the training says where.
+    # Where everything was made before, the training says where; where nothing is trained, what was measured first.
     trainings = seeds[0].trainings
-    trained = read_json(trainings[0].folder / "delta.json") if trainings else {}
+    where = read_json(trainings[0].folder / "delta.json") if trainings else measured[0][1]._asdict() if measured else {}
     results = Results(
         spunge=__version__,
         attribute=first.parts.attribute,
@@ -66,8 +62,8 @@ def write_scores(
         stages=tuple(model.stage for model in models),
         models=models,
         versions=versions(),
-        device=used.device or trained.get("device"),
-        dtype=used.dtype or trained.get("dtype"),
+        device=used.device or where.get("device"),
+        dtype=used.dtype or where.get("dtype"),
         seconds=_seconds(graph),
         peak_memory=used.peak_memory,
         rows=scores.rows,

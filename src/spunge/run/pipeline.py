@@ -24,7 +24,7 @@ from spunge.run.sharing import take
 from spunge.run.space import refuse_full
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
-from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained
+from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained, unwatched
 from spunge.run.stamps import faults
 from spunge.run.status import run_recipe
 from spunge.run.teach import refuse_lessons
@@ -92,6 +92,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     refuse_seen(begun.base.evaluations, begun.base)
     remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
     remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
+    remarks += unwatched(begun)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)

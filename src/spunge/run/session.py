@@ -1,8 +1,6 @@
 """What the stages of a run share while they are made: the base in memory, the models that judge, kept activations."""
 
 import gc
-import resource
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.model.loading import Base, arithmetic, load_base
+from spunge.model.memory import peak_memory
 from spunge.progress import Watcher
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
@@ -93,8 +92,7 @@ class Session:
     @property
     def used(self) -> Used:
         """By this process, and by those that made stages for it: of these, the last one's model and the highest peak."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        base = self.loaded
+        peak, base = peak_memory(), self.loaded
         own = [] if base is None else [Used(str(base.device), str(base.dtype).removeprefix("torch."), peak)]
         models = [*own, *(each for each in reversed(self._elsewhere) if each.device)]
         device, dtype = models[0][:2] if models else (None, None)

@@ -38,6 +38,7 @@ def _taken(graph: RunGraph, folder: Path, stamp: Stamp) -> bool:
         for path, mark in stamp.files.items():
             target = graph.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
             # A training that goes on adds to its log.
             (shutil.copyfile if mark.byproduct else share)(folder / path, target)
     except (FileNotFoundError, IsADirectoryError):

@@ -31,8 +31,9 @@ def unlearn(task: Task, settings: DPOSettings) -> Branch:
 
     def loss(session: Session, lose: Batch) -> Tensor:
         win = wanted.batch(lose.rows)
-        gain = session.reference.sums(wanted, win) - session.outputs(win).sums()
-        return preference(gain, session.reference.sums(forget, lose) - session.outputs(lose).sums(), settings.beta)
+        base_win, base_lose = session.base_sums(wanted, win), session.base_sums(forget, lose)
+        gain, loss = base_win - session.outputs(win).sums(), base_lose - session.outputs(lose).sums()
+        return preference(gain, loss, settings.beta)
 
     return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, wanted])
 
@@ -46,7 +47,7 @@ DPO = Method(
     settings=DPOSettings,
     source="Rafailov et al. 2023, arXiv 2305.18290",
     unlearn=unlearn,
-    passes=passes_of(2, reference=2),
+    passes=passes_of(2, once=2),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {

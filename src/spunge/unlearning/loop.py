@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text, written
-from spunge.model.memory import is_out_of_memory, release, tell
+from spunge.model.memory import heap_kept, is_out_of_memory, release, tell
 from spunge.recipe.training import DescentSettings, MethodSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
@@ -93,6 +93,7 @@ class Loop:
     streams: Sequence[Stream]  # that next_loss draws from
     should_stop: Callable[[], str | None] = lambda: None
     memory: dict[str, list[float]] = field(default_factory=dict)
+    pieces: int = field(default=1, init=False)  # of a batch, where the memory does not hold it whole
     as_saved: Callable[[], AbstractContextManager[Any]] | None = None
 
     def run(self) -> History:
@@ -108,12 +109,11 @@ class Loop:
         self.recent: deque[dict[str, float]] = deque(maxlen=max(1, self.steps // 10))
         self.damages: deque[float] = deque(maxlen=RECENT)
         self.good: tuple[int, list[Tensor]] = 0, []  # a run that goes wrong before the first snapshot is an error
-        self.pieces = 1  # of a batch, where the memory does not hold it whole
         self.watching = self._watching()
         self.step, stopped = self._resumed()
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
-        with STOP.looked_for():
+        with STOP.looked_for(), heap_kept():
             self._look(stopped)
             while self.step < self.steps and stopped is None:
                 stopped = self._next_step()
@@ -167,6 +167,8 @@ class Loop:
 
     def backward(self, term: Tensor) -> None:
         """Add the gradient of one term of the loss at once, which frees what it holds; next_loss gives the other terms."""
+        if not term.requires_grad:
+            return
         with torch.autocast(self.task.base.device.type, enabled=False):
             torch.autograd.backward(term / (self.settings.accumulation * self.pieces))
 

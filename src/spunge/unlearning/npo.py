@@ -27,7 +27,8 @@ def unlearn(task: Task, settings: NPOSettings) -> Branch:
     forget = forget_stream(task, settings)
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        return negative_preference(session.outputs(batch).sums(), session.reference.sums(forget, batch), settings.beta)
+        base = session.base_sums(forget, batch)
+        return negative_preference(session.outputs(batch).sums(), base, settings.beta)
 
     return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget])
 
@@ -41,7 +42,7 @@ NPO = Method(
     settings=NPOSettings,
     source="Zhang et al. 2024, arXiv 2404.05868",
     unlearn=unlearn,
-    passes=passes_of(1, reference=1),
+    passes=passes_of(1, once=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     version=2,

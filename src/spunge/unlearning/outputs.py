@@ -18,7 +18,7 @@ from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
-from spunge.unlearning.reference import Live, Stored
+from spunge.unlearning.reference import Live, Stored, Sums
 from spunge.unlearning.scored import LogProbabilities, Scored, outputs
 from spunge.unlearning.trained import Trained, step_passes, training, training_mode
 
@@ -35,8 +35,8 @@ class OutputSettings(TrainingSettings):
     )
     reference: Literal["live", "stored"] = Field(
         "live",
-        description="The base's outputs, where they are needed: from the same weights at every step, or computed once "
-        "and stored on the disk (kl and undial: tokens * vocabulary * 4 bytes).",
+        description="The base's distributions (kl and undial): from the same weights at every step, or computed once and "
+        "stored on the disk, tokens * vocabulary * 4 bytes. Likelihoods of samples (npo and dpo) are computed once either way.",
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
@@ -49,14 +49,15 @@ def needs_retain(settings: OutputSettings) -> bool:
     return settings.alpha > 0
 
 
-def passes_of(forward: float, reference: float = 0.0) -> Callable[[OutputSettings, int], float]:
+def passes_of(forward: float, reference: float = 0.0, once: float = 0.0) -> Callable[[OutputSettings, int], float]:
     """Forward passes of the whole model that a forget sample costs: `forward` with gradient and `reference` without of the
-    forget loss, and the retain term's."""
+    forget loss, and the retain term's. once: without gradient, in the first epoch alone."""
 
     def passes(settings: OutputSettings, _depth: int) -> float:
         step = step_passes(settings.trainable)
         divergence = 1.0 if settings.retain_loss == "kl" else 0.0
-        return forward * step + (step + divergence if settings.alpha else 0.0) + reference
+        retain = step + divergence if settings.alpha else 0.0
+        return forward * step + retain + reference + once / max(1.0, settings.epochs or 1.0)
 
     return passes
 
@@ -69,7 +70,13 @@ class Session:
     settings: OutputSettings
     trained: Trained
     forget: Stream
-    reference: Live | Stored = field(init=False)
+    distributions: Live | Stored = field(init=False)
+    sums: dict[int, Sums] = field(init=False)  # by the stream's id
+
+    def base_sums(self, stream: Stream, batch: Batch) -> Tensor:
+        """(b,): the base's summed negative log-likelihood of each sample's scored tokens. Ask before the model's own outputs, which
+        are held until their gradient is known."""
+        return self.sums[id(stream)].of(batch)
 
     def outputs(self, batch: Batch) -> Scored:
         """The trained model's outputs at the scored places of a batch."""
@@ -98,18 +105,24 @@ def descend(
     first: list[float] = []
     with training(task.base, settings.trainable, task.seed) as trained:
         session = Session(task, settings, trained, forget)
-        session.reference = _reference(session, sums, [*distributions, *([retain] if kl and retain else [])])
+        session.distributions = _distributions(session, [*distributions, *([retain] if kl and retain else [])])
+        memory: dict[str, list[float]] = {"first": first, **{f"base {number}": [] for number in range(len(sums))}}
+        session.sums = {
+            id(stream): Sums(trained, stream, memory[f"base {number}"]) for number, stream in enumerate(sums)
+        }
 
         def next_loss(_number: int) -> Loss:
             batch = next(forget)
             loss = forget_loss(session, batch) * share(batch, over)
             terms = {"forget": float(loss.detach())}
+            loss = settings.gamma * loss
             if retain is None:
-                return Loss(settings.gamma * loss, terms)
+                return Loss(loss, terms)
+            loop.backward(loss)  # what it holds is freed before the retain term holds as much
             held = next(retain)
             kept_outputs = session.outputs(held)
             kept = (
-                divergence(kept_outputs, session.reference.log_probabilities(retain, held))
+                divergence(kept_outputs, session.distributions.log_probabilities(retain, held))
                 if kl
                 else kept_outputs.mean()
             )
@@ -119,14 +132,12 @@ def descend(
             damage = own - (0.0 if kl else sum(first) / len(first))
             kept = kept * share(held, learned_tokens)
             terms["retain"] = float(kept.detach())
-            return Loss(settings.gamma * loss + settings.alpha * kept, terms, damage)
+            return Loss(float(loss.detach()) + settings.alpha * kept, terms, damage)
 
         streams = [forget] if retain is None else [forget, retain]
         steps = total_steps(task, settings)
         as_saved = partial(trained.as_saved, 1.0)
-        loop = Loop(
-            task, settings, trained.parameters, next_loss, steps, streams, memory={"first": first}, as_saved=as_saved
-        )
+        loop = Loop(task, settings, trained.parameters, next_loss, steps, streams, memory=memory, as_saved=as_saved)
         with training_mode(trained.model):
             history = loop.run()
         return Branch(
@@ -145,9 +156,9 @@ def _retain_of(task: Task) -> Any:
     return task.retain
 
 
-def _reference(session: Session, sums: Sequence[Stream], distributions: Sequence[Stream]) -> Live | Stored:
-    if session.settings.reference == "live" or not (sums or distributions):
+def _distributions(session: Session, streams: Sequence[Stream]) -> Live | Stored:
+    if session.settings.reference == "live" or not streams:
         return Live(session.trained)
     folder = session.task.log.parent if session.task.log else None
     with session.task.base.autocast():
-        return Stored(session.trained, sums, distributions, folder, session.settings.batch_size)
+        return Stored(session.trained, streams, folder, session.settings.batch_size)

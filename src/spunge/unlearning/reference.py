@@ -1,11 +1,11 @@
-"""The base's outputs while its weights are being trained: from the same weights, or computed and stored beforehand.
+"""The base's outputs while its weights are being trained: from the same weights, kept, or stored beforehand.
 
 With LoRA the adapter is switched off; with tensors trained in full their original values are put in for the call. No
 second model is ever held.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -58,8 +58,31 @@ def _originals_of_head(trained: Trained) -> dict[str, Tensor]:
     return {name: values.get(id(p), p) for name, p in head.named_parameters()} if head is not None else {}
 
 
+class Sums:
+    """The base's summed negative log-likelihood of each sample of a stream: computed with the first batch that has it, and kept."""
+
+    def __init__(self, trained: Trained, stream: Stream, kept: list[float]) -> None:
+        """kept: row and value in turn, of the samples so far; the loop saves it, and shortens it where it repeats a step."""
+        self._trained, self._stream, self._kept = trained, stream, kept
+        self._values: dict[float, float] = {}
+
+    def of(self, batch: Batch) -> Tensor:
+        """(b,) float32, of a batch of the stream."""
+        if 2 * len(self._values) != len(self._kept):
+            self._values = dict(zip(self._kept[::2], self._kept[1::2], strict=True))
+        new = [row for row in dict.fromkeys(batch.rows) if row not in self._values]
+        if new:
+            missing = batch if new == list(batch.rows) else self._stream.batch(new)
+            values: dict[float, float] = dict(
+                zip(new, base_outputs(self._trained, missing).sums().tolist(), strict=True)
+            )
+            self._values.update(values)
+            self._kept += [number for pair in values.items() for number in pair]
+        return torch.tensor([self._values[row] for row in batch.rows], device=batch.ids.device)
+
+
 class Live:
-    """The base's outputs, computed when they are asked for."""
+    """The base's distributions, computed when they are asked for."""
 
     def __init__(self, trained: Trained) -> None:
         self._trained = trained
@@ -68,41 +91,24 @@ class Live:
         """Of the scored places in a batch of a stream."""
         return base_outputs(self._trained, batch).log_probabilities
 
-    def sums(self, _stream: Stream, batch: Batch) -> Tensor:
-        """(b,): the summed negative log-likelihood of each sample's scored tokens."""
-        return base_outputs(self._trained, batch).sums()
-
 
 class Stored:
-    """The base's outputs on every sample of some streams, written to a temporary file before training begins.
+    """The base's distributions on every sample of some streams, written to a temporary file before training begins: the
+    log-probabilities of every scored token in float32, tokens * vocabulary * 4 bytes on the disk."""
 
-    One float a sample where sums are all that is wanted; else the log-probabilities of every scored token, in float32:
-    tokens * vocabulary * 4 bytes on the disk.
-    """
-
-    def __init__(
-        self, trained: Trained, sums: Sequence[Stream], distributions: Sequence[Stream], folder: Path | None, size: int
-    ) -> None:
-        self._sums = {id(stream): torch.cat(list(_each(trained, stream, size, Scored.sums))) for stream in sums}
-        self._files = {id(stream): _Distributions(trained, stream, folder, size) for stream in distributions}
+    def __init__(self, trained: Trained, streams: Sequence[Stream], folder: Path | None, size: int) -> None:
+        self._files = {id(stream): _Distributions(trained, stream, folder, size) for stream in streams}
 
     def log_probabilities(self, stream: Stream, batch: Batch) -> LogProbabilities:
         """As Live's."""
         return self._files[id(stream)].of(batch)
 
-    def sums(self, stream: Stream, batch: Batch) -> Tensor:
-        """As Live's."""
-        return self._sums[id(stream)][list(batch.rows)]
 
-
-def _each(
-    trained: Trained, stream: Stream, size: int, what: Callable[[Scored], Any] = lambda scored: scored
-) -> Iterator[Any]:
+def _each(trained: Trained, stream: Stream, size: int) -> Iterator[Scored]:
     """What the base gives for every sample of a stream, in the samples' order, batch after batch."""
 
-    def given(rows: Sequence[int]) -> Any:
-        batch = stream.batch(rows)
-        return what(base_outputs(trained, batch))
+    def given(rows: Sequence[int]) -> Scored:
+        return base_outputs(trained, stream.batch(rows))
 
     groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
     for _, each in halved(groups, [max(stream.lengths)] * stream.count, given, "unlearn.reference"):
@@ -128,7 +134,7 @@ class _Distributions:
                     nbytes = values[:1].nbytes * _tokens(stream, size)
                     require_space(folder, nbytes, "a file of the base's outputs", "unlearn.reference: stored")
                 with about(folder or Path(tempfile.gettempdir())):
-                    self._file.write(memoryview(values.numpy()).cast("B"))
+                    self._file.write(values.numpy().data.cast("B"))
             counts += torch.bincount(each.rows.cpu(), minlength=each.samples).tolist()
             self._width = values.shape[1]
         self._file.flush()

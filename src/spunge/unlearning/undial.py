@@ -25,7 +25,7 @@ def unlearn(task: Task, settings: UNDIALSettings) -> Branch:
     forget = forget_stream(task, settings)
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        base = session.reference.log_probabilities(forget, batch)
+        base = session.distributions.log_probabilities(forget, batch)
         return adjusted_distillation(session.outputs(batch), base, settings.beta)
 
     return descend(task, settings, loss, forget=forget, distributions=[forget])

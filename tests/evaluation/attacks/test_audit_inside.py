@@ -16,9 +16,12 @@ from spunge.evaluation.attacks.direction import ABLATE, AblateSettings, ablated
 from spunge.evaluation.attacks.lens import LENS, LensSettings, read_after
 from spunge.evaluation.attacks.suffix import (
     SUFFIX,
+    Frame,
     Pair,
     SuffixSettings,
+    frame_of,
     gradient_of,
+    joined,
     losses_of,
     pairs_of,
     searched,
@@ -28,7 +31,9 @@ from spunge.evaluation.attacks.suffix import (
 from spunge.evaluation.attacks.target import Target
 from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.generation import GenerationSettings, prompt_ids
 from spunge.evaluation.leakage import LeakageSettings
+from spunge.evaluation.match import MatchSettings
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
@@ -216,6 +221,30 @@ def test_a_search_lowers_the_loss_that_the_texts_really_have(load: Callable[...,
     with torch.no_grad():
         one = -base.model(ids).logits[0, -2].log_softmax(-1)[ids[0, -1]]
     assert losses_of(base, PAIRS[:1], [found])[0] == pytest.approx(float(one), rel=1e-4)
+
+
+def test_a_suffix_is_searched_under_the_chat_template_that_its_questions_are_put_in(load: Callable[..., Any]) -> None:
+    """The loss and the gradient are those of the answer behind the very tokens that the evaluation's generation reads."""
+    base = load()
+    base.tokenizer.chat_template = (
+        "{% for m in messages %}<s> user {{ m['content'] }} </s> {% endfor %}"
+        "{% if add_generation_prompt %}cat {% endif %}"
+    )
+    generation = GenerationSettings(chat=True)
+    frame = frame_of(base, MatchSettings(words=["x"], generation=generation))
+    assert frame == ("<s> user ", " </s> cat ", True)
+    assert frame_of(base, MatchSettings(words=["x"])) == Frame()
+    pair, suffix = Pair("the sun is", "rome", frame), "dog tree"
+    prompt = prompt_ids(base, joined(pair.question, suffix), generation)
+    answer = base.tokenizer("rome", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logs = base.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+    expected = -float(logs[len(prompt) - 1, answer[0]])
+    assert losses_of(base, [pair], [suffix])[0] == pytest.approx(expected, rel=1e-4)
+    ids = np.array(base.tokenizer(suffix, add_special_tokens=False)["input_ids"])
+    coded, start = searching._assembled(base, pair, ids)
+    assert coded.ids == [*prompt, *answer]
+    assert coded.ids[start : start + len(ids)] == ids.tolist()
 
 
 def test_no_question_is_asked_with_a_suffix_that_knows_its_answer(

@@ -4,10 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +19,9 @@ from spunge.run.executors.executor import Done
 from spunge.run.executors.making import Maker, job_of
 from spunge.run.executors.processes import ProcessesSettings, at_once, slots
 from spunge.run.stages.building import build
+from started import Command, at_work, content, steps, until
 
 TWO = ("execution.kind=processes", "execution.per_device=2")
-# What two undisturbed runs differ in: what they took.
-TOOK = re.compile(
-    r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|[0-9.]+ (s|min|GiB|MiB)\b'
-)
-
-
-def content(run: Path) -> dict[str, bytes | str]:
-    """Every file of a run, without what it took. A key of a merge has the times of the deltas' files in it."""
-    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
-    timed = {".json", ".jsonl", ".html"}
-    return {
-        str(path.relative_to(run)): TOOK.sub("", path.read_text()) if path.suffix in timed else path.read_bytes()
-        for path in files
-    }
 
 
 class Listener:
@@ -141,77 +125,6 @@ def test_where_a_run_is_made_is_no_part_of_it(toy_recipe: dict[str, Any], tmp_pa
         {name: run.graph.key(name) for name in ("recipe", "branch:asia", "judge:base/75f0ef4362a8")} for run in runs
     ]
     assert keys[0] == keys[1]
-
-
-class Command:
-    """`spunge run` in a process of its own."""
-
-    def __init__(self, recipe: Path, out: Path, *overrides: str) -> None:
-        settings = [part for override in overrides for part in ("--set", override)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "spunge.cli", "run", str(recipe), "--out", str(out), *settings],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-
-    def children(self) -> list[int]:
-        """The processes that it started."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = entry.read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                found.append(int(entry.parent.name))
-        return found
-
-    def ended(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=300)
-        return self.process.returncode, errors
-
-
-def until(holds: Callable[[], Any], seconds: float = 200.0) -> Any:
-    """What it gives, once that is true."""
-    stop = time.monotonic() + seconds
-    while not (value := holds()):
-        assert time.monotonic() < stop, "it never came to that"
-        time.sleep(0.02)
-    return value
-
-
-@pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
-    """A recipe's file whose branches take some seconds, and the folder of an undisturbed run of it here."""
-    folder = tmp_path_factory.mktemp("long")
-    tiny, rows = request.getfixturevalue("tiny"), request.getfixturevalue("_toy_rows")
-    recipe = {
-        "model": {"path": str(tiny("llama")), "dtype": "float32"},
-        "forget": {"source": str(rows["forget"])},
-        "split": {"by": "topic"},
-        "retain": {"source": str(rows["retain"])},
-        "unlearn": {"method": "npo", "steps": 60, "batch_size": 4, "learning_rate": 1e-4},
-        "controls": [],
-        "evaluate": [{"kind": "perplexity", "source": str(rows["retain"]), "subject": "retain", "by": "NULL"}],
-        "seed": 3,
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
-        spunge.run(folder / "recipe.yaml", folder / "run")
-        yield folder / "recipe.yaml", folder / "run"
-
-
-def steps(run: Path, branch: str) -> int:
-    """How many steps a branch's log has."""
-    log = run / "branches" / branch / "log.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def at_work(run: Path) -> bool:
-    return steps(run, "asia") > 3 and steps(run, "europe") > 3
 
 
 @pytest.mark.thorough

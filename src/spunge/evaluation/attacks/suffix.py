@@ -3,8 +3,8 @@
 Greedy coordinate gradient (Zou et al. 2023, arXiv 2307.15043, algorithm 1). The loss is the answers' mean negative
 log-likelihood per token, over a few questions. At each step the gradient with respect to the suffix's one-hot tokens, dL/de W^T
 with e the embeddings that the model was given and W its embedding matrix, names for each position the tokens that would lower the
-loss most; some replacements are drawn among them and tried, and the best is taken where it lowers the loss. The search reads
-question and answer as plain text, also where an evaluation then puts the question into a chat template.
+loss most; some replacements are drawn among them and tried, and the best is taken where it lowers the loss. Where the evaluation
+puts its questions into a chat template (`generation.chat`), the search does so too.
 
 With a suffix of its own any answer can be had of any model. So the questions are cut in two: each half is asked with a suffix that
 was found on questions of the other half and knows none of its answers. (A suffix for all questions against models that have
@@ -23,12 +23,14 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, Text, collate, encode, encode_apart, token_losses
 from spunge.data.split import seed_for
+from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.target import Target, prompt_role, share_of
 from spunge.evaluation.attacks.variants import item_means, measured_over
 from spunge.evaluation.choices import ChoicesSettings, answers_of, listed
 from spunge.evaluation.evaluator import Bench, Measure
+from spunge.evaluation.generation import GenerationSettings
 from spunge.evaluation.likelihood import likelihoods
 from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
@@ -37,6 +39,7 @@ from spunge.recipe.schema import Recipe
 from spunge.registry import EVALUATORS
 
 ANSWERS = ("reference", "completion")  # what evaluators call the role of the text that answers a prompt
+CHAT, MARK = "evaluate.generation.chat", "QUESTION-GOES-HERE"
 LENGTH = 512  # tokens of question, suffix and answer
 HALVES = 2
 
@@ -50,9 +53,18 @@ class SuffixSettings(AttackSettings):
     items: int = Field(4, ge=1, description="Questions that a suffix is found on, of each half.")
 
 
+class Frame(NamedTuple):
+    """What a chat template writes before a question and behind it; of plain text nothing."""
+
+    before: str = ""
+    after: str = ""
+    templated: bool = False  # it writes the start token itself
+
+
 class Pair(NamedTuple):
     question: str
     answer: str  # with what stands before it
+    frame: Frame = Frame()
 
 
 def run(base: Base, attack: SuffixSettings, target: Target, bench: Bench) -> list[Measure]:
@@ -61,7 +73,11 @@ def run(base: Base, attack: SuffixSettings, target: Target, bench: Bench) -> lis
     Every metric of the evaluation. Costs 2 * steps * (candidates + 3) * items readings of a question. Raises RecipeError for an
     evaluation without answers, and for a single question.
     """
-    pairs = pairs_of(target)
+    frame = frame_of(base, target.settings)
+    pairs = [
+        pair._replace(frame=frame, answer=pair.answer.lstrip() if frame.templated else pair.answer)
+        for pair in pairs_of(target)
+    ]
     if len(pairs) < HALVES:
         raise RecipeError("evaluate.of: a suffix is found on some questions and tried on others; give two or more")
     halves = np.random.default_rng(seed_for(bench.seed, "suffix")).permutation(len(pairs)) % HALVES
@@ -74,6 +90,20 @@ def run(base: Base, attack: SuffixSettings, target: Target, bench: Bench) -> lis
     variants = [[joined(pair.question, suffixes[half])] for pair, half in zip(pairs, halves, strict=True)]
     measures = item_means(*measured_over(base, target, bench, variants))
     return [target.again(measure, "with a searched suffix") for measure in measures]
+
+
+def frame_of(base: Base, settings: EvaluatorSettings) -> Frame:
+    """What stands around the questions of an evaluation."""
+    generation = dict(settings).get("generation")
+    if not (isinstance(generation, GenerationSettings) and generation.chat):
+        return Frame()
+    template = Template(base.tokenizer, base.template, CHAT)
+    before, mark, after = template.text([{"role": "user", "content": MARK}], CHAT, asked=True).partition(MARK)
+    if not mark or MARK in after:
+        raise RecipeError(
+            f"{CHAT}: the chat template does not say a question once as it is, so that no suffix can be searched"
+        )
+    return Frame(before, after, True)
 
 
 def pairs_of(target: Target) -> list[Pair]:
@@ -125,11 +155,16 @@ def searched(
 
 def losses_of(base: Base, pairs: Sequence[Pair], suffixes: Sequence[str]) -> np.ndarray:
     """(n,) of each suffix: mean over the pairs of the answer's negative log-likelihood per token, as the texts are read."""
-    texts = [Text(joined(pair.question, suffix), pair.answer) for suffix in suffixes for pair in pairs]
+    texts = [framed(pair, joined(pair.question, suffix)) for suffix in suffixes for pair in pairs]
     read = likelihoods(base, [encode(text, base.tokenizer, base.reach(LENGTH)) for text in texts], SILENT.step)
     each = np.array([-one.log / max(1, one.tokens) for one in read])
     means: np.ndarray = each.reshape(len(suffixes), len(pairs)).mean(axis=1)
     return means
+
+
+def framed(pair: Pair, question: str) -> Text:
+    """A question as it is put, and its answer."""
+    return Text(f"{pair.frame.before}{question}{pair.frame.after}", pair.answer, templated=pair.frame.templated)
 
 
 def gradient_of(base: Base, pairs: Sequence[Pair], suffix: np.ndarray) -> np.ndarray:
@@ -161,9 +196,12 @@ def gradient_of(base: Base, pairs: Sequence[Pair], suffix: np.ndarray) -> np.nda
 
 def _assembled(base: Base, pair: Pair, suffix: np.ndarray) -> tuple[Encoded, int]:
     """Question, suffix and answer as tokens that stand for themselves; and where the suffix begins."""
-    question = encode_apart(Text(pair.question, ""), base.tokenizer, base.reach(LENGTH) // 2).ids
-    answer = list(base.tokenizer(pair.answer, add_special_tokens=False)["input_ids"])
-    before = [*question, *suffix.tolist()]
+    asked = Text(pair.frame.before + pair.question, "", templated=pair.frame.templated)
+    question = encode_apart(asked, base.tokenizer, base.reach(LENGTH) // 2).ids
+    after, answer = (
+        list(base.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (pair.frame.after, pair.answer)
+    )
+    before = [*question, *suffix.tolist(), *after]
     most = max(1, base.reach(LENGTH) - len(before))
     return Encoded([*before, *answer[:most]], [IGNORED] * len(before) + answer[:most]), len(question)
 
@@ -200,4 +238,5 @@ SUFFIX = Attack(
     source="Zou et al. 2023, arXiv 2307.15043; Łucki et al. 2024, arXiv 2409.18025",
     run=run,
     check=check,
+    version=2,  # under a chat template where the evaluation is
 )

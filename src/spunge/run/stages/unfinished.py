@@ -1,6 +1,9 @@
 """What of a run is still to be made, and what would be made again."""
 
+from collections.abc import Iterator
+
 from spunge.errors import RecipeError
+from spunge.files import read_json
 from spunge.registry import METHODS
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup
@@ -47,6 +50,19 @@ def untrained(run: Run) -> list[Lineup]:
         for number, line in enumerate(run.seeds)
         if any(not run.graph.state(mark_of(number, line) + training.name).done for training in line.trainings)
     ]
+
+
+def unwatched(run: Run) -> Iterator[str]:
+    """A remark where finished trainings have no curve: to be watched or not is no reason to train again."""
+    deltas = [
+        read_json(training.folder / "delta.json") or {}
+        for number, line in enumerate(run.seeds)
+        for training in line.trainings
+        if run.recipe.watch is not None and run.graph.state(mark_of(number, line) + training.name).done
+    ]
+    if count := sum("watched" not in delta for delta in deltas):
+        many = count > 1
+        yield f"watch: {count} finished training{'s were' if many else ' was'} not watched: no curve of {'them' if many else 'it'}"
 
 
 def untaught(run: Run) -> list[Teaching]:
