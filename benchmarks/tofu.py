@@ -36,7 +36,7 @@ OFFLINE = {
 PARTS = (2, 5, 10)
 REQUESTS = (5, 10)
 # With the published ratio of the terms; as many passes over the rows as NPO takes.
-RMU = {"method": "rmu", "epochs": 3, "batch_size": 5, "learning_rate": 1e-3}
+RMU = {"method": "rmu", "epochs": 2, "batch_size": 5, "retain_batch_size": 3, "learning_rate": 1e-3}
 METHODS: dict[str, dict[str, Any]] = {"npo": {}, "rmu": {"unlearn": RMU}}
 RULES = (
     {"name": "sum", "merge": {"rule": "task_arithmetic"}},

@@ -103,8 +103,7 @@ def test_every_arm_stands_at_its_own_scale_and_keeps_the_share_there(calibrated:
     arms = {model.stage: model for model in results.models if model.calibration}
     assert set(arms) == {"control:joint", "control:sequential", "merged"}
     [line] = lineups(load_recipe(calibrated), done)
-    items = line.inputs.base.calibration_items
-    assert items is not None
+    [items] = line.inputs.base.calibration_items
     assert {entry.rows for entry in results.evaluations}.isdisjoint({items.sha256[:12]})
     for model in arms.values():
         [found] = model.calibration or ()

@@ -1,7 +1,7 @@
 """Aggregates as results: rows, differences and what they were made of."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isnan
+from math import isfinite, isnan
 from typing import NamedTuple
 
 from spunge.data.items import EVERYTHING
@@ -121,7 +121,7 @@ def _described(
     used = {term.evaluation for term in terms_of(aggregate)}
     judged = {each.items.name: each for each in evaluations if each.items.name in used}
     instruments = {each: told.instrument for each, told in judged.items() if told.instrument}
-    without = [stage for stage, each in made.items() if any(isnan(figure.value) for figure in each)]
+    without = [stage for stage, each in made.items() if not all(isfinite(figure.value) for figure in each)]
     return Evaluation(
         name=name,
         kind=aggregate.kind,

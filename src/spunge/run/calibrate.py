@@ -2,12 +2,14 @@
 
 Arms that forget are then compared at equal cost, as Unlearning with Control asks (Wang et al. 2024, arXiv 2406.09179). The
 metric is measured on half of an evaluation's items; the other half alone is judged. The scale is found by bisection; each try is
-the model as it would be written at that scale, laid over the base in memory.
+the model as it would be written at that scale, laid over the base in memory. What has to be merged for it is merged once.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,19 +17,25 @@ from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
+from spunge.merging.values import merged_changes
 from spunge.recipe.calibration import Calibrate
-from spunge.registry import EVALUATORS
+from spunge.registry import EVALUATORS, RULES
 from spunge.results import json_value, real
 from spunge.run.graph import Made
 from spunge.run.judge import bench_of, evaluation_inputs
 from spunge.run.kept import Figure, Kept, figure_of
 from spunge.run.keys import flattened
 from spunge.run.merge import merged_inputs
-from spunge.run.models import Lineup, Model
+from spunge.run.models import Lineup, Model, Training, delta_sources
 from spunge.run.session import Session
+from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.delta import write_delta
+from spunge.weights.rounding import Storage
 
 VERSION = 1  # rises when the same settings may give another scale
 TRIED = "tried.json"  # of a calibration that is under way
+MERGED = "merged"  # its deltas merged at scale 1, in float32
+HELD = 4 << 30  # bytes of that; a larger merge is made again for each try, tensor by tensor
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,11 @@ def calibrate(calibration: Calibration, base: Calibration, key: str, session: Se
     settings, against = calibration.settings, read_json(base.file)
     tried = _earlier(calibration, key)
 
+    scaled = cache(partial(_scaled, calibration))
+
     def share(scale: float) -> float:
         if repr(scale) not in tried:
-            model = calibration.model.scaled(scale)
+            model = scaled()(scale)
             tried[repr(scale)] = _figure(calibration, session, model, fingerprint([key, scale])).value
             write_json(calibration.work / TRIED, sealed({"key": key, "tried": json_value(tried)}))
             session.watcher.step(len(tried), settings.tries, f"scale {scale:.4g}")
@@ -125,6 +135,29 @@ def calibrate(calibration: Calibration, base: Calibration, key: str, session: Se
     }
     write_json(calibration.file, content)
     return Made([calibration.file], told(point, settings))
+
+
+def _scaled(calibration: Calibration) -> Callable[[float], Model]:
+    """The model at any scale. Every rule of ours multiplies by its scale at last, so that one merge serves all of them."""
+    model, base = calibration.model, calibration.lineup.inputs.base.folder
+    merge = model.merge
+    if merge is None or merge.rule not in RULES.builtin:
+        return model.scaled
+    sources = delta_sources(model.trainings)
+    names = {name for source in sources for name in source.names}
+    if 4 * sum(math.prod(Checkpoint(base).tensors[name].shape) for name in names) > HELD:
+        return model.scaled
+    changes = dict(merged_changes(base, sources, merge.model_copy(update={"scale": 1.0})))
+    if not any(bool(change.any()) for change in changes.values()):
+        return model.scaled
+    folder = calibration.work / MERGED
+    shutil.rmtree(folder, ignore_errors=True)
+    write_delta(folder, changes, {"base": Checkpoint(base).fingerprint()}, "merge")
+    once = Training(MERGED, folder, ())
+    storage = Storage(merge.dtype, merge.rounding)
+    return lambda scale: replace(
+        model, trainings=(once,), merge=None, folder=None, calibration=None, storage=storage, scale=scale
+    )
 
 
 def told(point: Point, settings: Calibrate) -> str:

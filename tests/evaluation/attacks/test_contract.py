@@ -157,4 +157,5 @@ def test_an_attack_of_ones_own_file_is_told_by_its_name_and_its_content(
         file.write_text(file.read_text() + "# edited\n")
         versions.append(AUDIT.instrument(audit(kind))["attack version"])
         assert versions[0] != versions[1]
-        assert AUDIT.instrument(audit(name)) == {}
+        known = {} if (version := ATTACKS.version(name)) == "1" else {"attack version": version}
+        assert AUDIT.instrument(audit(name)) == known
