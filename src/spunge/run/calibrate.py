@@ -67,6 +67,7 @@ def calibration_inputs(calibration: Calibration) -> dict[str, Any]:
     settings, kept, model = calibration.settings, calibration.kept, calibration.model
     base = calibration.lineup.inputs.base
     measured = [evaluation_inputs(items, base) for items in kept.items]
+    about: dict[str, Any]
     if kept.mean is not None:
         about = {"calibrate.aggregate": kept.mean.model_dump(mode="json")}
         about |= {f"of {items.name}": each for items, each in zip(kept.items, measured, strict=True)}
