@@ -144,15 +144,16 @@ def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
 
 
 @pytest.mark.thorough
-def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[str, Any]) -> None:
+def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "out"))
     number = done.search.points[0].number
-    search = tune(recipe, 4, OBJECTIVES, done.folder, judge=[str(number)])
+    search = tune(recipe, 4, OBJECTIVES, folder, judge=[str(number)])
     point = search.points[0]
     assert point.test is not None
     told = Told()
-    assert tune(recipe, 0, OBJECTIVES, done.folder, judge=[str(number)], watcher=told) == search
+    assert tune(recipe, 0, OBJECTIVES, folder, judge=[str(number)], watcher=told) == search
     assert not told.judged
-    results = {half: spunge.read_results(folder) for half, folder in _runs(done.folder, number).items()}
+    results = {half: spunge.read_results(run) for half, run in _runs(folder, number).items()}
     assert [score.value for score in search.base_test or ()] == [
         results["test"].value("base", "europe", "perplexity"),
         results["test"].value("base", "retain", "perplexity"),
@@ -162,8 +163,8 @@ def test_points_are_judged_once_and_on_the_other_items(done: Done, recipe: dict[
     assert set(of["validation"]) == {"forgotten", "kept"}
     for name in of["validation"]:
         assert of["test"][name].rows != of["validation"][name].rows
-    assert (done.folder / "points" / str(number) / "merged" / "config.json").exists()
-    assert not (done.folder / "trials" / str(number) / "merged").exists()
+    assert (folder / "points" / str(number) / "merged" / "config.json").exists()
+    assert not (folder / "trials" / str(number) / "merged").exists()
 
 
 def _runs(folder: Path, number: int) -> dict[str, Path]:
