@@ -32,7 +32,7 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import write_delta
 from spunge.weights.rounding import Storage
 
-VERSION = 1  # rises when the same settings may give another scale
+VERSION = 2  # rises when the same settings may give another scale
 TRIED = "tried.json"  # of a calibration that is under way
 MERGED = "merged"  # its deltas merged at scale 1, in float32
 HELD = 4 << 30  # bytes of that; a larger merge is made again for each try, tensor by tensor

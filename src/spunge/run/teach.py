@@ -55,7 +55,7 @@ from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
 
 TEACH, RETRAIN = "taught", "retrained"  # the stages that make the base, and a reference
-VERSION = 1  # rises when the same settings and rows teach something else
+VERSION = 2  # rises when the same settings and rows teach something else
 ROWS = set(Rows.model_fields)  # what says which rows are taught: for these stands the rows' own hash
 PATIENCE = 600.0  # seconds that another process is given to write into the cache what it taught
 SEAL = "sealed.json"  # in a folder of the cache: what its files are

@@ -54,5 +54,5 @@ DPO = Method(
         "to forget": samples,
         "to prefer": refused(samples, settings, tokenizer),
     },
-    version=2,
+    version=3,
 )

@@ -39,5 +39,5 @@ GA = Method(
     unlearn=unlearn,
     passes=passes_of(1),
     stored_entries=stored_entries,
-    version=2,
+    version=3,
 )

@@ -27,5 +27,5 @@ GRADDIFF = Method(
     passes=passes_of(1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
-    version=2,
+    version=3,
 )

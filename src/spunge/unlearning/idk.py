@@ -36,5 +36,5 @@ IDK = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
-    version=2,
+    version=3,
 )

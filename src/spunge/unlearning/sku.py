@@ -206,5 +206,5 @@ SKU = Method(
     passes=passes,
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
-    version=2,
+    version=3,
 )

@@ -49,5 +49,5 @@ TVN = Method(
     unlearn=unlearn,
     passes=passes,
     stored_entries=stored_entries,
-    version=2,
+    version=3,
 )

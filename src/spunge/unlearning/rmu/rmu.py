@@ -63,5 +63,5 @@ RMU = Method(
     stored_entries=stored_entries,
     last_block=last_block,
     settle=settle,
-    version=3,
+    version=4,
 )
