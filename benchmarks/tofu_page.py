@@ -33,7 +33,10 @@ class Run:
     @property
     def stages(self) -> list[str]:
         made = [model["stage"] for model in self.content["models"]]
-        return [*(stage for stage in NAMES if stage in made), *(stage for stage in made if stage not in NAMES)]
+        return [
+            *(stage for stage in NAMES if stage in made),
+            *(stage for stage in made if stage not in NAMES and stage.startswith("control:")),
+        ]
 
     def row(self, stage: str, subject: str, metric: str, evaluation: str | None = None) -> dict[str, Any] | None:
         for row in self.content["rows"]:
@@ -43,6 +46,10 @@ class Run:
             ):
                 return dict(row)
         return None
+
+    def aggregate(self, stage: str, name: str) -> dict[str, Any] | None:
+        rows = [row for row in self.content["rows"] if row["stage"] == stage and row.get("evaluation") == name]
+        return dict(rows[0]) if rows else None
 
     def value(self, stage: str, subject: str, metric: str) -> float:
         row = self.row(stage, subject, metric)
@@ -111,7 +118,7 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
             continue
         rows = []
         for stage in run.stages:
-            quality = run.value(stage, "forget quality", "forget quality")
+            quality = (run.aggregate(stage, "forget quality") or {"value": math.nan})["value"]
             worst = max(run.value(stage, author, "answer probability") for author in AUTHORS)
             rows.append(
                 [
@@ -125,7 +132,7 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
                     cell(run.row(stage, "all answers", "ROUGE-L recall")),
                     cell(run.row(stage, "members", "AUROC of loss")),
                     cell(run.row(stage, "kept", "answer probability")),
-                    cell(run.row(stage, "model utility", "model utility")),
+                    cell(run.aggregate(stage, "model utility")),
                     "–" if stage.startswith(("base", "reference")) else f"{trained(run, stage):.0f}",
                 ]
             )
