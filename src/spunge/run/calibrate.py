@@ -145,15 +145,16 @@ def _scaled(calibration: Calibration) -> Callable[[float], Model]:
     if merge is None or merge.rule not in RULES.builtin:
         return model.scaled
     sources = delta_sources(model.trainings)
+    plain = Checkpoint(base)
     names = {name for source in sources for name in source.names}
-    if 4 * sum(math.prod(Checkpoint(base).tensors[name].shape) for name in names) > HELD:
+    if 4 * sum(math.prod(plain.tensors[name].shape) for name in names) > HELD:
         return model.scaled
     changes = dict(merged_changes(base, sources, merge.model_copy(update={"scale": 1.0})))
     if not any(bool(change.any()) for change in changes.values()):
         return model.scaled
     folder = calibration.work / MERGED
     shutil.rmtree(folder, ignore_errors=True)
-    write_delta(folder, changes, {"base": Checkpoint(base).fingerprint()}, "merge")
+    write_delta(folder, changes, {"base": plain.fingerprint()}, "merge")
     once = Training(MERGED, folder, ())
     storage = Storage(merge.dtype, merge.rounding)
     return lambda scale: replace(

@@ -26,7 +26,7 @@ from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import refuse_losing, unjudged, untaught, untrained, unwatched
 from spunge.run.stamps import faults
-from spunge.run.status import run_recipe
+from spunge.run.status import recipe_file
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_texts, note_rows
 from spunge.run.train import refuse_rows
@@ -52,7 +52,7 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     runs = [Path(other).resolve() for other in others]
     for other in runs:
-        run_recipe(other)
+        recipe_file(other)  # not loaded: a recipe may name code, and what is taken is told by its key
     with disk_errors_told(folder), claimed(folder):
         if not replace:
             refuse_replacing(folder, recipe)

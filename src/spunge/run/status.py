@@ -43,10 +43,15 @@ def status(folder: str | Path) -> list[StageStatus]:
 
 def run_recipe(folder: Path) -> Any:
     """The recipe of a run's folder. Raises RecipeError where there is none."""
+    return load_recipe(recipe_file(folder))
+
+
+def recipe_file(folder: Path) -> Path:
+    """Where a run's recipe lies, unread. Raises RecipeError where there is none."""
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise RecipeError(f"{str(folder)!r} holds no recipe.yaml; give the folder of a run (spunge run)")
-    return load_recipe(file)
+    return file
 
 
 def status_rows(stages: Sequence[StageStatus]) -> list[list[str]]:
