@@ -71,3 +71,10 @@ def steps(run: Path, branch: str) -> int:
 
 def at_work(run: Path) -> bool:
     return steps(run, "asia") > 3 and steps(run, "europe") > 3
+
+
+def under_way(recipe: Path, run: Path, *overrides: str, within: float = 200.0) -> Command:
+    """A command both of whose branches are in training."""
+    command = Command(recipe, run, *overrides)
+    until(lambda: at_work(run), within)
+    return command

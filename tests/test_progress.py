@@ -46,11 +46,16 @@ def test_a_stage_of_which_there_is_nothing_to_say_ends_with_its_name(screen: Con
     assert shown(screen).splitlines()[-1].endswith(f"s  {ODD}")
 
 
+def ticking(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """So much goes by between two looks at the clock."""
+    clock = iter(float(second) for second in range(0, 1000, seconds))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+
+
 def test_without_a_terminal_a_long_stage_says_how_far_it_is_every_now_and_then(
     screen: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(float(second) for second in range(0, 1000, 5))
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    ticking(monkeypatch, 5)
     watcher = Terminal()
     watcher.begin("judge")
     for number in range(1, 13):
@@ -69,8 +74,7 @@ def test_without_a_terminal_a_long_stage_says_how_far_it_is_every_now_and_then(
 def test_stages_that_are_under_way_at_once_are_each_told_by_their_own_name_and_time(
     screen: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(float(second) for second in range(0, 1000, 10))
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    ticking(monkeypatch, 10)
     watcher = Terminal()
     for title, step in (("a", 1), ("b", 7), ("a", 2)):
         watcher.begin(title)

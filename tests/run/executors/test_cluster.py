@@ -16,7 +16,7 @@ from spunge.recipe.model import ModelSettings
 from spunge.run.executors.cluster import at_once
 from spunge.run.executors.node import Seen
 from spunge.run.executors.nodes import RaySettings, needed, places
-from started import Command, at_work, content, steps, until
+from started import Command, content, steps, under_way
 
 STEPS = 60
 
@@ -93,8 +93,7 @@ def test_a_run_is_the_same_where_a_node_is_killed_in_a_branch(
     tmp_path: Path,
 ) -> None:
     recipe, undisturbed = long
-    command = Command(recipe, tmp_path / "run", *executed(cluster))
-    until(lambda: at_work(tmp_path / "run"), 500)
+    command = under_way(recipe, tmp_path / "run", *executed(cluster), within=500)
     cluster.remove_node(cluster.others[0], allow_graceful=False)
     code, errors = command.ended(900)
     assert code == 0, errors
@@ -109,8 +108,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:
     recipe, undisturbed = long
-    command = Command(recipe, tmp_path / "run", *executed(cluster))
-    until(lambda: at_work(tmp_path / "run"), 500)
+    command = under_way(recipe, tmp_path / "run", *executed(cluster), within=500)
     os.kill(command.process.pid, signal.SIGKILL)
     command.ended()
     again = Command(recipe, tmp_path / "run", *executed(cluster))
@@ -132,8 +130,7 @@ def test_a_command_that_is_asked_to_stop_leaves_the_states_of_its_branches(
     long: tuple[Path, Path],
     tmp_path: Path,
 ) -> None:
-    command = Command(long[0], tmp_path / "run", *executed(cluster))
-    until(lambda: at_work(tmp_path / "run"), 500)
+    command = under_way(long[0], tmp_path / "run", *executed(cluster), within=500)
     started = time.monotonic()
     os.kill(command.process.pid, signal.SIGTERM)
     code, errors = command.ended(300)

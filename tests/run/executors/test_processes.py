@@ -19,7 +19,7 @@ from spunge.run.executors.executor import Done
 from spunge.run.executors.making import Maker, job_of
 from spunge.run.executors.processes import ProcessesSettings, at_once, slots
 from spunge.run.stages.building import build
-from started import Command, at_work, content, steps, until
+from started import Command, content, steps, under_way, until
 
 TWO = ("execution.kind=processes", "execution.per_device=2")
 
@@ -133,8 +133,7 @@ def test_a_process_that_is_gone_costs_its_branch_alone_and_the_next_command_goes
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe, undisturbed = long
-    command = Command(recipe, tmp_path / "run", *TWO)
-    until(lambda: at_work(tmp_path / "run"))
+    command = under_way(recipe, tmp_path / "run", *TWO)
     os.kill(command.children()[0], number)
     code, errors = command.ended()
     assert code == 1
@@ -155,8 +154,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe, undisturbed = long
-    command = Command(recipe, tmp_path / "run", *TWO)
-    until(lambda: at_work(tmp_path / "run"))
+    command = under_way(recipe, tmp_path / "run", *TWO)
     children = command.children()
     assert len(children) == 2
     # A terminal signals the whole group; a kill is of the one process.

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -62,7 +63,6 @@ class Speaker:
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
-        self._stepped = 0.0
 
     @property
     def busy(self) -> bool:
@@ -73,15 +73,22 @@ class Speaker:
         with self._lock:
             self._pipe.send(message)
 
-    # What a Watcher hears; the stage itself begins and ends where it is given out.
+
+class Telling:
+    """A watcher whose steps are sent, not too often. The stage itself begins and ends where it is given out."""
+
+    def __init__(self, say: Callable[[Step], None], every: float = EVERY) -> None:
+        self._say, self._every = say, every
+        self._stepped = 0.0
+
     def begin(self, title: str) -> None:
         pass
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
         now = time.monotonic()
-        if done == total or now - self._stepped >= EVERY:
+        if done == total or now - self._stepped >= self._every:
             self._stepped = now
-            self.say(Step(done, total, note))
+            self._say(Step(done, total, note))
 
     def end(self, outcome: str) -> None:
         pass
@@ -90,12 +97,12 @@ class Speaker:
 class Forward(logging.Handler):
     """Sends what is logged, for the other process to log it as its own."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, say: Callable[[Said], None]) -> None:
         super().__init__()
-        self._speaker = speaker
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._speaker.say(Said(record.name, record.levelno, record.getMessage()))
+        self._say(Said(record.name, record.levelno, record.getMessage()))
 
 
 def failure(error: BaseException) -> Failed:

@@ -6,14 +6,13 @@ imports from the spunge that is installed there: what is one for a process, such
 
 import asyncio
 import logging
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge import __version__
 from spunge.errors import RecipeError, is_panic
-from spunge.run.executors.channel import Failed, Ready, Said, Step, Stopped, failure
+from spunge.run.executors.channel import Failed, Forward, Ready, Said, Step, Stopped, Telling, failure
 from spunge.run.executors.executor import Done, Given
 from spunge.run.executors.making import Job, Maker
 from spunge.stopping import STOP
@@ -71,16 +70,15 @@ class AtWork:
     def __init__(self) -> None:
         self._inbox: Any = None
         self._given: Given | None = None
-        self._stepped = 0.0
-        self._maker = Maker(self)
-        forward = logging.Handler()
-        forward.emit = self._logged  # type: ignore[method-assign]
+        self._maker = Maker(Telling(self._say, EVERY))
+        forward = Forward(self._say)
+        forward.addFilter(lambda record: not record.name.startswith("ray"))
         logging.captureWarnings(True)
         logging.getLogger().addHandler(forward)
 
     def make(self, job: Job, given: Given, seen: Seen, inbox: Any) -> Done | Failed | Stopped:
         self._given, self._inbox = given, inbox
-        self._inbox.put.remote(given, Ready())
+        self._say(Ready())
         try:
             seen.refuse()
             return self._maker.make(job)
@@ -95,22 +93,9 @@ class AtWork:
         """Ask what trains to end after its step, with its state saved. Whether anything looks for that."""
         return STOP.ask()
 
-    def _logged(self, record: logging.LogRecord) -> None:
-        if self._given is not None and not record.name.startswith("ray"):
-            self._inbox.put.remote(self._given, Said(record.name, record.levelno, record.getMessage()))
-
-    # What a Watcher hears; the stage itself begins and ends where it is given out.
-    def begin(self, title: str) -> None:
-        pass
-
-    def step(self, done: int, total: int, note: str = "", /) -> None:
-        now = time.monotonic()
-        if self._given is not None and (done == total or now - self._stepped >= EVERY):
-            self._stepped = now
-            self._inbox.put.remote(self._given, Step(done, total, note))
-
-    def end(self, outcome: str) -> None:
-        pass
+    def _say(self, message: News) -> None:
+        if self._given is not None:
+            self._inbox.put.remote(self._given, message)
 
 
 @cache

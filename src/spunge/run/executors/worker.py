@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from spunge.errors import is_panic
-from spunge.run.executors.channel import Forward, Ready, Speaker, Stop, Stopped, failure
+from spunge.run.executors.channel import Forward, Ready, Speaker, Stop, Stopped, Telling, failure
 from spunge.run.executors.making import Job, Maker
 from spunge.stopping import STOP
 
@@ -32,7 +32,7 @@ def main(parent: int, handle: int) -> None:
     pipe: Connection[Any, Any] = Connection(handle)
     speaker = Speaker(pipe)
     logging.captureWarnings(True)
-    logging.getLogger().addHandler(Forward(speaker))
+    logging.getLogger().addHandler(Forward(speaker.say))
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     stopping = Stopping(speaker, jobs)
     threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()
@@ -54,7 +54,7 @@ def _work(jobs: "queue.SimpleQueue[Job | None]", speaker: Speaker) -> int:
     from transformers.utils import logging as of_transformers
 
     of_transformers.disable_progress_bar()
-    maker = Maker(speaker)
+    maker = Maker(Telling(speaker.say))
     while (job := jobs.get()) is not None:
         try:
             done = maker.make(job)
