@@ -1,10 +1,10 @@
-"""TOFU: what is splitting good for? Settings in tofu.yaml beside this; the figures go to OUT/tofu.json.
+"""TOFU: what is splitting good for? Settings are those of the recipe tofu-small; the figures go to OUT/tofu.json.
 
     python benchmarks/tofu.py run --data ../shared/data/tofu --out runs/tofu          # resumable; hours on two cores
     python benchmarks/tofu.py page --results runs/tofu/tofu.json                      # the tables of docs/tofu.md
     python benchmarks/tofu.py run ... --device cuda:0 --jobs 4 --seconds 500          # minutes on a GPU; what does not fit is left
 
-A run teaches the model all 200 authors and retrains it without the last 20; then it unlearns these 20 joint, split by author,
+A run teaches the model 60 authors and retrains it without the last 20; then it unlearns these 20 joint, split by author,
 split at random and one after the other, sets each one's scale so that 0.95 of the probability of retained answers stays, and
 judges. All runs share the two taught models through the cache.
 """
@@ -23,18 +23,16 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
-from tofu_page import RESULTS, write_page
+from tofu_page import PARTS, REQUESTS, RESULTS, write_page
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = Path(__file__).with_suffix(".yaml")
+SETTINGS = ROOT / "src" / "spunge" / "recipes" / "tofu-small.yaml"
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-PARTS = (2, 5, 10)
-REQUESTS = (5, 10)
 # With the published ratio of the terms; as many passes over the rows as NPO takes.
 RMU = {"method": "rmu", "epochs": 2, "batch_size": 5, "retain_batch_size": 3, "learning_rate": 1e-3}
 METHODS: dict[str, dict[str, Any]] = {"npo": {}, "rmu": {"unlearn": RMU}}
@@ -51,7 +49,7 @@ KEPT = ("stage", "evaluation", "subject", "metric", "value", "low", "high", "n",
 
 
 class Variant(NamedTuple):
-    """A run: what is laid over tofu.yaml."""
+    """A run: what is laid over tofu-small."""
 
     name: str
     changes: dict[str, Any]
@@ -104,9 +102,14 @@ def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, An
     return merged
 
 
+def settings(data: Path) -> dict[str, Any]:
+    """The recipe's, with its rows in a folder."""
+    content: dict[str, Any] = yaml.safe_load(SETTINGS.read_text().replace(" tofu/", f" {data}/"))
+    return content
+
+
 def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
-    text = SETTINGS.read_text().replace("DATA", str(options.data.resolve()))
-    content = laid_over(yaml.safe_load(text), variant.changes)
+    content = laid_over(settings(options.data.resolve()), variant.changes)
     content["model"] |= {"path": str(options.model.resolve()), "device": options.device}
     if variant.name == "teaching" or variant.after is not None:
         content["evaluate"] = [entry for entry in content["evaluate"] if entry["name"] in WRITTEN]

@@ -22,6 +22,8 @@ NAMES = {
 }
 AUTHORS = [str(author) for author in range(180, 200)]
 FIRST = AUTHORS[0]
+PARTS = (2, 5, 10)  # beside 1, the joint run's, and 20
+REQUESTS = (5, 10)  # after which all ways are compared, beside 20
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
 def requests(runs: Mapping[str, Run]) -> Iterator[str]:
     """After so many requests: what the last of them cost, and what is forgotten and kept."""
     whole = runs.get("npo, seed 0")
-    known = {count: runs.get(f"npo, the first {count} authors") for count in (5, 10)} | {20: whole}
+    known = {count: runs.get(f"npo, the first {count} authors") for count in REQUESTS} | {20: whole}
     head = ["requests", "arm", "training for the last one, s", "probability: asked for", "not asked for yet", "kept"]
     rows = []
     for count, run in known.items():
@@ -205,7 +207,7 @@ def back(runs: Mapping[str, Run]) -> Iterator[str]:
 
 def parts(runs: Mapping[str, Run]) -> Iterator[str]:
     whole = runs.get("npo, seed 0")
-    known = {count: runs.get(f"npo in {count} parts") for count in (2, 5, 10)} | {20: whole}
+    known = {count: runs.get(f"npo in {count} parts") for count in PARTS} | {20: whole}
     rows = [] if whole is None else [part_line("1", whole, "control:joint")]
     rows += [part_line(str(count), run, "merged") for count, run in known.items() if run is not None]
     if rows:

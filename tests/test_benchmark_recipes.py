@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,8 @@ def test_the_hubs_rows_give_the_authors_by_their_number(shared: Path) -> None:
         assert told == [str(author) for author in query.records.table["author"].to_pylist()]
 
 
-def test_the_small_recipe_has_the_settings_of_our_experiment() -> None:
-    experiment = yaml.safe_load((ROOT / "benchmarks" / "tofu.yaml").read_text().replace("DATA/", "tofu/"))
-    experiment["model"]["path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+def test_the_small_recipe_has_the_settings_of_our_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    experiment = import_module("tofu").settings(Path("tofu"))
+    assert experiment["model"]["path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert content_of("tofu-small") == experiment
