@@ -18,6 +18,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
 from spunge.merging.values import merged_changes
+from spunge.progress import SILENT
 from spunge.recipe.calibration import Calibrate
 from spunge.registry import EVALUATORS, RULES
 from spunge.results import json_value, real
@@ -209,13 +210,10 @@ def _figure(calibration: Calibration, session: Session, model: Model, key: str) 
 
     def measured(items: Items) -> Sequence[Measure]:
         evaluator = EVALUATORS.get(items.settings.kind)
-        return evaluator.measure(base, items.settings, items.table, replace(bench, progress=_silent))
+        # The steps that are told are tries, not items.
+        return evaluator.measure(base, items.settings, items.table, replace(bench, progress=SILENT.step))
 
     return figure_of(calibration.kept, measured)
-
-
-def _silent(done: int, total: int, note: str = "") -> None:
-    """The steps that are told are tries, not items."""
 
 
 def _earlier(calibration: Calibration, key: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError
+from spunge.evaluation.evaluator import Measure
 from spunge.recipe.evaluating import EvaluatorSettings, measured_again
 from spunge.registry import EVALUATORS
 from spunge.results import Group, Wanted, wanted
@@ -47,9 +48,13 @@ def directions_of(
             else:  # an attack that measures the samples themselves measures no others
                 group = settings.group or _group(subject, others, each.overall, None, parts)
                 forget = _to_forget(group, EVALUATORS.get(settings.kind).uses_samples)
-            way = "near" if first.target is not None else wanted(first.higher, forget)
-            directions[key, subject] = Direction(group, way, first.target)
+            directions[key, subject] = Direction(group, way_of(first, forget), first.target)
     return directions
+
+
+def way_of(measure: Measure, forget: bool | None) -> Wanted | None:
+    """Which way a measure is good. forget: whether its items are to be forgotten or kept; None: some of either."""
+    return "near" if measure.target is not None else wanted(measure.higher, forget)
 
 
 def what_is(

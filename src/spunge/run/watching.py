@@ -19,10 +19,11 @@ from spunge.evaluation.evaluator import Measure
 from spunge.evaluation.statistics import score
 from spunge.files import fingerprint, read_json
 from spunge.model.loading import Base
+from spunge.progress import SILENT
 from spunge.registry import EVALUATORS
 from spunge.results import Wanted, json_value, merit, real, wanted
 from spunge.run.calibrate import kept_share
-from spunge.run.groups import what_is
+from spunge.run.groups import way_of, what_is
 from spunge.run.inputs import SeedInputs
 from spunge.run.judge import bench_of, evaluation_inputs, measured_by
 from spunge.run.keys import flattened
@@ -52,7 +53,7 @@ class Curve:
 
     def wanted(self, measure: Measure) -> Wanted | None:
         """Which way is good."""
-        return "near" if measure.target is not None else wanted(measure.higher, self.forget)
+        return way_of(measure, self.forget)
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ def _measures(
 ) -> list[Measure]:
     """The measure of each curve, of the model in memory; each evaluation is asked once. What it writes is of no use after."""
     folder = watching_folder(training, line)
-    bench = replace(bench_of(line, training.name, model, folder, folder, session), progress=_silent)
+    # The steps that are told are the training's.
+    bench = replace(bench_of(line, training.name, model, folder, folder, session), progress=SILENT.step)
     measures: dict[str, list[Measure]] = {}
     for curve in curves:
         items = curve.items
@@ -254,10 +256,6 @@ def _measures(
 def watching_folder(training: Training, line: Lineup) -> Path:
     """Of what evaluations write while a model trains."""
     return line.folder / FOLDER / training.name.replace(":", "-").replace("/", "-")
-
-
-def _silent(done: int, total: int, note: str = "") -> None:
-    """The steps that are told are the training's."""
 
 
 def _reading(curve: Curve, measure: Measure) -> Reading:
