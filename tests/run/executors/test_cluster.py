@@ -13,6 +13,7 @@ import pytest
 
 from spunge.errors import RecipeError
 from spunge.recipe.model import ModelSettings
+from spunge.run.executors import cluster as executor
 from spunge.run.executors.cluster import at_once
 from spunge.run.executors.node import Seen
 from spunge.run.executors.nodes import RaySettings, needed, places
@@ -66,6 +67,24 @@ def test_a_node_that_does_not_see_the_folder_or_has_another_version_refuses(tmp_
     seen.refuse()
     with pytest.raises(RecipeError, match=rf"a node has spunge {__version__}, and this one 9; install the same on all"):
         seen._replace(version="9").refuse()
+
+
+@pytest.mark.parametrize(("heard", "seconds", "moved"), [(False, 60.0, True), (False, 0.0, False), (True, 60.0, False)])
+def test_what_waits_for_a_node_that_went_is_made_by_an_actor_that_is_free(
+    monkeypatch: pytest.MonkeyPatch, heard: bool, seconds: float, moved: bool
+) -> None:
+    """A node that went was still counted: for an actor that was started then there is no room but what the free one holds."""
+    team, given, ended = object.__new__(executor.Cluster), [], []
+    monkeypatch.setattr(team, "_assign", given.append, raising=False)
+    monkeypatch.setattr(team, "_end", ended.append, raising=False)
+    waits = executor._Actor("waits", time.monotonic() - seconds, task="stage", heard=heard)  # type: ignore[arg-type]
+    free = executor._Actor("free", time.monotonic())
+    monkeypatch.setattr(team, "_actors", [waits, free], raising=False)
+    team._hand_over()
+    assert (ended, given) == (([waits], ["stage"]) if moved else ([], []))
+    monkeypatch.setattr(team, "_actors", [waits], raising=False)
+    team._hand_over()
+    assert len(ended) == moved  # with none that is free it goes on waiting
 
 
 @pytest.fixture

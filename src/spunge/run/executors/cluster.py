@@ -71,6 +71,10 @@ class _Actor:
     needs: tuple[str, ...] = ()
     heard: bool = False
 
+    def is_late(self, seconds: float) -> bool:
+        """Whether nothing was ever heard of it for so long."""
+        return not self.heard and time.monotonic() - self.since > seconds
+
 
 class Cluster:
     """A team of actors, each started when there is a stage for it."""
@@ -163,7 +167,17 @@ class Cluster:
                 self._hear_news()
             else:
                 self._hear_end(ends[each])
+        self._hand_over()
         self._tell_waiting()
+
+    def _hand_over(self) -> None:
+        """Have actors that are free make what waits for others to begin: no node may have room for these, while the free ones
+        hold it, as where a node went that was still counted."""
+        waiting = [(task, actor) for task, actor in self._busy if actor.is_late(COUNTED)]
+        free = sum(actor.task is None for actor in self._actors)
+        for task, actor in waiting[:free]:
+            self._end(actor)
+            self._assign(task)
 
     def _hear_news(self) -> None:
         import ray
@@ -220,7 +234,7 @@ class Cluster:
     def _tell_waiting(self) -> None:
         """Say once of each actor that no node has room for it."""
         for task, actor in self._busy:
-            if not actor.heard and time.monotonic() - actor.since > PATIENCE:
+            if actor.is_late(PATIENCE):
                 actor.heard = True
                 needs = needed(self._settings, self._model, nodes_of())
                 said = f"{task.stage.title}: waits for a node with {needs}, or for its process to begin"
