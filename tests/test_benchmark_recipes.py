@@ -39,7 +39,8 @@ def with_wrong(table: pa.Table) -> pa.Table:
 
 
 def plain(topic: str, count: int, sentences: int = 1) -> pa.Table:
-    return pa.table({"text": [" ".join(texts(f"{topic} {row}", sentences)) for row in range(count)]})
+    lines = texts(topic, count * sentences)
+    return pa.table({"text": [" ".join(lines[row * sentences : (row + 1) * sentences]) for row in range(count)]})
 
 
 def verbatim(topic: str) -> pa.Table:
