@@ -92,6 +92,7 @@ def test_of_a_chunk_a_bracket_holds_its_keys_and_not_the_chunk():
     gone = weakref.ref(chunk)
     bracket.add(0, torch.from_numpy(chunk[:5]))
     del chunk
-    assert gone() is None and bracket.listed == 5
+    assert gone() is None
+    assert bracket.listed == 5
     bracket.narrow()
     assert bracket.low == bracket.high == 3

@@ -45,8 +45,7 @@ class Bracket:
     def _restart(self) -> None:
         self.above = 0  # entries seen in this pass with a key above the bracket
         self.shift = max(0, (self.high - self.low).bit_length() - BITS)
-        # The keys in the bracket themselves, while they are few. They lie in one block from the start: what stays of every chunk as a
-        # small block of its own lies in the way when the next chunk wants the space that the last one gave back.
+        # The keys in the bracket themselves, while they are few: a copy, since a view would hold the whole chunk.
         self.inside: Tensor | None = None
         self.listed = 0  # so many of them
         self.bins: Tensor | None = None  # else a histogram of them

@@ -19,9 +19,8 @@ class LoRA(Strict):
     dropout: float = Field(0.01, ge=0, lt=1, description="Share of the adapters' inputs that is dropped at each step.")
     start: Literal["own", "shared"] = Field(
         "own",
-        description="The random factors that a branch begins with. own: drawn for each branch, so that branches change the weights in "
-        "directions that have nothing in common. shared: the same in every branch and control of a seed, so that their changes lie in "
-        "one space, where a merge can add them up.",
+        description="The random factors that a branch begins with. own: drawn for each branch, whose changes then have no "
+        "direction in common. shared: the same in every branch and control of a seed, so that their changes lie in one space.",
     )
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
