@@ -249,7 +249,11 @@ ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
     "attribute source",
     "spunge.attributes",
     "spunge.data.attribution:AttributeSource",
-    {"sql": "spunge.data.attribution:SQL"},
+    {
+        "sql": "spunge.data.attribution:SQL",
+        "keywords": "spunge.data.keywords:KEYWORDS",
+        "clusters": "spunge.evaluation.attributes.clusters:CLUSTERS",
+    },
 )
 EXECUTORS: "Registry[Executor[Any]]" = Registry(
     "execution.kind",
