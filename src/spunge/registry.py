@@ -253,6 +253,8 @@ ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
         "sql": "spunge.data.attribution:SQL",
         "keywords": "spunge.data.keywords:KEYWORDS",
         "clusters": "spunge.evaluation.attributes.clusters:CLUSTERS",
+        "classifier": "spunge.evaluation.attributes.classifier:CLASSIFIER",
+        "zero_shot": "spunge.evaluation.attributes.zero_shot:ZERO_SHOT",
     },
 )
 EXECUTORS: "Registry[Executor[Any]]" = Registry(

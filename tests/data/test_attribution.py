@@ -24,8 +24,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "sql": {"sql": "topic"},
     "keywords": {"keywords": {"sky": ["sun|moon", "star"], "all": ["."]}},
     "clusters": {"clusters": 2},
+    "classifier": {"classifier": "BERT"},
+    "zero_shot": {"zero_shot": ["sun", "moon"], "model": "BERT"},
 }
-ONLY_HERE = {"keywords", "clusters"}  # rows of another file have no such attribute
+ONLY_HERE = {"keywords", "clusters", "classifier", "zero_shot"}  # rows of another file have no such attribute
 TOPICS = ["europe", "asia", None, "europe", ""]
 OWN = '''
 import pyarrow as pa
@@ -53,9 +55,10 @@ def query(write_rows: Callable[..., Path]) -> Query:
     return Query(read_rows([Source(path=str(write_rows("rows.jsonl", rows)))], "forget.source"))
 
 
-def attribute(name: str) -> Attribute:
+def attribute(name: str, bert: Path) -> Attribute:
     source = ATTRIBUTES.get(name)
-    return Attribute(source, source.settings.model_validate({"kind": name, **QUICK[name]}))
+    told = {key: str(bert) if value == "BERT" else value for key, value in QUICK[name].items()}
+    return Attribute(source, source.settings.model_validate({"kind": name, **told}))
 
 
 def unlabelled(query: Query, model: Path | str = "m") -> Unlabelled:
@@ -67,18 +70,20 @@ def test_every_source_is_covered_here() -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_every_row_has_a_line_and_the_same_one_twice(query: Query, name: str, tiny: Callable[..., Path]) -> None:
-    asked = unlabelled(query, tiny("llama"))
-    lines, kind, _ = attribute(name).values(asked)
+def test_every_row_has_a_line_and_the_same_one_twice(
+    query: Query, name: str, tiny: Callable[..., Path], tiny_nli: Callable[..., Path]
+) -> None:
+    asked, source = unlabelled(query, tiny("llama")), attribute(name, tiny_nli("entailment", "contradiction"))
+    lines, kind, _ = source.values(asked)
     assert lines.column_names == [ROW, "value"]
     rows = lines[ROW].to_pylist()
     assert rows == sorted(rows)
     assert set(rows) == set(range(len(TOPICS)))
     assert all(value is None or value.strip() for value in lines["value"].to_pylist())
     assert kind in get_args(Kind)
-    assert lines.equals(attribute(name).values(asked).lines)
-    assert attribute(name).title(query)
-    assert attribute(name).fits(query) == (name not in ONLY_HERE)
+    assert lines.equals(source.values(asked).lines)
+    assert source.title(query)
+    assert source.fits(query) == (name not in ONLY_HERE)
 
 
 def test_a_text_is_a_column_or_sql(query: Query) -> None:
