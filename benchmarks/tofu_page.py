@@ -219,7 +219,7 @@ def parts(runs: Mapping[str, Run]) -> Iterator[str]:
     rows = [] if whole is None else [part_line("1", whole, "control:joint")]
     rows += [part_line(str(count), run, "merged") for count, run in known.items() if run is not None]
     if rows:
-        head = ["parts", "scale", "sign conflicts", "cosine between branches", "probability", "truth ratio", "kept"]
+        head = ["parts", "scale", "sign conflicts", "cosine between branches", "probability", "extraction", "kept"]
         yield table(head, rows)
 
 
@@ -231,7 +231,7 @@ def part_line(count: str, run: Run, stage: str) -> list[str]:
         number(facts.get("conflicts", math.nan)),
         number(facts.get("cosine", math.nan)),
         cell(run.row(stage, "all", "answer probability")),
-        cell(run.row(stage, "all", "truth ratio")),
+        cell(run.row(stage, "all", "extraction strength")),
         cell(run.row(stage, "kept", "answer probability")),
     ]
 
