@@ -70,7 +70,7 @@ def test_a_scale_that_becomes_another_judges_anew_every_model_that_has_it(
 ) -> None:
     before = {model.stage: model.scale for model in spunge.read_results(done).models if model.calibration}
     other = calibrated | {"calibrate": {**KEEP, "keep": 0.6}}
-    again, anew = spunge.run(other, done), spunge.run(other, tmp_path / "anew", others=[done])
+    again, anew = spunge.run(other, done), spunge.run(other, tmp_path / "anew")
     after = {model.stage: model.scale for model in again.models if model.calibration}
     assert after.keys() == before.keys() >= {"control:joint", "control:sequential", "merged"}
     assert all(after[stage] != before[stage] for stage in after)
