@@ -54,5 +54,6 @@ DPO = Method(
         "to forget": samples,
         "to prefer": refused(samples, settings, tokenizer),
     },
+    shares=True,
     version=3,
 )

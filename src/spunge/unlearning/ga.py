@@ -39,5 +39,6 @@ GA = Method(
     unlearn=unlearn,
     passes=passes_of(1),
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

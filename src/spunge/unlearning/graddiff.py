@@ -27,5 +27,6 @@ GRADDIFF = Method(
     passes=passes_of(1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

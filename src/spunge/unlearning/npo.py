@@ -45,5 +45,6 @@ NPO = Method(
     passes=passes_of(1, once=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

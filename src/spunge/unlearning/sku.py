@@ -206,5 +206,6 @@ SKU = Method(
     passes=passes,
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
+    shares=True,
     version=3,
 )

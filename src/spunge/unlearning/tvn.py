@@ -49,5 +49,6 @@ TVN = Method(
     unlearn=unlearn,
     passes=passes,
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

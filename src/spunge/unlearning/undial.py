@@ -49,5 +49,6 @@ UNDIAL = Method(
     passes=passes_of(1, reference=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )
