@@ -1,8 +1,10 @@
 """Which files are a model, and what a damaged file is told as. transformers' own loading and safetensors' own reader decide."""
 
 import json
+import os
 import resource
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from making import noise, read
+from making import noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
+from spunge.files import cache_folder
 from spunge.weights.checkpoint import INDEX, WHOLE, Checkpoint, model_files
 from spunge.weights.header import DTYPES, read_header
 
@@ -351,6 +354,29 @@ def test_the_fingerprint_depends_on_content_and_not_on_sharding(tmp_path: Path) 
     assert len(Checkpoint(two).files) > 2
     assert Checkpoint(one).fingerprint() == Checkpoint(two).fingerprint() != Checkpoint(other).fingerprint()
     assert read(one).keys() == Checkpoint(two).tensors.keys()
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "another file of one size and time", "a cache that is no text", "a cache cut short"]
+)
+def test_a_remembered_fingerprint_is_that_of_the_files_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 10_000_000_000)  # ten seconds after all that is written here
+    folder = write_checkpoint(tmp_path / "model", weights())
+    other = write_checkpoint(tmp_path / "other", weights(seed=5))
+    before, right = Checkpoint(folder).fingerprint(), Checkpoint(other).fingerprint()
+    cached = sorted((cache_folder() / "fingerprints").iterdir())
+    if damage == "another file of one size and time":
+        stamp = (folder / "model.safetensors").stat()
+        shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
+        os.utime(folder / "model.safetensors", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert Checkpoint(folder).fingerprint() == right
+        return
+    for file in cached if damage else ():
+        file.write_bytes(b"\xff" * 64 if damage == "a cache that is no text" else file.read_bytes()[:30])
+    assert Checkpoint(folder).fingerprint() == before
 
 
 def test_rows_are_read_without_the_rest(tmp_path: Path) -> None:

@@ -1,9 +1,27 @@
 """Commands on a recipe: run it, say what a run would do, show its parts."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from spunge.cli.oneline import (
+    ByOption,
+    CompletionOption,
+    ControlOption,
+    EpochsOption,
+    ForgetOption,
+    Line,
+    MessagesOption,
+    MethodOption,
+    PromptOption,
+    RetainOption,
+    StepsOption,
+    TextOption,
+    WhereOption,
+    means_model,
+    written,
+)
 from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
 
 RecipeArgument = Annotated[
@@ -18,7 +36,25 @@ RunsArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder
 
 
 def run(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help="A recipe's YAML file, or a shipped one's name (spunge list recipes); with --forget, a model's folder or Hub id.",
+        ),
+    ],
+    forget: ForgetOption = "",
+    retain: RetainOption = "",
+    text: TextOption = "",
+    prompt: PromptOption = "",
+    completion: CompletionOption = "",
+    messages: MessagesOption = "",
+    by: ByOption = "",
+    where: WhereOption = "",
+    method: MethodOption = "",
+    epochs: EpochsOption = 0.0,
+    steps: StepsOption = 0,
+    control: ControlOption = [],  # noqa: B006
     overrides: SetOption = [],  # noqa: B006
     out: OutOption = "",
     replace: Annotated[
@@ -32,7 +68,11 @@ def run(
     ] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
+    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again.
+
+    Without a recipe: spunge run MODEL --forget bad.csv --retain good.csv. What is not said is guessed, the guess is told, and the
+    recipe is written for you to edit.
+    """
     with loading():
         from spunge.progress import Terminal
         from spunge.recipe.loading import load_recipe
@@ -41,8 +81,14 @@ def run(
 
     watcher = Terminal()
     quiet()
+    line = Line(forget, retain, text, prompt, completion, messages, by, where, method, epochs, steps, control)
+    if means_model(recipe, line):
+        proposed = written(recipe, line, overrides, out)
+        loaded, folder = proposed.recipe, proposed.folder
+    else:
+        loaded, folder = load_recipe(recipe, overrides), Path(out or default_folder(recipe))
     try:
-        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher, replace, others)
+        results = run_recipe(loaded, folder, watcher, replace, others)
     finally:
         watcher.close()
     if as_json:

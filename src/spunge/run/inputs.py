@@ -28,10 +28,8 @@ from spunge.registry import EVALUATORS
 from spunge.run.given import Given
 from spunge.run.named import judges
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import description
 from spunge.weights.rounding import main_dtype
-
-# Of a model's folder, beside its weights: what the results depend on.
-DESCRIPTIONS = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 
 
 class BaseInputs:
@@ -64,7 +62,10 @@ class BaseInputs:
     @cached_property
     def unconverted(self) -> str:
         """Fingerprint of the files that the base is converted from."""
-        return fingerprint([[file.name, checksum(file)] for file in self.conversion.files] if self.conversion else [])
+        if self.conversion is None:
+            return fingerprint([])
+        beside = hashlib.sha256(b"".join(description(self.given))).hexdigest()
+        return fingerprint([*([file.name, checksum(file)] for file in self.conversion.files), beside])
 
     @property
     def untaught(self) -> Path:
@@ -92,12 +93,11 @@ class BaseInputs:
         return self.key_of(self.folder, self.weights)
 
     def key_of(self, folder: Path, weights: str | None = None) -> str:
-        """Of everything in a model that results depend on: weights, configuration, tokenizer, arithmetic. weights: their
+        """Of everything in a model that results depend on: weights, configuration, tokenizer, code, arithmetic. weights: their
         fingerprint, where it is known."""
         digest = hashlib.sha256((weights or Checkpoint(folder).fingerprint()).encode())
-        for pattern in DESCRIPTIONS:
-            for file in sorted(folder.glob(pattern)):
-                digest.update(file.name.encode() + file.read_bytes())
+        for each in description(folder):
+            digest.update(each)
         digest.update(self.recipe.model.dtype.encode())
         if self.recipe.model.template:
             digest.update(fingerprint(self.recipe.model.template).encode())

@@ -153,6 +153,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         parts={part.value: part.samples for part in training.parts},
         retain=inputs.retain,
         seeds={part.value: seed_for(inputs.recipe.seed, "branch", part.value) for part in training.parts},
+        common=inputs.recipe.seed,
         log=folder / "log.jsonl",
         state=state,
         kept=session.activations if training.after is None else {},  # of another model: a store of its own

@@ -90,7 +90,7 @@ def descend(
     retain = retain_stream(task, settings, _retain_of(task)) if settings.alpha else None
     kl = settings.retain_loss == "kl" and retain is not None
     first: list[float] = []
-    with training(task.base, settings.trainable, task.seed) as trained:
+    with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
         session = Session(task, settings, trained, forget)
         session.distributions = _distributions(session, [*distributions, *([retain] if kl and retain else [])])
         memory: dict[str, list[float]] = {"first": first, **{f"base {number}": [] for number in range(len(sums))}}

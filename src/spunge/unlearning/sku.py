@@ -90,7 +90,7 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
         raise RecipeError("retain: missing, and SKU needs normal prompts; add retain.source")
     forget, retain = forget_stream(task, settings), retain_stream(task, settings, task.retain)
     answers = Answers.of(forget, settings, task.seed)
-    with training(task.base, settings.trainable, task.seed) as trained:
+    with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
 
         def next_loss(_number: int) -> Loss:
             batch, held = next(forget), next(retain)

@@ -81,11 +81,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def training(base: Base, what: LoRA | Selected | Everything, seed: int, setting: str = "unlearn") -> Iterator[Trained]:
-    """Make `what` trainable in float32 inside the block; the base is restored when it ends. setting: for errors."""
-    torch.manual_seed(seed)  # of the factors, and of every dropout
+def training(
+    base: Base, what: LoRA | Selected | Everything, seed: int, setting: str = "unlearn", common: int = 0
+) -> Iterator[Trained]:
+    """Make `what` trainable in float32 inside the block; the base is restored when it ends. setting: for errors. common: seed
+    of the factors that all branches begin with, where they share them."""
+    shared = isinstance(what, LoRA) and what.start == "shared"
+    torch.manual_seed(common if shared else seed)  # of the factors, and of every dropout
     if isinstance(what, LoRA):
         with _lora(base, what, setting) as trained, recomputed(base), quickened(trained.model):
+            if shared:
+                torch.manual_seed(seed)
             yield trained
         return
     names = [name for name, _ in base.model.named_parameters()]

@@ -31,7 +31,7 @@ class TVNSettings(TrainingSettings):
 
 def unlearn(task: Task, settings: TVNSettings) -> Branch:
     """Fine-tune on the forget texts, then subtract the change (task-vector negation)."""
-    with training(task.base, settings.trainable, task.seed) as trained:
+    with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
         loop = fitting(task, settings, trained, total_steps(task, settings), -settings.strength)
         with training_mode(trained.model):
             history = loop.run()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import cache_folder, is_inside, parse_json, write_text
+from spunge.files import cache_folder, is_inside, parse_json, read_json, sealed, unsealed, write_json
 from spunge.weights.header import TensorInfo, read_header
 from spunge.weights.wrapping import unwrapped
 
@@ -282,18 +282,22 @@ class _Remembered:
     """One fingerprint in the user's cache; where that cannot be written, nothing is remembered."""
 
     def __init__(self, files: tuple[Path, ...]) -> None:
-        stamps = [(str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns) for file in files]
+        # The time of the last change too, which nobody sets: archives and `cp -p` give different files one time of writing.
+        stamps = [
+            (str(file.resolve()), (status := file.stat()).st_size, status.st_mtime_ns, status.st_ctime_ns)
+            for file in files
+        ]
         self.file = cache_folder() / "fingerprints" / hashlib.sha256(repr(stamps).encode()).hexdigest()
         # A file written a moment ago may be written again within the clock's step: do not trust its time yet.
-        self.settled = all(time.time_ns() - stamp[2] > 2_000_000_000 for stamp in stamps)
+        self.settled = all(time.time_ns() - max(stamp[2:]) > 2_000_000_000 for stamp in stamps)
 
     def read(self) -> str | None:
         with contextlib.suppress(OSError):
-            text = self.file.read_text()
-            return text if self.settled and len(text) == 64 else None
+            content = unsealed(read_json(self.file)) if self.settled else None
+            return None if content is None else str(content["fingerprint"])
         return None
 
     def write(self, fingerprint: str) -> None:
         if self.settled:
             with contextlib.suppress(RecipeError):
-                write_text(self.file, fingerprint)
+                write_json(self.file, sealed({"fingerprint": fingerprint}))

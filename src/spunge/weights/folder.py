@@ -30,12 +30,15 @@ DESCRIBING = (
     ),
     *("*.model", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "bpe.codes", "dict.txt"),  # of tokenizers, too
     *("*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
-    *("readme.md", "license*", "licence*", "copying*", "notice*", "use_policy*"),
 )
+DOCUMENTS = ("readme.md", "license*", "licence*", "copying*", "notice*", "use_policy*")
+GENERATION = "generation_config.json"
+# Of a model's folder, beside its weights: what results depend on. In this order first, by which finished runs are known.
+KNOWN_FIRST = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".part", ".lock", ".index.json")  # whatever they are called
 
 
-def copied(folder: Path, out: Path) -> Iterator[Path]:
+def copied(folder: Path, out: Path | None = None) -> Iterator[Path]:
     """The files that a copy of a model's folder takes over, relative to it. `out`, where it lies inside, is not."""
     code = _code(folder)
     called = {
@@ -48,11 +51,35 @@ def copied(folder: Path, out: Path) -> Iterator[Path]:
     ):
         inside = path.relative_to(folder)
         name = inside.as_posix().lower()
-        known = any(fnmatchcase(name, pattern) for pattern in DESCRIBING) or name in called or str(inside) in called
-        if not path.is_file() or out.resolve() in path.resolve().parents:
+        described = any(fnmatchcase(name, pattern) for pattern in (*DESCRIBING, *DOCUMENTS))
+        known = described or name in called or str(inside) in called
+        if not path.is_file() or (out is not None and out.resolve() in path.resolve().parents):
             continue
         if inside in code or (known and not name.endswith(WEIGHTS) and not name.startswith(".") and name != NOTE):
             yield inside
+
+
+def description(folder: Path) -> Iterator[bytes]:
+    """What results depend on of the files beside a model's weights, to be hashed: the names and bytes of those that a copy takes
+    over, but for what people read, and of a generation's configuration the end tokens, where they are not config.json's."""
+    first = [file for pattern in KNOWN_FIRST for file in sorted(folder.glob(pattern)) if file.is_file()]
+    others = [folder / inside for inside in copied(folder) if not _is_document(inside) and inside.name != GENERATION]
+    for file in dict.fromkeys([*first, *others]):
+        yield file.relative_to(folder).as_posix().encode() + file.read_bytes()
+    ends = _ends(folder / GENERATION)
+    if (folder / GENERATION).is_file() and ends != _ends(folder / "config.json"):
+        yield repr(ends).encode()
+
+
+def _is_document(inside: Path) -> bool:
+    return any(fnmatchcase(inside.name.lower(), pattern) for pattern in DOCUMENTS)
+
+
+def _ends(file: Path) -> list[Any]:
+    """The end tokens that a configuration names."""
+    content = read_json(file)
+    named = content.get("eos_token_id") if isinstance(content, dict) else None
+    return named if isinstance(named, list) else [named]
 
 
 def _code(folder: Path) -> set[Path]:

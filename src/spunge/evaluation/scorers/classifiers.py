@@ -24,9 +24,9 @@ from spunge.model.memory import halved
 from spunge.model.refusing import refused_as
 from spunge.progress import SILENT, Steps
 from spunge.recipe.block import Place
-from spunge.weights.checkpoint import Checkpoint, has_model, model_files, read_object
+from spunge.weights.checkpoint import has_model, model_files, read_object
 from spunge.weights.described import described_by
-from spunge.weights.hub import fetched
+from spunge.weights.hub import SMALL, fetched
 
 TOKENS_PER_BATCH = 8192  # padding included
 # Names of a class that stands for harm or for a refusal, as public classifiers spell it; compared as a whole, so that non_toxic is
@@ -144,21 +144,20 @@ def labels_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint_of(path: str, revision: str | None, setting: str = "evaluate.scorer") -> str:
-    """What tells a model's weights from others: the commit on the Hub, or a folder's sha256. Raises RecipeError."""
+    """What tells a model from others: the commit on the Hub; of a folder the sha256 of its weights and of what says how they are
+    read, such as labels and tokenizer. Raises RecipeError."""
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):
         if revision is not None and COMMIT.fullmatch(revision):
             return revision
         return str(described(path, revision, setting).commit)
     if has_model(folder):
-        files = model_files(folder, setting)
-        if not files.pickled:
-            return Checkpoint(folder, setting).fingerprint()
-        weights = set(files.files)
+        weights = set(model_files(folder, setting).files)
     else:  # an encoder of several modules, or one for another runtime
         weights = {file for pattern in WEIGHTS for file in folder.rglob(pattern)}
+    beside = {file for pattern in SMALL for file in folder.rglob(pattern) if file.is_file() and file.suffix != ".md"}
     total = hashlib.sha256()
-    for file in sorted(weights):
+    for file in sorted(weights | beside):
         with file.open("rb") as stream:
             digest = hashlib.sha256()
             while piece := stream.read(1 << 22):
