@@ -101,7 +101,7 @@ class Estimator:
     def weights(self, blocks: int | None = None) -> float:
         """Bytes of the model in memory: whole, or so many blocks without an output layer."""
         model = self.skeleton.model(blocks)
-        width = self.skeleton.dtype.itemsize
+        width: int = self.skeleton.dtype.itemsize
         head = model.get_output_embeddings()
         tied = head is not None and head.weight is model.get_input_embeddings().weight
         entries = sum(parameter.numel() for parameter in model.parameters())

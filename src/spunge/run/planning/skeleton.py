@@ -91,7 +91,8 @@ def _followed(
             if call.gradient:
                 torch.autograd.backward(loss)
             del loss
-        return tracing.traced
+        traced: Traced = tracing.traced
+        return traced
 
 
 @contextmanager
