@@ -110,7 +110,7 @@ class Estimator:
         if self.train_in is None:
             return float(width * entries)
         packed: int = sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)
-        return width * (entries - packed) + PACKED[self.train_in] * packed
+        return float(width * (entries - packed) + PACKED[self.train_in] * packed)
 
     def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
         """Seconds of calls whose gradient is computed at once, and the bytes that they hold at the most."""
