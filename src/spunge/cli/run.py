@@ -22,12 +22,11 @@ from spunge.cli.oneline import (
     means_model,
     written,
 )
-from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
+from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, print_scores, quiet, say
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
 ]
-SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
 OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
 
 
