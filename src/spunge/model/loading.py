@@ -108,7 +108,7 @@ def load_base(
         config = settled(described_by(folder, trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
-        kind, plain = _class_of(config), None
+        kind, plain = class_of(config), None
         whole = last is None or last + 1 >= depth or packed_in
         model = None if last is None or whole else _first_blocks(folder, config, dtype, trust, last + 1)
         if packed_in is not None:
@@ -140,7 +140,7 @@ def load_base(
     )
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """How a model is loaded: as a causal language model, or where transformers has none of its kind as a vision-language model,
     which given text alone is one."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -228,7 +228,7 @@ def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, co
 
     try:
         with _without_warnings():
-            shorter = _cut(config, count)
+            shorter = cut(config, count)
             if not _same_blocks(config, shorter, trust, count):
                 return None
             model, loaded = AutoModel.from_pretrained(
@@ -240,7 +240,7 @@ def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, co
     return None if loaded["missing_keys"] or loaded["mismatched_keys"] else model
 
 
-def _cut(config: Any, count: int) -> Any:
+def cut(config: Any, count: int) -> Any:
     """The configuration of the first `count` blocks: the depth, and every list with an entry for each block."""
     shorter = copy.deepcopy(config)
     text, depth = shorter.get_text_config(), _depth(config)

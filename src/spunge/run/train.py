@@ -140,7 +140,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     main one writes."""
     inputs, folder, ranks = lineup.inputs, training.folder, session.ranks
     settings, notes = choice(lineup)
-    base = _base_for(settings, inputs, session)
+    base = base_for(settings, inputs, session)
     if session.activations_of is not inputs:
         session.activations.clear()
         session.activations_of = inputs
@@ -220,7 +220,7 @@ def _told_of(base: Base) -> dict[str, str]:
     return {} if base.train_in is None else {"base": f"in {TOLD[base.train_in]} while this was trained beside it"}
 
 
-def _base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
+def base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
     """What training needs of the base: its first blocks where the method says that these are enough."""
     last_block = METHODS.get(settings.method).last_block
     if last_block is None or inputs.recipe.watch is not None:  # what is measured is the whole model

@@ -4,7 +4,7 @@ At vocabularies of 50,000 and more the logits of a whole batch would be most of 
 what the output layer reads is kept, and logits, losses and gradients are computed for some places after the others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,19 +160,27 @@ def rows_alike(batch: Batch) -> list[list[int]]:
     # Processes that share a model must call it as often as one another.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return [list(range(count))]
-    lengths = _reach(batch)
-    each = CALL.get(batch.ids.device.type, CALL["cpu"])
-    rows = lengths.argsort(descending=True, stable=True).tolist()
-    sizes = lengths[rows].tolist()
+    groups = cut_by_length(_reach(batch).tolist(), CALL.get(batch.ids.device.type, CALL["cpu"]))
+    return groups if len(groups) > 1 else [list(range(count))]
+
+
+def cut_by_length(lengths: Sequence[int], each: int) -> list[list[int]]:
+    """Rows of these lengths in groups, the longest first. each: tokens that a call costs beside those that it computes.
+
+    >>> cut_by_length([10, 300, 11, 290], each=64)
+    [[1, 3], [2, 0]]
+    >>> cut_by_length([10, 300, 11, 290], each=4096)
+    [[1, 3, 2, 0]]
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    sizes = [lengths[row] for row in rows]
     best: list[tuple[int, list[int]]] = [(0, [])]  # of the longest rows: the cost, and where the groups begin
-    for end in range(1, count + 1):
+    for end in range(1, len(rows) + 1):
         ways = [(best[start][0] + (end - start) * sizes[start] + each, start) for start in range(end)]
         cost, start = min(ways)
         best.append((cost, [*best[start][1], start]))
-    starts = best[count][1]
-    if len(starts) == 1:
-        return [list(range(count))]
-    return [rows[start:end] for start, end in zip(starts, [*starts[1:], count], strict=True)]
+    starts = best[-1][1]
+    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _reach(batch: Batch) -> Tensor:

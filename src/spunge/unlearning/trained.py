@@ -42,11 +42,6 @@ class Trained:
     swaps: bool = False  # adapter_off puts the base's shares into a sharded model
 
 
-def step_passes(what: LoRA | Selected | Everything) -> float:
-    """Forward passes that a forward and a backward pass cost: with LoRA the frozen weights need no gradient."""
-    return 2.0 if isinstance(what, LoRA) else 3.0
-
-
 def stored_entries(settings: HasTrainable, base: Checkpoint) -> int:
     """About how many entries a branch stores, told by the names of the base's tensors."""
     return entries_of(settings.trainable, base)

@@ -6,6 +6,7 @@ from typing import Any
 from spunge.registry import METHODS
 from spunge.run.costs import (
     measurements,
+    settling_cost,
     training_cost,
     training_steps,
 )
@@ -31,6 +32,7 @@ def add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
                 inputs=lambda: settle_inputs(line.inputs, unlearn),
                 files=tuple(inside(graph, [line.folder / SETTLED])),
                 make=lambda session: settle(line, session),
+                cost=lambda: settling_cost(line),
             )
         )
     for training in line.trainings:
