@@ -12,6 +12,7 @@ from spunge.errors import RecipeError, one_line
 
 if TYPE_CHECKING:
     from spunge.recipe.schema import Recipe
+    from spunge.run.proposal import Asked
 
 RECIPES = (".yaml", ".yml")
 ForgetOption = Annotated[
@@ -96,38 +97,45 @@ def means_model(target: str, line: Line) -> bool:
     return True
 
 
-def written(target: str, line: Line, overrides: Sequence[str], out: str) -> Written:
-    """Propose a recipe for the line, write it into the working directory, and say what was guessed.
+def asked_of(target: str, line: Line, overrides: Sequence[str]) -> "Asked":
+    """What the options say, as a proposal is told it."""
+    from spunge.run.proposal import Asked
 
-    It is named after the run's folder, so that `spunge run NAME.yaml` goes on with that run.
-    """
-    from spunge.recipe.remarked import remarked, write_remarked
-    from spunge.run.folder import require_own
-    from spunge.run.proposal import Asked, propose
-
-    folder = Path(out or Path("runs") / _name(target, line.forget))
-    require_own(folder.resolve())
-    texts = {role: value for role in ("text", "prompt", "completion", "messages") if (value := line._asdict()[role])}
-    length = {name: value for name in ("epochs", "steps") if (value := line._asdict()[name])}
-    controls = None if not line.control else [name for name in line.control if name != "none"]
-    asked = Asked(
+    said = line._asdict()
+    return Asked(
         model=target,
         forget=_block(line.forget, "--forget"),
-        texts=texts,
+        texts={role: said[role] for role in ("text", "prompt", "completion", "messages") if said[role]},
         where=line.where or None,
         by=_block(line.by, "--by") or None,
         retain=_block(line.retain, "--retain") or None,
-        length=length,
-        controls=controls,
+        length={name: said[name] for name in ("epochs", "steps") if said[name]},
+        controls=[name for name in line.control if name != "none"] if line.control else None,
         overrides=overrides,
         **({"method": line.method} if line.method else {}),
     )
-    proposal = propose(asked)
-    file = Path(f"{folder.resolve().name}.yaml")
+
+
+def written(target: str, line: Line, overrides: Sequence[str], out: str = "", to: str = ".") -> Written:
+    """Propose a recipe for the line, write it into the folder `to`, and say what was guessed.
+
+    It is named after the run's folder, so that `spunge run NAME.yaml` goes on with that run.
+    """
+    from spunge.recipe.loading import read_draft
+    from spunge.recipe.remarked import remarked, write_remarked
+    from spunge.run.folder import require_own
+    from spunge.run.proposal import propose
+
+    folder = Path(out or Path("runs") / _name(target, line.forget))
+    require_own(folder.resolve())
+    proposal = propose(asked_of(target, line, overrides))
+    # Elsewhere the paths in it, which are relative to here, would be others.
+    content = proposal.content if Path(to).resolve() == Path.cwd() else read_draft(proposal.content).content
+    file = Path(to) / f"{folder.resolve().name}.yaml"
     usual = folder == Path("runs") / file.stem
     again = f"spunge run {file}" + ("" if usual else f" --out {folder}")
     title = f"Proposed by spunge for {target}. Edit it, and run it:\n  {again}"
-    write_remarked(file, remarked(proposal.content, proposal.remarks, title), "--out")
+    write_remarked(file, remarked(content, proposal.remarks, title), "--to" if to != "." else "--out")
     for told in proposal.said:
         _note(told)
     _note(f"recipe: {file} (edit it, and run it by: {again})")

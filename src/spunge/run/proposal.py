@@ -4,11 +4,12 @@ says of every part whether it is forgotten, and what that cost.
 The defaults are our choice, not a paper's; they stand in the recipe, to be changed there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from spunge.data.guessing import guessed_attribute, guessed_texts, quoted, reading_told
 from spunge.data.query import Query
@@ -102,6 +103,37 @@ def propose(asked: Asked) -> Proposal:
     return Proposal(content, remarks, said, load_recipe(content))
 
 
+@dataclass(frozen=True)
+class Open:
+    """What cannot be guessed of the rows: why, in one line, or nothing where it can be."""
+
+    texts: str = ""
+    attribute: str = ""
+    columns: Sequence[str] = ()  # of the rows
+    nested: Collection[str] = ()  # those of them that hold lists or records, as conversations are
+
+
+def what_is_open(asked: Asked) -> Open:
+    """What a person has to say of the rows before a recipe can be proposed. Raises RecipeError where they cannot be read."""
+    content = _begun(asked)
+    known = _without_judging(content)
+    if known.forget is None:
+        raise RecipeError("--forget: missing; give the rows to forget")
+    query = Query(read_rows(known.forget.source, "forget.source"))
+    schema = query.records.table.schema
+    read = Open(columns=query.columns, nested={each.name for each in schema if pa.types.is_nested(each.type)})
+    said: list[str] = []
+    try:
+        _guess_texts(content, query, said)
+    except RecipeError as error:
+        return replace(read, texts=str(error))
+    try:
+        _name_attribute(content, asked, query, query.where(known.forget.where, "forget.where"), said)
+    except RecipeError as error:
+        return replace(read, attribute=str(error))
+    return read
+
+
 def _begun(asked: Asked) -> dict[str, Any]:
     """The recipe as far as it is said, overrides included but for those of what is still to come."""
     content: dict[str, Any] = {"model": {"path": asked.model}, "forget": {"source": asked.forget, **asked.texts}}
@@ -123,13 +155,19 @@ def _without_judging(content: Mapping[str, Any]) -> Recipe:
     )
 
 
-def _name_texts(content: dict[str, Any], query: Query, kept: np.ndarray, known: Recipe, said: list[str]) -> None:
+def _guess_texts(content: dict[str, Any], query: Query, said: list[str]) -> dict[str, str]:
     forget = content["forget"]
     given = {role: forget[role] for role in ("text", "prompt", "completion", "messages") if role in forget}
     texts = guessed_texts(query, given, "forget", "--text, --prompt and --completion, or --messages")
     if texts != given:
         said.append(f"forget: {reading_told(texts)} (guessed by the columns' names)")
     forget |= texts
+    return texts
+
+
+def _name_texts(content: dict[str, Any], query: Query, kept: np.ndarray, known: Recipe, said: list[str]) -> None:
+    """The columns of the texts, and how they are put to the model."""
+    forget, texts = content["forget"], _guess_texts(content, query, said)
     if "prompt" not in texts or "chat" in forget:
         return
     if load_tokenizer(known.model, local_folder(known.model)).chat_template:
