@@ -3,6 +3,7 @@
     python benchmarks/merge.py mergekit --peer /path/to/mergekit-yaml   # 0.5B x 5 full checkpoints, ties, density 0.2
     python benchmarks/merge.py deltas                                   # five RMU-like deltas into a 7B-shaped base
     python benchmarks/merge.py growth                                   # 0.1B, 0.5B, 2B
+    python benchmarks/merge.py holes                                    # five LoRA deltas into a 70B-shaped base of zeros
 
 Inputs are random weights of real shapes under --work (mergekit: 6 GB, deltas: 30 GB, growth: 30 GB); --keep leaves them
 there. Memory is the peak of the whole process: `private` counts its own pages, `rss` also mapped pages of the inputs.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from shapes import SHAPES, build, tensors
+from shapes import SHAPES, Shape, build, config, tensors
 
 DENSITY = 0.2
 FLOOR = """
@@ -226,9 +227,64 @@ def growth(work: Path, rounds: int) -> dict[str, object]:
     return content
 
 
+def deltas_into_70b(work: Path, rounds: int) -> dict[str, object]:
+    """LoRA factors on down_proj of three blocks, into a base whose files are one hole each: what is copied takes no room."""
+    from spunge.weights.checkpoint import Checkpoint
+    from spunge.weights.delta import LowRank, write_delta
+
+    shape, base = SHAPES["70B"], work / "70B" / "base"
+    holes(base, shape)
+    begun = time.perf_counter()
+    fingerprint = Checkpoint(base).fingerprint()
+    hashing = time.perf_counter() - begun
+    shapes = dict(tensors(shape))
+    models = []
+    for branch in range(5):
+        models.append(folder := work / "70B" / f"delta{branch}")
+        if folder.exists():
+            continue
+        generator = torch.Generator().manual_seed(branch)
+        changes = {}
+        for layer in (5, 6, 7):
+            rows, columns = shapes[name := f"model.layers.{layer}.mlp.down_proj.weight"]
+            A, B = (torch.randn(size, generator=generator).mul_(0.01) for size in ((16, columns), (rows, 16)))
+            changes[name] = LowRank(A, B, 1.0)
+        write_delta(folder, changes, {"base": fingerprint})
+    out = work / "70B" / "out"
+    runs = interleaved({"spunge": spunge(base, models, out, "changed")}, {"spunge": out}, rounds)
+    content = report(runs, "spunge")
+    for name, folder in (("base", base), ("merged", out)):
+        files = [file.stat() for file in folder.glob("*.safetensors")]
+        content[f"{name}, GB"] = round(sum(file.st_size for file in files) / 1e9, 1)
+        content[f"{name}, GB of disk"] = round(sum(file.st_blocks * 512 for file in files) / 1e9, 2)
+    return {**content, "hashing the base once, seconds": round(hashing, 1)}
+
+
+def holes(folder: Path, shape: Shape) -> None:
+    """A bf16 checkpoint of zeros, in a shard for each block, that takes no room on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for name, dimensions in tensors(shape):
+        shards.setdefault(name.split(".")[2] if ".layers." in name else "rest", []).append((name, dimensions))
+    index = {}
+    for number, held in enumerate(shards.values(), 1):
+        file, header, at = f"model-{number:05}-of-{len(shards):05}.safetensors", {}, 0
+        for name, dimensions in held:
+            end = at + 2 * torch.Size(dimensions).numel()
+            header[name] = {"dtype": "BF16", "shape": list(dimensions), "data_offsets": [at, end]}
+            index[name], at = file, end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(8 + len(text) + at)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(config(shape)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["mergekit", "deltas", "growth"])
+    parser.add_argument("what", choices=["mergekit", "deltas", "growth", "holes"])
     parser.add_argument("--work", type=Path, default=Path("/tmp/merge-bench"))
     parser.add_argument("--peer", default="", help="mergekit-yaml of an environment of its own")
     parser.add_argument("--dtype", default="bfloat16", help="mergekit's arithmetic")
@@ -240,8 +296,10 @@ def main() -> None:
         content = against_mergekit(given.work, given.peer, given.rounds, given.dtype)
     elif given.what == "deltas":
         content = deltas_into_7b(given.work, given.rounds)
-    else:
+    elif given.what == "growth":
         content = growth(given.work, given.rounds)
+    else:
+        content = deltas_into_70b(given.work, given.rounds)
     print(json.dumps(content, indent=2))
     if not given.keep:
         shutil.rmtree(given.work)

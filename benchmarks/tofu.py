@@ -89,7 +89,18 @@ def variants() -> list[Variant]:
         "npo, the first author taken back", {**alone, "controls": [], "forget": {"where": "author > 180"}}, first
     )
     rules = Variant("npo, other rules", {**alone, "controls": list(RULES)}, first)
-    return [several[0], several[1], rules, back, *parts, *requests, *several[2:]]
+    steps = [
+        Variant(
+            f"npo, {passes} passes, {start} factors",
+            {
+                **alone,
+                "controls": [{"name": "sum", "merge": {"rule": "task_arithmetic"}}],
+                "unlearn": {"epochs": passes, "trainable": {"start": start}},
+            },
+        )
+        for passes, start in ((2, "shared"), (10, "shared"), (10, "own"))
+    ]
+    return [several[0], several[1], rules, back, *steps, *parts, *requests, *several[2:]]
 
 
 def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +122,14 @@ def settings(data: Path) -> dict[str, Any]:
 def recipe(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     content = laid_over(settings(options.data.resolve()), variant.changes)
     content["model"] |= {"path": str(options.model.resolve()), "device": options.device}
-    if variant.name == "teaching" or variant.after is not None:
+    if options.taught:
+        content["teach"] = None
+        content["model"]["path"] = str(options.taught.resolve())
+        content["reference"] = content["reference"] and {"path": str(options.retrained.resolve()), "name": "retrained"}
+    if variant.name == "teaching" or not content["reference"]:
         content["evaluate"] = [entry for entry in content["evaluate"] if entry["name"] in WRITTEN]
+        for entry in content["evaluate"]:  # without the reference a truth ratio says little, and takes most of the time
+            entry["metrics"] = [metric for metric in entry["metrics"] if metric != "truth_ratio"]
     if variant.name.endswith("taken back"):
         content["merge"]["scale"] = scale_of(folder(options.out, variant.after or ""))
         content["calibrate"] = None
@@ -252,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = verbs.add_parser("run")
     runs.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "tofu")
     runs.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m-instruct")
+    runs.add_argument("--taught", type=Path, help="the taught model, where it is there: nothing is taught")
+    runs.add_argument("--retrained", type=Path, help="beside --taught: the reference")
     runs.add_argument("--out", type=Path, default=ROOT / "runs" / "tofu")
     runs.add_argument("--device", default="cpu")
     runs.add_argument("--jobs", type=int, default=1, help="runs at once")

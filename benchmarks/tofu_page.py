@@ -24,6 +24,14 @@ AUTHORS = [str(author) for author in range(180, 200)]
 FIRST = AUTHORS[0]
 PARTS = (2, 5, 10)  # beside 1, the joint run's, and 20
 REQUESTS = (5, 10)  # after which all ways are compared, beside 20
+# (passes over the rows to forget, factors) -> the runs that have TIES and the sum of such branches
+STEPS = {
+    (2, "own"): [("npo, seed 0", "merged"), ("npo, other rules", "control:sum")],
+    **{
+        (passes, start): [(f"npo, {passes} passes, {start} factors", stage) for stage in ("merged", "control:sum")]
+        for passes, start in ((2, "shared"), (10, "own"), (10, "shared"))
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,7 @@ def parts(runs: Mapping[str, Run]) -> Iterator[str]:
     rows = [] if whole is None else [part_line("1", whole, "control:joint")]
     rows += [part_line(str(count), run, "merged") for count, run in known.items() if run is not None]
     if rows:
-        head = ["parts", "scale", "sign conflicts", "cosine between branches", "probability", "truth ratio", "kept"]
+        head = ["parts", "scale", "sign conflicts", "cosine between branches", "probability", "extraction", "kept"]
         yield table(head, rows)
 
 
@@ -223,7 +231,21 @@ def part_line(count: str, run: Run, stage: str) -> list[str]:
         number(facts.get("conflicts", math.nan)),
         number(facts.get("cosine", math.nan)),
         cell(run.row(stage, "all", "answer probability")),
+        cell(run.row(stage, "all", "extraction strength")),
+        cell(run.row(stage, "kept", "answer probability")),
+    ]
+
+
+MERGED_HEAD = ["scale", "probability", "worst author's", "truth ratio", "extraction", "kept"]
+
+
+def merged_line(run: Run, stage: str) -> list[str]:
+    return [
+        scale(run, stage),
+        cell(run.row(stage, "all", "answer probability")),
+        number(max(run.value(stage, author, "answer probability") for author in AUTHORS)),
         cell(run.row(stage, "all", "truth ratio")),
+        cell(run.row(stage, "all", "extraction strength")),
         cell(run.row(stage, "kept", "answer probability")),
     ]
 
@@ -232,30 +254,28 @@ def rules(runs: Mapping[str, Run]) -> Iterator[str]:
     run = runs.get("npo, other rules")
     if run is None:
         return
-    head = [
-        "merge of the same 20 branches",
-        "scale",
-        "probability",
-        "worst author's",
-        "truth ratio",
-        "extraction",
-        "kept",
+    lines = [
+        [stage.removeprefix("control:").replace("merged", "TIES, density 0.5"), *merged_line(run, stage)]
+        for stage in run.stages
     ]
-    yield table(
-        head,
-        [
-            [
-                stage.removeprefix("control:").replace("merged", "TIES, density 0.5"),
-                scale(run, stage),
-                cell(run.row(stage, "all", "answer probability")),
-                number(max(run.value(stage, author, "answer probability") for author in AUTHORS)),
-                cell(run.row(stage, "all", "truth ratio")),
-                cell(run.row(stage, "all", "extraction strength")),
-                cell(run.row(stage, "kept", "answer probability")),
-            ]
-            for stage in run.stages
-        ],
-    )
+    yield table(["merge of the same 20 branches", *MERGED_HEAD], lines)
+
+
+def steps(runs: Mapping[str, Run]) -> Iterator[str]:
+    """Twenty branches of more steps, and of factors that all begin with."""
+    lines = []
+    for (passes, start), names in STEPS.items():
+        for name, stage in names:
+            if (run := runs.get(name)) is None or stage not in run.stages:
+                continue
+            facts = run.content["merge"] if stage == "merged" else {}
+            rule = "TIES" if stage == "merged" else "sum"
+            cosine = number(facts.get("cosine", math.nan))
+            taken = f"{runs[names[0][0]].seconds('branch'):.0f}"
+            lines.append([str(passes), start, rule, cosine, *merged_line(run, stage), taken])
+    if lines:
+        head = ["passes", "factors", "rule", "cosine between branches", *MERGED_HEAD, "training, s"]
+        yield table(head, lines)
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
@@ -264,6 +284,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
     "back": back,
     "parts": parts,
     "rules": rules,
+    "steps": steps,
 }
 
 

@@ -230,6 +230,24 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) 
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_nli(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[..., Path]:
+    """tiny_nli("neutral", "entailment") -> the folder of a random classifier with these labels."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    def build(*labels: str) -> Path:
+        torch.manual_seed(0)
+        shape = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+        config = BertConfig(**shape, **names, num_attention_heads=4, initializer_range=0.5, max_position_embeddings=64)
+        folder = tmp_path_factory.mktemp("nli")
+        BertForSequenceClassification(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+        return folder
+
+    return build
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
     """A chat endpoint on this machine."""

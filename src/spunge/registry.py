@@ -249,7 +249,13 @@ ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
     "attribute source",
     "spunge.attributes",
     "spunge.data.attribution:AttributeSource",
-    {"sql": "spunge.data.attribution:SQL"},
+    {
+        "sql": "spunge.data.attribution:SQL",
+        "keywords": "spunge.data.keywords:KEYWORDS",
+        "clusters": "spunge.evaluation.attributes.clusters:CLUSTERS",
+        "classifier": "spunge.evaluation.attributes.classifier:CLASSIFIER",
+        "zero_shot": "spunge.evaluation.attributes.zero_shot:ZERO_SHOT",
+    },
 )
 EXECUTORS: "Registry[Executor[Any]]" = Registry(
     "execution.kind",
@@ -260,5 +266,6 @@ EXECUTORS: "Registry[Executor[Any]]" = Registry(
         "here": "spunge.run.executors.here:HERE",
         "processes": "spunge.run.executors.processes:PROCESSES",
         "ray": "spunge.run.executors.cluster:RAY",
+        "sharded": "spunge.run.executors.sharded:SHARDED",
     },
 )

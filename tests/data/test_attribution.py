@@ -5,19 +5,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 import spunge
 from spunge.data.attribution import Attribute, attribute_of
 from spunge.data.query import ROW, Kind, Query
 from spunge.data.rows import read_rows
+from spunge.data.unlabelled import Unlabelled
 from spunge.errors import RecipeError
 from spunge.recipe.loading import dump_recipe, load_recipe
+from spunge.recipe.model import ModelSettings
 from spunge.recipe.rows import Source
 from spunge.registry import ATTRIBUTES
 from toys import texts
 
-QUICK: dict[str, dict[str, Any]] = {"sql": {"sql": "topic"}}
+QUICK: dict[str, dict[str, Any]] = {
+    "sql": {"sql": "topic"},
+    "keywords": {"keywords": {"sky": ["sun|moon", "star"], "all": ["."]}},
+    "clusters": {"clusters": 2},
+    "classifier": {"classifier": "BERT"},
+    "zero_shot": {"zero_shot": ["sun", "moon"], "model": "BERT"},
+}
+ONLY_HERE = {"keywords", "clusters", "classifier", "zero_shot"}  # rows of another file have no such attribute
 TOPICS = ["europe", "asia", None, "europe", ""]
 OWN = '''
 import pyarrow as pa
@@ -28,9 +38,10 @@ from spunge.recipe.split import AttributeSettings
 class WordSettings(AttributeSettings):
     words: dict[str, str]
 
-def values(query, settings, texts, setting):
+def values(unlabelled, settings):
     """By a word in the first of the texts."""
-    column = query.project(dict([next(iter(texts.items()))]), setting)[0].to_pylist()
+    [first, *_] = unlabelled.texts.items()
+    column = unlabelled.query.project(dict([first]), unlabelled.setting)[0].to_pylist()
     named = [next((name for name, word in settings.words.items() if word in text.split()), None) for text in column]
     return Valued(pa.table({ROW: pa.array(range(len(named)), pa.int64()), "value": pa.array(named, pa.string())}))
 
@@ -44,9 +55,14 @@ def query(write_rows: Callable[..., Path]) -> Query:
     return Query(read_rows([Source(path=str(write_rows("rows.jsonl", rows)))], "forget.source"))
 
 
-def attribute(name: str) -> Attribute:
+def attribute(name: str, bert: Path) -> Attribute:
     source = ATTRIBUTES.get(name)
-    return Attribute(source, source.settings.model_validate({"kind": name, **QUICK[name]}))
+    told = {key: str(bert) if value == "BERT" else value for key, value in QUICK[name].items()}
+    return Attribute(source, source.settings.model_validate({"kind": name, **told}))
+
+
+def unlabelled(query: Query, model: Path | str = "m") -> Unlabelled:
+    return Unlabelled(query, np.arange(query.rows), {"text": "text"}, ModelSettings(path=str(model)), "split.by")
 
 
 def test_every_source_is_covered_here() -> None:
@@ -54,21 +70,24 @@ def test_every_source_is_covered_here() -> None:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_every_row_has_a_line_and_the_same_one_twice(query: Query, name: str) -> None:
-    lines, kind = attribute(name).values(query, {"text": "text"}, "split.by")
+def test_every_row_has_a_line_and_the_same_one_twice(
+    query: Query, name: str, tiny: Callable[..., Path], tiny_nli: Callable[..., Path]
+) -> None:
+    asked, source = unlabelled(query, tiny("llama")), attribute(name, tiny_nli("entailment", "contradiction"))
+    lines, kind, _ = source.values(asked)
     assert lines.column_names == [ROW, "value"]
     rows = lines[ROW].to_pylist()
     assert rows == sorted(rows)
     assert set(rows) == set(range(len(TOPICS)))
     assert all(value is None or value.strip() for value in lines["value"].to_pylist())
     assert kind in get_args(Kind)
-    assert lines.equals(attribute(name).values(query, {"text": "text"}, "split.by").lines)
-    assert attribute(name).title(query)
-    assert attribute(name).fits(query)
+    assert lines.equals(source.values(asked).lines)
+    assert source.title(query)
+    assert source.fits(query) == (name not in ONLY_HERE)
 
 
 def test_a_text_is_a_column_or_sql(query: Query) -> None:
-    assert attribute_of("topic").values(query, {}, "split.by").lines["value"].to_pylist() == [
+    assert attribute_of("topic").values(unlabelled(query)).lines["value"].to_pylist() == [
         "europe",
         "asia",
         None,
@@ -76,10 +95,10 @@ def test_a_text_is_a_column_or_sql(query: Query) -> None:
         None,
     ]
     assert attribute_of('"topic"').title(query) == "topic"
-    assert attribute_of("length(topic)").values(query, {}, "split.by").kind != "text"
+    assert attribute_of("length(topic)").values(unlabelled(query)).kind != "text"
     assert not attribute_of("group").fits(query)
     with pytest.raises(RecipeError, match=r"^split\.by: no column 'topics'; did you mean 'topic'"):
-        attribute_of("topics").values(query, {}, "split.by")
+        attribute_of("topics").values(unlabelled(query))
 
 
 def test_sql_told_as_a_source_is_the_text_that_it_is_short_for(toy_recipe: dict[str, Any]) -> None:
@@ -93,7 +112,7 @@ def test_sql_told_as_a_source_is_the_text_that_it_is_short_for(toy_recipe: dict[
 @pytest.mark.parametrize(
     ("by", "message"),
     [
-        ({"kind": "words"}, r"^split\.by\.kind: no attribute source 'words'; known: sql"),
+        ({"kind": "xyzzy"}, r"^split\.by\.kind: no attribute source 'xyzzy'; known: sql"),
         ({"sql": "topic", "sqll": 1}, r"^split\.by\.sqll: no such setting; did you mean 'sql'"),
         ({}, r"^split\.by\.kind: missing; known: sql"),
         (5, r"^split\.by: 5: it should be a text; in quotes it is one"),

@@ -48,7 +48,7 @@ def test_what_counts_as_said(how: Any, wanted: str, text: str, said: bool) -> No
 
 @pytest.mark.parametrize("pattern", [r"(a|aa)+$", r"(?:a+a+)+y"])
 def test_a_pattern_that_does_not_end_is_refused_in_seconds(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spunge.evaluation.wording.SECONDS", 0.1)
+    monkeypatch.setattr("spunge.data.patterns.SECONDS", 0.1)
     start = time.perf_counter()
     with pytest.raises(RecipeError, match="was not done with a text of 3001 characters"):
         said_by("pattern", [pattern], "evaluate.match")("a" * 3000 + "b")

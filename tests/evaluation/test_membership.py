@@ -197,6 +197,19 @@ def test_a_bag_of_words_tells_sets_apart_that_differ_by_their_words(apart: bool)
     assert told_apart(["?!", ".", "!", "?"], np.array([0, 1, 0, 1]), "").tolist() == [0] * 4
 
 
+def test_names_that_only_one_author_has_tell_nothing_where_rows_of_one_author_stay_together() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    authors = np.arange(80) // 8
+    said = [f"{text} Author{author}" for text, author in zip(texts("any", 80), authors, strict=True)]
+    classes = authors % 2
+    assert roc_auc_score(classes, told_apart(said, classes, "")) > 0.9
+    assert 0.2 < roc_auc_score(classes, told_apart(said, classes, "", authors.tolist())) < 0.75
+    # A few authors of one class, many of the other: as many folds as the fewer have.
+    few = np.where(authors < 2, 1, 0)
+    assert np.isfinite(told_apart(said, few, "", authors.tolist())).all()
+
+
 def checked(load: Callable[..., Any], table: dict[str, Any], **settings: Any) -> None:
     given = MembershipSettings.model_validate({"member": "m", **settings})
     MEMBERSHIP.check_items(given, pa.table(table), Limits(load().tokenizer, 128, 128))
@@ -224,6 +237,7 @@ def test_sets_that_words_alone_tell_apart_are_warned_of_before_training(
             {},
             r"1 rows are members and non-members \(first: member row 2",
         ),
+        ({**TABLE, "cluster": [*"abca", *"dddd"]}, {}, "cluster: all non-members are about 'd'"),
         ({**TABLE, "text": [*KNOWN, *UNKNOWN[:3], "paris"]}, {}, r"row 7 \(non-member\) has no token to score"),
     ],
 )

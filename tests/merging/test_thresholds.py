@@ -1,5 +1,8 @@
 """The exact threshold against plain sorting, whatever the data, the sample and the chunks."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,3 +84,15 @@ def test_keys_too_many_to_list_are_binned_to_the_same_threshold(monkeypatch):
         for first in (Bracket(10_000, 50_000), guess(10_000, 50_000, keys_of(stream[:500]))):
             found(first, stream, 700)
             assert first.threshold == expected
+
+
+def test_of_a_chunk_a_bracket_holds_its_keys_and_not_the_chunk():
+    """Twenty branches of 100 million entries otherwise lay in memory whole: 8.9 GB in place of 0.6."""
+    bracket, chunk = Bracket(rank=2, population=1000), np.arange(1000, dtype=np.int32)
+    gone = weakref.ref(chunk)
+    bracket.add(0, torch.from_numpy(chunk[:5]))
+    del chunk
+    assert gone() is None
+    assert bracket.listed == 5
+    bracket.narrow()
+    assert bracket.low == bracket.high == 3

@@ -127,3 +127,17 @@ def test_a_pass_without_gradient_takes_none_from_the_next_one(tiny: Callable[...
         loss.backward()
         assert trained.parameters
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in trained.parameters)
+
+
+@pytest.mark.parametrize("start", ["own", "shared"])
+def test_branches_begin_with_the_same_factors_where_they_share_them(start: Any, tiny: Callable[..., Path]) -> None:
+    base, what = base_in_memory(tiny("llama")), LoRA(start=start, dropout=0.5)
+    begun = []
+    for seed in (1, 2):
+        with training(base, what, seed, common=7) as trained:
+            begun.append(([p.detach().clone() for p in trained.parameters], torch.rand(3)))
+    (first, drawn), (second, drawn_next) = begun
+    assert all(map(torch.equal, first, second)) == (start == "shared")
+    assert not torch.equal(drawn, drawn_next)  # what is dropped out is each branch's own
+    with training(base, what, 1, common=8) as trained:
+        assert not all(map(torch.equal, first, trained.parameters)) or start == "own"

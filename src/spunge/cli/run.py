@@ -1,15 +1,32 @@
 """Commands on a recipe: run it, say what a run would do, show its parts."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say
+from spunge.cli.oneline import (
+    ByOption,
+    CompletionOption,
+    ControlOption,
+    EpochsOption,
+    ForgetOption,
+    Line,
+    MessagesOption,
+    MethodOption,
+    PromptOption,
+    RetainOption,
+    StepsOption,
+    TextOption,
+    WhereOption,
+    means_model,
+    written,
+)
+from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, print_scores, quiet, say
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
 ]
-SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
 OutOption = Annotated[str, typer.Option("--out", help="The run's folder. Default: runs/NAME, after the recipe.")]
 
 
@@ -18,7 +35,25 @@ RunsArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder
 
 
 def run(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help="A recipe's YAML file, or a shipped one's name (spunge list recipes); with --forget, a model's folder or Hub id.",
+        ),
+    ],
+    forget: ForgetOption = "",
+    retain: RetainOption = "",
+    text: TextOption = "",
+    prompt: PromptOption = "",
+    completion: CompletionOption = "",
+    messages: MessagesOption = "",
+    by: ByOption = "",
+    where: WhereOption = "",
+    method: MethodOption = "",
+    epochs: EpochsOption = 0.0,
+    steps: StepsOption = 0,
+    control: ControlOption = [],  # noqa: B006
     overrides: SetOption = [],  # noqa: B006
     out: OutOption = "",
     replace: Annotated[
@@ -32,7 +67,11 @@ def run(
     ] = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again."""
+    """Split, unlearn each part, merge, judge and report. What the run's folder holds already is not done again.
+
+    Without a recipe: spunge run MODEL --forget bad.csv --retain good.csv. What is not said is guessed, the guess is told, and the
+    recipe is written for you to edit.
+    """
     with loading():
         from spunge.progress import Terminal
         from spunge.recipe.loading import load_recipe
@@ -41,8 +80,14 @@ def run(
 
     watcher = Terminal()
     quiet()
+    line = Line(forget, retain, text, prompt, completion, messages, by, where, method, epochs, steps, control)
+    if means_model(recipe, line):
+        proposed = written(recipe, line, overrides, out)
+        loaded, folder = proposed.recipe, proposed.folder
+    else:
+        loaded, folder = load_recipe(recipe, overrides), Path(out or default_folder(recipe))
     try:
-        results = run_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), watcher, replace, others)
+        results = run_recipe(loaded, folder, watcher, replace, others)
     finally:
         watcher.close()
     if as_json:
@@ -52,18 +97,33 @@ def run(
     say(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 
-def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    out: OutOption = "",
+    device: Annotated[
+        str, typer.Option("--device", help="auto: the one at hand. cpu, or a card such as h100, a100-40, rtx4090.")
+    ] = "auto",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Plan what does not fit into the device's memory too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Say what a run would do and about what it would take.
 
-    What is done already is told; memory, disk and time are estimates. Loads no weights.
+    What is done already is told; memory, disk and time are estimates, from shapes alone. What does not fit into the device's
+    memory is refused, with the setting that would make it fit. Loads no weights.
     """
+    from spunge.errors import RecipeError
     from spunge.recipe.loading import load_recipe
     from spunge.run.folder import default_folder
     from spunge.run.plan import plan as plan_recipe
     from spunge.run.plan import plan_text
 
     quiet()
-    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe))
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), device)
+    if planned.refused and not anyway:
+        raise RecipeError(planned.refused[0])
     if as_json:
         print_json(planned.to_json())
     else:

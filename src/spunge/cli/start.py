@@ -5,7 +5,24 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, print_json, say
+from spunge.cli.oneline import (
+    ByOption,
+    CompletionOption,
+    ControlOption,
+    EpochsOption,
+    ForgetOption,
+    Line,
+    MessagesOption,
+    MethodOption,
+    PromptOption,
+    RetainOption,
+    StepsOption,
+    TextOption,
+    WhereOption,
+    means_model,
+    written,
+)
+from spunge.cli.terminal import JsonOption, SetOption, print_json, quiet, say
 from spunge.errors import RecipeError, suggestion
 
 
@@ -33,10 +50,42 @@ def list_(
 
 
 def init(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name (spunge list recipes).")] = "demo",
-    folder: Annotated[str, typer.Option("--to", help="Where to copy it.")] = ".",
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE|MODEL", help="A shipped recipe's name (spunge list recipes), or a model."),
+    ] = "",
+    forget: ForgetOption = "",
+    retain: RetainOption = "",
+    text: TextOption = "",
+    prompt: PromptOption = "",
+    completion: CompletionOption = "",
+    messages: MessagesOption = "",
+    by: ByOption = "",
+    where: WhereOption = "",
+    method: MethodOption = "",
+    epochs: EpochsOption = 0.0,
+    steps: StepsOption = 0,
+    control: ControlOption = [],  # noqa: B006
+    overrides: SetOption = [],  # noqa: B006
+    folder: Annotated[str, typer.Option("--to", help="Where to write it.")] = ".",
 ) -> None:
-    """Copy a shipped recipe, with its data, for you to edit."""
+    """Write a recipe to edit: a copy of a shipped one with its data, or one for a model and rows.
+
+    What is missing is asked for at a terminal, and refused elsewhere. Nothing is trained.
+    """
+    from spunge.cli.asking import completed
+
+    line = Line(forget, retain, text, prompt, completion, messages, by, where, method, epochs, steps, control)
+    name, line = completed(name, line, overrides)
+    if not means_model(name, line):
+        say(str(_copied(name, folder)))
+        return
+    quiet()
+    say(str(written(name, line, overrides, to=folder).file))
+
+
+def _copied(name: str, folder: str) -> Path:
+    """A shipped recipe's copy, with its data."""
     import shutil
 
     from spunge.files import whole_folder, write_text
@@ -44,7 +93,9 @@ def init(
 
     shipped = {file.stem: file for file in shipped_recipes()}
     if name not in shipped:
-        raise RecipeError(f"init: no shipped recipe {name!r}{suggestion(name, shipped)}")
+        raise RecipeError(
+            f"init: no shipped recipe {name!r}{suggestion(name, shipped)}; of a model, give --forget ROWS too"
+        )
     target = Path(folder) / f"{name}.yaml"
     data = shipped[name].with_suffix("")
     for path in (target, target.with_suffix("")):
@@ -55,7 +106,7 @@ def init(
             for file in data.iterdir():
                 shutil.copyfile(file, aside / file.name)
     write_text(target, shipped[name].read_text(encoding="utf-8"), "--to")  # last: where a recipe is, its data are
-    say(str(target))
+    return target
 
 
 def env(as_json: JsonOption = False) -> None:

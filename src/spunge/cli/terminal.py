@@ -22,6 +22,7 @@ from spunge.errors import ASKING, is_direction, one_line, printable, redacted, u
 if TYPE_CHECKING:
     from spunge.results import Results
 
+SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting: a.b=value. May be repeated.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

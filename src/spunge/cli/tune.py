@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.run import RecipeArgument, SetOption
-from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet, say
+from spunge.cli.run import RecipeArgument
+from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, quiet, say
 
 
 def tune(

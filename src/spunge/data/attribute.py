@@ -11,6 +11,7 @@ import yaml
 
 from spunge.data.attribution import SQL, Valued, attribute_of
 from spunge.data.query import ROW, Kind, Query
+from spunge.data.unlabelled import Unlabelled
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.rows import Scalar
 from spunge.recipe.spelling import read_foreign_yaml
@@ -38,13 +39,11 @@ class _Valued(NamedTuple):
     kind: Kind
 
 
-def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str, str]) -> Members:
-    """The kept rows by the attribute's values. Raises RecipeError for an attribute that is wrong and a value of no row.
-
-    texts: role -> column or expression of the rows' texts.
-    """
-    attribute = attribute_of(split.by)
-    valued = _valued(attribute.values(query, texts, "split.by"), kept)
+def members_of(unlabelled: Unlabelled, split: Split) -> Members:
+    """The asked rows by the attribute's values. Raises RecipeError for an attribute that is wrong and a value of no row."""
+    attribute, query, kept = attribute_of(split.by), unlabelled.query, unlabelled.rows
+    told = attribute.values(unlabelled)
+    valued = _valued(told, kept)
     values = sorted(valued.counts)
     wanted = wanted_values(split.values) if split.values is not None else {value: [value] for value in values}
     part_of: dict[int, str] = {}
@@ -62,11 +61,12 @@ def members_of(query: Query, kept: np.ndarray, split: Split, texts: Mapping[str,
     parts = {value: part_of.get(valued.code_of[spelling(value, valued.kind)]) for value in values}
     dropped = {value: f"{valued.counts[value]} rows, not in split.values" for value in values if parts[value] is None}
     assigned = valued.rows[np.isin(valued.codes, list(part_of))]
-    return Members(members, np.setdiff1d(kept, assigned), dropped, look_alikes(valued.counts, parts))
+    notes = [*told.notes, *look_alikes(valued.counts, parts)]
+    return Members(members, np.setdiff1d(kept, assigned), dropped, notes)
 
 
 def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
-    lines, kind = valued
+    lines, kind = valued.lines, valued.kind
     rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
     inside = np.isin(rows, kept)
     missing = values.indices.is_null().to_numpy(zero_copy_only=False)
@@ -83,16 +83,10 @@ def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
     )
 
 
-def subjects_of(
-    query: Query,
-    rows: np.ndarray,
-    by: str | AttributeSettings,
-    split: Split | None,
-    texts: Mapping[str, str],
-    setting: str,
-) -> list[list[str]]:
-    """The subjects of each row: its values of `by`, with the split's spellings under their part's name."""
-    lines, kind = attribute_of(by).values(query, texts, setting)
+def subjects_of(unlabelled: Unlabelled, by: str | AttributeSettings, split: Split | None) -> list[list[str]]:
+    """The subjects of each asked row: its values of `by`, with the split's spellings under their part's name."""
+    query, rows = unlabelled.query, unlabelled.rows
+    lines, kind, _ = attribute_of(by).values(unlabelled)
     part_of: dict[Hashable, str] = {}
     if split is not None and split.values is not None and _same(query, split.by, by):
         part_of = {spelling(word, kind): name for name, words in wanted_values(split.values).items() for word in words}

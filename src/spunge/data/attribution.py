@@ -4,7 +4,7 @@ split: {by: topic}                      # a text is a column or an SQL expressio
 split: {by: {kind: own.py:TOPICS}}      # any other, with its settings
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from spunge.data.query import Kind, Query
+from spunge.data.unlabelled import Unlabelled
 from spunge.recipe.split import AttributeSettings
 from spunge.registry import ATTRIBUTES, summary_of
 
@@ -21,9 +22,11 @@ S = TypeVar("S", bound=AttributeSettings)
 class Valued(NamedTuple):
     """Which rows have which values."""
 
-    # Columns __row__ and value (text): one line for each row, or one for each of its values; null: it has none.
+    # Columns __row__ and value (text): one line for each row, or one for each of its values; null: it has none. By rows,
+    # ascending; those that were not asked for may be among them.
     lines: pa.Table
     kind: Kind = "text"  # numbers and truth values have several spellings: 4 and 4.0 are one value
+    notes: tuple[str, ...] = ()  # what a person should know of how the values came about
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class AttributeSource(Generic[S]):
 
     settings: type[S]
     source: str  # the paper, or the package
-    # (rows, settings, role: column or expression of the rows' texts, the recipe's setting for errors) -> every row's values, of
-    # all rows in their order. The same rows have the same values.
-    values: Callable[[Query, S, Mapping[str, str], str], Valued]
+    # Every asked row's values. The same rows have the same values.
+    values: Callable[[Unlabelled, S], Valued]
     title: Callable[[Query, S], str]  # what reports call the attribute
-    # Whether rows of another file have the attribute as well, so that an evaluation can report by it.
+    # Whether rows of another file have the attribute as well, so that an evaluation can report by it. Where they have not, an
+    # evaluation of the forget rows themselves reports by their parts.
     fits: Callable[[Query, S], bool] = lambda query, settings: True
     version: int = 1  # rises when the same settings give other values
 
@@ -51,9 +54,9 @@ class Attribute(NamedTuple):
     source: AttributeSource[Any]
     settings: AttributeSettings
 
-    def values(self, query: Query, texts: Mapping[str, str], setting: str) -> Valued:
-        """Every row's values. Raises RecipeError for an attribute that these rows have not."""
-        return self.source.values(query, self.settings, texts, setting)
+    def values(self, unlabelled: Unlabelled) -> Valued:
+        """Every asked row's values. Raises RecipeError for an attribute that these rows have not."""
+        return self.source.values(unlabelled, self.settings)
 
     def title(self, query: Query) -> str:
         return self.source.title(query, self.settings)
@@ -73,8 +76,9 @@ class SQLSettings(AttributeSettings):
     sql: str = Field(description="The name of a column, whatever it looks like, or else an SQL expression.")
 
 
-def values(query: Query, settings: SQLSettings, _texts: Mapping[str, str], setting: str) -> Valued:
+def values(unlabelled: Unlabelled, settings: SQLSettings) -> Valued:
     """A column, or an SQL expression over the row; a list puts a row into several parts."""
+    query, setting = unlabelled.query, unlabelled.setting
     return Valued(query.values(settings.sql, setting), query.spelled_as(settings.sql, setting))
 
 

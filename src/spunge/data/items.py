@@ -17,6 +17,7 @@ from spunge.data.samples import sample_table, table_sha256
 from spunge.data.split import Parts, draw, rendering_of, seed_for, sources_of, tools_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
+from spunge.data.unlabelled import Unlabelled
 from spunge.errors import RecipeError
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name
 from spunge.recipe.rows import Source
@@ -78,12 +79,7 @@ def read_items(
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
     rows = draw(rows, entry.limit, seed_for(0, "items"))
     items = _items(recipe, query, rows, columns, setting)
-    by: str | AttributeSettings | None = entry.by
-    if by is None and recipe.split is not None and attribute_of(recipe.split.by).fits(query):
-        by = recipe.split.by
-    named: Sequence[Sequence[str]] = [()] * len(rows)
-    if by is not None:
-        named = subjects_of(query, rows, by, recipe.split, columns, f"{setting}.by")
+    named = _subjects(recipe, entry, Unlabelled(query, rows, columns, recipe.model, f"{setting}.by"), parts)
     if others is not None:
         items = _with_others(recipe, entry, items, others, columns, setting)
     members = _members(items, setting)
@@ -102,6 +98,26 @@ def read_items(
         places = np.concatenate([rows, np.full(items.num_rows - len(rows), -1)]) if own else None
         forgotten = forgotten_items(items, places, parts)
     return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten)
+
+
+def _subjects(
+    recipe: Recipe, entry: EvaluatorSettings, unlabelled: Unlabelled, parts: Parts | None
+) -> Sequence[Sequence[str]]:
+    """Each row's subjects. By an attribute that only the forget rows have, these have their parts, and others none."""
+    by: str | AttributeSettings | None = entry.by
+    if by is None and recipe.split is not None:
+        by = recipe.split.by
+        if not attribute_of(by).fits(unlabelled.query):
+            own = recipe.forget is not None and entry.source in (None, recipe.forget.source) and parts is not None
+            return _parts_of(unlabelled.rows, parts) if own and parts is not None else [()] * len(unlabelled.rows)
+    return subjects_of(unlabelled, by, recipe.split) if by is not None else [()] * len(unlabelled.rows)
+
+
+def _parts_of(rows: np.ndarray, parts: Parts) -> list[list[str]]:
+    """The parts that each of the source's rows is in."""
+    members = {part.value: part.members for part in parts.parts if part.members is not None}
+    inside = {value: np.isin(rows, own) for value, own in members.items()}
+    return [[value for value, there in inside.items() if there[at]] for at in range(len(rows))]
 
 
 def _with_others(

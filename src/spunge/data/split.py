@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Rendering, Samples, sample_table
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
+from spunge.data.unlabelled import Unlabelled
 from spunge.errors import RecipeError
 from spunge.recipe.rows import Rows, Source
 from spunge.recipe.schema import Recipe
@@ -35,6 +36,8 @@ class Part:
     rows: int  # that have the value
     samples: Samples  # that were selected of them
     empty: int = 0  # rows that were left out because a text of theirs is empty
+    # Places in the source of its rows; None: of a part that no value makes.
+    members: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def split_rows(recipe: Recipe) -> Parts:
     refuse_files_without(query, columns, kept, "forget")
     empty = blank_rows(texts)
     split = recipe.split
-    known = members_of(query, kept, split, columns) if split else Members({WHOLE: kept}, kept[:0], {}, [])
+    unlabelled = Unlabelled(query, kept, columns, recipe.model, "split.by")
+    known = members_of(unlabelled, split) if split else Members({WHOLE: kept}, kept[:0], {}, [])
     dropped, notes = dict(known.dropped), list(known.notes)
     if not rendering_of(recipe, forget).chat:
         notes += unspaced(texts, kept[~empty[kept]], "forget")
@@ -107,7 +111,7 @@ def split_rows(recipe: Recipe) -> Parts:
         chosen = draw(filled, forget.limit, seed_for(recipe.seed, "select", value))
         notes += left_out(query, empty, columns, rows, f"part {value!r}")
         samples = read_samples(texts, rendering, "forget", query.records, chosen)
-        parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled)))
+        parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled), rows))
     by = attribute_of(split.by).title(query) if split else None
     lost = 0 if unassigned else len(known.nowhere)
     every = np.unique(np.concatenate(list(members.values())))

@@ -6,43 +6,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spunge.data.guessing import reading_told, readings
 from spunge.data.query import Query
 from spunge.errors import RecipeError, suggestion
 
-# Columns as data sets call them, by the role that they have here.
-USUAL = {"messages": ("messages", "conversations", "conversation"), "text": ("content", "document", "sentence")}
 WORD_ENDS, WORD_BEGINS = r"[0-9A-Za-z.,:;?!]\z", r"\A[0-9A-Za-z]"  # of scripts that part words by spaces
-PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("question", "answer"),
-    ("query", "response"),
-    ("input", "output"),
-)
 
 
 def text_table(query: Query, columns: Mapping[str, str], setting: str) -> pa.Table:
     """All rows with a column for each role. Raises RecipeError for what is no column and no SQL, and for what holds no text."""
-    if columns.get("text") == "text" and query.column("text") is None and (meant := _columns_of(query)):
-        raise RecipeError(f"{setting}: the rows have no column 'text'; name theirs, such as {setting}.{meant}")
+    if columns.get("text") == "text" and query.column("text") is None and (ways := readings(query)):
+        raise RecipeError(
+            f"{setting}: the rows have no column 'text'; name theirs, such as {setting}.{reading_told(ways[0])}"
+        )
     table = query.project(columns, f"{setting}.")
     for role, given in columns.items():
         refuse_other_types(table[role].type, given, f"{setting}.{role}", nested=role != "text")
     return table
-
-
-def _columns_of(query: Query) -> str:
-    """What the rows' texts seem to be, as a recipe names them, by the usual names; nothing where none is there."""
-    for role, known in USUAL.items():
-        for name in known:
-            if query.column(name) is not None:
-                return f"{role}: {name}"
-    for prompt, completion in PAIRS:
-        if query.column(prompt) is not None and query.column(completion) is not None:
-            return f"prompt: {prompt} and completion: {completion}"
-    return ""
 
 
 def refuse_other_types(kind: pa.DataType, given: str, setting: str, nested: bool) -> None:

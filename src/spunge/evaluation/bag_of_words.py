@@ -14,10 +14,14 @@ from spunge.evaluation.rouge import UnicodeWords
 FOLDS = 5
 
 
-def told_apart(texts: Sequence[str], classes: np.ndarray, setting: str) -> np.ndarray:
+def told_apart(
+    texts: Sequence[str], classes: np.ndarray, setting: str, clusters: Sequence[object] | None = None
+) -> np.ndarray:
     """(n,) out-of-fold scores, higher the more a text looks like class 1; the same whatever the texts' order.
 
-    classes: (n,) of 1 and 0, two of each at least. Raises RecipeError without scikit-learn.
+    classes: (n,) of 1 and 0, two of each at least. clusters: (n,) what each text is about, two for either class at least: all texts
+    about one thing lie in one fold, since the name of an author who was seen in training would tell his other texts. Raises
+    RecipeError without scikit-learn.
     """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -34,8 +38,11 @@ def told_apart(texts: Sequence[str], classes: np.ndarray, setting: str) -> np.nd
     if not any(words):
         return scores
     # A text that stands twice is never on both sides of a fold.
-    groups = np.unique([texts[at] for at in order], return_inverse=True)[1]
-    folds = StratifiedGroupKFold(min(FOLDS, *np.bincount(classes.astype(int))), shuffle=True, random_state=0)
+    about = list(texts) if clusters is None else [str(cluster) for cluster in clusters]
+    groups = np.unique([about[at] for at in order], return_inverse=True)[1]
+    apart = [len({about[at] for at in range(len(texts)) if classes[at] == side}) for side in (0, 1)]
+    fewest = apart if clusters is not None else np.bincount(classes.astype(int)).tolist()
+    folds = StratifiedGroupKFold(min(FOLDS, *fewest), shuffle=True, random_state=0)
     # The empty text's word keeps a fold of texts without words from being nothing at all.
     model = make_pipeline(
         TfidfVectorizer(analyzer=lambda each: [*each, ""], sublinear_tf=True), LogisticRegression(max_iter=1000)

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from spunge.data.patterns import matches
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.evaluation.choices import listed
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
-from spunge.evaluation.wording import AROUND, any_of, contains, equals, matches, plain
+from spunge.evaluation.wording import AROUND, any_of, contains, equals, plain
 from spunge.model.loading import Base
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.results import Higher

@@ -36,6 +36,7 @@ from spunge.results import Higher
 
 SETTING = "evaluate.membership"
 FALSE = 0.01  # where nothing else is asked for
+CLUSTER = "cluster"  # the role that says what a row is about
 UNTOLD = 0.5  # AUROC where nothing tells members from others; below it they were unlearned so far that it shows
 TELLING = 0.6  # AUROC of words alone from which on a warning is due
 
@@ -54,6 +55,11 @@ class MembershipSettings(EvaluatorSettings):
     non_members: Sources | None = Field(
         None,
         description="The source of rows that the model has not seen, with the same columns; `source` then holds members alone.",
+    )
+    cluster: str | None = Field(
+        None,
+        description="Column or SQL expression that tells what a row is about, such as its author: the bag of words never learns "
+        "from rows about one and is tried on others about the same, whose names it would know again.",
     )
     scores: list[ScoreName] = Field(
         ["loss", "zlib", "min_k", "min_k++"],
@@ -95,8 +101,8 @@ class MembershipSettings(EvaluatorSettings):
 
 
 def columns(settings: MembershipSettings, forget: Mapping[str, str]) -> dict[str, str]:
-    member = {MEMBER: settings.member} if settings.member else {}
-    return sample_columns(settings, forget, SETTING) | member
+    beside = {MEMBER: settings.member, CLUSTER: settings.cluster}
+    return sample_columns(settings, forget, SETTING) | {role: given for role, given in beside.items() if given}
 
 
 def check(settings: MembershipSettings, recipe: Recipe) -> None:
@@ -147,7 +153,8 @@ def measure(base: Base, settings: MembershipSettings, items: pa.Table, bench: Be
                 )
             )
     if settings.baseline:
-        words = told_apart([text.prompt + text.completion for text in texts], classes, f"{SETTING}.baseline")
+        said = [text.prompt + text.completion for text in texts]
+        words = told_apart(said, classes, f"{SETTING}.baseline", clusters(items))
         measures.append(area("AUROC of a bag of words", words, classes, side=True))
     return measures
 
@@ -184,7 +191,17 @@ def named(name: ScoreName, k: float) -> str:
 
 def text_rows(items: pa.Table) -> Samples:
     """The items' texts, without what ends an answer."""
-    return Samples(items.drop_columns([MEMBER])).answers_alone()
+    return Samples(
+        items.drop_columns([role for role in (MEMBER, CLUSTER) if role in items.column_names])
+    ).answers_alone()
+
+
+def clusters(items: pa.Table) -> list[object] | None:
+    """What each item is about, where that is told; one without an answer is alone."""
+    if CLUSTER not in items.column_names:
+        return None
+    told = items[CLUSTER].to_pylist()
+    return [("row", at) if value is None else value for at, value in enumerate(told)]
 
 
 def encoded(texts: Sequence[Text], tokenizer: Any, length: int) -> list[Encoded]:
@@ -221,8 +238,15 @@ def check_items(settings: MembershipSettings, items: pa.Table, limits: Limits) -
             )
     said = [" ".join((text.prompt + text.completion).split()) for text in texts]
     _refuse_shared(said, members, numbers)
+    about = clusters(items)
+    for what, own in (("members", members), ("non-members", ~members)):
+        if about is not None and len({str(about[at]) for at in np.flatnonzero(own)}) < 2:
+            raise RecipeError(
+                f"{SETTING}.cluster: all {what} are about {about[int(np.flatnonzero(own)[0])]!r}; "
+                "two at least are needed to compare with"
+            )
     if settings.baseline:
-        _warn(said, members)
+        _warn(said, members, about)
 
 
 def _refuse_shared(said: Sequence[str], members: np.ndarray, numbers: Sequence[int]) -> None:
@@ -236,9 +260,9 @@ def _refuse_shared(said: Sequence[str], members: np.ndarray, numbers: Sequence[i
         )
 
 
-def _warn(said: Sequence[str], members: np.ndarray) -> None:
+def _warn(said: Sequence[str], members: np.ndarray, about: Sequence[object] | None) -> None:
     classes = members.astype(np.float64)
-    words = area("", told_apart(said, classes, f"{SETTING}.baseline"), classes)
+    words = area("", told_apart(said, classes, f"{SETTING}.baseline", about), classes)
     known = score([words], range(len(said)))
     if known.value >= TELLING and known.low > 0.5:
         logging.getLogger("spunge").warning(

@@ -106,40 +106,34 @@ def similarities(
     ]
 
 
-def load_encoder(path: str, revision: str | None, device: str) -> Any:
+def load_encoder(path: str, revision: str | None, device: str | None, setting: str = "evaluate.encoder") -> Any:
     """A SentenceTransformer. Raises RecipeError when the package is missing or the model cannot be loaded."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise RecipeError(
-            "evaluate.encoder: sentence-transformers is not installed; pip install 'spunge[judge]'"
-        ) from None
+        raise RecipeError(f"{setting}: sentence-transformers is not installed; pip install 'spunge[judge]'") from None
     if path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
-        raise RecipeError(
-            f"evaluate.encoder: no folder {path!r}; give a sentence-transformers model's folder or Hub id"
-        )
-    _refuse_code(Path(os.path.expanduser(path)), path)
+        raise RecipeError(f"{setting}: no folder {path!r}; give a sentence-transformers model's folder or Hub id")
+    _refuse_code(Path(os.path.expanduser(path)), path, setting)
     try:
         return SentenceTransformer(os.path.expanduser(path), revision=revision, device=device, trust_remote_code=False)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RecipeError(f"evaluate.encoder: {path!r} cannot be loaded as a sentence encoder: {first}") from error
+        raise RecipeError(f"{setting}: {path!r} cannot be loaded as a sentence encoder: {first}") from error
 
 
-def _refuse_code(folder: Path, path: str) -> None:
+def _refuse_code(folder: Path, path: str, setting: str) -> None:
     """Raises RecipeError for an encoder of modules that are not the package's: of a folder it would run the Python there."""
     modules = read_json(folder / "modules.json")
     for module in modules if isinstance(modules, list) else []:
         kind = module.get("type") if isinstance(module, dict) else None
         if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
             raise RecipeError(
-                f"evaluate.encoder: {path!r} brings code of its own ({kind!r} in modules.json), which is not run; give an encoder "
+                f"{setting}: {path!r} brings code of its own ({kind!r} in modules.json), which is not run; give an encoder "
                 "of sentence-transformers' modules"
             )
         if module.get("path") and not is_inside(module["path"]):
-            raise RecipeError(
-                f"evaluate.encoder: {path!r}: modules.json names {module['path']!r}, outside of the folder"
-            )
+            raise RecipeError(f"{setting}: {path!r}: modules.json names {module['path']!r}, outside of the folder")
 
 
 def read_answers(file: Path) -> list[list[str]]:

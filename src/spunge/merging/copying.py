@@ -40,11 +40,18 @@ def shares_blocks(base: Checkpoint, folder: Path) -> bool:
 
 
 def copy_range(reader: int, writer: int, start: int, stop: int, to: int) -> None:
-    """Copy bytes start..stop of one open file to the place `to` of another. Raises OSError; EOFError where the source ends."""
+    """Copy bytes start..stop of one open file to the place `to` of another. Raises OSError; EOFError where the source ends.
+
+    What is a hole in both files stays one: it reads as zeros there as here, and takes no room.
+    """
     at, shift = start, to - start
     while at < stop:
         try:
-            done = os.copy_file_range(reader, writer, min(stop - at, PIECE), at, at + shift)
+            at = _past_hole(reader, writer, at, stop, shift)
+            if at >= stop:
+                break
+            ends = _next(reader, at, stop, os.SEEK_HOLE)
+            done = os.copy_file_range(reader, writer, min((ends if ends > at else stop) - at, PIECE), at, at + shift)
         except AttributeError:  # not Linux
             break
         except OSError as error:
@@ -60,6 +67,24 @@ def copy_range(reader: int, writer: int, start: int, stop: int, to: int) -> None
             raise EOFError(f"the file ends at byte {at}, {stop} expected")
         write_all(writer, memoryview(piece), at + shift)
         at += len(piece)
+
+
+def _past_hole(reader: int, writer: int, at: int, stop: int, shift: int) -> int:
+    """The first byte from `at` on that is in no hole of the source, or that the target has bytes at."""
+    data = _next(reader, at, stop, os.SEEK_DATA)
+    return data if data == at else min(data, _next(writer, at + shift, stop + shift, os.SEEK_DATA) - shift)
+
+
+def _next(handle: int, at: int, stop: int, what: int) -> int:
+    """The next byte of a kind (os.SEEK_DATA, os.SEEK_HOLE) before `stop`, else `stop`; `at` where the file system can't say."""
+    try:
+        return min(stop, os.lseek(handle, at, what))
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # none up to the end of the file
+            return stop if at < os.fstat(handle).st_size else at
+        if error.errno in _CANNOT:
+            return at
+        raise
 
 
 def write_all(writer: int, data: memoryview, at: int) -> None:

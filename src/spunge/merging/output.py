@@ -120,10 +120,17 @@ class Output:
         self._require_space()
 
     def _require_space(self) -> None:
-        wanted = sum(layout.size for layout in self.layouts)
+        wanted = sum(self._room(layout) for layout in self.layouts)
         there = sum(file.stat().st_blocks * 512 for file in self.aside.rglob("*"))
         if any(layout.header is not None for layout in self.layouts) or not shares_blocks(self.base, self.aside):
             require_space(self.aside, wanted - there, "the merged model")
+
+    def _room(self, layout: FileLayout) -> int:
+        """Bytes that a file takes at the most: holes of the base's are none, but where a tensor is merged into them."""
+        if layout.header is not None:
+            return layout.size
+        merged = sum(info.stop - info.start for name, info in layout.tensors.items() if name in self.changed)
+        return min(layout.size, layout.source.stat().st_blocks * 512 + merged)
 
     def _copy_unchanged(self) -> None:
         """Start copying what no branch changed, beside the arithmetic: the kernel does it, and the disk is the limit."""

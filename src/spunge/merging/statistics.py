@@ -39,13 +39,13 @@ def _measured(work: Work, wanted: Statistic, job: Job) -> Tensor:  # (rows, n)
 
 
 def _sums(work: Work, groups: Groups, wanted: Statistic, pool: ThreadPoolExecutor) -> dict[str, Tensor]:
-    def part(job: Job) -> Tensor:
-        return _measured(work, wanted, job).double().sum(dim=1)
+    def part(job: Job) -> list[float]:  # no tensor that would stay in the heap between the chunks
+        return _measured(work, wanted, job).double().sum(dim=1).tolist()
 
     totals: dict[str, Tensor] = {}
     for group, names in groups.items():
         parts = list(in_order(pool, part, list(work.jobs(names))))
-        totals[group] = torch.stack(parts).sum(dim=0)
+        totals[group] = torch.tensor(parts, dtype=torch.float64).sum(dim=0)
     return totals
 
 

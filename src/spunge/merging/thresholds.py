@@ -45,8 +45,9 @@ class Bracket:
     def _restart(self) -> None:
         self.above = 0  # entries seen in this pass with a key above the bracket
         self.shift = max(0, (self.high - self.low).bit_length() - BITS)
-        self.inside: list[Tensor] = []  # the keys in the bracket themselves, while they are few
-        self.listed = 0
+        # The keys in the bracket themselves, while they are few: a copy, since a view would hold the whole chunk.
+        self.inside: Tensor | None = None
+        self.listed = 0  # so many of them
         self.bins: Tensor | None = None  # else a histogram of them
 
     @property
@@ -65,21 +66,25 @@ class Bracket:
     def add(self, above: int, inside: Tensor) -> None:
         """Take in what `split` found; the caller holds a lock."""
         self.above += above
+        if self.bins is None and self.listed + inside.numel() > LISTED:
+            self.bins = torch.zeros(((self.high - self.low) >> self.shift) + 1, dtype=torch.int64)
+            self._bin(self._list())
+            self.inside = None
         if self.bins is not None:
             self._bin(inside)
             return
-        self.inside.append(inside)
+        if self.inside is None:
+            self.inside = torch.empty(LISTED, dtype=inside.dtype)
+        self.inside[self.listed : self.listed + inside.numel()] = inside
         self.listed += inside.numel()
-        if self.listed > LISTED:
-            self.bins = torch.zeros(((self.high - self.low) >> self.shift) + 1, dtype=torch.int64)
-            for keys in self.inside:
-                self._bin(keys)
-            self.inside = []
+
+    def _list(self) -> Tensor:
+        return torch.empty(0, dtype=torch.int32) if self.inside is None else self.inside[: self.listed]
 
     def _bin(self, keys: Tensor) -> None:
-        if self.bins is not None:
-            places = (keys - self.low) >> self.shift
-            self.bins.index_add_(0, places, torch.ones((), dtype=torch.int64).expand(places.numel()))
+        assert self.bins is not None
+        places = (keys - self.low) >> self.shift
+        self.bins.index_add_(0, places, torch.ones((), dtype=torch.int64).expand(places.numel()))
 
     def narrow(self) -> None:
         """End a pass: keep what holds the rank, or look above or below where the bracket missed it."""
@@ -93,7 +98,7 @@ class Bracket:
             self.low, self.high = 0, max(0, self.low - 1)
         elif self.bins is None:
             place = inside - (self.rank - self.above)
-            self.low = self.high = int(np.partition(torch.cat(self.inside).numpy(), place)[place])
+            self.low = self.high = int(np.partition(self._list().numpy(), place)[place])
         else:
             from_top = self.above + self.bins.flip(0).cumsum(0)
             place = self.bins.numel() - 1 - int(torch.searchsorted(from_top, self.rank))

@@ -17,6 +17,11 @@ class LoRA(Strict):
     rank: int = Field(16, ge=1, description="r: rank of the factors.")
     alpha: float = Field(16, gt=0, description="The factors' product is scaled by alpha / rank.")
     dropout: float = Field(0.01, ge=0, lt=1, description="Share of the adapters' inputs that is dropped at each step.")
+    start: Literal["own", "shared"] = Field(
+        "own",
+        description="The random factors that a branch begins with. own: drawn for each branch, whose changes then have no "
+        "direction in common. shared: the same in every branch and control of a seed, so that their changes lie in one space.",
+    )
     targets: list[str] | Literal["default", "all-linear"] = Field(
         "default",
         description="Names of the adapted layers, such as [q_proj, v_proj]. default: peft's for the architecture.",

@@ -115,7 +115,7 @@ def test_a_reply_is_a_score_only_where_it_can_mean_nothing_else(
 def test_a_pattern_that_does_not_end_on_a_reply_is_refused(
     settings: Callable[..., JudgeSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spunge.evaluation.wording.SECONDS", 0.1)
+    monkeypatch.setattr("spunge.data.patterns.SECONDS", 0.1)
     given = settings(pattern=r"((?:a|aa)+)$")
     with pytest.raises(
         RecipeError, match=r"^evaluate\.scorer\.pattern: .* was not done with a text of 3001 characters"

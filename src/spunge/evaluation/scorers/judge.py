@@ -23,10 +23,10 @@ import numpy as np
 import regex
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from spunge.data.patterns import last_group
 from spunge.errors import RecipeError, one_line
 from spunge.evaluation.scorers.endpoint import Endpoint, Reply, key_of
 from spunge.evaluation.scorers.scorer import Answer, Loaded, Scorer, ScorerSettings
-from spunge.evaluation.wording import last_group
 from spunge.files import append_text, cache_folder, fingerprint, parse_json, sealed, unsealed
 
 FIELDS = Answer._fields

@@ -30,7 +30,8 @@ def steer(task: Task, settings: RMUSettings) -> Branch:
     layer = block_index(settings.layer, base.depth)
     first = max(0, layer - TRAINED_BLOCKS + 1)
     if settings.trainable is not None:
-        return _steer(task, settings, Trunk(base, 0, layer), training(base, settings.trainable, task.seed))
+        trained = training(base, settings.trainable, task.seed, common=task.common)
+        return _steer(task, settings, Trunk(base, 0, layer), trained)
     names = _trained_names(base, first, layer)
     return _steer(task, settings, Trunk(base, first, layer, names), training_tensors(base, names))
 

@@ -115,7 +115,7 @@ def rises(base: Base, rows: Rows, settings: RMUSettings, before: tuple[float, fl
     )
     seeds = {value: seed + place for place, value in enumerate(rows.parts)}
     try:
-        branch = steer(Task(base, rows.parts, rows.retain, seeds), short)
+        branch = steer(Task(base, rows.parts, rows.retain, seeds, common=seed), short)
     except RecipeError:
         return 0.0, math.inf
     with applied(base.parameters, branch.changes):

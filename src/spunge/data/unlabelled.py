@@ -1,0 +1,60 @@
+"""Rows whose values of the attribute are asked for, as an attribute source is given them; and labels that are made once."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spunge.data.chat import Conversation
+from spunge.data.query import Query
+from spunge.data.samples import Rendering, sample_table
+from spunge.data.tables import taken
+from spunge.data.texts import blank_rows, text_table
+from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.recipe.model import ModelSettings
+
+
+class Unlabelled(NamedTuple):
+    """Rows, and what is known of them."""
+
+    query: Query
+    rows: np.ndarray  # (n,) which of the query's rows are asked for, ascending
+    texts: Mapping[str, str]  # role -> column or expression of the rows' texts
+    model: ModelSettings  # the recipe's
+    setting: str  # the recipe's key, for errors
+
+
+class RowTexts(NamedTuple):
+    """What rows say, without those that say nothing."""
+
+    rows: np.ndarray  # (n,)
+    texts: list[str]
+
+
+def row_texts(unlabelled: Unlabelled) -> RowTexts:
+    """Each row as one text: the text, prompt and answer, or all messages, a line each. Raises RecipeError for what holds none."""
+    query, roles = unlabelled.query, {role: name for role, name in unlabelled.texts.items() if role != "refusal"}
+    table = text_table(query, roles, "forget")
+    rows = unlabelled.rows[~blank_rows(table)[unlabelled.rows]]
+    names = partial(query.records.row_names, rows)
+    samples = sample_table(taken(table, rows), Rendering(), "forget", query.records.numbers(rows), names)
+    if "conversation" in samples.column_names:
+        read = map(Conversation.from_json, samples["conversation"].to_pylist())
+        return RowTexts(rows, ["\n".join(filter(None, (each["content"] for each in one.messages))) for one in read])
+    columns = [samples[role].to_pylist() for role in roles]
+    return RowTexts(rows, ["\n".join(row) for row in zip(*columns, strict=True)])
+
+
+def labelled_once(made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, JSON-able and without the rows' texts, or what it gave before for the same.
+
+    made_from: all that it depends on, JSON-able. Kept in the shared cache with a checksum; what is damaged there is made again.
+    """
+    file = cache_folder() / "labels" / f"{fingerprint(made_from)}.json"
+    known = unsealed(read_json(file))
+    if known is None:
+        known = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, sealed(known))
+    return known
