@@ -64,7 +64,11 @@ def unwatched(run: Run) -> Iterator[str]:
     if count := sum(watched is None for _, _, watched in finished):
         many = count > 1
         yield f"watch: {count} finished training{'s were' if many else ' was'} not watched: no curve of {'them' if many else 'it'}"
-    others = [each for each in finished if each[2] is not None and measured_otherwise(*each)]
+    others = [
+        training.name
+        for training, inputs, watched in finished
+        if watched is not None and measured_otherwise(training, inputs, watched)
+    ]
     if count := len(others):
         many = count > 1
         yield (
