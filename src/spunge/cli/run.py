@@ -97,18 +97,33 @@ def run(
     say(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 
-def plan(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = "", as_json: JsonOption = False) -> None:  # noqa: B006
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],  # noqa: B006
+    out: OutOption = "",
+    device: Annotated[
+        str, typer.Option("--device", help="auto: the one at hand. cpu, or a card such as h100, a100-40, rtx4090.")
+    ] = "auto",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Plan what does not fit into the device's memory too.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Say what a run would do and about what it would take.
 
-    What is done already is told; memory, disk and time are estimates. Loads no weights.
+    What is done already is told; memory, disk and time are estimates, from shapes alone. What does not fit into the device's
+    memory is refused, with the setting that would make it fit. Loads no weights.
     """
+    from spunge.errors import RecipeError
     from spunge.recipe.loading import load_recipe
     from spunge.run.folder import default_folder
     from spunge.run.plan import plan as plan_recipe
     from spunge.run.plan import plan_text
 
     quiet()
-    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe))
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), device)
+    if planned.refused and not anyway:
+        raise RecipeError(planned.refused[0])
     if as_json:
         print_json(planned.to_json())
     else:

@@ -16,6 +16,7 @@ from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
+from spunge.model.ranks import ALONE, Ranks
 from spunge.model.refusing import refused_as
 from spunge.recipe.model import ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
@@ -60,6 +61,9 @@ class Base:
     positions: int | None = None  # tokens that there are positions for; None: nothing bounds them
     train_in: PackedIn | None = None  # how the linear layers are packed; then `parameters` holds no values of theirs
     checkpoint_activations: bool = False  # training holds the blocks' inputs and computes the rest again
+    ranks: Ranks = (
+        ALONE  # that train it together; of several, it is still on the CPU, and each will take its shards to `device`
+    )
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -77,14 +81,24 @@ class Base:
 
     def autocast(self) -> torch.autocast:
         """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # What autocast keeps of a weight in another dtype is as large as the weight, and may be of values that it had before.
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=not self.ranks.shared
+        )
 
 
-def load_base(folder: Path, settings: ModelSettings, last: int | None = None, setting: str = "model.path") -> Base:
+def load_base(
+    folder: Path,
+    settings: ModelSettings,
+    last: int | None = None,
+    setting: str = "model.path",
+    ranks: Ranks = ALONE,
+) -> Base:
     """Load model and tokenizer for training and judging. Raises RecipeError when the architecture is no causal LM.
 
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
+    ranks: that are to train it together.
     """
     device = pick_device(settings.device)
     trust, packed_in = settings.trust_remote_code, settings.train_in
@@ -94,7 +108,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         config = settled(described_by(folder, trust), folder)
         dtype = pick_dtype(settings.dtype, device, config)
         depth = _depth(config)
-        kind, plain = _class_of(config), None
+        kind, plain = class_of(config), None
         whole = last is None or last + 1 >= depth or packed_in
         model = None if last is None or whole else _first_blocks(folder, config, dtype, trust, last + 1)
         if packed_in is not None:
@@ -103,7 +117,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         elif model is None:
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
-    if plain is None:
+    if plain is None and not ranks.shared:
         model.to(device)
     model.eval().requires_grad_(False)
     checkpoint = Checkpoint(folder, setting)
@@ -122,10 +136,11 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         positions,
         packed_in,
         settings.checkpoint_activations,
+        ranks,
     )
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """How a model is loaded: as a causal language model, or where transformers has none of its kind as a vision-language model,
     which given text alone is one."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -213,7 +228,7 @@ def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, co
 
     try:
         with _without_warnings():
-            shorter = _cut(config, count)
+            shorter = cut(config, count)
             if not _same_blocks(config, shorter, trust, count):
                 return None
             model, loaded = AutoModel.from_pretrained(
@@ -225,7 +240,7 @@ def _first_blocks(folder: Path, config: Any, dtype: torch.dtype, trust: bool, co
     return None if loaded["missing_keys"] or loaded["mismatched_keys"] else model
 
 
-def _cut(config: Any, count: int) -> Any:
+def cut(config: Any, count: int) -> Any:
     """The configuration of the first `count` blocks: the depth, and every list with an entry for each block."""
     shorter = copy.deepcopy(config)
     text, depth = shorter.get_text_config(), _depth(config)

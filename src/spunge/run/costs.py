@@ -1,20 +1,29 @@
-"""About what each stage takes: tokens through the whole model, and bytes read or written. For plans, not for comparing."""
+"""About what each stage takes: steps, tokens through the whole model, bytes read or written. For plans, not for comparing."""
 
 import math
+from collections.abc import Sequence
 
 from spunge.data.items import Items
 from spunge.data.samples import Samples
-from spunge.model.loading import model_depth
+from spunge.data.split import Part
+from spunge.model.loading import embeddings_of, model_depth
+from spunge.recipe.training import Everything
 from spunge.registry import EVALUATORS, METHODS
 from spunge.run.calibrate import Calibration
 from spunge.run.graph import Cost
 from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
+from spunge.run.planning.steps import Rows, Steps
 from spunge.run.teach import Teaching
+from spunge.run.train import undecided
 from spunge.run.watching import curves_of, steps_between
+from spunge.unlearning.calls import FORGET, Side
 from spunge.unlearning.loop import TrainingSettings
-from spunge.unlearning.trained import entries_of, step_passes
+from spunge.unlearning.rmu.settings import RMUSettings
+from spunge.unlearning.rmu.tuning import FACTORS, SHARES
+from spunge.unlearning.rmu.tuning import STEPS as TRIAL_STEPS
+from spunge.unlearning.trained import entries_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.rounding import written_bytes
 
@@ -37,13 +46,67 @@ def training_cost(training: Training, line: Lineup) -> Cost:
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)
-    passes = METHODS.get(unlearn.method).passes
-    length = min(_mean_tokens([part.samples for part in training.parts]), unlearn.max_length)
-    samples = training_steps(training, line) * unlearn.batch_size * unlearn.accumulation
-    tokens = samples * length * passes(unlearn, model_depth(inputs.base.untaught, inputs.recipe.model))
-    watch, watched = inputs.recipe.watch, measurements(training, line) * _watched_tokens(training, line)
+    watch, count = inputs.recipe.watch, measurements(training, line)
+    read, written = _watched_tokens(training, line)
     best = 2 * DELTA if watch is not None and watch.chooses else 0
-    return Cost(tokens=tokens, watched=watched, kept=DELTA * entries, passing=(STATE + best) * entries)
+    steps = steps_of(unlearn, training.parts, training_steps(training, line), line)
+    return Cost(
+        steps=steps,
+        watched=count * read,
+        watched_written=count * written,
+        kept=DELTA * entries,
+        passing=(STATE + best) * entries + _stored_outputs(steps, inputs.base),
+    )
+
+
+def steps_of(unlearn: TrainingSettings, parts: Sequence[Part], count: int, line: Lineup) -> Steps:
+    """The steps of a method on some parts."""
+    inputs, method = line.inputs, METHODS.get(unlearn.method)
+    depth, watch, retain = model_depth(inputs.base.untaught, inputs.recipe.model), inputs.recipe.watch, inputs.retain
+    alone = method.last_block is not None and watch is None and not undecided(unlearn)
+    last = method.last_block(unlearn, depth) if alone and method.last_block is not None else None
+    forget = Rows(
+        [part.samples for part in parts],
+        [unlearn.length_of(part.value) for part in parts],
+        unlearn.batch_size,
+        unlearn.packing,
+    )
+    size = unlearn.retain_batch_size or unlearn.batch_size
+    rows: dict[Side, Rows] = {"forget": forget}
+    if retain is not None:
+        rows["retain"] = Rows([retain], [unlearn.length_of("retain")], size, unlearn.packing and retain.plain)
+    groups = [[call for call in group if call.of in rows] for group in method.calls(unlearn, depth)]
+    return Steps(
+        count=count,
+        accumulation=unlearn.accumulation,
+        groups=[tuple(group) for group in groups if group],
+        what=dict(unlearn).get("trainable", Everything()),
+        optimizer=unlearn.optimizer,
+        rows=rows,
+        keeps_good=unlearn.max_damage is not None and retain is not None,
+        keeps_best=watch is not None and watch.chooses,
+        blocks=None if last is None else last + 1,
+    )
+
+
+def _stored_outputs(steps: Steps, base: BaseInputs) -> float:
+    """Bytes of the base's distributions, where they are stored before training."""
+    stored = {call.of for group in steps.groups for call in group if call.once and any(each.beside for each in group)}
+    if not stored:
+        return 0.0
+    texts = [samples for side in stored for samples in steps.rows[side].samples]
+    return _letters(texts) / LETTERS_PER_TOKEN * embeddings_of(base.given, base.recipe.model) * DELTA
+
+
+def settling_cost(line: Lineup) -> Cost:
+    """Of the short trials that a method makes where its settings are `auto`."""
+    unlearn = line.inputs.unlearn
+    if not isinstance(unlearn, RMUSettings):
+        return Cost()
+    trials = (len(SHARES) if isinstance(unlearn.layer, str) else 1) + (len(FACTORS) - 1) * isinstance(
+        unlearn.coefficient, str
+    )
+    return Cost(steps=steps_of(unlearn, line.inputs.parts.parts, trials * TRIAL_STEPS, line))
 
 
 def measurements(training: Training, line: Lineup) -> int:
@@ -53,11 +116,11 @@ def measurements(training: Training, line: Lineup) -> int:
     return 1 + math.ceil(training_steps(training, line) / steps_between(training, line.inputs))
 
 
-def _watched_tokens(training: Training, line: Lineup) -> float:
-    """Of one measurement; each evaluation is asked once."""
+def _watched_tokens(training: Training, line: Lineup) -> tuple[float, float]:
+    """Read and written, of one measurement; each evaluation is asked once."""
     items = {curve.items.name: curve.items for curve in curves_of(training, line.inputs)}
     letters: int = sum(each.table.nbytes for each in items.values())
-    return letters / LETTERS_PER_TOKEN + sum(map(_written_tokens, items.values()))
+    return letters / LETTERS_PER_TOKEN, sum(map(_written_tokens, items.values()))
 
 
 def teaching_steps(teaching: Teaching) -> int:
@@ -68,11 +131,18 @@ def teaching_steps(teaching: Teaching) -> int:
 def teaching_cost(teaching: Teaching, base: BaseInputs) -> Cost:
     settings, checkpoint = teaching.settings, Checkpoint(base.untaught)
     entries = entries_of(settings.trainable, checkpoint)
-    length = min(_mean_tokens([teaching.samples]), settings.max_length)
-    samples = teaching_steps(teaching) * settings.batch_size * settings.accumulation
     kept = written_bytes(checkpoint, settings.dtype)
-    passing = (STATE + DELTA) * entries
-    return Cost(tokens=samples * length * step_passes(settings.trainable), nbytes=kept, kept=kept, passing=passing)
+    steps = Steps(
+        count=teaching_steps(teaching),
+        accumulation=settings.accumulation,
+        groups=[(FORGET,)],
+        what=settings.trainable,
+        optimizer=settings.optimizer,
+        rows={"forget": Rows([teaching.samples], [settings.max_length], settings.batch_size, settings.packing)},
+        keeps_good=False,
+        keeps_best=False,
+    )
+    return Cost(steps=steps, nbytes=kept, kept=kept, passing=(STATE + DELTA) * entries)
 
 
 def merging_cost(line: Lineup) -> Cost:
@@ -88,13 +158,15 @@ def calibration_cost(calibration: Calibration) -> Cost:
     line, tries = calibration.lineup, calibration.settings.tries
     letters = sum(items.table.nbytes for items in calibration.kept.items)
     written = sum(_written_tokens(items) for items in calibration.kept.items)
-    tokens = letters / LETTERS_PER_TOKEN + written
+    tokens = letters / LETTERS_PER_TOKEN
     if calibration.model.name == "base":
-        return Cost(tokens=tokens)
+        return Cost(tokens=tokens, written=written)
     entries = METHODS.get(line.inputs.unlearn.method).stored_entries(
         line.inputs.unlearn, Checkpoint(line.inputs.base.untaught)
     )
-    return Cost(tokens=tries * tokens, nbytes=tries * 8.0 * entries * len(calibration.model.trainings))
+    return Cost(
+        tokens=tries * tokens, written=tries * written, nbytes=tries * 8.0 * entries * len(calibration.model.trainings)
+    )
 
 
 def conversion_cost(base: BaseInputs) -> Cost:
@@ -104,9 +176,8 @@ def conversion_cost(base: BaseInputs) -> Cost:
 
 def judging_cost(judging: Judging) -> Cost:
     letters, written = judging.items.table.nbytes, _written_tokens(judging.items)
-    return Cost(
-        tokens=letters / LETTERS_PER_TOKEN + written, kept=letters + LETTERS_PER_TOKEN * written if written else 0
-    )
+    kept = letters + LETTERS_PER_TOKEN * written if written else 0
+    return Cost(tokens=letters / LETTERS_PER_TOKEN, written=written, kept=kept)
 
 
 def _written_tokens(items: Items) -> int:
@@ -114,6 +185,5 @@ def _written_tokens(items: Items) -> int:
     return int(items.table.num_rows) * EVALUATORS.get(items.settings.kind).written_tokens(items.settings)
 
 
-def _mean_tokens(samples: list[Samples]) -> float:
-    letters: int = sum(each.table.nbytes for each in samples)
-    return letters / LETTERS_PER_TOKEN / max(1, sum(len(each) for each in samples))
+def _letters(samples: Sequence[Samples]) -> float:
+    return float(sum(each.table.nbytes for each in samples))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from spunge.files import fingerprint
+from spunge.run.planning.steps import Steps
 from spunge.run.stamps import Fault, FileMark, Stamp, faults, read_stamp, store_stamp
 
 SHOWN = 40  # characters of a changed input's value in a message
@@ -34,10 +35,13 @@ class NotMadeError(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """About what a stage takes: tokens through the whole model, forward, and bytes read or written."""
+    """About what a stage takes: a training's steps, tokens through the whole model without gradient, bytes read or written."""
 
-    tokens: float = 0.0
-    watched: float = 0.0  # tokens beyond these, of measuring on the way
+    steps: Steps | None = None
+    tokens: float = 0.0  # that are read
+    written: float = 0.0  # that are written, one after the other
+    watched: float = 0.0  # tokens that are read beyond these, to measure a training on its way
+    watched_written: float = 0.0
     nbytes: float = 0.0
     kept: float = 0.0  # bytes on the disk that its files take
     passing: float = 0.0  # the same, for the time that it is made
@@ -55,6 +59,7 @@ class Stage(Generic[SessionT]):
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
+    together: bool = False  # several processes can make it of one model; the main one of them leaves the files
     light: bool = False  # made at once, without a model: by whoever gives the others out
 
 

@@ -1,38 +1,29 @@
-"""What a run would do, what is done already, and about what it would take, without loading weights.
+"""What a run would do, what is done already, and what it would take on a device, without loading weights.
 
-The figures are estimates: floating-point operations over a measured matrix product's speed, tensors' sizes from the
-safetensors headers. They are for deciding where to run, not for comparing methods.
+Steps are followed on the model's shapes and the rows' lengths (`spunge.run.planning`).
 """
 
-import math
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from spunge.model.loading import bfloat16_speedup, pick_device
+from spunge.files import shown_size
+from spunge.model.loading import pick_device
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
-from spunge.registry import EXECUTORS, METHODS
+from spunge.registry import EXECUTORS
+from spunge.report.wording import aligned
 from spunge.run.folder import default_folder, require_own
-from spunge.run.graph import Cost
-from spunge.run.inputs import BaseInputs
+from spunge.run.planning.assembling import estimator_of
+from spunge.run.planning.devices import device_of, shared
+from spunge.run.planning.estimate import Estimator
+from spunge.run.planning.fitting import Fit, unfit
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
 from spunge.run.turns import turns
-from spunge.unlearning.trained import entries_of
-from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.rounding import written_bytes
-
-EFFICIENCY = 0.35  # share of a large matrix product's speed that a small model's step reaches
-DISK = 5e8  # bytes a second that a merge reads and writes
-PROCESS = 700 * 2**20  # python, torch and transformers themselves
-BATCH = 2**30  # activations and logits of one batch, at the most
 
 
 @dataclass(frozen=True)
@@ -43,28 +34,38 @@ class Step:
     work: str
     done: bool
     seconds: float | None  # None where the model is not here yet
+    memory: int | None  # bytes at its peak: of the GPU's memory, or of the machine's where there is none
+    disk: int | None  # bytes that its files take
 
 
 @dataclass(frozen=True)
 class Plan:
     folder: str
+    device: str
+    device_memory: int  # bytes that a process has of it
     stages: list[Step]
-    memory: int | None  # bytes of the whole process at its peak
+    memory: int | None  # bytes of the stage that takes most
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet, one stage after the other
     at_once: int  # stages that are made at once, at the most
     first: list[str]  # those that are made at once first
     elapsed: float | None  # seconds of what is not done yet, with so many at once
+    refused: list[str]  # what does not fit into the device's memory, and the setting that would make it fit
     notes: list[str]  # code that the recipe lets run; on the rows: what is left out; on the folder: what a run refuses
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None = None) -> Plan:
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Plan:
     """Read and split the rows, look at the run's folder and the model's headers, and estimate. Writes nothing.
 
-    Raises RecipeError as a run would.
+    device: auto (the one at hand), cpu, or a card's name (`spunge.run.planning.devices`). Raises RecipeError as a run would; what
+    does not fit is told in `refused`.
     """
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -72,25 +73,53 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, out: str | Path | None
     at_once = EXECUTORS.get(recipe.execution.kind).at_once(recipe.execution, recipe.model)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    size = _Size.of(base) if base.local and (base.conversion is None or graph.state("conversion").done) else None
+    where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))
+    here = base.local and (base.conversion is None or graph.state("conversion").done)
+    size = estimator_of(base, where) if here else None
     steps = list(_steps(graph, size))
     taken = turns(graph, _to_make(graph, size), at_once)
+    unfitting = list(_unfitting(graph, size)) if size else []
     return Plan(
         folder=str(folder),
+        device=where.name,
+        device_memory=where.memory,
         stages=steps,
-        memory=size.memory() if size else None,
+        memory=max((step.memory or 0 for step in steps), default=0) if size else None,
         disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         at_once=at_once,
         first=[turn.stage for turn in taken if turn.start == 0.0],
         elapsed=round(max((turn.end for turn in taken), default=0.0), 1) if size else None,
-        notes=[*trusted(recipe), *begun.seeds[0].inputs.notes, *_replaced(begun, size)],
+        refused=[fit.line for fit in unfitting if fit.refused],
+        notes=[
+            *trusted(recipe),
+            *begun.seeds[0].inputs.notes,
+            *(fit.line for fit in unfitting if not fit.refused),
+            *_replaced(begun, here),
+        ],
     )
 
 
-def _replaced(begun: Run, size: "_Size | None") -> list[str]:
+def _on_one(recipe: Recipe) -> int:
+    """Processes that share a device."""
+    return int(dict(recipe.execution).get("per_device", 1))
+
+
+def _unfitting(graph: RunGraph, size: Estimator) -> Iterator[Fit]:
+    """What does not fit; of several stages that need the same mend, the first."""
+    told: set[str] = set()
+    for name, stage in graph.stages.items():
+        cost = stage.cost()
+        block = "teach" if "taught" in name or "retrained" in name else "unlearn"
+        found = unfit(name, size, cost.steps, size.stage(cost).memory, block) if stage.make is not None else None
+        if found is not None and (mend := found.line.rpartition(";")[2].partition("(")[0]) not in told:
+            told.add(mend)
+            yield found
+
+
+def _replaced(begun: Run, here: bool) -> list[str]:
     """That a run would ask for --replace. Nothing is downloaded to tell it."""
-    lost = losing(begun) if size else ""
+    lost = losing(begun) if here else ""
     told = f"the folder holds finished trainings that no longer fit ({lost}); spunge run asks for --replace"
     return [told] if lost else []
 
@@ -122,7 +151,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{name}.{key}".lstrip("."), each)
 
 
-def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
+def _steps(graph: RunGraph, size: Estimator | None) -> Iterator[Step]:
     """The stages that take time; a model's evaluations in one line."""
     judged: dict[str, list[str]] = {}
     for name, stage in graph.stages.items():
@@ -135,95 +164,48 @@ def _steps(graph: RunGraph, size: "_Size | None") -> Iterator[Step]:
         yield _step(graph, size, group.replace("judge:", ""), f"judge: {', '.join(titles)}", names)
 
 
-def _step(graph: RunGraph, size: "_Size | None", shown: str, title: str, names: list[str]) -> Step:
+def _step(graph: RunGraph, size: Estimator | None, shown: str, title: str, names: list[str]) -> Step:
     # The state of a Hub id that is not here is not asked for: nothing is downloaded for a plan.
     done = size is not None and all(graph.state(name).done for name in names)
     if size is None:
-        return Step(shown, title, done, None)
+        return Step(shown, title, done, None, None, None)
     costs = [graph.stages[name].cost() for name in names]
-    if watched := sum(size.seconds(Cost(tokens=cost.watched)) for cost in costs):
+    taken = [size.stage(cost) for cost in costs]
+    if watched := sum(size.watching(cost) for cost in costs):
         title += f", and {duration(watched)} to watch it"
-    return Step(shown, title, done, round(sum(map(size.seconds, costs)), 1))
+    seconds, memory = sum(each.seconds for each in taken), max(each.memory for each in taken)
+    return Step(shown, title, done, round(seconds, 1), round(memory), round(sum(cost.kept for cost in costs)))
 
 
-def _to_make(graph: RunGraph, size: "_Size | None") -> dict[str, float]:
+def _to_make(graph: RunGraph, size: Estimator | None) -> dict[str, float]:
     """Stage -> seconds, of those that are not done and take time; where these are not known, all are taken to take the same."""
     stages = [stage for stage in graph.stages.values() if stage.make is not None and not stage.light]
     if size is None:
         return {stage.name: 1.0 for stage in stages}
-    return {stage.name: size.seconds(stage.cost()) for stage in stages if not graph.state(stage.name).done}
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How big the model is and how fast this machine is."""
-
-    entries: int
-    written: int  # bytes of the merged checkpoint
-    trained: int  # entries that a branch changes
-    speed: float  # floating-point operations a second
-    width: int  # bytes an entry takes in memory
-    best: int  # bytes more that a trained entry takes, where the best step is held, and that before the last good one
-
-    @classmethod
-    def of(cls, base: BaseInputs) -> "_Size":
-        model, teach, checkpoint = base.recipe.model, base.recipe.teach, Checkpoint(base.untaught)
-        entries = sum(info.numel for info in checkpoint.tensors.values())
-        device = pick_device(model.device)
-        narrow = model.dtype in ("auto", "bfloat16") and (device.type != "cpu" or bfloat16_speedup() > 1.2)
-        reduced = narrow and base.judged.dtype != "float32"  # most of a run's time is judging
-        unlearn = base.recipe.unlearn
-        trained = 0 if unlearn is None else METHODS.get(unlearn.method).stored_entries(unlearn, checkpoint)
-        if teach is not None:
-            trained = max(trained, entries_of(teach.trainable, checkpoint))
-        speed = _speed(torch.bfloat16 if reduced else torch.float32, device)
-        written = written_bytes(checkpoint, base.own_dtype(base.recipe.merge.dtype))
-        watch = base.recipe.watch
-        best = 8 if watch is not None and watch.chooses else 0
-        return cls(entries, written, trained, speed, 2 if reduced else 4, best)
-
-    def seconds(self, cost: Cost) -> float:
-        return 2 * self.entries * (cost.tokens + cost.watched) / self.speed + cost.nbytes / DISK
-
-    def memory(self) -> int:
-        # A trained entry is held as float32 with its gradient and Adam's two moments: 16 bytes.
-        return PROCESS + BATCH + self.entries * self.width + (16 + self.best) * self.trained
-
-
-def _speed(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second that a device reaches on a model's step; the CPU's where there is no such device here."""
-    there = device.type == "cuda" and torch.cuda.is_available()
-    size, where = (8192, device) if there else (768, torch.device("cpu"))
-    left, right = (torch.ones(size, size, dtype=dtype, device=where) for _ in range(2))
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        float((left @ right)[0, 0])  # a card is asked for a value, and so waited for
-        best = min(best, time.perf_counter() - started)
-    return EFFICIENCY * 2 * size**3 / best
+    return {stage.name: size.stage(stage.cost()).seconds for stage in stages if not graph.state(stage.name).done}
 
 
 def plan_text(planned: Plan) -> str:
     """The plan as a person reads it."""
-    width = max(len(step.stage) for step in planned.stages)
-    lines = [f"run folder: {planned.folder}", ""]
+    rows = [["", "stage", "time", "memory", "disk", "what"]]
     for step in planned.stages:
-        mark = "done" if step.done else "to do"
-        taken = f"about {duration(step.seconds)}" if step.seconds is not None and not step.done else ""
-        lines.append(f"{mark:6} {step.stage:{width}}  {step.work}  {taken}".rstrip())
-    lines.append("")
+        time = duration(step.seconds) if step.seconds is not None and not step.done else ""
+        sizes = [shown_size(each) if each else "" for each in (step.memory, step.disk)]
+        rows.append(["done" if step.done else "to do", step.stage, time, *sizes, step.work])
+    lines = [f"run folder: {planned.folder}", "", aligned(rows).rstrip("\n"), ""]
     if planned.memory is None or planned.disk is None or planned.seconds is None:
         lines.append("memory, disk and time: unknown until the model is downloaded")
     else:
         lines.append(
-            f"about {planned.memory / 2**30:.1f} GiB of memory, {planned.disk / 2**30:.2f} GiB of disk, "
+            f"about {planned.memory / 2**30:.1f} GiB of the memory of {planned.device} "
+            f"({planned.device_memory / 2**30:.1f} GiB), {planned.disk / 2**30:.2f} GiB of disk, "
             f"{duration(planned.seconds)} for what is to do"
         )
     if planned.at_once > 1 and planned.first:
         about = "" if planned.elapsed is None else f"about {duration(planned.elapsed)} for what is to do; "
         first = ", ".join(planned.first[: planned.at_once])
         lines.append(f"up to {planned.at_once} stages at once, each with memory of its own: {about}first {first}")
-    return "\n".join([*lines, *(f"note: {note}" for note in planned.notes)])
+    return "\n".join([*lines, *(f"note: {note}" for note in (*planned.refused, *planned.notes))])
 
 
 def duration(seconds: float) -> str:

@@ -12,9 +12,10 @@ from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
 from spunge.unlearning.batches import samples_of
+from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import Session, descend, needs_retain
 from spunge.unlearning.refusals import RefusalSettings, refused
 from spunge.unlearning.trained import stored_entries
 
@@ -47,12 +48,13 @@ DPO = Method(
     settings=DPOSettings,
     source="Rafailov et al. 2023, arXiv 2305.18290",
     unlearn=unlearn,
-    passes=passes_of(2, once=2),
+    calls=lambda settings, depth: descending(settings, (FORGET, FORGET), once=2),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {
         "to forget": samples,
         "to prefer": refused(samples, settings, tokenizer),
     },
+    shares=True,
     version=3,
 )

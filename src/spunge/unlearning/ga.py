@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.unlearning.calls import descending
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, passes_of
+from spunge.unlearning.outputs import OutputSettings, Session, descend
 from spunge.unlearning.trained import stored_entries
 
 
@@ -37,7 +38,8 @@ GA = Method(
     settings=GASettings,
     source="Jang et al. 2023, arXiv 2210.01504",
     unlearn=unlearn,
-    passes=passes_of(1),
+    calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

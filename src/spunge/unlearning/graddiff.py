@@ -5,9 +5,10 @@
 with means over tokens; the retain loss is the NLL of the retain samples or, `retain_loss: kl`, KL(base || model) on them.
 """
 
+from spunge.unlearning.calls import descending
 from spunge.unlearning.ga import ascent
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import OutputSettings, descend, needs_retain
 from spunge.unlearning.trained import stored_entries
 
 
@@ -24,8 +25,9 @@ GRADDIFF = Method(
     settings=GradDiffSettings,
     source="Yao et al. 2024, arXiv 2310.10683",
     unlearn=unlearn,
-    passes=passes_of(1),
+    calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

@@ -6,9 +6,10 @@ forget loss = NLL of the refusals, mean over their tokens
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.unlearning.calls import descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import Session, descend, needs_retain
 from spunge.unlearning.refusals import RefusalSettings, refused
 from spunge.unlearning.trained import stored_entries
 
@@ -32,9 +33,10 @@ IDK = Method(
     settings=IDKSettings,
     source="Maini et al. 2024, arXiv 2401.06121",
     unlearn=unlearn,
-    passes=passes_of(1),
+    calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
+    shares=True,
     version=3,
 )

@@ -12,6 +12,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
+from spunge.unlearning.calls import FORGET, Group
 from spunge.unlearning.watching import Watch, Watched
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
@@ -78,9 +79,9 @@ class Method(Generic[S]):
     unlearn: Callable[[Task, S], Branch]  # leaves task.base exactly as it was
     trains: bool = True  # False: it brings branches that were made from the base before
     needs_retain: Callable[[S], bool] = lambda settings: False  # whether the recipe must have retain rows
-    # For estimates. (settings, depth) -> forward passes of a whole model of so many blocks that a forget sample costs: by
-    # default a forward and a backward pass. (settings, base) -> entries that a branch stores at the most.
-    passes: Callable[[S, int], float] = lambda settings, depth: 3.0
+    # For plans. (settings, depth) -> the calls of a step: by default one on the forget samples, and its gradient.
+    # (settings, base) -> entries that a branch stores at the most.
+    calls: Callable[[S, int], list[Group]] = lambda settings, depth: [(FORGET,)]
     stored_entries: Callable[[S, Checkpoint], int] = every_entry
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
@@ -94,6 +95,9 @@ class Method(Generic[S]):
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}
+    # Several processes can train it together (`execution: {kind: sharded}`): it calls the model as a whole, by `outputs`, as often
+    # in one process as in another, and trains what `training` gives it in the `Loop`.
+    shares: bool = False
     version: int = 1  # rises when the same settings give another delta
 
     @property

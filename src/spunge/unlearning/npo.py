@@ -11,9 +11,10 @@ from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
 from spunge.unlearning.batches import samples_of
+from spunge.unlearning.calls import descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.trained import stored_entries
 
 
@@ -42,8 +43,9 @@ NPO = Method(
     settings=NPOSettings,
     source="Zhang et al. 2024, arXiv 2404.05868",
     unlearn=unlearn,
-    passes=passes_of(1, once=1),
+    calls=lambda settings, depth: descending(settings, once=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

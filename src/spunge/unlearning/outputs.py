@@ -20,7 +20,7 @@ from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.reference import Live, Stored, Sums
 from spunge.unlearning.scored import LogProbabilities, Scored, outputs
-from spunge.unlearning.trained import Trained, step_passes, training, training_mode
+from spunge.unlearning.trained import Trained, training, training_mode
 
 FIRST = 5  # batches whose mean retain loss stands for the base's
 
@@ -47,19 +47,6 @@ class OutputSettings(TrainingSettings):
 def needs_retain(settings: OutputSettings) -> bool:
     """Whether the recipe must have retain rows."""
     return settings.alpha > 0
-
-
-def passes_of(forward: float, reference: float = 0.0, once: float = 0.0) -> Callable[[OutputSettings, int], float]:
-    """Forward passes of the whole model that a forget sample costs: `forward` with gradient and `reference` without of the
-    forget loss, and the retain term's. once: without gradient, in the first epoch alone."""
-
-    def passes(settings: OutputSettings, _depth: int) -> float:
-        step = step_passes(settings.trainable)
-        divergence = 1.0 if settings.retain_loss == "kl" else 0.0
-        retain = step + divergence if settings.alpha else 0.0
-        return forward * step + retain + reference + once / max(1.0, settings.epochs or 1.0)
-
-    return passes
 
 
 @dataclass

@@ -4,7 +4,7 @@ At vocabularies of 50,000 and more the logits of a whole batch would be most of 
 what the output layer reads is kept, and logits, losses and gradients are computed for some places after the others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,11 +122,15 @@ class _EachPlace(torch.autograd.Function):
 
 
 def outputs(
-    model: Any, batch: Batch, call: Callable[..., Any] | None = None, values: Mapping[str, Tensor] | None = None
+    model: Any,
+    batch: Batch,
+    call: Callable[..., Any] | None = None,
+    values: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> Scored:
     """A model's outputs at the scored places of a batch.
 
-    call: another way to call the model; values: then what it takes in place of the output layer's own parameters.
+    call: another way to call the model; values: asked for after the call, what it took in place of the output layer's own
+    parameters.
     """
     call, head = call or model, head_of(model, batch)
     if head is None:
@@ -140,10 +144,10 @@ def outputs(
             call(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)
         read += given
     if len(groups) == 1:
-        return _behind(head, read[0], batch, values or {})
+        return _behind(head, read[0], batch, values())
     numbered = torch.arange(wanted.numel(), device=wanted.device).view(wanted.shape)
     order = torch.cat([numbered[rows][wanted[rows]] for rows in groups]).argsort()
-    return _behind(head, torch.cat(read)[order], batch, values or {})
+    return _behind(head, torch.cat(read)[order], batch, values())
 
 
 def rows_alike(batch: Batch) -> list[list[int]]:
@@ -156,19 +160,27 @@ def rows_alike(batch: Batch) -> list[list[int]]:
     # Processes that share a model must call it as often as one another.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return [list(range(count))]
-    lengths = _reach(batch)
-    each = CALL.get(batch.ids.device.type, CALL["cpu"])
-    rows = lengths.argsort(descending=True, stable=True).tolist()
-    sizes = lengths[rows].tolist()
+    groups = cut_by_length(_reach(batch).tolist(), CALL.get(batch.ids.device.type, CALL["cpu"]))
+    return groups if len(groups) > 1 else [list(range(count))]
+
+
+def cut_by_length(lengths: Sequence[int], each: int) -> list[list[int]]:
+    """Rows of these lengths in groups, the longest first. each: tokens that a call costs beside those that it computes.
+
+    >>> cut_by_length([10, 300, 11, 290], each=64)
+    [[1, 3], [2, 0]]
+    >>> cut_by_length([10, 300, 11, 290], each=4096)
+    [[1, 3, 2, 0]]
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    sizes = [lengths[row] for row in rows]
     best: list[tuple[int, list[int]]] = [(0, [])]  # of the longest rows: the cost, and where the groups begin
-    for end in range(1, count + 1):
+    for end in range(1, len(rows) + 1):
         ways = [(best[start][0] + (end - start) * sizes[start] + each, start) for start in range(end)]
         cost, start = min(ways)
         best.append((cost, [*best[start][1], start]))
-    starts = best[count][1]
-    if len(starts) == 1:
-        return [list(range(count))]
-    return [rows[start:end] for start, end in zip(starts, [*starts[1:], count], strict=True)]
+    starts = best[-1][1]
+    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _reach(batch: Batch) -> Tensor:

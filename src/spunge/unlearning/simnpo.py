@@ -9,8 +9,9 @@ from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch
 from spunge.unlearning.batches import samples_of
+from spunge.unlearning.calls import descending
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.trained import stored_entries
 
 
@@ -40,8 +41,9 @@ SIMNPO = Method(
     settings=SimNPOSettings,
     source="Fan et al. 2024, arXiv 2410.07163",
     unlearn=unlearn,
-    passes=passes_of(1),
+    calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

@@ -31,12 +31,13 @@ from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.recipe.training import Everything, LoRA, Trainable
 from spunge.unlearning.batches import Stream, samples_of, share
+from spunge.unlearning.calls import FORGET, RETAIN, Group
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import Scored, outputs
-from spunge.unlearning.trained import Trained, step_passes, stored_entries, training, training_mode
+from spunge.unlearning.trained import Trained, stored_entries, training, training_mode
 
 PRESETS: dict[str, dict[str, Any]] = {
     "llama-2-7b": {"trainable": LoRA(rank=32, alpha=16, dropout=0.0, targets=["q_proj", "v_proj"])},
@@ -77,9 +78,10 @@ class SKUSettings(TrainingSettings):
         return values
 
 
-def passes(settings: SKUSettings, depth: int) -> float:
-    step = step_passes(settings.trainable)
-    return step * (1 + settings.answers) + step + 1.0
+def calls(settings: SKUSettings, _depth: int) -> list[Group]:
+    guided = [FORGET] if settings.guided and settings.mode == "paper" else []
+    base = RETAIN._replace(gradient=False, everywhere=True)
+    return [(*guided, FORGET._replace(samples=settings.answers), base, base._replace(gradient=True, beside=True))]
 
 
 def unlearn(task: Task, settings: SKUSettings) -> Branch:
@@ -203,8 +205,9 @@ SKU = Method(
     settings=SKUSettings,
     source="Liu et al. 2024, arXiv 2402.10058",
     unlearn=unlearn,
-    passes=passes,
+    calls=calls,
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
+    shares=True,
     version=3,
 )

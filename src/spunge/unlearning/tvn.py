@@ -16,7 +16,7 @@ from spunge.unlearning.feed import total_steps
 from spunge.unlearning.finetuning import fitting
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.trained import step_passes, stored_entries, training, training_mode
+from spunge.unlearning.trained import stored_entries, training, training_mode
 
 
 class TVNSettings(TrainingSettings):
@@ -27,10 +27,6 @@ class TVNSettings(TrainingSettings):
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Of the learning rate, down to 0.")
     learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer. Not in the paper's text; our choice.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-
-
-def passes(settings: TVNSettings, depth: int) -> float:
-    return step_passes(settings.trainable)
 
 
 def unlearn(task: Task, settings: TVNSettings) -> Branch:
@@ -47,7 +43,7 @@ TVN = Method(
     settings=TVNSettings,
     source="Ilharco et al. 2023, arXiv 2212.04089",
     unlearn=unlearn,
-    passes=passes,
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.unlearning.calls import FORGET, Group, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.scored import LogProbabilities, Scored
 from spunge.unlearning.trained import stored_entries
 
@@ -42,12 +43,18 @@ def adjusted_distillation(scored: Scored, base: LogProbabilities, beta: float) -
     return scored.mean_of(scored.each(loss))
 
 
+def calls(settings: UNDIALSettings, _depth: int) -> list[Group]:
+    base = FORGET._replace(gradient=False, once=settings.reference == "stored")
+    return descending(settings, (base, FORGET._replace(beside=True)))
+
+
 UNDIAL = Method(
     settings=UNDIALSettings,
     source="Dong et al. 2024, arXiv 2402.10052",
     unlearn=unlearn,
-    passes=passes_of(1, reference=1),
+    calls=calls,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spunge.data.samples import Batch
+from spunge.unlearning.calls import descending
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain, passes_of
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.trained import stored_entries
 
 
@@ -35,8 +36,9 @@ WGA = Method(
     settings=WGASettings,
     source="Wang et al. 2025, arXiv 2502.19301",
     unlearn=unlearn,
-    passes=passes_of(1),
+    calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

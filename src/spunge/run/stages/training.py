@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from spunge.registry import METHODS
 from spunge.run.costs import (
     measurements,
+    settling_cost,
     training_cost,
     training_steps,
 )
@@ -30,6 +32,7 @@ def add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
                 inputs=lambda: settle_inputs(line.inputs, unlearn),
                 files=tuple(inside(graph, [line.folder / SETTLED])),
                 make=lambda session: settle(line, session),
+                cost=lambda: settling_cost(line),
             )
         )
     for training in line.trainings:
@@ -56,6 +59,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         passing=tuple(inside(graph, [training.folder / STATES, watching_folder(training, line)])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
+        together=METHODS.get(line.inputs.unlearn.method).shares,
         told=_told(training, line),
     )
 

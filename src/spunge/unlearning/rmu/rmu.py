@@ -19,18 +19,27 @@ from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.architecture import DOWN_PROJECTIONS
 from spunge.model.loading import Base
+from spunge.unlearning.calls import SIDES, Call, Group
 from spunge.unlearning.method import Method, Settled
-from spunge.unlearning.rmu.settings import TRAINED_BLOCKS, TYPICAL_LAYER, RMUSettings, block_index
+from spunge.unlearning.rmu.settings import TRAINED_BLOCKS, TYPICAL_LAYER, Relative, RMUSettings, block_index
 from spunge.unlearning.rmu.steering import steer
 from spunge.unlearning.rmu.tuning import tune
 from spunge.unlearning.trained import entries_of
 from spunge.weights.checkpoint import Checkpoint
 
 
-def passes(settings: RMUSettings, depth: int) -> float:
+def calls(settings: RMUSettings, depth: int) -> list[Group]:
     layer = block_index(TYPICAL_LAYER if settings.layer == "auto" else settings.layer, depth)
-    # Forget and retain: the frozen prefix once, the trained blocks four times (base, forward, backward twice).
-    return 2 * (max(0, layer - TRAINED_BLOCKS + 1) + 4 * min(TRAINED_BLOCKS, layer + 1)) / depth
+    first = 0 if settings.trainable is not None else max(0, layer - TRAINED_BLOCKS + 1)
+    compared = isinstance(settings.coefficient, Relative) or settings.min_cosine is not None
+    groups = []
+    for of in SIDES:
+        # What the base gives starts from the trained blocks too; the first one's front is run once for both.
+        base = Call(of, gradient=False, once=settings.keep_activations > 0, most=settings.keep_activations * 2**30)
+        frozen = [base._replace(blocks=first)] if first else []
+        beside = [base._replace(blocks=layer - first)] if of == "retain" or compared else []
+        groups.append((*frozen, *beside, Call(of, blocks=layer - first + 1)))
+    return groups
 
 
 def stored_entries(settings: RMUSettings, base: Checkpoint) -> int:
@@ -58,7 +67,7 @@ RMU = Method(
     settings=RMUSettings,
     source="Li et al. 2024, arXiv 2403.03218",
     unlearn=steer,
-    passes=passes,
+    calls=calls,
     needs_retain=lambda settings: True,
     stored_entries=stored_entries,
     last_block=last_block,

@@ -1,0 +1,35 @@
+"""A recipe's model as an estimator needs it: from its configuration and its tokenizer."""
+
+from typing import Any
+
+import torch
+
+from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
+from spunge.recipe.model import ModelSettings
+from spunge.run.inputs import BaseInputs
+from spunge.run.planning.devices import Device
+from spunge.run.planning.estimate import Estimator
+from spunge.run.planning.skeleton import Skeleton
+from spunge.weights.described import described_by
+from spunge.weights.quantised import settled
+
+
+def estimator_of(base: BaseInputs, device: Device) -> Estimator:
+    """For a model that is here. Raises RecipeError where it cannot be read."""
+    model, folder = base.recipe.model, base.untaught
+    config = settled(described_by(folder, model.trust_remote_code), folder)
+    return Estimator(
+        skeleton=skeleton_of(config, model, device),
+        judged=skeleton_of(config, base.judged, device),
+        device=device,
+        tokenizer=load_tokenizer(model, base.given),
+        positions=positions_of(folder, model),
+        train_in=model.train_in,
+    )
+
+
+def skeleton_of(config: Any, model: ModelSettings, device: Device) -> Skeleton:
+    # Of a card that is not here, no more is known than that it computes in bfloat16.
+    where = torch.device("meta" if device.gpu else "cpu")
+    dtype = pick_dtype(model.dtype, where, config)
+    return Skeleton(config, dtype, model.trust_remote_code, model.checkpoint_activations, device.gpu)

@@ -1,0 +1,148 @@
+"""How much memory devices have and how fast they are: some by name, from their makers' data sheets; the one at hand, measured."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from spunge.errors import RecipeError, suggestion
+
+GB = 10**9
+MATMUL, COPY = 0.7, 0.8  # shares of the data sheet's figures that large products and copies reach (an H200: 0.77, 0.88)
+ATTENTION = 0.4  # share of the products' figure
+CALL_GPU = 8e-6  # seconds that one operation takes at least: PyTorch's own work for it
+CALL_CPU = 6e-6
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor. Rates are those that are reached, not the data sheet's."""
+
+    name: str
+    memory: int  # bytes
+    bandwidth: float  # bytes a second
+    bf16: float  # floating-point operations a second of large products
+    fp32: float
+    attention: float  # the same of attention
+    call: float  # seconds of an operation, at least
+    source: str
+    gpu: bool = True
+
+    def rate(self, dtype: torch.dtype) -> float:
+        return self.fp32 if dtype == torch.float32 else self.bf16
+
+
+def _card(name: str, gigabytes: float, bandwidth: float, bf16: float, fp32: float, source: str) -> Device:
+    """Of a data sheet: GB, GB/s, dense TFLOP/s of the tensor cores in bf16 and of float32 outside them."""
+    return Device(
+        name,
+        round(gigabytes * GB),
+        COPY * bandwidth * GB,
+        MATMUL * bf16 * 1e12,
+        MATMUL * fp32 * 1e12,
+        ATTENTION * bf16 * 1e12,
+        CALL_GPU,
+        source,
+    )
+
+
+# bf16 is dense, with float32 accumulation; where a data sheet gives the rate with sparsity, half of it.
+CARDS = {
+    card.name: card
+    for card in (
+        _card("h200", 141, 4800, 989, 67, "NVIDIA H200 data sheet, SXM (2024)"),
+        _card("h100", 80, 3350, 989, 67, "NVIDIA H100 data sheet, SXM (2022)"),
+        _card("a100-80", 80, 2039, 312, 19.5, "NVIDIA A100 data sheet, SXM 80 GB (2021)"),
+        _card("a100-40", 40, 1555, 312, 19.5, "NVIDIA A100 data sheet, SXM 40 GB (2020)"),
+        _card("l40s", 48, 864, 362, 91.6, "NVIDIA L40S data sheet (2023)"),
+        _card("rtx4090", 24, 1008, 165.2, 82.6, "NVIDIA Ada GPU architecture white paper, appendix A (2022)"),
+        _card("rtx3090", 24, 936, 71, 35.6, "NVIDIA GA102 GPU architecture white paper, appendix A (2020)"),
+    )
+}
+
+
+def device_of(name: str, at_hand: torch.device) -> Device:
+    """auto: the one at hand; cpu: this machine's processor; else a card by its name. Raises RecipeError for another name."""
+    if name in CARDS:
+        return CARDS[name]
+    if name not in ("auto", "cpu"):
+        known = ["auto", "cpu", *CARDS]
+        raise RecipeError(f"--device: {name!r} is not known{suggestion(name, known)}; give one of {', '.join(known)}")
+    if name == "auto" and at_hand.type == "cuda" and torch.cuda.is_available():
+        return _card_here(at_hand)
+    return _processor()
+
+
+@cache
+def _card_here(where: torch.device) -> Device:
+    found = torch.cuda.get_device_properties(where)
+    bf16, fp32 = (_products(dtype, 8192, 1, where) for dtype in (torch.bfloat16, torch.float32))
+    bandwidth = _bandwidth(2**28, 1, where)
+    return Device(found.name, found.total_memory, bandwidth, bf16, fp32, 0.5 * bf16, CALL_GPU, "measured here")
+
+
+@cache
+def _processor() -> Device:
+    """Measured as training has it: more tensors in turn than the caches hold, every result in memory of its own."""
+    where = torch.device("cpu")
+    bf16, fp32 = (_products(dtype, 1024, 8, where) for dtype in (torch.bfloat16, torch.float32))
+    attention, bandwidth = _attention(where), _bandwidth(2**20, 16, where)
+    return Device("cpu", machine_memory(), bandwidth, bf16, fp32, attention, CALL_CPU, "measured here", gpu=False)
+
+
+def _products(dtype: torch.dtype, size: int, count: int, where: torch.device) -> float:
+    """Operations a second of a layer's product and that of its gradient."""
+    pairs = [tuple(torch.ones(size, size, dtype=dtype, device=where) for _ in range(2)) for _ in range(count)]
+    return 4 * count * size**3 / _shortest(lambda: [(left @ right.t(), left @ right)[0] for left, right in pairs])
+
+
+def _attention(where: torch.device) -> float:
+    """The same of causal attention in bfloat16 and its gradient."""
+    rows, heads, tokens, width = 2, 8, 256, 64
+    read = torch.ones(rows, heads, tokens, width, dtype=torch.bfloat16, device=where, requires_grad=True)
+
+    def both() -> list[Tensor]:
+        out = scaled_dot_product_attention(read, read, read, is_causal=True)
+        return list(torch.autograd.grad(out.sum(), read))
+
+    return 14 * rows * heads * tokens**2 * width / _shortest(both)
+
+
+def _bandwidth(entries: int, count: int, where: torch.device) -> float:
+    """Bytes a second that operations entry by entry read and write."""
+    values = [torch.ones(entries, dtype=torch.bfloat16, device=where) for _ in range(count)]
+    return 6 * entries * count / _shortest(lambda: [each * each for each in values])
+
+
+def _shortest(call: Callable[[], Sequence[Tensor]]) -> float:
+    """Seconds; on a processor those that it spends, so that what else the machine does counts less."""
+    threads, best = torch.get_num_threads(), math.inf
+    for _ in range(3):
+        wall, spent = time.perf_counter(), time.process_time()
+        result = call()[0]
+        float(result.flatten()[0])  # a card is asked for a value, and so waited for
+        taken = (time.process_time() - spent) / threads if result.device.type == "cpu" else time.perf_counter() - wall
+        best = min(best, taken)
+    return best
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory, or as many as its control group may have."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return total
+    return min(total, limit)
+
+
+def shared(device: Device, processes: int) -> Device:
+    """What each of so many processes has of a device."""
+    return replace(device, memory=device.memory // processes)

@@ -1,0 +1,209 @@
+"""Memory and time of a run's stages on a device, from shapes, row lengths and what calls of the model take."""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from spunge.model.architecture import find_blocks
+from spunge.recipe.model import PackedIn
+from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
+from spunge.run.graph import Cost
+from spunge.run.planning.devices import Device
+from spunge.run.planning.skeleton import Skeleton, Texts, followed
+from spunge.run.planning.steps import Fed, Rows, Steps, fed
+from spunge.run.planning.tracing import Traced
+from spunge.unlearning.calls import Call, Group, Side
+
+PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
+HEAP = 1.4  # bytes of the machine's memory for each byte of activations: what the allocator keeps between them
+CONTEXT = 600 * 2**20  # a GPU's driver, its libraries' workspaces, what its allocator cannot use
+MERGE = 400 * 2**20  # a merge's own memory, whatever the size of the models
+# Bytes of an optimizer's state for a trained entry (docs/memory.md).
+STATES: dict[Optimizer, float] = {
+    "adamw": 8,
+    "adamw_8bit": 2.1,
+    "paged_adamw_8bit": 2.1,
+    "lion": 4,
+    "sgd": 4,
+    "rmsprop": 4,
+}
+PACKED: dict[PackedIn, float] = {"4bit": 0.52, "8bit": 1.01}  # bytes of an entry that is packed, scales included
+READ_TOKENS = 4096  # of a batch that is judged
+WRITTEN_TOKENS = 6144  # of a batch that is completed
+DISK = 5e8  # bytes a second that a merge reads and writes
+LOGITS = 10  # bytes of a logit while it is judged: its own dtype, float32, and a copy
+
+
+class Taken(NamedTuple):
+    """What a stage takes."""
+
+    seconds: float
+    memory: float  # bytes: of the GPU's memory, or of the machine's where there is none
+
+
+@dataclass
+class Estimator:
+    """skeleton: of the base while it trains; judged: while it is judged. positions: tokens that the model has positions for."""
+
+    skeleton: Skeleton
+    judged: Skeleton
+    device: Device
+    tokenizer: Any
+    positions: int | None = None
+    train_in: PackedIn | None = None
+    _followed: dict[Any, Traced] = field(default_factory=dict)
+    _fed: dict[Any, tuple[Fed, Rows]] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> float:
+        """Bytes that are taken before there is a model."""
+        return CONTEXT if self.device.gpu else PROCESS
+
+    def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
+        """What a call takes; the same one is followed once."""
+        alike = call._replace(of="forget", once=False, most=0.0)
+        key = (skeleton.dtype, skeleton.recomputed, repr(what) if call.gradient else "", alike, texts)
+        if key not in self._followed:
+            self._followed[key] = followed(skeleton, what, alike, texts)
+        return self._followed[key]
+
+    # ---- training
+
+    def training(self, steps: Steps) -> Taken:
+        """Of a training, its model included."""
+        sides = {side: self._fed_of(rows) for side, rows in steps.rows.items()}
+        a_step, held = 0.0, 0.0
+        for group in steps.groups:
+            seconds, memory = self._group(steps, group, sides)
+            a_step += seconds
+            held = max(held, memory)
+        trained = self.trained_entries(steps)
+        # The optimizer reads and writes a value, a gradient and its state, and the gradients' norm is taken before.
+        update = trained * (4 * 3 + 4 * 2 + 2 * STATES[steps.optimizer]) / self.device.bandwidth
+        seconds = steps.count * (steps.accumulation * a_step + update)
+        held *= 1.0 if self.device.gpu else HEAP
+        return Taken(seconds, self.floor + self.resident(steps) + held + self._kept(steps, sides))
+
+    def resident(self, steps: Steps) -> float:
+        """Bytes of the model, what is trained of it, its gradients, the optimizer's state and the weights that are kept."""
+        copies = 4 * (2 + steps.keeps_good + 2 * steps.keeps_best) + STATES[steps.optimizer]
+        return self.weights(steps.blocks) + copies * self.trained_entries(steps)
+
+    def trained_entries(self, steps: Steps) -> int:
+        blocks = None
+        if steps.what is None:
+            blocks = max(call.blocks or 0 for group in steps.groups for call in group if call.gradient)
+        key = ("trained", repr(steps.what), blocks)
+        if key not in self._followed:
+            self._followed[key] = self.skeleton.trained_entries(steps.what, blocks)  # type: ignore[assignment]
+        return self._followed[key]  # type: ignore[return-value]
+
+    def weights(self, blocks: int | None = None) -> float:
+        """Bytes of the model in memory: whole, or so many blocks without an output layer."""
+        model = self.skeleton.model(blocks)
+        width: int = self.skeleton.dtype.itemsize
+        head = model.get_output_embeddings()
+        tied = head is not None and head.weight is model.get_input_embeddings().weight
+        entries = sum(parameter.numel() for parameter in model.parameters())
+        if blocks is not None and head is not None and not tied:
+            entries -= head.weight.numel()
+        if self.train_in is None:
+            return float(width * entries)
+        packed: int = sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)
+        return float(width * (entries - packed) + PACKED[self.train_in] * packed)
+
+    def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
+        """Seconds of calls whose gradient is computed at once, and the bytes that they hold at the most."""
+        seconds = held = peak = 0.0
+        for call in group:
+            given = sides[call.of]
+            traced = self.follow(self.skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
+            share = self._share_once(steps, call, given) if call.once else 1.0
+            seconds += share * given.share * traced.seconds(self.device)
+            peak = max(peak, held + traced.peak)
+            held += traced.held if call.gradient else 0.0
+        backward = [call for call in group if call.gradient]
+        if len(backward) > 1:  # all are held when the first gradient is computed
+            peak = max(peak, held)
+        return seconds, peak
+
+    def _share_once(self, steps: Steps, call: Call, given: Fed) -> float:
+        """How often of its calls one is made whose results are kept for each text."""
+        draws = steps.count * steps.accumulation * given.rows
+        if call.most and not self._fits(call, given, draws):
+            return 1.0
+        return min(1.0, given.texts / max(1, draws))
+
+    def _fits(self, call: Call, given: Fed, draws: int) -> bool:
+        """Whether hidden states are kept: where each text is drawn about once or more, and there is room for all."""
+        nbytes = 2 * given.texts * given.mean * self.skeleton.hidden * self.skeleton.dtype.itemsize
+        return draws >= given.texts and nbytes <= call.most
+
+    def _kept(self, steps: Steps, sides: dict[Side, Fed]) -> float:
+        """Bytes of hidden states that are kept from step to step."""
+        total = 0.0
+        for side, given in sides.items():
+            calls = [call for group in steps.groups for call in group if call.of == side and call.most]
+            draws = steps.count * steps.accumulation * given.rows
+            if calls and self._fits(calls[0], given, draws):
+                total += len(calls) * given.texts * given.mean * self.skeleton.hidden * self.skeleton.dtype.itemsize
+        return total
+
+    def _fed_of(self, rows: Rows) -> Fed:
+        key = (tuple(map(id, rows.samples)), tuple(rows.lengths), rows.batch, rows.packed)
+        if key not in self._fed:  # the rows are kept beside, so that no others have their ids
+            self._fed[key] = fed(rows, self.tokenizer, self.positions, self.device.gpu), rows
+        return self._fed[key][0]
+
+    # ---- judging
+
+    def reading(self, tokens: float) -> Taken:
+        """Of texts that are read by the model without gradient."""
+        rows, length = 8, 128
+        traced = self.follow(self.judged, None, Call(gradient=False), Texts(rows, length, length - 1))
+        seconds = traced.seconds(self.device) * tokens / (rows * length)
+        config = self.judged.config.get_text_config()
+        batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
+        held = LOGITS * config.vocab_size * batch + traced.peak * batch / (rows * length)
+        return Taken(seconds, self.floor + self.judged_weights() + held)
+
+    def writing(self, tokens: float, longest: int = 64) -> Taken:
+        """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
+        at_once = max(1, WRITTEN_TOKENS // max(64, 2 * longest))
+        traced = self.follow(self.judged, None, Call(gradient=False), Texts(at_once, 1, 1))
+        calls = tokens / at_once
+        cache = kv_bytes(self.judged, WRITTEN_TOKENS)
+        a_call = traced.seconds(self.device) + cache / 2 / self.device.bandwidth
+        return Taken(calls * a_call, self.floor + self.judged_weights() + 2 * cache)
+
+    def judged_weights(self) -> float:
+        return float(self.judged.dtype.itemsize * self.judged.entries())
+
+    # ---- stages
+
+    def stage(self, cost: Cost) -> Taken:
+        """Of a stage: what takes most memory of its work, and the time of all of it."""
+        work = [self.training(cost.steps)] if cost.steps is not None else []
+        work += [self.reading(cost.tokens)] if cost.tokens else []
+        work += [self.writing(cost.written)] if cost.written else []
+        memory = max((each.memory for each in work), default=MERGE + PROCESS)
+        seconds = sum(each.seconds for each in work) + self.watching(cost) + cost.nbytes / DISK
+        return Taken(seconds, memory)
+
+    def watching(self, cost: Cost) -> float:
+        """Seconds in which a training is measured on its way."""
+        read = self.reading(cost.watched).seconds if cost.watched else 0.0
+        return read + (self.writing(cost.watched_written).seconds if cost.watched_written else 0.0)
+
+    def altered(self, **changes: Any) -> "Estimator":
+        """The same with another model or another way to hold it."""
+        return replace(self, _followed={}, _fed=self._fed, **changes)
+
+
+def kv_bytes(skeleton: Skeleton, tokens: int) -> int:
+    """Bytes of the keys and values of so many tokens, in all blocks."""
+    config = skeleton.config.get_text_config()
+    described = json.loads(config.to_json_string())
+    heads = described.get("num_key_value_heads") or described.get("num_attention_heads") or config.num_attention_heads
+    width = described.get("head_dim") or config.hidden_size // config.num_attention_heads
+    return int(2 * skeleton.depth * heads * width * skeleton.dtype.itemsize * tokens)

@@ -1,0 +1,193 @@
+"""A model without values: its shapes from a configuration, what is trained of it, and what calls of it take."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spunge.model.architecture import down_projections, find_blocks
+from spunge.model.loading import Base, class_of, cut
+from spunge.model.packing import hollow
+from spunge.recipe.training import Everything, LoRA, Selected
+from spunge.run.planning.tracing import Traced, Tracing, between
+from spunge.unlearning.calls import Call
+from spunge.unlearning.quick.products import SPARSE
+from spunge.unlearning.scored import PIECE, TRAINED, Scored
+from spunge.unlearning.trained import training, training_mode, training_tensors
+
+LOW, HIGH = 1, 3  # blocks of the models that are followed; each block more costs what the third does beside the first
+
+
+class Texts(NamedTuple):
+    """What a call is given."""
+
+    rows: int
+    tokens: int  # of each row, padded
+    scored: int  # places of a row whose next token is scored
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A configuration, and how its model is held while it trains."""
+
+    config: Any
+    dtype: torch.dtype  # of the arithmetic
+    trust: bool = False
+    recomputed: bool = False  # model.checkpoint_activations
+    gpu: bool = False
+
+    @property
+    def depth(self) -> int:
+        return int(self.config.get_text_config().num_hidden_layers)
+
+    @property
+    def hidden(self) -> int:
+        return int(self.config.get_text_config().hidden_size)
+
+    def model(self, blocks: int | None = None) -> Any:
+        """On the meta device: whole, or so many blocks of it."""
+        config = self.config if blocks is None else cut(self.config, blocks)
+        return hollow(class_of(config), config, self.trust).to(self.dtype)
+
+    def entries(self) -> int:
+        """Of all its parameters."""
+        return sum(parameter.numel() for parameter in self.model().parameters())
+
+    def trained_entries(self, what: LoRA | Selected | Everything | None, blocks: int | None = None) -> int:
+        """Of what is trained: LoRA's factors, the chosen tensors, or all; None: the output projections of so many blocks' MLPs."""
+        with _training(self, self.model(blocks), what) as model:
+            return sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def followed(skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
+    """What one call takes, and the gradient of its loss. Raises what the architecture raises where it looks at values."""
+    blocks = skeleton.depth if call.blocks is None else call.blocks
+    if blocks <= HIGH:
+        return _followed(skeleton, what, call, texts, blocks)
+    low, high = (_followed(skeleton, what, call, texts, count) for count in (LOW, HIGH))
+    return between(low, high, (LOW, HIGH), blocks)
+
+
+def _followed(
+    skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts, blocks: int
+) -> Traced:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with _training(skeleton, skeleton.model(blocks), what) as model, FakeTensorMode(allow_non_fake_inputs=True):
+        _without_values(model)
+        ids = torch.zeros(texts.rows * call.samples, texts.tokens, dtype=torch.long)
+        labels = torch.zeros(len(ids) * (texts.tokens - 1 if call.everywhere else texts.scored), dtype=torch.long)
+        other = _reference(model, call, labels, skeleton)
+        gradient = torch.enable_grad() if call.gradient else torch.no_grad()
+        enabled = skeleton.dtype != torch.float32
+        with Tracing() as tracing, training_mode(model):
+            with gradient, torch.autocast("cpu", skeleton.dtype, enabled=enabled):
+                loss = _loss(model, call, ids, labels, other, skeleton)
+            tracing.mark()
+            if call.gradient:
+                torch.autograd.backward(loss)
+            del loss
+        traced: Traced = tracing.traced
+        return traced
+
+
+@contextmanager
+def _training(skeleton: Skeleton, model: Any, what: LoRA | Selected | Everything | None) -> Iterator[Any]:
+    """The model with what is trained of it in float32, in the forms that training computes in."""
+    names = {name: (name,) for name, _ in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    base = Base(
+        model,
+        None,
+        Path(),
+        torch.device("cpu"),
+        skeleton.dtype,
+        names,
+        skeleton.depth,
+        checkpoint_activations=skeleton.recomputed,
+    )
+    if what is None:
+        own = {id(parameter): name for name, parameter in model.named_parameters()}
+        chosen = [own[id(weight)] for block in find_blocks(model) for weight in down_projections(block).values()]
+        with training_tensors(base, chosen) as trained:
+            yield trained.model
+        return
+    if isinstance(what, LoRA) and what.dropout <= SPARSE:
+        what = what.model_copy(update={"dropout": 0.0})  # which places are dropped depends on values, and costs little
+    with training(base, what, 0) as trained:
+        yield trained.model
+
+
+def _without_values(model: nn.Module) -> None:
+    """Put tensors in place of the model's that have a device and no memory, and gradients beside those that are trained."""
+    put: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in put:
+                new = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
+                new.grad = torch.empty_like(new) if new.requires_grad else None
+                put[id(parameter)] = new
+            module._parameters[name] = put[id(parameter)]
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _reference(model: Any, call: Call, labels: Tensor, skeleton: Skeleton) -> Scored | None:
+    """The base's outputs that this call's are compared with: states that were computed before."""
+    if not call.beside:
+        return None
+    states = torch.empty(len(labels), skeleton.hidden, dtype=skeleton.dtype)
+    return _scored(model, states, labels, skeleton)
+
+
+def _loss(model: Any, call: Call, ids: Tensor, labels: Tensor, other: Scored | None, skeleton: Skeleton) -> Tensor:
+    if call.blocks is not None:
+        states = _hidden_states(model, ids)
+        return (states.float() - torch.empty(states.shape)).square().mean(-1).sum()
+    scored = _scored(model, _states(model, ids, len(labels)), labels, skeleton)
+    if other is None:
+        return scored.losses().sum()
+
+    def base(places: slice) -> Tensor:
+        with torch.no_grad():
+            return other.log_probabilities(places)
+
+    return scored.divergences(base).sum()
+
+
+def _hidden_states(model: Any, ids: Tensor) -> Tensor:
+    """After the last block (b, t, d)."""
+    body = model.get_base_model() if "peft_config" in vars(model) else model
+    states: Tensor = body.base_model(input_ids=ids, use_cache=False)[0]
+    return states
+
+
+def _states(model: Any, ids: Tensor, count: int) -> Tensor:
+    """What the output layer reads at so many places (n, d)."""
+    read: list[Tensor] = []
+
+    def take(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        read.append(inputs[0].flatten(0, 1)[:count].clone())
+        return (inputs[0][:, :0], *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(take)
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        hook.remove()
+    return read[0]
+
+
+def _scored(model: Any, states: Tensor, labels: Tensor, skeleton: Skeleton) -> Scored:
+    head = model.get_output_embeddings()
+    trained = any(parameter.requires_grad for parameter in head.parameters())
+    nbytes = PIECE["cuda" if skeleton.gpu else "cpu"] * (TRAINED if trained else 1)
+    piece = max(1, nbytes // (4 * head.weight.shape[0]))
+    rows = torch.zeros_like(labels)
+    return Scored(states, labels, rows, 1, lambda each: head(each).float(), piece, trained)

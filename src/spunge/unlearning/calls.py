@@ -1,0 +1,42 @@
+"""The calls of a model that make up a method's step: for plans, which follow them on shapes alone."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+Side = Literal["forget", "retain"]
+SIDES: tuple[Side, Side] = ("forget", "retain")
+
+
+class Call(NamedTuple):
+    """One call of the model on a batch, and its loss."""
+
+    of: Side = "forget"
+    gradient: bool = True
+    samples: int = 1  # rows for each row of the batch
+    once: bool = False  # what it gives for a text is kept for the next time
+    most: float = 0.0  # bytes of hidden states that may be kept so; 0: what it gives is next to nothing
+    blocks: int | None = None  # so many blocks, without embeddings and output layer; None: the whole model
+    beside: bool = (
+        False  # a distribution over the vocabulary is compared at each place, in place of one token's likelihood
+    )
+    everywhere: bool = False  # at every place, whichever are learned
+
+
+Group = tuple[
+    Call, ...
+]  # calls whose losses are summed before a gradient is computed: what all of them hold is held together
+Calls = Callable[[Any, int], list[Group]]  # (settings, the model's depth) -> the groups of a step, one after the other
+
+FORGET, RETAIN = Call(), Call("retain")
+
+
+def descending(settings: Any, forget: Group = (FORGET,), once: int = 0) -> list[Group]:
+    """Of a method on outputs: its forget loss, then the retain term. once: calls of the base whose likelihoods are kept."""
+    groups: list[Group] = [(Call(gradient=False, once=True),)] * once + [forget]
+    if settings.alpha and settings.retain_loss == "kl":
+        groups.append(
+            (RETAIN._replace(gradient=False, once=settings.reference == "stored"), RETAIN._replace(beside=True))
+        )
+    elif settings.alpha:
+        groups.append((RETAIN,))
+    return groups
