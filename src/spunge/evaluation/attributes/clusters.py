@@ -4,7 +4,7 @@
     split: {by: {clusters: 4, model: sentence-transformers/all-MiniLM-L6-v2}}    # a sentence encoder's embeddings
 
 Words are ranked by their part in the divergence of a cluster's words from all words (pointwise Kullback-Leibler; Tomokiyo and Hurst
-2003). The confidence of a row is its simplified silhouette (b - a) / b, with its distances a to its own centre and b to the next one
+2003). The confidence of a row is its simplified silhouette (b - a) / b: a is its distance to its own centre, b to the next one
 (Hruschka et al. 2004).
 """
 
