@@ -111,6 +111,24 @@ def test_a_damaged_cache_is_not_believed(toy_recipe: dict[str, Any], tmp_path: P
     assert texts[0] == texts[1]
 
 
+def test_a_model_that_would_be_written_otherwise_writes_its_texts_anew(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    source = toy_recipe["evaluate"][0]["source"]
+    said = {
+        "kind": "match",
+        "source": source,
+        "prompt": "question",
+        "words": ["a"],
+        "generation": {"max_new_tokens": 2},
+    }
+    toy_recipe |= {"evaluate": [said | {"stages": ["branch:asia", "control:joint"]}], "controls": ["joint"]}
+    for count, dtype in enumerate(["base", "bfloat16"], 1):
+        spunge.run(load_recipe(toy_recipe, [f"merge.dtype={dtype}"]), tmp_path / "run")
+        for stage in ("branch-asia", "control-joint"):
+            assert len(list((tmp_path / "run" / "evaluation" / stage).glob("texts-*.jsonl"))) == count
+
+
 def test_a_completion_that_was_tampered_with_is_written_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     """The scores' stamp is gone, as after a kill: what is left of the texts must not be taken up unchecked."""
     toy_recipe["controls"] = []

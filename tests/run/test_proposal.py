@@ -95,7 +95,7 @@ def test_every_method_has_settings_that_it_takes_at_every_size(method: str, entr
     _set_training(content, settings, int(entries), [40, 400])
     made = settings.model_validate(content["unlearn"])
     assert made.model_dump()["learning_rate"] == content["unlearn"]["learning_rate"]
-    assert content["model"] == ({"checkpoint_activations": True} if entries > 3e9 else {})
+    assert content["model"].get("checkpoint_activations", False) == (entries > 3e9)
     assert {"epochs", "steps"} & content["unlearn"].keys()
 
 

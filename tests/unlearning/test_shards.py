@@ -63,7 +63,7 @@ def unlearned(base: Any, method: str, folder: Path, **changes: Any) -> Ran:
     log = folder / f"{base.ranks.count}.jsonl"
     # 11 and 21 rows: the last batch of an epoch has fewer rows than others, and one process fewer than another.
     parts = {"a": samples(answers=method in ANSWERING)}
-    task = Task(base, parts, samples("other", 21), {"a": 97}, log if base.ranks.main else None)
+    task = Task(base, parts, samples("other", 21), {"a": 97}, log=log if base.ranks.main else None)
     branch = METHODS.get(method).unlearn(task, settings_of(method, **changes))
     lines = [json.loads(line) for line in log.read_text().splitlines()] if base.ranks.main else []
     return dense(branch), lines
@@ -167,7 +167,7 @@ def test_a_stop_that_one_process_is_asked_for_stops_all_and_they_go_on_exactly(
             STOP.asked = STOP.asked or (done == stop_at and ranks.rank == 1)
 
         mine = shared(base, ranks)
-        task = Task(mine, {"a": samples()}, samples("other", 21), {"a": 97}, None, state, progress=stop)
+        task = Task(mine, {"a": samples()}, samples("other", 21), {"a": 97}, state=state, progress=stop)
         return dense(METHODS.get("npo").unlearn(task, settings_of("npo", **dropping)))
 
     def call(ranks: Ranks) -> Any:

@@ -29,6 +29,7 @@ from spunge.run.models import Lineup, Model
 from spunge.run.named import missing
 from spunge.run.session import Session
 from spunge.unlearning.finetuning import finetune
+from spunge.weights.rounding import Storage
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
         content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
         content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
     return content
+
+
+def model_key(model: Model, key: str) -> str:
+    """What a model's texts are known by. key: its stage's; a training's does not say what the model would be written in."""
+    if model.shared or model.merge is not None or model.storage == Storage():
+        return key
+    return fingerprint([key, model.storage._asdict()])
 
 
 def evaluation_inputs(items: Items, base: BaseInputs) -> dict[str, Any]:

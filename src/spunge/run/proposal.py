@@ -254,6 +254,7 @@ def _set_training(content: dict[str, Any], settings: type[Any], entries: int, si
         unlearn["epochs"] = max(1, min(10, round(STEPS * 8 / max(1, rows))))
     elif not {"epochs", "steps"} & unlearn.keys():
         unlearn["steps"] = fields["steps"].default
+    content["model"].setdefault("dtype", "auto")
     if large:
         content["model"].setdefault("checkpoint_activations", True)
 

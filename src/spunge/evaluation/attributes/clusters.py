@@ -38,8 +38,8 @@ class ClustersSettings(AttributeSettings):
     clusters: int = Field(ge=2, description="k: how many parts.")
     model: Annotated[str, Place("model")] | None = Field(
         None,
-        description="Sentence-transformers model that embeds the texts: folder or Hub id. Default: the recipe's model, its hidden "
-        "states at 0.4 of the depth, averaged over a text's tokens.",
+        description="Sentence-transformers model that embeds the texts: folder or Hub id. Default: the recipe's model before any "
+        "teaching, its hidden states at 0.4 of the depth, averaged over a text's tokens.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the encoder on the Hub.")
     max_length: int = Field(256, ge=2, description="Tokens of a text that the recipe's model reads.")
@@ -65,18 +65,17 @@ def values(unlabelled: Unlabelled, settings: ClustersSettings) -> Valued:
     made_from = [
         "clusters",
         CLUSTERS.version,
-        settings.model_dump(exclude={"threshold"}),
+        settings.model_dump(exclude={"threshold", "words"}),
         _model_key(unlabelled, settings),
         read.texts,
     ]
     known = labelled_once(made_from, lambda: _grouped(read.texts, _states(read.texts, unlabelled, settings), settings))
+    called = telling_words(read.texts, np.array(known["cluster"]), settings.clusters, settings.words)
     confident = np.array(known["confidence"]) >= (settings.threshold or 0.0)
-    names = [
-        known["names"][at] if sure else None for at, sure in zip(known["cluster"], confident.tolist(), strict=True)
-    ]
+    names = [called[at] if sure else None for at, sure in zip(known["cluster"], confident.tolist(), strict=True)]
     of_row = dict(zip(read.rows.tolist(), names, strict=True))
     rows = unlabelled.rows.tolist()
-    sizes = ", ".join(f"{name!r} {known['cluster'].count(at)}" for at, name in enumerate(known["names"]))
+    sizes = ", ".join(f"{name!r} {known['cluster'].count(at)}" for at, name in enumerate(called))
     told = f"{settings.clusters} clusters ({sizes}): silhouette {known['silhouette']:.2f} (1: far apart, 0: no border between them)"
     if settings.threshold is not None:
         told += f"; {int((~confident).sum())} rows below the threshold {settings.threshold:g} are in none"
@@ -108,7 +107,7 @@ def _states(texts: Sequence[str], unlabelled: Unlabelled, settings: ClustersSett
 
 
 def _grouped(texts: Sequence[str], states: np.ndarray, settings: ClustersSettings) -> dict[str, Any]:
-    """Which cluster each text is in, largest first, how surely, what they are called, and the silhouette."""
+    """Which cluster each text is in, largest first, how surely, and the silhouette."""
     try:
         from sklearn.cluster import KMeans
         from sklearn.metrics import silhouette_score
@@ -131,7 +130,6 @@ def _grouped(texts: Sequence[str], states: np.ndarray, settings: ClustersSetting
     return {
         "cluster": cluster.tolist(),
         "confidence": np.round(np.clip(confidence, 0, 1), 6).tolist(),
-        "names": telling_words(texts, cluster, k, settings.words),
         "silhouette": silhouette,
     }
 
