@@ -99,6 +99,13 @@ def test_every_method_has_settings_that_it_takes_at_every_size(method: str, entr
     assert {"epochs", "steps"} & content["unlearn"].keys()
 
 
+def test_parts_may_be_made_without_labels(asked: Callable[..., Proposal]) -> None:
+    proposal = asked(by={"clusters": 2})
+    assert proposal.content["split"] == {"by": {"clusters": 2}}
+    assert len(split_rows(proposal.recipe).parts) == 2
+    assert proposal.content["controls"] == ["joint"]
+
+
 def test_branches_made_before_are_refused(asked: Callable[..., Proposal]) -> None:
     with pytest.raises(RecipeError, match="--method: 'precomputed' brings branches of its own"):
         asked(method="precomputed")
