@@ -128,7 +128,7 @@ def test_a_damaged_cache_is_not_believed(toy_recipe: dict[str, Any], tmp_path: P
 
 
 def test_a_model_that_would_be_written_otherwise_writes_its_texts_anew(
-    toy_recipe: dict[str, Any], tmp_path: Path
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = toy_recipe["evaluate"][0]["source"]
     said = {
@@ -138,10 +138,11 @@ def test_a_model_that_would_be_written_otherwise_writes_its_texts_anew(
         "words": ["a"],
         "generation": {"max_new_tokens": 2},
     }
-    toy_recipe |= {"evaluate": [said | {"stages": ["branch:asia", "control:joint"]}], "controls": ["joint"]}
-    for count, dtype in enumerate(["base", "bfloat16"], 1):
+    toy_recipe |= {"evaluate": [said | {"stages": ["base", "branch:asia", "control:joint"]}], "controls": ["joint"]}
+    toy_recipe["model"] = {"path": str(tiny("llama", dtype=torch.bfloat16))}  # written in float32, all are judged in it
+    for count, dtype in enumerate(["base", "float32"], 1):
         spunge.run(load_recipe(toy_recipe, [f"merge.dtype={dtype}"]), tmp_path / "run")
-        for stage in ("branch-asia", "control-joint"):
+        for stage in ("base", "branch-asia", "control-joint"):
             assert len(list((tmp_path / "run" / "evaluation" / stage).glob("texts-*.jsonl"))) == count
 
 

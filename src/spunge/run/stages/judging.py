@@ -52,7 +52,7 @@ def _judging(graph: RunGraph, judging: Judging, mark: str, before: Sequence[str]
         after=(*before, *([base] if base in graph.stages and base != name else [])),
         inputs=lambda: judging_inputs(judging),
         files=tuple(inside(graph, [judging.file])),
-        make=lambda session: judge(judging, graph.key(name), model_key(judging.model, graph.key(model)), session),
+        make=lambda session: judge(judging, graph.key(name), model_key(judging, graph.key(model)), session),
         cost=lambda: judging_cost(judging),
         told=judging.items.name,
     )
