@@ -46,7 +46,7 @@ def test_everything_is_asked_where_nothing_is_said(
     write(tmp_path, lambda topic, text: {"riddle": text, "solution": text, "mood": topic, "place": topic})
     model = str(tiny("llama"))
     recipe = recipe_of(answered([model, "bad.jsonl", "riddle", "solution", "place", "", "ga"]), tmp_path)
-    assert recipe["model"] == {"path": model}
+    assert recipe["model"] == {"path": model, "dtype": "auto"}
     assert recipe["forget"]["completion"] == "solution"
     assert recipe["split"] == {"by": "place"}
     assert recipe["unlearn"]["method"] == "ga"
@@ -78,7 +78,10 @@ def test_no_answer_and_nobody_to_ask_are_refused_in_one_line(
     for arguments, said in (
         ([], "init: RECIPE|MODEL: missing; give a shipped recipe's name, or a model and --forget ROWS"),
         ([str(tiny("llama"))], "give --forget ROWS"),
-        (["org/model"], "init: no shipped recipe 'org/model'; known: "),
+        (
+            ["org/model"],
+            "recipe: no file 'org/model', nor a shipped recipe of that name; of a model give --forget ROWS too",
+        ),
     ):
         ended = call("init", *arguments, cwd=tmp_path)
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
