@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
+from spunge.errors import one_line
 
 
 def report(
@@ -19,6 +20,7 @@ def report(
     from spunge.report.text import report_text
     from spunge.results import read_results
 
+    _tell_doubts([folder])
     results = read_results(folder)
     page = write_page(results.folder)
     if as_json:
@@ -38,8 +40,18 @@ def compare(
     """Set several runs' scores beside each other. Refused where scorers, thresholds or items differ."""
     from spunge.report.comparison import compare as compare_runs
 
+    _tell_doubts(folders)
     comparison = compare_runs([Path(folder) for folder in folders], stage)
     if as_json:
         print_json(comparison.to_json())
     else:
         say(comparison.text().rstrip("\n"))
+
+
+def _tell_doubts(folders: list[str]) -> None:
+    """Say of results that are not of what lies in the run's folder now. Raises RecipeError where they are not as it wrote them."""
+    from spunge.run.stamps import doubts
+
+    for folder in folders:
+        if told := doubts(folder):
+            typer.echo(one_line(f"warning: {folder}: {told}"), err=True)

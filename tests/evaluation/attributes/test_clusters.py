@@ -97,7 +97,7 @@ def test_a_sentence_encoder_is_asked_where_one_is_named(
         (["cat cat dog", "cat dog", "tree tree", "tree dog"], ["cat", "tree"]),
         (["the of", "the", "to", "to"], ["the", "to"]),  # nothing but stop words
         (["1", "2", "3", "4"], ["cluster 1", "cluster 2"]),
-        (["cat", "cat", "cat", "cat"], ["cat", "cat 2"]),
+        (["cat", "cat", "cat", "cat"], ["cluster 1", "cluster 2"]),  # the same words everywhere
     ],
 )
 def test_a_cluster_is_named_by_what_it_has_and_others_have_not(texts: list[str], expected: list[str]) -> None:

@@ -3,8 +3,9 @@
     split: {by: {clusters: 4}}                                                   # the base's own hidden states
     split: {by: {clusters: 4, model: sentence-transformers/all-MiniLM-L6-v2}}    # a sentence encoder's embeddings
 
-Words are ranked by class-based tf-idf (Grootendorst 2022, arXiv 2203.05794, equation 1). The confidence of a row is its simplified
-silhouette (b - a) / b, with its distances a to its own centre and b to the next one (Hruschka et al. 2004).
+Words are ranked by their part in the divergence of a cluster's words from all words (pointwise Kullback-Leibler; Tomokiyo and Hurst
+2003). The confidence of a row is its simplified silhouette (b - a) / b: a is its distance to its own centre, b to the next one
+(Hruschka et al. 2004).
 """
 
 import os
@@ -135,32 +136,31 @@ def _grouped(texts: Sequence[str], states: np.ndarray, settings: ClustersSetting
 
 
 def telling_words(texts: Sequence[str], cluster: np.ndarray, k: int, count: int) -> list[str]:
-    """A name for each cluster: the words by which it differs most from the others, by class-based tf-idf.
+    """A name for each cluster: the words by which it differs most from all rows together.
 
-    tf-idf of a word in a cluster: its share of the cluster's words * log(1 + mean words of a cluster / the word's count in all).
+    A word's score is p log(p / q), with its share p of the cluster's words and q of all words: one that is as frequent everywhere
+    tells nothing.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counts = None
     for stop in ("english", None):
+        counter = CountVectorizer(stop_words=stop, token_pattern=WORD)
         try:
-            counter = CountVectorizer(stop_words=stop, token_pattern=WORD)
             counts = counter.fit_transform(texts)
-            break
         except ValueError:  # no word is left
             continue
-    names: list[str] = []
-    words = counter.get_feature_names_out() if counts is not None else np.array([])
-    of_cluster = np.zeros((k, len(words)))
-    if counts is not None:
-        of_cluster = np.stack([np.asarray(counts[cluster == at].sum(axis=0)).ravel() for at in range(k)])
-    total = of_cluster.sum(axis=0)
-    weight = np.log(1 + of_cluster.sum() / k / np.maximum(total, 1))
-    scores = of_cluster / np.maximum(of_cluster.sum(axis=1, keepdims=True), 1) * weight
+        break
+    else:
+        return [f"cluster {at + 1}" for at in range(k)]
+    words, names = counter.get_feature_names_out(), list[str]()
+    of_cluster = np.stack([np.asarray(counts[cluster == at].sum(axis=0)).ravel() for at in range(k)])
+    overall = of_cluster.sum(axis=0) / of_cluster.sum()
+    share = of_cluster / np.maximum(of_cluster.sum(axis=1, keepdims=True), 1)
+    scores = share * np.log(np.where(share > 0, share, 1) / np.where(overall > 0, overall, 1))
     for at in range(k):
         best = [word for word in np.argsort(-scores[at], kind="stable")[:count] if scores[at][word] > 0]
-        name = " ".join(str(words[word]) for word in best) or "cluster"
-        names.append(name if name not in names and name != "cluster" else f"{name} {at + 1}")
+        name = " ".join(str(words[word]) for word in best)
+        names.append(name if name and name not in names else f"{name or 'cluster'} {at + 1}")
     return names
 
 
