@@ -8,7 +8,6 @@ Words are ranked by their part in the divergence of a cluster's words from all w
 (Hruschka et al. 2004).
 """
 
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -21,10 +20,10 @@ from spunge.data.query import ROW
 from spunge.data.unlabelled import Unlabelled, labelled_once, row_texts
 from spunge.errors import RecipeError
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.evaluation.scorers.probe import default_blocks, frozen_model, text_states
+from spunge.evaluation.scorers.probe import default_blocks, text_states
 from spunge.evaluation.similarity import load_encoder
 from spunge.model.hub import judges_folder
-from spunge.model.loading import model_depth
+from spunge.model.loading import load_base, model_depth
 from spunge.recipe.block import Place
 from spunge.recipe.split import AttributeSettings
 from spunge.weights.checkpoint import Checkpoint
@@ -98,10 +97,11 @@ def _states(texts: Sequence[str], unlabelled: Unlabelled, settings: ClustersSett
         encoder = load_encoder(settings.model, settings.revision, None, f"{unlabelled.setting}.model")
         made = np.asarray(encoder.encode(list(texts), show_progress_bar=False, convert_to_numpy=True), dtype=np.float64)
     else:
-        path = os.path.expanduser(unlabelled.model.path)
-        folder = judges_folder(unlabelled.model, "model.path")
-        [block, *_] = default_blocks(model_depth(folder, unlabelled.model))
-        base = frozen_model(path, unlabelled.model.revision, block, "model.path")
+        # In float32, so that no part depends on the machine.
+        asked = unlabelled.model.model_copy(update={"dtype": "float32", "train_in": None})
+        folder = judges_folder(asked, "model.path")
+        [block, *_] = default_blocks(model_depth(folder, asked))
+        base = load_base(folder, asked, block, "model.path")
         made = text_states(base, texts, [block], settings.max_length).astype(np.float64)
         made = (made - made.mean(axis=0)) / (made.std(axis=0) + 1e-6)
     return np.asarray(made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12))
