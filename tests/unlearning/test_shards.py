@@ -117,6 +117,13 @@ def test_four_processes_come_to_the_same_where_some_have_no_row_of_a_batch(
 
 
 @pytest.mark.thorough
+def test_packed_texts_and_activations_computed_again_come_to_the_same(load: Callable[..., Any], tmp_path: Path) -> None:
+    again = replace(load("llama"), checkpoint_activations=True)
+    packed = {"packing": True, "max_length": 16, "retain_loss": "kl"}
+    compare(again, 2, [("npo", {**ALL, **packed}), ("undial", {**LORA, **packed})], tmp_path)
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mixtral", "gpt_oss"])
 def test_two_processes_come_to_the_same_on_every_architecture(
     load: Callable[..., Any], base_of: Callable[..., Path], tmp_path: Path, architecture: str

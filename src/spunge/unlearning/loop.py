@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text
-from spunge.model.memory import heap_kept, is_out_of_memory, release, tell
+from spunge.model.memory import heap_given_back, heap_kept, is_out_of_memory, release, tell
 from spunge.recipe.training import DescentSettings, MethodSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
@@ -118,7 +118,7 @@ class Loop:
         self.step, stopped = self._resumed()
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
-        with STOP.looked_for(), heap_kept():
+        with STOP.looked_for(), heap_given_back() if self.ranks.shared else heap_kept():
             self._look(stopped)
             while self.step < self.steps and stopped is None:
                 stopped = self._next_step()
