@@ -448,3 +448,16 @@ def test_a_whole_run_on_the_card_gives_the_cpus_scores(card: str, long_recipe: d
         spunge.run({**long_recipe, "model": {**long_recipe["model"], "device": card}}, tmp_path / card).rows
         == there.rows
     )
+
+
+def test_two_cards_train_one_model_to_the_losses_of_one(toy_recipe: dict[str, Any], tmp_path: Path, card: str) -> None:
+    if card.startswith("cuda") and torch.cuda.device_count() < 2:
+        pytest.skip("there is one CUDA device")
+    toy_recipe |= {"unlearn": {"method": "npo", **FEW, "trainable": EVERYTHING}, "controls": []}
+    toy_recipe["model"] |= {"device": card.partition(":")[0], "dtype": "float32"}
+    losses = []
+    for name, execution in {"one": {"kind": "here"}, "two": {"kind": "sharded", "processes": 2}}.items():
+        spunge.run({**toy_recipe, "execution": execution}, tmp_path / name)
+        logs = sorted((tmp_path / name / "branches").glob("*/log.jsonl"))
+        losses.append([json.loads(line)["loss"] for log in logs for line in log.read_text().splitlines()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

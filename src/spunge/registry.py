@@ -266,5 +266,6 @@ EXECUTORS: "Registry[Executor[Any]]" = Registry(
         "here": "spunge.run.executors.here:HERE",
         "processes": "spunge.run.executors.processes:PROCESSES",
         "ray": "spunge.run.executors.cluster:RAY",
+        "sharded": "spunge.run.executors.sharded:SHARDED",
     },
 )

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from commands import Ended, call
+from templates import CHATML
 from toys import texts
 
 
@@ -46,7 +48,7 @@ def test_everything_is_asked_where_nothing_is_said(
     write(tmp_path, lambda topic, text: {"riddle": text, "solution": text, "mood": topic, "place": topic})
     model = str(tiny("llama"))
     recipe = recipe_of(answered([model, "bad.jsonl", "riddle", "solution", "place", "", "ga"]), tmp_path)
-    assert recipe["model"] == {"path": model}
+    assert recipe["model"] == {"path": model, "dtype": "auto"}
     assert recipe["forget"]["completion"] == "solution"
     assert recipe["split"] == {"by": "place"}
     assert recipe["unlearn"]["method"] == "ga"
@@ -68,7 +70,11 @@ def test_a_column_of_conversations_is_taken_as_that(
 ) -> None:
     turns = lambda text: [{"role": "user", "content": text}, {"role": "assistant", "content": text}]  # noqa: E731
     write(tmp_path, lambda topic, text: {"talk": turns(text), "note": text})
-    recipe = recipe_of(answered(["talk"], str(tiny("llama")), "--forget", "bad.jsonl"), tmp_path)
+    ended = answered(["talk"], str(tiny("llama")), "--forget", "bad.jsonl")
+    assert "has no chat template" in ended.stderr
+    model = shutil.copytree(tiny("llama"), tmp_path / "chat")
+    (model / "chat_template.jinja").write_text(CHATML)
+    recipe = recipe_of(answered(["talk"], str(model), "--forget", "bad.jsonl"), tmp_path)
     assert recipe["forget"]["messages"] == "talk"
 
 
@@ -78,7 +84,10 @@ def test_no_answer_and_nobody_to_ask_are_refused_in_one_line(
     for arguments, said in (
         ([], "init: RECIPE|MODEL: missing; give a shipped recipe's name, or a model and --forget ROWS"),
         ([str(tiny("llama"))], "give --forget ROWS"),
-        (["org/model"], "init: no shipped recipe 'org/model'; known: "),
+        (
+            ["org/model"],
+            "recipe: no file 'org/model', nor a shipped recipe of that name; of a model give --forget ROWS too",
+        ),
     ):
         ended = call("init", *arguments, cwd=tmp_path)
         assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)

@@ -53,6 +53,10 @@ def test_one_line_gives_a_judged_model_and_the_recipe_that_goes_on_with_it(
             ["tofu-small", "--forget", "bad.csv"],
             "is a shipped recipe and a folder here; for the folder write ./tofu-small",
         ),
+        (
+            ["org/model"],
+            "recipe: no file 'org/model', nor a shipped recipe of that name; of a model give --forget ROWS too",
+        ),
         (["demo", "--by", "topic"], "--by: goes with --forget ROWS"),
         (["model"], "recipe: 'model' is a folder; to unlearn with the model in it, give --forget ROWS"),
         (["model", "--forget", "none.csv"], "forget.source: no such file"),

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from commands import call
 
 
@@ -38,6 +40,28 @@ def test_report_and_compare_show_finished_runs(recipe_file: Path, finished: Path
         assert row["scores"][0] == row["scores"][1]
     results["evaluations"][0]["instrument"] = {"scorer": "another"}
     (tmp_path / "one" / "results.json").write_text(json.dumps(results))
+    shutil.rmtree(tmp_path / "one" / "stamps")  # else they would not be believed
     ended = call("compare", "one", "two", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "measured with different instruments: (scorer: another) in 'one', none in 'two'" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["compare", "two", "run"]])
+def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
+    finished: Path, tmp_path: Path, command: list[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "two")
+    assert call(*command, cwd=tmp_path).stderr == ""
+    file = finished / "results.json"
+    written = file.read_text()
+    changed = json.loads(written)
+    changed["rows"][0]["value"] += 0.001
+    file.write_text(json.dumps(changed))
+    ended = call(*command, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"{str(file)!r} has " in ended.stderr
+    file.write_text(written)
+    (finished / "stamps" / "merged.json").unlink()
+    ended = call(*command, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr.count("\n")) == (0, 1)
+    assert "run: results.json is of before: stamps/merged.json is missing" in ended.stderr

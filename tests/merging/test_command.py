@@ -6,8 +6,8 @@ import yaml
 
 from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
-from spunge.merging.card import base_identifier
 from spunge.merging.command import merge_command
+from spunge.weights.card import base_identifier
 from spunge.weights.delta import Sparse, open_delta
 
 

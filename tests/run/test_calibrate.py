@@ -56,6 +56,27 @@ def done(
     return Path(shutil.copytree(_kept["run"], tmp_path / "run"))
 
 
+def test_a_calibration_is_told_by_the_name_that_its_evaluation_has_now(calibrated: dict[str, Any], done: Path) -> None:
+    [entry] = calibrated["evaluate"]
+    heard, calibrate = Told(), {**KEEP, "evaluation": "kept"}
+    results = spunge.run(calibrated | {"evaluate": [{**entry, "name": "kept"}], "calibrate": calibrate}, done, heard)
+    told = {each.evaluation for model in results.models for each in model.calibration or ()}
+    assert told == {"kept"} == {row.evaluation for row in results.rows}
+    assert not any(line.startswith(("calibrate", "unlearn")) for line in heard.lines)
+
+
+def test_a_scale_that_becomes_another_judges_anew_every_model_that_has_it(
+    calibrated: dict[str, Any], done: Path, tmp_path: Path
+) -> None:
+    before = {model.stage: model.scale for model in spunge.read_results(done).models if model.calibration}
+    other = calibrated | {"calibrate": {**KEEP, "keep": 0.6}}
+    again, anew = spunge.run(other, done), spunge.run(other, tmp_path / "anew")
+    after = {model.stage: model.scale for model in again.models if model.calibration}
+    assert after.keys() == before.keys() >= {"control:joint", "control:sequential", "merged"}
+    assert all(after[stage] != before[stage] for stage in after)
+    assert again.rows == anew.rows
+
+
 @pytest.mark.parametrize("crossing", [0.01, 0.3, 1.1, 2.4, 3.999])
 def test_bisection_ends_at_the_largest_scale_that_keeps_enough(crossing: float) -> None:
     settings = Calibrate(evaluation="e", metric="m", keep=0.5, tolerance=0, tries=20)

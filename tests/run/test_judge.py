@@ -53,6 +53,22 @@ def test_scores_of_the_base_do_not_depend_on_how_it_is_unlearned(toy_recipe: dic
     assert same == {"judge base: choices", "judge base: perplexity"}
 
 
+def test_what_compares_with_the_bases_texts_depends_on_the_base_and_nothing_else_of_another_model_does(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    similar = {"kind": "similarity", "prompt": "text", "encoder": str(tiny_bert)}
+    toy_recipe["evaluate"].append(similar)
+    toy_recipe["evaluate"].append({"kind": "audit", "of": "similarity", "attack": "quantise", "stages": ["model:*"]})
+    toy_recipe["judge"] = [{"name": "other", "path": str(tiny("gpt2"))}]
+    before = keys(toy_recipe, tmp_path)
+    toy_recipe["model"] = {**toy_recipe["model"], "path": str(tiny("qwen2"))}
+    after = keys(toy_recipe, tmp_path)
+    of_other = {title for title in after if "model:other" in title}
+    assert len(of_other) == 4
+    differing = {title.partition("other: ")[2] for title in of_other if before[title] != after[title]}
+    assert differing == {"similarity", *(title.partition("other: ")[2] for title in of_other if "quantise" in title)}
+
+
 def test_an_audit_depends_on_the_rows_and_on_what_it_measures_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     toy_recipe["evaluate"].append({"kind": "audit", "of": "choices", "attack": "relearn", "stages": ["base"]})
     [audit] = [title for title in keys(toy_recipe, tmp_path) if "relearn" in title]
@@ -109,6 +125,25 @@ def test_a_damaged_cache_is_not_believed(toy_recipe: dict[str, Any], tmp_path: P
     assert second.rows == first.rows
     texts = [sorted((tmp_path / name).rglob("texts-*.jsonl"))[0].read_text() for name in ("one", "two")]
     assert texts[0] == texts[1]
+
+
+def test_a_model_that_would_be_written_otherwise_writes_its_texts_anew(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = toy_recipe["evaluate"][0]["source"]
+    said = {
+        "kind": "match",
+        "source": source,
+        "prompt": "question",
+        "words": ["a"],
+        "generation": {"max_new_tokens": 2},
+    }
+    toy_recipe |= {"evaluate": [said | {"stages": ["base", "branch:asia", "control:joint"]}], "controls": ["joint"]}
+    toy_recipe["model"] = {"path": str(tiny("llama", dtype=torch.bfloat16))}  # written in float32, all are judged in it
+    for count, dtype in enumerate(["base", "float32"], 1):
+        spunge.run(load_recipe(toy_recipe, [f"merge.dtype={dtype}"]), tmp_path / "run")
+        for stage in ("base", "branch-asia", "control-joint"):
+            assert len(list((tmp_path / "run" / "evaluation" / stage).glob("texts-*.jsonl"))) == count
 
 
 def test_a_completion_that_was_tampered_with_is_written_again(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 import spunge
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
+from spunge.run.inputs import BaseInputs
+from spunge.run.named import refuse_twice
 from toys import Told
 
 
@@ -43,6 +45,27 @@ def test_an_evaluation_of_a_branch_that_there_is_not_is_refused(toy_recipe: dict
     ):
         spunge.run(toy_recipe, tmp_path / "run", told)
     assert not any(line.startswith("unlearn") for line in told.lines)
+
+
+@pytest.mark.parametrize(("stages", "refused"), [(None, True), (["merged"], True), (["branch:*"], False)])
+def test_two_evaluations_that_will_report_one_metric_on_one_subject_are_refused_before_training(
+    toy_recipe: dict[str, Any], tmp_path: Path, stages: list[str] | None, refused: bool
+) -> None:
+    source = toy_recipe["evaluate"][0]["source"]
+    about = {"source": source, "prompt": "question"}
+    toy_recipe["evaluate"] = [
+        {"kind": "leakage", "name": "leaks", "answer": "question", "stages": ["base", "merged"], **about},
+        {"kind": "refusal", "name": "declined", "scorer": "keywords", "stages": stages, **about},
+    ]
+    evaluations = BaseInputs(load_recipe(toy_recipe), tmp_path / "run").evaluations
+    there = ["base", "branch:asia", "merged"]
+    if not refused:
+        refuse_twice(evaluations, there)
+        return
+    with pytest.raises(
+        RecipeError, match=r"evaluate.subject: 'leaks' and 'declined' both report 'empty' on 'europe'; give"
+    ):
+        refuse_twice(evaluations, there)
 
 
 def test_a_calibrations_metric_is_known_before_the_base_is_taught(toy_recipe: dict[str, Any], tmp_path: Path) -> None:

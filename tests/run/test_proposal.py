@@ -95,8 +95,32 @@ def test_every_method_has_settings_that_it_takes_at_every_size(method: str, entr
     _set_training(content, settings, int(entries), [40, 400])
     made = settings.model_validate(content["unlearn"])
     assert made.model_dump()["learning_rate"] == content["unlearn"]["learning_rate"]
-    assert content["model"] == ({"checkpoint_activations": True} if entries > 3e9 else {})
+    assert content["model"].get("checkpoint_activations", False) == (entries > 3e9)
     assert {"epochs", "steps"} & content["unlearn"].keys()
+
+
+def test_samples_are_cut_where_nearly_all_rows_end(asked: Callable[..., Proposal], tmp_path: Path) -> None:
+    for name, words in (("short", 40), ("long", 900), ("longest", 5000)):
+        (tmp_path / f"{name}.jsonl").write_text(20 * (json.dumps({"text": words * "sun "}) + "\n"))
+    made = [asked(forget=f"{name}.jsonl").content["unlearn"]["max_length"] for name in ("short", "long", "longest")]
+    assert made == [128, 1024, 1024]
+    assert asked(overrides=["unlearn.max_length=64"]).content["unlearn"]["max_length"] == 64
+
+
+def test_without_the_package_for_rouge_answers_are_judged_by_the_other_measures(
+    asked: Callable[..., Proposal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spunge.run.proposal.find_spec", lambda name: None)
+    proposal = asked()
+    assert proposal.content["evaluate"][0]["metrics"] == ["probability", "extraction"]
+    assert "pip install 'spunge[judge]'" in proposal.said[-1]
+
+
+def test_parts_may_be_made_without_labels(asked: Callable[..., Proposal]) -> None:
+    proposal = asked(by={"clusters": 2})
+    assert proposal.content["split"] == {"by": {"clusters": 2}}
+    assert len(split_rows(proposal.recipe).parts) == 2
+    assert proposal.content["controls"] == ["joint"]
 
 
 def test_branches_made_before_are_refused(asked: Callable[..., Proposal]) -> None:

@@ -14,6 +14,7 @@ from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.watching import Watch
 from spunge.run.stages.building import build, lineups
+from spunge.run.stages.unfinished import unwatched
 from spunge.run.status import status
 from spunge.run.verify import verify
 from spunge.run.watching import curves_of, ranked, steps_between, watching_inputs
@@ -75,6 +76,30 @@ def test_watching_changes_no_byte_and_its_last_point_is_what_is_judged(watched: 
     spunge.run(recipe | {"controls": []}, tmp_path / "plain", heard)
     assert "watch: 2 finished trainings were not watched: no curve of them" in heard.lines
     assert not any(line.startswith("unlearn") for line in heard.lines)
+
+
+def test_a_finished_training_that_was_measured_otherwise_is_told_and_not_trained_again(
+    watched: dict[str, Any], tmp_path: Path
+) -> None:
+    spunge.run(
+        watched | {"evaluate": [entry | {"stages": ["base"]} for entry in watched["evaluate"]]}, tmp_path / "run"
+    )
+
+    def remarks(*edits: str) -> list[str]:
+        return list(unwatched(build(load_recipe(watched, edits), tmp_path / "run")))
+
+    assert remarks() == remarks("watch.beside.share=0.5") == []
+    otherwise = (
+        "watch: 2 finished trainings were measured otherwise: the curves of them are what the recipe asked for then"
+    )
+    edits = (
+        "watch.every=3",
+        "watch.limit=5",
+        "watch.beside=null",
+        "watch.evaluation=kept",
+        "evaluate.1.where=text like '%a%'",
+    )
+    assert [remarks(edit) for edit in edits] == [[otherwise]] * len(edits)
 
 
 @pytest.mark.thorough

@@ -49,12 +49,13 @@ def test_what_no_model_is_read_by_is_not_told(tmp_path: Path, name: str) -> None
     ("written", "told"),
     [
         ({"eos_token_id": 2}, False),
-        ({"eos_token_id": [2], "repetition_penalty": 1.3, "do_sample": True}, False),
+        ({"eos_token_id": [2], "do_sample": True, "temperature": 0.6, "transformers_version": "5"}, False),
+        ({"eos_token_id": 2, "repetition_penalty": 1.3}, True),
         ({"eos_token_id": [2, 7]}, True),
         ({}, True),
     ],
 )
-def test_of_a_generations_configuration_the_end_tokens_are_told_where_they_are_others(
+def test_of_a_generations_configuration_is_told_what_is_obeyed(
     tmp_path: Path, written: dict[str, object], told: bool
 ) -> None:
     edited = described(tmp_path / "after", **{"generation_config.json": json.dumps(written)})

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spunge.cli import judge, merge, report, run, start, tune
+from spunge.cli import chat, judge, merge, push, report, run, start, tune
 from spunge.cli.terminal import fail, leave, say, show_traceback
 from spunge.errors import LostError, RecipeError, is_panic
 from spunge.stopping import STOP
@@ -34,6 +34,8 @@ for command in (
     report.report,
     report.compare,
     judge.judge,
+    chat.chat,
+    push.push,
     tune.tune,
     judge.probe,
     merge.merge,

@@ -2,13 +2,14 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from spunge.errors import RecipeError, one_line
+from spunge.errors import RecipeError, one_line, suggestion
 
 if TYPE_CHECKING:
     from spunge.recipe.schema import Recipe
@@ -79,7 +80,8 @@ def means_model(target: str, line: Line) -> bool:
 
     given = [name for name, value in line._asdict().items() if value]
     folder = os.path.isdir(os.path.expanduser(target))
-    shipped = target in {file.stem for file in shipped_recipes()}
+    names = {file.stem for file in shipped_recipes()}
+    shipped = target in names
     if not line.forget:
         if given:
             raise RecipeError(
@@ -87,6 +89,10 @@ def means_model(target: str, line: Line) -> bool:
             )
         if folder and not shipped:
             raise RecipeError(f"recipe: {target!r} is a folder; to unlearn with the model in it, give --forget ROWS")
+        if not (shipped or os.path.isfile(os.path.expanduser(target)) or target.lower().endswith(RECIPES)):
+            near = suggestion(target, names)
+            meant = near if near.startswith("; did") else "; of a model give --forget ROWS too"
+            raise RecipeError(f"recipe: no file {target!r}, nor a shipped recipe of that name{meant}")
         return False
     if folder and shipped:
         raise RecipeError(f"model: {target!r} is a shipped recipe and a folder here; for the folder write ./{target}")
@@ -133,7 +139,7 @@ def written(target: str, line: Line, overrides: Sequence[str], out: str = "", to
     content = proposal.content if Path(to).resolve() == Path.cwd() else read_draft(proposal.content).content
     file = Path(to) / f"{folder.resolve().name}.yaml"
     usual = folder == Path("runs") / file.stem
-    again = f"spunge run {file}" + ("" if usual else f" --out {folder}")
+    again = shlex.join(["spunge", "run", str(file), *([] if usual else ["--out", str(folder)])])
     title = f"Proposed by spunge for {target}. Edit it, and run it:\n  {again}"
     write_remarked(file, remarked(content, proposal.remarks, title), "--to" if to != "." else "--out")
     for told in proposal.said:

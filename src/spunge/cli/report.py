@@ -1,28 +1,46 @@
 """Commands on finished runs: report one, compare several."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
+from spunge.errors import one_line
+
+
+class Form(str, Enum):
+    """What scores are printed as."""
+
+    csv = "csv"
+    md = "md"
 
 
 def report(
-    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
+    form: Annotated[
+        Form | None, typer.Option("--format", help="csv: a line a score, for pandas or a spreadsheet; md: Markdown.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a run's scores and what they say; write its page anew.
 
     The page is RUN/report.html. A paper's figures that the recipe names stand beside the run's own.
     """
+    from spunge.report.export import csv_text, markdown_text
     from spunge.report.page import write_page
     from spunge.report.text import report_text
     from spunge.results import read_results
 
+    _tell_doubts([folder])
     results = read_results(folder)
     page = write_page(results.folder)
     if as_json:
         print_json(results.content)
+        return
+    if form is not None:
+        say((csv_text if form is Form.csv else markdown_text)(results).rstrip("\n"))
         return
     print_scores(results)
     say(f"\n{report_text(results)}\nreport: {near(page)}")
@@ -38,8 +56,18 @@ def compare(
     """Set several runs' scores beside each other. Refused where scorers, thresholds or items differ."""
     from spunge.report.comparison import compare as compare_runs
 
+    _tell_doubts(folders)
     comparison = compare_runs([Path(folder) for folder in folders], stage)
     if as_json:
         print_json(comparison.to_json())
     else:
         say(comparison.text().rstrip("\n"))
+
+
+def _tell_doubts(folders: list[str]) -> None:
+    """Say of results that are not of what lies in the run's folder now. Raises RecipeError where they are not as it wrote them."""
+    from spunge.run.stamps import doubts
+
+    for folder in folders:
+        if told := doubts(folder):
+            typer.echo(one_line(f"warning: {folder}: {told}"), err=True)

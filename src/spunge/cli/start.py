@@ -69,7 +69,7 @@ def init(
     overrides: SetOption = [],  # noqa: B006
     folder: Annotated[str, typer.Option("--to", help="Where to write it.")] = ".",
 ) -> None:
-    """Write a recipe to edit: a copy of a shipped one with its data, or one for a model and rows.
+    """Write a recipe to edit, a shipped one or one for your rows.
 
     What is missing is asked for at a terminal, and refused elsewhere. Nothing is trained.
     """
@@ -93,9 +93,7 @@ def _copied(name: str, folder: str) -> Path:
 
     shipped = {file.stem: file for file in shipped_recipes()}
     if name not in shipped:
-        raise RecipeError(
-            f"init: no shipped recipe {name!r}{suggestion(name, shipped)}; of a model, give --forget ROWS too"
-        )
+        raise RecipeError(f"init: no shipped recipe {name!r}{suggestion(name, shipped)}")
     target = Path(folder) / f"{name}.yaml"
     data = shipped[name].with_suffix("")
     for path in (target, target.with_suffix("")):

@@ -1,5 +1,6 @@
 """Rows whose values of the attribute are asked for, as an attribute source is given them; and labels that are made once."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from spunge.data.query import Query
 from spunge.data.samples import Rendering, sample_table
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, text_table
-from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
+from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_text
 from spunge.recipe.model import ModelSettings
 
 
@@ -55,6 +56,5 @@ def labelled_once(made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[st
     known = unsealed(read_json(file))
     if known is None:
         known = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, sealed(known))
+        write_text(file, json.dumps(sealed(known)), "SPUNGE_CACHE")
     return known

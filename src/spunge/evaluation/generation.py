@@ -5,7 +5,7 @@ evaluations with the same prompts and settings share one set of texts.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -160,6 +160,29 @@ def _with_transformers(
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
         yield list(rows), [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+
+
+def streamed(base: Base, prompt: str, settings: GenerationSettings, hear: Callable[[str], None]) -> str:
+    """One completion of a prompt; `hear` is told each piece of it as soon as its letters are certain."""
+    from transformers import TextStreamer
+
+    pieces: list[str] = []
+
+    def told(text: str, stream_end: bool = False) -> None:
+        pieces.append(text)
+        hear(text)
+
+    pad, ends = _special(base)
+    ids = torch.tensor([prompt_ids(base, prompt, settings)], device=base.device)
+    telling = TextStreamer(base.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    telling.on_finalized_text = told
+    with (
+        _seeded(base, settings.seed),
+        torch.inference_mode(),
+        _generating(base.model, plain_generation(settings, pad, ends)),
+    ):
+        base.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=telling)
+    return "".join(pieces)
 
 
 def plain_generation(settings: GenerationSettings, pad: int, ends: Sequence[int]) -> Any:

@@ -4,7 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
+from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
+from spunge.model.ranks import ALONE, Ranks
 from spunge.model.refusing import refused_as
 from spunge.recipe.model import ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
@@ -60,6 +62,9 @@ class Base:
     positions: int | None = None  # tokens that there are positions for; None: nothing bounds them
     train_in: PackedIn | None = None  # how the linear layers are packed; then `parameters` holds no values of theirs
     checkpoint_activations: bool = False  # training holds the blocks' inputs and computes the rest again
+    ranks: Ranks = (
+        ALONE  # that train it together; of several, it is still on the CPU, and each will take its shards to `device`
+    )
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -77,14 +82,24 @@ class Base:
 
     def autocast(self) -> torch.autocast:
         """Mixed precision: trained tensors are float32, arithmetic is the model's dtype."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # What autocast keeps of a weight in another dtype is as large as the weight, and may be of values that it had before.
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=not self.ranks.shared
+        )
 
 
-def load_base(folder: Path, settings: ModelSettings, last: int | None = None, setting: str = "model.path") -> Base:
+def load_base(
+    folder: Path,
+    settings: ModelSettings,
+    last: int | None = None,
+    setting: str = "model.path",
+    ranks: Ranks = ALONE,
+) -> Base:
     """Load model and tokenizer for training and judging. Raises RecipeError when the architecture is no causal LM.
 
     last: the last block that is needed. Blocks above it and the output layer are then left on the disk, so that the
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
+    ranks: that are to train it together.
     """
     device = pick_device(settings.device)
     trust, packed_in = settings.trust_remote_code, settings.train_in
@@ -103,7 +118,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         elif model is None:
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
-    if plain is None:
+    if plain is None and not ranks.shared:
         model.to(device)
     model.eval().requires_grad_(False)
     checkpoint = Checkpoint(folder, setting)
@@ -122,6 +137,7 @@ def load_base(folder: Path, settings: ModelSettings, last: int | None = None, se
         positions,
         packed_in,
         settings.checkpoint_activations,
+        ranks,
     )
 
 
@@ -306,10 +322,26 @@ _measured: dict[str, float] = {}
 
 
 def bfloat16_speedup() -> float:
-    """float32's time over bfloat16's for a matrix product of a small model's shape, measured here once (about 50 ms)."""
+    """float32's time over bfloat16's for a matrix product of a small model's shape, measured once on a machine (about 50 ms).
+
+    Kept in the cache folder: measured again on a busy machine, it may lead to another dtype in the middle of a run.
+    """
     if "speedup" not in _measured:
-        _measured["speedup"] = _bfloat16_speedup()
+        _measured["speedup"] = _kept_speedup()
     return _measured["speedup"]
+
+
+def _kept_speedup() -> float:
+    machine = {"torch": str(torch.__version__), "processor": torch.backends.cpu.get_cpu_capability()}
+    file = cache_folder() / "bfloat16" / f"{fingerprint(machine)[:16]}.json"
+    with suppress(OSError):
+        kept = unsealed(read_json(file))
+        if kept is not None:
+            return float(kept["speedup"])
+    measured = _bfloat16_speedup()
+    with suppress(OSError, RecipeError):  # where the cache cannot be written, nothing is kept
+        write_json(file, sealed({"speedup": measured}))
+    return measured
 
 
 def know_bfloat16_speedup(measured: float) -> None:

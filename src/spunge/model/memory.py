@@ -15,6 +15,7 @@ from spunge.errors import RecipeError, one_line
 R = TypeVar("R")
 
 TRIM, MAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+SMALL = 1 << 20  # bytes: blocks up to here may stay with the process in any case
 LARGEST = 32 << 20  # bytes: larger blocks are the system's own in any case
 
 
@@ -53,6 +54,25 @@ def heap_kept() -> Iterator[None]:
     finally:
         libc.mallopt(TRIM, 2 * LARGEST)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def heap_given_back() -> Iterator[None]:
+    """Inside the block, blocks of more than 1 MB that are freed go back to the system at once.
+
+    Where a model is shared out, each part of it is whole for a moment. glibc would keep these moments' memory in pieces that fit
+    nothing else, as much as the whole model takes and more. Nothing without glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallopt(MAP, SMALL)
+    try:
+        yield
+    finally:
+        libc.mallopt(MAP, LARGEST)
 
 
 def peak_memory() -> int:

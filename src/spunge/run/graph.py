@@ -59,6 +59,7 @@ class Stage(Generic[SessionT]):
     make: Callable[[SessionT], Made] | None = None  # None: a model that is only laid together in memory
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
+    together: bool = False  # several processes can make it of one model; the main one of them leaves the files
     light: bool = False  # made at once, without a model: by whoever gives the others out
 
 

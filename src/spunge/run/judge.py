@@ -29,6 +29,7 @@ from spunge.run.models import Lineup, Model
 from spunge.run.named import missing
 from spunge.run.session import Session
 from spunge.unlearning.finetuning import finetune
+from spunge.weights.rounding import Storage
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     content = evaluation_inputs(items, lineup.inputs.base)
     if model.trainings and model.merge is None:  # judged as it would be written
         content |= flattened("merge", model.storage._asdict())
-    if (dtype := lineup.inputs.base.judged.dtype) != lineup.inputs.recipe.model.dtype:
-        content["arithmetic"] = dtype
+    content |= _arithmetic(lineup)
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
@@ -71,6 +71,21 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
         content |= {f"part {part.value}": part.samples.sha256 for part in lineup.inputs.parts.parts}
         content["retain rows"] = lineup.inputs.retain.sha256 if lineup.inputs.retain else None
     return content
+
+
+def model_key(judging: Judging, key: str) -> str:
+    """What a model's texts are known by. key: its stage's, which says neither the arithmetic nor, where it is a training's, what
+    the model would be written in."""
+    model, about = judging.model, _arithmetic(judging.lineup)
+    if model.trainings and model.merge is None and model.storage != Storage():
+        about |= model.storage._asdict()
+    return fingerprint([key, about]) if about else key
+
+
+def _arithmetic(lineup: Lineup) -> dict[str, Any]:
+    """What models are judged in, where it is not what the recipe says."""
+    dtype = lineup.inputs.base.judged.dtype
+    return {} if dtype == lineup.inputs.recipe.model.dtype else {"arithmetic": dtype}
 
 
 def evaluation_inputs(items: Items, base: BaseInputs) -> dict[str, Any]:

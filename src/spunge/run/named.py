@@ -54,6 +54,22 @@ def refuse_stages(evaluations: Sequence[Items], stages: Sequence[str]) -> None:
                 )
 
 
+def refuse_twice(evaluations: Sequence[Items], stages: Sequence[str]) -> None:
+    """Raises RecipeError where two evaluations will report one metric on one subject of one stage, as far as that is known
+    before they measure."""
+    by: dict[tuple[str, str, str], str] = {}
+    for items in evaluations:
+        for stage in [stage for stage in stages if judges(items.settings, stage)]:
+            for metric in metrics_of(items) or ():
+                for subject in items.subjects:
+                    other = by.setdefault((stage, subject, metric), items.name)
+                    if other != items.name:
+                        raise RecipeError(
+                            f"evaluate.subject: {other!r} and {items.name!r} both report {metric!r} on {subject!r}; give one of "
+                            f'them subjects of its own, such as {{by: "NULL", subject: {items.name}}}'
+                        )
+
+
 def unmatched_figures(recipe: Recipe, evaluations: Sequence[Items], stages: Sequence[str]) -> Iterator[str]:
     """The published figures that nothing of this run will stand beside, as far as that is known before it measures: a remark."""
     lost = [told for entry in recipe.published if (told := _unmatched(entry, recipe, evaluations, stages))]

@@ -17,6 +17,7 @@ from spunge.results import UNTAUGHT, Calibration, Model, Part, Point, Published,
 from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
+from spunge.run.kept import kept_of
 from spunge.run.measured import read_measured
 from spunge.run.models import Lineup
 from spunge.run.models import Model as Judgeable
@@ -118,7 +119,10 @@ def _calibrations(model: Judgeable, seeds: Sequence[Lineup]) -> tuple[Calibratio
     if model.calibration is None:
         return None
     files = [each.calibration for line in seeds for each in line.models if each.name == model.name and each.calibration]
-    return tuple(Calibration(**{name: real(read_json(file)[name]) for name in NAMES}) for file in files)
+    kept = kept_of(seeds[0].inputs.base)
+    # An evaluation or aggregate that has another name now is the same one.
+    names = {} if kept is None else {"evaluation": kept.name, "metric": kept.metric}
+    return tuple(Calibration(**{name: real(read_json(file)[name]) for name in NAMES} | names) for file in files)
 
 
 def curves(seeds: Sequence[Lineup]) -> Iterator[Watched]:

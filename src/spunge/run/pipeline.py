@@ -18,7 +18,7 @@ from spunge.run.graph import NotMadeError
 from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.merge import refuse_merges
-from spunge.run.named import refuse_stages, unmatched_figures
+from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
 from spunge.run.sharing import take
 from spunge.run.space import refuse_full
@@ -88,6 +88,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     refuse_items([*(judging.items for judging in unjudged(begun)), *watched, *begun.base.calibration_items], begun.base)
     stages = [model.name for model in begun.seeds[0].models]
     refuse_stages(begun.base.evaluations, stages)
+    refuse_twice(begun.base.evaluations, stages)
     refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
     refuse_seen(begun.base.evaluations, begun.base)
     remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)

@@ -6,6 +6,7 @@ The defaults are our choice, not a paper's; they stand in the recipe, to be chan
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 from spunge.data.guessing import guessed_attribute, guessed_texts, quoted, reading_told
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
-from spunge.data.split import split_rows
+from spunge.data.split import Part, split_rows
 from spunge.data.texts import text_table, unspaced
 from spunge.errors import RecipeError
 from spunge.model.hub import local_folder
@@ -40,6 +41,9 @@ RATES: dict[str, list[tuple[float, float]]] = {
     "lora": [(0.5e9, 10), (2e9, 5), (9e9, 2), (float("inf"), 1)],
     "rmu": [(0.5e9, 2), (2e9, 1), (float("inf"), 0.05)],
 }
+LENGTHS = (128, 256, 512, 1024)  # tokens of a sample
+SIZED = 256  # rows that are measured for it
+WHOLE = 0.95  # of them are not cut
 LARGE = 3e9  # entries from which activations are computed again, and a batch is made up of two
 
 
@@ -88,15 +92,20 @@ def propose(asked: Asked) -> Proposal:
     entries = _entries(known)
     _name_retain(content, asked, said)
     parts = split_rows(_without_judging(content)).parts
-    sizes = [len(part.samples) for part in parts]
-    remarks["model"] = f"{entries / 1e6:.0f} million weights; the training's settings below are for this size"
-    _set_training(content, method.settings, entries, sizes)
+    remarks["model"] = f"{entries / 1e6:.3g} million weights; the training's settings below are for this size"
+    if "max_lengths" not in content["unlearn"]:
+        content["unlearn"].setdefault(
+            "max_length", _length(parts, load_tokenizer(known.model, local_folder(known.model)))
+        )
+    _set_training(content, method.settings, entries, [len(part.samples) for part in parts])
     remarks["unlearn"] = "our choice for a model of this size and parts of these sizes, no paper's"
     if len(parts) == 1:
         content.setdefault("merge", {"rule": "task_arithmetic"})
         remarks["merge"] = "there is one part: its change is added to the model as it is"
     content.setdefault("controls", list(asked.controls) if asked.controls is not None else ["joint"] * (len(parts) > 1))
     content["evaluate"] = _evaluations(content, known)
+    if "prompt" in content["forget"] and find_spec("rouge_score") is None:
+        said.append("evaluate: ROUGE is left out, which needs rouge-score (pip install 'spunge[judge]')")
     remarks["evaluate"] = "was it forgotten, by part; were rows like those to keep kept; is plain text read as before"
     apply_overrides(content, asked.overrides)
     content = {name: content[name] for name in Recipe.model_fields if name in content}
@@ -233,6 +242,16 @@ def _name_retain(content: dict[str, Any], asked: Asked, said: list[str]) -> None
     content["retain"] = retain
 
 
+def _length(parts: Sequence[Part], tokenizer: Any) -> int:
+    """Tokens of a sample: the least of LENGTHS that cuts few of the rows, by some of each part."""
+    sizes: list[int] = []
+    for part in parts:
+        some = range(min(len(part.samples), max(1, SIZED // len(parts))))
+        texts = part.samples.texts(some, tokenizer, "forget")
+        sizes += [len(tokenizer(text.prompt + text.completion)["input_ids"]) for text in texts]
+    return next((length for length in LENGTHS if np.mean(np.array(sizes) < length) >= WHOLE), LENGTHS[-1])
+
+
 def _set_training(content: dict[str, Any], settings: type[Any], entries: int, sizes: Sequence[int]) -> None:
     """Learning rate, batches, passes and what is trained, where the recipe does not say."""
     unlearn, fields = content["unlearn"], settings.model_fields
@@ -254,6 +273,7 @@ def _set_training(content: dict[str, Any], settings: type[Any], entries: int, si
         unlearn["epochs"] = max(1, min(10, round(STEPS * 8 / max(1, rows))))
     elif not {"epochs", "steps"} & unlearn.keys():
         unlearn["steps"] = fields["steps"].default
+    content["model"].setdefault("dtype", "auto")
     if large:
         content["model"].setdefault("checkpoint_activations", True)
 
@@ -262,17 +282,19 @@ def _evaluations(content: Mapping[str, Any], known: Recipe) -> list[dict[str, An
     """What says whether it worked, for every part, and what it cost."""
     forget, retain = content["forget"], content.get("retain")
     plain = "text" in forget
-    answers = {"metrics": ["rouge", "probability", "extraction"], "generation": {"max_new_tokens": 48}}
-    texts = {"metrics": ["extraction", "verbatim"], "generation": {"max_new_tokens": 48}}
+    answers: dict[str, Any] = {"metrics": ["probability", "extraction"]}
+    if find_spec("rouge_score") is not None:
+        answers = {"metrics": ["rouge", "probability", "extraction"], "words": "unicode"}
+        answers["generation"] = {"max_new_tokens": 48}
+    texts = {"metrics": ["exact", "extraction"]}
     judged: list[dict[str, Any]] = [
         {"kind": "memorization", "name": "forget", "group": "forget", **(texts if plain else answers), "limit": LIMIT}
     ]
     if forget.get("where"):
         judged[0]["where"] = forget["where"]
     if plain:
-        judged.append({**judged[0], "kind": "perplexity", "name": "forget texts"})
-        for name in ("metrics", "generation"):
-            judged[1].pop(name)
+        measured = {name: value for name, value in judged[0].items() if name != "metrics"}
+        judged.append({**measured, "kind": "perplexity", "name": "forget texts"})
     neutral = False
     if isinstance(retain, Mapping) and "source" in retain:
         columns = {role: retain[role] for role in ("text", "prompt", "completion", "messages") if role in retain}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from spunge.evaluation.evaluator import Judges
 from spunge.model.loading import Base, arithmetic, load_base
 from spunge.model.memory import peak_memory
+from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
@@ -25,10 +26,14 @@ class Used(NamedTuple):
 
 
 class Session:
-    """One process at work on a run. The base is loaded when first needed: whole, or until then its first blocks alone."""
+    """One process at work on a run. The base is loaded when first needed: whole, or until then its first blocks alone.
 
-    def __init__(self, base: BaseInputs, watcher: Watcher) -> None:
+    ranks: the processes that train a model together, of which this is one. Then the session is for one training.
+    """
+
+    def __init__(self, base: BaseInputs, watcher: Watcher, ranks: Ranks = ALONE) -> None:
         self.watcher = watcher
+        self.ranks = ranks
         self.judges = Judges()
         self.activations: Store = {}  # of the base, shared by the trainings of one seed
         self.activations_of: object = None  # that seed's inputs
@@ -60,7 +65,7 @@ class Session:
                 here = self._whole = None
                 self._first.clear()
                 gc.collect()
-            here = self._whole = load_base(folder, settings)
+            here = self._whole = load_base(folder, settings, ranks=self.ranks)
         return here
 
     @property

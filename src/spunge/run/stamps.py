@@ -12,7 +12,9 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from spunge.errors import RecipeError
 from spunge.files import checksum, is_inside, read_json, sealed, unsealed, write_json
+from spunge.results import FILE
 
 FORMAT = 1
 
@@ -114,3 +116,33 @@ def _problem(file: Path, mark: FileMark) -> str:
         return "" if checksum(file) == mark.xxh3 else "is damaged or was changed"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def other_making(folder: Path, stamps: dict[str, Stamp], last: str) -> Iterator[str]:
+    """Stages that `last` was made from and that are missing, or were made again since."""
+    for name, key in stamps[last].inputs.items():
+        if not name.startswith("stage "):
+            continue
+        stage = name.removeprefix("stage ")
+        file = stamp_file(folder, stage).relative_to(folder).as_posix()
+        if read_stamp(folder, stage) is None:
+            if not (folder / file).exists():
+                yield f"{file} is missing"
+        elif stamps[stage].key != key:
+            yield f"{file} is of another making than what {last} was made from"
+
+
+def doubts(folder: str | Path) -> str:
+    """Why the results of a run's folder may not be of what lies there now; nothing where they are, and where no stamps lie beside
+    them. Raises RecipeError where they are not as the run wrote them."""
+    folder = Path(folder).resolve()
+    if not (folder / "stamps").is_dir():
+        return ""
+    stamps = {stamp.stage: stamp for stamp in stamps_in(folder)}
+    again = "the run's command, given again, makes it anew"
+    if "results" not in stamps:
+        return f"{FILE} is of before: the run was not finished since; {again}"
+    for fault in faults(folder, stamps["results"], byproducts=False):
+        raise RecipeError(f"{str(folder / fault.path)!r} {fault.problem}; {again}")
+    others = list(other_making(folder, stamps, "results"))
+    return f"{FILE} is of before: {others[0]}; {again}" if others else ""

@@ -43,7 +43,7 @@ from spunge.run.keys import keyed
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
-from spunge.run.train import STATES, packed_in, reader_of, refuse_unpackable
+from spunge.run.train import drop_states, packed_in, reader_of, refuse_unpackable
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task
@@ -110,11 +110,15 @@ def refuse_lessons(teachings: Sequence[Teaching], base: BaseInputs) -> list[str]
 
 
 def make_taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) -> Made:
-    """Teach the given model, or take what was taught from the cache. One that was stopped goes on where it was."""
-    if _from_cache(teaching, key):
-        return Made(files_below(teaching.folder), "from the cache")
+    """Teach the given model, or take what was taught from the cache. One that was stopped goes on where it was. Of several
+    processes that teach together the main one writes."""
+    ranks = session.ranks
+    if ranks.any(ranks.main and _from_cache(teaching, key)):
+        return Made(files_below(teaching.folder) if ranks.main else [], "from the cache")
     teaching.work.mkdir(parents=True, exist_ok=True)
-    told, delta = _taught(teaching, base, key, session)
+    if (taught := _taught(teaching, base, key, session)) is None:
+        return Made([])
+    told, delta = taught
     settings = RULES.get("task_arithmetic").settings.model_validate(
         {"rule": "task_arithmetic", "dtype": teaching.settings.dtype}
     )
@@ -124,26 +128,27 @@ def make_taught(teaching: Teaching, base: BaseInputs, key: str, session: Session
     return Made(files_below(teaching.folder), f"{told['steps']} steps", [teaching.work / "log.jsonl"])
 
 
-def _taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) -> tuple[dict[str, Any], Delta]:
-    """What is said of the teaching, and what it changed."""
+def _taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) -> tuple[dict[str, Any], Delta] | None:
+    """What is said of the teaching, and what it changed; None in a process that writes nothing."""
     settings, samples = teaching.settings, teaching.samples
     state = teaching.work / f"state-{key[:12]}.pt"
-    for other in teaching.work.glob(STATES):
-        if other != state:
-            other.unlink()
+    if session.ranks.main:
+        drop_states(teaching.work, state)
     given = session.untaught
     task = Task(
         base=given,
         parts={"": samples},
         retain=None,
         seeds={"": seed_for(settings.seed, "teach")},
-        log=teaching.work / "log.jsonl",
+        log=teaching.work / "log.jsonl" if session.ranks.main else None,
         state=state,
         progress=session.watcher.step,
         setting="teach",
     )
     started = time.perf_counter()
     branch = teach(task, settings)
+    if not session.ranks.main:
+        return None
     plain = Checkpoint(base.untaught)
     told = {
         "model": name_of(base.untaught),
@@ -158,6 +163,7 @@ def _taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) ->
         "device": str(given.device),
         "dtype": str(given.dtype).removeprefix("torch."),
         "train_in": given.train_in,
+        **({"processes": session.ranks.count} if session.ranks.shared else {}),
     }
     delta = write_delta(teaching.work / "delta", branch.changes, {"base": told["base"]}, "teach")
     told["tensors"] = delta.tensors

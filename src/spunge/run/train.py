@@ -136,8 +136,9 @@ def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
 
 
 def train(training: Training, lineup: Lineup, key: str, session: Session) -> Made:
-    """Unlearn, and write the delta. A training that was stopped goes on where it was."""
-    inputs, folder = lineup.inputs, training.folder
+    """Unlearn, and write the delta. A training that was stopped goes on where it was. Of several processes that train together the
+    main one writes."""
+    inputs, folder, ranks = lineup.inputs, training.folder, session.ranks
     settings, notes = choice(lineup)
     base = base_for(settings, inputs, session)
     if session.activations_of is not inputs:
@@ -145,16 +146,15 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         session.activations_of = inputs
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / f"state-{key[:12]}.pt"
-    for other in folder.glob(STATES):
-        if other != state:
-            other.unlink()
+    if ranks.main:
+        drop_states(folder, state)
     task = Task(
         base=base,
         parts={part.value: part.samples for part in training.parts},
         retain=inputs.retain,
         seeds={part.value: seed_for(inputs.recipe.seed, "branch", part.value) for part in training.parts},
         common=inputs.recipe.seed,
-        log=folder / "log.jsonl",
+        log=folder / "log.jsonl" if ranks.main else None,
         state=state,
         kept=session.activations if training.after is None else {},  # of another model: a store of its own
         progress=session.watcher.step,
@@ -163,6 +163,8 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     started = time.perf_counter()
     with stacked(training.earlier, base):
         branch = METHODS.get(settings.method).unlearn(task, settings)
+    if not ranks.main:
+        return Made([])
     seconds = time.perf_counter() - started - (branch.watched.seconds if branch.watched else 0.0)
     info = {
         "base": inputs.base.weights,
@@ -179,6 +181,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
         "train_in": base.train_in,
+        **({"processes": ranks.count} if ranks.shared else {}),
     }
     delta = write_delta(folder, branch.changes, info)
     merge = inputs.recipe.merge
@@ -193,6 +196,13 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     remarks += [f"{name}: {note}" for name, note in branch.notes.items() if name == "out of memory"]
     said = f" ({'; '.join(remarks)})" if remarks else ""
     return Made([folder / "delta.safetensors", folder / "delta.json"], f"{branch.steps} steps{said}", log)
+
+
+def drop_states(folder: Path, state: Path) -> None:
+    """Remove the states that trainings with other keys left."""
+    for other in folder.glob(STATES):
+        if not other.name.startswith(state.stem):
+            other.unlink()
 
 
 def _watched(training: Training, inputs: SeedInputs, branch: Branch) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.run.folder import FAILED, runs_in
 from spunge.run.models import calibration_file
-from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, stamps_in
+from spunge.run.stamps import Stamp, faults, other_making, stamp_file, stamps_in
 from spunge.weights.delta import open_delta
 from spunge.weights.sources import DeltaSource
 
@@ -95,21 +95,7 @@ def _broken_chain(folder: Path, stamps: dict[str, Stamp]) -> Iterator[str]:
         if last not in stamps:
             yield f"stamps/{last}.json is missing: the run is not finished"
             return
-        yield from _other_making(folder, stamps, last)
-
-
-def _other_making(folder: Path, stamps: dict[str, Stamp], last: str) -> Iterator[str]:
-    """Stages that `last` was made from and that are missing, or were made again since."""
-    for name, key in stamps[last].inputs.items():
-        if not name.startswith("stage "):
-            continue
-        stage = name.removeprefix("stage ")
-        file = stamp_file(folder, stage).relative_to(folder).as_posix()
-        if read_stamp(folder, stage) is None:
-            if not (folder / file).exists():
-                yield f"{file} is missing"
-        elif stamps[stage].key != key:
-            yield f"{file} is of another making than what {last} was made from"
+        yield from other_making(folder, stamps, last)
 
 
 def _check_merged(checked: Verification, folder: Path, stamps: Mapping[str, Stamp], watcher: Watcher) -> None:

@@ -296,22 +296,36 @@ def described(training: Training, inputs: SeedInputs, watched: Watched) -> dict[
     return {**content, "asked": settings.share, "share": json_value(share), "reached": share >= settings.share}
 
 
-def _drawn(curve: Curve, place: int, watched: Watched) -> dict[str, Any]:
-    readings = [(point.step, point.readings[place]) for point in watched.points]
+def _about(curve: Curve) -> dict[str, Any]:
+    """What a curve is of, for delta.json."""
     return {
         "evaluation": curve.items.name,
         "metric": curve.metric,
         "subject": curve.subject,
         "beside": curve.block != "watch",
-        "wanted": readings[0][1].wanted,
-        "target": readings[0][1].target,
         "rows": curve.items.sha256[:12],
         "n": len(curve.members),
+    }
+
+
+def _drawn(curve: Curve, place: int, watched: Watched) -> dict[str, Any]:
+    readings = [(point.step, point.readings[place]) for point in watched.points]
+    return {
+        **_about(curve),
+        "wanted": readings[0][1].wanted,
+        "target": readings[0][1].target,
         "points": [
             {"step": step, **json_value({"value": reading.value, "low": reading.low, "high": reading.high})}
             for step, reading in readings
         ],
     }
+
+
+def measured_otherwise(training: Training, inputs: SeedInputs, watched: Mapping[str, Any]) -> bool:
+    """Whether the curves of a finished training are of something else than the recipe asks now."""
+    asked = [_about(curve) for curve in curves_of(training, inputs)]
+    told = [{name: curve[name] for name in asked[0]} for curve in watched["curves"]]
+    return told != asked or watched["every"] != steps_between(training, inputs)
 
 
 def told_of(watched: Mapping[str, Any] | None) -> list[str]:

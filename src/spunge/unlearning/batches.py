@@ -13,7 +13,8 @@ from spunge.model.loading import Base
 class Stream:
     """Batches on the base's device without end, in an order of the seed. `drawn` counts those drawn so far.
 
-    A batch is given in `pieces`, one by one, where it does not fit into the memory as a whole.
+    A batch is given in `pieces`, one by one, where it does not fit into the memory as a whole. Of several processes that train
+    together each is given as many pieces of every batch; `step` has those of all.
     """
 
     def __init__(
@@ -57,16 +58,18 @@ class Stream:
         return batch._replace(step=tuple(self._step) if len(self._step) > 1 else ())
 
     def _cut(self) -> None:
-        """Cut the step's batches into pieces of about the same number of samples."""
+        """Cut the step's batches into pieces of about the same number of samples, as many for each process."""
+        ranks = self.base.ranks
+        pieces = self.pieces * ranks.count
         self._step = []
         for drawn in self._drawn_rows:
-            size = -(-len(drawn) // self.pieces)
+            size = -(-len(drawn) // pieces)
             starts = range(0, len(drawn), size)
             batches = [
                 self.batch(drawn[start : start + size])._replace(drawn=tuple(drawn), start=start) for start in starts
             ]
-            self._step += batches + [batches[-1]._replace(counts=False)] * (self.pieces - len(batches))
-        self._left = list(self._step)
+            self._step += batches + [batches[-1]._replace(counts=False)] * (pieces - len(batches))
+        self._left = self._step[ranks.rank :: ranks.count]
 
     def give_again(self, drawn: int, pieces: int) -> None:
         """Give the step that is under way from its start, in so many pieces a batch. `drawn`: at its start."""

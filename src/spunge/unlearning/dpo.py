@@ -55,5 +55,6 @@ DPO = Method(
         "to forget": samples,
         "to prefer": refused(samples, settings, tokenizer),
     },
+    shares=True,
     version=3,
 )

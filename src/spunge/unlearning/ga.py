@@ -40,5 +40,6 @@ GA = Method(
     unlearn=unlearn,
     calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

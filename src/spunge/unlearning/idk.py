@@ -37,5 +37,6 @@ IDK = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
+    shares=True,
     version=3,
 )

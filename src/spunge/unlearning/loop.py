@@ -3,6 +3,9 @@
 It saves its state now and then, and where it is asked to stop, so that a branch that was stopped or killed goes on to the
 very delta it would have had; and it ends, and goes back to the last good weights, when the loss is no number or the retain
 loss explodes.
+
+Of several processes that train together each runs it on its share of every batch, and holds its shards alone. What a decision
+depends on they tell one another first, so all of them decide alike.
 """
 
 import json
@@ -20,13 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.files import append_text, write_text, written
-from spunge.model.memory import heap_kept, is_out_of_memory, release, tell
+from spunge.files import append_text, write_text
+from spunge.model.memory import heap_given_back, heap_kept, is_out_of_memory, release, tell
 from spunge.recipe.training import DescentSettings, MethodSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 from spunge.unlearning.optimizers import optimizer_of
+from spunge.unlearning.states import store_state, stored_state
 from spunge.unlearning.watching import Watched, Watching
 
 RECENT = 5  # steps over which the damage to the retain texts is averaged
@@ -102,6 +106,7 @@ class Loop:
         Raises RecipeError when it goes wrong before there are good weights to go back to.
         """
         settings = self.settings
+        self.ranks = self.task.base.ranks
         self.optimizer = optimizer_of(self.parameters, settings, self.task.setting)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate_at(step, self.steps, settings)
@@ -113,16 +118,18 @@ class Loop:
         self.step, stopped = self._resumed()
         saved = time.monotonic()
         _begin_log(self.task.log, self.step)
-        with STOP.looked_for(), heap_kept():
+        with STOP.looked_for(), heap_given_back() if self.ranks.shared else heap_kept():
             self._look(stopped)
             while self.step < self.steps and stopped is None:
                 stopped = self._next_step()
                 self._look(stopped)
                 due = stopped is None and time.monotonic() - saved >= self.task.save_seconds
-                if self.task.state and (due or STOP.asked):
+                asked = self.ranks.any(STOP.asked)
+                if self.task.state and (self.ranks.any(due) or asked):
                     self._save(self.task.state, stopped)
                     saved = time.monotonic()
-                STOP.obey()
+                if asked:
+                    raise KeyboardInterrupt
         means, watched = self._means(), None
         if self.watching is not None:
             watched, means = self.watching.ended(self.step, means)
@@ -191,6 +198,12 @@ class Loop:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            if self.ranks.shared:  # the others wait for this one in the midst of a step
+                raise RecipeError(
+                    f"{self.task.setting}.batch_size: {self.settings.batch_size}: the memory of process "
+                    f"{self.ranks.rank + 1} of {self.ranks.count} does not hold its share of a batch; lower it and raise "
+                    "accumulation, or give more processes"
+                ) from error
             return None
 
     def _halve(self) -> None:
@@ -233,8 +246,8 @@ class Loop:
             if loss.damage is not None:
                 damage.append(loss.damage)
         if damage:
-            self.damages.append(sum(damage) / len(damage))
-        return terms
+            self.damages += self.ranks.means([sum(damage) / len(damage)])
+        return dict(zip(terms, self.ranks.means([*terms.values()]), strict=True))
 
     def _gone_wrong(self, terms: Mapping[str, float]) -> str | None:
         """Why the branch must stop, with the last good weights put back; keeps these weights now and then otherwise."""
@@ -271,7 +284,10 @@ class Loop:
     def _update(self, terms: dict[str, float]) -> float:
         """One optimizer step; returns its learning rate."""
         if self.settings.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+            norm = nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+            if self.ranks.shared:  # each has its shards' gradients
+                norm = norm.new_tensor(math.sqrt(self.ranks.sum(float(norm) ** 2)))
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
             terms["grad_norm"] = float(norm)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
@@ -282,7 +298,7 @@ class Loop:
         return rate
 
     def _save(self, file: Path, stopped: str | None) -> None:
-        """Everything that the rest of the run depends on, in one file that is whole or not there."""
+        """Everything that the rest of the run depends on: whole, or not there."""
         content = {
             "step": self.step,
             "stopped": stopped,
@@ -299,15 +315,13 @@ class Loop:
             "memory": self.memory,
             "watched": self.watching and self.watching.state(),
         }
-        with written(file) as aside, aside.open("wb") as stream:
-            torch.save(content, stream)
+        store_state(file, content, self.step, self.ranks)
 
     def _resumed(self) -> tuple[int, str | None]:
         """Take up a saved state; returns how many steps are done, and why there are no more, if so."""
-        file = self.task.state
-        if file is None or not file.exists():
+        content = stored_state(self.task.state, self.ranks) if self.task.state else None
+        if content is None:
             return 0, None
-        content = torch.load(file, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for parameter, value in zip(self.parameters, content["parameters"], strict=True):
                 parameter.copy_(value)

@@ -95,6 +95,9 @@ class Method(Generic[S]):
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}
+    # Several processes can train it together (`execution: {kind: sharded}`): it calls the model as a whole, by `outputs`, as often
+    # in one process as in another, and trains what `training` gives it in the `Loop`.
+    shares: bool = False
     version: int = 1  # rises when the same settings give another delta
 
     @property

@@ -46,5 +46,6 @@ NPO = Method(
     calls=lambda settings, depth: descending(settings, once=1),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

@@ -146,6 +146,7 @@ def _retain_of(task: Task) -> Any:
 def _distributions(session: Session, streams: Sequence[Stream]) -> Live | Stored:
     if session.settings.reference == "live" or not streams:
         return Live(session.trained)
-    folder = session.task.log.parent if session.task.log else None
+    kept = session.task.log or session.task.state
+    folder = kept.parent if kept else None
     with session.task.base.autocast():
         return Stored(session.trained, streams, folder, session.settings.batch_size)

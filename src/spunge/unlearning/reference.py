@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spunge.data.samples import Batch
 from spunge.files import about, require_space
@@ -27,13 +27,16 @@ from spunge.unlearning.trained import Trained
 def base_outputs(trained: Trained, batch: Batch) -> Scored:
     """The base's outputs at the scored places, without gradient and without dropout."""
     model, head = trained.model, trained.model.get_output_embeddings()
-    adapted = not trained.originals and head is not None and any(p.requires_grad for p in head.parameters())
+    learned = head is not None and any(p.requires_grad for p in head.parameters())
+    adapted = learned and not trained.originals and not trained.swaps
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), trained.adapter_off():
             if trained.originals:
-                base = outputs(model, batch, partial(_with_originals, trained), _originals_of_head(trained))
+                base = outputs(model, batch, partial(_with_originals, trained), partial(_originals_of_head, trained))
+            elif trained.swaps and head is not None:
+                base = outputs(model, batch, values=partial(_copied, head))
             else:
                 base = outputs(model, batch)
     finally:
@@ -48,6 +51,10 @@ def base_outputs(trained: Trained, batch: Batch) -> Scored:
 
 def _with_originals(trained: Trained, **arguments: Any) -> Any:
     return torch.func.functional_call(trained.model, trained.originals, (), arguments)
+
+
+def _copied(head: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
 
 
 def _originals_of_head(trained: Trained) -> dict[str, Tensor]:
@@ -71,11 +78,14 @@ class Sums:
         if 2 * len(self._values) != len(self._kept):
             self._values = dict(zip(self._kept[::2], self._kept[1::2], strict=True))
         new = [row for row in dict.fromkeys(batch.rows) if row not in self._values]
-        if new:
-            missing = batch if new == list(batch.rows) else self._stream.batch(new)
-            values: dict[float, float] = dict(
-                zip(new, base_outputs(self._trained, missing).sums().tolist(), strict=True)
-            )
+        ranks = self._stream.base.ranks
+        if ranks.any(bool(new)):  # then all call the model, and each knows the others' samples too from now on
+            asked = new or list(batch.rows)
+            missing = batch if asked == list(batch.rows) else self._stream.batch(asked)
+            own: list[float] = base_outputs(self._trained, missing).sums().tolist()
+            values: dict[float, float] = {}
+            for pairs in ranks.each(dict(zip(asked, own, strict=True))):
+                values |= {row: value for row, value in pairs.items() if row not in self._values}
             self._values.update(values)
             self._kept += [number for pair in values.items() for number in pair]
         return torch.tensor([self._values[row] for row in batch.rows], device=batch.ids.device)

@@ -122,11 +122,15 @@ class _EachPlace(torch.autograd.Function):
 
 
 def outputs(
-    model: Any, batch: Batch, call: Callable[..., Any] | None = None, values: Mapping[str, Tensor] | None = None
+    model: Any,
+    batch: Batch,
+    call: Callable[..., Any] | None = None,
+    values: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> Scored:
     """A model's outputs at the scored places of a batch.
 
-    call: another way to call the model; values: then what it takes in place of the output layer's own parameters.
+    call: another way to call the model; values: asked for after the call, what it took in place of the output layer's own
+    parameters.
     """
     call, head = call or model, head_of(model, batch)
     if head is None:
@@ -140,10 +144,10 @@ def outputs(
             call(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)
         read += given
     if len(groups) == 1:
-        return _behind(head, read[0], batch, values or {})
+        return _behind(head, read[0], batch, values())
     numbered = torch.arange(wanted.numel(), device=wanted.device).view(wanted.shape)
     order = torch.cat([numbered[rows][wanted[rows]] for rows in groups]).argsort()
-    return _behind(head, torch.cat(read)[order], batch, values or {})
+    return _behind(head, torch.cat(read)[order], batch, values())
 
 
 def rows_alike(batch: Batch) -> list[list[int]]:

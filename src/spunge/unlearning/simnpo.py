@@ -44,5 +44,6 @@ SIMNPO = Method(
     calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

@@ -208,5 +208,6 @@ SKU = Method(
     calls=calls,
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
+    shares=True,
     version=3,
 )

@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from spunge.model.loading import Base
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.activations import recomputed
 from spunge.unlearning.quick.swapping import quickened
+from spunge.unlearning.shards import gathered, shard, swapped, whole
 from spunge.unlearning.targets import find_targets
 from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ class Trained:
         [float], AbstractContextManager[Any]
     ]  # the same -> inside it, the base with that change is the model in memory
     adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
+    swaps: bool = False  # adapter_off puts the base's shares into a sharded model
 
 
 def stored_entries(settings: HasTrainable, base: Checkpoint) -> int:
@@ -92,7 +94,7 @@ def training(
         with _lora(base, what, setting) as trained, recomputed(base), quickened(trained.model):
             if shared:
                 torch.manual_seed(seed)
-            yield trained
+            yield _shared_out(trained, base, seed) if base.ranks.shared else trained
         return
     names = [name for name, _ in base.model.named_parameters()]
     if isinstance(what, Selected):
@@ -102,22 +104,28 @@ def training(
                     f"{setting}.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
-    with training_tensors(base, names, setting) as trained, recomputed(base), quickened(trained.model):
+    own = _sharded_tensors(base, names, seed, setting) if base.ranks.shared else training_tensors(base, names, setting)
+    with own as trained, recomputed(base), quickened(trained.model):
         yield trained
+
+
+def _shared_out(trained: Trained, base: Base, seed: int) -> Trained:
+    """The same, of which each process holds its shares."""
+    parameters = list(shard(trained.model, base).values())
+    torch.manual_seed(seed + base.ranks.rank)  # each drops entries of its own rows
+
+    def changes(factor: float) -> dict[str, Change]:
+        every = trained.changes(factor)
+        return every if base.ranks.main else {}
+
+    return replace(trained, parameters=parameters, changes=changes)
 
 
 @contextmanager
 def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> Iterator[Trained]:
     """Make the named parameters trainable, as float32 copies, inside the block."""
-    if base.train_in is not None:
-        raise RecipeError(
-            f"model.train_in: {base.train_in}: LoRA alone can be trained beside packed weights; set {setting}.trainable to "
-            "{kind: lora}, or leave train_in out"
-        )
+    _refuse_tensors(base, names, setting)
     parameters = dict(base.model.named_parameters())
-    missing = [name for name in names if name not in base.names]
-    if missing:
-        raise RecipeError(f"{setting}.trainable: {missing[0]!r} is in the model but not in the checkpoint")
     chosen = {name: parameters[name] for name in names}
     originals = {name: parameter.data for name, parameter in chosen.items()}
     for parameter in chosen.values():
@@ -154,6 +162,53 @@ def training_tensors(base: Base, names: list[str], setting: str = "unlearn") -> 
             parameter.requires_grad_(False)
 
 
+def _refuse_tensors(base: Base, names: list[str], setting: str) -> None:
+    """Raises RecipeError for tensors that cannot be trained in full."""
+    if base.train_in is not None:
+        raise RecipeError(
+            f"model.train_in: {base.train_in}: LoRA alone can be trained beside packed weights; set {setting}.trainable to "
+            "{kind: lora}, or leave train_in out"
+        )
+    missing = [name for name in names if name not in base.names]
+    if missing:
+        raise RecipeError(f"{setting}.trainable: {missing[0]!r} is in the model but not in the checkpoint")
+
+
+@contextmanager
+def _sharded_tensors(base: Base, names: list[str], seed: int, setting: str) -> Iterator[Trained]:
+    """As `training_tensors`, of which each process holds its shares: of the float32 copies, and of the base's values beside. The
+    model is of no use afterwards."""
+    _refuse_tensors(base, names, setting)
+    dtypes = {}
+    for name in names:
+        parameter = base.model.get_parameter(name)
+        dtypes[name] = parameter.dtype
+        parameter.requires_grad_(True)
+    shares = shard(base.model, base)
+    originals = {name: share.detach().to(dtypes[name], copy=True) for name, share in shares.items()}
+    torch.manual_seed(seed + base.ranks.rank)
+
+    def changes(factor: float) -> dict[str, Change]:
+        by_name: dict[str, Change] = {}
+        base.model.reshard()
+        for name, share in shares.items():
+            change = factor * (share.detach() - originals[name].float())
+            every = gathered(change, base.model.get_parameter(name))
+            if base.ranks.main:
+                by_name.update(base.stored(name, every.cpu()))
+        return by_name
+
+    def as_saved(factor: float) -> AbstractContextManager[None]:
+        raise RecipeError(
+            "watch: a model that several processes train together is not measured on its way; leave watch out"
+        )
+
+    def as_base() -> AbstractContextManager[None]:
+        return swapped(base.model, shares, originals)
+
+    yield Trained(base.model, list(shares.values()), {}, changes, as_saved, as_base, swaps=True)
+
+
 @contextmanager
 def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
     from peft import LoraConfig, get_peft_model
@@ -185,7 +240,8 @@ def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
     def changes(sign: float) -> dict[str, Change]:
         by_name: dict[str, Change] = {}
         for name, layer in layers.items():
-            factors = factors_of(layer)
+            with whole(layer):
+                factors = factors_of(layer)
             if factors is None:
                 raise ValueError(f"peft adapts {name} by no product of two factors")
             now = LowRank(

@@ -44,5 +44,6 @@ TVN = Method(
     source="Ilharco et al. 2023, arXiv 2212.04089",
     unlearn=unlearn,
     stored_entries=stored_entries,
+    shares=True,
     version=3,
 )

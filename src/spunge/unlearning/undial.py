@@ -55,5 +55,6 @@ UNDIAL = Method(
     calls=calls,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

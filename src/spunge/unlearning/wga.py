@@ -39,5 +39,6 @@ WGA = Method(
     calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    shares=True,
     version=3,
 )

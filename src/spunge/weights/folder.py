@@ -5,6 +5,7 @@ modules that it imports, and what this code calls by name. Whatever else lies th
 training run left (optimizer states, DeepSpeed's `latest` and `zero_to_fp32.py`, logs), what says how a model was quantised.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -33,6 +34,29 @@ DESCRIBING = (
 )
 DOCUMENTS = ("readme.md", "license*", "licence*", "copying*", "notice*", "use_policy*")
 GENERATION = "generation_config.json"
+# What of it is said by whoever lets the model write, or changes nothing that is written.
+IDLE = (
+    *(
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "typical_p",
+    ),
+    *(
+        "max_length",
+        "max_new_tokens",
+        "use_cache",
+        "cache_implementation",
+        "transformers_version",
+        "_from_model_config",
+    ),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
+)
 # Of a model's folder, beside its weights: what results depend on. In this order first, by which finished runs are known.
 KNOWN_FIRST = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.jinja")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".part", ".lock", ".index.json")  # whatever they are called
@@ -61,24 +85,28 @@ def copied(folder: Path, out: Path | None = None) -> Iterator[Path]:
 
 def description(folder: Path) -> Iterator[bytes]:
     """What results depend on of the files beside a model's weights, to be hashed: the names and bytes of those that a copy takes
-    over, but for what people read, and of a generation's configuration the end tokens, where they are not config.json's."""
+    over, but for what people read, and of a generation's configuration what is obeyed: end tokens, where they are not
+    config.json's, and penalties and the like, which are obeyed by lm_eval alone."""
     first = [file for pattern in KNOWN_FIRST for file in sorted(folder.glob(pattern)) if file.is_file()]
     others = [folder / inside for inside in copied(folder) if not _is_document(inside) and inside.name != GENERATION]
     for file in dict.fromkeys([*first, *others]):
         yield file.relative_to(folder).as_posix().encode() + file.read_bytes()
-    ends = _ends(folder / GENERATION)
-    if (folder / GENERATION).is_file() and ends != _ends(folder / "config.json"):
-        yield repr(ends).encode()
+    generation = read_json(folder / GENERATION)
+    if isinstance(generation, dict):
+        ends = _ends(generation)
+        if ends != _ends(read_json(folder / "config.json")):
+            yield repr(ends).encode()
+        if obeyed := {name: value for name, value in generation.items() if name not in IDLE and value is not None}:
+            yield json.dumps(obeyed, sort_keys=True).encode()
 
 
 def _is_document(inside: Path) -> bool:
     return any(fnmatchcase(inside.name.lower(), pattern) for pattern in DOCUMENTS)
 
 
-def _ends(file: Path) -> list[Any]:
+def _ends(configuration: Any) -> list[Any]:
     """The end tokens that a configuration names."""
-    content = read_json(file)
-    named = content.get("eos_token_id") if isinstance(content, dict) else None
+    named = configuration.get("eos_token_id") if isinstance(configuration, dict) else None
     return named if isinstance(named, list) else [named]
 
 

@@ -11,6 +11,7 @@ from spunge.data.split import Parts, split_rows
 from spunge.errors import RecipeError
 from spunge.evaluation.attributes import clusters
 from spunge.evaluation.attributes.clusters import ClustersSettings, telling_words
+from spunge.files import cache_folder
 from spunge.recipe.loading import load_recipe
 
 ANIMALS = [
@@ -69,6 +70,19 @@ def test_the_same_texts_are_read_once_and_another_threshold_reads_nothing(
         parts_of({"clusters": 3})
 
 
+def test_kept_labels_that_are_damaged_are_made_again_and_hold_no_word_of_the_rows(
+    parts_of: Callable[..., Parts],
+) -> None:
+    first = members(parts_of({"clusters": 2}))
+    [kept] = (cache_folder() / "labels").iterdir()
+    whole = kept.read_text()
+    assert not [word for text in ANIMALS + PLACES for word in text.split() if len(word) > 3 and word in whole]
+    kept.write_text(whole.replace('"cluster": [0', '"cluster": [1').replace('"cluster": [1, 1', '"cluster": [0, 1'))
+    assert kept.read_text() != whole
+    assert members(parts_of({"clusters": 2})) == first
+    assert kept.read_text() == whole
+
+
 def test_more_parts_than_texts_are_refused(parts_of: Callable[..., Parts]) -> None:
     with pytest.raises(
         RecipeError, match=f"split.by.clusters: 99: the rows have {len(ROWS)} different texts; give fewer"
@@ -97,7 +111,7 @@ def test_a_sentence_encoder_is_asked_where_one_is_named(
         (["cat cat dog", "cat dog", "tree tree", "tree dog"], ["cat", "tree"]),
         (["the of", "the", "to", "to"], ["the", "to"]),  # nothing but stop words
         (["1", "2", "3", "4"], ["cluster 1", "cluster 2"]),
-        (["cat", "cat", "cat", "cat"], ["cat", "cat 2"]),
+        (["cat", "cat", "cat", "cat"], ["cluster 1", "cluster 2"]),  # the same words everywhere
     ],
 )
 def test_a_cluster_is_named_by_what_it_has_and_others_have_not(texts: list[str], expected: list[str]) -> None:

@@ -3,11 +3,11 @@
     split: {by: {clusters: 4}}                                                   # the base's own hidden states
     split: {by: {clusters: 4, model: sentence-transformers/all-MiniLM-L6-v2}}    # a sentence encoder's embeddings
 
-Words are ranked by class-based tf-idf (Grootendorst 2022, arXiv 2203.05794, equation 1). The confidence of a row is its simplified
-silhouette (b - a) / b, with its distances a to its own centre and b to the next one (Hruschka et al. 2004).
+Words are ranked by their part in the divergence of a cluster's words from all words (pointwise Kullback-Leibler; Tomokiyo and Hurst
+2003). The confidence of a row is its simplified silhouette (b - a) / b: a is its distance to its own centre, b to the next one
+(Hruschka et al. 2004).
 """
 
-import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -20,10 +20,10 @@ from spunge.data.query import ROW
 from spunge.data.unlabelled import Unlabelled, labelled_once, row_texts
 from spunge.errors import RecipeError
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.evaluation.scorers.probe import default_blocks, frozen_model, text_states
+from spunge.evaluation.scorers.probe import default_blocks, text_states
 from spunge.evaluation.similarity import load_encoder
 from spunge.model.hub import judges_folder
-from spunge.model.loading import model_depth
+from spunge.model.loading import load_base, model_depth
 from spunge.recipe.block import Place
 from spunge.recipe.split import AttributeSettings
 from spunge.weights.checkpoint import Checkpoint
@@ -38,8 +38,8 @@ class ClustersSettings(AttributeSettings):
     clusters: int = Field(ge=2, description="k: how many parts.")
     model: Annotated[str, Place("model")] | None = Field(
         None,
-        description="Sentence-transformers model that embeds the texts: folder or Hub id. Default: the recipe's model, its hidden "
-        "states at 0.4 of the depth, averaged over a text's tokens.",
+        description="Sentence-transformers model that embeds the texts: folder or Hub id. Default: the recipe's model before any "
+        "teaching, its hidden states at 0.4 of the depth, averaged over a text's tokens.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the encoder on the Hub.")
     max_length: int = Field(256, ge=2, description="Tokens of a text that the recipe's model reads.")
@@ -65,18 +65,17 @@ def values(unlabelled: Unlabelled, settings: ClustersSettings) -> Valued:
     made_from = [
         "clusters",
         CLUSTERS.version,
-        settings.model_dump(exclude={"threshold"}),
+        settings.model_dump(exclude={"threshold", "words"}),
         _model_key(unlabelled, settings),
         read.texts,
     ]
     known = labelled_once(made_from, lambda: _grouped(read.texts, _states(read.texts, unlabelled, settings), settings))
+    called = telling_words(read.texts, np.array(known["cluster"]), settings.clusters, settings.words)
     confident = np.array(known["confidence"]) >= (settings.threshold or 0.0)
-    names = [
-        known["names"][at] if sure else None for at, sure in zip(known["cluster"], confident.tolist(), strict=True)
-    ]
+    names = [called[at] if sure else None for at, sure in zip(known["cluster"], confident.tolist(), strict=True)]
     of_row = dict(zip(read.rows.tolist(), names, strict=True))
     rows = unlabelled.rows.tolist()
-    sizes = ", ".join(f"{name!r} {known['cluster'].count(at)}" for at, name in enumerate(known["names"]))
+    sizes = ", ".join(f"{name!r} {known['cluster'].count(at)}" for at, name in enumerate(called))
     told = f"{settings.clusters} clusters ({sizes}): silhouette {known['silhouette']:.2f} (1: far apart, 0: no border between them)"
     if settings.threshold is not None:
         told += f"; {int((~confident).sum())} rows below the threshold {settings.threshold:g} are in none"
@@ -98,17 +97,18 @@ def _states(texts: Sequence[str], unlabelled: Unlabelled, settings: ClustersSett
         encoder = load_encoder(settings.model, settings.revision, None, f"{unlabelled.setting}.model")
         made = np.asarray(encoder.encode(list(texts), show_progress_bar=False, convert_to_numpy=True), dtype=np.float64)
     else:
-        path = os.path.expanduser(unlabelled.model.path)
-        folder = judges_folder(unlabelled.model, "model.path")
-        [block, *_] = default_blocks(model_depth(folder, unlabelled.model))
-        base = frozen_model(path, unlabelled.model.revision, block, "model.path")
+        # In float32, so that no part depends on the machine.
+        asked = unlabelled.model.model_copy(update={"dtype": "float32", "train_in": None})
+        folder = judges_folder(asked, "model.path")
+        [block, *_] = default_blocks(model_depth(folder, asked))
+        base = load_base(folder, asked, block, "model.path")
         made = text_states(base, texts, [block], settings.max_length).astype(np.float64)
         made = (made - made.mean(axis=0)) / (made.std(axis=0) + 1e-6)
     return np.asarray(made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12))
 
 
 def _grouped(texts: Sequence[str], states: np.ndarray, settings: ClustersSettings) -> dict[str, Any]:
-    """Which cluster each text is in, largest first, how surely, what they are called, and the silhouette."""
+    """Which cluster each text is in, largest first, how surely, and the silhouette."""
     try:
         from sklearn.cluster import KMeans
         from sklearn.metrics import silhouette_score
@@ -131,38 +131,36 @@ def _grouped(texts: Sequence[str], states: np.ndarray, settings: ClustersSetting
     return {
         "cluster": cluster.tolist(),
         "confidence": np.round(np.clip(confidence, 0, 1), 6).tolist(),
-        "names": telling_words(texts, cluster, k, settings.words),
         "silhouette": silhouette,
     }
 
 
 def telling_words(texts: Sequence[str], cluster: np.ndarray, k: int, count: int) -> list[str]:
-    """A name for each cluster: the words by which it differs most from the others, by class-based tf-idf.
+    """A name for each cluster: the words by which it differs most from all rows together.
 
-    tf-idf of a word in a cluster: its share of the cluster's words * log(1 + mean words of a cluster / the word's count in all).
+    A word's score is p log(p / q), with its share p of the cluster's words and q of all words: one that is as frequent everywhere
+    tells nothing.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    counts = None
     for stop in ("english", None):
+        counter = CountVectorizer(stop_words=stop, token_pattern=WORD)
         try:
-            counter = CountVectorizer(stop_words=stop, token_pattern=WORD)
             counts = counter.fit_transform(texts)
-            break
         except ValueError:  # no word is left
             continue
-    names: list[str] = []
-    words = counter.get_feature_names_out() if counts is not None else np.array([])
-    of_cluster = np.zeros((k, len(words)))
-    if counts is not None:
-        of_cluster = np.stack([np.asarray(counts[cluster == at].sum(axis=0)).ravel() for at in range(k)])
-    total = of_cluster.sum(axis=0)
-    weight = np.log(1 + of_cluster.sum() / k / np.maximum(total, 1))
-    scores = of_cluster / np.maximum(of_cluster.sum(axis=1, keepdims=True), 1) * weight
+        break
+    else:
+        return [f"cluster {at + 1}" for at in range(k)]
+    words, names = counter.get_feature_names_out(), list[str]()
+    of_cluster = np.stack([np.asarray(counts[cluster == at].sum(axis=0)).ravel() for at in range(k)])
+    overall = of_cluster.sum(axis=0) / of_cluster.sum()
+    share = of_cluster / np.maximum(of_cluster.sum(axis=1, keepdims=True), 1)
+    scores = share * np.log(np.where(share > 0, share, 1) / np.where(overall > 0, overall, 1))
     for at in range(k):
         best = [word for word in np.argsort(-scores[at], kind="stable")[:count] if scores[at][word] > 0]
-        name = " ".join(str(words[word]) for word in best) or "cluster"
-        names.append(name if name not in names and name != "cluster" else f"{name} {at + 1}")
+        name = " ".join(str(words[word]) for word in best)
+        names.append(name if name and name not in names else f"{name or 'cluster'} {at + 1}")
     return names
 
 

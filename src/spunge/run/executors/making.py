@@ -1,5 +1,6 @@
 """Making one stage, wherever that is: what a process is told that does not hold the run itself, and what it gives back."""
 
+import gc
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from spunge.errors import RecipeError
 from spunge.files import disk_errors_told, fingerprint
 from spunge.model.loading import bfloat16_speedup, know_bfloat16_speedup, pick_device
+from spunge.model.ranks import Seat, seated
 from spunge.progress import Watcher
 from spunge.recipe.explanation import validated
 from spunge.recipe.schema import Recipe
@@ -31,6 +33,7 @@ class Job(NamedTuple):
     bfloat16: (
         float | None
     )  # its speed on the CPU where the dtype depends on it: measured again, it may lead to another one
+    seat: Seat | None = None  # where it is made by several processes together
 
 
 def job_of(begun: Run, stage: str) -> Job:
@@ -69,10 +72,21 @@ class Maker:
             if job.weights is not None:
                 begun.base.weights = job.weights
             _refuse_changed(graph, job)
+            if job.seat is not None:
+                return self._made_together(begun, job, job.seat)
             if self._session is None:
                 self._session = Session(begun.base, self._watcher)
             self._session.turn_to(begun.base)
             return made(graph, graph.stages[job.stage], self._session)
+
+    def _made_together(self, begun: Run, job: Job, seat: Seat) -> Done:
+        """Make a stage with other processes. What is in memory goes: a model that was shared out is of no use afterwards."""
+        self._session = None
+        gc.collect()
+        with seated(seat) as ranks:
+            done = made(begun.graph, begun.graph.stages[job.stage], Session(begun.base, self._watcher, ranks))
+        gc.collect()
+        return done
 
     def _run_of(self, job: Job) -> Run:
         of = (job.folder, fingerprint([job.recipe, job.written]))

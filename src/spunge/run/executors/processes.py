@@ -94,10 +94,10 @@ def _devices(settings: ProcessesSettings, model: ModelSettings) -> dict[str, dic
     return {f"cuda:{number}": {VISIBLE: names[number].strip()} for number in (asked or range(len(names)))}
 
 
-class _Process:
+class Process:
     """A process, and the stage that it makes. needs: of the stage that it made last, whose model it may still hold."""
 
-    def __init__(self, slot: Slot, heard: "queue.SimpleQueue[tuple[_Process, Message | None]]") -> None:
+    def __init__(self, slot: Slot, heard: "queue.SimpleQueue[tuple[Process, Message | None]]") -> None:
         self._pipe, theirs = Pipe()
         program = PROGRAM.format(path=sys.path, parent=os.getpid(), handle=theirs.fileno())
         self.slot = slot
@@ -138,6 +138,19 @@ class _Process:
         self._process.kill()  # it has nothing under way that is worth keeping, or was told to stop and is not waited for
         self._process.wait()
 
+    def ends(self, within: float) -> bool:
+        """Whether it is gone, or is within so many seconds."""
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    @property
+    def killed(self) -> bool:
+        """Whether a signal ended it. Ask after it was waited for."""
+        return (self._process.returncode or 0) < 0
+
     def lost(self) -> LostError:
         """Why it is gone, after it was waited for."""
         code = self._process.returncode
@@ -156,15 +169,15 @@ class Processes:
     def __init__(self, slots: list[Slot], begun: Run, watcher: Watcher) -> None:
         self.session = Session(begun.base, watcher)  # which loads no model
         self._slots = slots
-        self._heard: queue.SimpleQueue[tuple[_Process, Message | None]] = queue.SimpleQueue()
-        self._processes: list[_Process] = []
+        self._heard: queue.SimpleQueue[tuple[Process, Message | None]] = queue.SimpleQueue()
+        self._processes: list[Process] = []
 
     @property
     def room(self) -> bool:
         return len(self._busy) < len(self._slots)
 
     @property
-    def _busy(self) -> list[_Process]:
+    def _busy(self) -> list[Process]:
         return [process for process in self._processes if process.given is not None]
 
     def give(self, begun: Run, stage: Stage[Session]) -> None:
@@ -173,14 +186,14 @@ class Processes:
         process.needs = stage.needs
         process.send(job_of(begun, stage.name))
 
-    def _free(self, stage: Stage[Session]) -> _Process:
+    def _free(self, stage: Stage[Session]) -> Process:
         """One that made a stage of the same model, else any that waits, else a new one."""
         waiting = [process for process in self._processes if process.given is None]
         if waiting:
             return min(waiting, key=lambda process: process.needs != stage.needs)
         taken = [process.slot for process in self._processes]
         free = [slot for slot in self._slots if taken.count(slot) < self._slots.count(slot)]
-        self._processes.append(_Process(free[0], self._heard))
+        self._processes.append(Process(free[0], self._heard))
         return self._processes[-1]
 
     def told(self) -> Event:
@@ -202,7 +215,7 @@ class Processes:
             if (event := self._understood(process, message)) is not None:
                 yield event
 
-    def _understood(self, process: _Process, message: Message | None) -> Event | None:
+    def _understood(self, process: Process, message: Message | None) -> Event | None:
         """What a message says of the stage that is made; None where it says nothing of it. None as a message: the process ended."""
         given = process.given
         if isinstance(message, Said):

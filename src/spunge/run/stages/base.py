@@ -68,5 +68,6 @@ def _teaching(graph: RunGraph, teaching: Teaching, base: BaseInputs) -> Stage[Se
         passing=tuple(inside(graph, [teaching.work / STATES, teaching.work / "delta"])),
         make=lambda session: make_taught(teaching, base, graph.key(teaching.name), session),
         cost=lambda: teaching_cost(teaching, base),
+        together=True,
         told=f"teach {len(teaching.samples)} rows ({teaching_steps(teaching)} steps)",
     )

@@ -8,10 +8,10 @@ from spunge.run.costs import (
     judging_cost,
 )
 from spunge.run.graph import Stage
-from spunge.run.judge import Judging, evaluation_folder, judge, judging_inputs
+from spunge.run.judge import Judging, compared, evaluation_folder, judge, judging_inputs, model_key
 from spunge.run.models import Lineup
 from spunge.run.session import Session
-from spunge.run.stages.naming import RunGraph, inside, titled
+from spunge.run.stages.naming import RunGraph, inside, stage_of, titled
 
 
 def add_judgings(graph: RunGraph, line: Lineup, mark: str, base_folder: Path) -> list[Judging]:
@@ -40,17 +40,19 @@ def judging_name(judging: Judging, mark: str = "") -> str:
 def _judging(graph: RunGraph, judging: Judging, mark: str, before: Sequence[str]) -> Stage[Session]:
     """before: the model's judging before this one. They share its texts, and the one that comes first makes them."""
     name = judging_name(judging, mark)
-    model = judging.model.name if judging.model.shared else mark + judging.model.name
+    model = stage_of(judging.model, mark)
     # The base's texts are there for those who compare with them.
     base = f"judge:base/{judging.file.stem}"
+    # Of a model that nothing was made into from the base, only this depends on it.
+    beside = ("base",) if judging.model.shared and model != "base" and compared(judging) else ()
     return Stage(
         name,
         titled(f"judge {judging.model.name}: {judging.items.name}", mark),
-        needs=(model,),
+        needs=(model, *beside),
         after=(*before, *([base] if base in graph.stages and base != name else [])),
         inputs=lambda: judging_inputs(judging),
         files=tuple(inside(graph, [judging.file])),
-        make=lambda session: judge(judging, graph.key(name), graph.key(model), session),
+        make=lambda session: judge(judging, graph.key(name), model_key(judging, graph.key(model)), session),
         cost=lambda: judging_cost(judging),
         told=judging.items.name,
     )

@@ -18,7 +18,7 @@ from spunge.run.keys import flattened
 from spunge.run.merge import merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, calibration_file
 from spunge.run.session import Session
-from spunge.run.stages.naming import RunGraph, inside, titled
+from spunge.run.stages.naming import RunGraph, inside, stage_of, titled
 
 
 def add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -28,7 +28,7 @@ def add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
             graph.add(_judged_as_it_is(graph, model.name, model.given, line.inputs.base))
         if model.shared:
             continue
-        name = mark + model.name
+        name = stage_of(model, mark)
         needs = ("base", *(mark + training.name for training in model.trainings))
         scale = (calibrating(model, mark),) if model.calibration is not None else ()
         if model.folder is not None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spunge.run.graph import Graph
-from spunge.run.models import Lineup
+from spunge.run.models import Lineup, Model
 from spunge.run.session import Session
 
 RunGraph = Graph[Session]
@@ -22,3 +22,11 @@ def titled(title: str, mark: str) -> str:
 
 def inside(graph: RunGraph, files: Sequence[Path]) -> list[str]:
     return [file.relative_to(graph.folder).as_posix() for file in files]
+
+
+def stage_of(model: Model, mark: str) -> str:
+    """The stage that a model is: a training's where it is what that left, and one beside it where that has a scale as well."""
+    if model.shared:
+        return model.name
+    scaled = model.calibration is not None and model.name in {training.name for training in model.trainings}
+    return f"{mark}{model.name}/model" if scaled else f"{mark}{model.name}"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from spunge.registry import METHODS
 from spunge.run.costs import (
     measurements,
     settling_cost,
@@ -58,6 +59,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         passing=tuple(inside(graph, [training.folder / STATES, watching_folder(training, line)])),
         make=lambda session: train(training, line, graph.key(name), session),
         cost=lambda: training_cost(training, line),
+        together=METHODS.get(line.inputs.unlearn.method).shares,
         told=_told(training, line),
     )
 

@@ -12,6 +12,7 @@ from spunge.run.stages.judging import judging_name
 from spunge.run.stages.naming import mark_of
 from spunge.run.stamps import Stamp
 from spunge.run.teach import Teaching, teachings
+from spunge.run.watching import measured_otherwise
 
 
 def refuse_losing(run: Run) -> None:
@@ -53,16 +54,27 @@ def untrained(run: Run) -> list[Lineup]:
 
 
 def unwatched(run: Run) -> Iterator[str]:
-    """A remark where finished trainings have no curve: to be watched or not is no reason to train again."""
-    deltas = [
-        read_json(training.folder / "delta.json") or {}
+    """Remarks where finished trainings have no curve, or that of something else: to be watched is no reason to train again."""
+    finished = [
+        (training, line.inputs, (read_json(training.folder / "delta.json") or {}).get("watched"))
         for number, line in enumerate(run.seeds)
         for training in line.trainings
         if run.recipe.watch is not None and run.graph.state(mark_of(number, line) + training.name).done
     ]
-    if count := sum("watched" not in delta for delta in deltas):
+    if count := sum(watched is None for _, _, watched in finished):
         many = count > 1
         yield f"watch: {count} finished training{'s were' if many else ' was'} not watched: no curve of {'them' if many else 'it'}"
+    others = [
+        training.name
+        for training, inputs, watched in finished
+        if watched is not None and measured_otherwise(training, inputs, watched)
+    ]
+    if count := len(others):
+        many = count > 1
+        yield (
+            f"watch: {count} finished training{'s were' if many else ' was'} measured otherwise: the curve{'s' if many else ''} of "
+            f"{'them are' if many else 'it is'} what the recipe asked for then"
+        )
 
 
 def untaught(run: Run) -> list[Teaching]:

@@ -1,0 +1,51 @@
+"""What the models of a run answer to a prompt, one beside the other: base, controls, branches, merged."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from spunge.errors import RecipeError, one_line
+from spunge.evaluation.generation import GenerationSettings, streamed
+from spunge.progress import SILENT
+from spunge.run.models import Model
+from spunge.run.session import Session
+from spunge.run.stages.building import build
+from spunge.run.status import run_recipe
+
+USUAL = ("base", "control:joint", "merged")
+
+
+class Asking:
+    """The models of a run's folder that can be asked. Nothing is written."""
+
+    def __init__(self, folder: str | Path, stages: Sequence[str] = ()) -> None:
+        """stages: names of models, such as base, control:joint, branch:SLUG, merged; by default those of USUAL that are finished.
+        Raises RecipeError where one is not there or not finished."""
+        folder = Path(folder).resolve()
+        run = build(run_recipe(folder), folder)
+        models = {model.name: model for model in run.seeds[0].models}
+        done = [name for name in models if name in run.graph.stages and run.graph.state(name).done]
+        for name in stages:
+            if name not in done:
+                what = "is not finished" if name in models else "is no model of this run"
+                raise RecipeError(one_line(f"--stage: {name!r} {what}; finished are {', '.join(done) or 'none'}"))
+        chosen = list(dict.fromkeys(stages)) or [name for name in USUAL if name in done]
+        if not chosen:
+            raise RecipeError(f"{str(folder)!r} holds no finished model; give `spunge run` again to go on")
+        self.models: list[Model] = [models[name] for name in chosen]
+        self._session = Session(run.base, SILENT)
+
+    @property
+    def names(self) -> list[str]:
+        return [model.name for model in self.models]
+
+    def answer(
+        self, model: Model, prompt: str, settings: GenerationSettings, hear: Callable[[str], None] = lambda _: None
+    ) -> str:
+        """What a model writes after a prompt, told to `hear` piece by piece. `chat` holds where there is a chat template."""
+        base = self._session.show(None if model.name == "base" else model)
+        if settings.chat and not base.tokenizer.chat_template:
+            settings = settings.model_copy(update={"chat": False})
+        return streamed(base, prompt, settings, hear)
+
+    def close(self) -> None:
+        self._session.close()
