@@ -59,7 +59,7 @@ def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
     file.write_text(json.dumps(changed))
     ended = call(*command, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert f"{str(file)!r} has " in ended.stderr
+    assert f"{str(file)!r} is damaged" in ended.stderr
     file.write_text(written)
     (finished / "stamps" / "merged.json").unlink()
     ended = call(*command, cwd=tmp_path)

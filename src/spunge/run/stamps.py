@@ -143,6 +143,8 @@ def doubts(folder: str | Path) -> str:
     if "results" not in stamps:
         return f"{FILE} is of before: the run was not finished since; {again}"
     for fault in faults(folder, stamps["results"], byproducts=False):
-        raise RecipeError(f"{str(folder / fault.path)!r} {fault.problem}; {again}")
+        size = fault.problem.startswith("has ")
+        told = f"is damaged: it {fault.problem}" if size else fault.problem
+        raise RecipeError(f"{str(folder / fault.path)!r} {told}; {again}")
     others = list(other_making(folder, stamps, "results"))
     return f"{FILE} is of before: {others[0]}; {again}" if others else ""
