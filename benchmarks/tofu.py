@@ -89,16 +89,17 @@ def variants() -> list[Variant]:
         "npo, the first author taken back", {**alone, "controls": [], "forget": {"where": "author > 180"}}, first
     )
     rules = Variant("npo, other rules", {**alone, "controls": list(RULES)}, first)
+    adding = {"name": "sum", "merge": {"rule": "task_arithmetic"}}
     steps = [
         Variant(
-            f"npo, {passes} passes, {start} factors",
-            {
-                **alone,
-                "controls": [{"name": "sum", "merge": {"rule": "task_arithmetic"}}],
-                "unlearn": {"epochs": passes, "trainable": {"start": start}},
-            },
-        )
-        for passes, start in ((2, "shared"), (10, "shared"), (10, "own"))
+            "npo, 2 passes, shared factors",
+            {**alone, "controls": [adding], "unlearn": {"trainable": {"start": "shared"}}},
+        ),
+        # Each branch with as many steps as the joint run has in all.
+        Variant(
+            "npo in 5 parts, 10 passes",
+            {**alone, "split": {"by": "(author - 180) // 4"}, "controls": [adding], "unlearn": {"epochs": 10}},
+        ),
     ]
     return [several[0], several[1], rules, back, *steps, *parts, *requests, *several[2:]]
 
@@ -230,6 +231,7 @@ def collect(options: argparse.Namespace) -> None:
             "rows": [rounded({key: row[key] for key in KEPT if key in row}) for row in content["rows"]],
             "seconds": dict(seconds(place)),
             "merge": merge_facts(place),
+            "losses": losses(place),
         }
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in runs.items())
     (options.out / "tofu.json").write_text(f'{{"device": {json.dumps(options.device)}, "runs": {{\n{lines}\n}}}}\n')
@@ -245,6 +247,18 @@ def seconds(place: Path) -> Iterator[tuple[str, float]]:
         stamp = json.loads(file.read_text())
         if "seconds" in stamp:
             yield str(file.relative_to(place / "stamps").with_suffix("")), stamp["seconds"]
+
+
+def losses(place: Path) -> dict[str, list[list[float]]]:
+    """Step, forget and retain loss while the joint run and the first branch trained, at every tenth step."""
+    logs = {"joint": place / "controls" / "joint", "branch": next(iter(sorted((place / "branches").glob("*"))), place)}
+    found = {}
+    for name, training in logs.items():
+        if (training / "log.jsonl").is_file():
+            lines = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
+            kept = [line for line in lines if line["step"] % 10 == 1 or line is lines[-1]]
+            found[name] = [[line["step"], round(line["forget"], 3), round(line["retain"], 3)] for line in kept]
+    return found
 
 
 def merge_facts(place: Path) -> dict[str, Any]:

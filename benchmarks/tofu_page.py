@@ -24,13 +24,12 @@ AUTHORS = [str(author) for author in range(180, 200)]
 FIRST = AUTHORS[0]
 PARTS = (2, 5, 10)  # beside 1, the joint run's, and 20
 REQUESTS = (5, 10)  # after which all ways are compared, beside 20
-# (passes over the rows to forget, factors) -> the runs that have TIES and the sum of such branches
+# (parts, passes over the rows to forget, factors) -> the runs that have TIES and the sum of such branches
 STEPS = {
-    (2, "own"): [("npo, seed 0", "merged"), ("npo, other rules", "control:sum")],
-    **{
-        (passes, start): [(f"npo, {passes} passes, {start} factors", stage) for stage in ("merged", "control:sum")]
-        for passes, start in ((2, "shared"), (10, "own"), (10, "shared"))
-    },
+    (20, 2, "own"): [("npo, seed 0", "merged"), ("npo, other rules", "control:sum")],
+    (20, 2, "shared"): [("npo, 2 passes, shared factors", stage) for stage in ("merged", "control:sum")],
+    (5, 2, "own"): [("npo in 5 parts", "merged")],
+    (5, 10, "own"): [("npo in 5 parts, 10 passes", stage) for stage in ("merged", "control:sum")],
 }
 
 
@@ -264,7 +263,7 @@ def rules(runs: Mapping[str, Run]) -> Iterator[str]:
 def steps(runs: Mapping[str, Run]) -> Iterator[str]:
     """Twenty branches of more steps, and of factors that all begin with."""
     lines = []
-    for (passes, start), names in STEPS.items():
+    for (parts, passes, start), names in STEPS.items():
         for name, stage in names:
             if (run := runs.get(name)) is None or stage not in run.stages:
                 continue
@@ -272,10 +271,31 @@ def steps(runs: Mapping[str, Run]) -> Iterator[str]:
             rule = "TIES" if stage == "merged" else "sum"
             cosine = number(facts.get("cosine", math.nan))
             taken = f"{runs[names[0][0]].seconds('branch'):.0f}"
-            lines.append([str(passes), start, rule, cosine, *merged_line(run, stage), taken])
+            steps_each = 80 * passes // parts
+            lines.append([str(parts), str(steps_each), start, rule, cosine, *merged_line(run, stage), taken])
     if lines:
-        head = ["passes", "factors", "rule", "cosine between branches", *MERGED_HEAD, "training, s"]
+        head = ["parts", "steps of a branch", "factors", "rule", "cosine between branches", *MERGED_HEAD, "training, s"]
         yield table(head, lines)
+
+
+def losses(runs: Mapping[str, Run]) -> Iterator[str]:
+    """How NPO's two losses go while it trains."""
+    curves = {}
+    for name, training, told in (
+        ("npo, seed 0", "joint", "joint"),
+        ("npo in 5 parts", "branch", "one of 5 parts"),
+        ("npo, seed 0", "branch", "one of 20 parts"),
+    ):
+        if (run := runs.get(name)) is not None and training in run.content.get("losses", {}):
+            curves[told] = {
+                step: f"{forget:.2f}, {retain:.2f}" for step, forget, retain in run.content["losses"][training]
+            }
+    if curves:
+        steps = sorted(
+            {step for curve in curves.values() for step in curve if step <= 31 or step % 40 == 1 or step == 160}
+        )
+        rows = [[str(step), *(curve.get(step, "–") for curve in curves.values())] for step in steps]
+        yield table(["step", *(f"{told}: forget, retain" for told in curves)], rows)
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
@@ -285,6 +305,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
     "parts": parts,
     "rules": rules,
     "steps": steps,
+    "losses": losses,
 }
 
 

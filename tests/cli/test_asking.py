@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from commands import Ended, call
+from templates import CHATML
 from toys import texts
 
 
@@ -68,7 +70,11 @@ def test_a_column_of_conversations_is_taken_as_that(
 ) -> None:
     turns = lambda text: [{"role": "user", "content": text}, {"role": "assistant", "content": text}]  # noqa: E731
     write(tmp_path, lambda topic, text: {"talk": turns(text), "note": text})
-    recipe = recipe_of(answered(["talk"], str(tiny("llama")), "--forget", "bad.jsonl"), tmp_path)
+    ended = answered(["talk"], str(tiny("llama")), "--forget", "bad.jsonl")
+    assert "has no chat template" in ended.stderr
+    model = shutil.copytree(tiny("llama"), tmp_path / "chat")
+    (model / "chat_template.jinja").write_text(CHATML)
+    recipe = recipe_of(answered(["talk"], str(model), "--forget", "bad.jsonl"), tmp_path)
     assert recipe["forget"]["messages"] == "talk"
 
 

@@ -40,6 +40,28 @@ def test_the_same_merge_again_is_left_as_it_is_and_told_alike(call, tmp_path, fo
     assert (tmp_path / "out" / "merge.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"])
+def test_a_merge_into_a_base_that_was_described_otherwise_since_is_another_where_it_copies_that(
+    tiny, tmp_path, form, file
+):
+    base = shutil.copytree(tiny("llama"), tmp_path / "base")
+    delta_source(tmp_path / "d", base, {CHANGED: noise(0, 32, 48, size=0.01)})
+
+    def merge(**more):
+        return merge_command(tmp_path / "out", str(base), [str(tmp_path / "d")], **{**form, **more})
+
+    merge()
+    (base / file).write_text('{"eos_token_id": [2, 7]}')
+    if form:
+        merge()
+        return
+    with pytest.raises(RecipeError, match="holds another merge; give another folder, or --replace"):
+        merge()
+    merge(replace=True)
+    assert (tmp_path / "out" / file).read_bytes() == (base / file).read_bytes()
+
+
 @pytest.mark.parametrize("other", FORMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_another_merge_is_replaced_only_where_that_is_said(call, tmp_path, form, other):

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from experts import EXPERTS, build_experts
 from spunge.errors import RecipeError
+from spunge.files import cache_folder
+from spunge.model import loading
 from spunge.model.architecture import find_blocks
 from spunge.model.hub import local_folder
 from spunge.model.loading import load_base, model_depth, pick_device
@@ -214,3 +216,20 @@ def test_a_delta_on_an_experts_matrix_changes_that_one_alone(tmp_path: Path, tok
     before = stack.clone()
     base.parameters["model.layers.1.block_sparse_moe.experts.2.w2.weight"].add_(1.0)
     assert (stack - before).flatten(1).sum(dim=1).tolist() == pytest.approx([0, 0, 32 * 48, 0])
+
+
+def test_a_machine_that_is_busy_later_chooses_the_dtype_that_it_chose_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` on a CPU is measured; a run that goes on, or takes the base's scores from the cache, must not change it."""
+
+    def speedup(measured: float) -> float:  # as another process would know it
+        monkeypatch.setattr(loading, "_measured", {})
+        monkeypatch.setattr(loading, "_bfloat16_speedup", lambda: measured)
+        return loading.bfloat16_speedup()
+
+    assert speedup(1.3) == 1.3
+    assert speedup(1.1) == 1.3
+    [file] = (cache_folder() / "bfloat16").iterdir()
+    file.write_bytes(file.read_bytes()[:9])
+    assert speedup(1.1) == 1.1
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert speedup(1.4) == 1.4

@@ -1,6 +1,8 @@
 """Estimates: costs by hand, what is done, what is not known yet."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
 from spunge.run.plan import plan_text
+from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
 
@@ -145,3 +148,45 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     assert "stages at once" not in plan_text(alone)
     assert "up to 2 stages at once, each with memory of its own: about " in plan_text(two)
     assert plan_text(two).endswith("; first branch:asia, branch:europe")
+
+
+def test_a_plan_refuses_what_does_not_fit_unless_it_is_asked_for_anyway(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from spunge.cli import app
+    from spunge.run.planning.devices import CARDS
+
+    monkeypatch.setitem(CARDS, "h100", replace(CARDS["h100"], memory=10_000_000))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(toy_recipe))
+    command = ["plan", str(recipe), "--out", str(tmp_path / "run"), "--device", "h100"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code != 0
+    told = CliRunner().invoke(app, [*command, "--anyway"])
+    assert told.exit_code == 0
+    assert "and h100 has 0.0 GiB" in told.stdout
+
+
+def test_a_plan_is_scaled_by_steps_that_were_measured(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spunge.run.planning.dry.dry_steps", lambda recipe: Measured(4, 1.5, 1.5, 3 << 30))
+    measured = spunge.plan(load_recipe(toy_recipe), tmp_path / "run", measure=True)
+    [branch, *_] = [stage for stage in measured.stages if stage.stage == "branch:asia"]
+    assert branch.seconds == pytest.approx(toy_recipe["unlearn"]["steps"] * 1.5, rel=0.3)
+    assert branch.memory == pytest.approx(3 << 30, rel=0.01)
+    assert any(note.startswith("measured: 4 steps of branch:asia: 1.50 s each") for note in measured.notes)
+
+
+@pytest.mark.thorough
+def test_steps_that_are_measured_are_the_methods_own_and_leave_nothing(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    measured = dry_steps(load_recipe(toy_recipe), 3)
+    assert measured.steps == 3
+    assert measured.seconds > 0
+    assert measured.memory > 200 << 20
+    with pytest.raises(RecipeError, match=r"^--measure: steps are taken on the device at hand"):
+        spunge.plan(load_recipe(toy_recipe), tmp_path / "run", device="h100", measure=True)

@@ -13,6 +13,7 @@ import spunge
 from spunge.errors import RecipeError
 from spunge.files import alone, sealed, write_json
 from spunge.progress import SILENT
+from spunge.registry import EVALUATORS
 from spunge.report.search import Goal, Score, Search, Trial, search_text
 from spunge.run.objectives import Way
 from spunge.run.sharing import take
@@ -441,6 +442,14 @@ def test_a_search_of_changed_rows_is_not_gone_on_with(recipe: dict[str, Any], tm
     source.write_text(source.read_text() + json.dumps({"topic": "asia", "text": "tokyo is the capital"}) + "\n")
     with pytest.raises(RecipeError, match="holds a search of other rows"):
         tune(content, 1, OBJECTIVES, tmp_path / "out")
+
+
+def test_a_search_whose_evaluations_measure_otherwise_now_is_not_gone_on_with(
+    done: Done, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(EVALUATORS), "version", lambda registry, name: "of tomorrow")
+    with pytest.raises(RecipeError, match="holds a search of other instruments"):
+        tune(recipe, 4, OBJECTIVES, done.folder)
 
 
 def test_a_run_and_a_search_do_not_share_a_folder(

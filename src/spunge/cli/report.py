@@ -1,5 +1,6 @@
 """Commands on finished runs: report one, compare several."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,25 @@ from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
 from spunge.errors import one_line
 
 
+class Form(str, Enum):
+    """What scores are printed as."""
+
+    csv = "csv"
+    md = "md"
+
+
 def report(
-    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: JsonOption = False
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
+    form: Annotated[
+        Form | None, typer.Option("--format", help="csv: a line a score, for pandas or a spreadsheet; md: Markdown.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print a run's scores and what they say; write its page anew.
 
     The page is RUN/report.html. A paper's figures that the recipe names stand beside the run's own.
     """
+    from spunge.report.export import csv_text, markdown_text
     from spunge.report.page import write_page
     from spunge.report.text import report_text
     from spunge.results import read_results
@@ -25,6 +38,9 @@ def report(
     page = write_page(results.folder)
     if as_json:
         print_json(results.content)
+        return
+    if form is not None:
+        say((csv_text if form is Form.csv else markdown_text)(results).rstrip("\n"))
         return
     print_scores(results)
     say(f"\n{report_text(results)}\nreport: {near(page)}")

@@ -104,6 +104,9 @@ def plan(
     device: Annotated[
         str, typer.Option("--device", help="auto: the one at hand. cpu, or a card such as h100, a100-40, rtx4090.")
     ] = "auto",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Take a few steps on the real model, and scale what is planned by them.")
+    ] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Plan what does not fit into the device's memory too.")
     ] = False,
@@ -112,7 +115,7 @@ def plan(
     """Say what a run would do and about what it would take.
 
     What is done already is told; memory, disk and time are estimates, from shapes alone. What does not fit into the device's
-    memory is refused, with the setting that would make it fit. Loads no weights.
+    memory is refused, with the setting that would make it fit. Loads no weights without --measure.
     """
     from spunge.errors import RecipeError
     from spunge.recipe.loading import load_recipe
@@ -121,7 +124,7 @@ def plan(
     from spunge.run.plan import plan_text
 
     quiet()
-    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), device)
+    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), device, measure)
     if planned.refused and not anyway:
         raise RecipeError(planned.refused[0])
     if as_json:

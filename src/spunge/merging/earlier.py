@@ -1,5 +1,6 @@
 """What stands at --out already: nothing, this very merge, another one, or something that no merge wrote."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,16 +13,18 @@ from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, i
 from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import description
 from spunge.weights.sources import Source
 
 REPORT = "merge.json"
+CHECKPOINT = "checkpoint"  # the form of a merge that is a model of its own
 DAMAGED = f"--out: {REPORT} is damaged; give --replace to make the merge again, or another folder"
 
 
 def merge_key(
     base: Checkpoint, sources: Sequence[Source], weights: Sequence[float], settings: RuleSettings, form: str
 ) -> str:
-    """Fingerprint of what a merge's output depends on. form: checkpoint, delta, or adapter and its rank."""
+    """Fingerprint of what a merge's output depends on. form: CHECKPOINT, delta, or adapter and its rank."""
     models = [
         [source.fingerprint, list(source.stamps), source.label, weight]
         for source, weight in zip(sources, weights, strict=True)
@@ -32,6 +35,8 @@ def merge_key(
             "version": RULES.version(settings.rule),
             "models": models,
             "base": [stamp(file) for file in base.files],
+            # Copied beside the weights of a checkpoint.
+            "beside": hashlib.sha256(b"".join(description(base.folder))).hexdigest() if form == CHECKPOINT else None,
             "form": form,
         }
     )

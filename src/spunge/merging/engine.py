@@ -13,7 +13,7 @@ from spunge.errors import RecipeError
 from spunge.merging.changes import changed_names, identity, in_own_order
 from spunge.merging.checks import check
 from spunge.merging.chunks import merge_chunk
-from spunge.merging.earlier import DAMAGED, earlier, merge_key
+from spunge.merging.earlier import CHECKPOINT, DAMAGED, earlier, merge_key
 from spunge.merging.fast.compiled import Fast, fast_path
 from spunge.merging.outcome import (
     MergeReport,
@@ -67,7 +67,7 @@ def merge(
     given = [1.0] * len(sources) if weights is None else [float(weight) for weight in weights]
     work, odd = prepared(Checkpoint(base, setting), sources, settings, given, chunk or CHUNK)
     notes = [*notes, *odd]
-    key = merge_key(work.base, sources, given, settings, "checkpoint")
+    key = merge_key(work.base, sources, given, settings, CHECKPOINT)
     if (content := earlier(out, key, replace)) is not None:
         try:
             return MergeReport.from_json(content)

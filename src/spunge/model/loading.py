@@ -4,7 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
+from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
@@ -321,10 +322,26 @@ _measured: dict[str, float] = {}
 
 
 def bfloat16_speedup() -> float:
-    """float32's time over bfloat16's for a matrix product of a small model's shape, measured here once (about 50 ms)."""
+    """float32's time over bfloat16's for a matrix product of a small model's shape, measured once on a machine (about 50 ms).
+
+    Kept in the cache folder: measured again on a busy machine, it may lead to another dtype in the middle of a run.
+    """
     if "speedup" not in _measured:
-        _measured["speedup"] = _bfloat16_speedup()
+        _measured["speedup"] = _kept_speedup()
     return _measured["speedup"]
+
+
+def _kept_speedup() -> float:
+    machine = {"torch": str(torch.__version__), "processor": torch.backends.cpu.get_cpu_capability()}
+    file = cache_folder() / "bfloat16" / f"{fingerprint(machine)[:16]}.json"
+    with suppress(OSError):
+        kept = unsealed(read_json(file))
+        if kept is not None:
+            return float(kept["speedup"])
+    measured = _bfloat16_speedup()
+    with suppress(OSError, RecipeError):  # where the cache cannot be written, nothing is kept
+        write_json(file, sealed({"speedup": measured}))
+    return measured
 
 
 def know_bfloat16_speedup(measured: float) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spunge.errors import RecipeError
 from spunge.files import shown_size
 from spunge.model.loading import pick_device
 from spunge.recipe.loading import load_recipe
@@ -18,11 +19,13 @@ from spunge.report.wording import aligned
 from spunge.run.folder import default_folder, require_own
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import device_of, shared
+from spunge.run.planning.dry import scaled
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.fitting import Fit, unfit
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
+from spunge.run.teach import RETRAIN, TEACH
 from spunge.run.turns import turns
 
 
@@ -61,10 +64,12 @@ def plan(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     out: str | Path | None = None,
     device: str = "auto",
+    measure: bool = False,
 ) -> Plan:
     """Read and split the rows, look at the run's folder and the model's headers, and estimate. Writes nothing.
 
-    device: auto (the one at hand), cpu, or a card's name (`spunge.run.planning.devices`). Raises RecipeError as a run would; what
+    device: auto (the one at hand), cpu, or a card's name (`spunge.run.planning.devices`). measure: take a few steps of the first
+    training on the real model, in a process of its own, and scale what is planned by them. Raises RecipeError as a run would; what
     does not fit is told in `refused`.
     """
     folder = Path(out or default_folder(recipe)).resolve()
@@ -76,6 +81,8 @@ def plan(
     where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
     size = estimator_of(base, where) if here else None
+    if measure:
+        size = _measured(begun, size, device)
     steps = list(_steps(graph, size))
     taken = turns(graph, _to_make(graph, size), at_once)
     unfitting = list(_unfitting(graph, size)) if size else []
@@ -96,8 +103,26 @@ def plan(
             *begun.seeds[0].inputs.notes,
             *(fit.line for fit in unfitting if not fit.refused),
             *_replaced(begun, here),
+            *(sorted(size.notes) if size else ()),
         ],
     )
+
+
+def _measured(begun: Run, size: Estimator | None, device: str) -> Estimator:
+    """Scaled by some steps of the first training."""
+    at_hand = pick_device(begun.recipe.model.device).type
+    if device not in ("auto", at_hand):
+        raise RecipeError(
+            f"--measure: steps are taken on the device at hand ({at_hand}), which is not {device!r}; leave one out"
+        )
+    if size is None:
+        raise RecipeError(
+            "--measure: the model is still to be downloaded or converted; run it first, or leave --measure out"
+        )
+    for name, stage in begun.graph.stages.items():
+        if name.startswith(("branch:", "control:")) and (steps := stage.cost().steps) is not None:
+            return scaled(size, begun.recipe, steps, name)
+    raise RecipeError("--measure: nothing is trained by this recipe; leave it out")
 
 
 def _on_one(recipe: Recipe) -> int:
@@ -109,12 +134,14 @@ def _unfitting(graph: RunGraph, size: Estimator) -> Iterator[Fit]:
     """What does not fit; of several stages that need the same mend, the first."""
     told: set[str] = set()
     for name, stage in graph.stages.items():
+        if stage.make is None or stage.light or graph.state(name).done:
+            continue
         cost = stage.cost()
-        block = "teach" if "taught" in name or "retrained" in name else "unlearn"
-        found = unfit(name, size, cost.steps, size.stage(cost).memory, block) if stage.make is not None else None
-        if found is not None and (mend := found.line.rpartition(";")[2].partition("(")[0]) not in told:
+        block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
+        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block)
+        if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
             told.add(mend)
-            yield found
+            yield fit
 
 
 def _replaced(begun: Run, here: bool) -> list[str]:

@@ -34,7 +34,8 @@ def refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
             f"--out: {str(file)!r} is damaged, and nothing else tells which search this is; give another folder, or take the file "
             "away where you know that it is this one"
         )
-    differing = [name for name, value in about.items() if before.get(name) != json_value(value)]
+    # What an older version did not note is not known to differ.
+    differing = [name for name, value in about.items() if name in before and before[name] != json_value(value)]
     if differing:
         raise RecipeError(
             f"--out: {str(folder)!r} holds a search of other {differing[0]}, which cannot be compared with this one; give "

@@ -28,6 +28,7 @@ from spunge.results import FILE, Results, Row, json_value, read_results
 from spunge.run.executors.executor import Team
 from spunge.run.folder import FAILED, TRIALS, claimed, default_folder
 from spunge.run.inputs import BaseInputs, SeedInputs
+from spunge.run.judge import evaluation_inputs
 from spunge.run.objectives import Objective, Way, directions, objectives_of, refuse_unmeasured
 from spunge.run.pipeline import begin, finish, team_of
 from spunge.run.searching import is_whole, mend_journal, refuse_other, vouch
@@ -155,6 +156,7 @@ def _refuse_other(tuning: Tuning, inputs: SeedInputs) -> None:
             {name: value for name, value in tuning.space.draft.content.items() if name != "execution"}
         ),
         "rows": [*(items.sha256 for items in base.evaluations), *(each.sha256 for each in samples)],
+        "instruments": fingerprint([evaluation_inputs(items, base) for items in base.evaluations]),
         "seed": tuning.seed,
         "model": base.unconverted if base.conversion else base.key_of(base.given),
     }

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError, one_line
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
+from spunge.run.planning.estimate import Estimator
+from spunge.run.planning.steps import Steps
 
 STEPS = 4  # the first is to warm up
 
@@ -35,6 +38,19 @@ def dry_steps(recipe: Recipe, steps: int = STEPS) -> Measured:
         last = (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
         raise RecipeError(f"--measure: the steps could not be taken: {one_line(last)}")
     return Measured(**json.loads(made.stdout.splitlines()[-1]))
+
+
+def scaled(size: Estimator, recipe: Recipe, steps: Steps, told: str) -> Estimator:
+    """What is planned, times what some steps of a training took over what is planned for them."""
+    measured = dry_steps(recipe)
+    planned = size.training(replace(steps, count=measured.steps))
+    a_step = planned.seconds / measured.steps
+    found = size.altered(slower=measured.seconds / a_step, larger=measured.memory / planned.memory)
+    found.notes.add(
+        f"measured: {measured.steps} steps of {told}: {measured.seconds:.2f} s each, where {a_step:.2f} s were planned, and "
+        f"{measured.memory / 2**30:.2f} GiB, where {planned.memory / 2**30:.2f} were; all is scaled by that"
+    )
+    return found
 
 
 def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:

@@ -1,6 +1,7 @@
 """Memory and time of a run's stages on a device, from shapes, row lengths and what calls of the model take."""
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from spunge.recipe.model import PackedIn
 from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import Device
-from spunge.run.planning.skeleton import Skeleton, Texts, followed
+from spunge.run.planning.skeleton import Skeleton, Texts, followed, stand_in
 from spunge.run.planning.steps import Fed, Rows, Steps, fed
 from spunge.run.planning.tracing import Traced
 from spunge.unlearning.calls import Call, Group, Side
@@ -51,6 +52,9 @@ class Estimator:
     tokenizer: Any
     positions: int | None = None
     train_in: PackedIn | None = None
+    slower: float = 1.0  # measured over planned time of steps on the real model
+    larger: float = 1.0  # the same of memory
+    notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
     _followed: dict[Any, Traced] = field(default_factory=dict)
     _fed: dict[Any, tuple[Fed, Rows]] = field(default_factory=dict)
 
@@ -64,8 +68,25 @@ class Estimator:
         alike = call._replace(of="forget", once=False, most=0.0)
         key = (skeleton.dtype, skeleton.recomputed, repr(what) if call.gradient else "", alike, texts)
         if key not in self._followed:
-            self._followed[key] = followed(skeleton, what, alike, texts)
+            self._followed[key] = self._follow(skeleton, what, alike, texts)
         return self._followed[key]
+
+    def _follow(
+        self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts
+    ) -> Traced:
+        told = logging.getLogger("torch._subclasses.fake_tensor")
+        before, told.disabled = told.disabled, True  # it tells what is handled here
+        try:
+            return followed(skeleton, what, call, texts)
+        except Exception:  # whatever an architecture's own code objects to where there are no values
+            kind = skeleton.config.model_type
+            self.notes.add(
+                f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
+            )
+            what = Everything() if isinstance(what, Selected) else what
+            return followed(stand_in(skeleton), what, call, texts)
+        finally:
+            told.disabled = before
 
     # ---- training
 
@@ -80,9 +101,10 @@ class Estimator:
         trained = self.trained_entries(steps)
         # The optimizer reads and writes a value, a gradient and its state, and the gradients' norm is taken before.
         update = trained * (4 * 3 + 4 * 2 + 2 * STATES[steps.optimizer]) / self.device.bandwidth
-        seconds = steps.count * (steps.accumulation * a_step + update)
+        seconds = self.slower * steps.count * (steps.accumulation * a_step + update)
         held *= 1.0 if self.device.gpu else HEAP
-        return Taken(seconds, self.floor + self.resident(steps) + held + self._kept(steps, sides))
+        memory = self.floor + self.resident(steps) + held + self._kept(steps, sides)
+        return Taken(seconds, self.larger * memory)
 
     def resident(self, steps: Steps) -> float:
         """Bytes of the model, what is trained of it, its gradients, the optimizer's state and the weights that are kept."""
@@ -161,7 +183,7 @@ class Estimator:
         """Of texts that are read by the model without gradient."""
         rows, length = 8, 128
         traced = self.follow(self.judged, None, Call(gradient=False), Texts(rows, length, length - 1))
-        seconds = traced.seconds(self.device) * tokens / (rows * length)
+        seconds = self.slower * traced.seconds(self.device) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
         held = LOGITS * config.vocab_size * batch + traced.peak * batch / (rows * length)
@@ -174,7 +196,7 @@ class Estimator:
         calls = tokens / at_once
         cache = kv_bytes(self.judged, WRITTEN_TOKENS)
         a_call = traced.seconds(self.device) + cache / 2 / self.device.bandwidth
-        return Taken(calls * a_call, self.floor + self.judged_weights() + 2 * cache)
+        return Taken(self.slower * calls * a_call, self.floor + self.judged_weights() + 2 * cache)
 
     def judged_weights(self) -> float:
         return float(self.judged.dtype.itemsize * self.judged.entries())
@@ -187,8 +209,8 @@ class Estimator:
         work += [self.reading(cost.tokens)] if cost.tokens else []
         work += [self.writing(cost.written)] if cost.written else []
         memory = max((each.memory for each in work), default=MERGE + PROCESS)
-        seconds = sum(each.seconds for each in work) + self.watching(cost) + cost.nbytes / DISK
-        return Taken(seconds, memory)
+        seconds = sum(each.seconds for each in work) + cost.nbytes / DISK
+        return Taken(seconds + self.watching(cost), memory)
 
     def watching(self, cost: Cost) -> float:
         """Seconds in which a training is measured on its way."""

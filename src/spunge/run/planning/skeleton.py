@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from spunge.unlearning.quick.products import SPARSE
 from spunge.unlearning.scored import PIECE, TRAINED, Scored
 from spunge.unlearning.trained import training, training_mode, training_tensors
 
-LOW, HIGH = 1, 3  # blocks of the models that are followed; each block more costs what the third does beside the first
+LOW, HIGH = 2, 4  # blocks of the models that are followed; each block more takes half of what they are apart
 
 
 class Texts(NamedTuple):
@@ -61,6 +61,26 @@ class Skeleton:
         """Of what is trained: LoRA's factors, the chosen tensors, or all; None: the output projections of so many blocks' MLPs."""
         with _training(self, self.model(blocks), what) as model:
             return sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def stand_in(skeleton: Skeleton) -> Skeleton:
+    """A Llama of the same sizes, for an architecture whose code looks at values. Of a mixture, a token's own experts."""
+    from transformers import LlamaConfig
+
+    known = {name: value for name, value in skeleton.config.get_text_config().to_dict().items() if value is not None}
+    hidden, heads = skeleton.hidden, int(known.get("num_attention_heads") or max(1, skeleton.hidden // 64))
+    inner = int(known.get("moe_intermediate_size") or known.get("intermediate_size") or 4 * hidden)
+    config = LlamaConfig(
+        vocab_size=known["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=inner * int(known.get("num_experts_per_tok") or 1),
+        num_hidden_layers=skeleton.depth,
+        num_attention_heads=heads,
+        num_key_value_heads=int(known.get("num_key_value_heads") or heads),
+        head_dim=int(known.get("head_dim") or hidden // heads),
+        tie_word_embeddings=bool(known.get("tie_word_embeddings", False)),
+    )
+    return replace(skeleton, config=config, trust=False)
 
 
 def followed(skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:

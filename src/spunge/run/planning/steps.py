@@ -93,11 +93,9 @@ def fed(rows: Rows, tokenizer: Any, positions: int | None, gpu: bool) -> Fed:
 
 def _lengths(samples: Samples, most: int, tokenizer: Any) -> list[tuple[int, int]]:
     """Tokens, and those that are learned, of rows spread over all."""
-    places = (
-        np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int).tolist()
-        if len(samples)
-        else []
-    )
+    if not len(samples):
+        return []
+    places = np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).round().astype(int).tolist()
     return [
         (len(each.ids), sum(label != IGNORED for label in each.labels[1:]))
         for each in encoded(samples, places, tokenizer, most)

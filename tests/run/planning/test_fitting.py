@@ -1,0 +1,99 @@
+"""What does not fit is told with a setting, and with that setting it fits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from spunge.data.samples import Samples
+from spunge.recipe.training import Everything, LoRA
+from spunge.run.planning.devices import CARDS, device_of
+from spunge.run.planning.estimate import CONTEXT, STATES, Estimator
+from spunge.run.planning.fitting import unfit
+from spunge.run.planning.skeleton import Skeleton
+from spunge.run.planning.steps import Rows, Steps
+from spunge.unlearning.calls import FORGET
+from toys import SMALL
+
+
+def estimator_of(gpu: bool = False) -> Estimator:
+    from transformers import LlamaConfig
+
+    skeleton = Skeleton(LlamaConfig(**SMALL), torch.bfloat16, gpu=gpu)
+    return Estimator(skeleton, skeleton, replace(CARDS["h100"], gpu=gpu), None)
+
+
+def steps_of(what: Any, batch: int = 64) -> Steps:
+    rows = Rows([Samples(pa.table({"text": pa.array([], pa.string())}))], [64], batch, packed=True)
+    return Steps(1, 1, [(FORGET,)], what, "adamw", {"forget": rows}, keeps_good=True, keeps_best=False)
+
+
+def with_memory(estimator: Estimator, nbytes: float) -> Estimator:
+    return estimator.altered(device=replace(estimator.device, memory=round(nbytes)))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("best", [False, True])
+def test_what_is_trained_in_full_has_its_value_gradient_state_and_kept_copies(optimizer: Any, best: bool) -> None:
+    estimator = estimator_of()
+    entries = estimator.skeleton.entries()
+    steps = replace(steps_of(Everything()), optimizer=optimizer, keeps_best=best)
+    copies = 4 + 4 + 4 + (8 if best else 0) + STATES[steps.optimizer]
+    assert estimator.resident(steps) == pytest.approx(2 * entries + copies * entries)
+
+
+def test_weights_in_4_bits_are_a_quarter_of_16_and_the_rest_stays() -> None:
+    estimator = estimator_of()
+    packed = 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    saved = estimator.weights() - estimator.altered(train_in="4bit").weights()
+    assert saved == pytest.approx((2 - 0.52) * packed)
+
+
+# Bytes that are short of what is needed, None: no more there than one sample takes -> the setting that is named.
+@pytest.mark.parametrize(
+    ("what", "short", "named"),
+    [
+        (LoRA(), 1000, "model.checkpoint_activations"),
+        (Everything(), 1000, "model.checkpoint_activations"),
+        (LoRA(), None, "unlearn.batch_size"),
+    ],
+)
+def test_the_setting_that_is_named_makes_it_fit(what: Any, short: int | None, named: str) -> None:
+    estimator, steps = estimator_of(), steps_of(what)
+    needed = estimator.training(steps).memory
+    least = estimator.training(steps_of(what, 1)).memory
+    small = with_memory(estimator, ((needed - short) if short else least + 1000) / 0.95)
+    told = unfit("branch:asia", small, steps, needed)
+    assert told is not None
+    assert told.refused
+    assert told.line.startswith(f"{named}: branch:asia takes about ")
+    assert "set" in told.line
+    if short:
+        mended = small.altered(skeleton=replace(small.skeleton, recomputed=True)).training(steps).memory
+        assert unfit("branch:asia", small, steps, mended) is None
+
+
+def test_a_batch_that_a_gpu_takes_in_pieces_is_no_refusal() -> None:
+    estimator, steps = estimator_of(gpu=True), steps_of(LoRA())
+    needed, half = estimator.training(steps).memory, estimator.training(steps_of(LoRA(), 32)).memory
+    told = unfit("branch:asia", with_memory(estimator, (half + 1000) / 0.95), steps, needed)
+    assert told is not None
+    assert not told.refused
+    assert "in 2 pieces" in told.line
+
+
+def test_what_no_setting_makes_fit_is_told_so() -> None:
+    steps = steps_of(LoRA())
+    estimator = with_memory(estimator_of(gpu=True), CONTEXT)
+    told = unfit("branch:asia", estimator, steps, estimator.training(steps).memory)
+    assert told is not None
+    assert "whatever is set" in told.line
+
+
+def test_a_device_that_is_not_known_is_refused_with_those_that_are() -> None:
+    from spunge.errors import RecipeError
+
+    with pytest.raises(RecipeError, match=r"^--device: 'h10' is not known.*rtx4090"):
+        device_of("h10", torch.device("cpu"))
