@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from making import weights, write_checkpoint
+from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.run.inputs import BaseInputs
 
@@ -46,3 +48,15 @@ def test_a_base_whose_texts_are_read_or_end_otherwise_is_another(
     written = json.loads((base / file).read_text()) if (base / file).exists() else {}
     (base / file).write_text(json.dumps({**written, **content}))
     assert key() != before
+
+
+def test_what_is_wrong_with_a_model_that_is_judged_is_told_by_its_own_setting(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    broken = write_checkpoint(tmp_path / "broken", weights(), shards=2)
+    (broken / "model-1.safetensors").unlink()
+    inputs = BaseInputs(
+        load_recipe(toy_recipe | {"judge": [{"name": "broken", "path": str(broken)}]}), tmp_path / "run"
+    )
+    with pytest.raises(RecipeError, match=r"^judge\.0\.path: model-1\.safetensors is named by"):
+        inputs.judged_models["broken"].key(inputs)

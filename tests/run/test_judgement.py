@@ -1,5 +1,6 @@
 """Judging models as they are: checkpoints, adapters and deltas, as stages of a run that trains nothing."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,23 @@ def test_what_cannot_be_judged_is_one_line(
         spunge.judge([places.get(model, model) for model in models], out=tmp_path / "judged", **options)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "judged" / "results.json").exists()
+
+
+def test_all_models_are_judged_in_one_arithmetic_where_one_is_still_to_be_downloaded(
+    toy_recipe: dict[str, Any], tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in 16 bits is judged in float32 beside one that is written in it."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    hub = tmp_path / "models--owner--name"
+    shutil.copytree(tiny("gpt2"), hub / "snapshots" / commit)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("spunge.model.loading.bfloat16_speedup", lambda: 2.0)
+    run, models = tmp_path / "run", [tiny("llama", dtype=torch.bfloat16), "owner/name"]
+    spunge.judge(models, evaluate=toy_recipe["evaluate"][1:], out=run)
+    judged = [json.loads(file.read_text()) for file in sorted(run.glob("evaluation/*/*.json"))]
+    assert [(each["stage"], each["dtype"]) for each in judged] == [("base", "float32"), ("model:name", "float32")]
+    again = Told()
+    spunge.judge(models, evaluate=toy_recipe["evaluate"][1:], out=run, watcher=again)
+    assert again.judged == []

@@ -46,7 +46,7 @@ class Given:
     def key(self, base: "BaseInputs") -> str:
         """Fingerprint of all in it that results depend on, beside the base."""
         if self.whole:
-            return base.key_of(self.folder)
+            return base.key_of(self.folder, Checkpoint(self.folder, self.setting).fingerprint())
         digest = hashlib.sha256(stored_weights(self.folder, self.setting).fingerprint().encode())
         for name in DESCRIPTIONS:
             if (self.folder / name).exists():

@@ -138,10 +138,11 @@ class BaseInputs:
         """Whether some model is written in float32."""
         merges = [self.recipe.merge, *(control.merge for control in self.recipe.controls)]
         dtypes = {self.own_dtype(merge.dtype) for merge in merges if merge is not None}
-        folders = [self.untaught] if "base" in dtypes and self.untaught.is_dir() else []
+        own = [(self.untaught, "model.path")] if "base" in dtypes and self.untaught.is_dir() else []
         given = [*self.judged_models.values(), *([self.given_reference] if self.given_reference else [])]
-        folders += [each.folder for each in given if each.here and each.whole]
-        return "float32" in dtypes or any(main_dtype(Checkpoint(folder)).itemsize > 2 for folder in folders)
+        others = [(each.folder, each.setting) for each in given if each.here and each.whole]
+        checkpoints = (Checkpoint(folder, setting) for folder, setting in (*own, *others))
+        return "float32" in dtypes or any(main_dtype(checkpoint).itemsize > 2 for checkpoint in checkpoints)
 
     @property
     def notes(self) -> list[str]:

@@ -75,12 +75,13 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)
     watcher.end("; ".join([sizes, *inputs.notes]))
     watcher.begin("fingerprint the base")
-    for name in begun.graph.stages:
-        with suppress(NotMadeError):
-            begun.graph.key(name)
+    # Before any key: in what all models are judged depends on what is downloaded here.
     for model in begun.seeds[0].models:
         if model.given is not None:
             model.given.refuse(begun.base)
+    for name in begun.graph.stages:
+        with suppress(NotMadeError):
+            begun.graph.key(name)
     refuse_merges(begun.seeds)
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
