@@ -67,13 +67,14 @@ def variants() -> list[Variant]:
     first = "npo, seed 0"
     requests = [
         Variant(
-            f"npo, the first {count} authors",
+            f"rmu, the first {count} authors",
             {
                 **alone,
+                **METHODS["rmu"],
                 "controls": ["joint", "sequential"],
                 "forget": {"where": f"author between 180 and {179 + count}"},
             },
-            first,
+            "rmu, seed 0",
         )
         for count in REQUESTS
     ]
@@ -85,10 +86,18 @@ def variants() -> list[Variant]:
         )
         for parts in PARTS
     ]
-    back = Variant(
-        "npo, the first author taken back", {**alone, "controls": [], "forget": {"where": "author > 180"}}, first
-    )
-    rules = Variant("npo, other rules", {**alone, "controls": list(RULES)}, first)
+    back = [
+        Variant(
+            f"{method}, the first author taken back",
+            {**alone, **changes, "controls": [], "forget": {"where": "author > 180"}},
+            f"{method}, seed 0",
+        )
+        for method, changes in METHODS.items()
+    ]
+    rules = [
+        Variant(f"{method}, other rules", {**alone, **changes, "controls": list(RULES)}, f"{method}, seed 0")
+        for method, changes in METHODS.items()
+    ]
     adding = {"name": "sum", "merge": {"rule": "task_arithmetic"}}
     steps = [
         Variant(
@@ -101,7 +110,7 @@ def variants() -> list[Variant]:
             {**alone, "split": {"by": "(author - 180) // 4"}, "controls": [adding], "unlearn": {"epochs": 10}},
         ),
     ]
-    return [several[0], several[1], rules, back, *steps, *parts, *requests, *several[2:]]
+    return [several[0], several[1], *rules, *back, *requests, *steps, *parts, *several[2:]]
 
 
 def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

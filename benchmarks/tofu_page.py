@@ -150,8 +150,8 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
 
 def requests(runs: Mapping[str, Run]) -> Iterator[str]:
     """After so many requests: what the last of them cost, and what is forgotten and kept."""
-    whole = runs.get("npo, seed 0")
-    known = {count: runs.get(f"npo, the first {count} authors") for count in REQUESTS} | {20: whole}
+    whole = runs.get("rmu, seed 0")
+    known = {count: runs.get(f"rmu, the first {count} authors") for count in REQUESTS} | {20: whole}
     head = ["requests", "arm", "training for the last one, s", "probability: asked for", "not asked for yet", "kept"]
     rows = []
     for count, run in known.items():
@@ -182,34 +182,31 @@ def last_request(run: Run, stage: str, author: str) -> float:
 
 
 def back(runs: Mapping[str, Run]) -> Iterator[str]:
-    whole, without = runs.get("npo, seed 0"), runs.get("npo, the first author taken back")
-    if whole is None or without is None:
-        return
-    rest = AUTHORS[1:]
-    rows = [
-        [
-            told,
-            *(
-                number(run.value(stage, FIRST, metric))
-                for metric in ("answer probability", "extraction strength", "truth ratio")
-            ),
-            number(run.over(stage, rest, "answer probability")),
-            cell(run.row(stage, "kept", "answer probability")),
+    for method in ("npo", "rmu"):
+        whole, without = (runs.get(f"{method}, {name}") for name in ("seed 0", "the first author taken back"))
+        if whole is None or without is None:
+            continue
+        rest = AUTHORS[1:]
+        rows = [
+            [
+                told,
+                *(number(run.value(stage, FIRST, metric)) for metric in ("answer probability", "extraction strength")),
+                number(run.over(stage, rest, "answer probability")),
+                cell(run.row(stage, "kept", "answer probability")),
+            ]
+            for told, run, stage in (
+                ("base", whole, "base"),
+                ("all 20 merged", whole, "merged"),
+                ("the first taken back", without, "merged"),
+            )
         ]
-        for told, run, stage in (
-            ("base", whole, "base"),
-            ("all 20 merged", whole, "merged"),
-            ("the first taken back", without, "merged"),
-        )
-    ]
-    yield table(
-        ["model", "first author: probability", "extraction", "truth ratio", "the other 19: probability", "kept"], rows
-    )
-    moved = [
-        abs(without.value("merged", author, "answer probability") - whole.value("merged", author, "answer probability"))
-        for author in rest
-    ]
-    yield f"\nThe other authors' probability moves by {fmean(moved):.3f} in the mean, {max(moved):.3f} at most."
+        head = ["model", "first author: probability", "extraction", "the other 19: probability", "kept"]
+        moved = [
+            abs(without.value("merged", each, "answer probability") - whole.value("merged", each, "answer probability"))
+            for each in rest
+        ]
+        yield f"{method.upper()}:\n\n{table(head, rows)}\n"
+        yield f"The other authors' probability moves by {fmean(moved):.3f} in the mean, {max(moved):.3f} at most.\n"
 
 
 def parts(runs: Mapping[str, Run]) -> Iterator[str]:
@@ -250,14 +247,14 @@ def merged_line(run: Run, stage: str) -> list[str]:
 
 
 def rules(runs: Mapping[str, Run]) -> Iterator[str]:
-    run = runs.get("npo, other rules")
-    if run is None:
-        return
-    lines = [
-        [stage.removeprefix("control:").replace("merged", "TIES, density 0.5"), *merged_line(run, stage)]
-        for stage in run.stages
-    ]
-    yield table(["merge of the same 20 branches", *MERGED_HEAD], lines)
+    for method in ("npo", "rmu"):
+        if (run := runs.get(f"{method}, other rules")) is None:
+            continue
+        lines = [
+            [stage.removeprefix("control:").replace("merged", "TIES, density 0.5"), *merged_line(run, stage)]
+            for stage in run.stages
+        ]
+        yield f"{method.upper()}:\n\n{table(['merge of the same 20 branches', *MERGED_HEAD], lines)}\n"
 
 
 def steps(runs: Mapping[str, Run]) -> Iterator[str]:

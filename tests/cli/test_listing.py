@@ -30,9 +30,9 @@ def test_every_registry_is_listed_and_stands_in_the_reference() -> None:
 def test_a_setting_tells_what_the_blocks_inside_accept() -> None:
     trainable = entry("methods", "tvn")["settings"]["trainable"]
     assert trainable["type"] == "{kind: lora} | {kind: tensors} | {kind: all}"
-    assert list(trainable["blocks"]["{kind: lora}"]) == ["kind", "rank", "alpha", "dropout", "targets"]
+    assert list(trainable["blocks"]["{kind: lora}"]) == ["kind", "rank", "alpha", "dropout", "start", "targets"]
     text = listing_text({"methods": listing("methods")})
-    assert "          {kind: lora}: rank, alpha, dropout, targets" in text
+    assert "          {kind: lora}: rank, alpha, dropout, start, targets" in text
     for block in ("trainable: `{kind: lora}`", "trainable: `{kind: tensors}`", "trainable: `{kind: all}`", "tasks: `{"):
         assert f"\n## {block}" in REFERENCE
 

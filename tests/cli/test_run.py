@@ -12,7 +12,7 @@ def test_plan_says_what_is_to_do_and_writes_nothing(recipe_file: Path, tmp_path:
     ended = call("plan", str(recipe_file), cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "to do  branch:asia" in ended.stdout
-    assert "GiB of memory" in ended.stdout
+    assert "GiB of the memory of cpu" in ended.stdout
     assert not (tmp_path / "runs").exists()
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -182,17 +182,27 @@ class Sharded:
         return None
 
     def _failed(self, process: Process, message: Failed | None) -> Event | None:
-        """One failed, or is gone: the others wait for it, and end. Where one was killed, that is why the others fail."""
+        """One failed, or is gone: the others wait for it, and end. Where one was killed or stopped, that is why others fail."""
         if not process.ready:
             raise LostError(f"execution: a process ended as it began ({process.slot.told}); its own lines say why")
         if isinstance(message, Failed) and isinstance(message.error, RecipeError):
             error: Exception = raisable(message)
         else:
             ends = time.monotonic() + (PATIENCE if message else 0.0)
-            gone = [each for each in self._at if each.ends(max(0.0, ends - time.monotonic())) and each.killed]
-            error = gone[0].lost() if gone else process.lost() if message is None else raisable(message)
+            gone = [each for each in self._at if each.ends(max(0.0, ends - time.monotonic()))]
+            self._hear_out([each for each in gone if message or each is not process])
+            first = next((each for each in gone if each.killed or each.stopped), process)
+            error = raisable(message) if message and first is process else first.lost()
         self.end()
         return self._over(error=error)
+
+    def _hear_out(self, gone: list[Process]) -> None:
+        """Hear to their ends processes that are gone: whether they were told to stop."""
+        with suppress(queue.Empty):
+            while gone:
+                process, message = self._heard.get(timeout=PATIENCE)
+                process.stopped = process.stopped or isinstance(message, Stopped)
+                gone = [each for each in gone if message is not None or each is not process]
 
     def _over(self, done: Done | None = None, error: Exception | None = None) -> Event:
         given, self._given, self._at = self._given, None, []
