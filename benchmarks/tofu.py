@@ -109,6 +109,13 @@ def variants() -> list[Variant]:
             "npo in 5 parts, 10 passes",
             {**alone, "split": {"by": "(author - 180) // 4"}, "controls": [adding], "unlearn": {"epochs": 10}},
         ),
+        *(
+            Variant(
+                f"rmu, {passes} passes",
+                {**alone, "controls": ["joint", adding], "unlearn": {**RMU, "epochs": passes}},
+            )
+            for passes in (10, 40)
+        ),
     ]
     return [several[0], several[1], *rules, *back, *requests, *steps, *parts, *several[2:]]
 

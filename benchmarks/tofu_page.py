@@ -24,12 +24,27 @@ AUTHORS = [str(author) for author in range(180, 200)]
 FIRST = AUTHORS[0]
 PARTS = (2, 5, 10)  # beside 1, the joint run's, and 20
 REQUESTS = (5, 10)  # after which all ways are compared, beside 20
-# (parts, passes over the rows to forget, factors) -> the runs that have TIES and the sum of such branches
+# (method, parts, passes over the rows to forget, factors) -> the runs that have TIES, the sum of such branches, the joint run
 STEPS = {
-    (20, 2, "own"): [("npo, seed 0", "merged"), ("npo, other rules", "control:sum")],
-    (20, 2, "shared"): [("npo, 2 passes, shared factors", stage) for stage in ("merged", "control:sum")],
-    (5, 2, "own"): [("npo in 5 parts", "merged")],
-    (5, 10, "own"): [("npo in 5 parts, 10 passes", stage) for stage in ("merged", "control:sum")],
+    ("NPO", 20, 2, "own"): [
+        ("npo, seed 0", "merged"),
+        ("npo, other rules", "control:sum"),
+        ("npo, seed 0", "control:joint"),
+    ],
+    ("NPO", 20, 2, "shared"): [("npo, 2 passes, shared factors", stage) for stage in ("merged", "control:sum")],
+    ("NPO", 5, 2, "own"): [("npo in 5 parts", "merged")],
+    ("NPO", 5, 10, "own"): [("npo in 5 parts, 10 passes", stage) for stage in ("merged", "control:sum")],
+    ("RMU", 20, 2, "–"): [
+        ("rmu, seed 0", "merged"),
+        ("rmu, other rules", "control:sum"),
+        ("rmu, seed 0", "control:joint"),
+    ],
+    **{
+        ("RMU", 20, passes, "–"): [
+            (f"rmu, {passes} passes", stage) for stage in ("merged", "control:sum", "control:joint")
+        ]
+        for passes in (10, 40)
+    },
 }
 
 
@@ -258,20 +273,31 @@ def rules(runs: Mapping[str, Run]) -> Iterator[str]:
 
 
 def steps(runs: Mapping[str, Run]) -> Iterator[str]:
-    """Twenty branches of more steps, and of factors that all begin with."""
+    """Branches of more steps, and of factors that all begin with."""
+    called = {"merged": "TIES", "control:sum": "sum", "control:joint": "joint run"}
     lines = []
-    for (parts, passes, start), names in STEPS.items():
+    for (method, parts, passes, start), names in STEPS.items():
         for name, stage in names:
             if (run := runs.get(name)) is None or stage not in run.stages:
                 continue
             facts = run.content["merge"] if stage == "merged" else {}
-            rule = "TIES" if stage == "merged" else "sum"
+            joint = stage == "control:joint"
+            each = 80 * passes // (1 if joint else parts)
+            taken = f"{runs[names[0][0]].seconds('control/joint' if joint else 'branch'):.0f}"
             cosine = number(facts.get("cosine", math.nan))
-            taken = f"{runs[names[0][0]].seconds('branch'):.0f}"
-            steps_each = 80 * passes // parts
-            lines.append([str(parts), str(steps_each), start, rule, cosine, *merged_line(run, stage), taken])
+            kind = ["1", str(each), "–"] if joint else [str(parts), str(each), start]
+            lines.append([method, *kind, called[stage], cosine, *merged_line(run, stage), taken])
     if lines:
-        head = ["parts", "steps of a branch", "factors", "rule", "cosine between branches", *MERGED_HEAD, "training, s"]
+        head = [
+            "method",
+            "parts",
+            "steps each",
+            "factors",
+            "merge",
+            "cosine between branches",
+            *MERGED_HEAD,
+            "training, s",
+        ]
         yield table(head, lines)
 
 
