@@ -537,11 +537,11 @@ RMU = {"layer": 7, "coefficient": 6.5, "alpha": 1200, "learning_rate": 5e-5, "ba
 RMU |= {"epochs": 2, "steps": None, "min_cosine": 0.5, "skip_first": 0, "trainable": None, "accumulation": 1}
 FINETUNED = {"epochs": 1, "steps": None, "schedule": "cosine"}
 GATED = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"]
-LLAMA_LORA = {"kind": "lora", "rank": 64, "alpha": 64, "dropout": 0.01, "targets": GATED}
-ZEPHYR_LORA = {"kind": "lora", "rank": 16, "alpha": 16, "dropout": 0.01, "targets": "default"}
+LLAMA_LORA = {"kind": "lora", "rank": 64, "alpha": 64, "dropout": 0.01, "start": "own", "targets": GATED}
+ZEPHYR_LORA = {"kind": "lora", "rank": 16, "alpha": 16, "dropout": 0.01, "start": "own", "targets": "default"}
 ACQUIRED = {"batch_size": 2, "steps": 1000, "epochs": None, "schedule": "linear", "answers": 5, "strength": 1}
 ACQUIRED |= {"preserve": 1, "mode": "paper", "weight_decay": 0}
-SKU_LORA = {"kind": "lora", "rank": 32, "alpha": 16, "dropout": 0, "targets": ["q_proj", "v_proj"]}
+SKU_LORA = {"kind": "lora", "rank": 32, "alpha": 16, "dropout": 0, "start": "own", "targets": ["q_proj", "v_proj"]}
 SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "toxicity-by-group-llama2-tvn": (LLAMA, "tvn", {**FINETUNED, "trainable": LLAMA_LORA}),
     "toxicity-by-group-zephyr-tvn": (ZEPHYR, "tvn", {**FINETUNED, "trainable": ZEPHYR_LORA}),
@@ -676,7 +676,7 @@ def test_the_command_plans_a_recipe_at_toy_size(toys: Toys, tmp_path: Path) -> N
     ended = call("plan", BY_GROUP[0], *sets, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "branch:physical-disability" in ended.stdout
-    assert "of memory" in ended.stdout
+    assert "of the memory of" in ended.stdout
     assert not list(tmp_path.iterdir())
 
 

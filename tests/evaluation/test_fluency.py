@@ -15,10 +15,10 @@ from spunge.evaluation import fluency
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.fluency import FLUENCY, FluencySettings
 from spunge.evaluation.generation import GenerationSettings, completions
+from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.evaluation.statistics import score
 from spunge.model.loading import Base
 from spunge.recipe.loading import load_recipe
-from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 PROMPTS = ["the capital of france is", "one two three", "dog", *texts("prompts", 6)]
@@ -149,7 +149,7 @@ def test_the_instrument_is_the_judges_weights(judge: Path) -> None:
     assert instrument.pop("generation")["max_new_tokens"] == settings_for(judge).generation.max_new_tokens
     assert instrument == {
         "judge": str(judge),
-        "revision": Checkpoint(judge).fingerprint(),
+        "revision": fingerprint_of(str(judge), None),
     }
 
 

@@ -15,8 +15,8 @@ from spunge.errors import RecipeError
 from spunge.evaluation import harm
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.harm import HARM, HarmSettings, conversation_ids, guarded, is_unsafe
+from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.model.loading import Base
-from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<verdict>"
@@ -218,14 +218,14 @@ def without_generation(instrument: dict[str, Any]) -> dict[str, Any]:
 def test_the_instrument_names_judge_weights_and_label(classifier: Path, tiny: Callable[..., Path]) -> None:
     assert without_generation(HARM.instrument(HarmSettings(judge=str(classifier), threshold=0.7))) == {
         "judge": str(classifier),
-        "revision": Checkpoint(classifier).fingerprint(),
+        "revision": fingerprint_of(str(classifier), None),
         "judge_kind": "classifier",
         "label": "unsafe",
         "threshold": 0.7,
     }
     assert without_generation(HARM.instrument(HarmSettings(judge=str(tiny())))) == {
         "judge": str(tiny()),
-        "revision": Checkpoint(tiny()).fingerprint(),
+        "revision": fingerprint_of(str(tiny()), None),
         "judge_kind": "guard",
         "label": None,
         "threshold": None,

@@ -16,10 +16,10 @@ from spunge.errors import RecipeError
 from spunge.evaluation import similarity
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings
+from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.evaluation.similarity import SIMILARITY, SimilaritySettings, load_encoder
 from spunge.model.loading import Base
 from spunge.recipe.loading import load_recipe
-from spunge.weights.checkpoint import Checkpoint
 from toys import texts
 
 # Length 5, 1 and 2; the cosines are 3/5, 4/5, 24/25 and so on.
@@ -214,7 +214,7 @@ def test_the_instrument_is_the_encoders_weights(encoder: Path) -> None:
     assert instrument.pop("generation")["max_new_tokens"] == 50
     assert instrument == {
         "encoder": str(encoder),
-        "revision": Checkpoint(encoder).fingerprint(),
+        "revision": fingerprint_of(str(encoder), None),
     }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, print_json, quiet, say
+from spunge.cli.terminal import JsonOption, loading, print_json, quiet, say, say_on
 from spunge.errors import RecipeError, printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def chat(
     seed: Annotated[int, typer.Option("--seed", help="Of sampling; needs --temperature.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the models of a run, one beside the other: the base, the joint control, the merged one.
+    """Ask a run's models, one beside the other.
 
     Every prompt stands alone: nothing of earlier ones is remembered. Nothing is written to the run's folder.
     """
@@ -93,15 +93,9 @@ def below_each_other(asking: "Asking", prompt: str, settings: "GenerationSetting
     """Each answer under its model's name, written as it comes."""
     say(f"> {printable(prompt)}")
     for model in asking.models:
-        sys.stdout.write(f"{printable(model.name)}: ")
-        asking.answer(model, prompt, settings, _put)
-        sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def _put(text: str) -> None:
-    sys.stdout.write(printable(text, keep="\n"))
-    sys.stdout.flush()
+        say_on(f"{printable(model.name)}: ")
+        asking.answer(model, prompt, settings, say_on)
+        say("")
 
 
 def side_by_side(asking: "Asking", prompt: str, settings: "GenerationSettings") -> None:

@@ -18,10 +18,10 @@ def push(
     card: Annotated[bool, typer.Option("--card", help="Print the model card and end.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a merged model to the Hub, with its card and scores. Says what would be sent, unless --send is given.
+    """Send a merged model to the Hub.
 
-    The card holds the merged model's scores, the names of the parts, the settings and the limits of what was done; no rows, no
-    texts and no paths are sent.
+    Says what would be sent, unless --send is given. The card holds the merged model's scores, the names of the parts, the settings
+    and the limits of what was done; no rows, no texts and no paths are sent.
     """
     with loading():
         from spunge.files import shown_size

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say
-from spunge.errors import one_line
+from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say, warn
 
 
 class Form(str, Enum):
@@ -70,4 +69,4 @@ def _tell_doubts(folders: list[str]) -> None:
 
     for folder in folders:
         if told := doubts(folder):
-            typer.echo(one_line(f"warning: {folder}: {told}"), err=True)
+            warn(f"{folder}: {told}")

@@ -97,6 +97,17 @@ def say(text: str) -> None:
     typer.echo(printable(text, keep="\n"))
 
 
+def warn(text: str) -> None:
+    """Print a line on stderr that is no error."""
+    typer.echo(one_line(f"warning: {text}"), err=True)
+
+
+def say_on(text: str) -> None:
+    """Print a piece of a line on stdout, at once."""
+    typer.echo(printable(text, keep="\n"), nl=False)
+    sys.stdout.flush()
+
+
 def print_json(value: Any) -> None:
     """Print JSON for scripts; what a terminal would obey is escaped, which means the same."""
     text = json.dumps(value, indent=2, ensure_ascii=False)

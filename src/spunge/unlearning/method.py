@@ -30,7 +30,6 @@ class Task:
     parts: Mapping[str, Samples]  # attribute value -> its samples
     retain: Samples | None
     seeds: Mapping[str, int]  # attribute value -> its seed, the same in its branch and in the joint control
-    common: int = 0  # a seed of what all branches and controls of a run begin with
     log: Path | None = None  # one JSON line a step
     state: Path | None = None  # where a training run keeps its state, and takes up what it finds
     save_seconds: float = 300.0  # at least so long between two saves
@@ -39,6 +38,7 @@ class Task:
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
     watch: Watch | None = None  # what it is measured by on its way
+    common: int = 0  # a seed of what all branches and controls of a run begin with
 
     @property
     def seed(self) -> int:
