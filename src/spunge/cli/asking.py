@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import typer
 
 from spunge.cli.oneline import RECIPES, Line, asked_of
-from spunge.errors import RecipeError, one_line
+from spunge.cli.terminal import tell
+from spunge.errors import RecipeError
 
 
 def is_person() -> bool:
@@ -45,7 +46,7 @@ def _with_columns(target: str, line: Line, overrides: Sequence[str]) -> Line:
 
     opened = what_is_open(asked_of(target, line, overrides))
     if opened.texts:
-        _tell(opened.texts)
+        tell(opened.texts)
         first = line.text or line.prompt or line.messages or _answer("Column of the texts, questions or conversations")
         if first in opened.nested:
             line = line._replace(messages=first)
@@ -55,13 +56,9 @@ def _with_columns(target: str, line: Line, overrides: Sequence[str]) -> Line:
             line = line._replace(text=first)
         opened = what_is_open(asked_of(target, line, overrides))
     if opened.attribute:
-        _tell(opened.attribute)
+        tell(opened.attribute)
         line = line._replace(by=_answer("Column that names the parts (none: one part)", "none"))
     return line
-
-
-def _tell(text: str) -> None:
-    typer.echo(one_line(text), err=True)
 
 
 def _answer(question: str, usual: str | None = None) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from spunge.errors import RecipeError, one_line, suggestion
+from spunge.cli.terminal import tell
+from spunge.errors import RecipeError, suggestion
 
 if TYPE_CHECKING:
     from spunge.recipe.schema import Recipe
@@ -143,13 +144,9 @@ def written(target: str, line: Line, overrides: Sequence[str], out: str = "", to
     title = f"Proposed by spunge for {target}. Edit it, and run it:\n  {again}"
     write_remarked(file, remarked(content, proposal.remarks, title), "--to" if to != "." else "--out")
     for told in proposal.said:
-        _note(told)
-    _note(f"recipe: {file} (edit it, and run it by: {again})")
+        tell(told)
+    tell(f"recipe: {file} (edit it, and run it by: {again})")
     return Written(proposal.recipe, file, folder)
-
-
-def _note(text: str) -> None:
-    typer.echo(one_line(text), err=True)
 
 
 def _block(value: str, option: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say, warn
+from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say, tell
 
 
 class Form(str, Enum):
@@ -69,4 +69,4 @@ def _tell_doubts(folders: list[str]) -> None:
 
     for folder in folders:
         if told := doubts(folder):
-            warn(f"{folder}: {told}")
+            tell(f"warning: {folder}: {told}")

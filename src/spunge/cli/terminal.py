@@ -97,9 +97,9 @@ def say(text: str) -> None:
     typer.echo(printable(text, keep="\n"))
 
 
-def warn(text: str) -> None:
+def tell(text: str) -> None:
     """Print a line on stderr that is no error."""
-    typer.echo(one_line(f"warning: {text}"), err=True)
+    typer.echo(one_line(text), err=True)
 
 
 def say_on(text: str) -> None:
