@@ -112,9 +112,9 @@ def variants() -> list[Variant]:
         *(
             Variant(
                 f"rmu, {passes} passes",
-                {**alone, "controls": ["joint", adding], "unlearn": {**RMU, "epochs": passes}},
+                {**alone, "controls": [*joint, adding], "unlearn": {**RMU, "epochs": passes}},
             )
-            for passes in (10, 40)
+            for passes, joint in ((10, ["joint"]), (40, []))
         ),
     ]
     return [several[0], several[1], *rules, *back, *requests, *steps, *parts, *several[2:]]

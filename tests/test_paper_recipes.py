@@ -671,6 +671,7 @@ def test_a_plan_needs_the_rows_alone(toys: Toys, tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.usefixtures("no_network")
+@pytest.mark.thorough
 def test_the_command_plans_a_recipe_at_toy_size(toys: Toys, tmp_path: Path) -> None:
     sets = [part for override in toy_size(BY_GROUP[0], toys) for part in ("--set", override)]
     ended = call("plan", BY_GROUP[0], *sets, cwd=tmp_path)

@@ -150,6 +150,7 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     assert plan_text(two).endswith("; first branch:asia, branch:europe")
 
 
+@pytest.mark.thorough
 def test_a_plan_refuses_what_does_not_fit_unless_it_is_asked_for_anyway(
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,8 +56,8 @@ def test_weights_in_4_bits_are_a_quarter_of_16_and_the_rest_stays() -> None:
     ("what", "short", "named"),
     [
         (LoRA(), 1000, "model.checkpoint_activations"),
-        (Everything(), 1000, "model.checkpoint_activations"),
-        (LoRA(), None, "unlearn.batch_size"),
+        pytest.param(Everything(), 1000, "model.checkpoint_activations", marks=pytest.mark.thorough),
+        pytest.param(LoRA(), None, "unlearn.batch_size", marks=pytest.mark.thorough),
     ],
 )
 def test_the_setting_that_is_named_makes_it_fit(what: Any, short: int | None, named: str) -> None:
@@ -84,6 +84,7 @@ def test_a_batch_that_a_gpu_takes_in_pieces_is_no_refusal() -> None:
     assert "in 2 pieces" in told.line
 
 
+@pytest.mark.thorough
 def test_what_no_setting_makes_fit_is_told_so() -> None:
     steps = steps_of(LoRA())
     estimator = with_memory(estimator_of(gpu=True), CONTEXT)
