@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from experts import EXPERTS, build_experts
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.ranks import Ranks
@@ -124,9 +125,9 @@ def test_packed_texts_and_activations_computed_again_come_to_the_same(load: Call
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *EXPERTS])
 def test_two_processes_come_to_the_same_on_every_architecture(
-    load: Callable[..., Any], base_of: Callable[..., Path], tmp_path: Path, architecture: str
+    load: Callable[..., Any], tokenizer_folder: Path, tmp_path: Path, architecture: str
 ) -> None:
     from spunge.model.loading import load_base
     from spunge.recipe.model import ModelSettings
@@ -134,7 +135,7 @@ def test_two_processes_come_to_the_same_on_every_architecture(
     if architecture in ARCHITECTURES:
         base = load(architecture, **STILL.get(architecture, {}))
     else:
-        folder = base_of(architecture)
+        folder = build_experts(architecture, tmp_path / "base", tokenizer_folder)
         base = load_base(folder, ModelSettings(path=str(folder), dtype="float32"))
     compare(base, 2, [("npo", LORA), ("npo", ALL)], tmp_path)
 

@@ -312,9 +312,9 @@ class Recorder(Silent):
 def watched(toy_recipe: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[Any]:
     watcher = Recorder()
 
-    def load(folder: Path, settings: Any, last: int | None = None) -> Any:
+    def load(folder: Path, settings: Any, last: int | None = None, **more: Any) -> Any:
         watcher.seen.append(last)
-        return load_base(folder, settings, last)
+        return load_base(folder, settings, last, **more)
 
     monkeypatch.setattr("spunge.run.session.load_base", load)
     spunge.run(load_recipe(toy_recipe, overrides), out, watcher)
