@@ -88,11 +88,14 @@ def variants() -> list[Variant]:
     ]
     back = [
         Variant(
-            f"{method}, the first author taken back",
+            f"{name}, the first author taken back",
             {**alone, **changes, "controls": [], "forget": {"where": "author > 180"}},
-            f"{method}, seed 0",
+            after,
         )
-        for method, changes in METHODS.items()
+        for name, changes, after in (
+            *((method, changes, f"{method}, seed 0") for method, changes in METHODS.items()),
+            ("rmu, 40 passes", {"unlearn": {**RMU, "epochs": 40}}, "rmu, 40 passes"),
+        )
     ]
     rules = [
         Variant(f"{method}, other rules", {**alone, **changes, "controls": list(RULES)}, f"{method}, seed 0")

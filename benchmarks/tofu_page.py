@@ -197,8 +197,8 @@ def last_request(run: Run, stage: str, author: str) -> float:
 
 
 def back(runs: Mapping[str, Run]) -> Iterator[str]:
-    for method in ("npo", "rmu"):
-        whole, without = (runs.get(f"{method}, {name}") for name in ("seed 0", "the first author taken back"))
+    for method, after in (("npo", "npo, seed 0"), ("rmu", "rmu, seed 0"), ("rmu, 40 passes", "rmu, 40 passes")):
+        whole, without = runs.get(after), runs.get(f"{method}, the first author taken back")
         if whole is None or without is None:
             continue
         rest = AUTHORS[1:]
@@ -220,7 +220,7 @@ def back(runs: Mapping[str, Run]) -> Iterator[str]:
             abs(without.value("merged", each, "answer probability") - whole.value("merged", each, "answer probability"))
             for each in rest
         ]
-        yield f"{method.upper()}:\n\n{table(head, rows)}\n"
+        yield f"{method.replace('npo', 'NPO').replace('rmu', 'RMU')}:\n\n{table(head, rows)}\n"
         yield f"The other authors' probability moves by {fmean(moved):.3f} in the mean, {max(moved):.3f} at most.\n"
 
 
