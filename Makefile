@@ -82,8 +82,8 @@ OLDEST ?= $(shell sed -nE 's/^requires-python = ">=(.*)"/\1/p' pyproject.toml)
 UV := UV_PYTHON_DOWNLOADS=never build/lock/bin/uv
 oldest: build/lock/ready
 	$(UV) venv --clear --python $(OLDEST) build/oldest
-	$(UV) pip compile --quiet --python build/oldest pyproject.toml --extra judge --extra tune --resolution lowest-direct --output-file build/oldest/lowest.txt
-	$(UV) pip install --quiet --python build/oldest --requirement build/oldest/lowest.txt --editable '.[judge,test,tune]'
+	$(UV) pip compile --quiet --python build/oldest pyproject.toml --extra judge --extra quant --extra ray --extra tune --resolution lowest-direct --output-file build/oldest/lowest.txt
+	$(UV) pip install --quiet --python build/oldest --requirement build/oldest/lowest.txt --editable '.[judge,quant,ray,test,tune]'
 	$(OFFLINE) build/oldest/bin/python -m pytest -n auto -rs $(TESTS)
 
 # A build of torch on this disk (PIP_FIND_LINKS) comes first: pip would rather take a larger one from the index. Then the package, which
