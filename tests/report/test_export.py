@@ -12,9 +12,9 @@ from spunge.results import parse_results
 def test_pandas_reads_every_score_with_what_made_its_model(results):
     known = parse_results(results())
     table = pd.read_csv(io.StringIO(csv_text(known)))
-    assert list(table["value"]) == [row.value for row in known.rows]
+    assert list(table["value"]) == pytest.approx([row.value for row in known.rows])
     assert list(table["stage"]) == [row.stage for row in known.rows]
-    assert list(table["low"]) == [row.low for row in known.rows]
+    assert list(table["low"]) == pytest.approx([row.low for row in known.rows])
     assert table["n"].dtype == "int64"
     models = {model.stage: model for model in known.models}
     assert list(table["model_name"]) == [models[row.stage].name for row in known.rows]

@@ -19,12 +19,18 @@ from spunge.errors import RecipeError
 from spunge.model.ranks import Ranks
 from spunge.recipe.training import Everything, MethodSettings
 from spunge.registry import METHODS
+from spunge.run.executors.sharded import SINCE
 from spunge.stopping import STOP
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.states import stored_state
 from spunge.unlearning.trained import training
 from together import together
 from toys import ARCHITECTURES, texts
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < SINCE,
+    reason=f"sharded training needs torch {SINCE[0]}.{SINCE[1]}",
+)
 
 STEPS = 4
 LORA = {"trainable": {"kind": "lora", "rank": 4, "targets": "all-linear", "dropout": 0.0}}

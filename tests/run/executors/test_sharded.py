@@ -14,8 +14,13 @@ import spunge
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
-from spunge.run.executors.sharded import ShardedSettings, seats
+from spunge.run.executors.sharded import SINCE, ShardedSettings, seats
 from started import Command, content, until
+
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < SINCE,
+    reason=f"sharded training needs torch {SINCE[0]}.{SINCE[1]}",
+)
 
 TWO = ("execution.kind=sharded", "execution.processes=2")
 
