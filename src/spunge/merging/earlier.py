@@ -1,6 +1,5 @@
 """What stands at --out already: nothing, this very merge, another one, or something that no merge wrote."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, i
 from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.folder import description
+from spunge.weights.folder import description_sha256
 from spunge.weights.sources import Source
 
 REPORT = "merge.json"
@@ -36,7 +35,7 @@ def merge_key(
             "models": models,
             "base": [stamp(file) for file in base.files],
             # Copied beside the weights of a checkpoint.
-            "beside": hashlib.sha256(b"".join(description(base.folder))).hexdigest() if form == CHECKPOINT else None,
+            "beside": description_sha256(base.folder) if form == CHECKPOINT else None,
             "form": form,
         }
     )

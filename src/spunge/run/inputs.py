@@ -28,7 +28,7 @@ from spunge.registry import EVALUATORS
 from spunge.run.given import Given
 from spunge.run.named import judges
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.folder import description
+from spunge.weights.folder import description, description_sha256
 from spunge.weights.rounding import main_dtype
 
 
@@ -64,7 +64,7 @@ class BaseInputs:
         """Fingerprint of the files that the base is converted from."""
         if self.conversion is None:
             return fingerprint([])
-        beside = hashlib.sha256(b"".join(description(self.given))).hexdigest()
+        beside = description_sha256(self.given)
         return fingerprint([*([file.name, checksum(file)] for file in self.conversion.files), beside])
 
     @property

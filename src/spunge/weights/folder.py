@@ -5,6 +5,7 @@ modules that it imports, and what this code calls by name. Whatever else lies th
 training run left (optimizer states, DeepSpeed's `latest` and `zero_to_fp32.py`, logs), what says how a model was quantised.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -98,6 +99,11 @@ def description(folder: Path) -> Iterator[bytes]:
             yield repr(ends).encode()
         if obeyed := {name: value for name, value in generation.items() if name not in IDLE and value is not None}:
             yield json.dumps(obeyed, sort_keys=True).encode()
+
+
+def description_sha256(folder: Path) -> str:
+    """Fingerprint of `description`."""
+    return hashlib.sha256(b"".join(description(folder))).hexdigest()
 
 
 def _is_document(inside: Path) -> bool:

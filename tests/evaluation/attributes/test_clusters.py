@@ -1,5 +1,6 @@
 """Parts by likeness: known groups come out as groups, under their own words, the same each time; no text is read twice."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ ROWS = [{"text": text} for text in [*ANIMALS, *PLACES]]
 def parts_of(tiny: Callable[..., Path], write_rows: Callable[..., Path]) -> Callable[..., Parts]:
     """parts_of({"clusters": 2}) -> the parts of two kinds of rows."""
 
-    def parts(by: dict[str, Any], **split: Any) -> Parts:
+    def parts(by: dict[str, Any], model: Path | None = None, **split: Any) -> Parts:
         forget = {"source": str(write_rows("rows.jsonl", ROWS))}
         split = {"by": by, **split}
-        recipe = {"model": {"path": str(tiny("llama"))}, "forget": forget, "split": split, "unlearn": {"method": "tvn"}}
+        path = str(model or tiny("llama"))
+        recipe = {"model": {"path": path}, "forget": forget, "split": split, "unlearn": {"method": "tvn"}}
         return split_rows(load_recipe(recipe))
 
     return parts
@@ -68,6 +70,23 @@ def test_the_same_texts_are_read_once_and_another_threshold_reads_nothing(
     assert parts_of({"clusters": 2, "threshold": 0.3}).unassigned == len(members(sure).get("unassigned", []))
     with pytest.raises(AssertionError, match="read again"):
         parts_of({"clusters": 3})
+
+
+def test_the_texts_are_read_again_by_a_model_that_reads_them_otherwise(
+    parts_of: Callable[..., Parts], tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
+    parts_of({"clusters": 2}, model)
+
+    def asked(*_: Any) -> np.ndarray:
+        raise AssertionError("the texts are read again")
+
+    monkeypatch.setattr(clusters, "_states", asked)
+    parts_of({"clusters": 2}, model)
+    file = model / "tokenizer.json"  # the same weights, another tokenizer
+    file.write_text(file.read_text().replace("tokyo", "kyoto"))
+    with pytest.raises(AssertionError, match="read again"):
+        parts_of({"clusters": 2}, model)
 
 
 def test_kept_labels_that_are_damaged_are_made_again_and_hold_no_word_of_the_rows(

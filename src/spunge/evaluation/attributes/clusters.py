@@ -27,6 +27,7 @@ from spunge.model.loading import load_base, model_depth
 from spunge.recipe.block import Place
 from spunge.recipe.split import AttributeSettings
 from spunge.weights.checkpoint import Checkpoint
+from spunge.weights.folder import description_sha256
 
 STARTS = 10  # k-means begins anew so often, and keeps the best
 SHOWN_OF = 2000  # rows that the silhouette is told of, at most
@@ -83,11 +84,12 @@ def values(unlabelled: Unlabelled, settings: ClustersSettings) -> Valued:
     return Valued(pa.table(lines), notes=(f"{unlabelled.setting}: {told}",))
 
 
-def _model_key(unlabelled: Unlabelled, settings: ClustersSettings) -> str:
-    """What tells the model that reads the texts from others."""
+def _model_key(unlabelled: Unlabelled, settings: ClustersSettings) -> object:
+    """What tells the model that reads the texts from others, and how it reads them."""
     if settings.model is not None:
         return fingerprint_of(settings.model, settings.revision, f"{unlabelled.setting}.model")
-    return Checkpoint(judges_folder(unlabelled.model, "model.path")).fingerprint()
+    folder = judges_folder(unlabelled.model, "model.path")
+    return [Checkpoint(folder).fingerprint(), description_sha256(folder)]
 
 
 def _states(texts: Sequence[str], unlabelled: Unlabelled, settings: ClustersSettings) -> np.ndarray:  # (n, d)
