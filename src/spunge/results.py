@@ -406,7 +406,12 @@ def merit(value: float, wanted: Wanted, target: float | None = None) -> float:
 
 def write_results(results: Results) -> None:
     """Write results.json into the run's folder. Raises RecipeError where that cannot be written."""
-    write_text(results.folder / FILE, redacted(json.dumps(results.content, indent=2, ensure_ascii=False)) + "\n")
+    write_text(results.folder / FILE, results_json(results))
+
+
+def results_json(results: Results) -> str:
+    """The text of results.json."""
+    return redacted(json.dumps(results.content, indent=2, ensure_ascii=False)) + "\n"
 
 
 def json_value(value: Any) -> Any:

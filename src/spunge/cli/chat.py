@@ -63,16 +63,15 @@ def chat(
 
 
 def generation(plain: bool, max_new_tokens: int, temperature: float | None, seed: int) -> "GenerationSettings":
-    from pydantic import ValidationError
-
     from spunge.evaluation.generation import GenerationSettings
+    from spunge.recipe.explanation import validated
 
+    given = {"chat": not plain, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     try:
-        return GenerationSettings(chat=not plain, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"{first['loc'][0]}: ".replace("_", "-") if first["loc"] else ""
-        raise RecipeError(f"--{option}{first['msg'].removeprefix('Value error, ')}") from None
+        return validated(GenerationSettings, given)
+    except RecipeError as error:
+        name, colon, why = str(error).partition(":")
+        raise RecipeError(f"--{name.replace('_', '-')}{colon}{why}") from None
 
 
 def typed() -> Iterator[str]:

@@ -35,17 +35,24 @@ def push(
         say((own if isinstance(own, bytes) else own.read_bytes()).decode().rstrip("\n"))
         return
     address = send_package(what, public) if send else None
+    total = sum(what.sizes.values())
     if as_json:
         print_json(
-            {"repository": repository, "files": list(what.files), "bytes": what.size, "sent": send, "commit": address}
+            {
+                "repository": repository,
+                "files": list(what.files),
+                "bytes": total,
+                "sent": send,
+                "commit": address,
+            }
         )
         return
-    for name, file in what.files.items():
-        say(f"{shown_size(len(file) if isinstance(file, bytes) else file.stat().st_size):>10}  {name}")
+    for name, size in what.sizes.items():
+        say(f"{shown_size(size):>10}  {name}")
     if what.names:
         say(f"the card and the scores name {len(what.names)} parts: {', '.join(what.names)}")
     if address is not None:
         say(f"sent: {address}")
     else:
         where = f"{repository}, {'public' if public else 'private'} if it is new"
-        say(f"{shown_size(what.size)} would be sent to {where}; --send sends it")
+        say(f"{shown_size(total)} would be sent to {where}; --send sends it")

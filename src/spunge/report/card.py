@@ -13,14 +13,14 @@ import yaml
 
 from spunge import __version__
 from spunge.errors import RecipeError, printable
+from spunge.report.export import markdown_table
 from spunge.report.scores import Metric, Scores, Subject, arranged
-from spunge.report.wording import MISSING
 from spunge.results import Model, Results
 from spunge.weights.card import base_identifier, inherited, markdown
 from spunge.weights.folder import name_of
 
 STAGE = "merged"
-BESIDE = ("base", "control:joint", STAGE)
+BESIDE = {"base": "base", "control:joint": "joint, unsplit", STAGE: STAGE}  # stages of the table, and their names there
 LIMITS = """\
 - Unlearning makes a model unlikely to say what it was trained away from. It is no proof that the knowledge is gone: fine-tuning,
   other prompts, other languages or access to the weights can bring it back.
@@ -116,17 +116,8 @@ def _measured(scores: Scores) -> Iterator[dict[str, Any]]:
 
 
 def _table(scores: Scores) -> Iterator[str]:
-    stages = [stage for stage in BESIDE if any(model.stage == stage for model in scores.models)]
-    names = {"control:joint": "joint, unsplit"}
-    head = ["metric", "subject", "wanted", *(names.get(stage, stage) for stage in stages)]
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for metric in scores.metrics:
-        for subject in _subjects(metric):
-            rows = [metric.row(stage, subject.name) for stage in stages]
-            cells = [MISSING if row is None else metric.with_interval(row) for row in rows]
-            told = [markdown(metric.name), markdown(subject.name), subject.way if subject.wanted else MISSING]
-            yield f"| {' | '.join([*told, *cells])} |"
+    there = {model.stage for model in scores.models}
+    return markdown_table(scores.metrics, {stage: told for stage, told in BESIDE.items() if stage in there}, _subjects)
 
 
 def _attacked(results: Results) -> Iterator[str]:

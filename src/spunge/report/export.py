@@ -3,11 +3,11 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from spunge.errors import printable
-from spunge.report.scores import arranged
+from spunge.report.scores import Metric, Subject, arranged
 from spunge.report.text import report_text
 from spunge.report.wording import MISSING, name
 from spunge.results import Model, Results, Row
@@ -49,16 +49,26 @@ def _cell(value: Any) -> Any:
 def markdown_text(results: Results) -> str:
     """The table of scores with intervals, and what they say."""
     scores = arranged(results)
-    head = ["metric", "subject", "wanted", *(model.stage for model in scores.models)]
-    lines = [_line(map(markdown, head)), f"|{'---|' * len(head)}"]
-    for metric in scores.every:
-        for subject in metric.subjects:
-            rows = [metric.row(model.stage, subject.name) for model in scores.models]
-            cells = [MISSING if row is None else metric.with_interval(row) for row in rows]
-            told = [markdown(metric.name), markdown(name(subject.name)), subject.way if subject.wanted else MISSING]
-            lines.append(_line([*told, *cells]))
+    lines = markdown_table(scores.every, {model.stage: model.stage for model in scores.models})
     return printable("\n".join([*lines, "", "```", report_text(results).strip("\n"), "```", ""]), keep="\n")
 
 
-def _line(cells: Any) -> str:
+def markdown_table(
+    metrics: Iterable[Metric],
+    stages: Mapping[str, str],
+    subjects: Callable[[Metric], Iterable[Subject]] = lambda metric: metric.subjects,
+) -> Iterator[str]:
+    """A line a metric and subject, a head above. stages: those that have a column, and what it is called."""
+    head = ["metric", "subject", "wanted", *map(markdown, stages.values())]
+    yield _line(head)
+    yield f"|{'---|' * len(head)}"
+    for metric in metrics:
+        for subject in subjects(metric):
+            rows = [metric.row(stage, subject.name) for stage in stages]
+            cells = [MISSING if row is None else metric.with_interval(row) for row in rows]
+            told = [markdown(metric.name), markdown(name(subject.name)), subject.way if subject.wanted else MISSING]
+            yield _line([*told, *cells])
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"

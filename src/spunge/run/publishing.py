@@ -1,13 +1,12 @@
 """A run's merged model, or a folder that `spunge merge` wrote, for the Hub: which files go there, and the sending of them."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spunge.errors import RecipeError, one_line
+from spunge.errors import RecipeError, one_line, redacted
 from spunge.report.card import base_name, run_card
-from spunge.results import Results, read_results
+from spunge.results import Results, read_results, results_json
 from spunge.run.stages.building import build
 from spunge.run.status import run_recipe
 
@@ -24,8 +23,10 @@ class Package:
     names: tuple[str, ...]  # of the parts, which stand in the card and in the scores
 
     @property
-    def size(self) -> int:
-        return sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in self.files.values())
+    def sizes(self) -> dict[str, int]:  # name in the repository -> bytes
+        return {
+            name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in self.files.items()
+        }
 
 
 def package(folder: str | Path, repository: str, scores: bool = True) -> Package:
@@ -51,10 +52,9 @@ def _of_run(folder: Path, repository: str, scores: bool) -> Package:
     base = run.base.untaught if run.base.untaught.is_dir() else None
     merged = folder / "merged"
     files: dict[str, Path | bytes] = {file.relative_to(merged).as_posix(): file for file in _inside(merged)}
-    files[CARD] = run_card(results, base, repository).encode()
+    files[CARD] = redacted(run_card(results, base, repository)).encode()
     if scores:
-        told = without_paths(results, base).content
-        files[SCORES] = (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode()
+        files[SCORES] = results_json(without_paths(results, base)).encode()
     return Package(repository, files, tuple(part.value for part in results.parts))
 
 

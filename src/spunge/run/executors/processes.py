@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from typing import Annotated, Any, Literal, NamedTuple
@@ -163,13 +163,29 @@ class Process:
         return LostError(f"{self.title}: its process on {self.slot.told} {why}; {GO_ON}")
 
 
+Heard = queue.SimpleQueue[tuple[Process, Message | None]]  # None: the process ended
+
+
+def awaited(heard: Heard, understood: Callable[[Process, Message | None], Event | None]) -> Event:
+    """The next thing of note that processes say; a stop that is asked for meanwhile is obeyed."""
+    with STOP.looked_for():
+        while True:
+            try:
+                process, message = heard.get(timeout=LOOKED_FOR)
+            except queue.Empty:
+                STOP.obey()
+                continue
+            if (event := understood(process, message)) is not None:
+                return event
+
+
 class Processes:
     """A team of processes, each started when there is a stage for it."""
 
     def __init__(self, slots: list[Slot], begun: Run, watcher: Watcher) -> None:
         self.session = Session(begun.base, watcher)  # which loads no model
         self._slots = slots
-        self._heard: queue.SimpleQueue[tuple[Process, Message | None]] = queue.SimpleQueue()
+        self._heard: Heard = queue.SimpleQueue()
         self._processes: list[Process] = []
 
     @property
@@ -197,15 +213,7 @@ class Processes:
         return self._processes[-1]
 
     def told(self) -> Event:
-        with STOP.looked_for():
-            while True:
-                try:
-                    process, message = self._heard.get(timeout=LOOKED_FOR)
-                except queue.Empty:
-                    STOP.obey()
-                    continue
-                if (event := self._understood(process, message)) is not None:
-                    return event
+        return awaited(self._heard, self._understood)
 
     def wound_down(self) -> Iterator[Event]:
         for process in self._busy:

@@ -28,11 +28,10 @@ from spunge.registry import METHODS
 from spunge.run.executors.channel import Failed, Message, Ready, Said, Step, Stop, Stopped, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.making import job_of
-from spunge.run.executors.processes import LOOKED_FOR, Process, ProcessesSettings, Slot, slots
+from spunge.run.executors.processes import LOOKED_FOR, Heard, Process, ProcessesSettings, Slot, awaited, slots
 from spunge.run.graph import Stage
 from spunge.run.session import Session
 from spunge.run.stages.building import Run
-from spunge.stopping import STOP
 
 SINCE = (2, 13)  # torch, whose FSDP2 counts a parameter without a gradient as one of zeros
 PATIENCE = 5.0  # seconds after the end of one process in which the others may end by themselves
@@ -110,7 +109,7 @@ class Sharded:
     def __init__(self, slots: list[Slot], begun: Run, watcher: Watcher) -> None:
         self.session = Session(begun.base, watcher)  # which loads no model
         self._slots = slots
-        self._heard: queue.SimpleQueue[tuple[Process, Message | None]] = queue.SimpleQueue()
+        self._heard: Heard = queue.SimpleQueue()
         self._processes: list[Process] = []  # the main one first
         self._at: list[Process] = []  # those that are not done with the stage
         self._given: Given | None = None
@@ -138,15 +137,7 @@ class Sharded:
             process.send(job._replace(seat=Seat(rank, count, meeting)) if stage.together else job)
 
     def told(self) -> Event:
-        with STOP.looked_for():
-            while True:
-                try:
-                    process, message = self._heard.get(timeout=LOOKED_FOR)
-                except queue.Empty:
-                    STOP.obey()
-                    continue
-                if (event := self._understood(process, message)) is not None:
-                    return event
+        return awaited(self._heard, self._understood)
 
     def wound_down(self) -> Iterator[Event]:
         for process in self._at:
