@@ -69,7 +69,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     written: the merged model becomes a checkpoint.
     """
     watcher.begin("read and split the rows")
-    EXECUTORS.get(recipe.execution.kind).at_once(recipe.execution, recipe.model)
+    EXECUTORS.get(recipe.execution.kind).room(recipe)
     begun = build(recipe, folder, written)
     inputs = begun.seeds[0].inputs
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)

@@ -75,7 +75,7 @@ def plan(
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     require_own(folder)
-    at_once = EXECUTORS.get(recipe.execution.kind).at_once(recipe.execution, recipe.model)
+    at_once = EXECUTORS.get(recipe.execution.kind).room(recipe)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
     where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))

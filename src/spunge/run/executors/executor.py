@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from spunge.progress import Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
+from spunge.recipe.schema import Recipe
 from spunge.registry import summary_of
 from spunge.run.graph import Stage
 from spunge.run.session import Session, Used
@@ -77,7 +78,14 @@ class Executor(Generic[S]):
     # How many stages at once. Raises RecipeError where this machine, or its packages, cannot do what the settings ask for.
     at_once: Callable[[S, ModelSettings], int]
     team: Callable[[S, Run, Watcher], AbstractContextManager[Team]]
+    refuse: Callable[[Recipe], None] = lambda recipe: None  # raises RecipeError for what its teams cannot make
     version: int = 1
+
+    def room(self, recipe: Recipe) -> int:
+        """How many stages of a recipe are made at once. Raises RecipeError where they cannot be made."""
+        self.refuse(recipe)
+        settings: Any = recipe.execution
+        return self.at_once(settings, recipe.model)
 
     @property
     def summary(self) -> str:

@@ -122,7 +122,7 @@ class Sharded:
         return self._given is None
 
     def give(self, begun: Run, stage: Stage[Session]) -> None:
-        refuse_unshared(begun.recipe)
+        refuse_unshared(begun.recipe)  # of a search's trial, which may differ from the first
         if any(process.ends(0) for process in self._processes):
             self.end()
         count = len(self._slots) if stage.together else 1
@@ -214,7 +214,6 @@ class Sharded:
 @contextmanager
 def sharded(settings: ShardedSettings, begun: Run, watcher: Watcher) -> Iterator[Sharded]:
     """Several processes train one model together, each with a share of its weights (FSDP2)."""
-    refuse_unshared(begun.recipe)
     team = Sharded(seats(settings, begun.recipe.model), begun, watcher)
     try:
         yield team
@@ -227,4 +226,4 @@ def at_once(settings: ShardedSettings, model: ModelSettings) -> int:
     return 1
 
 
-SHARDED = Executor(ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded)
+SHARDED = Executor(ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded, refuse_unshared)
