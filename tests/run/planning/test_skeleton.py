@@ -47,7 +47,13 @@ def test_lora_trains_rank_times_what_each_adapted_layer_reads_and_writes() -> No
 
 @pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3_moe"])
 def test_lora_is_counted_as_peft_makes_it(kind: str) -> None:
-    mixture = {**SMALL, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "decoder_sparse_step": 1}
+    mixture = {
+        **SMALL,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+    }
     asked = skeleton(kind, **mixture) if kind == "qwen3_moe" else skeleton(kind)
     targets: Any = ["down_proj", "q_proj"] if kind == "qwen3_moe" else "all-linear"
     what = LoRA(rank=3, targets=targets, dropout=0.0)
