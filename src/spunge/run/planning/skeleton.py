@@ -139,7 +139,7 @@ def _base(skeleton: Skeleton, model: Any) -> Base:
 
 
 def _dropped(what: LoRA) -> float:
-    """The share of what factors read that is dropped. Which places depends on values: a small share costs little, and is left out."""
+    """The share of what factors read that is dropped. Which places depends on values: a small one costs little: left out."""
     return 0.0 if what.dropout <= SPARSE else what.dropout
 
 
