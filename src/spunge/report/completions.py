@@ -28,6 +28,8 @@ LONGEST = 1500  # characters of a text
 ROOM = 1_500_000  # bytes of all texts together as HTML, so that the page stays below 3 MB
 MODELS = 4
 
+Members = dict[str, dict[int, list[str]]]  # evaluation -> item -> its subjects
+
 
 class Scored(NamedTuple):
     """A text with the scorer's score of it, where one was kept; ready to be shown."""
@@ -85,7 +87,8 @@ def completions(run: Path, results: Results, keep: str) -> Completions | None:
     if keep == "none":
         return None
     models = _compared(results.models)
-    subjects = shown(run / SUBJECTS, _memberships, {})
+    none: Members = {}
+    subjects = shown(run / SUBJECTS, _memberships, none)
     prompts: list[_Prompt] = []
     stored = dict(_stored(run, {model.stage for model in models}))
     for evaluation in results.evaluations:
@@ -129,9 +132,9 @@ def _judging(file: Path, content: Mapping[str, Any]) -> tuple[tuple[str, str], _
     return (content["stage"], content["evaluation"]), _Judging(file.parent, list(content["measures"]), texts)
 
 
-def _memberships(content: Mapping[str, Any]) -> dict[str, dict[int, list[str]]]:
-    """Evaluation -> item -> its subjects; that of all items is left out where there are others."""
-    known: dict[str, dict[int, list[str]]] = {}
+def _memberships(content: Mapping[str, Any]) -> Members:
+    """What the file says by item; the subject of all items is left out where there are others."""
+    known: Members = {}
     for evaluation, members in content.items():
         count = len({item for items in members.values() for item in items})
         for subject, items in members.items():
