@@ -279,11 +279,14 @@ class _Clock:
         self.seconds: dict[str, float] = {}
         self._title, self._begun = "", 0.0
 
-    def begin(self, title: str) -> None:
-        self._title, self._begun = title, time.perf_counter()
+    def expect(self, stages: object, /) -> None:
+        pass
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
         pass
+
+    def begin(self, title: str) -> None:
+        self._title, self._begun = title, time.perf_counter()
 
     def end(self, outcome: str) -> None:
         self.seconds[self._title] = self.seconds.get(self._title, 0.0) + time.perf_counter() - self._begun

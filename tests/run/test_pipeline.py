@@ -16,6 +16,7 @@ import torch
 import spunge
 from spunge.errors import RecipeError
 from spunge.files import LOCK
+from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.results import read_results
 from spunge.run.outcome import versions
@@ -25,7 +26,7 @@ from spunge.weights.delta import open_delta
 from toys import Told
 
 
-class Recorder:
+class Recorder(Silent):
     """A watcher that keeps the titles of what was really done."""
 
     def __init__(self) -> None:
@@ -33,12 +34,6 @@ class Recorder:
 
     def begin(self, title: str) -> None:
         self.titles.append(title)
-
-    def step(self, done: int, total: int, note: str = "") -> None:
-        pass
-
-    def end(self, outcome: str) -> None:
-        pass
 
     def worked(self) -> list[str]:
         return [title for title in self.titles if title.split()[0] in ("unlearn", "merge", "judge")]

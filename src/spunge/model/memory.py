@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from spunge.errors import RecipeError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 R = TypeVar("R")
 
@@ -80,9 +83,24 @@ def peak_memory() -> int:
 
     getrusage alone would not do on Linux: a process that another one starts begins there with what that one held.
     """
+    return _of_process("VmHWM:")
+
+
+def held_memory(device: "torch.device | None") -> int:
+    """Bytes that this process holds now: of a GPU's memory where its model is on one, else of the machine's (where the system does
+    not tell that, the peak)."""
+    import torch
+
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    return _of_process("VmRSS:")
+
+
+def _of_process(line: str) -> int:
+    """Bytes, from a line of what Linux tells of a process; elsewhere the peak."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+        return next(int(each.split()[1]) * 1024 for each in lines if each.startswith(line))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from spunge.data.items import Items
 from spunge.data.samples import Samples
 from spunge.data.split import Part
 from spunge.model.loading import embeddings_of, model_depth
+from spunge.progress import Expected
 from spunge.recipe.training import Everything
 from spunge.registry import EVALUATORS, METHODS
 from spunge.run.calibrate import Calibration
-from spunge.run.graph import Cost
+from spunge.run.graph import Cost, Stage
 from spunge.run.inputs import BaseInputs
 from spunge.run.judge import Judging
 from spunge.run.models import Lineup, Training
@@ -29,7 +31,27 @@ from spunge.weights.rounding import written_bytes
 
 LETTERS_PER_TOKEN = 4
 DELTA = 4  # bytes of an entry: float32
+WRITING = 4  # times what a token takes that is read: one that is written
 STATE = 16  # bytes of an entry: its value, its last good one and Adam's two moments
+
+
+def expected(stage: Stage[Any]) -> Expected:
+    """What the others of a run are told of a stage that is to come: its passes of tokens through the model, or bytes."""
+    cost = stage.cost()
+    tokens = cost.tokens + cost.watched + WRITING * (cost.written + cost.watched_written)
+    tokens += passes(cost.steps) if cost.steps is not None else 0.0
+    return Expected(stage.title, "model", tokens) if tokens else Expected(stage.title, "disk", cost.nbytes)
+
+
+def passes(steps: Steps) -> float:
+    """About how many tokens go through the model while it trains; one with a gradient counts for three."""
+    a_step = 0.0
+    for call in (call for group in steps.groups for call in group if not call.once):
+        rows = steps.rows[call.of]
+        longest = sum(rows.lengths) / len(rows.lengths)
+        tokens = min(longest, _letters(rows.samples) / LETTERS_PER_TOKEN / max(1, rows.count))
+        a_step += rows.batch * call.samples * tokens * (3 if call.gradient else 1)
+    return steps.count * steps.accumulation * a_step
 
 
 def training_steps(training: Training, line: Lineup) -> int:

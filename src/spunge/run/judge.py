@@ -134,7 +134,7 @@ def bench_of(lineup: Lineup, stage: str, model_key: str, folder: Path, base_fold
         retain=inputs.retain,
         settings_of={other.name: other.settings for other in inputs.base.evaluations},
         finetune=finetune,
-        progress=session.watcher.step,
+        progress=session.step,
     )
 
 

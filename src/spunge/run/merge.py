@@ -46,7 +46,7 @@ def merge_branches(lineup: Lineup, session: Session) -> Made:
         delta_sources(model.trainings),
         model.merge,
         model.folder,
-        progress=session.watcher.step,
+        progress=session.step,
         setting="model.path",
     )
     file = lineup.folder / "merge.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spunge.errors import RecipeError, first_line
 from spunge.progress import Watcher
+from spunge.run.costs import expected
 from spunge.run.executors.executor import Done, Event, Given, Team
 from spunge.run.executors.making import made
 from spunge.run.graph import Stage, State
@@ -84,6 +85,7 @@ class Schedule:
 def make_all(schedules: Sequence[Schedule], team: Team, watcher: Watcher) -> None:
     """Make what is still to be made of some runs. A stage that fails without being wrong for all, such as one whose process was
     killed, keeps back only those that need it; then its error is raised at the end."""
+    watcher.expect([expected(stage) for schedule in schedules for stage in schedule.begun.graph.to_do()])
     work = _Work({schedule.folder: schedule for schedule in schedules}, team, watcher)
     try:
         while work.given_out():

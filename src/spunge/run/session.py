@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
+from spunge.files import shown_size
 from spunge.model.loading import Base, arithmetic, load_base
-from spunge.model.memory import peak_memory
+from spunge.model.memory import held_memory, peak_memory
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
 from spunge.recipe.model import ModelSettings
@@ -67,6 +68,12 @@ class Session:
                 gc.collect()
             here = self._whole = load_base(folder, settings, ranks=self.ranks)
         return here
+
+    def step(self, done: int, total: int, note: str = "", /) -> None:
+        """Tell how far the stage is that is made, and the memory that is in use now."""
+        base = self.loaded
+        held = held_memory(None if base is None else base.device)
+        self.watcher.step(done, total, ", ".join([*([note] if note else []), shown_size(held)]))
 
     @property
     def untaught(self) -> Base:

@@ -142,7 +142,7 @@ def _taught(teaching: Teaching, base: BaseInputs, key: str, session: Session) ->
         seeds={"": seed_for(settings.seed, "teach")},
         log=teaching.work / "log.jsonl" if session.ranks.main else None,
         state=state,
-        progress=session.watcher.step,
+        progress=session.step,
         setting="teach",
     )
     started = time.perf_counter()
@@ -187,7 +187,7 @@ def _write(
     folder = teaching.folder
     shutil.rmtree(folder, ignore_errors=True)  # whatever stands there, nothing vouches for it
     sources = [DeltaSource(delta, "what was taught")]
-    merge(base.untaught, sources, settings, folder, progress=session.watcher.step, setting="model.path")
+    merge(base.untaught, sources, settings, folder, progress=session.step, setting="model.path")
     (folder / REPORT).unlink()
     write_json(folder / TAUGHT, dict(told))
     write_text(folder / "README.md", taught_card(base.untaught, told))

@@ -157,7 +157,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         log=folder / "log.jsonl" if ranks.main else None,
         state=state,
         kept=session.activations if training.after is None else {},  # of another model: a store of its own
-        progress=session.watcher.step,
+        progress=session.step,
         watch=watch_of(training, lineup, key, session),
     )
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from spunge.model.loading import Base
 
 
 class Stream:
-    """Batches on the base's device without end, in an order of the seed. `drawn` counts those drawn so far.
+    """Batches on the base's device without end, in an order of the seed. `drawn` counts those drawn so far, `tokens` theirs.
 
     A batch is given in `pieces`, one by one, where it does not fit into the memory as a whole. Of several processes that train
     together each is given as many pieces of every batch; `step` has those of all.
@@ -37,6 +37,7 @@ class Stream:
         self.base = base
         self.size = size  # of a batch
         self.drawn = 0
+        self.tokens = 0  # of all batches that were put together, without padding
         self.pieces = 1
         lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
         self.lengths = [base.reach(length) for length in lengths]
@@ -91,7 +92,9 @@ class Stream:
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows as a batch."""
-        return collate(self.encoded(rows), self.base.device)._replace(rows=tuple(rows))
+        coded = self.encoded(rows)
+        self.tokens += sum(len(each.ids) for each in coded)
+        return collate(coded, self.base.device)._replace(rows=tuple(rows))
 
     def encoded(self, rows: Sequence[int]) -> list[Encoded]:
         """The given rows' tokens."""

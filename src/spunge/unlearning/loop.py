@@ -34,6 +34,7 @@ from spunge.unlearning.states import store_state, stored_state
 from spunge.unlearning.watching import Watched, Watching
 
 RECENT = 5  # steps over which the damage to the retain texts is averaged
+LOOKED_BACK = 20  # steps that the tokens a second are told of
 SNAPSHOTS = 20  # how often in a run the weights are kept as the last good ones
 
 
@@ -117,6 +118,7 @@ class Loop:
         self.watching = self._watching()
         self.step, stopped = self._resumed()
         saved = time.monotonic()
+        self.read = deque([(time.perf_counter(), sum(stream.tokens for stream in self.streams))], maxlen=LOOKED_BACK)
         _begin_log(self.task.log, self.step)
         with STOP.looked_for(), heap_given_back() if self.ranks.shared else heap_kept():
             self._look(stopped)
@@ -169,8 +171,14 @@ class Loop:
             seconds = round(time.perf_counter() - started, 4)
             line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
             append_text(self.task.log, json.dumps(line) + "\n")
-        self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}")
+        self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}, {self._speed():,.0f} tokens/s")
         return stopped
+
+    def _speed(self) -> float:
+        """Tokens a second over the last steps, of what the method draws."""
+        self.read.append((time.perf_counter(), sum(stream.tokens for stream in self.streams)))
+        (since, before), (now, tokens) = self.read[0], self.read[-1]
+        return (tokens - before) / max(now - since, 1e-9)
 
     def backward(self, term: Tensor) -> None:
         """Add the gradient of one term of the loss at once, which frees what it holds; next_loss gives the other terms."""

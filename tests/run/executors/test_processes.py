@@ -13,6 +13,7 @@ import torch
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.run.executors.executor import Done
@@ -24,7 +25,7 @@ from started import Command, content, steps, under_way, until
 TWO = ("execution.kind=processes", "execution.per_device=2")
 
 
-class Listener:
+class Listener(Silent):
     """A watcher that keeps what it was told, each line with the stage that it is of."""
 
     def __init__(self) -> None:

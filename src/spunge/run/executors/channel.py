@@ -5,13 +5,14 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 from spunge.errors import LostError, first_line
 from spunge.files import file_of
+from spunge.progress import Expected
 from spunge.run.executors.executor import Done
 
 EVERY = 0.1  # seconds between two steps that are told
@@ -80,6 +81,9 @@ class Telling:
     def __init__(self, say: Callable[[Step], None], every: float = EVERY) -> None:
         self._say, self._every = say, every
         self._stepped = 0.0
+
+    def expect(self, stages: Sequence[Expected], /) -> None:
+        pass
 
     def begin(self, title: str) -> None:
         pass
