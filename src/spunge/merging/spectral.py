@@ -60,13 +60,15 @@ def orthogonal_sum(parts: list[Singular], share: float) -> Tensor:  # -> (m, n) 
     left = torch.cat([part.left[:, :most] for part in parts], dim=1)
     right = torch.cat([part.right[:most] for part in parts], dim=0)
     values = torch.cat([part.values[:most] for part in parts])
-    return (nearest_orthonormal(left) * values) @ nearest_orthonormal(right)
+    total: Tensor = (nearest_orthonormal(left) * values) @ nearest_orthonormal(right)
+    return total
 
 
 def nearest_orthonormal(vectors: Tensor) -> Tensor:
     """The orthogonal factor of the polar decomposition."""
     left, _, right = torch.linalg.svd(vectors, full_matrices=False)
-    return left @ right
+    factor: Tensor = left @ right
+    return factor
 
 
 class IsoSettings(RuleSettings):
@@ -85,4 +87,5 @@ def iso_c(deltas: Tensor, settings: IsoSettings, chunk: Chunk) -> Tensor:
 
 
 def level(part: Singular) -> Tensor:  # -> (m, n) float64
-    return part.values.mean() * (part.left @ part.right) if len(part.values) else part.left @ part.right
+    directions: Tensor = part.left @ part.right
+    return part.values.mean() * directions if len(part.values) else directions

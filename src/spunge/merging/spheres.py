@@ -216,7 +216,8 @@ def model_stock(deltas: Tensor, settings: ModelStockSettings, chunk: Chunk) -> T
         return mean * float(drawn_back(gram(chunk, k)))
     rows = deltas.reshape(k, -1, chunk.columns).double()
     products = torch.einsum("irc,jrc->rij", rows, rows)
-    return (mean.reshape(-1, chunk.columns) * drawn_back(products).unsqueeze(-1).to(mean)).reshape(-1)
+    merged_rows: Tensor = mean.reshape(-1, chunk.columns) * drawn_back(products).unsqueeze(-1).to(mean)
+    return merged_rows.reshape(-1)
 
 
 def drawn_back(products: Tensor) -> Tensor:  # (..., k, k) -> (...)
