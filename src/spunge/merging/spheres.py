@@ -179,7 +179,7 @@ def nuslerp(deltas: Tensor, settings: NuslerpSettings, chunk: Chunk) -> Tensor:
     lengths = torch.linalg.vector_norm(ends, dim=-1)
     cosines = (ends[0] * ends[1]).sum(-1) / (lengths[0] * lengths[1]).clamp(min=torch.finfo(torch.float64).tiny)
     first, second = _along(cosines.clamp(-1, 1), t)
-    total = (ends[0] * first.unsqueeze(-1) + ends[1] * second.unsqueeze(-1)).reshape(-1).to(rows)
+    total: Tensor = (ends[0] * first.unsqueeze(-1) + ends[1] * second.unsqueeze(-1)).reshape(-1).to(rows)
     return total - chunk.base if settings.of == "models" and chunk.base is not None else total
 
 
@@ -216,8 +216,7 @@ def model_stock(deltas: Tensor, settings: ModelStockSettings, chunk: Chunk) -> T
         return mean * float(drawn_back(gram(chunk, k)))
     rows = deltas.reshape(k, -1, chunk.columns).double()
     products = torch.einsum("irc,jrc->rij", rows, rows)
-    merged_rows: Tensor = mean.reshape(-1, chunk.columns) * drawn_back(products).unsqueeze(-1).to(mean)
-    return merged_rows.reshape(-1)
+    return (mean.reshape(-1, chunk.columns) * drawn_back(products).unsqueeze(-1).to(mean)).reshape(-1)
 
 
 def drawn_back(products: Tensor) -> Tensor:  # (..., k, k) -> (...)
