@@ -113,7 +113,7 @@ def test_a_curve_has_every_step_once_and_passes_over_what_is_no_step(tmp_path: P
     (tmp_path / "a" / "log.jsonl").write_text(
         "\n".join([*lines, '{"step": 4, "lo', "[]", '{"step": 5, "loss": "NaN"}'])
     )
-    [svg] = losses(tmp_path, {"a": "<Asia>", "b": "not there"})
+    [svg] = losses({tmp_path / "a": "<Asia>", tmp_path / "b": "not there"})
     assert len(re.findall('class="whisker measured"', svg)) == 2
     assert "loss 4.00 at step 1, 1.00 at step 3" in svg
     assert "<Asia>" not in svg
@@ -123,7 +123,7 @@ def test_a_long_log_is_drawn_in_few_points(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 5001)]
     (tmp_path / "a" / "log.jsonl").write_text("\n".join(lines))
-    [svg] = losses(tmp_path, {"a": "a"})
+    [svg] = losses({tmp_path / "a": "a"})
     assert len(svg) < 20_000
 
 

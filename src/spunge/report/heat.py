@@ -50,7 +50,7 @@ def heat(content: Mapping[str, Any]) -> Heat:
     tensors = list(_located(content.get("tensors") or {}))
     kept = _map("Entries kept by the trim", "Mean over the branches.", tensors, "kept", share=True)
     conflicts = _map("Sign conflicts", "Of entries that several branches kept.", tensors, "conflicts", share=True)
-    after = _map("Norm of the merged change", "Larger is darker.", tensors, "after", share=False)
+    after = _map("Norm of the merged change", "The stronger the colour, the larger.", tensors, "after", share=False)
     return Heat(tuple(each for each in (after, kept, conflicts) if each), _bars(tensors))
 
 

@@ -23,13 +23,14 @@ class _Curve(NamedTuple):
     losses: tuple[float, ...]
 
 
-def losses(folder: Path, names: Mapping[str, str]) -> list[str]:
-    """An SVG for each training below RUN/branches or RUN/controls that has a log, all on one scale. names: folder -> shown name."""
+def losses(names: Mapping[Path, str]) -> list[str]:
+    """An SVG for each training that has a log, all on one scale. names: a training's folder -> what it is called."""
     curves = []
-    for slug, shown_as in names.items():
-        curves += _read(folder / slug / "log.jsonl", shown_as)
-        for file in sorted((folder / slug).glob("*/log.jsonl")):
-            curves += _read(file, f"{slug}/{file.parent.name}")
+    for folder, shown_as in names.items():
+        curves += _read(folder / "log.jsonl", shown_as)
+        # A control may be several trainings: controls/random/random-1, ...
+        for file in sorted(folder.glob("*/log.jsonl")):
+            curves += _read(file, f"{folder.name}/{file.parent.name}")
     if not curves:
         return []
     axis = axis_for([loss for curve in curves for loss in curve.losses], False)

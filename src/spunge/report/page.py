@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
@@ -90,7 +91,7 @@ def page(run: Path) -> str:
             split=split,
             scores=scores,
             headline=headline(scores),
-            findings=verdict(scores),
+            findings=verdict(_told(scores)),
             kinds={"all", *(model.kind for model in results.models)},
             basis=basis(scores),
             published=published(scores),
@@ -107,7 +108,10 @@ def page(run: Path) -> str:
             lessons=taught(run),
             branches=trained(run / "branches", parts),
             controls=trained(run / "controls", controls),
-            losses=[*losses(run / "branches", parts), *losses(run / "controls", controls)],
+            losses=losses(
+                {run / "branches" / slug: value for slug, value in parts.items()}
+                | {run / "controls" / slug: f"{slug} control" for slug in controls}
+            ),
             watched=watched(results),
             merge=shown(run / "merge.json", merge_facts, None),
             heat=shown(run / "merge.json", heat, None),
@@ -115,6 +119,12 @@ def page(run: Path) -> str:
             missing=MISSING,
         )
     )
+
+
+def _told(scores: Scores) -> Scores:
+    """Without the metrics that are zero everywhere, which say nothing and have a section of their own."""
+    told = tuple(metric for metric in scores.metrics if not metric.zero)
+    return replace(scores, metrics=told or scores.metrics)
 
 
 @cache
@@ -168,7 +178,7 @@ def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
         "legend": legend(scores, metric),
         "columns": columns,
         "rows": [_line(metric, columns, index) for index in range(len(metric.subjects))],
-        "empty": not any(metric.numbers),
+        "empty": metric.zero,
         "grouped": len({subject.group for subject in metric.subjects}) > 1,
     }
 

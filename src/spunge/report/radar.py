@@ -60,7 +60,7 @@ def _radar(metric: Metric, group: Group, subjects: list[Subject], models: list[M
     root.append(_text(GROUPS[group], Point(0, 14), "group"))
     root.extend(_web(axis, len(subjects)))
     for at, subject in enumerate(subjects):
-        place = _place(1.14, at, len(subjects))
+        place = _place(1.2, at, len(subjects))
         anchor = "middle" if abs(place.x - WIDTH / 2) < 20 else "start" if place.x > WIDTH / 2 else "end"
         root.append(_text(shortened(name(subject.name), NAME), Point(place.x, place.y + 4), "spoke", anchor))
     for model in models:
@@ -84,8 +84,9 @@ def _web(axis: Axis, spokes: int) -> list[ET.Element]:
         share = axis.place(tick) / 100
         ring = [_place(share, at, spokes) for at in range(spokes)]
         drawn.append(ET.Element("path", {"class": "grid", "d": _closed(ring)}))
-        label = tick_label(tick, 0 if axis.logarithmic else step)
-        drawn.append(_text(label, Point(WIDTH / 2 + 3, ring[0].y - 2), "tick", "start"))
+        if share:
+            label = tick_label(tick, 0 if axis.logarithmic else step)
+            drawn.append(_text(label, Point(WIDTH / 2 - 7, ring[0].y + 4), "tick", "end"))
     for at in range(spokes):
         end = _place(1, at, spokes)
         line = {"x1": f"{WIDTH / 2:.1f}", "y1": f"{_middle():.1f}", "x2": f"{end.x:.1f}", "y2": f"{end.y:.1f}"}
