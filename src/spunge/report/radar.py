@@ -70,10 +70,10 @@ def _radar(metric: Metric, group: Group, subjects: list[Subject], models: list[M
         ET.SubElement(ring, "title").text = printable(model.label)
         ET.SubElement(ring, "path", {"class": f"ring {shape}", "d": _closed(points)})
         for at, point in enumerate(points):
-            place = ET.SubElement(root, "g", {"transform": f"translate({point.x:.1f} {point.y:.1f})"})
+            shown = ET.SubElement(root, "g", {"transform": f"translate({point.x:.1f} {point.y:.1f})"})
             said = f"{name(subjects[at].name)}, {printable(model.label)}: {metric.shown(values[model.stage][at])}"
-            ET.SubElement(place, "title").text = said
-            ET.SubElement(place, "path", {"class": f"mark {shape}", "d": SHAPES[shape]})
+            ET.SubElement(shown, "title").text = said
+            ET.SubElement(shown, "path", {"class": f"mark {shape}", "d": SHAPES[shape]})
     return ET.tostring(root, encoding="unicode")
 
 
