@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -52,7 +51,10 @@ def test_both_terms_and_their_weights_are_the_papers(load: Callable[..., Any], m
             for parameter in loop.parameters:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
         after = [states_of(base.model, batch.ids, batch.mask, depth) for batch in batches]
-        seen["by hand"] = [*by_hand(after[0], before[0], batches[0].mask, [0, depth - 1]), *zip(after[1], before[1])]
+        seen["by hand"] = [
+            *by_hand(after[0], before[0], batches[0].mask, [0, depth - 1]),
+            *zip(after[1], before[1], strict=True),
+        ]
         seen["masks"] = batches[1].mask
         for number in range(at):  # the steps before, so that the session knows which it is at
             loop.next_loss(number)

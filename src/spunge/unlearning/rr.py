@@ -34,8 +34,8 @@ class RRSettings(OutputSettings):
     layers: list[int] | None = Field(
         None,
         min_length=1,
-        description="Blocks, counted from 0, whose hidden states are turned away from the base's. Default: those at a third and at two "
-        "thirds of the depth, as the paper's 10 and 20 of 32.",
+        description="Blocks, counted from 0, whose hidden states are turned away from the base's. Default: those at a third and "
+        "at two thirds of the depth, as the paper's 10 and 20 of 32.",
     )
     gamma: float = Field(10.0, ge=0, description="Weight of the forget term, which falls by half over the steps.")
     alpha: float = Field(10.0, ge=0, description="Weight of the retain term, of which it has half at the last step.")
