@@ -4,8 +4,8 @@
     python benchmarks/split.py --rows 20000 40000         # fewer
     python benchmarks/split.py --limit 1000               # with so many rows chosen of each part, and of the rows to keep
 
-Each number is a process of its own, over JSON Lines that are written before. Memory is the process's own pages (RssAnon) at the most,
-looked at every 5 ms, beyond those before the first row; pages of files are the system's to give back, and are told beside them.
+Each number is a process of its own, over JSON Lines that are written before. Memory is the process's own pages (RssAnon) at the
+most, looked at every 5 ms, beyond those before the first row; pages of files, which the system takes back, are told beside them.
 """
 
 import argparse
@@ -88,11 +88,10 @@ def measure(folder: Path, limit: int | None) -> None:
         seconds["split"] = time.perf_counter() - begun
         begun = time.perf_counter()
         parts.to_json()
-        retain.samples.sha256
+        told = {"parts": len(parts.parts), "sha256": retain.samples.sha256}
         seconds["hash"] = time.perf_counter() - begun
         seconds["processor"] = time.process_time() - started[1]
-    told = {
-        "parts": len(parts.parts),
+    told |= {
         "own": most["RssAnon"] - before,
         "reading": read - before,
         "peak": status("VmHWM"),
@@ -109,9 +108,16 @@ def main() -> None:
     if asked.measure:
         measure(asked.measure, asked.limit)
         return
-    print(
-        "| rows of each | read, s | split and select, s | hash, s | processor, s | own memory, MiB | of it reading | peak with files, MiB |"
-    )
+    heads = [
+        "rows of each",
+        "read, s",
+        "split and select, s",
+        "hash, s",
+        "processor, s",
+        "own memory, MiB",
+        "of it reading",
+    ]
+    print(f"| {' | '.join([*heads, 'peak with files, MiB'])} |")
     print("|---|---|---|---|---|---|---|---|")
     for count in asked.rows:
         with tempfile.TemporaryDirectory() as name:
