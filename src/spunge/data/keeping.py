@@ -9,7 +9,8 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
 RECENT = 4  # tables that one process keeps at hand
 DAYS = 30  # after which a file that nobody read is removed
 
+_numbers = count()
 _recent: OrderedDict[str, pa.Table] = OrderedDict()
 _mapped_here: set[str] = set()  # keys of the tables that this process took from a file
 
@@ -87,6 +89,17 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
     _recent[key] = table
     while len(_recent) > RECENT:
         _recent.popitem(last=False)
+    return table
+
+
+def together(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables of one schema, one after the other; where they are large, in a file that goes with this process."""
+    file = cache_folder() / "rows" / f"{os.getpid()}-{next(_numbers)}.arrow"
+    with Keeper(file) as keeper:
+        for each in tables:
+            keeper.add(each)
+        table = keeper.table()
+    file.unlink(missing_ok=True)  # what is mapped stays readable
     return table
 
 
