@@ -31,8 +31,9 @@ _mapped_here: set[str] = set()  # keys of the tables that this process took from
 class Keeper:
     """Takes tables of one schema, one after the other. Use as a context; `table` is all of them together."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, in_memory: int | None = None) -> None:
         self._file = file
+        self._in_memory = IN_MEMORY if in_memory is None else in_memory
         self._whole = contextlib.ExitStack()  # when it closes, the file has its name
         self._tables: list[pa.Table] = []
         self._bytes = 0
@@ -52,7 +53,7 @@ class Keeper:
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
         self._bytes += table.nbytes
-        if self._writer is None and self._bytes <= IN_MEMORY:
+        if self._writer is None and self._bytes <= self._in_memory:
             self._tables.append(table)
             return
         with writing(self._file, "SPUNGE_CACHE"):
@@ -95,7 +96,7 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
 def together(tables: Iterable[pa.Table]) -> pa.Table:
     """Tables of one schema, one after the other; where they are large, in a file that goes with this process."""
     file = cache_folder() / "rows" / f"{os.getpid()}-{next(_numbers)}.arrow"
-    with Keeper(file) as keeper:
+    with Keeper(file, IN_MEMORY // 16) as keeper:  # of many parts
         for each in tables:
             keeper.add(each)
         table = keeper.table()
