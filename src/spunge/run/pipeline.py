@@ -17,6 +17,7 @@ from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError
 from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
+from spunge.run.live import told_in
 from spunge.run.merge import refuse_merges
 from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
@@ -53,7 +54,7 @@ def run(
     runs = [Path(other).resolve() for other in others]
     for other in runs:
         recipe_file(other)  # not loaded: a recipe may name code, and what is taken is told by its key
-    with disk_errors_told(folder), claimed(folder):
+    with disk_errors_told(folder), claimed(folder), told_in(folder, watcher) as watcher:
         if not replace:
             refuse_replacing(folder, recipe)
         begun = begin(recipe, folder, watcher)
