@@ -110,7 +110,9 @@ def memorised(model: Any, sample: Encoded) -> float:
     """Share of the learned tokens that are the likeliest."""
     ids = torch.tensor([sample.ids], device=model.device)
     likeliest = model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1).tolist()
-    hits = [guess == label for guess, label in zip(likeliest, sample.labels[1:], strict=True) if label != IGNORED]
+    hits: list[bool] = [
+        guess == label for guess, label in zip(likeliest, sample.labels[1:], strict=True) if label != IGNORED
+    ]
     return sum(hits) / max(1, len(hits))
 
 

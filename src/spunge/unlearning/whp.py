@@ -83,7 +83,7 @@ def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]
     own = {name: vars(settings.reinforce)[name] for name in DescentSettings.model_fields}
     told = FinetuningSettings(**own | {"max_length": settings.max_length}, max_lengths=settings.max_lengths)
 
-    def progress(step: int, steps: int, note: str) -> None:
+    def progress(step: int, steps: int, note: str = "") -> None:
         task.progress(0, total_steps(task, settings), f"reinforcing, step {step} of {steps}: {note}")
 
     state = task.state.with_name(f"{task.state.stem}-reinforced{task.state.suffix}") if task.state else None
