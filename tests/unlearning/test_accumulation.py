@@ -58,7 +58,7 @@ METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("llmu", {"random_answers": ["the dog"]}),  # the answers are drawn anew for each batch
     ("pdu", {}),
     ("altpo", {}),
-    ("whp", {"reinforce": {"steps": 1, "batch_size": 4}}),
+    ("whp", {}),
     ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}),
     ("tvn", {"optimizer": {"sam": 0.5}}),
     ("sku", {"random": 0.0}),  # the random answers are drawn anew for each batch

@@ -44,7 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "llmu": {"answers": 2},
     "pdu": {},
     "altpo": {},
-    "whp": {"reinforce": {"steps": 2, "batch_size": 10, "learning_rate": 0.001}},
+    "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
 }
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
