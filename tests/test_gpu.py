@@ -41,12 +41,11 @@ from spunge.weights.delta import Delta, open_delta, write_delta
 from spunge.weights.overlay import applied
 from spunge.weights.packed import is_packed, unpacked
 from spunge.weights.sources import DeltaSource
-from toys import texts
+from toys import ANSWERING, ANSWERING_BOTH, texts
 
 pytestmark = pytest.mark.gpu
 
 TRAINING = sorted(set(METHODS.builtin) - {"precomputed"})  # which trains nothing
-ANSWERING = {"sku", "dpo", "idk"}  # whose forget rows are prompts and answers
 STEPS = 4
 FEW = {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "max_damage": None}
 OWN: dict[str, dict[str, Any]] = {"rmu": {"layer": 2}, "sku": {"answers": 2}}
@@ -79,7 +78,8 @@ def samples(topic: str, count: int = 10, answers: bool = False) -> Samples:
     if not answers:
         return Samples(pa.table({"text": texts(topic, count)}))
     completed = [f" {text}" for text in texts(f"{topic}, answers", count)]
-    return Samples(pa.table({"prompt": texts(topic, count), "completion": completed}))
+    others = texts(f"{topic}, other answers", count)
+    return Samples(pa.table({"prompt": texts(topic, count), "completion": completed, "refusal": others}))
 
 
 def unlearn(
@@ -87,7 +87,13 @@ def unlearn(
 ) -> Branch:
     settings = METHODS.get(method).settings(**{"method": method, **FEW, **OWN.get(method, {}), **changes})
     parts = {"a": samples("a", answers=method in ANSWERING)}
-    given = {"parts": parts, "retain": samples("other", 20), "seeds": {"a": 5}, "log": log, **(task or {})}
+    given = {
+        "parts": parts,
+        "retain": samples("other", 20, method in ANSWERING_BOTH),
+        "seeds": {"a": 5},
+        "log": log,
+        **(task or {}),
+    }
     return METHODS.get(method).unlearn(Task(base, **given), settings)
 
 

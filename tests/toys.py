@@ -8,6 +8,9 @@ import torch
 from spunge.progress import Silent
 
 ROOT = Path(__file__).parent.parent
+# Methods whose forget rows are prompts and answers, and those whose retain rows must be too.
+ANSWERING = {"sku", "dpo", "idk", "idk_ap", "altpo", "llmu"}
+ANSWERING_BOTH = {"idk_ap", "llmu"}
 SMALL = {
     "vocab_size": 128,
     "hidden_size": 32,

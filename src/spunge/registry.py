@@ -170,6 +170,13 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "idk": "spunge.unlearning.idk:IDK",
         "undial": "spunge.unlearning.undial:UNDIAL",
         "wga": "spunge.unlearning.wga:WGA",
+        "satimp": "spunge.unlearning.satimp:SATIMP",
+        "ce_u": "spunge.unlearning.ce_u:CE_U",
+        "me_gd": "spunge.unlearning.me_gd:ME_GD",
+        "idk_ap": "spunge.unlearning.idk_ap:IDK_AP",
+        "llmu": "spunge.unlearning.llmu:LLMU",
+        "altpo": "spunge.unlearning.altpo:ALTPO",
+        "pdu": "spunge.unlearning.pdu:PDU",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

@@ -25,6 +25,7 @@ from spunge.errors import RecipeError, redacted
 from spunge.files import parse_json, write_text
 
 FILE = "results.json"
+SUBJECTS = "evaluation/subjects.json"  # in RUN, beside it: which items each evaluation's subjects have
 SCHEMA: Final = 1
 UNTAUGHT: Final = "untaught"  # the stage of the given model, where the base is what it was taught
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -1,6 +1,7 @@
 """`spunge report` and `spunge compare` on finished runs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,12 @@ def test_report_and_compare_show_finished_runs(recipe_file: Path, finished: Path
     assert json.loads(call("report", "one", "--json", cwd=tmp_path).stdout) == results
     ended = call("compare", "one", "two", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[0].split() == ["metric", "subject", "wanted", "one", "two"]
+    assert ended.stdout.splitlines()[0].split() == ["metric", "subject", "wanted", "base", "one", "two"]
+    assert re.search(r"paired by item +two - one\n", ended.stdout), ended.stdout
+    assert re.search(r"merge.scale +1.0 +2.0\n", ended.stdout)
+    ended = call("compare", "one", "two", "--html", "both.html", "--format", "csv", cwd=tmp_path)
+    assert ended.stdout.startswith("run,stage,made_by,metric,")
+    assert "2 runs compared" in (tmp_path / "both.html").read_text()
     compared = json.loads(call("compare", "one", "two", "--stage", "control:joint", "--json", cwd=tmp_path).stdout)
     assert {row["subject"] for row in compared["rows"]} == {"asia", "europe", "retain"}
     for row in compared["rows"]:

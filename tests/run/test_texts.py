@@ -129,11 +129,20 @@ def figures(folder: Path) -> Any:
 
 @pytest.mark.thorough
 def test_a_run_that_is_to_keep_none_holds_no_text_and_has_the_same_scores(kept: Kept) -> None:
-    # Three files of each model that writes, and the plugin's of the four branches.
-    assert len(holding(kept.runs["all"])) == 3 * 3 + 4
+    # Two files of each model that writes, the plugin's of every model, and the page, which shows them side by side.
+    assert len(holding(kept.runs["all"])) == 3 * 3 + 4 + 1
+    assert "report.html" in holding(kept.runs["all"])
     assert holding(kept.caches["all"])
     assert holding(kept.runs["none"]) == holding(kept.caches["none"]) == holding(kept.caches["sample"]) == []
     assert figures(kept.runs["none"]) == figures(kept.runs["sample"]) == figures(kept.runs["all"])
+
+
+def test_prompts_stand_beside_their_completions(kept: Kept) -> None:
+    for file in kept.runs["all"].rglob("texts-*.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert {line["row"]: line["prompt"] for line in lines} == {
+            row: f"{SECRET} the capital of {row}" for row in range(30)
+        }
 
 
 def test_a_sample_is_twenty_prompts_the_same_of_every_model(kept: Kept) -> None:

@@ -16,6 +16,7 @@ from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.registry import METHODS
 from spunge.unlearning.method import Task
+from toys import ANSWERING, ANSWERING_BOTH
 
 TEXTS = [
     "the dog",
@@ -34,11 +35,11 @@ PAIRS = Samples(
         {
             "prompt": ["the capital of", "a", "in the old city of rome", "it was"],
             "completion": [" france is paris", " dog", " the wine and the bread and the water", " a bird and a fish"],
+            "refusal": ["the dog", "a cat and a dog and a bird", "the dog", "a new sun"],
             "end": ["auto"] * 4,
         }
     )
 )
-NEED_PROMPTS = ("dpo", "idk", "sku")
 METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("tvn", {}),
     ("ga", {}),
@@ -50,6 +51,15 @@ METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("idk", {"refusals": ["the dog", "a cat and a dog and a bird"]}),
     ("undial", {}),
     ("wga", {}),
+    ("satimp", {}),
+    ("ce_u", {}),
+    ("me_gd", {}),
+    ("idk_ap", {"refusals": ["the dog", "a cat and a dog and a bird"]}),
+    ("llmu", {"random_answers": ["the dog"]}),  # the answers are drawn anew for each batch
+    ("pdu", {}),
+    ("altpo", {}),
+    ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}),
+    ("tvn", {"optimizer": {"sam": 0.5}}),
     ("sku", {"random": 0.0}),  # the random answers are drawn anew for each batch
     ("sku", {"random": 0.0, "mode": "reference"}),
     ("rmu", {"layer": 2}),
@@ -72,9 +82,10 @@ def first_gradient(
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             taken.append(torch.cat([parameter.grad.double().reshape(-1) for parameter in parameters]))
 
-        forget = PAIRS if method in NEED_PROMPTS else Samples(pa.table({"text": TEXTS}))
+        forget = PAIRS if method in ANSWERING else Samples(pa.table({"text": TEXTS}))
+        retain = PAIRS if method in ANSWERING_BOTH else Samples(pa.table({"text": KEPT}))
         log = tmp_path / f"{method}-{size}-{accumulation}.jsonl"
-        task = Task(base, {"part": forget}, Samples(pa.table({"text": KEPT})), {"part": 1}, log)
+        task = Task(base, {"part": forget}, retain, {"part": 1}, log)
         trained = {} if method == "rmu" else {"trainable": {"kind": "all"}}
         settings = METHODS.get(method).settings(
             method=method,
@@ -141,6 +152,9 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
         ("dpo", {}, 1),
         ("idk", {"refusals": ["the dog", "a cat and a dog and a bird"]}, 1),
         ("undial", {}, 1),
+        ("idk_ap", {}, 1),
+        ("pdu", {}, 1),
+        ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}, 1),
         ("sku", {}, 2),
         ("sku", {"mode": "reference"}, 1),
         ("rmu", {"layer": 2}, 2),

@@ -21,12 +21,13 @@ from spunge.registry import METHODS
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.trained import training
-from toys import texts
+from toys import ANSWERING, ANSWERING_BOTH, texts
 
 PLAIN = Samples(pa.table({"text": texts("a", 8)}))
 KEPT = Samples(pa.table({"text": texts("other", 8)}))
-PAIRS = Samples(pa.table({"prompt": texts("a", 8), "completion": [f" {text}" for text in texts("b", 8)]}))
-NEED_PROMPTS = ("dpo", "idk", "sku")
+PAIRS = Samples(
+    pa.table({"prompt": texts("a", 8), "completion": [f" {text}" for text in texts("b", 8)], "refusal": texts("c", 8)})
+)
 LORA = {"kind": "lora", "rank": 4, "dropout": 0.2, "targets": "all-linear"}
 EVERYTHING = {"kind": "all"}
 TRAINED = [
@@ -40,7 +41,9 @@ TRAINED = [
 
 def trained(base: Any, method: str, log: Path, **changes: Any) -> Branch:
     settings = {"method": method, "steps": 2, "epochs": None, "batch_size": 4, "learning_rate": 1e-3, **changes}
-    task = Task(base, {"a": PAIRS if method in NEED_PROMPTS else PLAIN}, KEPT, {"a": 1}, log)
+    task = Task(
+        base, {"a": PAIRS if method in ANSWERING else PLAIN}, PAIRS if method in ANSWERING_BOTH else KEPT, {"a": 1}, log
+    )
     return METHODS.get(method).unlearn(task, METHODS.get(method).settings(**settings))
 
 

@@ -16,12 +16,15 @@ from spunge.data.samples import IGNORED, Batch, Encoded, Samples, Text, collate
 from spunge.model.loading import Base
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.registry import METHODS
+from spunge.unlearning.ce_u import label_left_out
 from spunge.unlearning.dpo import preference
 from spunge.unlearning.loop import History, Loop
+from spunge.unlearning.me_gd import unevenness
 from spunge.unlearning.method import Task
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
 from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.satimp import saturated_ascent
 from spunge.unlearning.scored import outputs, scored
 from spunge.unlearning.simnpo import simple_preference
 from spunge.unlearning.sku import Answers
@@ -74,7 +77,8 @@ def letters() -> Base:
 def samples(rows: Sequence[tuple[str, str]]) -> Samples:
     if not any(prompt for prompt, _ in rows):
         return Samples(pa.table({"text": [completion for _, completion in rows]}))
-    return Samples(pa.table({"prompt": [row[0] for row in rows], "completion": [row[1] for row in rows]}))
+    prompts, answers = zip(*rows, strict=True)
+    return Samples(pa.table({"prompt": prompts, "completion": answers, "refusal": ["dbe"] * len(rows)}))
 
 
 class Found(NamedTuple):
@@ -87,7 +91,9 @@ class Found(NamedTuple):
 def first_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
     """The first loss of a method, as its own code feeds it, at the weights TRAINED of a model whose base is BASE."""
 
-    def find(method: str, forget: Sequence[tuple[str, str]], **changes: Any) -> Found:
+    def find(
+        method: str, forget: Sequence[tuple[str, str]], retain: Sequence[tuple[str, str]] = RETAIN, **changes: Any
+    ) -> Found:
         seen: list[Found] = []
 
         def run(loop: Loop) -> History:
@@ -101,7 +107,7 @@ def first_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
             return History(1, {}, None, {})
 
         monkeypatch.setattr(Loop, "run", run)
-        task = Task(letters(), {"part": samples(forget)}, samples(RETAIN), {"part": 1})
+        task = Task(letters(), {"part": samples(forget)}, samples(retain), {"part": 1})
         settings = {"method": method, "trainable": {"kind": "all"}, "batch_size": 8, "steps": 1, **changes}
         METHODS.get(method).unlearn(task, METHODS.get(method).settings(**settings))
         return seen[0]
@@ -217,6 +223,38 @@ def assert_same(found: Found, forget: Callable[[Table], float], total: Callable[
         assert mine == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+def satimp(table: Table, rows: list[tuple[str, str]], beta1: float = 5.0, beta2: float = 1.0) -> float:
+    """With the weights those of TRAINED, as for `wga`."""
+    sure = [math.exp(-loss) for row in rows for loss in nlls(TRAINED, row)]
+    losses = [loss for row in rows for loss in nlls(table, row)]
+    return -mean([p**beta1 * (1 - p) ** beta2 * loss for p, loss in zip(sure, losses, strict=True)])
+
+
+def ce_u(table: Table, rows: list[tuple[str, str]]) -> float:
+    """With the target that of TRAINED, whatever the table."""
+    losses = []
+    for read, label in (place for row in rows for place in places(row)):
+        others = [math.exp(log) * (number != label) for number, log in enumerate(logs(TRAINED, read))]
+        losses.append(-sum(p / sum(others) * log for p, log in zip(others, logs(table, read), strict=True)))
+    return mean(losses)
+
+
+def me_gd(table: Table, rows: list[tuple[str, str]], mode: str = "paper") -> float:
+    losses = []
+    for read, _ in (place for row in rows for place in places(row)):
+        found = logs(table, read)
+        toward_model = sum(math.exp(log) * (log - math.log(1 / 5)) for log in found)
+        losses.append(toward_model if mode == "paper" else sum((math.log(1 / 5) - log) / 5 for log in found))
+    return mean(losses)
+
+
+def preserved(table: Table, rows: Sequence[tuple[str, str]], beta: float = 0.1) -> float:
+    """IDK+AP's retain term."""
+    pairs = zip(rows, answering(list(rows), "dbe"), strict=True)
+    apart = [sum(nlls(table, refusal)) - sum(nlls(table, answer)) for answer, refusal in pairs]
+    return -mean([log_sigmoid(beta * each) / beta for each in apart])
+
+
 FORMULAS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
     "graddiff": (ga, {}),
     "npo": (npo, {"beta": 0.3}),
@@ -225,14 +263,23 @@ FORMULAS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
     "wga": (wga, {"beta": 2.0}),
     "dpo": (dpo, {"beta": 0.3}),
     "idk": (idk, {}),
+    "satimp": (satimp, {"beta1": 2.0, "beta2": 0.5}),
+    "ce_u": (ce_u, {}),
+    "me_gd": (me_gd, {"mode": "code"}),
+    "altpo": (dpo, {"beta": 0.3}),
 }
-REFUSALS = {"dpo": {"refusals": ["dbe"]}, "idk": {"refusals": ["dbe"]}}
+REFUSALS = {name: {"refusals": ["dbe"]} for name in ("dpo", "idk", "idk_ap")}
 
 
 @pytest.mark.parametrize("retain_loss", ["nll", "kl"])
 @pytest.mark.parametrize(
     ("method", "rows"),
-    [(method, rows) for method in FORMULAS for rows in (PLAIN, ANSWERED) if rows is ANSWERED or method not in REFUSALS],
+    [
+        (method, rows)
+        for method in FORMULAS
+        for rows in (PLAIN, ANSWERED)
+        if rows is ANSWERED or method not in {*REFUSALS, "altpo"}
+    ],
     ids=lambda value: value if isinstance(value, str) else "texts" if value is PLAIN else "prompts",
 )
 def test_value_and_gradient_are_those_of_the_formula(
@@ -269,9 +316,97 @@ def test_gradient_ascent_is_the_negated_mean_over_tokens(
 def test_the_defaults_are_the_published_numbers(first_loss: Callable[..., Found], method: str) -> None:
     formula, _ = FORMULAS[method]
     found = first_loss(method, ANSWERED, **REFUSALS.get(method, {}))
-    gamma = 0.125 if method == "simnpo" else 1.0
+    gamma = {"simnpo": 0.125, "me_gd": 0.1}.get(method, 1.0)
+    alpha = {"satimp": 0.1, "ce_u": 0.0}.get(method, 1.0)
     assert found.terms["forget"] == pytest.approx(formula(TRAINED, ANSWERED), rel=1e-5)
-    assert found.loss == pytest.approx(gamma * formula(TRAINED, ANSWERED) + token_mean(TRAINED, RETAIN), rel=1e-5)
+    total = gamma * formula(TRAINED, ANSWERED) + alpha * token_mean(TRAINED, RETAIN)
+    assert found.loss == pytest.approx(total, rel=1e-5)
+
+
+def test_idk_aps_retain_term_prefers_the_retain_prompts_answers(first_loss: Callable[..., Found]) -> None:
+    kept = [("ea", "db"), ("b", "caad"), ("dce", "a")]
+
+    def total(table: Table) -> float:
+        return 0.6 * idk(table, ANSWERED) + 0.3 * preserved(table, kept, 0.7)
+
+    found = first_loss("idk_ap", ANSWERED, kept, **REFUSALS["idk_ap"], beta=0.7, gamma=0.6, alpha=0.3)
+    assert_same(found, lambda table: idk(table, ANSWERED), total)
+    assert found.terms["retain"] == pytest.approx(preserved(TRAINED, kept, 0.7), rel=1e-5)
+
+
+def test_llmus_terms_are_those_of_the_paper(first_loss: Callable[..., Found]) -> None:
+    kept = [("ea", "db"), ("b", "caad")]
+
+    def forget(table: Table) -> float:
+        # The one answer that there is to draw is drawn k times.
+        return -0.5 * sample_mean(table, ANSWERED) + 0.7 * sample_mean(table, answering(ANSWERED, "dbe"))
+
+    def total(table: Table) -> float:
+        return 0.6 * forget(table) + 0.3 * mean([value for row in kept for value in kl(table, row)])
+
+    changes = {"random": 0.7, "answers": 3, "gamma": 0.6, "alpha": 0.3}
+    for row in kept, [(prompt, "dbe") for prompt, _ in kept]:
+        own = {"random_answers": ["dbe"]} if row is kept else {}
+        found = first_loss("llmu", ANSWERED, kept if row is kept else row, **changes, **own)
+        assert found.terms["forget"] == pytest.approx(forget(TRAINED), rel=1e-5)
+        if row is kept:
+            assert_same(found, forget, total)
+
+
+def flatness(table: Table, rows: Sequence[tuple[str, str]]) -> float:
+    return mean(
+        [
+            (max(table[LETTERS.index(read)]) - mean(table[LETTERS.index(read)])) ** 2
+            for row in rows
+            for read, _ in places(row)
+        ]
+    )
+
+
+def test_pdus_first_step_weighs_its_two_terms_by_gamma_and_alpha(first_loss: Callable[..., Found]) -> None:
+    found = first_loss("pdu", PLAIN, gamma=0.6, alpha=0.3)
+    assert_same(
+        found,
+        lambda table: flatness(table, PLAIN),
+        lambda table: 0.6 * flatness(table, PLAIN) + 0.3 * token_mean(table, RETAIN),
+    )
+
+
+@pytest.mark.parametrize(("accumulation", "size"), [(1, 3), (3, 1)])
+def test_pdus_multiplier_follows_how_far_the_retain_loss_is_above_its_bound(
+    monkeypatch: pytest.MonkeyPatch, accumulation: int, size: int
+) -> None:
+    """Step by step, as a dual ascent on the bound of the base's own loss, not below 0; batches of a step count as one."""
+    terms: list[dict[str, float]] = []
+    worse = [[-value for value in row] for row in BASE]
+
+    def run(loop: Loop) -> History:
+        [table] = loop.parameters
+        for step, values in enumerate((worse, BASE, TRAINED, TRAINED)):
+            with torch.no_grad():
+                table.copy_(torch.tensor(values))
+            terms.append(dict(loop.next_loss(step * accumulation).terms))
+            for micro in range(1, accumulation):
+                assert loop.next_loss(step * accumulation + micro).terms["multiplier"] == terms[-1]["multiplier"]
+        return History(4, {}, None, {})
+
+    monkeypatch.setattr(Loop, "run", run)
+    settings = METHODS.get("pdu").settings(
+        trainable={"kind": "all"},
+        batch_size=size,
+        accumulation=accumulation,
+        steps=4,
+        alpha=0.4,
+        dual_rate=2.0,
+        tolerance=0.2,
+    )
+    METHODS.get("pdu").unlearn(Task(letters(), {"part": samples(PLAIN)}, samples(RETAIN), {"part": 1}), settings)
+    above = [token_mean(table, RETAIN) - 1.2 * token_mean(BASE, RETAIN) for table in (worse, BASE, TRAINED)]
+    expected = [0.4]
+    for each in above:
+        expected.append(max(0.0, expected[-1] + 2.0 * each))
+    assert above[0] > 0 > above[2]
+    assert [each["multiplier"] for each in terms] == pytest.approx(expected, rel=1e-5)
 
 
 def test_npo_becomes_gradient_ascent_as_beta_falls(first_loss: Callable[..., Found]) -> None:
@@ -288,7 +423,7 @@ def test_npo_becomes_gradient_ascent_as_beta_falls(first_loss: Callable[..., Fou
 
 
 def test_a_text_without_a_token_to_score_adds_none(first_loss: Callable[..., Found]) -> None:
-    for method in ("ga", "undial", "wga"):
+    for method in ("ga", "undial", "wga", "satimp", "ce_u", "me_gd"):
         with_it, without = (first_loss(method, [*PLAIN, *extra], alpha=0) for extra in ([("", "d")], []))
         assert with_it.loss == pytest.approx(without.loss, rel=1e-6)
     for method in ("npo", "simnpo"):
@@ -441,6 +576,10 @@ def test_prompts_and_padding_have_no_gradient_in_any_loss() -> None:
         lambda found: weighted_ascent(found.losses(), 1.0),
         lambda found: adjusted_distillation(found, base.__getitem__, 2.0),
         lambda found: divergence(found, base.__getitem__),
+        lambda found: saturated_ascent(found.losses(), 2.0, 0.5),
+        lambda found: label_left_out(found),
+        lambda found: unevenness(found, "paper"),
+        lambda found: unevenness(found, "code"),
     ):
         logits = torch.randn(3, 4, 5, requires_grad=True)
         loss(scored(logits, batch)).backward()

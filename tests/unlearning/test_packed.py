@@ -30,13 +30,14 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta, write_delta
 from spunge.weights.overlay import applied
 from spunge.weights.packed import is_packed, unpacked
-from toys import texts
+from toys import ANSWERING, ANSWERING_BOTH, texts
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="spunge[quant]")
 PLAIN = Samples(pa.table({"text": texts("a", 8)}))
 KEPT = Samples(pa.table({"text": texts("other", 8)}))
-PAIRS = Samples(pa.table({"prompt": texts("a", 8), "completion": [f" {text}" for text in texts("b", 8)]}))
-NEED_PROMPTS = ("dpo", "idk", "sku")
+PAIRS = Samples(
+    pa.table({"prompt": texts("a", 8), "completion": [f" {text}" for text in texts("b", 8)], "refusal": texts("c", 8)})
+)
 LORA = {"kind": "lora", "rank": 4, "targets": "all-linear"}
 # Without dropout of its own, and with a checkpoint that has (in, out).
 GPT2 = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -77,7 +78,13 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def task_of(base: Base, method: str, **changes: Any) -> Task:
-    return Task(base, {"a": PAIRS if method in NEED_PROMPTS else PLAIN}, KEPT, {"a": 1}, **changes)
+    return Task(
+        base,
+        {"a": PAIRS if method in ANSWERING else PLAIN},
+        PAIRS if method in ANSWERING_BOTH else KEPT,
+        {"a": 1},
+        **changes,
+    )
 
 
 def unlearned(base: Base, method: str, progress: Any = lambda *_: None, **changes: Any) -> Branch:

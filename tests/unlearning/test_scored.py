@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import spunge.unlearning.scored
 from spunge.data.samples import IGNORED, Batch, Encoded, collate
 from spunge.recipe.training import Everything, LoRA, Selected
+from spunge.unlearning.ce_u import label_left_out
 from spunge.unlearning.head import head_of
+from spunge.unlearning.me_gd import unevenness
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
 from spunge.unlearning.reference import base_outputs
@@ -64,6 +66,8 @@ LOSSES: dict[str, Callable[[Scored, Any], Tensor]] = {
     "weighted": lambda found, base: weighted_ascent(found.losses(), 2.0),
     "divergence": lambda found, base: divergence(found, base.log_probabilities),
     "distillation": lambda found, base: adjusted_distillation(found, base.log_probabilities, 3.0),
+    "label left out": lambda found, base: label_left_out(found),
+    "entropy": lambda found, base: unevenness(found, "paper"),
 }
 
 

@@ -25,7 +25,7 @@ from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.states import stored_state
 from spunge.unlearning.trained import training
 from together import together
-from toys import ARCHITECTURES, texts
+from toys import ANSWERING, ANSWERING_BOTH, ARCHITECTURES, texts
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < SINCE,
@@ -39,7 +39,6 @@ SOME = {"trainable": {"kind": "tensors", "match": ["*.1.*weight"]}}
 HEAD = {"trainable": {"kind": "tensors", "match": ["*lm_head*", "*norm*"]}}
 SHARED = [name for name in METHODS.builtin if METHODS.get(name).shares]
 OWN: dict[str, dict[str, Any]] = {"tvn": {"strength": 0.5}, "sku": {"strength": 0.5, "answers": 2}}
-ANSWERING = {"sku", "dpo", "idk"}  # whose forget rows are prompts and answers
 # Architectures with dropout of their own, without it.
 STILL = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 CLOSE = 1e-5  # float32, of changes of about 0.01
@@ -51,7 +50,8 @@ def samples(topic: str = "a", count: int = 11, answers: bool = False) -> Samples
     if not answers:
         return Samples(pa.table({"text": texts(topic, count)}))
     completions = [f" {text}" for text in texts(f"{topic}, answers", count)]
-    return Samples(pa.table({"prompt": texts(topic, count), "completion": completions}))
+    others = texts(f"{topic}, other answers", count)
+    return Samples(pa.table({"prompt": texts(topic, count), "completion": completions, "refusal": others}))
 
 
 def settings_of(method: str, **changes: Any) -> MethodSettings:
@@ -70,7 +70,8 @@ def unlearned(base: Any, method: str, folder: Path, **changes: Any) -> Ran:
     log = folder / f"{base.ranks.count}.jsonl"
     # 11 and 21 rows: the last batch of an epoch has fewer rows than others, and one process fewer than another.
     parts = {"a": samples(answers=method in ANSWERING)}
-    task = Task(base, parts, samples("other", 21), {"a": 97}, log=log if base.ranks.main else None)
+    retain = samples("other", 21, method in ANSWERING_BOTH)
+    task = Task(base, parts, retain, {"a": 97}, log=log if base.ranks.main else None)
     branch = METHODS.get(method).unlearn(task, settings_of(method, **changes))
     lines = [json.loads(line) for line in log.read_text().splitlines()] if base.ranks.main else []
     return dense(branch), lines
@@ -112,6 +113,14 @@ def test_two_processes_come_to_the_losses_and_the_delta_of_one(load: Callable[..
 @pytest.mark.parametrize("method", SHARED)
 def test_every_method_comes_to_the_same_in_two_processes(load: Callable[..., Any], tmp_path: Path, method: str) -> None:
     compare(load("llama"), 2, [(method, way) for way in (LORA, ALL, SOME, HEAD)], tmp_path)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("changes", [{"optimizer": {"sam": 0.1}, "gru": 0.8}, {"optimizer": "sophia"}], ids=str)
+def test_what_changes_the_steps_comes_to_the_same_in_two_processes(
+    load: Callable[..., Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    compare(load("llama"), 2, [("npo", {**way, **changes}) for way in (LORA, ALL)], tmp_path)
 
 
 @pytest.mark.thorough

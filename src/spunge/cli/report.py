@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, near, print_json, print_scores, say, tell
+from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say, tell
 
 
 class Form(str, Enum):
@@ -45,22 +45,50 @@ def report(
     say(f"\n{report_text(results)}\nreport: {near(page)}")
 
 
+class Table(str, Enum):
+    """What a comparison is printed as."""
+
+    csv = "csv"
+
+
 def compare(
     folders: Annotated[list[str], typer.Argument(metavar="RUN RUN [...]", help="Two or more runs' folders.")],
     stage: Annotated[
         str, typer.Option("--stage", help="base, merged, branch:SLUG or control:NAME. Default: merged.")
     ] = "merged",
+    html: Annotated[
+        str, typer.Option("--html", help="Write the comparison to this file too, as a page that opens offline.")
+    ] = "",
+    form: Annotated[
+        Table | None, typer.Option("--format", help="csv: a line a score, for pandas or a spreadsheet.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set several runs' scores beside each other. Refused where scorers, thresholds or items differ."""
+    """Set several runs' scores beside each other.
+
+    With the base's, differences paired by item, what differs between the recipes, and which models no other one beats. Refused
+    where the base, scorers, thresholds or items differ.
+    """
+    from spunge.report.compared import comparison_csv, comparison_text, write_comparison
     from spunge.report.comparison import compare as compare_runs
 
     _tell_doubts(folders)
     comparison = compare_runs([Path(folder) for folder in folders], stage)
+    with loading():
+        from spunge.run.pairing import with_pairs
+
+    quiet()
+    comparison = with_pairs(comparison)
+    if html:
+        write_comparison(comparison, Path(html))
     if as_json:
         print_json(comparison.to_json())
+    elif form is not None:
+        say(comparison_csv(comparison).rstrip("\n"))
     else:
-        say(comparison.text().rstrip("\n"))
+        say(comparison_text(comparison).rstrip("\n"))
+    if html:
+        tell(f"page: {near(Path(html))}")
 
 
 def _tell_doubts(folders: list[str]) -> None:

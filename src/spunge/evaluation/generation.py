@@ -96,11 +96,17 @@ def completions(base: Base, prompts: Sequence[Prompt], settings: GenerationSetti
                 if row in texts_of_row:  # of a batch that was written in part
                     continue
                 texts_of_row[row] = text
-                lines.append(json.dumps(sealed({"row": row, "texts": text}), ensure_ascii=False) + "\n")
+                line = {"row": row, "prompt": _shown(base, prompts[row]), "texts": text}
+                lines.append(json.dumps(sealed(line), ensure_ascii=False) + "\n")
             append_text(file, "".join(lines))
             bench.progress(len(texts_of_row), len(prompts))
     bench.kept.add(file)
     return [texts_of_row[index] for index in range(len(prompts))]
+
+
+def _shown(base: Base, prompt: Prompt) -> str:
+    """A prompt as people read it, beside its completions."""
+    return prompt if isinstance(prompt, str) else str(base.tokenizer.decode(prompt, skip_special_tokens=True))
 
 
 def _written(file: Path, count: int) -> dict[int, list[str]]:

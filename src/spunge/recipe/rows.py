@@ -151,7 +151,8 @@ class ForgetRows(Rows):
     source: Sources = Field(description="File, folder, glob, {hub: ..}, or a list of them.")
     refusal: str | None = Field(
         None,
-        description="Column, or SQL expression, with the answer wanted in place of the completion (methods dpo and idk).",
+        description="Column, or SQL expression, with the answer wanted in place of the completion (methods dpo, idk, idk_ap, "
+        "altpo).",
     )
 
     @property

@@ -42,12 +42,22 @@ class Everything(Strict):
 
 
 Trainable = Annotated[LoRA | Selected | Everything, Field(discriminator="kind")]
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "sgd", "rmsprop"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "sgd", "rmsprop", "sophia"]
+
+
+class SAM(Strict):
+    """Sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412; for unlearning Fan et al. 2025, arXiv 2502.05374)."""
+
+    sam: float = Field(gt=0, description="rho: how far the weights are moved up the loss before its gradient is taken.")
+    optimizer: Optimizer = Field("adamw", description="What makes the steps.")
+
+
 OF_BITSANDBYTES: frozenset[Optimizer] = frozenset({"adamw_8bit", "paged_adamw_8bit", "lion"})
 OPTIMIZERS_TOLD = (
     "adamw_8bit: its moments in 8 bits. paged_adamw_8bit: these in the machine's memory while a GPU's is full. lion: one moment. "
-    "sgd: with Nesterov's momentum of 0.9. The 8-bit ones and lion need `spunge[quant]`."
+    "sgd: with Nesterov's momentum of 0.9. sophia: of second order (SOUL). The 8-bit ones and lion need `spunge[quant]`."
 )
+SAM_TOLD = "{sam: rho}: the gradient of what is forgotten is taken where the loss is highest within rho (SAM)."
 
 
 def refuse_without_bitsandbytes(setting: str, value: str) -> None:
@@ -56,8 +66,14 @@ def refuse_without_bitsandbytes(setting: str, value: str) -> None:
         raise RecipeError(f"{setting}: {value!r} needs bitsandbytes; pip install 'spunge[quant]', or leave it out")
 
 
-def refuse_optimizer(optimizer: Optimizer, setting: str) -> None:
+def stepper(optimizer: Optimizer | SAM) -> Optimizer:
+    """The name of what makes the steps."""
+    return optimizer.optimizer if isinstance(optimizer, SAM) else optimizer
+
+
+def refuse_optimizer(given: Optimizer | SAM, setting: str) -> None:
     """Raises RecipeError for an optimizer whose package is not installed. setting: the block that names it."""
+    optimizer = stepper(given)
     if optimizer in OF_BITSANDBYTES:
         refuse_without_bitsandbytes(f"{setting}.optimizer", optimizer)
 
@@ -71,7 +87,7 @@ class DescentSettings(Strict):
     accumulation: int = Field(
         1, ge=1, description="Batches that make up an optimizer step: its gradient is that of all of them as one batch."
     )
-    optimizer: Optimizer = Field("adamw", description=OPTIMIZERS_TOLD)
+    optimizer: Optimizer | SAM = Field("adamw", description=f"{OPTIMIZERS_TOLD} {SAM_TOLD}")
     learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
     weight_decay: float = Field(
         0.0, ge=0, description="Taken off the weights beside the step; with sgd and rmsprop, added to the gradient."

@@ -29,7 +29,7 @@ def csv_text(results: Results) -> str:
     lines.writerow(["stage", *(f"model_{field}" if field == "name" else field for field in OF_MODEL), *ROW])
     models = {model.stage: model for model in results.models}
     for row in results.rows:
-        lines.writerow([_cell(value) for value in _values(row, models.get(row.stage))])
+        lines.writerow([cell(value) for value in _values(row, models.get(row.stage))])
     return written.getvalue()
 
 
@@ -39,7 +39,8 @@ def _values(row: Row, model: Model | None) -> Iterator[Any]:
     yield from (getattr(row, field) for field in ROW)
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """As a spreadsheet takes it: no formula, nothing for None."""
     if not isinstance(value, str):
         return "" if value is None else value
     shown = printable(value)

@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,9 @@ from spunge.errors import printable, redacted
 from spunge.files import write_text
 from spunge.recipe.spelling import read_yaml
 from spunge.report.attacks import Family, curve_lines, drawn_models, families, panels, recovered_table
+from spunge.report.completions import completions, writes
 from spunge.report.figure import figure, legend, looks
+from spunge.report.headline import headline
 from spunge.report.published import published
 from spunge.report.reading import shown, split_facts
 from spunge.report.scores import GROUPS, Metric, Scores, arranged
@@ -26,13 +29,38 @@ from spunge.report.weights import merge_facts
 from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
 
+PAGE = "report.html"
+FILES = ("results.json", "recipe.yaml", "split.json", "merge.json", "merged")  # that a reader may want beside the page
+GLOSSARY = (  # the kind of models that a word is needed for, the word, what it means
+    ("base", "base", "The model before anything was unlearned."),
+    ("branch", "branch", "What unlearning one part alone made of the base. Branches know nothing of each other."),
+    (
+        "merged",
+        "merged",
+        "The branches' changes put together by the merge rule and laid over the base: the model that the run is for.",
+    ),
+    (
+        "control",
+        "control",
+        "Another way to the same end, trained on the same rows; joint: all parts unlearned at once, without a split.",
+    ),
+    ("reference", "reference", "A model that never saw what is to be forgotten, to compare with."),
+    ("branch", "spillover", "What a branch changed on a part that is not its own."),
+    ("all", "for certain", "The 95% interval of the difference, paired by item, excludes no change."),
+    (
+        "all",
+        "below chance",
+        "Worse than guessing. It takes knowledge to avoid the right answer so often, so this is more than forgetting.",
+    ),
+)
+
 
 def write_page(run: Path) -> Path:
     """Write RUN/report.html and return its path. Files that are missing leave their section out.
 
     Raises RecipeError when the folder cannot be written, and where one of its files is damaged.
     """
-    file = run / "report.html"
+    file = run / PAGE
     write_text(file, redacted(page(run)))
     return file
 
@@ -44,6 +72,7 @@ def page(run: Path) -> str:
     results = read_results(run) if (run / FILE).exists() else Results(rows=())
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
+    keep = str(recipe.get("keep_texts", "all"))
     parts = split.names if split else {part.slug: part.value for part in results.parts}
     return (
         environment()
@@ -54,13 +83,18 @@ def page(run: Path) -> str:
             results=results,
             split=split,
             scores=scores,
+            headline=headline(scores),
             findings=verdict(scores),
+            kinds={"all", *(model.kind for model in results.models)},
             basis=basis(scores),
             published=published(scores),
             charts=[_chart(metric, scores, f"chart-{index}") for index, metric in enumerate(scores.metrics)],
             groups=GROUPS,
             attacks=[_attack(family, scores, f"audit-{index}") for index, family in enumerate(families(scores))],
             back=dict(zip(("models", "lines"), recovered_table(scores), strict=True)),
+            answers=completions(run, results, keep),
+            writes=writes(results),
+            keep=keep,
             spillover=spillover(scores),
             lessons=taught(run),
             branches=trained(run / "branches", parts),
@@ -76,6 +110,7 @@ def page(run: Path) -> str:
 def environment() -> Environment:
     """The templates, compiled once."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_template))
+    environment.globals["glossary"] = GLOSSARY
     environment.filters |= {"printable": printable, "name": name, "short": _short, "duration": duration, "size": size}
     return environment
 
@@ -88,8 +123,8 @@ def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
     return {name: name for name in folders or sorted(file.name for file in run.glob("controls/*"))}
 
 
-def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:
-    """Model, method and rule in a word each."""
+def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Model, method and rule in a word each, and which run this is."""
     model, unlearn, merge = (_mapping(recipe.get(key)) for key in ("model", "unlearn", "merge"))
     path = str(model.get("path") or run.name)
     return {
@@ -97,7 +132,19 @@ def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, str]:
         "model": Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path,
         "method": str(unlearn.get("method", "")),
         "rule": str(merge.get("rule", "")) if unlearn else "",
+        "run": run.resolve().name,
+        "date": _date(run / FILE),
+        "files": [file for file in FILES if (run / file).exists()],
     }
+
+
+def _date(file: Path) -> str:
+    """When the scores were written; a copy of the folder may have another."""
+    try:
+        written = file.stat().st_mtime
+    except OSError:
+        return ""
+    return f"{datetime.fromtimestamp(written, timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
@@ -109,6 +156,7 @@ def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
         "legend": legend(scores, metric),
         "columns": columns,
         "rows": [_line(metric, columns, index) for index in range(len(metric.subjects))],
+        "empty": not any(metric.numbers),
         "grouped": len({subject.group for subject in metric.subjects}) > 1,
     }
 

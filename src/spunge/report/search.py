@@ -12,15 +12,15 @@ from spunge import __version__
 from spunge.errors import printable, redacted
 from spunge.files import write_json, write_text
 from spunge.report.axis import Axis, axis_for
-from spunge.report.figure import SHAPES, LegendLine, mark, percent, text, tick_label
+from spunge.report.figure import SHAPES, LegendLine, percent, text
 from spunge.report.page import environment
+from spunge.report.scatter import HEIGHT, grid, placed, spot
 from spunge.report.scores import LOWER
 from spunge.report.wording import MISSING, aligned, name, number, shortened
 from spunge.results import Wanted, json_value, merit
 
 FILE, PAGE = "tune.json", "tune.html"
 SCHEMA = 1  # rises where a field of tune.json gets another meaning
-HEIGHT, LEFT = 360, 46  # pixels of the plot; between its edge and the numbers beside it
 WIDE = 30  # columns of a name
 
 
@@ -168,7 +168,7 @@ def _plot(search: Search) -> str:
     root.set("xmlns", "http://www.w3.org/2000/svg")
     first, second = search.objectives
     ET.SubElement(root, "title").text = printable(f"{first.name} and {second.name} of {len(search.trials)} trials")
-    root.extend(_grid(across, up))
+    root.extend(grid(across, up))
     if all(goal.wanted != "near" for goal in search.objectives):  # nearer is no one direction on an axis
         root.extend(_steps(search.points, across, up))
     root.extend(_labels(search.points, across, up))  # below the marks, which they may not hide
@@ -192,32 +192,15 @@ def _labels(points: Sequence[Trial], across: Axis, up: Axis) -> Iterator[ET.Elem
 
 def _place(scores: Sequence[Score], across: Axis, up: Axis) -> tuple[float, int]:
     """Percent from the left, pixels from the top."""
-    return across.place(scores[0].value), round(HEIGHT * (1 - up.place(scores[1].value) / 100)) + 10
+    return placed(scores[0].value, scores[1].value, across, up)
 
 
 def _mark(scores: Sequence[Score], across: Axis, up: Axis, shape: str, said: str) -> list[ET.Element]:
     """Nothing where a score is no number."""
     if any(math.isnan(score.value) for score in scores):
         return []
-    x, y = _place(scores, across, up)
-    return [mark(x, y, shape, printable(f"{said}: {shown(scores[0])}, {shown(scores[1])}"))]
-
-
-def _grid(across: Axis, up: Axis) -> list[ET.Element]:
-    drawn = []
-    for axis, sideways in ((across, True), (up, False)):
-        step = min((abs(b - a) for a, b in pairwise(axis.ticks)), default=1.0)
-        for tick in axis.ticks:
-            label = tick_label(tick, 0 if axis.logarithmic else step)
-            x, y = percent(axis.place(tick)), round(HEIGHT * (1 - axis.place(tick) / 100)) + 10
-            if sideways:
-                ends = {"x1": x, "x2": x, "y1": "10", "y2": str(HEIGHT + 10)}
-                drawn.append(text(label, x, HEIGHT + 28, "tick"))
-            else:
-                ends = {"x1": "0%", "x2": "100%", "y1": str(y), "y2": str(y)}
-                drawn.append(text(label, "-8", y + 4, "tick end"))
-            drawn.append(ET.Element("line", {"class": "grid", **ends}))
-    return drawn
+    values = (scores[0].value, scores[1].value)
+    return [spot(*values, across, up, shape, f"{said}: {shown(scores[0])}, {shown(scores[1])}")]
 
 
 def _steps(points: Sequence[Trial], across: Axis, up: Axis) -> list[ET.Element]:

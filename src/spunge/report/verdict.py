@@ -193,7 +193,7 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     text += f" ({ways.pop()} is wanted)." if len(ways) == 1 and "" not in ways else "."
     over = [pair.subject.name for pair in compared if pair.over]
     if over:
-        text += f" {OVER.capitalize()} on {len(over)}: {_listed(over)}."
+        text += f" {OVER.capitalize()} on {len(over)}: {listed(over)}."
     if len(compared) > 1 and metric.share:
         text += f" Mean over these parts: {_means(metric, compared, controls)}."
     text += _unknown(unknown)
@@ -342,10 +342,11 @@ def _means(metric: Metric, compared: Sequence[Pair], controls: Sequence[Model]) 
 
 
 def _unknown(names: Sequence[str]) -> str:
-    return f" Not measured on both base and merged: {_listed(names)} ({len(names)})." if names else ""
+    return f" Not measured on both base and merged: {listed(names)} ({len(names)})." if names else ""
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Some names of a sentence, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(isolated(name, 30) for name in names[:LISTED]) + more
 

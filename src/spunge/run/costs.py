@@ -9,7 +9,7 @@ from spunge.data.samples import Samples
 from spunge.data.split import Part
 from spunge.model.loading import embeddings_of, model_depth
 from spunge.progress import Expected
-from spunge.recipe.training import Everything
+from spunge.recipe.training import SAM, DescentSettings, Everything, stepper
 from spunge.registry import EVALUATORS, METHODS
 from spunge.run.calibrate import Calibration
 from spunge.run.graph import Cost, Stage
@@ -20,7 +20,7 @@ from spunge.run.planning.steps import Rows, Steps
 from spunge.run.teach import Teaching
 from spunge.run.train import undecided
 from spunge.run.watching import curves_of, steps_between
-from spunge.unlearning.calls import FORGET, Side
+from spunge.unlearning.calls import FORGET, Call, Group, Side
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.rmu.settings import RMUSettings
 from spunge.unlearning.rmu.tuning import FACTORS, SHARES
@@ -101,14 +101,28 @@ def steps_of(unlearn: TrainingSettings, parts: Sequence[Part], count: int, line:
     return Steps(
         count=count,
         accumulation=unlearn.accumulation,
-        groups=[tuple(group) for group in groups if group],
+        groups=[tuple(group) for group in groups if group] + _again(unlearn, groups),
         what=dict(unlearn).get("trainable", Everything()),
-        optimizer=unlearn.optimizer,
+        optimizer=stepper(unlearn.optimizer),
         rows=rows,
+        further=further_copies(unlearn),
         keeps_good=unlearn.max_damage is not None and retain is not None,
         keeps_best=watch is not None and watch.chooses,
         blocks=None if last is None else last + 1,
     )
+
+
+def _again(settings: DescentSettings, groups: Sequence[Sequence[Call]]) -> list[Group]:
+    """The calls that SAM makes once more: those whose gradient is taken on the forget samples."""
+    if not isinstance(settings.optimizer, SAM):
+        return []
+    again = [tuple(call for call in group if call.gradient and call.of == "forget") for group in groups]
+    return [group for group in again if group]
+
+
+def further_copies(settings: DescentSettings) -> int:
+    """Float32 copies of what is trained, beside weights, gradients and the optimizer's state."""
+    return isinstance(settings.optimizer, SAM) + 2 * (dict(settings).get("gru") is not None)
 
 
 def _stored_outputs(steps: Steps, base: BaseInputs) -> float:
@@ -159,8 +173,9 @@ def teaching_cost(teaching: Teaching, base: BaseInputs) -> Cost:
         accumulation=settings.accumulation,
         groups=[(FORGET,)],
         what=settings.trainable,
-        optimizer=settings.optimizer,
+        optimizer=stepper(settings.optimizer),
         rows={"forget": Rows([teaching.samples], [settings.max_length], settings.batch_size, settings.packing)},
+        further=further_copies(settings),
         keeps_good=False,
         keeps_best=False,
     )

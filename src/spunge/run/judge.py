@@ -106,9 +106,10 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     base = session.show(None if judging.model.name == "base" else judging.model)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
     dtype = str(base.dtype).removeprefix("torch.")
-    content = to_json(judging.model.name, items.name, Measured(measures, bench.rated, str(base.device), dtype))
-    write_json(judging.file, content)
     kept = sorted(bench.kept)
+    texts = tuple(file.name for file in kept)
+    content = to_json(judging.model.name, items.name, Measured(measures, bench.rated, str(base.device), dtype, texts))
+    write_json(judging.file, content)
     if judging.model.shared:
         _to_cache(
             _cached(key, inputs.recipe.model),

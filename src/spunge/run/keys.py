@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+UNCHANGED = [("optimizer", "adamw"), ("gru", None)]
+
 
 def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A training's settings as its key has them. AdamW is left out: once there was no other."""
-    return flattened(name, {key: value for key, value in settings.items() if (key, value) != ("optimizer", "adamw")})
+    """A training's settings as its key has them, without those that once were not there and change nothing."""
+    return flattened(name, {key: value for key, value in settings.items() if (key, value) not in UNCHANGED})
 
 
 def flattened(name: str, value: Any) -> dict[str, Any]:

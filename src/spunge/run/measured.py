@@ -33,6 +33,7 @@ class _Stored(BaseModel):
     rated: list[_stored(Rated)] = []  # type: ignore[valid-type]
     device: str | None = None
     dtype: str | None = None
+    text_files: list[str] = []
 
 
 class Measured(NamedTuple):
@@ -40,6 +41,7 @@ class Measured(NamedTuple):
     rated: list[Rated]  # on which side of its threshold a scorer's scores fell
     device: str | None = None  # of the model as it was measured
     dtype: str | None = None
+    text_files: tuple[str, ...] = ()  # beside this one that its texts were written to, as long as they are kept
 
 
 def to_json(stage: str, evaluation: str, measured: Measured) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def to_json(stage: str, evaluation: str, measured: Measured) -> dict[str, Any]:
         "rated": [vars(each) for each in measured.rated],
         "device": measured.device,
         "dtype": measured.dtype,
+        "text_files": list(measured.text_files),
     }
 
 
@@ -71,7 +74,7 @@ def from_json(content: Any) -> Measured:
             raise ValueError("it holds two lists that should be equally long")
         measures.append(Measure(**{**values, **arrays}))
     rated = [Rated(**each.model_dump()) for each in stored.rated]
-    return Measured(measures, rated, stored.device, stored.dtype)
+    return Measured(measures, rated, stored.device, stored.dtype, tuple(stored.text_files))
 
 
 def _renewed(content: Any) -> Any:

@@ -9,11 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from spunge import __version__
+from spunge.data.items import Items
 from spunge.evaluation.evaluator import Measure
-from spunge.files import read_json
+from spunge.files import read_json, write_json
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
-from spunge.results import UNTAUGHT, Calibration, Model, Part, Point, Published, Results, Watched, real, write_results
+from spunge.results import (
+    SUBJECTS,
+    UNTAUGHT,
+    Calibration,
+    Model,
+    Part,
+    Point,
+    Published,
+    Results,
+    Watched,
+    real,
+    write_results,
+)
 from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
 from spunge.run.judge import Judging
@@ -77,8 +90,16 @@ def write_scores(
         folder=graph.folder,
     )
     write_results(results)
+    write_json(graph.folder / SUBJECTS, _subjects(first.base.evaluations))
     lost = unmatched_rows(recipe.published, scores.rows)
-    return Made([graph.folder / "results.json"], f"{len(scores.rows)} scores{lost}")
+    return Made([graph.folder / "results.json", graph.folder / SUBJECTS], f"{len(scores.rows)} scores{lost}")
+
+
+def _subjects(evaluations: Sequence[Items]) -> dict[str, dict[str, list[int]]]:
+    """Evaluation -> subject -> its items, so that what a model wrote is told from what it wrote about another."""
+    return {
+        items.name: {subject: members.tolist() for subject, members in items.subjects.items()} for items in evaluations
+    }
 
 
 def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:

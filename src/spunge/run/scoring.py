@@ -54,17 +54,17 @@ def scored(
     directions = directions_of(every, list(stages.values()), set(parts))
     rows = [row for stage, metrics in stages.items() for row in _rows(stage, metrics, directions)]
     pairs = list(compared(models))
-    differences = [row for stage, against in pairs for row in _differences(stage, against, stages, directions)]
+    compared_rows = [row for stage, against in pairs for row in differences(stage, against, stages, directions)]
     described = [_described(each, list(stages.values()), set(parts)) for each in evaluations]
     for name, aggregate in aggregates.items():
         made = aggregated(name, aggregate, evaluations, stages, pairs)
         rows += made.rows
-        differences += made.differences
+        compared_rows += made.differences
         described.append(made.evaluation)
     _refuse_twice(rows)
     return Scored(
         rows=tuple(rows),
-        differences=tuple(differences),
+        differences=tuple(compared_rows),
         recovered=tuple(row for stage, against in pairs if against == "base" for row in _recovered(stage, stages)),
         evaluations=tuple(described),
     )
@@ -132,9 +132,10 @@ def _refuse_twice(rows: Sequence[Row]) -> None:
         seen.add(key)
 
 
-def _differences(
+def differences(
     stage: str, against: str, stages: Mapping[str, Mapping[MetricKey, Measured]], directions: Directions
 ) -> Iterator[Difference]:
+    """One stage against another by every metric that both were measured by, paired by item."""
     for key, each in stages[stage].items():
         other = stages[against].get(key)
         if other is None:

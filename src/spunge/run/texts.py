@@ -16,11 +16,12 @@ from spunge.data.keeping import cached_rows, rows_files
 from spunge.data.split import draw, seed_for
 from spunge.files import parse_json, read_json, write_json, write_text
 from spunge.progress import Watcher
+from spunge.report.page import PAGE, write_page
 from spunge.run.folder import all_alone, runs_in
 from spunge.run.judge import compared, drop_cached_texts, measures_file
 from spunge.run.stages.building import Run
 from spunge.run.stages.unfinished import unjudged
-from spunge.run.stamps import read_stamp, stamp_file, stamps_in, store_stamp
+from spunge.run.stamps import marks_of, read_stamp, stamp_file, stamps_in, store_stamp
 
 Keep = Literal["all", "sample", "none"]
 SAMPLE = 20  # prompts of each file that `sample` keeps
@@ -47,8 +48,8 @@ class Dropped:
 
 
 def clean_texts(folder: str | Path) -> Dropped:
-    """Remove every text that a run keeps, or those of a search, there and in the shared cache. Scores, deltas, merged models
-    and pages stay, and the runs stay done. Raises RecipeError where the folder is neither's, or a process is at work in it."""
+    """Remove every text that a run keeps, or those of a search, there, in its page and in the shared cache. Scores, deltas and
+    merged models stay, and the runs stay done. Raises RecipeError where the folder is neither's, or a process is at work in it."""
     runs, whole = runs_in(folder), Dropped(str(Path(folder).resolve()))
     with all_alone({Path(folder).resolve(), *runs}):
         for run in runs:
@@ -67,7 +68,16 @@ def drop_texts(run: Path, keep: Keep) -> Dropped:
         bases = [stamp.key for stamp in stamps_in(run) if stamp.stage.startswith(SHARED)]
         dropped.cached = sum(map(drop_cached_texts, bases))
         dropped.tables = _drop_rows(run)
+    if dropped.files and (run / PAGE).exists():
+        _write_page_anew(run)
     return dropped
+
+
+def _write_page_anew(run: Path) -> None:
+    """The page shows texts: no more of them than the run keeps."""
+    file, stamp = write_page(run), read_stamp(run, "page")
+    if stamp is not None:
+        store_stamp(run, replace(stamp, files=marks_of(run, [file])))
 
 
 def drop_judged(begun: Run, keep: Keep) -> None:

@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from spunge.data.samples import PROMPT_SHARE, Batch, Encoded, Samples, collate, encode, shuffled_batches, start_once
+from spunge.data.samples import (
+    PROMPT_SHARE,
+    Answer,
+    Batch,
+    Encoded,
+    Samples,
+    collate,
+    encode,
+    shuffled_batches,
+    start_once,
+)
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 
@@ -96,6 +107,10 @@ class Stream:
         self.tokens += sum(len(each.ids) for each in coded)
         return collate(coded, self.base.device)._replace(rows=tuple(rows))
 
+    def answered(self, pairs: Sequence[tuple[int, Answer]]) -> Batch:
+        """Rows of prompts with other answers than their own, (row, answer), as a batch."""
+        return collate(answered(self.samples, pairs, self.base.tokenizer, self.lengths), self.base.device)
+
     def encoded(self, rows: Sequence[int]) -> list[Encoded]:
         """The given rows' tokens."""
         if self._packed is not None:
@@ -135,6 +150,16 @@ def encoded(
     if (none := next((row for row, each in zip(rows, coded, strict=True) if not each.ids), None)) is not None:
         raise RecipeError(f"{setting}: row {samples.number(none)} has no token; filter the row out")
     return coded
+
+
+def answered(
+    samples: Samples, pairs: Sequence[tuple[int, Answer]], tokenizer: Any, lengths: Sequence[int]
+) -> list[Encoded]:
+    """The tokens of rows with other answers than their own, (row, answer), of which the last answer alone is learned. lengths: most
+    tokens of each of the samples."""
+    asked = Samples(taken(samples.table, [row for row, _ in pairs])).answered([each for _, each in pairs], learn="last")
+    texts = asked.texts(range(len(asked)), tokenizer)
+    return [encode(text, tokenizer, lengths[row], PROMPT_SHARE) for text, (row, _) in zip(texts, pairs, strict=True)]
 
 
 def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:

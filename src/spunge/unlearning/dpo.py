@@ -6,16 +6,18 @@ with the NLL summed over an answer's tokens, win the refusal of a prompt and los
 2 / beta is NPO's, so that the two have gradients of one size; DPO's own has 1 there.
 """
 
+from collections.abc import Callable
+
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spunge.data.samples import Batch
+from spunge.data.samples import Batch, Samples
 from spunge.unlearning.batches import samples_of
 from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
-from spunge.unlearning.outputs import Session, descend, needs_retain
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.refusals import RefusalSettings, refused
 from spunge.unlearning.trained import stored_entries
 
@@ -27,14 +29,19 @@ class DPOSettings(RefusalSettings):
 
 def unlearn(task: Task, settings: DPOSettings) -> Branch:
     """Prefer a refusal to the answer that is to be forgotten (direct preference optimisation)."""
+    return preferring(task, settings, settings.beta, lambda samples: refused(samples, settings, task.base.tokenizer))
+
+
+def preferring(task: Task, settings: OutputSettings, beta: float, others: Callable[[Samples], Samples]) -> Branch:
+    """Prefer other answers to those to forget. others: of the forget samples, the samples with the answers to prefer."""
     forget = forget_stream(task, settings)
-    wanted = forget.replaced(refused(forget.samples, settings, task.base.tokenizer))
+    wanted = forget.replaced(others(forget.samples))
 
     def loss(session: Session, lose: Batch) -> Tensor:
         win = wanted.batch(lose.rows)
         base_win, base_lose = session.base_sums(wanted, win), session.base_sums(forget, lose)
         gain, loss = base_win - session.outputs(win).sums(), base_lose - session.outputs(lose).sums()
-        return preference(gain, loss, settings.beta)
+        return preference(gain, loss, beta)
 
     return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, wanted])
 

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.files import append_text, write_text
 from spunge.model.memory import heap_given_back, heap_kept, is_out_of_memory, release, tell
-from spunge.recipe.training import DescentSettings, MethodSettings
+from spunge.recipe.training import SAM, DescentSettings, MethodSettings
 from spunge.stopping import STOP
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 from spunge.unlearning.optimizers import optimizer_of
+from spunge.unlearning.rectifying import blended, moved_up, rectified, taken
 from spunge.unlearning.states import store_state, stored_state
 from spunge.unlearning.watching import Watched, Watching
 
@@ -100,6 +101,10 @@ class Loop:
     memory: dict[str, list[float]] = field(default_factory=dict)
     pieces: int = field(default=1, init=False)  # of a batch, where the memory does not hold it whole
     as_saved: Callable[[], AbstractContextManager[Any]] | None = None
+    # next_loss's forget term and its retain term, each for itself. Without them SAM moves along all of the loss.
+    apart: tuple[Callable[[int], Loss], Callable[[int], Loss]] | None = None
+    gru: float | None = None  # see rectifying.py; with `apart`
+    retained: list[Tensor] = field(default_factory=list, init=False)  # GRU's running mean of retain gradients
 
     def run(self) -> History:
         """Minimise until the last step, or until there is a reason to stop.
@@ -230,14 +235,51 @@ class Loop:
         )
 
     def _summed(self) -> dict[str, float]:
-        """The sum of the gradients of the step's batches, and the logged terms."""
+        """The gradient of the step's batches, and the logged terms."""
+        optimizer = self.settings.optimizer
+        rho = optimizer.sam if isinstance(optimizer, SAM) else None
+        changed = rho is not None or self.gru is not None
+        forget, retain = self.apart if self.apart and changed else (self.next_loss, None)
+        drawn = [stream.drawn for stream in self.streams]
+        terms = self._over_batches(forget)
+        if rho is not None:
+            self._taken_where_it_is_steepest(rho, forget, drawn)
+        if retain is not None and self.gru is None:
+            kept = self._over_batches(retain)
+            terms |= kept | {"loss": terms["loss"] + kept["loss"]}
+        elif retain is not None and self.gru is not None:
+            gradients = taken(self.parameters)
+            terms |= {name: value for name, value in self._over_batches(retain).items() if name != "loss"}
+            self.retained = blended(self.retained, taken(self.parameters), self.parameters, self.gru)
+            for parameter, gradient in zip(
+                self.parameters, rectified(gradients, self.retained, self.ranks), strict=True
+            ):
+                parameter.grad = gradient
+        return dict(zip(terms, self.ranks.means([*terms.values()]), strict=True))
+
+    def _taken_where_it_is_steepest(self, rho: float, forget: Callable[[int], Loss], drawn: Sequence[int]) -> None:
+        """The gradient of the same batches once more, at weights that are moved along it."""
+        kept = {name: len(values) for name, values in self.memory.items()}
+        damages = list(self.damages)
+        with moved_up(self.parameters, rho, self.ranks):
+            for stream, count in zip(self.streams, drawn, strict=True):
+                if stream.drawn != count:
+                    stream.give_again(count, self.pieces)
+            self._over_batches(forget)
+        for name, length in kept.items():
+            del self.memory[name][length:]
+        self.damages.clear()
+        self.damages.extend(damages)
+
+    def _over_batches(self, next_loss: Callable[[int], Loss]) -> dict[str, float]:
+        """Add up the gradients of the step's batches; their terms' means."""
         settings, batches = self.settings, self.settings.accumulation * self.pieces
         terms: dict[str, float] = {}
         damage: list[float] = []
         for micro in range(batches):
             try:
                 with self.task.base.autocast():
-                    loss = self.next_loss(self.step * settings.accumulation + micro // self.pieces)
+                    loss = next_loss(self.step * settings.accumulation + micro // self.pieces)
             except RecipeError:
                 raise
             except ValueError as error:  # of the architecture's own code, such as a length that it cannot train on
@@ -255,7 +297,7 @@ class Loop:
                 damage.append(loss.damage)
         if damage:
             self.damages += self.ranks.means([sum(damage) / len(damage)])
-        return dict(zip(terms, self.ranks.means([*terms.values()]), strict=True))
+        return terms
 
     def _gone_wrong(self, terms: Mapping[str, float]) -> str | None:
         """Why the branch must stop, with the last good weights put back; keeps these weights now and then otherwise."""
@@ -321,6 +363,7 @@ class Loop:
             "recent": list(self.recent),
             "damages": list(self.damages),
             "memory": self.memory,
+            "retained": [value.cpu() for value in self.retained],
             "watched": self.watching and self.watching.state(),
         }
         store_state(file, content, self.step, self.ranks)
@@ -343,6 +386,8 @@ class Loop:
         torch.set_rng_state(content["random"])
         if content["cuda"]:
             torch.cuda.set_rng_state_all(content["cuda"])
+        devices = [parameter.device for parameter in self.parameters]
+        self.retained = [value.to(device) for value, device in zip(content.get("retained", []), devices, strict=False)]
         self.recent.extend(content["recent"])
         self.damages.extend(content["damages"])
         for name, values in content["memory"].items():

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from spunge.recipe.training import DescentSettings, Optimizer, refuse_optimizer
+from spunge.recipe.training import DescentSettings, Optimizer, refuse_optimizer, stepper
+from spunge.unlearning.sophia import Sophia
 
 Parameters = Sequence[nn.Parameter]
 
@@ -13,7 +14,11 @@ Parameters = Sequence[nn.Parameter]
 def optimizer_of(parameters: Parameters, settings: DescentSettings, setting: str) -> torch.optim.Optimizer:
     """The optimizer that the settings name. Raises RecipeError where its package is not installed. setting: for errors."""
     refuse_optimizer(settings.optimizer, setting)
-    return _MADE[settings.optimizer](parameters, settings.learning_rate, settings.weight_decay)
+    name = stepper(settings.optimizer)
+    if name == "sophia":
+        samples = settings.batch_size * settings.accumulation
+        return Sophia(parameters, settings.learning_rate, settings.weight_decay, samples)
+    return _MADE[name](parameters, settings.learning_rate, settings.weight_decay)
 
 
 def _adamw(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:

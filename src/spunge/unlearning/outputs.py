@@ -3,15 +3,15 @@
 A method gives its forget loss as a function of a batch; here are the retain loss, the reference, and the loop.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import Batch
+from spunge.data.samples import Batch, Samples
 from spunge.errors import RecipeError
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import Stream, learned_tokens, share
@@ -36,12 +36,26 @@ class OutputSettings(TrainingSettings):
     reference: Literal["live", "stored"] = Field(
         "live",
         description="The base's distributions (kl and undial): from the same weights at every step, or computed once and "
-        "stored on the disk, tokens * vocabulary * 4 bytes. Likelihoods of samples (npo and dpo) are computed once either way.",
+        "stored on the disk, tokens * vocabulary * 4 bytes. Likelihoods of samples (npo, dpo, altpo, "
+        "pdu) are computed once either way.",
+    )
+    gru: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="GRU: the steps are on the forget term alone, without what would raise the retain loss. Share of a step in the "
+        "running mean of retain gradients that tells this; published: 0.8. Default: both terms are added.",
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
     learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+
+    @model_validator(mode="after")
+    def _something_to_hold(self) -> "OutputSettings":
+        if self.gru is not None and not self.alpha:
+            raise ValueError("gru: there is no retain term to hold (alpha is 0); give alpha, or leave gru out")
+        return self
 
 
 def needs_retain(settings: OutputSettings) -> bool:
@@ -59,6 +73,10 @@ class Session:
     forget: Stream
     distributions: Live | Stored = field(init=False)
     sums: dict[int, Sums] = field(init=False)  # by the stream's id
+    step: int = 0  # optimizer steps done
+    memory: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of the method's own, by name; part of the saved state
 
     def base_sums(self, stream: Stream, batch: Batch) -> Tensor:
         """(b,): the base's summed negative log-likelihood of each sample's scored tokens. Ask before the model's own outputs, which
@@ -73,6 +91,18 @@ class Session:
 ForgetLoss = Callable[[Session, Batch], Tensor]
 
 
+class Term(NamedTuple):
+    """The retain term of a batch."""
+
+    loss: Tensor  # scalar, times what the batch counts for in its step
+    level: float  # what tells the damage: the retain samples' NLL a token, or their divergence from the base
+    weight: float  # of the loss in the total
+    logged: Mapping[str, float] = {}  # beside it
+
+
+RetainTerm = Callable[[Session, Batch], Term]
+
+
 def descend(
     task: Task,
     settings: Any,
@@ -80,51 +110,71 @@ def descend(
     *,
     over: Callable[[Batch], float] = learned_tokens,
     forget: Stream | None = None,
+    retain: Stream | None = None,
+    retain_term: RetainTerm | None = None,
     sums: Sequence[Stream] = (),
     distributions: Sequence[Stream] = (),
+    remembered: Sequence[str] = (),
 ) -> Branch:
-    """Train gamma * forget_loss + alpha * retain loss. `over`: of how many the forget loss of a batch is the mean; `forget`: the
-    stream to draw from, the task's samples by default; `sums`, `distributions`: streams of whose samples the forget loss asks the
-    reference for."""
+    """Train gamma * forget_loss + alpha * retain loss.
+
+    over: of how many the forget loss of a batch is the mean. forget, retain: the streams to draw from, the task's samples by
+    default. retain_term: in place of the one that the settings name. sums, distributions: streams of whose samples the losses ask
+    the reference for. remembered: names of lists in the session's memory.
+    """
     forget = forget or forget_stream(task, settings)
-    retain = retain_stream(task, settings, _retain_of(task)) if settings.alpha else None
+    if settings.alpha and retain is None:
+        retain = retain_stream(task, settings, retained_of(task))
     kl = settings.retain_loss == "kl" and retain is not None
     first: list[float] = []
     with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
         session = Session(task, settings, trained, forget)
         session.distributions = _distributions(session, [*distributions, *([retain] if kl and retain else [])])
+        session.memory = {name: [] for name in remembered}
         memory: dict[str, list[float]] = {"first": first, **{f"base {number}": [] for number in range(len(sums))}}
+        memory |= session.memory
         session.sums = {
             id(stream): Sums(trained, stream, memory[f"base {number}"]) for number, stream in enumerate(sums)
         }
 
-        def next_loss(_number: int) -> Loss:
+        def forgotten(number: int) -> Loss:
+            session.step = number // settings.accumulation
             batch = next(forget)
             loss = forget_loss(session, batch) * share(batch, over)
-            terms = {"forget": float(loss.detach())}
-            loss = settings.gamma * loss
-            if retain is None:
-                return Loss(loss, terms)
-            loop.backward(loss)  # what it holds is freed before the retain term holds as much
-            held = next(retain)
-            kept_outputs = session.outputs(held)
-            kept = (
-                divergence(kept_outputs, session.distributions.log_probabilities(retain, held))
-                if kl
-                else kept_outputs.mean()
-            )
-            own = float(kept.detach())
+            return Loss(settings.gamma * loss, {"forget": float(loss.detach())})
+
+        def kept(number: int) -> Loss:
+            assert retain is not None
+            session.step = number // settings.accumulation
+            term = (retain_term or partial(_usual_term, retain))(session, next(retain))
             if len(first) < FIRST:
-                first.append(own)
-            damage = own - (0.0 if kl else sum(first) / len(first))
-            kept = kept * share(held, learned_tokens)
-            terms["retain"] = float(kept.detach())
-            return Loss(float(loss.detach()) + settings.alpha * kept, terms, damage)
+                first.append(term.level)
+            damage = term.level - (0.0 if kl else sum(first) / len(first))
+            return Loss(term.weight * term.loss, {"retain": float(term.loss.detach()), **term.logged}, damage)
+
+        def next_loss(number: int) -> Loss:
+            one = forgotten(number)
+            if retain is None:
+                return one
+            loop.backward(one.total)  # what it holds is freed before the retain term holds as much
+            other = kept(number)
+            return Loss(float(one.total.detach()) + other.total, {**one.terms, **other.terms}, other.damage)
 
         streams = [forget] if retain is None else [forget, retain]
         steps = total_steps(task, settings)
         as_saved = partial(trained.as_saved, 1.0)
-        loop = Loop(task, settings, trained.parameters, next_loss, steps, streams, memory=memory, as_saved=as_saved)
+        loop = Loop(
+            task,
+            settings,
+            trained.parameters,
+            next_loss,
+            steps,
+            streams,
+            memory=memory,
+            as_saved=as_saved,
+            apart=None if retain is None else (forgotten, kept),
+            gru=settings.gru,
+        )
         with training_mode(trained.model):
             history = loop.run()
         return Branch(
@@ -132,12 +182,21 @@ def descend(
         )
 
 
+def _usual_term(retain: Stream, session: Session, held: Batch) -> Term:
+    """The retain samples' NLL, or their divergence from the base."""
+    settings, kept = session.settings, session.outputs(held)
+    kl = settings.retain_loss == "kl"
+    loss = divergence(kept, session.distributions.log_probabilities(retain, held)) if kl else kept.mean()
+    return Term(loss * share(held, learned_tokens), float(loss.detach()), settings.alpha)
+
+
 def divergence(scored: Scored, base: LogProbabilities) -> Tensor:
     """Scalar: the mean over scored tokens of KL(base || trained)."""
     return scored.mean_of(scored.divergences(base))
 
 
-def _retain_of(task: Task) -> Any:
+def retained_of(task: Task) -> Samples:
+    """A task's retain samples. Raises RecipeError where it has none."""
     if task.retain is None:
         raise RecipeError("retain: missing, and the retain term needs it; add retain.source, or set unlearn.alpha to 0")
     return task.retain

@@ -1,11 +1,11 @@
-"""The answers that DPO and IDK want in place of those to forget: a column of the forget rows, or a list of templates."""
+"""The answers that DPO, IDK and IDK+AP want in place of those to forget: a column of the forget rows, or a list of templates."""
 
 import zlib
 from typing import Any
 
 from pydantic import Field
 
-from spunge.data.samples import Samples
+from spunge.data.samples import Samples, Text
 from spunge.errors import RecipeError
 from spunge.unlearning.outputs import OutputSettings
 
@@ -40,22 +40,31 @@ class RefusalSettings(OutputSettings):
     )
 
 
-def refused(samples: Samples, settings: RefusalSettings, tokenizer: Any) -> Samples:
+def refused(samples: Samples, settings: RefusalSettings, tokenizer: Any, rows: str = "forget") -> Samples:
     """The samples with their answers replaced. A prompt has the same refusal in its branch and in the joint control.
 
-    Raises RecipeError for plain texts, which have no prompt to refuse.
+    rows: which of the recipe's rows these are, for errors. Raises RecipeError for plain texts, which have no prompt to refuse.
     """
-    if samples.plain:
-        raise RecipeError(
-            f"forget: method {settings.method!r} answers prompts, and the rows are plain texts; "
-            "give forget.prompt and forget.completion, or forget.messages"
-        )
-    given = samples.texts(range(len(samples)), tokenizer)
+    given = prompted(samples, settings.method, tokenizer, rows)
     if settings.refusals is None and "refusal" in samples.table.column_names:
         answers = samples.table["refusal"].to_pylist()
     else:
         choices = settings.refusals or REFUSALS
         answers = [choices[zlib.crc32(text.prompt.encode()) % len(choices)] for text in given]
-    # A space before a completion is the completion's; a template spaces its messages itself.
-    spaces = [" " if text.completion[:1] == " " and not text.templated else "" for text in given]
-    return samples.answered([space + answer for space, answer in zip(spaces, answers, strict=True)])
+    return samples.answered([spaced(answer, text) for answer, text in zip(answers, given, strict=True)])
+
+
+def prompted(samples: Samples, method: str, tokenizer: Any, rows: str = "forget") -> list[Text]:
+    """The samples as prompts and completions. Raises RecipeError for plain texts, which have no prompt to answer otherwise."""
+    if samples.plain:
+        raise RecipeError(
+            f"{rows}: method {method!r} answers prompts, and the rows are plain texts; "
+            f"give {rows}.prompt and {rows}.completion, or {rows}.messages"
+        )
+    return samples.texts(range(len(samples)), tokenizer)
+
+
+def spaced(answer: str, text: Text) -> str:
+    """Another answer as it stands in a text's place. A space before a completion is the completion's; a template spaces its
+    messages itself."""
+    return f" {answer}" if text.completion[:1] == " " and not text.templated else answer

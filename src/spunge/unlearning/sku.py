@@ -26,11 +26,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, PROMPT_SHARE, Answer, Batch, Encoded, Samples, collate, encode
-from spunge.data.tables import taken
+from spunge.data.samples import IGNORED, Answer, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.recipe.training import Everything, LoRA, Trainable
-from spunge.unlearning.batches import Stream, samples_of, share
+from spunge.unlearning.batches import Stream, answered, samples_of, share
 from spunge.unlearning.calls import FORGET, RETAIN, Group
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
@@ -146,14 +145,8 @@ class Answers:
         shared = generator.integers(0, len(self.answers), self.settings.answers).tolist()
         drawn = [(row, shared if reference else self._others(row, generator)) for row in batch.drawn or batch.rows]
         mine = drawn[batch.start : batch.start + len(batch.rows)]
-        pairs = [(row, other) for row, others in mine for other in others]
-        asked = Samples(taken(self.samples.table, [row for row, _ in pairs]))
-        mixed = asked.answered([self.answers[other] for _, other in pairs], learn="last")
-        texts = mixed.texts(range(len(mixed)), self.tokenizer)
-        coded = [
-            encode(text, self.tokenizer, self.lengths[row], PROMPT_SHARE)
-            for text, (row, _) in zip(texts, pairs, strict=True)
-        ]
+        pairs = [(row, self.answers[other]) for row, others in mine for other in others]
+        coded = answered(self.samples, pairs, self.tokenizer, self.lengths)
         if reference:
             coded = [Encoded(each.ids, list(each.ids)) for each in coded]
         return collate(coded, batch.ids.device)

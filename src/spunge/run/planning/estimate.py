@@ -27,6 +27,7 @@ STATES: dict[Optimizer, float] = {
     "lion": 4,
     "sgd": 4,
     "rmsprop": 4,
+    "sophia": 8,
 }
 PACKED: dict[PackedIn, float] = {"4bit": 0.52, "8bit": 1.01}  # bytes of an entry that is packed, scales included
 READ_TOKENS = 4096  # of a batch that is judged
@@ -108,7 +109,7 @@ class Estimator:
 
     def resident(self, steps: Steps) -> float:
         """Bytes of the model, what is trained of it, its gradients, the optimizer's state and the weights that are kept."""
-        copies = 4 * (2 + steps.keeps_good + 2 * steps.keeps_best) + STATES[steps.optimizer]
+        copies = 4 * (2 + steps.further + steps.keeps_good + 2 * steps.keeps_best) + STATES[steps.optimizer]
         return self.weights(steps.blocks) + copies * self.trained_entries(steps)
 
     def trained_entries(self, steps: Steps) -> int:

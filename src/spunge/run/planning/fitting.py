@@ -83,7 +83,7 @@ def _changes(estimator: Estimator, steps: Steps, block: str) -> Iterator[Change]
         size = -(-size // 2)
         yield Change(f"{block}.batch_size", str(size), estimator, _with_batch(steps, batch // size))
     if not isinstance(steps.what, LoRA):
-        if steps.optimizer == "adamw":
+        if steps.optimizer == "adamw" and not steps.further:
             yield Change(f"{block}.optimizer", "adamw_8bit", estimator, replace(steps, optimizer="adamw_8bit"))
         if isinstance(steps.what, Everything | Selected):
             yield Change(f"{block}.trainable", "{kind: lora}", estimator, replace(steps, what=LoRA()))

@@ -42,6 +42,7 @@ class Steps:
     rows: Mapping[Side, Rows]
     keeps_good: bool  # the last good weights beside those in training
     keeps_best: bool  # and those of the best step
+    further: int = 0  # float32 copies of what is trained, beside weights and gradients
     blocks: int | None = None  # of the model in memory, without an output layer; None: all of it
 
 

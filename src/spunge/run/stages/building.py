@@ -8,6 +8,7 @@ from spunge.data.selection import split_content
 from spunge.files import fingerprint, write_json, write_text
 from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
+from spunge.results import SUBJECTS
 from spunge.run.folder import identity
 from spunge.run.graph import Graph, Made, Stage
 from spunge.run.inputs import BaseInputs, SeedInputs
@@ -74,7 +75,7 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
             "results",
             needs=tuple(made),
             inputs=lambda: {"recipe": fingerprint(about)},
-            files=("results.json",),
+            files=("results.json", SUBJECTS),
             make=lambda session: write_scores(recipe, graph, seeds, judgings, session.used),
             light=True,
         )

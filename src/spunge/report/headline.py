@@ -1,0 +1,84 @@
+"""The verdict in one plain sentence: what the merged model forgot for certain, and what that cost for certain."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spunge.report.scores import Metric, Scores
+from spunge.report.verdict import listed, pairs
+from spunge.results import Group
+
+
+class _Told(NamedTuple):
+    """Subjects of a group by what happened to them on the measures that say which way is good."""
+
+    better: list[str]  # for certain on a measure, and on none worse
+    mixed: list[str]  # better on one, worse on another
+    worse: list[str]  # for certain on a measure, and on none better
+    same: list[str]
+
+    @property
+    def every(self) -> int:
+        return sum(map(len, self))
+
+
+def headline(scores: Scores) -> str:
+    """One sentence; of what no interval decides it says so. Empty where nothing was measured."""
+    if not scores.metrics:
+        return ""
+    if not scores.of_kind("merged"):
+        count = len(scores.models)
+        judged = f"{count} models were judged as they are" if count != 1 else "One model was judged as it is"
+        return f"{judged}; nothing was unlearned here."
+    if not scores.paired:
+        return "Whether anything was forgotten cannot be said: these results hold no paired differences."
+    forgotten, kept = (_told(scores, group) for group in ("forget", "keep"))
+    over = sorted({pair.subject.name for metric in scores.metrics for pair in pairs(metric, "forget") if pair.over})
+    below = f", {listed(over)} to below chance" if over else ""
+    return f"{_of_forgetting(forgotten, below)} {_of_keeping(kept)}"
+
+
+def _of_forgetting(told: _Told, below: str) -> str:
+    if not told.every:
+        return "What the merged model forgot was not measured;"
+    also = f"; {listed(told.mixed)} only by some measures and the opposite by others" if told.mixed else ""
+    also += f"; it knows more for certain of {listed(told.worse)}" if told.worse else ""
+    if not told.better:
+        return f"The merged model forgot none of the {_parts(told.every)} for certain{also}{below};"
+    some = "both" if told.every == 2 else f"all {told.every}"
+    count = f"{some} parts" if len(told.better) == told.every > 1 else f"{len(told.better)} of {told.every} parts"
+    count = "what it was to forget" if told.every == 1 else f"{count} for certain ({listed(told.better)})"
+    return f"The merged model forgot {count}{also}{below};"
+
+
+def _parts(count: int) -> str:
+    return f"{count} parts" if count != 1 else "1 part"
+
+
+def _of_keeping(told: _Told) -> str:
+    if not told.every:
+        return "what it cost was not measured."
+    lost = [*told.worse, *told.mixed]
+    if not lost:
+        return "of what it was to keep, nothing got worse for certain."
+    subject = f"{len(lost)} of {told.every} subjects" if told.every > 1 else "the only subject"
+    return f"it got worse for certain on {subject} to be kept ({listed(lost)})."
+
+
+def _told(scores: Scores, group: Group) -> _Told:
+    ways: dict[str, set[int]] = {}
+    for metric in _main(scores.metrics):
+        for pair in pairs(metric, group):
+            if pair.subject.wanted is not None:
+                ways.setdefault(pair.subject.name, set()).add(pair.better)
+    return _Told(
+        better=[subject for subject, went in ways.items() if 1 in went and -1 not in went],
+        mixed=[subject for subject, went in ways.items() if {1, -1} <= went],
+        worse=[subject for subject, went in ways.items() if -1 in went and 1 not in went],
+        same=[subject for subject, went in ways.items() if went == {0}],
+    )
+
+
+def _main(metrics: Sequence[Metric]) -> list[Metric]:
+    """Without checks on other metrics, where there is another."""
+    main = [metric for metric in metrics if not metric.side]
+    return main or list(metrics)

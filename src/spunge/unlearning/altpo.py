@@ -1,0 +1,56 @@
+"""AltPO (Mekala et al. 2024, arXiv 2409.13474): prefer another plausible answer to the one that is to be forgotten.
+
+    forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * ((NLL_base - NLL)(other) - (NLL_base - NLL)(answer)))
+
+which is DPO's with an answer of the same kind in the refusal's place, so that the model goes on to answer as it did, and says
+something else. The other answers stand in a column of the forget rows; a row for each, where a prompt has several.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from spunge.data.samples import Samples
+from spunge.errors import RecipeError
+from spunge.unlearning.calls import FORGET, descending
+from spunge.unlearning.dpo import preferring
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.outputs import OutputSettings, needs_retain
+from spunge.unlearning.refusals import prompted, spaced
+from spunge.unlearning.trained import stored_entries
+
+
+class AltPOSettings(OutputSettings):
+    method: str = "altpo"
+    beta: float = Field(0.1, gt=0, description="Inverse temperature.")
+
+
+def unlearn(task: Task, settings: AltPOSettings) -> Branch:
+    """Prefer another plausible answer to the answer that is to be forgotten."""
+    return preferring(task, settings, settings.beta, lambda samples: others(samples, settings, task.base.tokenizer))
+
+
+def others(samples: Samples, settings: AltPOSettings, tokenizer: Any) -> Samples:
+    """The samples with the answers of their column. Raises RecipeError for plain texts, and where there is no such column."""
+    given = prompted(samples, settings.method, tokenizer)
+    if "refusal" not in samples.table.column_names:
+        raise RecipeError(
+            "forget.refusal: missing, and altpo needs other plausible answers; name the column of the forget rows that has them"
+        )
+    answers = samples.table["refusal"].to_pylist()
+    return samples.answered([spaced(answer, text) for answer, text in zip(answers, given, strict=True)])
+
+
+ALTPO = Method(
+    settings=AltPOSettings,
+    source="Mekala et al. 2024, arXiv 2409.13474",
+    unlearn=unlearn,
+    calls=lambda settings, depth: descending(settings, (FORGET, FORGET), once=2),
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+    given=lambda samples, settings, tokenizer: {
+        "to forget": samples,
+        "to prefer": others(samples, settings, tokenizer),
+    },
+    shares=True,
+)
