@@ -70,11 +70,11 @@ def variants() -> list[Variant]:
             f"rmu, the first {count} authors",
             {
                 **alone,
-                **METHODS["rmu"],
+                "unlearn": {**RMU, "epochs": 40},
                 "controls": ["joint", "sequential"],
                 "forget": {"where": f"author between 180 and {179 + count}"},
             },
-            "rmu, seed 0",
+            "rmu, 40 passes",
         )
         for count in REQUESTS
     ]
@@ -115,12 +115,12 @@ def variants() -> list[Variant]:
         *(
             Variant(
                 f"rmu, {passes} passes",
-                {**alone, "controls": [*joint, adding], "unlearn": {**RMU, "epochs": passes}},
+                {**alone, "controls": [*arms, adding], "unlearn": {**RMU, "epochs": passes}},
             )
-            for passes, joint in ((10, ["joint"]), (40, []))
+            for passes, arms in ((10, ["joint"]), (40, ["joint", "random", "sequential"]))
         ),
     ]
-    return [several[0], several[1], *rules, *back, *requests, *steps, *parts, *several[2:]]
+    return [several[0], several[1], *rules, *steps, *back, *requests, *parts, *several[2:]]
 
 
 def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
 
 def requests(runs: Mapping[str, Run]) -> Iterator[str]:
     """After so many requests: what the last of them cost, and what is forgotten and kept."""
-    whole = runs.get("rmu, seed 0")
+    whole = runs.get("rmu, 40 passes")
     known = {count: runs.get(f"rmu, the first {count} authors") for count in REQUESTS} | {20: whole}
     head = ["requests", "arm", "training for the last one, s", "probability: asked for", "not asked for yet", "kept"]
     rows = []
@@ -173,6 +173,8 @@ def requests(runs: Mapping[str, Run]) -> Iterator[str]:
         if run is None:
             continue
         for stage in ("control:sequential", "control:joint", "merged"):
+            if stage not in run.stages:
+                continue
             rows.append(
                 [
                     str(count),

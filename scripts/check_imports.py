@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"model"},
     {"unlearning", "merging", "evaluation", "report"},
     {"run"},
+    {"view"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -177,6 +177,7 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "llmu": "spunge.unlearning.llmu:LLMU",
         "altpo": "spunge.unlearning.altpo:ALTPO",
         "pdu": "spunge.unlearning.pdu:PDU",
+        "rr": "spunge.unlearning.rr:RR",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )
@@ -195,9 +196,19 @@ RULES: "Registry[Rule]" = Registry(
         "dare_linear": "spunge.merging.rules:dare_linear",
         "dare_ties": "spunge.merging.rules:dare_ties",
         "della": "spunge.merging.rules:della",
+        "della_linear": "spunge.merging.rules:della_linear",
         "breadcrumbs": "spunge.merging.rules:breadcrumbs",
+        "breadcrumbs_ties": "spunge.merging.rules:breadcrumbs_ties",
         "sce": "spunge.merging.rules:sce",
         "slerp": "spunge.merging.rules:slerp",
+        "nuslerp": "spunge.merging.spheres:nuslerp",
+        "multislerp": "spunge.merging.spheres:multislerp",
+        "karcher": "spunge.merging.spheres:karcher",
+        "model_stock": "spunge.merging.spheres:model_stock",
+        "tsv": "spunge.merging.spectral:tsv",
+        "iso_c": "spunge.merging.spectral:iso_c",
+        "nearswap": "spunge.merging.towards_one:nearswap",
+        "arcee_fusion": "spunge.merging.towards_one:arcee_fusion",
     },
 )
 EVALUATORS: "Registry[Evaluator[Any]]" = Registry(

@@ -102,6 +102,30 @@ def test_a_parameter_that_is_the_same_everywhere_is_one_number(tmp_path, written
 
 
 @pytest.mark.parametrize(
+    ("method", "parameters", "settings"),
+    [
+        ("nuslerp", "weight: 1", {"rule": "nuslerp"}),
+        ("nuslerp", "weight: 1, nuslerp_flatten: false", {"rule": "nuslerp", "by": "row"}),
+        ("multislerp", "weight: 1, normalize_weights: true", {"rule": "multislerp", "of": "deltas"}),
+        ("model_stock", "", {"rule": "model_stock"}),
+        ("model_stock", "filter_wise: 'true'", {"rule": "model_stock", "by": "row"}),
+        ("nearswap", "t: 1e-3", {"rule": "nearswap", "t": 0.001}),
+        ("arcee_fusion", "", {"rule": "arcee_fusion"}),
+    ],
+)
+def test_methods_along_spheres_are_read(tmp_path, method, parameters, settings):
+    assert plan(tmp_path, config(method, parameters)).settings == settings
+
+
+@pytest.mark.parametrize("method", ["karcher", "nuslerp", "multislerp"])
+def test_a_mean_of_models_without_a_base_holds_the_first_model_too(tmp_path, method):
+    weight = "" if method == "karcher" else ", parameters: {weight: 1}"
+    found = plan(tmp_path, f"{{merge_method: {method}, models: [{{model: a{weight}}}, {{model: b{weight}}}]}}")
+    assert (found.base, found.models) == ("a", ["a", "b"])
+    assert found.settings == {"rule": method, "of": "models"}
+
+
+@pytest.mark.parametrize(
     ("written", "wanted"),
     [
         ("{dtype: bfloat16}", "bfloat16"),
@@ -190,8 +214,13 @@ HALF = "{model: m, layer_range: [0, 8]}"
         (slices(f"{HALF}, {{model: n, layer_range: [0, 4]}}"), "layer_range"),
         (slices(HALF, rest=", residual_weight: 0"), "slices.residual_weight: not supported"),
         ("{slices: [{sources: []}], models: [{model: m}], merge_method: ties}", "either models or slices"),
-        ("{merge_method: karcher, models: []}", "karcher is not supported; supported: ties"),
-        ("{merge_method: nuslerp, models: []}", "nuslerp is not supported"),
+        ("{merge_method: ram, models: []}", "ram is not supported; supported: ties"),
+        (config("karcher", ""), "base_model: karcher takes the mean of all"),
+        (config("nearswap", ""), "t: missing, and nearswap needs it"),
+        (config("arcee_fusion", "", "{model: n}, {model: m}"), "arcee_fusion goes from base_model"),
+        (config("model_stock", "weight: 2"), "weight: model_stock reads none"),
+        (config("multislerp", "weight: 1, normalize_weights: false"), "normalize_weights: False is not supported"),
+        (config("nuslerp", "weight: 1, nuslerp_row_wise: true"), "nuslerp_row_wise: True is not supported"),
         ("{merge_method: TIES, models: []}", "no rule 'TIES'; did you mean 'ties'?"),
         (slices("{model: m, layer_range: [0, x]}"), "layer_range"),
         (config("slerp", "t: "), "t: missing, and slerp needs it"),

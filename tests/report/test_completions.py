@@ -70,7 +70,7 @@ def test_base_joint_and_merged_stand_beside_each_other_with_prompt_and_scores(tm
     told = completions(tmp_path, results, "all")
     assert told is not None
     assert [model.stage for model in told.models] == list(STAGES)
-    assert told.groups == (("says", "x"), ("says", "y"))
+    assert told.groups == ("x", "y")
     first = told.answered[0]
     assert (first.prompt, first.subjects, first.most) == ("first", "x", True)
     assert [side.texts[0].text for side in first.sides if side] == ["base one", "control:joint one", "merged one"]

@@ -44,8 +44,11 @@ QUICK: dict[str, dict[str, Any]] = {
     "llmu": {"answers": 2},
     "pdu": {},
     "altpo": {},
+    "rr": {"layers": [1]},
 }
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
+SCHEDULED = {"rr"}  # whose terms' weights depend on the number of steps
+FLAT = {"rr"}  # whose loss has no slope at the base, so that without dropout rounding chooses the first step
 SUBTRACTING = {"tvn", "sku"}  # whose change is -strength times what was learned
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -297,7 +300,7 @@ def test_a_killed_branch_goes_on_to_the_same_delta(
 
 @pytest.mark.parametrize(
     ("method", "architecture"),
-    [(method, architecture) for method in QUICK for architecture in ("llama", "gpt2")]
+    [(method, architecture) for method in QUICK if method not in FLAT for architecture in ("llama", "gpt2")]
     + [
         (method, architecture)
         for method in ("rmu", "undial")
@@ -389,7 +392,9 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, batch: int, spoil: Callable[[Loss],
     monkeypatch.setattr(Loop, "run", spoiling)
 
 
-@pytest.mark.parametrize(("method", "value"), [*((method, math.nan) for method in QUICK), ("tvn", math.inf)])
+@pytest.mark.parametrize(
+    ("method", "value"), [*((method, math.nan) for method in QUICK if method not in SCHEDULED), ("tvn", math.inf)]
+)
 def test_a_loss_that_becomes_no_number_stops_the_branch_at_its_last_good_weights(
     load: Callable[..., Any], method: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

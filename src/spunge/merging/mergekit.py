@@ -25,6 +25,10 @@ class Method(NamedTuple):
     normalize: bool | None = None  # mergekit's default; None: it has no such parameter
     rescale: bool | None = None  # whether ours divides what is kept by its share; None: it has no such parameter
     weighted: bool = True  # whether each model must have a weight
+    # mergekit's switch -> our setting, its value where the switch is on, and off; None: refused.
+    switches: Mapping[str, tuple[str, str | None, str | None]] = {}
+    one_model: bool = False  # goes from the base to one other model
+    of_models: bool = False  # takes the models' own weights where there is no base
 
 
 _LAMBDA, _DENSITY = {"lambda": "scale"}, {"density": "density"}
@@ -49,16 +53,42 @@ METHODS: dict[str, Method] = {
         False,
         False,
     ),
+    "della_linear": Method(
+        {"rule": "della_linear", "density": 1.0, "epsilon": 0.15, "normalize": False},
+        {**_LAMBDA, "epsilon": "epsilon"},
+        _DENSITY,
+        False,
+        True,
+    ),
+    "breadcrumbs_ties": Method(
+        {"rule": "breadcrumbs_ties", "density": 1.0, "gamma": 0.01, "scope": "tensor", "normalize": False},
+        {**_LAMBDA, "gamma": "gamma"},
+        _DENSITY,
+        False,
+        False,
+    ),
     "sce": Method({"rule": "sce", "density": 1.0}, {"select_topk": "density"}, weighted=False),
-    "slerp": Method({"rule": "slerp"}, {"t": "t"}, weighted=False),
+    "slerp": Method({"rule": "slerp"}, {"t": "t"}, weighted=False, one_model=True),
+    "nuslerp": Method(
+        {"rule": "nuslerp"},
+        {},
+        switches={"nuslerp_flatten": ("by", "tensor", "row"), "nuslerp_row_wise": ("by", None, "tensor")},
+        of_models=True,
+    ),
+    "multislerp": Method(
+        {"rule": "multislerp"}, {}, switches={"normalize_weights": ("of", "deltas", None)}, of_models=True
+    ),
+    "karcher": Method({"rule": "karcher"}, {"max_iter": "tries", "tol": "tolerance"}, weighted=False, of_models=True),
+    "model_stock": Method(
+        {"rule": "model_stock"}, {}, weighted=False, switches={"filter_wise": ("by", "row", "tensor")}
+    ),
+    "nearswap": Method({"rule": "nearswap"}, {"t": "t"}, weighted=False, one_model=True),
+    "arcee_fusion": Method({"rule": "arcee_fusion"}, {}, weighted=False, one_model=True),
 }
 # Where `normalize` is not mergekit's default, and ours has no setting for it: the rule that computes the same.
 _OTHERWISE = {"task_arithmetic": "average", "linear": "weighted_sum"}
 # Of mergekit's, and not ours: the nearest name is another method.
-_OTHERS = (
-    *("passthrough", "model_stock", "karcher", "nuslerp", "multislerp", "della_linear", "ram", "ramplus_tl"),
-    *("arcee_fusion", "nearswap", "core_space"),
-)
+_OTHERS = ("passthrough", "ram", "ramplus_tl", "core_space")
 _TOP = {
     "merge_method",
     "base_model",
@@ -137,19 +167,24 @@ def _loaded(file: Path) -> dict[str, Any]:
 
 def _plan(name: str, content: Mapping[str, Any]) -> Plan:
     inputs = _inputs(content)
-    base = None if inputs.base is None else _base(inputs.base)
-    if base is None and name == "linear" and inputs.entries:
-        base = inputs.entries[0].model  # any base gives the same sum and the same mean
+    base, method = None if inputs.base is None else _base(inputs.base), METHODS[name]
+    if name == "karcher" and base is not None:
+        raise RecipeError("--mergekit: base_model: karcher takes the mean of all models; list them, and leave it out")
+    themselves = base is None and (name == "linear" or method.of_models)
+    if themselves and inputs.entries:
+        base = inputs.entries[0].model  # any base gives the same
     if base is None:
         raise RecipeError(f"--mergekit: base_model: missing, and {name} needs it")
     # A listed base has no difference from itself, so it counts in a mean or a sum of models and nowhere else.
-    entries = [entry for entry in inputs.entries if name == "linear" or entry.adapter or not _same(entry.model, base)]
+    own = themselves or name == "linear"
+    entries = [entry for entry in inputs.entries if own or entry.adapter or not _same(entry.model, base)]
     if not entries:
         raise RecipeError("--mergekit: models: nothing to merge beside the base")
-    if name == "slerp" and len(entries) != 1:
-        raise RecipeError("--mergekit: models: slerp goes from base_model to one other model; list these two")
-    method = METHODS[name]
+    if method.one_model and len(entries) != 1:
+        raise RecipeError(f"--mergekit: models: {name} goes from base_model to one other model; list these two")
     settings = _settings(name, method, entries, inputs.shared)
+    if themselves and method.of_models:
+        settings["of"] = "models"
     weights = [_weight(name, method, entry, inputs.shared) for entry in entries]
     if (dtype := _dtype(content)) is not None:
         settings["dtype"] = dtype
@@ -267,10 +302,15 @@ def _settings(name: str, method: Method, entries: Sequence[Entry], shared: Mappi
             setting = method.each[key]
             filled = [settings[setting] if value is None else _number(key, value) for value in values]
             settings[setting] = filled[0] if len(set(filled)) == 1 else filled
-        elif key in method.reads:
+        elif key in method.reads or key in method.switches:
             if len(set(values)) > 1:
                 raise RecipeError(f"--mergekit: {key}: {name} has one for all models here; give it under `parameters`")
-            if values[0] is not None:
+            if values[0] is not None and key in method.switches:
+                setting, on, off = method.switches[key]
+                if (chosen := on if _truth(key, values[0]) else off) is None:
+                    raise RecipeError(f"--mergekit: {key}: {values[0]} is not supported with {name}; leave it out")
+                settings[setting] = chosen
+            elif values[0] is not None:
                 settings[method.reads[key]] = _number(key, values[0])
         else:
             raise RecipeError(f"--mergekit: {key}: {name} has no such parameter here")

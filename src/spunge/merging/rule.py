@@ -36,6 +36,7 @@ class Chunk:
     name: str = ""  # the tensor's, which seeds what is drawn
     start: int = 0  # index of the chunk's first entry in the flattened tensor
     columns: int = 1  # length of the tensor's rows (its last dimension)
+    shape: tuple[int, ...] = ()  # the tensor's, for rules that take whole tensors
     seeds: tuple[int, ...] = ()  # one per branch, from its content: random rules must not depend on the branches' order
     order: tuple[int, ...] = ()  # place of each branch in the user's list, for settings given per branch
     base: Tensor | None = None  # (n,) float32, the base's values
@@ -102,6 +103,7 @@ class Rule:
     statistics: Callable[[Any, int], Sequence[Statistic]] | None = None  # (settings, k)
     scope: Callable[[Any], Scope] = lambda settings: "tensor"  # what statistics are counted over
     whole_rows: bool = False  # chunks must hold whole rows
+    whole_tensors: bool = False  # a chunk must be a tensor
     branches: tuple[int, int | None] = (1, None)  # fewest and most
     version: int = 1  # rises when the same settings give another merge
     weighting: Callable[[Any], Weighting] = lambda settings: "any"  # what weights it can take
@@ -128,6 +130,7 @@ def rule(
     statistics: Callable[[Any, int], Sequence[Statistic]] | None = None,
     scope: Callable[[Any], Scope] = lambda settings: "tensor",
     whole_rows: bool = False,
+    whole_tensors: bool = False,
     branches: tuple[int, int | None] = (1, None),
     version: int = 1,
     weighting: Callable[[Any], Weighting] = lambda settings: "any",
@@ -145,6 +148,7 @@ def rule(
             statistics,
             scope,
             whole_rows,
+            whole_tensors,
             branches,
             version,
             weighting,

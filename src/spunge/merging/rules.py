@@ -265,6 +265,22 @@ def della(deltas: Tensor, settings: DellaSettings, chunk: Chunk) -> Tensor:
     return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, settings.normalize)
 
 
+class DellaLinearSettings(DellaSettings):
+    rule: str = Field("della_linear", description=NAME)
+    normalize: bool = Field(False, description=NORMALIZE)
+
+
+@rule(
+    source="Deep et al. 2024 (DELLA), arXiv:2406.11617, without the election",
+    trim=drop_by_rank,
+    whole_rows=True,
+    weighting=lambda settings: "sum" if settings.normalize else "any",
+)
+def della_linear(deltas: Tensor, settings: DellaLinearSettings, chunk: Chunk) -> Tensor:
+    """Drop small entries likelier than large ones, scale up the rest, add the branches."""
+    return settings.scale * linear_sum(deltas, chunk, settings.normalize)
+
+
 class BreadcrumbsSettings(RuleSettings):
     rule: str = Field("breadcrumbs", description=NAME)
     density: Share | list[Share] = Field(0.9, description=DENSITY)
@@ -296,6 +312,24 @@ def keep_middle(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> 
 def breadcrumbs(deltas: Tensor, settings: BreadcrumbsSettings, chunk: Chunk) -> Tensor:
     """Drop each branch's smallest entries and its few largest, add the branches."""
     return settings.scale * linear_sum(deltas, chunk, normalize=False)
+
+
+class BreadcrumbsTiesSettings(BreadcrumbsSettings):
+    rule: str = Field("breadcrumbs_ties", description=NAME)
+    normalize: bool = Field(False, description=NORMALIZE)
+
+
+@rule(
+    source="Davari & Belilovsky 2023, arXiv:2312.06795, with TIES's election; mergekit's `breadcrumbs_ties`",
+    trim=keep_middle,
+    statistics=_breadcrumbs_statistics,
+    scope=lambda settings: settings.scope,
+    weighting=_by_normalize,
+)
+def breadcrumbs_ties(deltas: Tensor, settings: BreadcrumbsTiesSettings, chunk: Chunk) -> Tensor:
+    """Drop each branch's smallest entries and its few largest, elect a sign per entry, merge the branches that agree with it."""
+    signs = elected_signs(weighted(deltas, chunk))
+    return settings.scale * sum_of_agreeing(deltas, chunk.weights, signs, settings.normalize)
 
 
 class ConsensusSettings(RuleSettings):

@@ -20,6 +20,6 @@ def merge_tensors(rule: Rule, deltas: Tensor, settings: Any, weights: Sequence[f
     chosen = (
         torch.ones(flat.shape[0], device=flat.device) if weights is None else torch.tensor(weights, device=flat.device)
     )
-    chunk = Chunk(chosen.float(), columns=deltas.shape[-1])
+    chunk = Chunk(chosen.float(), columns=deltas.shape[-1], shape=tuple(deltas.shape[1:]))
     chunk = replace(chunk, facts=facts_of(rule, flat, settings, chunk))
     return rule(flat, settings, chunk).reshape(deltas.shape[1:])

@@ -88,7 +88,9 @@ class Work:
         """The chunks of some tensors; whole rows where the rule needs them."""
         for name in names:
             size, step = self.base.tensors[name].numel, self.chunk
-            if self.rule.whole_rows:
+            if self.rule.whole_tensors:
+                step = max(1, size)
+            elif self.rule.whole_rows:
                 columns = max(1, self.columns(name))
                 step = max(1, step // columns) * columns
             for start in range(0, size, step):
@@ -106,7 +108,10 @@ class Work:
                 deltas[place] = source.read(job.name, job.start, job.stop, base)
         facts = self.facts.get(job.name) or self.facts.get("", {})
         name = self.seeded_as(job.name)
-        chunk = Chunk(self.weight_row, name, job.start, self.columns(job.name), self.seeds, self.order, base, facts)
+        shape, columns = tuple(self.base.tensors[job.name].shape), self.columns(job.name)
+        if job.stop - job.start < self.base.tensors[job.name].numel:  # rows of it, looked at before the merge
+            shape = (-1, columns)
+        chunk = Chunk(self.weight_row, name, job.start, columns, shape, self.seeds, self.order, base, facts)
         return deltas, chunk
 
     def drawn(self, job: Job) -> Tensor | None:

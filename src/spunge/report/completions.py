@@ -60,7 +60,7 @@ class Answered(NamedTuple):
 
 class Completions(NamedTuple):
     models: tuple[Model, ...]
-    groups: tuple[tuple[str, str], ...]  # evaluation, subject
+    groups: tuple[str, ...]  # the subjects
     answered: tuple[Answered, ...]
     known: int  # prompts that are kept
     most: int  # of the shown ones
@@ -72,7 +72,7 @@ class _Prompt:
 
     row: int
     prompt: str
-    subjects: list[tuple[str, str]]
+    subjects: list[str]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rated: dict[str, list[float]] = field(default_factory=dict)
     scores: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
@@ -158,8 +158,8 @@ def _prompts(
                 row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
                 if not isinstance(row, int) or not isinstance(prompt, str) or not isinstance(texts, list):
                     continue
-                of = [(evaluation.name, each) for each in subjects.get(evaluation.name, {}).get(row, [])]
-                asked = known.setdefault((row, prompt), _Prompt(row, prompt, of))
+                about = list(subjects.get(evaluation.name, {}).get(row, []))
+                asked = known.setdefault((row, prompt), _Prompt(row, prompt, about))
                 asked.texts[stage] = tuple(map(str, texts))
                 asked.rated[stage] = rated.get(row, [])
                 asked.scores[stage] = _scores(evaluation, judging, row)
@@ -229,9 +229,9 @@ def _chosen(prompts: Sequence[_Prompt], models: Sequence[Model]) -> Completions:
     before, after = models[0].stage, models[-1].stage
     for each in prompts:
         each.change = _change(each, before, after)
-    by_group: dict[tuple[str, str], list[int]] = {}
+    by_group: dict[str, list[int]] = {}
     for at, each in enumerate(prompts):
-        for group in each.subjects or [("", "")]:
+        for group in each.subjects or [""]:
             by_group.setdefault(group, []).append(at)
     groups = list(by_group)[:GROUPS]
     count = max(1, min(MOST, PROMPTS // 2 // len(groups)))
@@ -259,7 +259,7 @@ def _chosen(prompts: Sequence[_Prompt], models: Sequence[Model]) -> Completions:
     renumbered = {group: number for number, group in enumerate(used)}
     return Completions(
         models=tuple(models),
-        groups=tuple((name(groups[at][0]), name(groups[at][1])) for at in used if groups[at][1]),
+        groups=tuple(name(groups[at]) for at in used),
         answered=tuple(line._replace(groups=tuple(renumbered[at] for at in line.groups)) for line in answered),
         known=len(prompts),
         most=sum(line.most for line in answered),
@@ -288,15 +288,13 @@ def _lot(prompt: _Prompt) -> str:
     return hashlib.sha256(f"{prompt.row} {prompt.prompt}".encode("utf-8", "replace")).hexdigest()
 
 
-def _answered(
-    prompt: _Prompt, models: Sequence[Model], groups: Sequence[tuple[str, str]], most: bool, drawn: bool
-) -> Answered:
+def _answered(prompt: _Prompt, models: Sequence[Model], groups: Sequence[str], most: bool, drawn: bool) -> Answered:
     told = {metric for scores in prompt.scores.values() for _, metric, value in scores if value}
     return Answered(
         row=prompt.row,
         prompt=_text(prompt.prompt),
-        groups=tuple(at for at, group in enumerate(groups) if group in (prompt.subjects or [("", "")])),
-        subjects=", ".join(dict.fromkeys(name(subject) for _, subject in prompt.subjects)),
+        groups=tuple(at for at, group in enumerate(groups) if group in (prompt.subjects or [""])),
+        subjects=", ".join(map(name, prompt.subjects)),
         sides=tuple(_side(prompt, model.stage, told) for model in models),
         most=most,
         drawn=drawn,

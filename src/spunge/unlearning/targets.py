@@ -1,9 +1,9 @@
 """Which of a model's tensors a LoRA adapts, and whether a branch can hold what it learns: told before anything is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from spunge.errors import RecipeError, suggestion
 from spunge.model.loading import Base
@@ -40,8 +40,7 @@ def find_targets(
     for path in targets.layers:
         if (reason := _refusal(model, path)) is not None:
             raise RecipeError(f"{setting}.targets: {path!r}: {reason}")
-    for name in chosen:
-        _require_own_tensor(base, name, setting)
+    _require_own_tensors(base, tensors, chosen, setting)
     return targets
 
 
@@ -95,16 +94,20 @@ def _named(target: str, base: Base, names: list[str], setting: str) -> list[str]
     return called
 
 
-def _require_own_tensor(base: Base, name: str, setting: str) -> None:
+def _require_own_tensors(base: Base, tensors: Mapping[str, Tensor], chosen: list[str], setting: str) -> None:
     """Raises RecipeError for a weight that is tied to another, or that the checkpoint does not hold as it is."""
-    tensors, layer = base.model.state_dict(keep_vars=True), name.removesuffix(".weight")
-    others = [other for other, tensor in tensors.items() if tensor is tensors[name] and other != name]
-    if others:
-        raise RecipeError(
-            f"{setting}.targets: {layer!r} shares its weight with {others[0].removesuffix('.weight')!r}, and LoRA would change "
-            f"one of the two alone; leave it out, or train {name!r} in full ({setting}.kind: tensors)"
-        )
-    if name not in base.names:
-        raise RecipeError(
-            f"{setting}.targets: {layer!r} is no tensor of the checkpoint, nor made of whole ones; leave it out"
-        )
+    called: dict[int, list[str]] = {}  # names of one tensor
+    for name, tensor in tensors.items():
+        called.setdefault(id(tensor), []).append(name)
+    for name in chosen:
+        layer = name.removesuffix(".weight")
+        others = [other for other in called[id(tensors[name])] if other != name]
+        if others:
+            raise RecipeError(
+                f"{setting}.targets: {layer!r} shares its weight with {others[0].removesuffix('.weight')!r}, and LoRA would "
+                f"change one of the two alone; leave it out, or train {name!r} in full ({setting}.kind: tensors)"
+            )
+        if name not in base.names:
+            raise RecipeError(
+                f"{setting}.targets: {layer!r} is no tensor of the checkpoint, nor made of whole ones; leave it out"
+            )

@@ -10,7 +10,7 @@ import torch
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.run.planning.devices import CARDS
 from spunge.run.planning.estimate import Estimator, kv_bytes
-from spunge.run.planning.skeleton import Skeleton, Texts, followed
+from spunge.run.planning.skeleton import Skeleton, Texts, _training, followed
 from spunge.run.planning.tracing import Tracing
 from spunge.unlearning.calls import FORGET, Call
 from toys import ARCHITECTURES, SMALL
@@ -43,6 +43,23 @@ def test_lora_trains_rank_times_what_each_adapted_layer_reads_and_writes() -> No
     layers = [(hidden, hidden)] * 2 + [(hidden, groups)] * 2 + [(hidden, inner)] * 2 + [(inner, hidden)]
     by_hand = 4 * 7 * sum(read + written for read, written in layers)
     assert skeleton().trained_entries(LoRA(rank=7, targets="all-linear")) == by_hand
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "qwen3_moe"])
+def test_lora_is_counted_as_peft_makes_it(kind: str) -> None:
+    mixture = {
+        **SMALL,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+    }
+    asked = skeleton(kind, **mixture) if kind == "qwen3_moe" else skeleton(kind)
+    targets: Any = ["down_proj", "q_proj"] if kind == "qwen3_moe" else "all-linear"
+    what = LoRA(rank=3, targets=targets, dropout=0.0)
+    with _training(asked, asked.model(), what) as wrapped:
+        made = sum(each.numel() for each in wrapped.parameters() if each.requires_grad)
+    assert made == asked.trained_entries(what) > 0
 
 
 def test_what_is_trained_is_counted_whole_chosen_and_by_the_blocks_output_projections() -> None:

@@ -1,5 +1,6 @@
 """A model without values: its shapes from a configuration, what is trained of it, and what calls of it take."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from spunge.run.planning.tracing import Traced, Tracing, between
 from spunge.unlearning.calls import Call
 from spunge.unlearning.quick.products import SPARSE
 from spunge.unlearning.scored import PIECE, TRAINED, Scored
+from spunge.unlearning.targets import find_targets
 from spunge.unlearning.trained import training, training_mode, training_tensors
 
 LOW, HIGH = 2, 4  # blocks of the models that are followed; each block more takes half of what they are apart
@@ -59,7 +61,13 @@ class Skeleton:
 
     def trained_entries(self, what: LoRA | Selected | Everything | None, blocks: int | None = None) -> int:
         """Of what is trained: LoRA's factors, the chosen tensors, or all; None: the output projections of so many blocks' MLPs."""
-        with _training(self, self.model(blocks), what) as model:
+        model = self.model(blocks)
+        if isinstance(what, LoRA):
+            base = _base(self, model)
+            targets = find_targets(base, what.targets, _dropped(what))
+            names = [*(f"{path}.weight" for path in targets.layers), *targets.parameters]
+            return sum(_factors(model.get_parameter(name).shape, what.rank) for name in names)
+        with _training(self, model, what) as model:
             return sum(each.numel() for each in model.parameters() if each.requires_grad)
 
 
@@ -115,12 +123,10 @@ def _followed(
         return traced
 
 
-@contextmanager
-def _training(skeleton: Skeleton, model: Any, what: LoRA | Selected | Everything | None) -> Iterator[Any]:
-    """The model with what is trained of it in float32, in the forms that training computes in."""
+def _base(skeleton: Skeleton, model: Any) -> Base:
     names = {name: (name,) for name, _ in model.named_parameters()}
     model.eval().requires_grad_(False)
-    base = Base(
+    return Base(
         model,
         None,
         Path(),
@@ -130,14 +136,31 @@ def _training(skeleton: Skeleton, model: Any, what: LoRA | Selected | Everything
         skeleton.depth,
         checkpoint_activations=skeleton.recomputed,
     )
+
+
+def _dropped(what: LoRA) -> float:
+    """The share of what factors read that is dropped. Which places depends on values: a small one costs little: left out."""
+    return 0.0 if what.dropout <= SPARSE else what.dropout
+
+
+def _factors(shape: torch.Size, rank: int) -> int:
+    """Entries of the two factors of a matrix (m, n), or of each of some matrices (e, m, n)."""
+    *count, rows, columns = shape
+    return rank * math.prod(count) * (rows + columns)
+
+
+@contextmanager
+def _training(skeleton: Skeleton, model: Any, what: LoRA | Selected | Everything | None) -> Iterator[Any]:
+    """The model with what is trained of it in float32, in the forms that training computes in."""
+    base = _base(skeleton, model)
     if what is None:
         own = {id(parameter): name for name, parameter in model.named_parameters()}
         chosen = [own[id(weight)] for block in find_blocks(model) for weight in down_projections(block).values()]
         with training_tensors(base, chosen) as trained:
             yield trained.model
         return
-    if isinstance(what, LoRA) and what.dropout <= SPARSE:
-        what = what.model_copy(update={"dropout": 0.0})  # which places are dropped depends on values, and costs little
+    if isinstance(what, LoRA):
+        what = what.model_copy(update={"dropout": _dropped(what)})
     with training(base, what, 0) as trained:
         yield trained.model
 

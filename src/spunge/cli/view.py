@@ -1,0 +1,22 @@
+"""The command that shows a folder of runs in a browser."""
+
+from typing import Annotated
+
+import typer
+
+from spunge.cli.terminal import say
+
+
+def view(
+    folder: Annotated[str, typer.Argument(metavar="[FOLDER]", help="A folder of runs. Default: runs.")] = "runs",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
+) -> None:
+    """Show the runs of a folder in a browser: what they found, how far those are that run, several beside each other.
+
+    For this machine alone, and to look at: it changes nothing. Ctrl-C ends it.
+    """
+    from spunge.view.server import serving
+
+    with serving(folder, port) as server:
+        say(f"{server.address} shows {server.root}; Ctrl-C ends it")
+        server.serve_forever()
