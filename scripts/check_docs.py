@@ -76,6 +76,7 @@ KEYS = {
     "scorers": "evaluate.scorer",
     "attributes": "split.by",
     "executors": "execution",
+    "trackers": "track",
 }
 
 
