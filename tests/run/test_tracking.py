@@ -9,6 +9,7 @@ import pytest
 
 import spunge
 from spunge.errors import RecipeError
+from spunge.files import append_text, write_text
 from spunge.progress import SILENT
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.run.tracking import Following, tracked
@@ -91,22 +92,20 @@ class Kept:
         self.told.append((group, dict(values), step))
 
 
-def test_each_step_is_told_once_also_of_a_log_that_was_cut_back_or_is_half_written(log: Path, tmp_path: Path) -> None:
+def test_each_step_is_told_once_and_a_log_that_is_begun_anew_from_its_start(log: Path, tmp_path: Path) -> None:
     kept = Kept()
-    log.write_text(lines(1, 2))
+    write_text(log, lines(1, 2))
     following = Following(SILENT, tmp_path / "run", kept)
     following.look(told=False)  # of an earlier command
-    for content in (
-        lines(1, 2, 3),
-        lines(1, 2, 3) + '{"step": 4, "lo',
-        lines(1, 2, 3, 4),
-        lines(1),
-        lines(1, 2, 3, 4, 5),
-    ):
-        log.write_text(content)
+    half = '{"step": 4, "lo'
+    for added, steps in ((lines(3), [3]), (half, []), (lines(4).removeprefix(half), [4]), (lines(4), []), ("", [])):
+        append_text(log, added)
         following.look()
-    assert [step for _, _, step in kept.told] == [3, 4, 5]
-    assert {group for group, _, _ in kept.told} == {"branches/europe"}
+        assert [step for _, _, step in kept.told] == steps
+        kept.told.clear()
+    write_text(log, lines(1, 2, 3, 4, 5))
+    following.look()
+    assert kept.told == [("branches/europe", {"loss": float(step)}, step) for step in range(1, 6)]
 
 
 def test_only_numbers_that_are_finite_are_told(log: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +43,7 @@ def refuse_tracker(recipe: Recipe) -> None:
 class _Read:
     """How far a log was read."""
 
+    number: int = 0  # the file's, by which one that was begun anew is known
     offset: int = 0  # bytes
     step: int = 0  # the last one that was told
 
@@ -115,11 +117,12 @@ def _logs(folder: Path) -> Iterator[Path]:
 
 
 def _new_lines(file: Path, read: _Read) -> Iterator[Mapping[str, Any]]:
-    """Whole lines that were added. A log that a training took up again may be shorter than it was."""
+    """Whole lines that were added; all of a log that was begun anew, as it is where a training begins or is taken up again."""
     try:
-        if file.stat().st_size < read.offset:
-            read.offset = 0
         with file.open("rb") as opened:
+            number = os.fstat(opened.fileno()).st_ino
+            if number != read.number:
+                read.number, read.offset, read.step = number, 0, 0
             opened.seek(read.offset)
             content = opened.read()
     except OSError:
