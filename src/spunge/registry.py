@@ -178,6 +178,8 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "llmu": "spunge.unlearning.llmu:LLMU",
         "altpo": "spunge.unlearning.altpo:ALTPO",
         "pdu": "spunge.unlearning.pdu:PDU",
+        "whp": "spunge.unlearning.whp:WHP",
+        "rr": "spunge.unlearning.rr:RR",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

@@ -70,7 +70,7 @@ def test_base_joint_and_merged_stand_beside_each_other_with_prompt_and_scores(tm
     told = completions(tmp_path, results, "all")
     assert told is not None
     assert [model.stage for model in told.models] == list(STAGES)
-    assert told.groups == (("says", "x"), ("says", "y"))
+    assert told.groups == ("x", "y")
     first = told.answered[0]
     assert (first.prompt, first.subjects, first.most) == ("first", "x", True)
     assert [side.texts[0].text for side in first.sides if side] == ["base one", "control:joint one", "merged one"]
@@ -87,6 +87,17 @@ def test_changed_most_is_by_scores_first_and_then_by_words(tmp_path: Path, write
     assert told is not None
     assert [line.prompt for line in told.answered] == ["scored", "far", "near", "same"]
     assert [line.most for line in told.answered] == [True, True, True, False]
+
+
+def test_texts_that_were_kept_without_prompts_stand_beside_those_of_the_same_row(tmp_path: Path, write: Write) -> None:
+    results = write({"base": [["before"]], "merged": [["after"]]}, ["asked"])
+    file = tmp_path / "evaluation" / "base" / "texts-0123456789abcdef.jsonl"
+    file.write_text(json.dumps({"row": 0, "texts": ["before"]}) + "\n")
+    told = completions(tmp_path, results, "all")
+    assert told is not None
+    [line] = told.answered
+    assert [side and side.texts[0].text for side in line.sides] == ["before", None, "after"]
+    assert line.prompt == "asked"
 
 
 @pytest.mark.parametrize("keep", ["all", "none"])
@@ -118,7 +129,7 @@ def test_the_page_stays_below_three_megabytes_and_says_how_many_of_how_many(
     tmp_path: Path, write: Write, write_run: Callable[..., Path]
 ) -> None:
     run = write_run(tmp_path)
-    count = 400
+    count = 160
     prompts = [f"prompt {row} " + "<&" * 2000 for row in range(count)]
     texts = {stage: [[f"{row} {stage} " + "<&" * 4000] * 5 for row in range(count)] for stage in STAGES}
     write(texts, prompts, subjects={f"group {at}": list(range(at, count, 40)) for at in range(40)})

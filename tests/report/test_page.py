@@ -160,7 +160,7 @@ def test_what_attacks_measured_has_a_section_of_its_own(tmp_path, write_run, att
     assert "Audits" not in page(run)
     html = put(run, attacked())
     headings = re.findall(r"<h2>(?:<bdi>)?([^<]*)", html)
-    assert headings[:4] == ["accuracy", "perplexity", "Audits", "Spillover"]
+    assert headings[:5] == ["Forgetting against utility", "accuracy", "perplexity", "Audits", "Spillover"]
     text = Outline(html).text
     assert "accuracy after relearning N steps" in text
     assert "60% [40% 80%]" in text

@@ -2,24 +2,35 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say, tell
 
+if TYPE_CHECKING:
+    from spunge.results import Results
+
 
 class Form(str, Enum):
-    """What scores are printed as."""
+    """What a report is given as."""
 
-    csv = "csv"
+    html = "html"
     md = "md"
+    csv = "csv"
+    json = "json"
+    png = "png"
 
 
 def report(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
     form: Annotated[
-        Form | None, typer.Option("--format", help="csv: a line a score, for pandas or a spreadsheet; md: Markdown.")
+        Form | None,
+        typer.Option(
+            "--format",
+            help="csv: a line a score, for pandas or a spreadsheet; md: Markdown; json: results.json; html: where the page is; "
+            "png: the page as a picture beside it, drawn by a Chromium that is installed.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,18 +40,30 @@ def report(
     """
     from spunge.report.export import csv_text, markdown_text
     from spunge.report.page import write_page
-    from spunge.report.text import report_text
+    from spunge.report.picture import picture
     from spunge.results import read_results
 
     _tell_doubts([folder])
     results = read_results(folder)
     page = write_page(results.folder)
-    if as_json:
+    if as_json or form is Form.json:
         print_json(results.content)
-        return
-    if form is not None:
+    elif form is Form.png:
+        drawn = page.with_suffix(".png")
+        picture(page, drawn)
+        say(near(drawn))
+    elif form is Form.html:
+        say(near(page))
+    elif form is not None:
         say((csv_text if form is Form.csv else markdown_text)(results).rstrip("\n"))
-        return
+    else:
+        _print_report(results, page)
+
+
+def _print_report(results: "Results", page: Path) -> None:
+    """The table, what the numbers say, and where the page is."""
+    from spunge.report.text import report_text
+
     print_scores(results)
     say(f"\n{report_text(results)}\nreport: {near(page)}")
 

@@ -60,7 +60,7 @@ class Answered(NamedTuple):
 
 class Completions(NamedTuple):
     models: tuple[Model, ...]
-    groups: tuple[tuple[str, str], ...]  # evaluation, subject
+    groups: tuple[str, ...]  # the subjects
     answered: tuple[Answered, ...]
     known: int  # prompts that are kept
     most: int  # of the shown ones
@@ -72,7 +72,7 @@ class _Prompt:
 
     row: int
     prompt: str
-    subjects: list[tuple[str, str]]
+    subjects: list[str]
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     rated: dict[str, list[float]] = field(default_factory=dict)
     scores: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
@@ -150,20 +150,40 @@ def _prompts(
     """An evaluation's prompts. One that measures again, under an attack, is left out: its prompts are another's."""
     if any(measure.get("of") for judging in judgings.values() for measure in judging.measures):
         return
+    lines = [(stage, judging, line) for stage, judging in judgings.items() for line in _completed(judging)]
+    prompts: dict[int, set[str]] = {}
+    for _, _, line in lines:
+        if line.prompt is not None:
+            prompts.setdefault(line.row, set()).add(line.prompt)
+    rated = {stage: _rated(judging) for stage, judging in judgings.items()}
     known: dict[tuple[int, str], _Prompt] = {}
-    for stage, judging in judgings.items():
-        rated = _rated(judging)
-        for file in (judging.folder / each for each in judging.texts if each.startswith("texts-")):
-            for line in _lines(file):
-                row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
-                if not isinstance(row, int) or not isinstance(prompt, str) or not isinstance(texts, list):
-                    continue
-                of = [(evaluation.name, each) for each in subjects.get(evaluation.name, {}).get(row, [])]
-                asked = known.setdefault((row, prompt), _Prompt(row, prompt, of))
-                asked.texts[stage] = tuple(map(str, texts))
-                asked.rated[stage] = rated.get(row, [])
-                asked.scores[stage] = _scores(evaluation, judging, row)
+    for stage, judging, line in lines:
+        # The base's texts may be of a version that kept no prompts; the other models were asked the same.
+        of_row = prompts.get(line.row, set())
+        prompt = line.prompt if line.prompt is not None else next(iter(of_row)) if len(of_row) == 1 else None
+        if prompt is None:
+            continue
+        about = list(subjects.get(evaluation.name, {}).get(line.row, []))
+        asked = known.setdefault((line.row, prompt), _Prompt(line.row, prompt, about))
+        asked.texts[stage] = line.texts
+        asked.rated[stage] = rated[stage].get(line.row, [])
+        asked.scores[stage] = _scores(evaluation, judging, line.row)
     yield from known.values()
+
+
+class _Line(NamedTuple):
+    row: int
+    prompt: str | None
+    texts: tuple[str, ...]
+
+
+def _completed(judging: _Judging) -> Iterator[_Line]:
+    """The completions of a judging."""
+    for file in (judging.folder / each for each in judging.texts if each.startswith("texts-")):
+        for line in _lines(file):
+            row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
+            if isinstance(row, int) and isinstance(prompt, str | None) and isinstance(texts, list):
+                yield _Line(row, prompt, tuple(map(str, texts)))
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
@@ -229,9 +249,9 @@ def _chosen(prompts: Sequence[_Prompt], models: Sequence[Model]) -> Completions:
     before, after = models[0].stage, models[-1].stage
     for each in prompts:
         each.change = _change(each, before, after)
-    by_group: dict[tuple[str, str], list[int]] = {}
+    by_group: dict[str, list[int]] = {}
     for at, each in enumerate(prompts):
-        for group in each.subjects or [("", "")]:
+        for group in each.subjects or [""]:
             by_group.setdefault(group, []).append(at)
     groups = list(by_group)[:GROUPS]
     count = max(1, min(MOST, PROMPTS // 2 // len(groups)))
@@ -259,7 +279,7 @@ def _chosen(prompts: Sequence[_Prompt], models: Sequence[Model]) -> Completions:
     renumbered = {group: number for number, group in enumerate(used)}
     return Completions(
         models=tuple(models),
-        groups=tuple((name(groups[at][0]), name(groups[at][1])) for at in used if groups[at][1]),
+        groups=tuple(name(groups[at]) for at in used),
         answered=tuple(line._replace(groups=tuple(renumbered[at] for at in line.groups)) for line in answered),
         known=len(prompts),
         most=sum(line.most for line in answered),
@@ -288,15 +308,13 @@ def _lot(prompt: _Prompt) -> str:
     return hashlib.sha256(f"{prompt.row} {prompt.prompt}".encode("utf-8", "replace")).hexdigest()
 
 
-def _answered(
-    prompt: _Prompt, models: Sequence[Model], groups: Sequence[tuple[str, str]], most: bool, drawn: bool
-) -> Answered:
+def _answered(prompt: _Prompt, models: Sequence[Model], groups: Sequence[str], most: bool, drawn: bool) -> Answered:
     told = {metric for scores in prompt.scores.values() for _, metric, value in scores if value}
     return Answered(
         row=prompt.row,
         prompt=_text(prompt.prompt),
-        groups=tuple(at for at, group in enumerate(groups) if group in (prompt.subjects or [("", "")])),
-        subjects=", ".join(dict.fromkeys(name(subject) for _, subject in prompt.subjects)),
+        groups=tuple(at for at, group in enumerate(groups) if group in (prompt.subjects or [""])),
+        subjects=", ".join(map(name, prompt.subjects)),
         sides=tuple(_side(prompt, model.stage, told) for model in models),
         most=most,
         drawn=drawn,

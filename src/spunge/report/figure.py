@@ -62,14 +62,17 @@ def looks(scores: Scores) -> dict[str, Look]:
     return by_stage
 
 
-def legend(scores: Scores, metric: Metric | None = None) -> list[LegendLine]:
-    """Of the models that a metric was measured on; of all without one."""
+def legend(scores: Scores, metric: Metric | None = None, branch: str = "own") -> list[LegendLine]:
+    """Of the models that a metric was measured on; of all without one. branch: `own` where a part's own branch is told from the
+    others, `branch` where all look alike."""
     drawn = looks(scores)
     shapes = []
     models = metric.judged(scores.models) if metric else scores.models
     for model in sorted(models, key=lambda model: drawn[model.stage].lane):
         if model.kind != "branch":
             shapes.append((drawn[model.stage].shape, printable(model.label)))
+        elif branch == "branch":
+            shapes += [] if ("branch", "branches") in shapes else [("branch", "branches")]
         elif ("own", "branch of this part") not in shapes:
             shapes += [("own", "branch of this part"), ("branch", "other branches")]
     return [LegendLine(shape, SHAPES[shape], label) for shape, label in shapes]

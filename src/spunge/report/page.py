@@ -1,6 +1,7 @@
 """RUN/report.html: one file that opens offline, with what the run's own files say and nothing else."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
@@ -18,10 +19,15 @@ from spunge.report.attacks import Family, curve_lines, drawn_models, families, p
 from spunge.report.completions import completions, writes
 from spunge.report.figure import figure, legend, looks
 from spunge.report.headline import headline
+from spunge.report.heat import heat
+from spunge.report.losses import losses
+from spunge.report.making import making
 from spunge.report.published import published
+from spunge.report.radar import radars
 from spunge.report.reading import shown, split_facts
 from spunge.report.scores import GROUPS, Metric, Scores, arranged
 from spunge.report.spillover import spillover
+from spunge.report.tradeoff import trade_off
 from spunge.report.training import taught, trained
 from spunge.report.verdict import basis, verdict
 from spunge.report.watching import curves as watched
@@ -30,6 +36,7 @@ from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
 
 PAGE = "report.html"
+LONGEST = 3_000_000  # bytes
 FILES = ("results.json", "recipe.yaml", "split.json", "merge.json", "merged")  # that a reader may want beside the page
 GLOSSARY = (  # the kind of models that a word is needed for, the word, what it means
     ("base", "base", "The model before anything was unlearned."),
@@ -66,12 +73,23 @@ def write_page(run: Path) -> Path:
 
 
 def page(run: Path) -> str:
-    """The page's HTML. Everything from the run's files is escaped."""
+    """The page's HTML. Everything from the run's files is escaped.
+
+    Of so many branches that it would be longer than LONGEST, their own scores are left out, and that is said.
+    """
+    html = _rendered(run, branches=True)
+    return html if len(html.encode()) <= LONGEST else _rendered(run, branches=False)
+
+
+def _rendered(run: Path, branches: bool) -> str:
     recipe_text = _read(run / "recipe.yaml")
     recipe = _mapping(_yaml(recipe_text))
     results = read_results(run) if (run / FILE).exists() else Results(rows=())
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
+    if not branches:
+        scores = replace(scores, models=tuple(model for model in scores.models if model.kind != "branch"))
+    controls = _controls(run, recipe)
     keep = str(recipe.get("keep_texts", "all"))
     parts = split.names if split else {part.slug: part.value for part in results.parts}
     return (
@@ -83,8 +101,9 @@ def page(run: Path) -> str:
             results=results,
             split=split,
             scores=scores,
+            left_out=not branches,
             headline=headline(scores),
-            findings=verdict(scores),
+            findings=verdict(_told(scores)),
             kinds={"all", *(model.kind for model in results.models)},
             basis=basis(scores),
             published=published(scores),
@@ -96,14 +115,28 @@ def page(run: Path) -> str:
             writes=writes(results),
             keep=keep,
             spillover=spillover(scores),
+            trade_off=trade_off(scores),
+            trade_off_legend=legend(scores, branch="branch"),
             lessons=taught(run),
             branches=trained(run / "branches", parts),
-            controls=trained(run / "controls", _controls(run, recipe)),
+            controls=trained(run / "controls", controls),
+            losses=losses(
+                {run / "branches" / slug: value for slug, value in parts.items()}
+                | {run / "controls" / slug: f"{slug} control" for slug in controls}
+            ),
             watched=watched(results),
             merge=shown(run / "merge.json", merge_facts, None),
+            heat=shown(run / "merge.json", heat, None),
+            making=making(run, results, split),
             missing=MISSING,
         )
     )
+
+
+def _told(scores: Scores) -> Scores:
+    """Without the metrics that are zero everywhere, which say nothing and have a section of their own."""
+    told = tuple(metric for metric in scores.metrics if not metric.zero)
+    return replace(scores, metrics=told or scores.metrics)
 
 
 @cache
@@ -153,10 +186,11 @@ def _chart(metric: Metric, scores: Scores, identifier: str) -> dict[str, Any]:
     return {
         "metric": metric,
         "svg": Markup(figure(metric, scores, identifier)),  # noqa: S704 - built by ElementTree, which escapes
+        "radars": [Markup(svg) for svg in radars(metric, scores)],  # noqa: S704 - built by ElementTree, which escapes
         "legend": legend(scores, metric),
         "columns": columns,
         "rows": [_line(metric, columns, index) for index in range(len(metric.subjects))],
-        "empty": not any(metric.numbers),
+        "empty": metric.zero,
         "grouped": len({subject.group for subject in metric.subjects}) > 1,
     }
 

@@ -142,6 +142,11 @@ class Metric:
         return [x for x in every if math.isfinite(x)]
 
     @cached_property
+    def zero(self) -> bool:
+        """0 for every model on every subject."""
+        return not any(row.value for row in self.rows.values())
+
+    @cached_property
     def share(self) -> bool:
         """Everything lies in [0, 1]: compared by differences; else by ratios, where the numbers allow it."""
         return all(0 <= x <= 1 for x in self.numbers) and all(math.isfinite(row.value) for row in self.rows.values())

@@ -1,6 +1,7 @@
 """What `spunge report` prints after the table: what the numbers say, the paper's figures, the branches' spillover."""
 
 from spunge.errors import printable
+from spunge.report.headline import headline
 from spunge.report.published import published
 from spunge.report.scores import Scores, arranged
 from spunge.report.spillover import spillover
@@ -19,7 +20,7 @@ def report_text(results: Results) -> str:
 
 
 def verdict_text(scores: Scores) -> str:
-    lines = [basis(scores)] if basis(scores) else []
+    lines = [told for told in (headline(scores), basis(scores)) if told]
     for finding in verdict(scores):
         lines += ["", finding.heading]
         for fact in finding.facts:

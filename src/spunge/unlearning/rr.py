@@ -1,0 +1,164 @@
+"""RR, representation rerouting (Zou et al. 2024, circuit breakers, arXiv 2406.04313, algorithm 1).
+
+    reroute = mean over tokens of the samples to forget and over `layers` of ReLU(cos(h, h_base))
+    retain  = mean over retain tokens and over all layers of |h - h_base|
+    loss    = gamma * (1 - t / 2T) * reroute + alpha * t / 2T * retain     at step t of T
+
+h: the hidden states after a block. Every token of a sample counts, prompts too, as in the authors' code
+(github.com/GraySwanAI/circuit-breakers), which takes all layers for the retain term where the paper's algorithm names none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from pydantic import Field
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import cosine_similarity
+
+from spunge.data.samples import Batch
+from spunge.errors import RecipeError
+from spunge.model.architecture import find_blocks, hidden_of
+from spunge.recipe.training import LoRA, Trainable
+from spunge.unlearning.batches import share
+from spunge.unlearning.calls import FORGET, RETAIN
+from spunge.unlearning.feed import total_steps
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.outputs import OutputSettings, Session, Term, descend, needs_retain
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.trained import stored_entries
+
+
+class RRSettings(OutputSettings):
+    method: str = "rr"
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Blocks, counted from 0, whose hidden states are turned away from the base's. Default: those at a third and "
+        "at two thirds of the depth, as the paper's 10 and 20 of 32.",
+    )
+    gamma: float = Field(10.0, ge=0, description="Weight of the forget term, which falls by half over the steps.")
+    alpha: float = Field(10.0, ge=0, description="Weight of the retain term, of which it has half at the last step.")
+    # Without dropout the states begin at the base's own, where the cosine has no slope: rounding alone would choose the first step.
+    trainable: Trainable = Field(
+        default=LoRA(rank=16, targets="all-linear", dropout=0.05), description="What is trained."
+    )
+
+
+def unlearn(task: Task, settings: RRSettings) -> Branch:
+    """Turn hidden states of the forget samples away from the base's, and keep those of the retain samples (circuit breakers)."""
+    blocks = find_blocks(task.base.model)
+    layers, every = layers_of(settings, len(blocks), task.setting), range(len(blocks))
+    steps = total_steps(task, settings)
+
+    def weight_of(session: Session) -> float:
+        return session.step / (2 * steps)
+
+    def loss(session: Session, batch: Batch) -> Tensor:
+        with kept(session, layers) as states:
+            base_outputs(session.trained, batch)
+            before = states()
+            session.outputs(batch)
+            after = states()
+        return (1 - weight_of(session)) * rerouted(after, before, batch.mask)
+
+    def retained(session: Session, batch: Batch) -> Term:
+        with kept(session, every) as states:
+            base_outputs(session.trained, batch)
+            before = states()
+            session.outputs(batch)
+            after = states()
+        moved = distance(after, before, batch.mask)
+        return Term(
+            moved * share(batch, tokens),
+            squared_share([state.detach() for state in after], before, batch.mask),
+            settings.alpha * weight_of(session),
+        )
+
+    return descend(task, settings, loss, over=tokens, retain_term=retained)
+
+
+def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> list[int]:
+    """Raises RecipeError for a block that the model has not."""
+    chosen = settings.layers or sorted({round(depth * share) for share in (10 / 32, 20 / 32)})
+    for layer in chosen:
+        if not -depth <= layer < depth:
+            raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
+    return [layer % depth for layer in chosen]
+
+
+def tokens(batch: Batch) -> float:
+    return float(batch.mask.sum())
+
+
+@contextmanager
+def kept(session: Session, layers: Sequence[int]) -> Iterator["States"]:
+    """Inside the block, what the blocks of the model give is noted; calling the value hands over what the last call gave."""
+    blocks, states = find_blocks(session.task.base.model), States(layers)
+    hooks = [blocks[layer].register_forward_hook(states.noting(layer)) for layer in layers]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class States:
+    """Hidden states (b, t, d) after some blocks, of one call of the model after the other."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._layers = layers
+        self._last: dict[int, Tensor] = {}
+
+    def noting(self, layer: int) -> Callable[[object, object, object], None]:
+        """A hook for a block."""
+
+        def note(module: object, args: object, output: object) -> None:
+            self._last[layer] = hidden_of(output)
+
+        return note
+
+    def __call__(self) -> list[Tensor]:
+        found = [self._last[layer] for layer in self._layers]
+        self._last = {}
+        return found
+
+
+def rerouted(states: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Scalar: mean over tokens and layers of ReLU(cos). Each state (b, t, d); mask: (b, t), 1 at tokens."""
+    turned = [
+        (cosine_similarity(one.float(), other.float(), dim=-1).relu() * mask).sum()
+        for one, other in zip(states, base, strict=True)
+    ]
+    total: Tensor = sum(turned[1:], turned[0]) / (mask.sum() * len(turned))
+    return total
+
+
+def distance(states: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Scalar: mean over tokens and layers of the distance from the base's states."""
+    far = [
+        (vector_norm(one.float() - other.float(), dim=-1) * mask).sum() for one, other in zip(states, base, strict=True)
+    ]
+    total: Tensor = sum(far[1:], far[0]) / (mask.sum() * len(far))
+    return total
+
+
+def squared_share(states: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> float:
+    """Squared distance of all layers' states from the base's, as a share of these states' squares: the damage, as RMU's."""
+    wide = mask.unsqueeze(-1)
+    pairs = [(one.float() * wide, other.float() * wide) for one, other in zip(states, base, strict=True)]
+    moved = sum(float((one - other).square().sum()) for one, other in pairs)
+    return moved / max(sum(float(other.square().sum()) for _, other in pairs), 1e-30)
+
+
+RR = Method(
+    settings=RRSettings,
+    source="Zou et al. 2024, arXiv 2406.04313",
+    unlearn=unlearn,
+    calls=lambda settings, depth: [
+        (FORGET._replace(gradient=False, blocks=depth), FORGET._replace(blocks=depth)),
+        *([(RETAIN._replace(gradient=False, blocks=depth), RETAIN._replace(blocks=depth))] if settings.alpha else []),
+    ],
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+)

@@ -1,0 +1,60 @@
+"""The page's first sentence says what is certain, and no more."""
+
+from typing import Any
+
+import pytest
+
+from spunge.report.headline import headline
+from spunge.report.scores import arranged
+from spunge.report.wording import unisolated
+from spunge.results import parse_results
+
+
+def said(content: dict[str, Any]) -> str:
+    return unisolated(headline(arranged(parse_results(content))))
+
+
+def test_what_was_forgotten_for_certain_and_what_it_cost_stand_in_one_sentence(results: Any) -> None:
+    assert said(results()) == (
+        "The merged model forgot both parts for certain (Europe, Asia); it got worse for certain on 1 of 3 subjects to be kept "
+        "(text)."
+    )
+
+
+def test_nothing_is_called_forgotten_where_no_difference_is_certain(results: Any, pair: Any) -> None:
+    text = said(pair(results(), spread=0.7))
+    assert text.startswith("The merged model forgot none of the 2 parts for certain;")
+    assert text.endswith("of what it was to keep, nothing got worse for certain.")
+
+
+def test_a_part_of_which_more_is_known_for_certain_is_named(results: Any, pair: Any) -> None:
+    content = results()
+    for row in content["rows"]:
+        if (row["stage"], row["subject"]) == ("merged", "Asia"):
+            row["value"] = 1.0
+    text = said(pair(content, spread=0.05))
+    assert "forgot 1 of 2 parts for certain (Europe); it knows more for certain of Asia;" in text
+
+
+def test_a_part_that_was_pushed_below_chance_is_named(results: Any, pair: Any) -> None:
+    content = results()
+    for row in content["rows"]:
+        if (row["stage"], row["subject"]) == ("merged", "Asia"):
+            row |= {"value": 0.1, "below_chance": True}
+    assert "(Europe, Asia), Asia to below chance;" in said(pair(content))
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("forget", "What the merged model forgot was not measured;"), ("keep", "what it cost was not measured.")],
+)
+def test_what_was_not_measured_is_not_passed_over(results: Any, missing: str, told: str) -> None:
+    content = results()
+    forgotten = {"Europe", "Asia"}
+    for key in ("rows", "differences"):
+        content[key] = [row for row in content[key] if (row["subject"] in forgotten) != (missing == "forget")]
+    assert told in said(content)
+
+
+def test_without_paired_differences_nothing_is_said_to_be_forgotten(results: Any) -> None:
+    assert said(results() | {"differences": []}).startswith("Whether anything was forgotten cannot be said")
