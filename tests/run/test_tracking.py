@@ -155,11 +155,12 @@ def test_what_is_told_of_the_recipe_holds_no_secret(
     toy_recipe: dict[str, Any], own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "a-very-secret-thing"
-    monkeypatch.setenv("MY_API_KEY", secret)
     toy_recipe["published"] = [
         {"stage": "merged", "subject": "a", "metric": "b", "value": 1, "source": f"said {secret}"}
     ]
-    with tracked(recipe(toy_recipe, f"{own / 'own.py'}:OWN"), tmp_path, SILENT):
+    made = recipe(toy_recipe, f"{own / 'own.py'}:OWN")
+    monkeypatch.setenv("MY_API_KEY", secret)  # a recipe that holds what is known for one is refused as it is loaded
+    with tracked(made, tmp_path, SILENT):
         pass
     text = (own / "recipe.json").read_text()
     assert secret not in text
