@@ -93,7 +93,8 @@ def _blocks_in(annotation: Any) -> Iterator[type[Strict]]:
 def block_name(block: type[Strict]) -> str:
     """`{kind: lora}`, or the block's first settings."""
     if "kind" in block.model_fields:
-        return f"{{kind: {block.model_fields['kind'].default}}}"
+        # One kind alone is a literal, with or without a default.
+        return f"{{kind: {typing.get_args(block.model_fields['kind'].annotation)[0]}}}"
     names = list(block.model_fields)
     return f"{{{', '.join([*names[:2], '..'] if len(names) > 2 else names)}}}"
 
