@@ -19,6 +19,11 @@ def report_text(results: Results) -> str:
     return "\n".join(section for section in sections if section)
 
 
+def headline_text(results: Results) -> str:
+    """The verdict in one sentence; nothing where nothing was measured."""
+    return unisolated(headline(arranged(results)))
+
+
 def verdict_text(scores: Scores) -> str:
     lines = [told for told in (headline(scores), basis(scores)) if told]
     for finding in verdict(scores):
