@@ -1,52 +1,140 @@
-"""How long 1,000,000 rows take to split, against the time to read them, in one process; ROWS=5000000 for more.
+"""How long rows to forget and rows to keep take to be read, split, selected and hashed, and the memory for it, by their number.
 
-python benchmarks/split.py
+    python benchmarks/split.py                            # 500,000, 1,000,000 and 5,000,000 rows of each
+    python benchmarks/split.py --rows 20000 40000         # fewer
+    python benchmarks/split.py --limit 1000               # with so many rows chosen of each part, and of the rows to keep
+
+Each number is a process of its own, over JSON Lines that are written before. Memory is the process's own pages (RssAnon) at the
+most, looked at every 5 ms, beyond those before the first row; pages of files, which the system takes back, are told beside them.
 """
 
+import argparse
 import json
 import os
-import resource
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from spunge.data.rows import read_rows
-from spunge.data.split import split_rows
-from spunge.recipe.loading import load_recipe
+MIB = 2**20
+ROWS = [500_000, 1_000_000, 5_000_000]
+EVERY = 0.005  # seconds between two looks at the memory
 
-ROWS = int(os.environ.get("ROWS", "1000000"))
+
+def write_rows(file: Path, count: int, said: str) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for number in range(count):
+            text = f"Row {number} {said} something of about the length of a sentence, and then a little more."
+            groups = [f"g{number % 7}", f"g{number % 11}"]
+            stream.write(json.dumps({"text": text, "groups": groups, "score": number % 10}) + "\n")
+
+
+def status(name: str) -> int:
+    """Bytes, of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+@contextmanager
+def watched(most: dict[str, int]) -> Iterator[None]:
+    """Inside the block, most["RssAnon"] becomes the most that was there."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(EVERY):
+            most["RssAnon"] = max(most["RssAnon"], status("RssAnon"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def measure(folder: Path, limit: int | None) -> None:
+    """Print what one process takes for the rows of a folder."""
+    import spunge.run.inputs as inputs
+    from spunge.data.rows import read_rows
+    from spunge.recipe.loading import load_recipe
+
+    own = {"limit": limit} if limit else {}
+    recipe = load_recipe(
+        {
+            "model": {"path": "none/needed"},
+            "forget": {"source": str(folder / "forget.jsonl"), "where": "score >= 3", **own},
+            "split": {"by": "groups"},
+            "retain": {"source": str(folder / "retain.jsonl"), **own},
+            "unlearn": {"method": "graddiff"},
+        }
+    )
+    os.environ["SPUNGE_CACHE"] = str(folder)
+    before = status("RssAnon")
+    most, seconds = {"RssAnon": before}, {}
+    with watched(most):
+        started = time.perf_counter(), time.process_time()
+        for block in (recipe.forget, recipe.retain):
+            read_rows(block.source, "source")
+        seconds["read"] = time.perf_counter() - started[0]
+        read = most["RssAnon"]
+        begun = time.perf_counter()
+        parts = inputs.split_rows(recipe)
+        retain = inputs.select_retain(recipe, parts)
+        seconds["split"] = time.perf_counter() - begun
+        begun = time.perf_counter()
+        parts.to_json()
+        told = {"parts": len(parts.parts), "sha256": retain.samples.sha256}
+        seconds["hash"] = time.perf_counter() - begun
+        seconds["processor"] = time.process_time() - started[1]
+    told |= {
+        "own": most["RssAnon"] - before,
+        "reading": read - before,
+        "peak": status("VmHWM"),
+    }
+    print(json.dumps({**seconds, **told}))
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.jsonl"
-        with file.open("w") as stream:
-            for number in range(ROWS):
-                text = f"Row {number} says something of about the length of a sentence, and then a little more."
-                groups = [f"g{number % 7}", f"g{number % 11}"]
-                stream.write(json.dumps({"text": text, "groups": groups, "score": number % 10}) + "\n")
-        recipe = load_recipe(
-            {
-                "model": {"path": "none/needed"},
-                "forget": {"source": str(file), "where": "score >= 3"},
-                "split": {"by": "groups"},
-                "unlearn": {"method": "tvn"},
-            }
-        )
-        os.environ["SPUNGE_CACHE"] = folder
-        started = time.perf_counter()
-        read_rows(recipe.forget.source, "forget.source")
-        first = time.perf_counter() - started
-        started = time.perf_counter()
-        parts = split_rows(recipe)
-        whole = time.perf_counter() - started
-        started = time.perf_counter()
-        parts.to_json()
-        hashing = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{ROWS:,} rows into {len(parts.parts)} parts, {sum(part.rows for part in parts.parts):,} memberships")
-    print(f"read (JSON to Arrow): {first:.1f} s; take up what was read + split: {whole:.1f} s; hash: {hashing:.1f} s")
-    print(f"split and hash / read: {(whole + hashing) / first:.2f}; peak memory {memory:.0f} MiB (file pages counted)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        measure(asked.measure, asked.limit)
+        return
+    heads = [
+        "rows of each",
+        "read, s",
+        "split and select, s",
+        "hash, s",
+        "processor, s",
+        "own memory, MiB",
+        "of it reading",
+    ]
+    print(f"| {' | '.join([*heads, 'peak with files, MiB'])} |")
+    print("|---|---|---|---|---|---|---|---|")
+    for count in asked.rows:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_rows(folder / "forget.jsonl", count, "says")
+            write_rows(folder / "retain.jsonl", count, "keeps")
+            command = [
+                sys.executable,
+                __file__,
+                "--measure",
+                name,
+                *(["--limit", str(asked.limit)] if asked.limit else []),
+            ]
+            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        times = " | ".join(f"{told[part]:.1f}" for part in ("read", "split", "hash", "processor"))
+        memory = " | ".join(f"{told[part] / MIB:.0f}" for part in ("own", "reading", "peak"))
+        print(f"| {count:,} | {times} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":

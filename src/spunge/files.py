@@ -311,13 +311,22 @@ def unwritable(path: Path, error: OSError, setting: str = "--out") -> RecipeErro
 
 def require_space(folder: Path, nbytes: float, what: str, setting: str = "--out") -> None:
     """Raises RecipeError where the disk that holds `folder`, or is to hold it, has no room for so many bytes of `what`."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_space(folder)
     if nbytes > free:
+        there = _there(folder)
         raise RecipeError(
             f"{setting}: {what} takes {shown_size(nbytes)}, and the disk that holds {str(there)!r} has {shown_size(free)} "
             "free; free some space or give another folder"
         )
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that the disk has free that holds `folder`, or is to hold it."""
+    return shutil.disk_usage(_there(folder)).free
+
+
+def _there(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def shown_size(nbytes: float) -> str:

@@ -19,8 +19,9 @@ from spunge.model.loading import load_base
 from spunge.recipe.calibration import Calibrate
 from spunge.recipe.loading import load_recipe
 from spunge.report.text import report_text
-from spunge.run.calibrate import bisected, kept_share
+from spunge.run.calibrate import _scaled, bisected, kept_share
 from spunge.run.stages.building import build, lineups
+from spunge.run.stages.models import _calibration
 from spunge.run.status import status
 from spunge.run.verify import verify
 from spunge.weights.checkpoint import Checkpoint
@@ -199,6 +200,25 @@ def test_a_calibration_that_was_killed_tries_no_scale_again(
     assert steps[0] == 3
     assert (done / "calibration" / "merged.json").read_text() == wanted
     assert not (done / "calibration" / "merged").exists()
+
+
+def test_where_the_disk_has_no_room_to_merge_once_each_try_merges_anew(
+    calibrated: dict[str, Any], done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = lineups(load_recipe(calibrated), done)
+    [merged] = [model for model in lines[0].models if model.name == "merged"]
+    calibration = _calibration(lines[0], merged, done / "calibration" / "merged.json")
+    assert calibration is not None
+    deltas = [open_delta(training.folder) for training in merged.trainings]
+    shapes = {name: delta.dense(name).shape for delta in deltas for name in delta.tensors}
+    entries = sum(map(math.prod, shapes.values()))
+    monkeypatch.setattr("spunge.run.calibrate.free_space", lambda folder: 4 * entries)
+    once = _scaled(calibration)(0.5)
+    assert (once.merge, [each.name for each in once.trainings]) == (None, ["merged"])
+    monkeypatch.setattr("spunge.run.calibrate.free_space", lambda folder: 4 * entries - 1)
+    anew = _scaled(calibration)(0.5)
+    assert (anew.merge, anew.trainings) == (merged.merge.model_copy(update={"scale": 0.5}), merged.trainings)
+    assert not (calibration.work / "merged").exists()
 
 
 @pytest.mark.parametrize(("edit", "bound"), [("calibrate.max_scale=1e-4", "high"), ("calibrate.keep=1", "low")])

@@ -67,9 +67,9 @@ def stage(graph: Graph[Any], name: str, needs: tuple[str, ...] = (), after: tupl
     return Stage(name, name, needs=needs, after=after, inputs=lambda: {"name": name}, files=(file.name,), make=make)
 
 
-def scheduled(graph: Graph[Any]) -> Schedule:
+def scheduled(graph: Graph[Any], **more: Any) -> Schedule:
     base, recipe = SimpleNamespace(untaught=graph.folder), SimpleNamespace(keep_texts="all")
-    return Schedule(Run(recipe, graph, base, [], [], True), SILENT)  # type: ignore[arg-type]
+    return Schedule(Run(recipe, graph, base, [], [], True), SILENT, **more)  # type: ignore[arg-type]
 
 
 def drawn(folder: Path, seed: int) -> Graph[Any]:
@@ -115,12 +115,13 @@ def test_what_is_done_already_is_not_given_out(tmp_path: Path) -> None:
     assert team.ended == ["s3"]
 
 
-def fork(folder: Path) -> Graph[Any]:
-    """base -> left -> leaf and base -> right; all of them -> end."""
+def fork(folder: Path, run: str = "") -> Graph[Any]:
+    """base -> left -> leaf and base -> right; all of them -> end. run: its stages are of this run alone."""
     graph: Graph[Any] = Graph(folder)
+    mark = f"{run}-" if run else ""
     for name, needs in (("base", ()), ("left", ("base",)), ("right", ("base",)), ("leaf", ("left",))):
-        graph.add(stage(graph, name, needs))
-    graph.add(stage(graph, "end", ("leaf", "right")))
+        graph.add(stage(graph, mark + name, tuple(mark + need for need in needs)))
+    graph.add(stage(graph, f"{mark}end", (f"{mark}leaf", f"{mark}right")))
     return graph
 
 
@@ -147,8 +148,34 @@ def test_what_is_wrong_with_the_recipe_ends_all_and_what_was_under_way_is_kept(t
 def test_several_runs_are_made_by_one_team(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    graphs, team = [fork(tmp_path / "a"), fork(tmp_path / "b")], Team(4)
+    graphs, team = [fork(tmp_path / name, name) for name in ("a", "b")], Team(4)
     make_all([scheduled(graph) for graph in graphs], team, SILENT)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
     assert len(team.ended) == 10
     assert team.most >= 3
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_two_runs_make_alike_is_made_once_also_where_both_are_ready_at_once(tmp_path: Path, size: int) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    team = Team(size)
+    make_all([scheduled(fork(folder), others=folders) for folder in folders], team, SILENT)
+    assert sorted(team.ended) == ["base", "end", "leaf", "left", "right"]
+    assert content(folders[0]) == content(folders[1])
+
+
+def test_what_is_wrong_with_one_run_alone_ends_it_and_the_others_go_on(tmp_path: Path) -> None:
+    graphs = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        graphs[name] = fork(tmp_path / name, name)
+    error = RecipeError("unlearn.learning_rate: 9: too high")
+    team = Team(3, **{"a-left": error})
+    schedules = [scheduled(graph, own=lambda told: str(told).startswith("unlearn.")) for graph in graphs.values()]
+    make_all(schedules, team, SILENT)
+    assert [schedule.refused for schedule in schedules] == [error, None]
+    assert {name for name in graphs["a"].stages if graphs["a"].state(name).done} == {"a-base", "a-right"}
+    assert all(graphs["b"].state(name).done for name in graphs["b"].stages)
+    with pytest.raises(RecipeError, match=r"^unlearn.learning_rate: 9"):
+        make_all([scheduled(fork(tmp_path / "a", "a"), own=lambda told: False)], team, SILENT)

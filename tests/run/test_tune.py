@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from spunge.report.search import Goal, Score, Search, Trial, search_text
 from spunge.run.objectives import Way
 from spunge.run.sharing import take
 from spunge.run.stages.building import build
+from spunge.run.stamps import read_stamp
 from spunge.run.texts import clean_texts
 from spunge.run.tune import tune
 from spunge.run.verify import verify
 from toys import Told, rows
 
+PARTS = ["asia", "europe"]
 OBJECTIVES = ["forgotten/perplexity/europe,kept/perplexity/retain"]
 
 
@@ -129,7 +132,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
     assert values(search) == values(done.search)[:2]
 
 
-def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
+def _stopped(recipe: dict[str, Any], out: Path, after: int, trials: int = 2, overrides: Sequence[str] = ()) -> None:
     class Stopping(Told):
         count = 0
 
@@ -141,7 +144,33 @@ def _stopped(recipe: dict[str, Any], out: Path, after: int) -> None:
                     raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(recipe, 2, OBJECTIVES, out, watcher=Stopping())
+        tune(recipe, trials, OBJECTIVES, out, overrides, watcher=Stopping())
+
+
+@pytest.mark.thorough
+def test_trials_at_once_train_nothing_twice_and_go_on_where_they_were_stopped(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ["execution.kind=processes", "execution.per_device=2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told = Told()
+    whole = tune(recipe, 5, OBJECTIVES, tmp_path / "whole", two, watcher=told)
+    stamps = [
+        read_stamp(tmp_path / "whole" / "trials" / str(number), f"branch:{part}")
+        for number in range(5)
+        for part in PARTS
+    ]
+    keys = {stamp.key for stamp in stamps if stamp is not None}
+    trained = [line for line, outcome in pairwise(told.lines) if line.startswith("unlearn ") and "loss" in outcome]
+    taken = [
+        line for line, outcome in pairwise(told.lines) if line.startswith("unlearn ") and outcome.startswith("from")
+    ]
+    assert (len(trained), len(taken)) == (len(keys), len(stamps) - len(keys))
+    _stopped(recipe, tmp_path / "out", 4, 5, two)
+    search = tune(recipe, 5, OBJECTIVES, tmp_path / "out", two)
+    assert [(each.values, each.scores) for each in search.trials] == [
+        (each.values, each.scores) for each in whole.trials
+    ]
 
 
 @pytest.mark.thorough

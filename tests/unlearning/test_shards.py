@@ -22,6 +22,7 @@ from spunge.registry import METHODS
 from spunge.run.executors.sharded import SINCE
 from spunge.stopping import STOP
 from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.shards import drop_unreached
 from spunge.unlearning.states import stored_state
 from spunge.unlearning.trained import training
 from together import together
@@ -38,7 +39,12 @@ ALL = {"trainable": {"kind": "all"}}
 SOME = {"trainable": {"kind": "tensors", "match": ["*.1.*weight"]}}
 HEAD = {"trainable": {"kind": "tensors", "match": ["*lm_head*", "*norm*"]}}
 SHARED = [name for name in METHODS.builtin if METHODS.get(name).shares]
-OWN: dict[str, dict[str, Any]] = {"tvn": {"strength": 0.5}, "sku": {"strength": 0.5, "answers": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "tvn": {"strength": 0.5},
+    "sku": {"strength": 0.5, "answers": 2},
+    # The divergence's gradient is nothing but rounding at the first step, and AdamW makes whole steps of it.
+    "llmu": {"retain_loss": "nll"},
+}
 # Architectures with dropout of their own, without it.
 STILL = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 CLOSE = 1e-5  # float32, of changes of about 0.01
@@ -107,6 +113,40 @@ def compare(base: Any, count: int, tries: list[tuple[str, dict[str, Any]]], fold
 def test_two_processes_come_to_the_losses_and_the_delta_of_one(load: Callable[..., Any], tmp_path: Path) -> None:
     kl = {"retain_loss": "kl", "accumulation": 2, "steps": 2, **ALL}
     compare(load("llama"), 2, [("npo", kl)], tmp_path)
+
+
+def test_a_parameter_that_no_loss_reaches_stays_as_it_is_in_two_processes_too(
+    load: Callable[..., Any], tmp_path: Path
+) -> None:
+    """An optimizer skips what has no gradient; a gradient of zeros would let weight decay change it."""
+    base = load("llama")
+    model = copy.deepcopy(base.model)
+    model.spare = torch.nn.Parameter(torch.ones(4, 6))
+    model.model.layers[1].spare = torch.nn.Parameter(torch.ones(6))
+    names = {**base.names, "spare": ("spare",), "model.layers.1.spare": ("model.layers.1.spare",)}
+    decaying = {**ALL, "weight_decay": 0.5, "steps": 2}
+    compare(replace(base, model=model, names=names), 2, [("ga", decaying)], tmp_path)
+
+
+def test_what_one_process_alone_reaches_has_its_gradient_in_all(load: Callable[..., Any]) -> None:
+    base = load("llama")
+    model = copy.deepcopy(base.model)
+    model.some, model.none = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4))
+    given = replace(base, model=model, names={**base.names, "some": ("some",), "none": ("none",)})
+
+    def call(ranks: Ranks) -> list[Any]:
+        mine = shared(given, ranks)
+        with training(mine, Everything(), 0) as trained:
+            ids = torch.arange(3, 15)[None]
+            for _ in range(2):  # what an earlier backward pass reached counts, until the gradient is taken away
+                loss = mine.model(input_ids=ids, labels=ids, use_cache=False).loss
+                (loss + mine.model.some.sum() if ranks.rank else loss).backward()
+            drop_unreached(trained.parameters, ranks)
+            named = dict(zip(dict(mine.model.named_parameters()), trained.parameters, strict=True))
+            assert all(each.grad is not None for name, each in named.items() if name != "none")
+            return [named["some"].grad.tolist(), named["none"].grad]
+
+    assert together(2, call) == [[[1.0, 1.0], None]] * 2  # twice 1 in one of two processes
 
 
 @pytest.mark.thorough

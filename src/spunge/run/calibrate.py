@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from spunge.data.items import Items
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.files import fingerprint, read_json, sealed, unsealed, write_json
+from spunge.files import fingerprint, free_space, read_json, sealed, unsealed, write_json
 from spunge.merging.values import merged_changes
 from spunge.progress import SILENT
 from spunge.recipe.calibration import Calibrate
@@ -36,7 +36,7 @@ from spunge.weights.rounding import Storage
 VERSION = 2  # rises when the same settings may give another scale
 TRIED = "tried.json"  # of a calibration that is under way
 MERGED = "merged"  # its deltas merged at scale 1, in float32
-HELD = 4 << 30  # bytes of that; a larger merge is made again for each try, tensor by tensor
+HELD = 4 << 30  # bytes of that; a larger merge, or one that the disk has no room for, is made again for each try
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,13 @@ def _scaled(calibration: Calibration) -> Callable[[float], Model]:
     sources = delta_sources(model.trainings)
     plain = Checkpoint(base)
     names = {name for source in sources for name in source.names}
-    if 4 * sum(math.prod(plain.tensors[name].shape) for name in names) > HELD:
+    folder = calibration.work / MERGED
+    shutil.rmtree(folder, ignore_errors=True)
+    if 4 * sum(math.prod(plain.tensors[name].shape) for name in names) > min(HELD, free_space(folder)):
         return model.scaled
     changes = dict(merged_changes(base, sources, merge.model_copy(update={"scale": 1.0})))
     if not any(bool(change.any()) for change in changes.values()):
         return model.scaled
-    folder = calibration.work / MERGED
-    shutil.rmtree(folder, ignore_errors=True)
     write_delta(folder, changes, {"base": plain.fingerprint()}, "merge")
     once = Training(MERGED, folder, ())
     storage = Storage(merge.dtype, merge.rounding)

@@ -21,7 +21,6 @@ from spunge.run.live import told_in
 from spunge.run.merge import refuse_merges
 from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
-from spunge.run.sharing import take
 from spunge.run.space import refuse_full
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
@@ -30,6 +29,7 @@ from spunge.run.stamps import faults
 from spunge.run.status import recipe_file
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_texts, note_rows
+from spunge.run.tracking import refuse_tracker, tracked
 from spunge.run.train import refuse_rows
 from spunge.run.unseen import refuse_seen
 from spunge.run.watching import refuse_watch
@@ -60,8 +60,10 @@ def run(
         begun = begin(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
-        with team_of(begun, watcher) as team:
-            return finish(begun, team, watcher, replace, [other for other in runs if other != folder])
+        with tracked(recipe, folder, watcher) as told, team_of(begun, told) as team:
+            results = finish(begun, team, told, replace, [other for other in runs if other != folder])
+            told.results(results)
+        return results
 
 
 def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) -> Run:
@@ -71,6 +73,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     """
     watcher.begin("read and split the rows")
     EXECUTORS.get(recipe.execution.kind).room(recipe)
+    refuse_tracker(recipe)
     begun = build(recipe, folder, written)
     inputs = begun.seeds[0].inputs
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)
@@ -114,15 +117,20 @@ def team_of(begun: Run, watcher: Watcher) -> AbstractContextManager[Team]:
 
 def finish(begun: Run, team: Team, watcher: Watcher, replace: bool = False, others: Sequence[Path] = ()) -> Results:
     """Make what the run's folder does not hold yet. others: folders of runs that finished stages of the same key are taken from."""
-    folder = begun.graph.folder
-    for name in begun.graph.stages:
-        if begun.graph.state(name).done or take(begun.graph, name, others, watcher):
-            begun.graph.tidy(name)
-    refuse_full(begun, list(begun.graph.to_do()), "what is still to be made")
-    make_all([Schedule(begun, watcher, replace, others)], team, watcher)
-    drop_texts(folder, begun.recipe.keep_texts)
-    _tell_byproducts(begun.graph, watcher)
-    return read_results(folder)
+    finish_all([Schedule(begun, watcher, replace, others)], team, watcher)
+    return read_results(begun.graph.folder)
+
+
+def finish_all(schedules: Sequence[Schedule], team: Team, watcher: Watcher) -> None:
+    """The same of some runs beside one another. One whose own settings are wrong holds why, and has no results."""
+    for schedule in schedules:
+        schedule.take_finished()
+        refuse_full(schedule.begun, list(schedule.begun.graph.to_do()), "what is still to be made")
+    make_all(schedules, team, watcher)
+    for schedule in schedules:
+        if schedule.refused is None:
+            drop_texts(schedule.folder, schedule.begun.recipe.keep_texts)
+            _tell_byproducts(schedule.begun.graph, watcher)
 
 
 def _tell_byproducts(graph: RunGraph, watcher: Watcher) -> None:

@@ -4,7 +4,7 @@ One process writes stamps, tells people and decides, whoever makes the stages.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from spunge.errors import RecipeError, first_line
@@ -23,11 +23,27 @@ from spunge.run.stamps import stamp_file
 from spunge.run.texts import drop_judged
 
 
-class Schedule:
-    """What is still to be made of one run. others: folders of runs that finished stages of the same key are taken from."""
+def of_every_run(error: RecipeError) -> bool:
+    return False
 
-    def __init__(self, begun: Run, watcher: Watcher, replace: bool = False, others: Sequence[Path] = ()) -> None:
+
+class Schedule:
+    """What is still to be made of one run. others: folders of runs that finished stages of the same key are taken from.
+
+    own: whether an error is of this run alone, so that others that are made beside it go on; then it is in `refused`.
+    """
+
+    def __init__(
+        self,
+        begun: Run,
+        watcher: Watcher,
+        replace: bool = False,
+        others: Sequence[Path] = (),
+        own: Callable[[RecipeError], bool] = of_every_run,
+    ) -> None:
         self.begun = begun
+        self.refused: RecipeError | None = None
+        self._own = own
         self._watcher = watcher
         self._replace = replace
         self._others = others
@@ -39,11 +55,23 @@ class Schedule:
     def folder(self) -> Path:
         return self.begun.graph.folder
 
-    def ready(self) -> Iterator[Stage[Session]]:
-        """The stages that are to be made and of which all that they need is done, in the graph's order. Each is given out once."""
+    def take_finished(self) -> None:
+        """Take what other runs have finished, and tidy up beside what is done."""
+        graph = self.begun.graph
+        for name in graph.stages:
+            if graph.state(name).done or take(graph, name, self._others, self._watcher):
+                graph.tidy(name)
+
+    def ready(self, elsewhere: Callable[[str], bool]) -> Iterator[Stage[Session]]:
+        """The stages that are to be made and of which all that they need is done, in the graph's order. Each is given out once.
+
+        elsewhere: whether another run is at a stage of that key; it is taken from there when it is done.
+        """
         graph = self.begun.graph
         for stage in list(self._waiting.values()):
             if not self._over.issuperset((*stage.needs, *stage.after)):
+                continue
+            if stage.make is not None and elsewhere(graph.key(stage.name)):
                 continue
             del self._waiting[stage.name]
             if (
@@ -75,6 +103,13 @@ class Schedule:
             refuse_losing(self.begun)  # what is made from the base is known by its content
         if (keep := self.begun.recipe.keep_texts) != "all" and "judge:" in name:
             drop_judged(self.begun, keep)
+
+    def refuse(self, error: RecipeError) -> None:
+        """Make nothing more of this run. Raises the error where it is not of this run alone."""
+        if not self._own(error):
+            raise error
+        self.refused = self.refused or error
+        self._waiting.clear()
 
     def make_light(self, stage: Stage[Session], session: Session) -> None:
         """Make a stage that takes no model, in this process."""
@@ -110,6 +145,7 @@ class _Work:
         self._at: dict[Given, Stage[Session]] = {}
         self._told: Given | None = None  # the stage that the watcher was last told of
         self._ready: list[tuple[Schedule, Stage[Session]]] = []
+        self._keys: dict[str, Schedule] = {}  # of what is ready or under way
         order = [(schedule.folder, name) for schedule in schedules.values() for name in schedule.begun.graph.stages]
         self._place = {each: place for place, each in enumerate(order)}
 
@@ -117,39 +153,65 @@ class _Work:
         """Give out what is ready, as far as there is room. Whether anybody is at work."""
         while self._next_ready() and self._team.room:
             schedule, stage = self._ready.pop(0)
-            given = Given(schedule.folder, stage.name)
-            schedule.begin(stage)
-            self._told = given
-            if stage.light:
-                schedule.make_light(stage, self._team.session)
-            else:
-                self._at[given] = stage
-                self._team.give(schedule.begun, stage)
+            self._told = Given(schedule.folder, stage.name)
+            try:
+                self._give(schedule, stage)
+            except RecipeError as error:  # of a team that makes a stage as it is given
+                self._over(schedule, stage)
+                self._refuse(schedule, error)
         return bool(self._at)
+
+    def _give(self, schedule: Schedule, stage: Stage[Session]) -> None:
+        schedule.begin(stage)
+        if stage.light:
+            schedule.make_light(stage, self._team.session)
+            self._over(schedule, stage)
+        else:
+            self._at[Given(schedule.folder, stage.name)] = stage
+            self._team.give(schedule.begun, stage)
+
+    def _over(self, schedule: Schedule, stage: Stage[Session]) -> None:
+        self._at.pop(Given(schedule.folder, stage.name), None)
+        self._keys.pop(schedule.begun.graph.key(stage.name), None)
+
+    def _refuse(self, schedule: Schedule, error: RecipeError) -> None:
+        schedule.refuse(error)
+        for each in [each for each in self._ready if each[0] is schedule]:
+            self._ready.remove(each)
+            self._over(*each)
 
     def _next_ready(self) -> bool:
         """Look for what has become ready, the first in the graph's order first. Whether anything is."""
-        self._ready += [(schedule, stage) for schedule in self.schedules.values() for stage in schedule.ready()]
+        for schedule in self.schedules.values():
+
+            def elsewhere(key: str, schedule: Schedule = schedule) -> bool:
+                return self._keys.get(key, schedule) is not schedule
+
+            for stage in schedule.ready(elsewhere):
+                self._keys[schedule.begun.graph.key(stage.name)] = schedule
+                self._ready.append((schedule, stage))
         self._ready.sort(key=lambda each: self._place[each[0].folder, each[1].name])
         return bool(self._ready)
 
     def hear(self, event: Event) -> None:
         """Go on from what the team tells."""
-        stage = self._at[event.given]
+        stage, schedule = self._at[event.given], self.schedules[event.given.folder]
         if event.given != self._told:
             self._watcher.begin(stage.title)
             self._told = event.given
         if event.step is not None:
             self._watcher.step(*event.step)
             return
-        del self._at[event.given]
+        self._over(schedule, stage)
         if isinstance(event.error, RecipeError):
-            raise event.error  # of the recipe, the disk or the data: it would be wrong with every stage
-        if event.error is not None:
+            self._refuse(
+                schedule, event.error
+            )  # raised where it is of the disk or the data, and wrong with every stage
+        elif event.error is not None:
             self._watcher.end(f"failed: {first_line(event.error)}")
             self.failed.append(event.error)
         elif event.done is not None:
-            self.schedules[event.given.folder].end(event.given.stage, event.done)
+            schedule.end(event.given.stage, event.done)
 
 
 def _clear(graph: RunGraph, stage: Stage[Session], state: State) -> None:

@@ -1,8 +1,8 @@
 """A search's study, which Optuna keeps in a journal: what was tried, and what is tried next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
@@ -12,6 +12,8 @@ from spunge.run.searching import JOURNAL
 
 if TYPE_CHECKING:
     import optuna
+
+BEGUN = "begun"  # of a trial: how many were over when it was drawn
 
 
 def require_optuna() -> None:
@@ -61,25 +63,51 @@ def state_of(name: str) -> "optuna.trial.TrialState":
     return TrialState[name]
 
 
-def taken_up(searched: Sequence[Searched], study: "optuna.Study") -> tuple[int, dict[str, Any]] | None:
-    """A trial that was under way when its process ended, if any; of one whose values were not all drawn nothing was made."""
+class Drawn(NamedTuple):
+    """A trial, and what was drawn for each setting."""
+
+    number: int
+    params: Mapping[str, Any]
+
+
+def drawn_together(
+    searched: Sequence[Searched], study: "optuna.Study", seed: int, count: int, wanted: int
+) -> list[Drawn]:
+    """The trials that are made next, at once: those that were under way when their process ended, and those still to be drawn.
+
+    count: of the trials that are over; wanted: how many there are to be at once. What is drawn depends on these, on the search's
+    seed and on the trials that are over, not on where the search was stopped.
+    """
+    under_way = _under_way(searched, study)
+    # Where some of those that were drawn together are over, all were drawn; others would know of these what they did not.
+    whole = any(trial.user_attrs.get(BEGUN, count) < count for trial in under_way)
+    drawn = [Drawn(trial.number, trial.params) for trial in under_way]
+    while len(drawn) < wanted and not whole:
+        drawn.append(_asked(searched, study, seed, count, len(drawn)))
+    return drawn[:wanted]
+
+
+def _under_way(searched: Sequence[Searched], study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """Trials that were not made to the end; of one whose values were not all drawn nothing was made."""
+    whole = []
     for trial in study.get_trials(deepcopy=False, states=(state_of("RUNNING"),)):
         if trial.params.keys() == {setting.name for setting in searched}:
-            return trial.number, trial.params
-        study.tell(trial.number, state=state_of("FAIL"))
-    return None
+            whole.append(trial)
+        else:
+            study.tell(trial.number, state=state_of("FAIL"))
+    return whole
 
 
-def asked(searched: Sequence[Searched], study: "optuna.Study", seed: int, count: int) -> tuple[int, dict[str, Any]]:
-    """The next trial. Its draws depend on the trials before it and the search's seed, not on where the search was stopped.
-
-    count: of the trials that are over.
-    """
+def _asked(searched: Sequence[Searched], study: "optuna.Study", seed: int, count: int, beside: int) -> Drawn:
+    """The next trial, beside so many others whose scores are not known: it is drawn away from these."""
     import optuna
 
-    study.sampler = optuna.samplers.TPESampler(seed=seed_for(seed, "trial", str(count)) % (1 << 32))
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed_for(seed, "trial", str(count + beside)) % (1 << 32), constant_liar=beside > 0
+    )
     trial = study.ask({setting.name: _distribution(setting.range) for setting in searched})
-    return trial.number, trial.params
+    trial.set_user_attr(BEGUN, count)
+    return Drawn(trial.number, trial.params)
 
 
 def _distribution(drawn: Between | Among) -> "optuna.distributions.BaseDistribution":

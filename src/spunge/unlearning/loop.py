@@ -31,6 +31,7 @@ from spunge.unlearning.batches import Stream
 from spunge.unlearning.method import Task
 from spunge.unlearning.optimizers import optimizer_of
 from spunge.unlearning.rectifying import blended, moved_up, rectified, taken
+from spunge.unlearning.shards import drop_unreached
 from spunge.unlearning.states import store_state, stored_state
 from spunge.unlearning.watching import Watched, Watching
 
@@ -297,6 +298,8 @@ class Loop:
                 terms[name] = terms.get(name, 0.0) + value / batches
             if loss.damage is not None:
                 damage.append(loss.damage)
+        if self.ranks.shared:
+            drop_unreached(self.parameters, self.ranks)
         if damage:
             self.damages += self.ranks.means([sum(damage) / len(damage)])
         return terms

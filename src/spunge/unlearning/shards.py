@@ -5,7 +5,7 @@ and the output layer from the model's forward pass to the end of the backward pa
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import Base
+from spunge.model.ranks import Ranks
 
 
-def shard(model: Any, base: Base) -> dict[str, nn.Parameter]:
+class Share(nn.Parameter):
+    """A process's own part of a parameter. reached: whether its gradient holds one that this process's loss has for the parameter;
+    it is zero else, since the others may have one."""
+
+    reached: bool = False
+
+
+def shard(model: Any, base: Base) -> dict[str, Share]:
     """Leave each process its share of a model's parameters, those that are trained in float32.
 
     model: what will be called, the base's model or peft's wrapper of it. Returns this process's shares of the trained parameters by
@@ -39,7 +47,27 @@ def shard(model: Any, base: Base) -> dict[str, nn.Parameter]:
     fully_shard(
         model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False)
     ).set_reduce_scatter_unused_params(True)
-    return {name: _share(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    met: set[str] = set()  # names of parameters that a gradient was computed of since their shares were told
+    _noted(model, "", met)
+    for name, module in model.named_modules():
+        if module in blocks:
+            _noted(module, f"{name}.", met)
+    return {
+        name: _share(parameter, name, met) for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def _noted(module: Any, prefix: str, met: set[str]) -> None:
+    """Have `met` tell which of a module's own parameters a gradient is computed of, once they were whole for the first time."""
+    from torch.distributed.tensor import DTensor
+
+    def note(_module: Any, _inputs: Any) -> None:
+        first.remove()
+        for name, parameter in module.named_parameters(prefix.removesuffix(".")):
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: met.add(name))
+
+    first = module.register_forward_pre_hook(note)  # after FSDP's own
 
 
 def _widened(module: nn.Module) -> bool:
@@ -53,17 +81,28 @@ def _widened(module: nn.Module) -> bool:
     return bool(narrow)
 
 
-def _share(parameter: Any) -> nn.Parameter:
+def _share(parameter: Any, name: str, met: set[str]) -> Share:
     """The process's own part of a parameter, of the same storage. The part's gradient is put there as soon as it is known."""
-    own = nn.Parameter(parameter.to_local().detach())
+    own = Share(parameter.to_local().detach())
 
     def hand_over(whole: Any) -> None:
         gradient = whole.grad.to_local()
+        own.reached = name in met or (own.grad is not None and own.reached)
         own.grad = gradient if own.grad is None else own.grad.add_(gradient)
+        met.discard(name)
         whole.grad = None
 
     parameter.register_post_accumulate_grad_hook(hand_over)
     return own
+
+
+def drop_unreached(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+    """Leave shares without a gradient that no process's loss reaches, as one process has them: an optimizer then skips them, its
+    weight decay and moments too. All processes call it together."""
+    shares = [each for each in parameters if isinstance(each, Share)]
+    for share, reached in zip(shares, ranks.means([share.reached for share in shares]), strict=True):
+        if not reached:
+            share.grad = None
 
 
 def _refuse_tied(model: nn.Module, base: Base, blocks: list[nn.Module]) -> None:

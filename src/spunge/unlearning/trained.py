@@ -111,7 +111,7 @@ def training(
 
 def _shared_out(trained: Trained, base: Base, seed: int) -> Trained:
     """The same, of which each process holds its shares."""
-    parameters = list(shard(trained.model, base).values())
+    parameters: list[nn.Parameter] = [*shard(trained.model, base).values()]
     torch.manual_seed(seed + base.ranks.rank)  # each drops entries of its own rows
 
     def changes(factor: float) -> dict[str, Change]:

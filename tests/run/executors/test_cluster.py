@@ -4,9 +4,12 @@ import builtins
 import json
 import os
 import signal
+import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +18,10 @@ from spunge.errors import RecipeError
 from spunge.recipe.model import ModelSettings
 from spunge.run.executors import cluster as executor
 from spunge.run.executors.cluster import at_once
+from spunge.run.executors.executor import Done, Event, Given
 from spunge.run.executors.node import Seen
 from spunge.run.executors.nodes import RaySettings, needed, places
+from spunge.run.session import Used
 from started import Command, content, steps, under_way
 
 STEPS = 60
@@ -85,6 +90,43 @@ def test_what_waits_for_a_node_that_went_is_made_by_an_actor_that_is_free(
     monkeypatch.setattr(team, "_actors", [waits], raising=False)
     team._hand_over()
     assert len(ended) == moved  # with none that is free it goes on waiting
+
+
+def test_what_is_finished_when_a_stop_is_asked_for_is_told_and_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One end was heard and not told yet; another has come while its actor was asked to stop, which nothing there looks for."""
+    heard, made, lost = (
+        Event(Given(tmp_path, name), done=Done({}, name, 1.0, Used(None, None, 0)))
+        for name in ("heard", "made", "lost")
+    )
+    results, killed = {"made": made.done}, []
+
+    def wait(references: list[Any], num_returns: int = 1, timeout: float | None = None) -> tuple[list[Any], list[Any]]:
+        return [each for each in references if each in results], []
+
+    class RayError(Exception): ...
+
+    ray = SimpleNamespace(
+        get=lambda reference, timeout=None: results.get(reference, False),
+        wait=wait,
+        kill=lambda handle, no_restart: killed.append(handle),
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    handle = SimpleNamespace(stop=SimpleNamespace(options=lambda **_: SimpleNamespace(remote=object)))
+    team = object.__new__(executor.Cluster)
+    tasks = [SimpleNamespace(given=event.given) for event in (made, lost)]
+    actors = [
+        executor._Actor(handle, 0.0, task=task, result=event.given.stage, heard=True)  # type: ignore[arg-type]
+        for task, event in zip(tasks, (made, lost), strict=True)
+    ]
+    step = Event(heard.given, step=(1, 2, ""))
+    for name, value in {"_events": deque([step, heard]), "_again": [], "_actors": list(actors)}.items():
+        monkeypatch.setattr(team, name, value, raising=False)
+    assert list(team.wound_down()) == [heard, made]
+    assert len(killed) == 1
+    assert team._actors == [actors[0]]
 
 
 @pytest.fixture

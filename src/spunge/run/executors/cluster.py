@@ -243,13 +243,15 @@ class Cluster:
     def wound_down(self) -> Iterator[Event]:
         import ray
 
+        yield from (event for event in self._events if event.done is not None)  # heard, and not told yet
+        self._events.clear()
         self._again.clear()
         asked = {actor.handle.stop.options(concurrency_group=STOPPING).remote(): actor for _, actor in self._busy}
         for answer, actor in asked.items():
             looks = False
             with suppress(ray.exceptions.RayError):  # one that has not begun yet answers nothing
                 looks = ray.get(answer, timeout=PATIENCE if actor.heard else LOOKED_FOR)
-            if not looks:
+            if not looks and not ray.wait([actor.result], timeout=0)[0]:
                 self._end(actor)
         while busy := self._busy:
             ready, _ = ray.wait([actor.result for _, actor in busy], num_returns=1)

@@ -42,7 +42,7 @@ class Here:
         return self._made.pop()
 
     def wound_down(self) -> Iterator[Event]:
-        yield from ()
+        yield from self._made
 
 
 @contextmanager
