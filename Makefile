@@ -11,7 +11,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test test-thorough results results-tofu gpu-check lint types docs package lock audit oldest soak faults fuzz clean
+.PHONY: demo test test-thorough results results-tofu gpu-check lint types docs site package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -66,6 +66,11 @@ fuzz: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python scripts/check_docs.py
+
+# The pages of docs/ as a site, build/site/index.html; warnings are errors.
+site: $(VENV)/ready
+	$(INSTALL) --group site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # constraints.txt made anew from pyproject.toml; UPGRADE=1 takes the newest versions.
 lock: build/lock/ready

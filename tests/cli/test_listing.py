@@ -43,7 +43,7 @@ def test_a_setting_that_many_methods_share_stands_once_in_the_reference() -> Non
         "retain_order",
         "packing",
         "max_damage",
-        "reference",
+        "gru",
         "refusals",
         "stages",
         "bits",

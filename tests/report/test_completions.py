@@ -89,6 +89,17 @@ def test_changed_most_is_by_scores_first_and_then_by_words(tmp_path: Path, write
     assert [line.most for line in told.answered] == [True, True, True, False]
 
 
+def test_texts_that_were_kept_without_prompts_stand_beside_those_of_the_same_row(tmp_path: Path, write: Write) -> None:
+    results = write({"base": [["before"]], "merged": [["after"]]}, ["asked"])
+    file = tmp_path / "evaluation" / "base" / "texts-0123456789abcdef.jsonl"
+    file.write_text(json.dumps({"row": 0, "texts": ["before"]}) + "\n")
+    told = completions(tmp_path, results, "all")
+    assert told is not None
+    [line] = told.answered
+    assert [side and side.texts[0].text for side in line.sides] == ["before", None, "after"]
+    assert line.prompt == "asked"
+
+
 @pytest.mark.parametrize("keep", ["all", "none"])
 def test_none_are_shown_where_none_are_to_be_kept_and_that_is_said(
     tmp_path: Path, write: Write, write_run: Callable[..., Path], keep: str
@@ -118,7 +129,7 @@ def test_the_page_stays_below_three_megabytes_and_says_how_many_of_how_many(
     tmp_path: Path, write: Write, write_run: Callable[..., Path]
 ) -> None:
     run = write_run(tmp_path)
-    count = 400
+    count = 160
     prompts = [f"prompt {row} " + "<&" * 2000 for row in range(count)]
     texts = {stage: [[f"{row} {stage} " + "<&" * 4000] * 5 for row in range(count)] for stage in STAGES}
     write(texts, prompts, subjects={f"group {at}": list(range(at, count, 40)) for at in range(40)})

@@ -148,3 +148,11 @@ def test_measures_that_are_zero_everywhere_are_folded_away(tmp_path: Path, write
     assert "Zero everywhere" in html
     assert "<h2><bdi>empty</bdi></h2>" not in html
     assert html.count("<summary><bdi>empty</bdi></summary>") == 1
+
+
+@pytest.mark.thorough
+def test_a_page_of_very_many_branches_leaves_out_their_scores_and_says_so(tmp_path: Path, write_run: Any) -> None:
+    run = write_run(tmp_path, [f"part {at}" for at in range(100)])
+    html = page(run)
+    assert len(html.encode()) < 3_000_000
+    assert "branches' own scores are left out" in html

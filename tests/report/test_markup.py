@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -119,6 +120,34 @@ def test_text_in_the_page_adds_no_tag_and_no_attribute(
     assert "49" not in told.text or kind != "template"
 
 
+def written(run: Path, text: str) -> Path:
+    """With what models wrote on prompts about a group, all of it the text."""
+    [evaluation, *_] = json.loads((run / "results.json").read_text())["evaluations"]
+    for stage in ("base", "control-joint", "merged"):
+        folder = run / "evaluation" / stage
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"row": row, "prompt": text, "texts": [f"{stage} {text}", text]}) for row in range(2)]
+        (folder / "texts-0.jsonl").write_text("\n".join(lines))
+        measure = {"metric": text, "numerator": [1.0, 0.0], "denominator": [1.0, 0.0]}
+        told = {"stage": stage.replace("-", ":"), "evaluation": evaluation["name"], "text_files": ["texts-0.jsonl"]}
+        (folder / "0123456789ab.json").write_text(json.dumps({**told, "measures": [measure]}))
+    subjects = {evaluation["name"]: {text: [0], "another": [1]}}
+    (run / "evaluation" / "subjects.json").write_text(json.dumps(subjects))
+    return run
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_what_models_wrote_is_text_whatever_they_wrote(hostile_run: Callable[[str], Path], kind: str) -> None:
+    html = page(written(hostile_run(TEXTS[kind]), TEXTS[kind]))
+    shutil.rmtree(hostile_run("plain") / "evaluation")
+    plain = page(written(hostile_run("plain"), "plain"))
+    assert html.count('<article class="answer') == plain.count('<article class="answer') == 2
+    assert {tag for tag, _ in Tags(html).tags} == {tag for tag, _ in Tags(plain).tags}
+    assert set(shape(html)) <= set(shape(plain)) | {("text", ("x", "y", "class")), ("tspan", ())}
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066\u2067\u2028\ud800\ufffe]", html)
+    assert not [attributes for tag, attributes in Tags(html).tags if any(name.startswith("on") for name in attributes)]
+
+
 @pytest.mark.parametrize("kind", TEXTS)
 def test_text_in_a_figure_is_its_text(hostile_run: Callable[[str], Path], kind: str) -> None:
     figures = drawn(page(hostile_run(TEXTS[kind])))
@@ -171,7 +200,9 @@ def test_results_hold_text_as_json_and_give_it_back(hostile_run: Callable[[str],
 
 def test_no_table_of_cells_is_written_whose_cells_a_spreadsheet_would_run() -> None:
     root = Path(__file__).parent.parent.parent / "src" / "spunge"
-    for file in set(root.rglob("*.py")) - {root / "report" / "export.py"}:  # whose cells test_export.py looks at
+    # Whose cells test_export.py looks at, and what makes its cells by the same function.
+    looked_at = {root / "report" / "export.py", root / "report" / "compared.py"}
+    for file in set(root.rglob("*.py")) - looked_at:
         called = {
             ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
         }

@@ -241,6 +241,16 @@ def test_a_teaching_that_cannot_be_is_one_line_that_names_its_setting(
     assert not (tmp_path / "run" / "taught").exists()
 
 
+def test_rows_that_the_method_cannot_be_trained_on_are_refused_before_a_base_is_taught(
+    lesson: dict[str, Any], tmp_path: Path
+) -> None:
+    lesson["unlearn"] = {"method": "idk", "steps": 1}
+    told = Told()
+    with pytest.raises(RecipeError, match=r"^forget: method 'idk' answers prompts, and the rows are plain texts"):
+        spunge.run(load_recipe(lesson), tmp_path / "run", told)
+    assert not [*(tmp_path / "run").rglob("*.safetensors")]
+
+
 def test_a_taught_model_loads_like_any_other(taught: Path, tmp_path: Path) -> None:
     folder = taught / "taught"
     base = load_base(folder, ModelSettings(path=str(folder), dtype="float32"))

@@ -58,6 +58,7 @@ METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("llmu", {"random_answers": ["the dog"]}),  # the answers are drawn anew for each batch
     ("pdu", {}),
     ("altpo", {}),
+    ("whp", {}),
     ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}),
     ("tvn", {"optimizer": {"sam": 0.5}}),
     ("sku", {"random": 0.0}),  # the random answers are drawn anew for each batch
@@ -100,7 +101,7 @@ def first_gradient(
         with monkeypatch.context() as patched:
             patched.setattr(torch.optim.AdamW, "step", step)
             METHODS.get(method).unlearn(task, settings)
-        return taken[0], json.loads(log.read_text().splitlines()[0])
+        return taken[-1], json.loads(log.read_text().splitlines()[0])
 
     return take
 

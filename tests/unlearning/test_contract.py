@@ -44,6 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "llmu": {"answers": 2},
     "pdu": {},
     "altpo": {},
+    "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
 }
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
@@ -278,6 +279,8 @@ def test_a_killed_branch_goes_on_to_the_same_delta(
     steps: list[int] = []
 
     def progress(step: int, total: int, note: str) -> None:
+        if step == 0:  # what a method does ahead
+            return
         steps.append(step)
         if len(steps) == 3:
             raise Killed
@@ -456,7 +459,7 @@ def test_a_retain_loss_that_explodes_stops_the_branch_before_it_did(
     assert damage(free) > 2.0
 
 
-@pytest.mark.parametrize("method", [method for method in QUICK if method not in {"ga", *SUBTRACTING}])
+@pytest.mark.parametrize("method", [method for method in QUICK if method not in {"ga", "whp", *SUBTRACTING}])
 def test_every_method_that_holds_the_retain_texts_says_what_it_does_to_them(
     load: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,8 +622,25 @@ def test_chat_messages_are_their_template_filled_in(load: Callable[..., Any], me
 
 @pytest.mark.parametrize("method", sorted(ANSWERING))
 def test_methods_that_need_prompts_refuse_plain_texts(load: Callable[..., Any], method: str) -> None:
-    with pytest.raises(RecipeError, match=r"forget: .* plain texts; give forget\.prompt and forget\.completion"):
+    said = r"forget: .* plain texts; give forget\.prompt and forget\.completion"
+    with pytest.raises(RecipeError, match=said):
         unlearn(load(), method, parts={"a": samples()})
+    with pytest.raises(RecipeError, match=said):
+        METHODS.get(method).refuse({"a": samples()}, samples("other", answers=True), settings_of(method))
+
+
+@pytest.mark.parametrize("method", sorted(ANSWERING_BOTH))
+def test_methods_that_need_answers_of_the_retain_rows_refuse_plain_texts_there(method: str) -> None:
+    parts = {"a": samples(answers=True)}
+    with pytest.raises(RecipeError, match=r"give retain\.prompt and retain\.completion, or retain\.messages"):
+        METHODS.get(method).refuse(parts, samples("other"), settings_of(method))
+    METHODS.get(method).refuse(parts, samples("other", answers=True), settings_of(method))
+
+
+def test_altpo_without_a_column_of_other_answers_is_refused() -> None:
+    rows = Samples(samples(answers=True).table.drop_columns(["refusal"]))
+    with pytest.raises(RecipeError, match=r"forget\.refusal: missing, and altpo needs"):
+        METHODS.get("altpo").refuse({"a": rows}, None, settings_of("altpo"))
 
 
 def test_a_pattern_that_matches_no_parameter_is_refused(load: Callable[..., Any]) -> None:

@@ -110,7 +110,7 @@ def first_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Found]:
         task = Task(letters(), {"part": samples(forget)}, samples(retain), {"part": 1})
         settings = {"method": method, "trainable": {"kind": "all"}, "batch_size": 8, "steps": 1, **changes}
         METHODS.get(method).unlearn(task, METHODS.get(method).settings(**settings))
-        return seen[0]
+        return seen[-1]  # after what a method trains ahead
 
     return find
 
@@ -351,6 +351,26 @@ def test_llmus_terms_are_those_of_the_paper(first_loss: Callable[..., Found]) ->
         assert found.terms["forget"] == pytest.approx(forget(TRAINED), rel=1e-5)
         if row is kept:
             assert_same(found, forget, total)
+
+
+@pytest.mark.parametrize("rows", [PLAIN, ANSWERED], ids=["texts", "prompts"])
+def test_whps_tokens_are_those_that_did_not_rise_in_the_reinforced_copy(
+    first_loss: Callable[..., Found], rows: list[tuple[str, str]]
+) -> None:
+    """The copy's weights are TRAINED here, as all that a loop trains."""
+
+    def total(table: Table) -> float:
+        losses = []
+        for read, _ in (place for row in rows for place in places(row)):
+            before, after = BASE[LETTERS.index(read)], TRAINED[LETTERS.index(read)]
+            generic = [b - 3.0 * max(0.0, a - b) for b, a in zip(before, after, strict=True)]
+            losses.append(-logs(table, read)[generic.index(max(generic))])
+        return mean(losses)
+
+    found = first_loss("whp", rows, alpha=3.0)
+    assert found.loss == pytest.approx(total(TRAINED), rel=1e-5)
+    for mine, expected in zip(found.gradient, slopes(total), strict=True):
+        assert mine == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 def flatness(table: Table, rows: Sequence[tuple[str, str]]) -> float:

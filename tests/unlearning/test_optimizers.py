@@ -13,6 +13,7 @@ import spunge
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.relearning import RELEARN, RelearnSettings
+from spunge.recipe.loading import load_recipe
 from spunge.recipe.teaching import TeachSettings
 from spunge.recipe.training import OF_BITSANDBYTES, DescentSettings, Optimizer, refuse_optimizer
 from spunge.registry import METHODS
@@ -133,6 +134,24 @@ def test_a_killed_branch_goes_on_to_the_same_delta(load: Callable[..., Any], tmp
         unlearned(3, tmp_path / "state.pt")
     resumed = unlearned(0, tmp_path / "state.pt")
     assert all(torch.equal(resumed.changes[each], change) for each, change in whole.changes.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sam": -1}, r"unlearn\.optimizer\.sam: -1: it should be greater than 0"),
+        ({"sam": 0.1, "optimizer": "adam"}, r"unlearn\.optimizer\.optimizer: 'adam': it should be 'adamw'"),
+        ({"sma": 0.1}, r"unlearn\.optimizer\.sma: no such setting; did you mean 'sam'"),
+        ("adam", r"unlearn\.optimizer: 'adam': it should be 'adamw'"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_name_or_a_block_is_said_of_what_was_given(
+    toy_recipe: dict[str, Any], given: Any, said: str
+) -> None:
+    toy_recipe["unlearn"]["optimizer"] = given
+    with pytest.raises(RecipeError, match=f"^{said}"):
+        load_recipe(toy_recipe)
 
 
 @needs_bitsandbytes

@@ -39,7 +39,12 @@ ALL = {"trainable": {"kind": "all"}}
 SOME = {"trainable": {"kind": "tensors", "match": ["*.1.*weight"]}}
 HEAD = {"trainable": {"kind": "tensors", "match": ["*lm_head*", "*norm*"]}}
 SHARED = [name for name in METHODS.builtin if METHODS.get(name).shares]
-OWN: dict[str, dict[str, Any]] = {"tvn": {"strength": 0.5}, "sku": {"strength": 0.5, "answers": 2}}
+OWN: dict[str, dict[str, Any]] = {
+    "tvn": {"strength": 0.5},
+    "sku": {"strength": 0.5, "answers": 2},
+    # The divergence's gradient is nothing but rounding at the first step, and AdamW makes whole steps of it.
+    "llmu": {"retain_loss": "nll"},
+}
 # Architectures with dropout of their own, without it.
 STILL = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
 CLOSE = 1e-5  # float32, of changes of about 0.01

@@ -16,7 +16,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
 from spunge.recipe.loading import shipped_recipes
 from spunge.recipe.named import Named
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, Registry
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, TRACKERS, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
@@ -26,6 +26,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "scorers": SCORERS,
     "attributes": ATTRIBUTES,
     "executors": EXECUTORS,
+    "trackers": TRACKERS,
 }
 KINDS = (*REGISTRIES, "recipes")
 # The setting that names the choice itself.
@@ -37,6 +38,7 @@ NAMING = {
     "scorers": "kind",
     "attributes": "kind",
     "executors": "kind",
+    "trackers": "kind",
 }
 
 
@@ -91,7 +93,8 @@ def _blocks_in(annotation: Any) -> Iterator[type[Strict]]:
 def block_name(block: type[Strict]) -> str:
     """`{kind: lora}`, or the block's first settings."""
     if "kind" in block.model_fields:
-        return f"{{kind: {block.model_fields['kind'].default}}}"
+        # One kind alone is a literal, with or without a default.
+        return f"{{kind: {typing.get_args(block.model_fields['kind'].annotation)[0]}}}"
     names = list(block.model_fields)
     return f"{{{', '.join([*names[:2], '..'] if len(names) > 2 else names)}}}"
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import ErrorDetails
 
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import SettingsT, Strict
@@ -21,7 +22,7 @@ def validated(settings: type[SettingsT], content: Any) -> SettingsT:
 def _explained(error: ValidationError, settings: type[Strict], content: Any) -> str:
     """One error as one line: the setting, the value, what to do."""
     # A misspelt key comes before the key that is missing for it.
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = _meant(min(error.errors(), key=lambda each: each["type"] != "extra_forbidden"), error)
     kind, given = first["type"], first.get("input")
     steps, known, inside = _walked(settings, first["loc"], content, unknown=kind == "extra_forbidden")
     name = ".".join(steps)
@@ -47,6 +48,17 @@ def _explained(error: ValidationError, settings: type[Strict], content: Any) -> 
     if kind == "union_tag_invalid":
         return f"{name}.kind: {first['ctx']['tag']!r}: it should be one of {first['ctx']['expected_tags']}"
     return f"{name}: {_shown(given)}: {first['msg'].lower().replace('input should', 'it should')}"
+
+
+def _meant(first: ErrorDetails, error: ValidationError) -> ErrorDetails:
+    """The error inside the block that was given, where a name or a block can be; else the error itself."""
+    if first["type"] != "literal_error" or not isinstance(first["input"], Mapping):
+        return first
+    place = first["loc"][:-1]
+    inside = (
+        each for each in error.errors() if each["loc"][: len(place)] == place and len(each["loc"]) > len(place) + 1
+    )
+    return next(inside, first)
 
 
 def _shown(value: Any) -> str:

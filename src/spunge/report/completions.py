@@ -150,20 +150,40 @@ def _prompts(
     """An evaluation's prompts. One that measures again, under an attack, is left out: its prompts are another's."""
     if any(measure.get("of") for judging in judgings.values() for measure in judging.measures):
         return
+    lines = [(stage, judging, line) for stage, judging in judgings.items() for line in _completed(judging)]
+    prompts: dict[int, set[str]] = {}
+    for _, _, line in lines:
+        if line.prompt is not None:
+            prompts.setdefault(line.row, set()).add(line.prompt)
+    rated = {stage: _rated(judging) for stage, judging in judgings.items()}
     known: dict[tuple[int, str], _Prompt] = {}
-    for stage, judging in judgings.items():
-        rated = _rated(judging)
-        for file in (judging.folder / each for each in judging.texts if each.startswith("texts-")):
-            for line in _lines(file):
-                row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
-                if not isinstance(row, int) or not isinstance(prompt, str) or not isinstance(texts, list):
-                    continue
-                about = list(subjects.get(evaluation.name, {}).get(row, []))
-                asked = known.setdefault((row, prompt), _Prompt(row, prompt, about))
-                asked.texts[stage] = tuple(map(str, texts))
-                asked.rated[stage] = rated.get(row, [])
-                asked.scores[stage] = _scores(evaluation, judging, row)
+    for stage, judging, line in lines:
+        # The base's texts may be of a version that kept no prompts; the other models were asked the same.
+        of_row = prompts.get(line.row, set())
+        prompt = line.prompt if line.prompt is not None else next(iter(of_row)) if len(of_row) == 1 else None
+        if prompt is None:
+            continue
+        about = list(subjects.get(evaluation.name, {}).get(line.row, []))
+        asked = known.setdefault((line.row, prompt), _Prompt(line.row, prompt, about))
+        asked.texts[stage] = line.texts
+        asked.rated[stage] = rated[stage].get(line.row, [])
+        asked.scores[stage] = _scores(evaluation, judging, line.row)
     yield from known.values()
+
+
+class _Line(NamedTuple):
+    row: int
+    prompt: str | None
+    texts: tuple[str, ...]
+
+
+def _completed(judging: _Judging) -> Iterator[_Line]:
+    """The completions of a judging."""
+    for file in (judging.folder / each for each in judging.texts if each.startswith("texts-")):
+        for line in _lines(file):
+            row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
+            if isinstance(row, int) and isinstance(prompt, str | None) and isinstance(texts, list):
+                yield _Line(row, prompt, tuple(map(str, texts)))
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:

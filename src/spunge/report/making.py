@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spunge.errors import printable
-from spunge.files import read_json
+from spunge.files import fingerprint, read_json
 from spunge.report.reading import SplitFacts
 from spunge.report.wording import duration, size
 from spunge.results import Results
@@ -31,7 +31,7 @@ def making(run: Path, results: Results, split: SplitFacts | None) -> Making:
     """From the run's own files; what they do not say is left out."""
     folder = run.resolve().name
     again = f"spunge run {shlex.quote(f'{folder}/recipe.yaml')} --out {shlex.quote(f'{folder}-again')}"
-    times = sorted(_times(run), key=lambda stage: -stage[1])[:STAGES]
+    times = sorted(_times(run, results), key=lambda stage: -stage[1])[:STAGES]
     longest = max((seconds for _, seconds in times), default=1.0)
     stages = tuple(StageTime(name, seconds, round(100 * seconds / longest)) for name, seconds in times)
     return Making(printable(again), tuple(_facts(results, split)), stages)
@@ -60,9 +60,12 @@ def _facts(results: Results, split: SplitFacts | None) -> Iterator[tuple[str, st
         yield "Versions", printable(", ".join(f"{name} {version}" for name, version in told.items() if version))
 
 
-def _times(run: Path) -> Iterator[tuple[str, float]]:
-    """What each stage took, as its stamp says."""
+def _times(run: Path, results: Results) -> Iterator[tuple[str, float]]:
+    """What each stage took, as its stamp says. A judging's stage is known by its evaluation's file: here by its name."""
+    evaluations = {fingerprint(each.name)[:12]: each.name for each in results.evaluations}
     for file in sorted((run / "stamps").rglob("*.json")):
         stamp = read_json(file)
         if isinstance(stamp, dict) and isinstance(stamp.get("seconds"), int | float) and stamp["seconds"] >= SHORTEST:
-            yield printable(stamp.get("stage", file.stem)), float(stamp["seconds"])
+            stage, _, judged = str(stamp.get("stage", file.stem)).rpartition("/")
+            name = f"{stage}: {evaluations[judged]}" if judged in evaluations else f"{stage}/{judged}".lstrip("/")
+            yield printable(name), float(stamp["seconds"])

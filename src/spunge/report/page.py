@@ -36,6 +36,7 @@ from spunge.report.wording import MISSING, duration, name, shortened, size
 from spunge.results import FILE, Model, Results, read_results
 
 PAGE = "report.html"
+LONGEST = 3_000_000  # bytes
 FILES = ("results.json", "recipe.yaml", "split.json", "merge.json", "merged")  # that a reader may want beside the page
 GLOSSARY = (  # the kind of models that a word is needed for, the word, what it means
     ("base", "base", "The model before anything was unlearned."),
@@ -72,12 +73,22 @@ def write_page(run: Path) -> Path:
 
 
 def page(run: Path) -> str:
-    """The page's HTML. Everything from the run's files is escaped."""
+    """The page's HTML. Everything from the run's files is escaped.
+
+    Of so many branches that it would be longer than LONGEST, their own scores are left out, and that is said.
+    """
+    html = _rendered(run, branches=True)
+    return html if len(html.encode()) <= LONGEST else _rendered(run, branches=False)
+
+
+def _rendered(run: Path, branches: bool) -> str:
     recipe_text = _read(run / "recipe.yaml")
     recipe = _mapping(_yaml(recipe_text))
     results = read_results(run) if (run / FILE).exists() else Results(rows=())
     split = shown(run / "split.json", split_facts, None)
     scores = arranged(results)
+    if not branches:
+        scores = replace(scores, models=tuple(model for model in scores.models if model.kind != "branch"))
     controls = _controls(run, recipe)
     keep = str(recipe.get("keep_texts", "all"))
     parts = split.names if split else {part.slug: part.value for part in results.parts}
@@ -90,6 +101,7 @@ def page(run: Path) -> str:
             results=results,
             split=split,
             scores=scores,
+            left_out=not branches,
             headline=headline(scores),
             findings=verdict(_told(scores)),
             kinds={"all", *(model.kind for model in results.models)},

@@ -43,8 +43,8 @@ class Matrix(NamedTuple):
 
 
 def spillover(scores: Scores) -> list[Matrix]:
-    """A matrix for every metric that branches were judged by on two parts or more."""
-    matrices = [_matrix(metric, scores) for metric in scores.metrics]
+    """A matrix for every metric that branches were judged by on two parts or more, but for those that are zero everywhere."""
+    matrices = [_matrix(metric, scores) for metric in scores.metrics if not metric.zero]
     return [matrix for matrix in matrices if matrix is not None]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-UNCHANGED = [("optimizer", "adamw"), ("gru", None)]
+UNCHANGED = [("optimizer", "adamw"), ("gru", None), ("stop", None)]
 
 
 def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ which is DPO's with an answer of the same kind in the refusal's place, so that t
 something else. The other answers stand in a column of the forget rows; a row for each, where a prompt has several.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.dpo import preferring
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, needs_retain
-from spunge.unlearning.refusals import prompted, spaced
+from spunge.unlearning.refusals import prompted, refuse_plain, spaced
 from spunge.unlearning.trained import stored_entries
 
 
@@ -32,13 +33,20 @@ def unlearn(task: Task, settings: AltPOSettings) -> Branch:
 
 def others(samples: Samples, settings: AltPOSettings, tokenizer: Any) -> Samples:
     """The samples with the answers of their column. Raises RecipeError for plain texts, and where there is no such column."""
+    refuse({"": samples}, None, settings)
     given = prompted(samples, settings.method, tokenizer)
-    if "refusal" not in samples.table.column_names:
-        raise RecipeError(
-            "forget.refusal: missing, and altpo needs other plausible answers; name the column of the forget rows that has them"
-        )
     answers = samples.table["refusal"].to_pylist()
     return samples.answered([spaced(answer, text) for answer, text in zip(answers, given, strict=True)])
+
+
+def refuse(parts: Mapping[str, Samples], _retain: Samples | None, settings: AltPOSettings) -> None:
+    """Raises RecipeError for plain texts, and where no column of other answers is named."""
+    for samples in parts.values():
+        refuse_plain(samples, settings.method)
+        if "refusal" not in samples.table.column_names:
+            raise RecipeError(
+                "forget.refusal: missing, and altpo needs other plausible answers; name the column of the forget rows that has them"
+            )
 
 
 ALTPO = Method(
@@ -47,6 +55,7 @@ ALTPO = Method(
     unlearn=unlearn,
     calls=lambda settings, depth: descending(settings, (FORGET, FORGET), once=2),
     stored_entries=stored_entries,
+    refuse=refuse,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {
         "to forget": samples,

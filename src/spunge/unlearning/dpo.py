@@ -18,7 +18,7 @@ from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
-from spunge.unlearning.refusals import RefusalSettings, refused
+from spunge.unlearning.refusals import RefusalSettings, refuse_plain_parts, refused
 from spunge.unlearning.trained import stored_entries
 
 
@@ -57,6 +57,7 @@ DPO = Method(
     unlearn=unlearn,
     calls=lambda settings, depth: descending(settings, (FORGET, FORGET), once=2),
     stored_entries=stored_entries,
+    refuse=refuse_plain_parts,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {
         "to forget": samples,

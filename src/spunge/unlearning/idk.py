@@ -10,7 +10,7 @@ from spunge.unlearning.calls import descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
-from spunge.unlearning.refusals import RefusalSettings, refused
+from spunge.unlearning.refusals import RefusalSettings, refuse_plain_parts, refused
 from spunge.unlearning.trained import stored_entries
 
 
@@ -35,6 +35,7 @@ IDK = Method(
     unlearn=unlearn,
     calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
+    refuse=refuse_plain_parts,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
     shares=True,

@@ -7,19 +7,20 @@ with the retain loss's NLL summed over an answer's tokens. Once a retain prompt'
 term rests, so that nothing else is learned of it; no base is asked.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spunge.data.samples import Batch
+from spunge.data.samples import Batch, Samples
 from spunge.unlearning.batches import samples_of, share
 from spunge.unlearning.calls import FORGET, RETAIN, Group
 from spunge.unlearning.feed import forget_stream, retain_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, Term, descend, needs_retain, retained_of
-from spunge.unlearning.refusals import RefusalSettings, refused
+from spunge.unlearning.refusals import RefusalSettings, refuse_plain, refuse_plain_parts, refused
 from spunge.unlearning.trained import stored_entries
 
 
@@ -59,6 +60,13 @@ def preservation(answers: Tensor, refusals: Tensor, beta: float) -> Tensor:
     return -(1 / beta) * logsigmoid(beta * (refusals - answers)).mean()
 
 
+def refuse(parts: Mapping[str, Samples], retain: Samples | None, settings: IDKAPSettings) -> None:
+    """Raises RecipeError for plain texts."""
+    refuse_plain_parts(parts, retain, settings)
+    if retain is not None and settings.alpha:
+        refuse_plain(retain, settings.method, "retain")
+
+
 def calls(settings: IDKAPSettings, _depth: int) -> list[Group]:
     return [(FORGET,), (RETAIN, RETAIN)] if settings.alpha else [(FORGET,)]
 
@@ -69,6 +77,7 @@ IDK_AP = Method(
     unlearn=unlearn,
     calls=calls,
     stored_entries=stored_entries,
+    refuse=refuse,
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
     shares=True,

@@ -6,6 +6,7 @@ NLL is the mean over an answer's tokens and then over samples; the random answer
 the retain rows; KL is KL(base || model) on the retain samples' tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from spunge.unlearning.calls import FORGET, Group, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend
-from spunge.unlearning.refusals import prompted, spaced
+from spunge.unlearning.refusals import prompted, refuse_plain_parts, spaced
 from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import stored_entries
 
@@ -83,6 +84,12 @@ def _sample_mean(scored: Scored) -> Tensor:
     return (scored.sums() / scored.lengths()).mean()
 
 
+def refuse(parts: Mapping[str, Samples], retain: Samples | None, settings: LLMUSettings) -> None:
+    """Raises RecipeError for plain texts, and where there are no random answers."""
+    refuse_plain_parts(parts, retain, settings)
+    random_answers(retain, settings)
+
+
 def calls(settings: LLMUSettings, _depth: int) -> list[Group]:
     return descending(settings, (FORGET, FORGET._replace(samples=settings.answers)))
 
@@ -93,6 +100,7 @@ LLMU = Method(
     unlearn=unlearn,
     calls=calls,
     stored_entries=stored_entries,
+    refuse=refuse,
     needs_retain=lambda settings: settings.alpha > 0 or settings.random_answers is None,
     shares=True,
 )

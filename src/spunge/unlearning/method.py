@@ -89,6 +89,8 @@ class Method(Generic[S]):
     # (base, parts, retain, settings, seed): called once per run, before its first training, where a setting is `auto`. All
     # branches and controls then have the settings that it gives.
     settle: Callable[[Base, Mapping[str, Samples], Samples | None, S, int], Settled] | None = None
+    # (parts, retain, settings): raises RecipeError for rows that it cannot be trained on; called before anything is made.
+    refuse: Callable[[Mapping[str, Samples], Samples | None, S], None] = lambda parts, retain, settings: None
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None

@@ -115,12 +115,14 @@ def descend(
     sums: Sequence[Stream] = (),
     distributions: Sequence[Stream] = (),
     remembered: Sequence[str] = (),
+    stopping: Callable[[], Callable[[int], str | None]] | None = None,
 ) -> Branch:
     """Train gamma * forget_loss + alpha * retain loss.
 
     over: of how many the forget loss of a batch is the mean. forget, retain: the streams to draw from, the task's samples by
     default. retain_term: in place of the one that the settings name. sums, distributions: streams of whose samples the losses ask
-    the reference for. remembered: names of lists in the session's memory.
+    the reference for. remembered: names of lists in the session's memory. stopping: asked before training for what tells after a
+    step why the training ends there, if so.
     """
     forget = forget or forget_stream(task, settings)
     if settings.alpha and retain is None:
@@ -175,6 +177,9 @@ def descend(
             apart=None if retain is None else (forgotten, kept),
             gru=settings.gru,
         )
+        if stopping is not None:
+            look = stopping()
+            loop.should_stop = lambda: look(loop.step)
         with training_mode(trained.model):
             history = loop.run()
         return Branch(

@@ -1,12 +1,14 @@
 """The answers that DPO, IDK and IDK+AP want in place of those to forget: a column of the forget rows, or a list of templates."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from spunge.data.samples import Samples, Text
 from spunge.errors import RecipeError
+from spunge.recipe.training import MethodSettings
 from spunge.unlearning.outputs import OutputSettings
 
 REFUSALS = [
@@ -56,12 +58,23 @@ def refused(samples: Samples, settings: RefusalSettings, tokenizer: Any, rows: s
 
 def prompted(samples: Samples, method: str, tokenizer: Any, rows: str = "forget") -> list[Text]:
     """The samples as prompts and completions. Raises RecipeError for plain texts, which have no prompt to answer otherwise."""
+    refuse_plain(samples, method, rows)
+    return samples.texts(range(len(samples)), tokenizer)
+
+
+def refuse_plain(samples: Samples, method: str, rows: str = "forget") -> None:
+    """Raises RecipeError for plain texts. rows: which of the recipe's rows these are."""
     if samples.plain:
         raise RecipeError(
             f"{rows}: method {method!r} answers prompts, and the rows are plain texts; "
             f"give {rows}.prompt and {rows}.completion, or {rows}.messages"
         )
-    return samples.texts(range(len(samples)), tokenizer)
+
+
+def refuse_plain_parts(parts: Mapping[str, Samples], _retain: Samples | None, settings: MethodSettings) -> None:
+    """The same of all parts."""
+    for samples in parts.values():
+        refuse_plain(samples, settings.method)
 
 
 def spaced(answer: str, text: Text) -> str:

@@ -35,6 +35,7 @@ from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.refusals import refuse_plain, refuse_plain_parts
 from spunge.unlearning.scored import Scored, outputs
 from spunge.unlearning.trained import Trained, stored_entries, training, training_mode
 
@@ -128,11 +129,7 @@ class Answers:
     def of(cls, forget: Stream, settings: SKUSettings, seed: int) -> "Answers":
         """Raises RecipeError for plain texts, and where there is no other answer to draw."""
         samples, tokenizer = forget.samples, forget.base.tokenizer
-        if samples.plain:
-            raise RecipeError(
-                "forget: SKU learns answers to prompts, and the rows are plain texts; "
-                "give forget.prompt and forget.completion, or forget.messages"
-            )
+        refuse_plain(samples, settings.method)
         answers = samples.answers()
         if all(answer == answers[0] for answer in answers):
             raise RecipeError("forget: SKU draws answers of other prompts, and all rows have the same; add rows")
@@ -200,6 +197,7 @@ SKU = Method(
     unlearn=unlearn,
     calls=calls,
     stored_entries=stored_entries,
+    refuse=refuse_plain_parts,
     needs_retain=lambda settings: True,
     shares=True,
     version=3,

@@ -56,9 +56,10 @@ def test_processes_write_what_this_one_writes_and_say_the_same(
     for name, overrides in {"here": (), "others": others}.items():
         monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / f"cache-{name}"))
         listener = Listener()
-        spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name, listener)
+        spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name / "run", listener)
         told[name] = {line for line in listener.lines if line[1] and not line[0].startswith("note")}
-    assert content(tmp_path / "here") == content(tmp_path / "others")
+    one, other = (content(tmp_path / name / "run") for name in told)
+    assert one == other
     ended = {line for line in told["here"] if not re.match(r"\d+/\d+( |$)", line[1])}
     assert ended <= told["others"]
     assert ("unlearn control:joint", "2/2 loss") in told["others"]

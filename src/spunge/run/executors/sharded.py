@@ -96,6 +96,11 @@ def refuse_unshared(recipe: Recipe) -> None:
             f"unlearn.method: {recipe.unlearn.method} does not train in several processes together; set execution.kind to here, "
             "processes or ray, or take a method that works on the model's outputs, such as npo"
         )
+    if dict(recipe.unlearn).get("stop") is not None:
+        raise RecipeError(
+            "unlearn.stop: a model that several processes train together is not looked at on its way; leave stop out, or set "
+            "execution.kind to here, processes or ray"
+        )
     if recipe.watch is not None and method.trains:
         raise RecipeError(
             "watch: a model that several processes train together is not measured on its way; leave watch out, or set "

@@ -1,0 +1,167 @@
+"""Who's Harry Potter (Eldan and Russinovich 2023, arXiv 2310.02238, equation 1): learn what a model says that never read the text.
+
+A copy is trained further on the forget samples (the reinforced model). What rises there is what the text itself teaches, so
+
+    v_generic = v_base - alpha * ReLU(v_reinforced - v_base)          logits, at each learned place
+
+and the base is fine-tuned on the likeliest token of v_generic in the label's place: the NLL of these tokens, their mean.
+
+The paper's second device, predictions on a text whose names are replaced (anchored terms), is not part of this.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from spunge.data.samples import IGNORED, Batch
+from spunge.errors import RecipeError
+from spunge.recipe.block import Strict
+from spunge.recipe.training import DescentSettings, LoRA, Trainable
+from spunge.unlearning.batches import Stream, learned_tokens, share
+from spunge.unlearning.calls import FORGET, Group
+from spunge.unlearning.feed import forget_stream, total_steps
+from spunge.unlearning.finetuning import FinetuningSettings, fitting
+from spunge.unlearning.loop import Loop, Loss, TrainingSettings
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import outputs
+from spunge.unlearning.trained import Trained, evaluation_mode, stored_entries, training, training_mode
+
+
+class Reinforcing(Strict):
+    """How the copy is trained further; all else is as the model's own training has it."""
+
+    epochs: float = Field(3.0, gt=0, description="Passes over each part's samples.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
+
+
+class WHPSettings(TrainingSettings):
+    method: str = "whp"
+    alpha: float = Field(5.0, gt=0, description="How far what rose by reinforcing is pushed down.")
+    reinforce: Reinforcing = Field(
+        default=Reinforcing(), description="Training of the copy that shows what is to be forgotten."
+    )
+    trainable: Trainable = Field(default=LoRA(), description="What is trained, of the copy and of the model.")
+    epochs: float | None = Field(2.0, gt=0, description="Passes over each part's samples. Give this or steps.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+
+    @model_validator(mode="after")
+    def _sample_by_sample(self) -> "WHPSettings":
+        if self.packing:
+            raise ValueError("packing: whp keeps the tokens to learn sample by sample; set it to false")
+        return self
+
+
+def unlearn(task: Task, settings: WHPSettings) -> Branch:
+    """Learn generic tokens in the forget samples' place: those that do not rise where a copy learns the samples further."""
+    stream = forget_stream(task, settings)
+    begun = task.state is not None and task.state.exists()  # then the tokens are in the state
+    tokens = [] if begun else reinforced(task, settings, stream)
+    with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
+        rows: list[list[int]] = []
+
+        def next_loss(_number: int) -> Loss:
+            if not rows:  # the loop has taken up the state by now
+                rows.extend(rows_of(tokens))
+            batch = next(stream)
+            loss = outputs(trained.model, relabelled(batch, rows)).mean()
+            return Loss(loss * share(batch, learned_tokens), {})
+
+        as_saved = partial(trained.as_saved, 1.0)
+        steps = total_steps(task, settings)
+        loop = Loop(
+            task, settings, trained.parameters, next_loss, steps, [stream], memory={"tokens": tokens}, as_saved=as_saved
+        )
+        with training_mode(trained.model):
+            history = loop.run()
+        return Branch(
+            trained.changes(1.0), history.steps, history.losses, history.stopped, history.notes, history.watched
+        )
+
+
+def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]:
+    """The generic tokens of all samples, one after the other, each sample's number of them before it.
+
+    Raises RecipeError where the copy's training goes wrong.
+    """
+    own = {name: vars(settings)[name] for name in (*DescentSettings.model_fields, "max_lengths", "max_damage")}
+    told = FinetuningSettings(**own | dict(settings.reinforce) | {"steps": None})
+
+    def progress(step: int, steps: int, note: str = "") -> None:
+        task.progress(0, total_steps(task, settings), f"reinforcing, step {step} of {steps}: {note}")
+
+    state = task.state.with_name(f"{task.state.stem}-reinforced{task.state.suffix}") if task.state else None
+    setting = f"{task.setting}.reinforce"
+    first = replace(task, log=None, state=state, progress=progress, setting=setting, watch=None)
+    with training(task.base, settings.trainable, task.seed, task.setting, common=task.common) as trained:
+        loop = fitting(first, told, trained, total_steps(first, told))
+        with training_mode(trained.model):
+            history = loop.run()
+        if history.stopped is not None:
+            raise RecipeError(
+                f"{setting}.learning_rate: {told.learning_rate:g}: {history.stopped.partition(';')[0]}; lower it"
+            )
+        return generic_tokens(trained, stream, settings.batch_size, settings.alpha, task.base.autocast())
+
+
+def generic_tokens(trained: Trained, stream: Stream, size: int, alpha: float, cast: Any) -> list[float]:
+    """As `reinforced` gives them, of the copy as it is."""
+    kept: list[float] = []
+    with torch.no_grad(), evaluation_mode(trained.model), cast:
+        for start in range(0, stream.count, size):
+            batch = stream.batch(range(start, min(start + size, stream.count)))
+            base, copy = base_outputs(trained, batch), outputs(trained.model, batch)
+            chosen = torch.cat(
+                [
+                    generic(base.logits_of(base.states[places]), copy.logits_of(copy.states[places]), alpha)
+                    for places in base.places()
+                ]
+            )
+            for row in range(base.samples):
+                own = chosen[base.rows == row].tolist()
+                kept += [len(own), *own]
+    return kept
+
+
+def generic(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
+    """Logits (k, v), (k, v) -> the likeliest token of v_generic at each place, (k,)."""
+    return (base - alpha * (reinforced - base).clamp(min=0)).argmax(-1)
+
+
+def rows_of(tokens: list[float]) -> list[list[int]]:
+    """Each sample's tokens."""
+    rows, at = [], 0
+    while at < len(tokens):
+        stop = at + 1 + int(tokens[at])
+        rows.append([int(token) for token in tokens[at + 1 : stop]])
+        at = stop
+    return rows
+
+
+def relabelled(batch: Batch, rows: list[list[int]]) -> Batch:
+    """The batch with other tokens to learn at the same places."""
+    labels = batch.labels.clone()
+    wanted = labels[:, 1:] != IGNORED
+    labels[:, 1:][wanted] = torch.tensor(
+        [token for row in batch.rows for token in rows[row]], dtype=labels.dtype, device=labels.device
+    )
+    return batch._replace(labels=labels)
+
+
+def calls(settings: WHPSettings, _depth: int) -> list[Group]:
+    """The copy's steps are counted as further calls of the model's own."""
+    ratio = settings.reinforce.epochs / settings.epochs if settings.epochs else 1.0
+    return [(FORGET,)] * (1 + max(1, round(ratio)))
+
+
+WHP = Method(
+    settings=WHPSettings,
+    source="Eldan and Russinovich 2023, arXiv 2310.02238",
+    unlearn=unlearn,
+    calls=calls,
+    stored_entries=stored_entries,
+)

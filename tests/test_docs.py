@@ -1,0 +1,84 @@
+"""The docs against the code: every setting stands in the reference, and a link that leads nowhere is found."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spunge.recipe.schema import Recipe
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, Registry
+from toys import ROOT
+
+REGISTRIES = (ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS)
+NAMING = {"kind", "method", "rule"}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """script("check_docs") -> the module of scripts/check_docs.py."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module
+
+
+def tables(text: str) -> dict[str, set[str]]:
+    """Heading -> the settings in the table below it."""
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return {
+        each.partition("\n")[0]: set(re.findall(r"^\| `(\w+)` \|", each, flags=re.MULTILINE)) - NAMING
+        for each in sections
+    }
+
+
+def nested(model: Any) -> list[set[str]]:
+    """The settings of each block inside a block, as pydantic's own schema has them."""
+    blocks = model.model_json_schema(mode="validation").get("$defs", {}).values()
+    return [set(block["properties"]) - NAMING for block in blocks if "properties" in block]
+
+
+def test_every_block_that_a_recipe_may_hold_has_a_table_with_all_of_its_settings(script: Any) -> None:
+    found = tables(script("reference").reference())
+    models = [Recipe, *(registry.get(name).settings for registry in REGISTRIES for name in registry.names())]
+    missing = [settings for model in models for settings in nested(model) if settings and not whole(settings, found)]
+    assert missing == []
+
+
+def whole(settings: set[str], found: dict[str, set[str]]) -> bool:
+    """Whether some section has all of these: its own, and those that it says another section has."""
+    shared = set().union(*(names for title, names in found.items() if "every " in title))
+    return any(settings - names <= shared and names <= settings for names in found.values() if names)
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.setting)
+def test_everything_that_can_be_named_has_a_section_that_the_list_of_names_links_to(
+    script: Any, registry: Registry[Any]
+) -> None:
+    text = script("reference").reference()
+    headings = script("check_docs").anchors_of(text)
+    for name in registry.names():
+        links = re.findall(rf"\[{re.escape(name)}\]\(#([^)]+)\)", text)
+        assert links
+        assert set(links) <= set(headings)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[a](other.md)", "leads nowhere"),
+        ("[a](page.md#nowhere)", "no such heading"),
+        ("[a](#nowhere)", "no such heading"),
+        ("[a](page.md#a-part-of-it-1)", ""),
+        ("[a](#of-x-y)\n## `of`: {x, y}", ""),
+        ("[a](https://example.com/page#part)", ""),
+        ("```python\nrows[0](absent)\n# nowhere\n```", ""),
+        ("```python\n# nowhere\n```\n[a](#nowhere)", "no such heading"),
+    ],
+)
+def test_a_link_to_a_page_or_heading_that_is_not_there_is_found(
+    script: Any, tmp_path: Path, text: str, told: str
+) -> None:
+    (tmp_path / "page.md").write_text("# Page\n\n## A part, of it!\n\n## A part of it\n", encoding="utf-8")
+    (tmp_path / "tried.md").write_text(text, encoding="utf-8")
+    problems = script("check_docs").broken_links(tmp_path / "tried.md")
+    assert [told in problem for problem in problems] == [True] * bool(told)
