@@ -74,6 +74,7 @@ KEYS = {
     "scorers": "evaluate.scorer",
     "attributes": "split.by",
     "executors": "execution",
+    "trackers": "track",
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from spunge import registry
 from spunge.errors import RecipeError
 from spunge.recipe.explanation import validated
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, TRACKERS
 
 ALL: dict[str, Any] = {
     "methods": METHODS,
@@ -20,6 +20,7 @@ ALL: dict[str, Any] = {
     "scorers": SCORERS,
     "attributes": ATTRIBUTES,
     "executors": EXECUTORS,
+    "trackers": TRACKERS,
 }
 NAMING = {
     "methods": "method",
@@ -29,6 +30,7 @@ NAMING = {
     "scorers": "kind",
     "attributes": "kind",
     "executors": "kind",
+    "trackers": "kind",
 }
 # What a value's settings cannot do without.
 NEEDED: dict[str, dict[str, Any]] = {

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spunge.merging.rule import Rule
     from spunge.recipe.block import Strict
     from spunge.run.executors.executor import Executor
+    from spunge.run.trackers.tracker import Tracker
     from spunge.unlearning.method import Method
 
 
@@ -286,5 +287,17 @@ EXECUTORS: "Registry[Executor[Any]]" = Registry(
         "processes": "spunge.run.executors.processes:PROCESSES",
         "ray": "spunge.run.executors.cluster:RAY",
         "sharded": "spunge.run.executors.sharded:SHARDED",
+    },
+)
+TRACKERS: "Registry[Tracker[Any]]" = Registry(
+    "track.kind",
+    "tracker",
+    "spunge.trackers",
+    "spunge.run.trackers.tracker:Tracker",
+    {
+        "tensorboard": "spunge.run.trackers.tensorboard:TENSORBOARD",
+        "wandb": "spunge.run.trackers.wandb:WANDB",
+        "mlflow": "spunge.run.trackers.mlflow:MLFLOW",
+        "trackio": "spunge.run.trackers.trackio:TRACKIO",
     },
 )

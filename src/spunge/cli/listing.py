@@ -16,7 +16,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
 from spunge.recipe.loading import shipped_recipes
 from spunge.recipe.named import Named
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, Registry
+from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, TRACKERS, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "methods": METHODS,
@@ -26,6 +26,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "scorers": SCORERS,
     "attributes": ATTRIBUTES,
     "executors": EXECUTORS,
+    "trackers": TRACKERS,
 }
 KINDS = (*REGISTRIES, "recipes")
 # The setting that names the choice itself.
@@ -37,6 +38,7 @@ NAMING = {
     "scorers": "kind",
     "attributes": "kind",
     "executors": "kind",
+    "trackers": "kind",
 }
 
 

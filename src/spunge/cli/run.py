@@ -75,7 +75,7 @@ def run(
     with loading():
         from spunge.progress import Terminal
         from spunge.recipe.loading import load_recipe
-        from spunge.report.text import headline_text
+        from spunge.report.text import short_text
         from spunge.run.folder import default_folder
         from spunge.run.pipeline import run as run_recipe
 
@@ -95,9 +95,8 @@ def run(
         print_json(results.content)
         return
     print_scores(results)
-    if told := headline_text(results):
-        say(f"\n{told}")
-    say(f"\nmodel:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+    say(f"\n{short_text(results)}")
+    say(f"model:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
 
 
 def plan(

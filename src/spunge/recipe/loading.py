@@ -100,8 +100,8 @@ def shipped_recipes() -> list[Path]:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """YAML with every default filled in; it loads to an equal recipe, to be run here: where it is run is no part of a run."""
-    return write_yaml(recipe.model_dump(mode="json", exclude={"execution"}), width=120)
+    """YAML with every default filled in; it loads to an equal recipe, to be run here and told to nobody."""
+    return write_yaml(recipe.model_dump(mode="json", exclude={"execution", "track"}), width=120)
 
 
 def _copied(content: Mapping[str, Any]) -> Any:

@@ -22,9 +22,10 @@ from spunge.recipe.reference import JudgedModel, Reference, referred
 from spunge.recipe.rows import NEUTRAL, ForgetRows, Rows
 from spunge.recipe.split import Split
 from spunge.recipe.teaching import TeachSettings
+from spunge.recipe.tracking import TrackSettings
 from spunge.recipe.training import LoRA, MethodSettings
 from spunge.recipe.watching import Watch, refuse_watch
-from spunge.registry import EVALUATORS, EXECUTORS, METHODS, RULES
+from spunge.registry import EVALUATORS, EXECUTORS, METHODS, RULES, TRACKERS
 
 
 class Published(Strict):
@@ -123,6 +124,11 @@ class Recipe(Strict):
         validate_default=True,
         description="Where the stages are made: here, one after the other; by several processes; on a Ray cluster. No result "
         "depends on it. See [scale](scale.md).",
+    )
+    track: Annotated[SerializeAsAny[TrackSettings] | None, named(TRACKERS, "kind")] = Field(
+        None,
+        description="Who is told losses and scores beside the run's folder: tensorboard, wandb, mlflow, trackio, each an extra. "
+        "Default: nobody. No result depends on it. See [seeing runs](seeing.md#told-to-others-track).",
     )
     published: list[Published] = Field(
         default_factory=list, description="Figures of a paper that the report sets beside the run's own."

@@ -6,7 +6,7 @@ from spunge.report.published import published
 from spunge.report.scores import Scores, arranged
 from spunge.report.spillover import spillover
 from spunge.report.verdict import basis, verdict
-from spunge.report.wording import MISSING, aligned, name, shortened, unisolated
+from spunge.report.wording import MISSING, aligned, duration, name, shortened, size, unisolated
 from spunge.results import Results
 
 NAME = 40  # columns that a name may take
@@ -19,9 +19,20 @@ def report_text(results: Results) -> str:
     return "\n".join(section for section in sections if section)
 
 
-def headline_text(results: Results) -> str:
-    """The verdict in one sentence; nothing where nothing was measured."""
-    return unisolated(headline(arranged(results)))
+def short_text(results: Results) -> str:
+    """A run in three plain sentences: what was forgotten and what it cost, what certain means here, and what it took."""
+    scores = arranged(results)
+    told = headline(scores)
+    sure = (
+        "For certain means that the 95% interval of the difference, paired by item, excludes no change."
+        if scores.paired
+        else ""
+    )
+    took = [] if results.seconds is None else [f"took {duration(results.seconds)}"]
+    took += [] if results.peak_memory is None else [f"held at most {size(results.peak_memory)} of memory"]
+    where = f" on {results.device}" if results.device and took else ""
+    last = f"All stages together {' and '.join(took)}{where}." if took else ""
+    return "".join(f"{unisolated(printable(line))}\n" for line in (told, sure, last) if line)
 
 
 def verdict_text(scores: Scores) -> str:

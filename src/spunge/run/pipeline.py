@@ -29,6 +29,7 @@ from spunge.run.stamps import faults
 from spunge.run.status import recipe_file
 from spunge.run.teach import refuse_lessons
 from spunge.run.texts import bring_back, drop_texts, note_rows
+from spunge.run.tracking import refuse_tracker, tracked
 from spunge.run.train import refuse_rows
 from spunge.run.unseen import refuse_seen
 from spunge.run.watching import refuse_watch
@@ -59,8 +60,10 @@ def run(
         begun = begin(recipe, folder, watcher)
         if not replace:
             refuse_losing(begun)
-        with team_of(begun, watcher) as team:
-            return finish(begun, team, watcher, replace, [other for other in runs if other != folder])
+        with tracked(recipe, folder, watcher) as told, team_of(begun, told) as team:
+            results = finish(begun, team, told, replace, [other for other in runs if other != folder])
+            told.results(results)
+        return results
 
 
 def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) -> Run:
@@ -70,6 +73,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     """
     watcher.begin("read and split the rows")
     EXECUTORS.get(recipe.execution.kind).room(recipe)
+    refuse_tracker(recipe)
     begun = build(recipe, folder, written)
     inputs = begun.seeds[0].inputs
     sizes = ", ".join(f"{part.value}: {len(part.samples)}" for part in inputs.parts.parts)

@@ -67,6 +67,8 @@ def tune(
             "watch.keep: best: a step chosen in each trial and a trial chosen by its scores are two choices; set keep to last, and "
             "give unlearn.steps a range"
         )
+    if first.track is not None:
+        raise RecipeError("track: the trials of a search are not tracked; leave it out, and look at the search's page")
     refuse_unknown(judge)
     folder = Path(out or f"{default_folder(recipe)}-tune").resolve()
     refuse_unmeasured(goals, BaseInputs(trial_recipe(first, goals), folder).evaluations)

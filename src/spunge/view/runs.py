@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from spunge.errors import RecipeError
 from spunge.report.comparison import made_by
+from spunge.report.headline import headline
 from spunge.report.scores import arranged
 from spunge.report.settings import RECIPE, recipe_of
-from spunge.report.verdict import verdict
 from spunge.report.wording import unisolated
 from spunge.results import FILE, Results, read_results
 from spunge.run.live import FILE as PROGRESS
@@ -121,10 +121,7 @@ def _about(folder: Path, results: Results | None) -> About:
         scores = arranged(results)
         merged = next(iter(scores.of_kind("merged")), None)
         base = next((model.base for model in results.models if model.base), "")
-        findings = verdict(scores)
-        fact = findings[0].facts[0] if findings else None
-        said = unisolated(f"{fact.metric} {fact.text}") if fact else ""
-        return About(base or "", made_by(merged) if merged else "", said)
+        return About(base or "", made_by(merged) if merged else "", unisolated(headline(scores)))
     try:
         recipe = recipe_of(folder) if not (folder / RECIPE).is_symlink() else {}
     except RecipeError:

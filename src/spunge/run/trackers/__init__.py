@@ -1,0 +1,1 @@
+"""Those who are told how a run goes: one file each."""
