@@ -11,6 +11,8 @@ from typing import Any
 # What two undisturbed runs differ in: what they took.
 TOOK = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|([0-9.]+ (h|min|s|GiB|MiB)\b ?)+'
+    # In the page: when, and the stages by what they took.
+    r'|<time>[^<]*</time>|<tr>(?:(?!</tr>).)*class="bar".*?</tr>\s*'
 )
 
 

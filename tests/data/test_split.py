@@ -1,6 +1,7 @@
 """Reading and splitting rows: sources, conditions, attributes, and what was dropped and why."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,44 @@ def test_a_heading_with_spaces_around_is_named_without_them(tmp_path: Path) -> N
     recipe = {"model": {"path": "m"}, "forget": {"source": str(tmp_path / "rows.csv")}, "split": {"by": "topic"}}
     parts = split_rows(load_recipe({**recipe, "unlearn": {"method": "tvn"}}))
     assert [(part.value, part.rows) for part in parts.parts] == [("a", 1)]
+
+
+@pytest.mark.parametrize("kind", ["text", "pairs", "conversations"])
+def test_samples_that_are_made_a_few_at_a_time_and_kept_in_a_file_are_those_that_are_made_at_once(
+    toy_recipe: dict[str, Any],
+    write_rows: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    asks = [{"role": "user", "content": "ask"}]
+    rows = [
+        {
+            "text": f"words {number}",
+            "refusal": f"no {number}",
+            "prompt": f"ask {number}",
+            "completion": f"tell {number}",
+            "messages": [*asks, {"role": "assistant", "content": f"tell {number}"}],
+            "topic": "ab"[number % 2],
+        }
+        for number in range(23)
+    ]
+    columns = {
+        "text": {"text": "text"},
+        "pairs": {"prompt": "prompt", "completion": "completion", "refusal": "refusal"},
+        "conversations": {"messages": "messages"},
+    }
+    toy_recipe["forget"] = {"source": str(write_rows("mine.jsonl", rows)), "limit": 8, **columns[kind]}
+    recipe = load_recipe(toy_recipe)
+    at_once = split_rows(recipe).parts
+    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("spunge.data.split.AT_ONCE", 3)
+    monkeypatch.setattr("spunge.data.keeping.IN_MEMORY", 0)
+    few = split_rows(recipe).parts
+    assert len(few) == 2
+    for one, other in zip(at_once, few, strict=True):
+        assert one.samples.table.equals(other.samples.table)
+        assert one.samples.sha256 == other.samples.sha256
+        assert other.samples.table.column(0).num_chunks == 3
+    left = [file.name for file in (tmp_path / "cache").rglob("*.arrow*")]
+    assert not [name for name in left if name.startswith(f"{os.getpid()}-")]

@@ -81,7 +81,7 @@ def files_of(folder: Path) -> list[str]:
     return [name for name in listed if name not in (".lock", "cached-rows.json") and "europe" not in name]
 
 
-FILES = 40  # of that run; the number is needed before there is a run
+FILES = 41  # of that run; the number is needed before there is a run
 
 
 def damaged_cases() -> list[Any]:

@@ -37,6 +37,26 @@ def test_a_training_is_planned_by_its_own_rows_lengths_and_sizes(toy_recipe: dic
     }
 
 
+@pytest.mark.parametrize(
+    ("given", "calls", "copies"),
+    [
+        ("optimizer: {sam: 0.1}", ["forget", "retain", "forget"], 1),
+        ("gru: 0.8", ["forget", "retain"], 2),
+        ("optimizer: {sam: 0.1, optimizer: sophia}, gru: 0.8", ["forget", "retain", "forget"], 3),
+    ],
+)
+def test_what_changes_the_gradients_is_planned(
+    toy_recipe: dict[str, Any], tmp_path: Path, given: str, calls: list[str], copies: int
+) -> None:
+    told = f"unlearn={{method: graddiff, steps: 5, epochs: null, {given}}}"
+    line = begun(toy_recipe, tmp_path, told, "controls=[]").seeds[0]
+    steps = training_cost(line.trainings[0], line).steps
+    assert steps is not None
+    assert [call.of for group in steps.groups for call in group] == calls
+    assert steps.further == copies
+    assert steps.optimizer == ("sophia" if "sophia" in given else "adamw")
+
+
 def test_the_joint_control_takes_the_steps_that_the_branches_take_together(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from spunge.recipe.loading import load_recipe
 from spunge.run.graph import Graph, Stage
+from spunge.run.stages.building import build
 from spunge.run.turns import turns
 
 
@@ -33,3 +35,19 @@ def test_no_stage_has_its_turn_before_what_it_needs_and_no_more_than_so_many_hav
         assert last <= sum(seconds.values()) + 1e-9
         if at_once == 1:
             assert last == pytest.approx(sum(seconds.values()))
+
+
+def test_branches_are_made_at_once_and_so_are_evaluations_of_different_models(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    graph = build(load_recipe(toy_recipe), tmp_path / "run").graph
+    seconds = {name: 1.0 for name, stage in graph.stages.items() if stage.make is not None and not stage.light}
+    begins = {turn.stage: turn.start for turn in turns(graph, seconds, 100)}
+    assert begins["branch:asia"] == begins["branch:europe"] == begins["control:joint"]
+    judged: dict[str, list[float]] = {}
+    for name, start in begins.items():
+        if name.startswith("judge:"):
+            judged.setdefault(name.partition("/")[0], []).append(start)
+    assert len(judged) > 2
+    assert set(judged["judge:merged"]) & set(judged["judge:control:joint"])
+    assert all(starts == sorted(set(starts)) for starts in judged.values())  # those of one model follow each other

@@ -11,9 +11,10 @@ def view(
     folder: Annotated[str, typer.Argument(metavar="[FOLDER]", help="A folder of runs. Default: runs.")] = "runs",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8642,
 ) -> None:
-    """Show the runs of a folder in a browser: what they found, how far those are that run, several beside each other.
+    """Show the runs of a folder in a browser.
 
-    For this machine alone, and to look at: it changes nothing. Ctrl-C ends it.
+    What they found, how far those are that still run, several beside each other. For this machine alone, and to look at: it
+    changes nothing. Ctrl-C ends it.
     """
     from spunge.view.server import serving
 

@@ -9,7 +9,8 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
 RECENT = 4  # tables that one process keeps at hand
 DAYS = 30  # after which a file that nobody read is removed
 
+_numbers = count()
 _recent: OrderedDict[str, pa.Table] = OrderedDict()
 _mapped_here: set[str] = set()  # keys of the tables that this process took from a file
 
@@ -29,8 +31,9 @@ _mapped_here: set[str] = set()  # keys of the tables that this process took from
 class Keeper:
     """Takes tables of one schema, one after the other. Use as a context; `table` is all of them together."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, in_memory: int | None = None) -> None:
         self._file = file
+        self._in_memory = IN_MEMORY if in_memory is None else in_memory
         self._whole = contextlib.ExitStack()  # when it closes, the file has its name
         self._tables: list[pa.Table] = []
         self._bytes = 0
@@ -50,7 +53,7 @@ class Keeper:
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
         self._bytes += table.nbytes
-        if self._writer is None and self._bytes <= IN_MEMORY:
+        if self._writer is None and self._bytes <= self._in_memory:
             self._tables.append(table)
             return
         with writing(self._file, "SPUNGE_CACHE"):
@@ -87,6 +90,17 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
     _recent[key] = table
     while len(_recent) > RECENT:
         _recent.popitem(last=False)
+    return table
+
+
+def together(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables of one schema, one after the other; where they are large, in a file that goes with this process."""
+    file = cache_folder() / "rows" / f"{os.getpid()}-{next(_numbers)}.arrow"
+    with Keeper(file, IN_MEMORY // 16) as keeper:  # of many parts
+        for each in tables:
+            keeper.add(each)
+        table = keeper.table()
+    file.unlink(missing_ok=True)  # what is mapped stays readable
     return table
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
-from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for, sources_of
+from spunge.data.split import AT_ONCE, Parts, draw, read_samples, rendering_of, seed_for, sources_of
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
@@ -154,9 +155,26 @@ def same_texts(
     names = [name for name in retain.column_names if name not in BESIDE]
     if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
         return np.zeros(retain.num_rows, dtype=bool)
-    known = pa.chunked_array([read(_content(table, names)) for table in forget], pa.large_string())
-    own = read(_content(retain, names))
-    return np.asarray(pc.is_in(own, value_set=known.combine_chunks()).to_numpy(zero_copy_only=False))
+    # By hashes first: the texts of all rows at once may be more than the memory holds.
+    own, others = _hashes(retain, names, read), [_hashes(table, names, read) for table in forget]
+    alike = np.isin(own, np.concatenate(others)) if others else np.zeros(len(own), dtype=bool)
+    if not alike.any():
+        return alike
+    chosen = [
+        taken(table, np.flatnonzero(np.isin(each, own[alike]))) for table, each in zip(forget, others, strict=True)
+    ]
+    known = pa.chunked_array([read(_content(table, names)) for table in chosen], pa.large_string()).combine_chunks()
+    same = pc.is_in(read(_content(taken(retain, np.flatnonzero(alike)), names)), value_set=known)
+    alike[alike] = same.to_numpy(zero_copy_only=False)
+    return alike
+
+
+def _hashes(table: pa.Table, names: list[str], read: Callable[[pa.Array], pa.Array]) -> np.ndarray:  # (rows,) of uint64
+    """Of what is compared of each row, some thousands at a time."""
+    pieces = (read(_content(table.slice(start, AT_ONCE), names)) for start in range(0, table.num_rows, AT_ONCE))
+    coded = (text for piece in pieces for text in piece.cast(pa.large_binary()).to_pylist())
+    hashes = (xxhash.xxh3_64_intdigest(text or b"") for text in coded)
+    return np.fromiter(hashes, np.uint64, table.num_rows)
 
 
 def _spaced_alike(texts: pa.Array) -> pa.Array:

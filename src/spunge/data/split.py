@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
+from spunge.data.keeping import together
 from spunge.data.naming import slugs
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
@@ -25,6 +26,7 @@ from spunge.recipe.split import Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
+AT_ONCE = 1 << 15  # rows that become samples at a time
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,13 @@ def split_rows(recipe: Recipe) -> Parts:
 
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
-    """The samples of the given rows of a table of texts."""
-    names = partial(records.row_names, rows)
-    numbers, tools = records.numbers(rows), tools_of(records, rows)
-    return Samples(sample_table(taken(texts, rows), rendering, setting, numbers, names, tools))
+    """The samples of the given rows of a table of texts, made some thousands at a time: the memory may not hold all of them."""
+
+    def made(some: np.ndarray) -> pa.Table:
+        names, tools = partial(records.row_names, some), tools_of(records, some)
+        return sample_table(taken(texts, some), rendering, setting, records.numbers(some), names, tools)
+
+    return Samples(together(made(rows[start : start + AT_ONCE]) for start in range(0, max(1, len(rows)), AT_ONCE)))
 
 
 def tools_of(records: Records, rows: np.ndarray) -> pa.ChunkedArray | None:

@@ -1,7 +1,5 @@
 """A comparison of runs as people read it: text for a terminal, CSV for a spreadsheet, one HTML page."""
 
-import csv
-import io
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from spunge.errors import printable, redacted
 from spunge.files import write_text
 from spunge.report.axis import axis_for
 from spunge.report.comparison import Comparison
-from spunge.report.export import cell
+from spunge.report.export import spreadsheet
 from spunge.report.figure import CONTROLS, SHAPES, LegendLine
 from spunge.report.front import Front, Goal, Point, together
 from spunge.report.page import environment
@@ -96,23 +94,21 @@ def _short(value: str) -> str:
 def comparison_csv(compared: Comparison) -> str:
     """A line a score: run, stage, how the model was made, metric, subject, value, interval; then the difference from the first
     run's on the same items, where they were paired."""
-    written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\n")
     head = ["run", "stage", "made_by", "metric", "subject", "group", "wanted", "target", "value", "low", "high", "n"]
     differing = ["difference", "difference_kind", "difference_low", "difference_high"]
-    lines.writerow([*head, *differing])
+    rows: list[list[Any]] = []
     paired = {(each.run, each.difference.metric, each.difference.subject): each.difference for each in compared.paired}
     for line in compared.lines():
-        rows: list[tuple[str, str, str, Row | None, Difference | None]] = [("", "base", "", line.base, None)]
+        scores: list[tuple[str, str, str, Row | None, Difference | None]] = [("", "base", "", line.base, None)]
         for place, (finished, made, row) in enumerate(zip(compared.runs, compared.headings, line.rows, strict=True)):
             pair = paired.get((place, line.metric.name, line.subject))
-            rows.append((finished.name, compared.stage, made, row, pair))
-        for run, stage, made, row, pair in rows:
+            scores.append((finished.name, compared.stage, made, row, pair))
+        for run, stage, made, row, pair in scores:
             if row is not None:
                 about = [run, stage, made, row.metric, row.subject, row.group, line.wanted, line.target]
                 more = [pair.value, pair.kind, pair.low, pair.high] if pair else [None] * len(differing)
-                lines.writerow([cell(value) for value in (*about, row.value, row.low, row.high, row.n, *more)])
-    return written.getvalue()
+                rows.append([*about, row.value, row.low, row.high, row.n, *more])
+    return spreadsheet([*head, *differing], rows)
 
 
 # ---- the page

@@ -20,16 +20,18 @@ ROW = tuple(each.name for each in dataclasses.fields(Row) if each.name != "stage
 
 
 def csv_text(results: Results) -> str:
-    """A line a score, a head above: the stage, what made its model, and all fields of results.json's rows.
+    """A line a score, a head above: the stage, what made its model, and all fields of results.json's rows."""
+    models = {model.stage: model for model in results.models}
+    head = ["stage", *(f"model_{field}" if field == "name" else field for field in OF_MODEL), *ROW]
+    return spreadsheet(head, (_values(row, models.get(row.stage)) for row in results.rows))
 
-    A text that a spreadsheet would take for a formula has an apostrophe in front.
-    """
+
+def spreadsheet(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """CSV. A text that a spreadsheet would take for a formula has an apostrophe in front."""
     written = io.StringIO()
     lines = csv.writer(written, lineterminator="\n")
-    lines.writerow(["stage", *(f"model_{field}" if field == "name" else field for field in OF_MODEL), *ROW])
-    models = {model.stage: model for model in results.models}
-    for row in results.rows:
-        lines.writerow([cell(value) for value in _values(row, models.get(row.stage))])
+    lines.writerow(head)
+    lines.writerows([cell(value) for value in row] for row in rows)
     return written.getvalue()
 
 

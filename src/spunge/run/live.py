@@ -1,6 +1,6 @@
 """How far a run is, in its folder: RUN/progress.json while a command is at work there, for `spunge view` and others who look.
 
-It is no result: nothing depends on it, it is written without care for a power cut, and where it cannot be written the run goes on.
+It is no result: nothing depends on it, and where it cannot be written the run goes on.
 """
 
 import json
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from spunge.errors import redacted
-from spunge.files import PART
+from spunge.errors import RecipeError, redacted
+from spunge.files import write_text
 from spunge.progress import Board, Expected, Watcher
 
 FILE = "progress.json"
@@ -54,13 +54,8 @@ class _Live:
 
     def _write(self) -> None:
         now = self._written = time.monotonic()
-        aside = self._file.with_name(f"{self._file.name}.{os.urandom(4).hex()}{PART}")
-        try:
-            aside.write_text(redacted(json.dumps(self._content(now), ensure_ascii=False)), encoding="utf-8")
-            os.replace(aside, self._file)
-        except OSError:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+        with suppress(RecipeError, OSError):
+            write_text(self._file, redacted(json.dumps(self._content(now), ensure_ascii=False)))
 
     def _content(self, now: float) -> dict[str, Any]:
         board = self._board

@@ -177,11 +177,13 @@ class Loop:
             seconds = round(time.perf_counter() - started, 4)
             line = {"step": self.step, **terms, "learning_rate": rate, "seconds": seconds}
             append_text(self.task.log, json.dumps(line) + "\n")
-        self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}, {self._speed():,.0f} tokens/s")
+        speed = self._speed()
+        told = f", {speed:,.0f} tokens/s" if speed else ""
+        self.task.progress(self.step, self.steps, f"loss {terms['loss']:.4g}{told}")
         return stopped
 
     def _speed(self) -> float:
-        """Tokens a second over the last steps, of what the method draws."""
+        """Tokens a second over the last steps, of what the method draws; 0 where it draws none."""
         self.read.append((time.perf_counter(), sum(stream.tokens for stream in self.streams)))
         (since, before), (now, tokens) = self.read[0], self.read[-1]
         return (tokens - before) / max(now - since, 1e-9)

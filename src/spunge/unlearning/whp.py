@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, Batch
 from spunge.errors import RecipeError
+from spunge.recipe.block import Strict
 from spunge.recipe.training import DescentSettings, LoRA, Trainable
 from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.calls import FORGET, Group
@@ -31,10 +32,11 @@ from spunge.unlearning.scored import outputs
 from spunge.unlearning.trained import Trained, evaluation_mode, stored_entries, training, training_mode
 
 
-class Reinforcing(DescentSettings):
-    """How the copy is trained further."""
+class Reinforcing(Strict):
+    """How the copy is trained further; all else is as the model's own training has it."""
 
-    epochs: float | None = Field(3.0, gt=0, description="Passes over each part's samples. Give this or steps.")
+    epochs: float = Field(3.0, gt=0, description="Passes over each part's samples.")
+    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
 
 
 class WHPSettings(TrainingSettings):
@@ -46,6 +48,12 @@ class WHPSettings(TrainingSettings):
     trainable: Trainable = Field(default=LoRA(), description="What is trained, of the copy and of the model.")
     epochs: float | None = Field(2.0, gt=0, description="Passes over each part's samples. Give this or steps.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+
+    @model_validator(mode="after")
+    def _sample_by_sample(self) -> "WHPSettings":
+        if self.packing:
+            raise ValueError("packing: whp keeps the tokens to learn sample by sample; set it to false")
+        return self
 
 
 def unlearn(task: Task, settings: WHPSettings) -> Branch:
@@ -80,8 +88,8 @@ def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]
 
     Raises RecipeError where the copy's training goes wrong.
     """
-    own = {name: vars(settings.reinforce)[name] for name in DescentSettings.model_fields}
-    told = FinetuningSettings(**own | {"max_length": settings.max_length}, max_lengths=settings.max_lengths)
+    own = {name: vars(settings)[name] for name in (*DescentSettings.model_fields, "max_lengths", "max_damage")}
+    told = FinetuningSettings(**own | dict(settings.reinforce) | {"steps": None})
 
     def progress(step: int, steps: int, note: str = "") -> None:
         task.progress(0, total_steps(task, settings), f"reinforcing, step {step} of {steps}: {note}")
@@ -146,12 +154,7 @@ def relabelled(batch: Batch, rows: list[list[int]]) -> Batch:
 
 def calls(settings: WHPSettings, _depth: int) -> list[Group]:
     """The copy's steps are counted as further calls of the model's own."""
-    ahead = settings.reinforce
-    ratio = 1.0
-    if ahead.steps and settings.steps:
-        ratio = ahead.steps / settings.steps
-    elif ahead.epochs and settings.epochs:
-        ratio = ahead.epochs / settings.epochs
+    ratio = settings.reinforce.epochs / settings.epochs if settings.epochs else 1.0
     return [(FORGET,)] * (1 + max(1, round(ratio)))
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import queue
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from spunge.errors import RecipeError
 from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
-from spunge.run.executors.executor import Done
+from spunge.run.executors.executor import Done, Given
 from spunge.run.executors.making import Maker, job_of
-from spunge.run.executors.processes import ProcessesSettings, at_once, slots
+from spunge.run.executors.processes import Processes, ProcessesSettings, at_once, slots
+from spunge.run.session import Used
 from spunge.run.stages.building import build
 from started import Command, content, steps, under_way, until
 
@@ -53,9 +56,10 @@ def test_processes_write_what_this_one_writes_and_say_the_same(
     for name, overrides in {"here": (), "others": others}.items():
         monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / f"cache-{name}"))
         listener = Listener()
-        spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name, listener)
+        spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name / "run", listener)
         told[name] = {line for line in listener.lines if line[1] and not line[0].startswith("note")}
-    assert content(tmp_path / "here") == content(tmp_path / "others")
+    one, other = (content(tmp_path / name / "run") for name in told)
+    assert one == other
     ended = {line for line in told["here"] if not re.match(r"\d+/\d+( |$)", line[1])}
     assert ended <= told["others"]
     assert ("unlearn control:joint", "2/2 loss") in told["others"]
@@ -126,6 +130,21 @@ def test_where_a_run_is_made_is_no_part_of_it(toy_recipe: dict[str, Any], tmp_pa
         {name: run.graph.key(name) for name in ("recipe", "branch:asia", "judge:base/75f0ef4362a8")} for run in runs
     ]
     assert keys[0] == keys[1]
+
+
+def test_a_process_that_ends_as_it_begins_while_all_are_stopped_hides_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, heard = Given(Path(), "branch:asia"), queue.SimpleQueue[Any]()
+    slot = SimpleNamespace(told="cpu")
+    begins, works = (
+        SimpleNamespace(given=given, ready=ready, slot=slot, send=lambda stop: None) for ready in (False, True)
+    )
+    done = Done({}, "", 1.0, Used(None, None, 0))
+    for told in ((begins, None), (works, done)):
+        heard.put(told)
+    team = object.__new__(Processes)
+    monkeypatch.setattr(team, "_heard", heard, raising=False)
+    monkeypatch.setattr(team, "_processes", [begins, works], raising=False)
+    assert [event.done for event in team.wound_down()] == [done]
 
 
 @pytest.mark.thorough

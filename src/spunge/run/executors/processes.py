@@ -220,7 +220,10 @@ class Processes:
             process.send(Stop())
         while self._busy:
             process, message = self._heard.get()
-            if (event := self._understood(process, message)) is not None:
+            event = None
+            with suppress(LostError):  # it ended as it began: the stop is what is told
+                event = self._understood(process, message)
+            if event is not None:
                 yield event
 
     def _understood(self, process: Process, message: Message | None) -> Event | None:
