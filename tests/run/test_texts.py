@@ -177,6 +177,7 @@ def test_cleaning_removes_every_text_here_and_in_the_cache_and_the_run_stays_don
     run = copied("all")
     leftover = run / "evaluation" / "merged" / "texts-0123456789abcdef.jsonl"
     leftover.write_text(SECRET)
+    (run / "report.png").write_text(f"a picture of {SECRET}")
     code, out, _ = call("clean", str(run), "--texts")
     assert (code, holding(run), holding(tmp_path / "cache")) == (0, [], [])
     assert out.startswith("removed 14 files with texts (")
