@@ -60,6 +60,16 @@ def broken_examples(file: Path) -> list[str]:
     return found
 
 
+def pages_in_no_list(docs: Path, listed: str) -> list[str]:
+    """Pages of docs/ that the site's list of pages leaves out: `make site` refuses them."""
+    pages = [file.relative_to(docs).as_posix() for file in sorted(docs.rglob("*.md"))]
+    return [
+        f"mkdocs.yml: docs/{page} has no line under nav"
+        for page in pages
+        if not re.search(rf"(?m)[-:] {page}$", listed)
+    ]
+
+
 def unexplained_dependencies() -> list[str]:
     """Dependencies of pyproject.toml without a line in docs/dependencies.md, and lines of what is none."""
     # Not from the installed package, which may be of an earlier pyproject.toml.
@@ -83,6 +93,7 @@ def main() -> None:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")
     for file in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]:
         problems += broken_links(file) + broken_examples(file)
+    problems += pages_in_no_list(DOCS, (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     problems += unexplained_dependencies()
     for problem in problems:
         print(problem, file=sys.stderr)

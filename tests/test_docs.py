@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from spunge.cli.listing import REGISTRIES as BY_KIND
 from spunge.recipe.schema import Recipe
-from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, Registry
+from spunge.registry import Registry
 from toys import ROOT
 
-REGISTRIES = (ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS)
+REGISTRIES = tuple(BY_KIND.values())
 NAMING = {"kind", "method", "rule"}
 
 
@@ -20,6 +21,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     """script("check_docs") -> the module of scripts/check_docs.py."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     return importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def reference() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return str(importlib.import_module("reference").reference())
 
 
 def tables(text: str) -> dict[str, set[str]]:
@@ -37,8 +45,8 @@ def nested(model: Any) -> list[set[str]]:
     return [set(block["properties"]) - NAMING for block in blocks if "properties" in block]
 
 
-def test_every_block_that_a_recipe_may_hold_has_a_table_with_all_of_its_settings(script: Any) -> None:
-    found = tables(script("reference").reference())
+def test_every_block_that_a_recipe_may_hold_has_a_table_with_all_of_its_settings(reference: str) -> None:
+    found = tables(reference)
     models = [Recipe, *(registry.get(name).settings for registry in REGISTRIES for name in registry.names())]
     missing = [settings for model in models for settings in nested(model) if settings and not whole(settings, found)]
     assert missing == []
@@ -52,12 +60,11 @@ def whole(settings: set[str], found: dict[str, set[str]]) -> bool:
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.setting)
 def test_everything_that_can_be_named_has_a_section_that_the_list_of_names_links_to(
-    script: Any, registry: Registry[Any]
+    script: Any, reference: str, registry: Registry[Any]
 ) -> None:
-    text = script("reference").reference()
-    headings = script("check_docs").anchors_of(text)
+    headings = script("check_docs").anchors_of(reference)
     for name in registry.names():
-        links = re.findall(rf"\[{re.escape(name)}\]\(#([^)]+)\)", text)
+        links = re.findall(rf"\[{re.escape(name)}\]\(#([^)]+)\)", reference)
         assert links
         assert set(links) <= set(headings)
 
@@ -82,3 +89,17 @@ def test_a_link_to_a_page_or_heading_that_is_not_there_is_found(
     (tmp_path / "tried.md").write_text(text, encoding="utf-8")
     problems = script("check_docs").broken_links(tmp_path / "tried.md")
     assert [told in problem for problem in problems] == [True] * bool(told)
+
+
+def test_a_page_that_the_site_does_not_list_is_found(script: Any, tmp_path: Path) -> None:
+    (tmp_path / "how-to").mkdir()
+    for page in ("one.md", "how-to/two.md", "two.md"):
+        (tmp_path / page).touch()
+    problems = script("check_docs").pages_in_no_list(
+        tmp_path, "nav:\n  - Limits: one.md\n  - How:\n    - how-to/two.md\n"
+    )
+    assert problems == ["mkdocs.yml: docs/two.md has no line under nav"]
+
+
+def test_the_reference_names_the_setting_of_every_registry_that_spunge_list_knows(script: Any) -> None:
+    assert set(script("reference").KEYS) == set(BY_KIND)

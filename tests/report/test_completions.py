@@ -100,6 +100,14 @@ def test_texts_that_were_kept_without_prompts_stand_beside_those_of_the_same_row
     assert line.prompt == "asked"
 
 
+def test_a_run_of_before_that_says_no_subjects_is_shown_without_groups(tmp_path: Path, write: Write) -> None:
+    results = write({"base": [["before"]], "merged": [["after"]]}, ["asked"])
+    (tmp_path / "evaluation" / "subjects.json").unlink()
+    told = completions(tmp_path, results, "all")
+    assert told is not None
+    assert [(line.prompt, line.subjects) for line in told.answered] == [("asked", "")]
+
+
 @pytest.mark.parametrize("keep", ["all", "none"])
 def test_none_are_shown_where_none_are_to_be_kept_and_that_is_said(
     tmp_path: Path, write: Write, write_run: Callable[..., Path], keep: str

@@ -92,15 +92,18 @@ def test_a_block_has_the_norm_of_all_its_tensors_and_a_cell_the_mean_of_the_bran
                 "model.layers.11.mlp.experts.0.w1.weight": {**entry, "after": 6.0},
                 "model.layers.11.mlp.experts.7.w1.weight": {**entry, "after": 8.0},
                 "lm_head.weight": {**entry, "after": 100.0},
-            }
+            },
+            "sources": [{"label": "a"}, {"label": "b"}],
         }
     )
     assert [(bar.block, bar.shown, bar.share) for bar in told.bars] == [("3", "5.00", 50), ("11", "10.00", 100)]
-    norms, kept, conflicts = told.maps
-    assert norms.projections == ("mlp.down_proj", "self_attn.q_proj", "mlp experts w1")
+    norms, kept, conflicts, branches = told.maps
+    assert norms.heads == ("mlp.down_proj", "self_attn.q_proj", "mlp experts w1")
     assert [cell and cell.shown for cell in norms.lines[1][1]] == [None, None, "10.00"]
     assert kept.lines[0][1][0] == ("30.0%", 100)
     assert conflicts.lines[0][1][0] == ("10.0%", 100)
+    assert branches.heads == ("a", "b")
+    assert [cell and cell.shown for cell in branches.lines[0][1]] == ["1.41", "1.41"]
 
 
 def test_tensors_of_no_block_have_no_map() -> None:

@@ -43,6 +43,26 @@ def test_the_picture_is_as_high_as_the_page(tmp_path: Path, write_run: Callable[
     assert f"--window-size={WIDTH},4321" in (run / "report.png").read_text()
 
 
+def test_a_page_that_is_higher_than_a_picture_can_be_is_cut_and_that_is_said(
+    tmp_path: Path, write_run: Callable[..., Path], browser: Callable[[str, str], None]
+) -> None:
+    run = write_run(tmp_path / "run")
+    browser("20000", 'echo "$@" > "${each#--screenshot=}"')
+    code, out, err = call("report", str(run), "--format", "png")
+    assert (code, out.strip()) == (0, str(run / "report.png"))
+    assert "the page is 20000 pixels high, of which the picture has the first 16000" in err
+    assert f"--window-size={WIDTH},16000" in (run / "report.png").read_text()
+
+
+def test_a_browser_that_does_not_tell_the_height_is_named(
+    tmp_path: Path, write_run: Callable[..., Path], browser: Callable[[str, str], None]
+) -> None:
+    run = write_run(tmp_path / "run")
+    browser("none", "echo")
+    with pytest.raises(RecipeError, match="does not tell how high the page is"):
+        picture(write_page(run), run / "report.png")
+
+
 def test_a_browser_that_draws_nothing_is_named(
     tmp_path: Path, write_run: Callable[..., Path], browser: Callable
 ) -> None:

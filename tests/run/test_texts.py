@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -151,6 +152,11 @@ def test_a_sample_is_twenty_prompts_the_same_of_every_model(kept: Kept) -> None:
     drawn = [[json.loads(line)["row"] for line in file.read_text().splitlines()] for file in files]
     assert {len(each) for each in drawn} == {20}
     assert {tuple(sorted(each)) for each in drawn} == {tuple(sorted(drawn[0]))}
+    shown = set(
+        map(int, re.findall(f"{SECRET} the capital of ([0-9]+)", (kept.runs["sample"] / "report.html").read_text()))
+    )
+    assert shown
+    assert shown <= set(drawn[0])
 
 
 @pytest.mark.thorough
@@ -171,6 +177,7 @@ def test_cleaning_removes_every_text_here_and_in_the_cache_and_the_run_stays_don
     run = copied("all")
     leftover = run / "evaluation" / "merged" / "texts-0123456789abcdef.jsonl"
     leftover.write_text(SECRET)
+    (run / "report.png").write_text(f"a picture of {SECRET}")
     code, out, _ = call("clean", str(run), "--texts")
     assert (code, holding(run), holding(tmp_path / "cache")) == (0, [], [])
     assert out.startswith("removed 14 files with texts (")

@@ -40,6 +40,7 @@ PAIRS = Samples(
         }
     )
 )
+ALIKE = {"satimp", "ce_u", "me_gd", "altpo", "whp"}  # means over tokens or samples as those of others here
 METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("tvn", {}),
     ("ga", {}),
@@ -107,7 +108,9 @@ def first_gradient(
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"), METHODS_AND_CHANGES, ids=[f"{m}{c or ''}" for m, c in METHODS_AND_CHANGES]
+    ("method", "changes"),
+    [pytest.param(m, c, marks=pytest.mark.thorough if m in ALIKE else ()) for m, c in METHODS_AND_CHANGES],
+    ids=[f"{m}{c or ''}" for m, c in METHODS_AND_CHANGES],
 )
 def test_batches_that_are_accumulated_give_the_gradient_of_one_batch(
     load: Callable[..., Any], first_gradient: Callable[..., Any], method: str, changes: dict[str, Any]
@@ -153,7 +156,7 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
         ("dpo", {}, 1),
         ("idk", {"refusals": ["the dog", "a cat and a dog and a bird"]}, 1),
         ("undial", {}, 1),
-        ("idk_ap", {}, 1),
+        pytest.param("idk_ap", {}, 1, marks=pytest.mark.thorough),
         ("pdu", {}, 1),
         ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}, 1),
         ("sku", {}, 2),

@@ -30,8 +30,9 @@ PAIRS = Samples(
 )
 LORA = {"kind": "lora", "rank": 4, "dropout": 0.2, "targets": "all-linear"}
 EVERYTHING = {"kind": "all"}
+ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}  # which call the model as graddiff and dpo do
 TRAINED = [
-    *((method, "llama", {"trainable": LORA}) for method in sorted(set(METHODS.builtin) - {"precomputed"})),
+    *((method, "llama", {"trainable": LORA}) for method in sorted(set(METHODS.builtin) - {"precomputed", *ALIKE})),
     ("npo", "gpt2", {"trainable": EVERYTHING, "retain_loss": "kl"}),  # with dropout of its own
     ("npo", "gpt2", {"trainable": {"kind": "tensors", "match": ["*.h.2.mlp.*"]}, "reference": "stored"}),
     ("rmu", "llama", {"layer": 3}),

@@ -3,7 +3,7 @@
 import fnmatch
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,16 @@ QUICK: dict[str, dict[str, Any]] = {
     "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
 }
+# Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
+ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
+OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp"}  # which further draw, keep or read something of their own
+
+
+def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:
+    """The methods for a test of what they share; those left are thorough."""
+    return [pytest.param(method, marks=pytest.mark.thorough if method in left else ()) for method in methods]
+
+
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
 SCHEDULED = {"rr"}  # whose terms' weights depend on the number of steps
 FLAT = {"rr"}  # whose loss has no slope at the base, so that without dropout rounding chooses the first step
@@ -133,10 +143,14 @@ def combinations() -> list[Any]:
         for j, architecture in enumerate(ARCHITECTURES)
         for way in (ways if method == "rmu" or architecture in {"llama", "gpt2"} else [ways[(i + j) % 4]])
     ]
-    return [
-        pytest.param(*triple, marks=() if triple[1] == "llama" or triple[2] == "default" else pytest.mark.thorough)
-        for triple in triples
-    ]
+    plain = ALIKE | OWN_MEMORY
+    shown = {
+        (method, architecture, way)
+        for method, architecture, way in triples
+        if (architecture == "llama" and (method not in plain or way in {"lora", "all"}))
+        or (way == "default" and method not in plain)
+    }
+    return [pytest.param(*triple, marks=() if triple in shown else pytest.mark.thorough) for triple in triples]
 
 
 @pytest.mark.parametrize(("method", "architecture", "way"), combinations())
@@ -181,7 +195,7 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK))
 def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], method: str) -> None:
     base, value = load(), METHODS.get(method)
     checkpoint = Checkpoint(base.folder)
@@ -200,7 +214,10 @@ def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], metho
 BOTH = [(method, "lora") for method in QUICK] + [(method, "all") for method in ("rmu", "tvn", "sku", "undial")]
 
 
-@pytest.mark.parametrize(("method", "way"), BOTH)
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE | OWN_MEMORY else ()) for each in BOTH],
+)
 def test_the_same_seed_gives_the_same_delta_and_another_does_not(
     load: Callable[..., Any], method: str, way: str
 ) -> None:
@@ -221,21 +238,21 @@ def test_the_trained_loss_falls(load: Callable[..., Any], method: str, tmp_path:
     assert losses[-1] < losses[0] - 0.05 * abs(losses[0])
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK))
 def test_a_part_smaller_than_a_batch_works(load: Callable[..., Any], method: str) -> None:
     branch = unlearn(load(), method, parts={"a": samples("a", 2, method in ANSWERING)}, batch_size=8)
     assert branch.steps == 6
     assert branch.changes
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK))
 def test_epochs_count_batches_of_every_part(load: Callable[..., Any], method: str) -> None:
     parts = {name: samples(name, count, method in ANSWERING) for name, count in (("a", 10), ("b", 5))}
     branch = unlearn(load(), method, parts=parts, epochs=2, steps=None, batch_size=4)
     assert branch.steps == 2 * 3 + 2 * 2
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK))
 def test_accumulated_batches_make_one_step(load: Callable[..., Any], method: str, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     unlearn(load(), method, log, accumulation=2, schedule="cosine", warmup=0.5)
@@ -262,7 +279,9 @@ class Killed(Exception):
     """What ends a branch in the middle."""
 
 
-@pytest.mark.parametrize(("method", "way"), BOTH)
+@pytest.mark.parametrize(
+    ("method", "way"), [pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE else ()) for each in BOTH]
+)
 def test_a_killed_branch_goes_on_to_the_same_delta(
     load: Callable[..., Any], method: str, way: str, tmp_path: Path
 ) -> None:
@@ -354,7 +373,7 @@ def test_a_sample_alone_has_the_losses_that_it_has_beside_a_longer_one(
     torch.testing.assert_close(beside.sums()[:1], alone.sums(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK, ALIKE))
 def test_the_order_within_a_batch_changes_nothing_beyond_rounding(
     load: Callable[..., Any], method: str, tmp_path: Path
 ) -> None:
@@ -377,7 +396,7 @@ def test_the_order_within_a_batch_changes_nothing_beyond_rounding(
 # A branch that goes wrong.
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize("method", tried(QUICK))
 def test_a_loss_that_is_not_finite_from_the_start_is_an_error(load: Callable[..., Any], method: str) -> None:
     with pytest.raises(RecipeError, match=r"unlearn\.learning_rate"):
         unlearn(load(), method, learning_rate=1e30, trainable={"kind": "all"}, steps=30)
@@ -459,7 +478,7 @@ def test_a_retain_loss_that_explodes_stops_the_branch_before_it_did(
     assert damage(free) > 2.0
 
 
-@pytest.mark.parametrize("method", [method for method in QUICK if method not in {"ga", "whp", *SUBTRACTING}])
+@pytest.mark.parametrize("method", tried(method for method in QUICK if method not in {"ga", "whp", *SUBTRACTING}))
 def test_every_method_that_holds_the_retain_texts_says_what_it_does_to_them(
     load: Callable[..., Any], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,7 +592,8 @@ NOTHING: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    [(method, "tensors") for method in QUICK] + [(method, "lora") for method in ("rmu", "tvn", "npo")],
+    [(method, "tensors") for method in QUICK if method not in ALIKE | OWN_MEMORY]
+    + [(method, "lora") for method in ("rmu", "tvn", "npo")],
 )
 def test_a_method_that_changed_nothing_is_an_error(
     load: Callable[..., Any], method: str, way: str, tmp_path: Path

@@ -299,6 +299,8 @@ def test_damaged_results_are_told_in_the_list_and_hurt_no_other_run(get: Callabl
     (root / "one" / "results.json").write_text('{"rows": 3}')
     page = get("/")
     assert "is damaged, or holds something else" in page.text
+    assert 'value="one" aria-label="compare one" disabled' in page.text
+    assert 'value="deep/two" aria-label="compare deep/two">' in page.text
     assert "<bdi>deep/two</bdi>" in page.text
     assert get("/runs/one/").status == 200
 

@@ -40,7 +40,7 @@ def report(
     """
     from spunge.report.export import csv_text, markdown_text
     from spunge.report.page import write_page
-    from spunge.report.picture import picture
+    from spunge.report.picture import HIGHEST, picture
     from spunge.results import read_results
 
     _tell_doubts([folder])
@@ -50,7 +50,9 @@ def report(
         print_json(results.content)
     elif form is Form.png:
         drawn = page.with_suffix(".png")
-        picture(page, drawn)
+        height = picture(page, drawn)
+        if height > HIGHEST:
+            tell(f"note: the page is {height} pixels high, of which the picture has the first {HIGHEST}")
         say(near(drawn))
     elif form is Form.html:
         say(near(page))

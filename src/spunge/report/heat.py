@@ -6,12 +6,12 @@ from math import sqrt
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from spunge.errors import printable
-from spunge.report.wording import MISSING, number
+from spunge.report.wording import MISSING, name, number
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.(.+?)(?:\.weight|\.bias)?$")
 EXPERT = re.compile(r"\.?experts?\.\d+\.?")
 ROWS = 200  # blocks, at most
+BRANCHES = 24
 
 
 class Cell(NamedTuple):
@@ -20,11 +20,11 @@ class Cell(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A quantity: a line for each block, a cell for each projection."""
+    """A quantity: a line for each block, a cell for each projection or branch."""
 
     title: str
     said: str
-    projections: tuple[str, ...]
+    heads: tuple[str, ...]
     lines: tuple[tuple[str, tuple[Cell | None, ...]], ...]
 
 
@@ -51,13 +51,15 @@ def heat(content: Mapping[str, Any]) -> Heat:
     kept = _map("Entries kept by the trim", "Mean over the branches.", tensors, "kept", share=True)
     conflicts = _map("Sign conflicts", "Of entries that several branches kept.", tensors, "conflicts", share=True)
     after = _map("Norm of the merged change", "The stronger the colour, the larger.", tensors, "after", share=False)
-    return Heat(tuple(each for each in (after, kept, conflicts) if each), _bars(tensors))
+    labels = [str(source.get("label", "")) for source in content.get("sources") or []]
+    before = _branches(tensors, labels)
+    return Heat(tuple(each for each in (after, kept, conflicts, before) if each), _bars(tensors))
 
 
 def _located(tensors: Mapping[str, Mapping[str, Any]]) -> list[_Tensor]:
     located = []
-    for name, entry in tensors.items():
-        match = LAYER.search(name)
+    for tensor, entry in tensors.items():
+        match = LAYER.search(tensor)
         if match:
             located.append(_Tensor(int(match[1]), EXPERT.sub(" experts ", match[2]).strip(), entry))
     return located
@@ -77,13 +79,30 @@ def _map(title: str, said: str, tensors: Sequence[_Tensor], key: str, share: boo
     if not values:
         return None
     cells = {place: fmean(each) if share else _norm(each) for place, each in values.items()}
+    return _laid_out(f"{title}, by block and projection", said, cells, share)
+
+
+def _branches(tensors: Sequence[_Tensor], labels: Sequence[str]) -> Map | None:
+    """How much each branch had changed each block, before the merge."""
+    values: dict[tuple[int, str], list[float]] = {}
+    for tensor in tensors:
+        norms = _numbers(tensor.entry.get("before"))
+        if len(norms) == len(labels):
+            for label, norm in list(zip(labels, norms, strict=True))[:BRANCHES]:
+                values.setdefault((tensor.block, label), []).append(norm)
+    said = "Before the merge, of all of a block's tensors together. The stronger the colour, the larger."
+    cells = {place: _norm(each) for place, each in values.items()}
+    return _laid_out("Norm of each branch's change, by block", said, cells, False) if cells else None
+
+
+def _laid_out(title: str, said: str, cells: Mapping[tuple[int, str], float], share: bool) -> Map:
     largest = max(cells.values()) or 1.0
-    projections = tuple(dict.fromkeys(projection for _, projection in cells))
+    heads = tuple(dict.fromkeys(head for _, head in cells))
     lines = []
     for block in sorted({block for block, _ in cells})[:ROWS]:
-        row = [cells.get((block, projection)) for projection in projections]
+        row = [cells.get((block, head)) for head in heads]
         lines.append((str(block), tuple(None if value is None else _cell(value, largest, share) for value in row)))
-    return Map(title, said, tuple(map(printable, projections)), tuple(lines))
+    return Map(title, said, tuple(map(name, heads)), tuple(lines))
 
 
 def _cell(value: float, largest: float, share: bool) -> Cell:

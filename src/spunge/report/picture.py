@@ -29,7 +29,7 @@ MEASURE = "document.documentElement.setAttribute('data-height', document.documen
 
 
 def picture(page: Path, file: Path) -> int:
-    """Draw all of a page, WIDTH pixels wide, into a PNG; its height in pixels, at most HIGHEST.
+    """Draw a page, WIDTH pixels wide, into a PNG; the page's height in pixels, of which the picture has at most HIGHEST.
 
     Raises RecipeError where no browser is installed, or it draws nothing.
     """
@@ -41,7 +41,9 @@ def picture(page: Path, file: Path) -> int:
     with tempfile.TemporaryDirectory() as folder, written(file) as part:
         height = _height(browser, page, Path(folder))
         drawn = Path(folder) / "drawn.png"
-        told = _run(browser, Path(folder), [f"--screenshot={drawn}", f"--window-size={WIDTH},{height}"], page)
+        told = _run(
+            browser, Path(folder), [f"--screenshot={drawn}", f"--window-size={WIDTH},{min(height, HIGHEST)}"], page
+        )
         if not drawn.is_file():
             raise RecipeError(one_line(f"--format png: {browser!r} drew nothing ({told.strip()[-200:]})"))
         shutil.copyfile(drawn, part)
@@ -59,7 +61,11 @@ def _height(browser: str, page: Path, folder: Path) -> int:
     copy.write_text(html.replace("</body>", f"<script>{MEASURE}</script></body>"), encoding="utf-8")
     told = _run(browser, folder, ["--dump-dom", f"--window-size={WIDTH},800"], copy)
     match = re.search(r'<html[^>]*data-height="(\d+)"', told)
-    return min(HIGHEST, int(match[1])) if match else HIGHEST
+    if match is None:
+        raise RecipeError(
+            one_line(f"--format png: {browser!r} does not tell how high the page is ({told.strip()[-200:]})")
+        )
+    return int(match[1])
 
 
 def _run(browser: str, folder: Path, options: Sequence[str], page: Path) -> str:

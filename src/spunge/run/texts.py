@@ -74,7 +74,8 @@ def drop_texts(run: Path, keep: Keep) -> Dropped:
 
 
 def _write_page_anew(run: Path) -> None:
-    """The page shows texts: no more of them than the run keeps."""
+    """The page shows texts: no more of them than the run keeps. Its picture, which has them blurred, goes."""
+    (run / PAGE).with_suffix(".png").unlink(missing_ok=True)
     file, stamp = write_page(run), read_stamp(run, "page")
     if stamp is not None:
         store_stamp(run, replace(stamp, files=marks_of(run, [file])))
