@@ -148,8 +148,11 @@ def tried(case: Case, place: Path, folder: Path, whole: dict[str, Any], figures:
     figures.missed += not line
     bad, where = figures.bad, f"{command.kind}, {errno.errorcode[fault.error]} at {line}"
     _look(ended, fault, figures, where, hit=bool(line))
+    made = ended.code == 0 or not differing(
+        command, folder, whole
+    )  # all of it is there where the last look at the base fails
     for run in command.runs(folder):
-        finished = ended.code == 0 or run != command.out  # of a search one run is in the making
+        finished = made or run != command.out  # of a search one run is in the making
         for name, codes in (("status", (0, 2)), ("verify", (0, 1, 2) if finished else (1, 2))):
             told = call(Command(name, (name, run), run), folder)
             if told.code not in codes or "Traceback" in told.errors:

@@ -28,6 +28,8 @@ torch.set_num_threads(1)
 # What differs between two undisturbed commands: what they took, and in merge.json a key with the times of the deltas' files.
 TIMES = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|min|h|GiB|MiB)\b'
+    # In the page: when, and the stages by what they took.
+    r'|<time>[^<]*</time>|<tr>(?:(?!</tr>).)*class="bar".*?</tr>\s*'
 )
 TIMED = re.compile(
     r"(?:.*/)?(?:stamps/.*\.json|[^/]*delta\.json|(?:teaching|search)\.json|[^/]*log\.jsonl|results\.json|report\.html)"
