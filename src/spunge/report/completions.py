@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from markupsafe import escape
 
@@ -229,7 +229,7 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
-def _is_row(value: Any) -> bool:
+def _is_row(value: Any) -> TypeGuard[int]:
     return type(value) is int and value >= 0
 
 
