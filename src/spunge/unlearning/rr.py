@@ -10,6 +10,7 @@ h: the hidden states after a block. Every token of a sample counts, prompts too,
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -39,6 +40,9 @@ class RRSettings(OutputSettings):
     )
     gamma: float = Field(10.0, ge=0, description="Weight of the forget term, which falls by half over the steps.")
     alpha: float = Field(10.0, ge=0, description="Weight of the retain term, of which it has half at the last step.")
+    retain_loss: Literal["states"] = Field(  # type: ignore[assignment]
+        "states", description="The retain term is the method's own: the distance of the hidden states from the base's."
+    )
     # Without dropout the states begin at the base's own, where the cosine has no slope: rounding alone would choose the first step.
     trainable: Trainable = Field(
         default=LoRA(rank=16, targets="all-linear", dropout=0.05), description="What is trained."
@@ -80,11 +84,11 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
 
 def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> list[int]:
     """Raises RecipeError for a block that the model has not."""
-    chosen = settings.layers or sorted({round(depth * share) for share in (10 / 32, 20 / 32)})
+    chosen = settings.layers or sorted({min(round(depth * share), depth - 1) for share in (10 / 32, 20 / 32)})
     for layer in chosen:
         if not -depth <= layer < depth:
             raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
-    return [layer % depth for layer in chosen]
+    return list(dict.fromkeys(layer % depth for layer in chosen))  # one that is named twice counts once
 
 
 def tokens(batch: Batch) -> float:
