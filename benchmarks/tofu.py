@@ -58,12 +58,12 @@ class Variant(NamedTuple):
 
 def variants() -> list[Variant]:
     """The most telling first."""
+    alone: dict[str, Any] = {"reference": None, "aggregates": {}}
     several = [
-        Variant(f"{method}, seed {seed}", {**changes, "seed": seed})
+        Variant(f"{method}, seed {seed}", {**changes, **(alone if seed else {}), "seed": seed})
         for seed in range(3)
         for method, changes in METHODS.items()
     ]
-    alone: dict[str, Any] = {"reference": None, "aggregates": {}}
     first = "npo, seed 0"
     requests = [
         Variant(

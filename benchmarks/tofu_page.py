@@ -138,7 +138,7 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
         "training, s",
     ]
     for name, run in runs.items():
-        if ", seed " not in name:
+        if not name.endswith(", seed 0"):
             continue
         rows = []
         for stage in run.stages:
@@ -161,6 +161,22 @@ def arms(runs: Mapping[str, Run]) -> Iterator[str]:
                 ]
             )
         yield f"{name.upper().replace(', SEED', ', seed')}:\n\n{table(head, rows)}\n"
+
+
+def seeds(runs: Mapping[str, Run]) -> Iterator[str]:
+    """What differs between seeds of the same arms."""
+    for method in ("npo", "rmu"):
+        known = {seed: run for seed in range(3) if (run := runs.get(f"{method}, seed {seed}")) is not None}
+        if len(known) < 2:
+            continue
+        rows = []
+        for stage in ("control:joint", "merged", "control:random", "control:sequential"):
+            told = [(seed, run) for seed, run in known.items() if stage in run.stages]
+            for seed, run in told:
+                scaled, mean, worst, _, extraction, kept = merged_line(run, stage)
+                rows.append([NAMES[stage], str(seed), scaled, mean, worst, extraction, kept])
+        head = ["arm", "seed", *MERGED_HEAD[:3], *MERGED_HEAD[4:]]
+        yield f"{method.upper()}:\n\n{table(head, rows)}\n"
 
 
 def requests(runs: Mapping[str, Run]) -> Iterator[str]:
@@ -325,6 +341,7 @@ def losses(runs: Mapping[str, Run]) -> Iterator[str]:
 
 SECTIONS: dict[str, Callable[[Mapping[str, Run]], Iterator[str]]] = {
     "arms": arms,
+    "seeds": seeds,
     "requests": requests,
     "back": back,
     "parts": parts,

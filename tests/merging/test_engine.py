@@ -229,6 +229,28 @@ def test_a_lora_branch_merges_as_its_product(base, tmp_path):
     assert int(differing.sum()) <= 2  # a product's last bit, where two thresholds or roundings meet
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A base of more entries than are sampled whole, in rows that no power of two fits, and three models of it."""
+    shapes = {"long.weight": (9, 7777), "a.weight": (50, 77), "norm.weight": (777,)}
+    tensors = {name: noise(number, *shape) for number, (name, shape) in enumerate(shapes.items())}
+    folder = tmp_path_factory.mktemp("large")
+    base = write_checkpoint(folder / "base", tensors)
+    return base, models(folder, base, 3, torch.float32)
+
+
+@pytest.mark.parametrize("rule", RULES.builtin)
+def test_every_rule_merges_tensors_larger_than_its_samples_whatever_chunk_and_order(large, tmp_path, rule):
+    base, folders = large
+    kind, (_, most) = RULES.get(rule).settings, RULES.get(rule).branches
+    given = folders[: min(3, most or 3)]
+    sources = [open_source(folder, base) for folder in given]
+    for name, ordered, chunk in (("x", sources, None), ("y", sources[::-1], 1000)):
+        merge(base, ordered, kind(rule=rule), tmp_path / name, chunk=chunk, compiled=False)
+    assert bits(tmp_path / "x") == bits(tmp_path / "y")
+    assert any(not torch.equal(value, read(base)[name]) for name, value in read(tmp_path / "x").items())
+
+
 def test_random_rules_depend_on_the_seed_alone(base, branches, tmp_path):
     for name, seed in (("x", 0), ("y", 0), ("z", 1)):
         merge(base, branches, DareSettings(seed=seed), tmp_path / name)

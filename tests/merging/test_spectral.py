@@ -76,3 +76,15 @@ def test_a_weight_multiplies_its_branchs_singular_values():
     given = drawn(2, 6, 6)
     scaled = torch.stack([given[0] * 3, given[1]])
     torch.testing.assert_close(merged("tsv", given, [3.0, 1.0]), merged("tsv", scaled))
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (6, 15), (5, 5)])
+def test_tsv_of_branches_that_share_their_directions_has_no_others(shape):
+    # Two equal branches span what one does; whatever a routine returns for the directions that are missing must not enter.
+    given = drawn(*shape)
+    torch.testing.assert_close(merged("tsv", torch.stack([given, given]), share=1.0), given)
+    known = torch.zeros(2, *shape)
+    known[0, 0, 0], known[0, 1, 1], known[1, 0, 0], known[1, 2, 2] = 3.0, 2.0, 5.0, 1.0
+    expected = torch.zeros(*shape)
+    expected[0, 0], expected[1, 1], expected[2, 2] = 4.0, 2.0, 1.0
+    torch.testing.assert_close(merged("tsv", known, share=1.0), expected)

@@ -77,6 +77,19 @@ def test_a_branch_that_changed_nothing_and_one_that_cancels_another_give_finite_
         assert bool(torch.isfinite(merged(name, torch.cat([delta, other]), of="deltas")).all())
 
 
+@pytest.mark.parametrize(
+    ("name", "by"), [("karcher", {}), ("multislerp", {}), ("nuslerp", {}), ("nuslerp", {"by": "row"})]
+)
+def test_what_rounding_leaves_of_branches_that_cancel_is_no_direction(name, by):
+    base, delta = (torch.randn(30, 40, generator=torch.Generator().manual_seed(seed)) for seed in (4, 5))
+    model, opposite = base + delta / 20, base - delta / 20
+    pair = torch.stack([model - base, opposite - base])
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(6))
+    result = merged(name, pair, of="deltas", **by)
+    torch.testing.assert_close(merged(name, pair[..., order], of="deltas", **by), result[:, order])
+    assert float(result.norm()) <= float(pair[0].norm()) * 1.001
+
+
 def test_model_stock_keeps_branches_that_agree_and_returns_to_the_base_where_they_do_not():
     one = torch.tensor([[1.0, 0.0, 2.0, 0.0]])
     across = torch.tensor([[0.0, 3.0, 0.0, 1.0]])

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import socket
 import threading
@@ -14,6 +15,8 @@ from urllib.parse import quote
 import pytest
 
 from spunge.errors import RecipeError
+from spunge.view import server as serving_module
+from spunge.view.runs import progress_of
 from spunge.view.server import Server, serving
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"'"
@@ -174,6 +177,38 @@ def test_a_damaged_file_of_progress_is_no_progress(get: Callable[..., Got], root
     (root / "begun" / "progress.json").write_text(text)
     assert get("/runs/begun/").status == 200
     assert '<span class="state stopped">' in get("/").text
+
+
+def test_no_value_in_a_file_of_progress_reaches_the_pages_but_numbers_that_can_be_told(root: Path) -> None:
+    file = root / "begun" / "progress.json"
+    at_work(root / "begun", os.getpid())
+    told = json.loads(file.read_text())
+    stage = told["stages"][0]
+    for value in (None, "x", [], {}, True, -1, math.inf, math.nan, 10**400):
+        odd = [{**told, name: value} for name in told] + [
+            {**told, "stages": [{**stage, name: value}]} for name in stage
+        ]
+        for content in odd:
+            file.write_text(json.dumps(content))
+            if (progress := progress_of(root / "begun")) is None:
+                continue
+            numbers = [progress.finished, progress.expected, progress.left, progress.begun, progress.written]
+            for one in progress.stages:
+                numbers += [one[name] for name in ("done", "total", "seconds", "left", "share")]
+                assert isinstance(one["title"], str)
+                assert isinstance(one["note"], str)
+            assert all(number is None or isinstance(number, int) or math.isfinite(number) for number in numbers), (
+                content
+            )
+
+
+def test_a_page_that_fails_in_whatever_way_is_answered(
+    get: Callable[..., Got], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "list_page", lambda *_: 1 / 0)
+    got = get("/")
+    assert got.status == 500
+    assert "ZeroDivisionError while this page was made" in got.text
 
 
 def test_runs_are_compared_and_those_of_another_base_are_refused_with_the_reason(

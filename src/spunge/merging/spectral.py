@@ -65,9 +65,10 @@ def orthogonal_sum(parts: list[Singular], share: float) -> Tensor:  # -> (m, n) 
 
 
 def nearest_orthonormal(vectors: Tensor) -> Tensor:
-    """The orthogonal factor of the polar decomposition."""
-    left, _, right = torch.linalg.svd(vectors, full_matrices=False)
-    factor: Tensor = left @ right
+    """The orthogonal factor of the polar decomposition. Vectors that depend on each other span no more directions than they did:
+    a direction two branches share stays one."""
+    part = Singular(vectors)
+    factor: Tensor = part.left @ part.right
     return factor
 
 

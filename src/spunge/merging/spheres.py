@@ -22,6 +22,9 @@ POINTS = "What lies on the sphere: the models' own weights, or their differences
 By = Literal["tensor", "row"]
 BY = "What is one vector: the whole tensor, or each of its rows (along the last dimension)."
 SMALL = 1e-8
+# A sum of unit vectors that is no longer counts as 0, and an angle whose sine is no larger as none or a straight one: what lies
+# below is the rounding of the models' own values, and the order in which it was added up.
+CANCELLED = 1e-4
 
 
 def points(deltas: Tensor, settings: Any, chunk: Chunk) -> Tensor:  # (k, n) -> (k, n)
@@ -103,6 +106,7 @@ def mean_direction(products: Tensor, shares: Tensor, tries: int, tolerance: floa
         dots = (cosines @ mean).clamp(-1, 1)
         angles = torch.arccos(dots)
         pull = shares * torch.where(angles < 1e-12, 1.0, angles / torch.sin(angles).clamp(min=1e-12))
+        pull = pull.masked_fill((dots < 0) & (torch.sin(angles) <= CANCELLED), 0.0)  # what lies opposite pulls nowhere
         step = pull - (pull * dots).sum() * mean  # sum of pull * (unit - dot * mean)
         size = math.sqrt(max(0.0, float(step @ cosines @ step)))
         if size < tolerance:
@@ -116,7 +120,7 @@ def mean_direction(products: Tensor, shares: Tensor, tries: int, tolerance: floa
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor | None:
     """The combination of unit vectors made one of length 1; None where they cancel."""
     length = math.sqrt(max(0.0, float(coefficients @ cosines @ coefficients)))
-    return coefficients / length if length > SMALL else None
+    return coefficients / length if length > CANCELLED else None
 
 
 class MultislerpSettings(RuleSettings):
@@ -185,7 +189,7 @@ def nuslerp(deltas: Tensor, settings: NuslerpSettings, chunk: Chunk) -> Tensor:
 
 def _along(cosines: Tensor, t: float) -> Tensor:  # (...) -> (2, ...), the coefficients of the two ends
     """sin((1 - t) a) / sin a and sin(t a) / sin a; a straight line where sin a vanishes."""
-    straight = 1 - cosines.square() <= SMALL**2
+    straight = 1 - cosines.square() <= CANCELLED**2
     angle = torch.acos(cosines.masked_fill(straight, 0.0))
     first = torch.where(straight, 1 - t, torch.sin((1 - t) * angle) / torch.sin(angle))
     second = torch.where(straight, t, torch.sin(t * angle) / torch.sin(angle))

@@ -86,20 +86,22 @@ def _first_brackets(work: Work, group: str, names: Sequence[str], wanted: Cut, f
     if total <= SAMPLE[0]:
         parts = [keys_of(_measured(work, wanted, job)) for job in work.jobs(names)]
     elif fast:
-        parts = [fast.sample(name, starts, RUN) for name, starts in _runs(work, names, total)]
+        parts = [fast.sample(name, starts, run) for name, starts, run in _runs(work, names, total)]
     else:
-        jobs = [Job(name, at, at + RUN) for name, starts in _runs(work, names, total) for at in starts]
+        jobs = [Job(name, at, at + run) for name, starts, run in _runs(work, names, total) for at in starts]
         parts = [keys_of(_measured(work, wanted, job)) for job in jobs]
     sample = torch.cat(parts, dim=1)
     # Entries outside the stream are zeros: a rank that reaches them keeps everything.
     return [guess(rank, total, row) for rank, row in zip(ranks, sample, strict=True)]
 
 
-def _runs(work: Work, names: Sequence[str], total: int) -> Iterator[tuple[str, list[int]]]:
-    """Where runs of RUN entries begin, spread evenly over the tensors."""
+def _runs(work: Work, names: Sequence[str], total: int) -> Iterator[tuple[str, list[int], int]]:
+    """Where runs of about RUN entries begin, spread evenly over the tensors, and how long they are: whole rows where the rule
+    needs them."""
     runs = min(max(SAMPLE[0], total // PART), SAMPLE[1]) // RUN
     for name in names:
-        size = work.base.tensors[name].numel
+        size, row = work.base.tensors[name].numel, max(1, work.columns(name)) if work.rule.whole_rows else 1
         if size >= RUN:
-            step = max(RUN, size // max(1, round(runs * size / total)))
-            yield name, list(range(0, size - RUN + 1, step))
+            run = max(1, RUN // row) * row
+            step = max(run, size // max(1, round(runs * size / total)) // row * row)
+            yield name, list(range(0, size - run + 1, step)), run

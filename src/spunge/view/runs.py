@@ -1,6 +1,7 @@
 """The runs of a folder, read and never changed; nothing that a recipe names is loaded."""
 
 import json
+import math
 import os
 import socket
 import time
@@ -161,32 +162,33 @@ def progress_of(folder: Path) -> Progress | None:
         if content["schema"] != 1 or (content["host"] == socket.gethostname() and not _alive(int(content["pid"]))):
             return None
         left = content["left"]
-        stages = [
-            {name: each[name] for name in ("title", "done", "total", "note", "seconds", "left")}
-            for each in content["stages"]
-        ]
-        for each in stages:
-            each["share"] = min(1.0, max(0.0, float(each["done"]) / float(each["total"]))) if each["total"] else 0.0
         return Progress(
-            stages,
+            [_under_way(each) for each in content["stages"]],
             [str(title) for title in content["waiting"]],
             int(content["finished"]),
             int(content["count"]),
-            None if left is None else float(left),
-            float(content["begun"]),
-            min(float(content["written"]), time.time()),
+            None if left is None else _finite(left),
+            _finite(content["begun"]),
+            min(_finite(content["written"]), time.time()),
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
 def _under_way(told: Mapping[str, Any]) -> dict[str, Any]:
     """A stage, with the share of it that is done. Raises what `progress_of` takes for no progress."""
     done, total = int(told["done"]), int(told["total"])
-    left = None if told["left"] is None else float(told["left"])
+    left = None if told["left"] is None else _finite(told["left"])
     share = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
-    about = {"title": str(told["title"]), "note": str(told["note"]), "seconds": float(told["seconds"])}
+    about = {"title": str(told["title"]), "note": str(told["note"]), "seconds": _finite(told["seconds"])}
     return {**about, "done": done, "total": total, "left": left, "share": share}
+
+
+def _finite(told: Any) -> float:
+    """A number of the file. Raises ValueError where it is none."""
+    if math.isfinite(number := float(told)):
+        return number
+    raise ValueError(f"{number} is no number of seconds")
 
 
 def _alive(pid: int) -> bool:

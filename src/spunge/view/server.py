@@ -118,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = _html(told_page(refused.status.phrase, str(refused)), refused.status)
         except RecipeError as error:
             answer = _html(told_page("This cannot be shown", str(error)), HTTPStatus.UNPROCESSABLE_ENTITY)
-        except (OSError, ValueError, RecursionError) as error:
+        except Exception as error:  # a page that cannot be made is said to be so, whatever the reason
             said = f"{type(error).__name__} while this page was made."
             answer = _html(told_page("This cannot be shown", said), HTTPStatus.INTERNAL_SERVER_ERROR)
         self._give(answer)
