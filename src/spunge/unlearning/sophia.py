@@ -6,8 +6,8 @@ SOUL: Jia et al. 2024, arXiv 2404.18239; Sophia: Liu et al. 2023, arXiv 2305.143
     h <- beta2 h + (1 - beta2) g^2           at the first of every k steps, the diagonal of the Gauss-Newton matrix over B
     theta <- (1 - rate decay) theta - rate sign(m) min(|m| / max(rho B h, eps), 1)
 
-B is of how many tokens a step's loss is the mean: a constant, SOUL's, which is what rho is chosen for. Sophia draws the labels whose
-gradient is squared from the model; here, as SOUL does, it is the loss's own gradient, which costs no further pass.
+B: of how many tokens a step's loss is the mean, here SOUL's constant, to which rho belongs. Sophia draws the labels whose gradient
+is squared from the model; here, as SOUL does, it is the loss's own gradient, which costs no further pass.
 """
 
 from collections.abc import Callable, Iterable
