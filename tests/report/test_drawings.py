@@ -159,3 +159,15 @@ def test_a_page_of_very_many_branches_leaves_out_their_scores_and_says_so(tmp_pa
     html = page(run)
     assert len(html.encode()) < 3_000_000
     assert "branches' own scores are left out" in html
+
+
+def test_the_front_is_drawn_by_a_measure_that_is_not_zero_for_all(results: Any) -> None:
+    content = results()
+    zeros = [
+        dict(row, metric="recall", value=0.0, low=0.0, high=0.1)
+        for row in content["rows"]
+        if row["metric"] == "accuracy"
+    ]
+    drawn = trade_off(arranged(parse_results(content | {"rows": zeros + content["rows"]})))
+    assert drawn is not None
+    assert "recall" not in drawn.said

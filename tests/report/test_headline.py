@@ -58,3 +58,35 @@ def test_what_was_not_measured_is_not_passed_over(results: Any, missing: str, to
 
 def test_without_paired_differences_nothing_is_said_to_be_forgotten(results: Any) -> None:
     assert said(results() | {"differences": []}).startswith("Whether anything was forgotten cannot be said")
+
+
+def fallen_from(content: dict[str, Any], before: float, after: float, subject: str = "Asia") -> dict[str, Any]:
+    for row in content["rows"]:
+        if row["subject"] == subject:
+            row["value"] = before if row["stage"] == "base" else after
+            row |= {"low": row["value"], "high": row["value"]}
+    return content
+
+
+@pytest.mark.parametrize(("before", "absent"), [(2e-5, True), (0.004, True), (0.006, False), (0.02, False)])
+def test_a_fall_from_what_is_shown_as_nothing_is_no_forgetting(
+    results: Any, pair: Any, before: float, absent: bool
+) -> None:
+    text = said(pair(fallen_from(results(), before, before / 2), spread=before / 4))
+    assert ("forgot 1 of 2 parts for certain (Europe); of Asia the base showed nothing to forget;" in text) == absent
+    assert ("forgot both parts for certain (Europe, Asia)" in text) == (not absent)
+
+
+def test_where_the_base_showed_nothing_no_part_counts_as_forgotten(results: Any, pair: Any) -> None:
+    content = fallen_from(fallen_from(results(), 2e-5, 1e-5), 2e-5, 1e-5, "Europe")
+    text = said(pair(content, spread=1e-6))
+    assert "forgot none of the 2 parts for certain; of Europe, Asia the base showed nothing to forget;" in text
+
+
+def test_a_part_that_was_there_by_another_measure_is_not_called_absent(results: Any, pair: Any) -> None:
+    content = results()
+    other = [dict(row, metric="recall") for row in content["rows"] if row["subject"] in ("Europe", "Asia")]
+    fallen_from(content, 0.0, 0.0)
+    text = said(pair(content | {"rows": content["rows"] + other}))
+    assert "forgot both parts for certain" in text
+    assert "showed nothing" not in text

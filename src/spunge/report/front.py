@@ -47,10 +47,11 @@ class Front(NamedTuple):
 
 def front(scores: Sequence[Scores], models: Sequence[Candidate], overall: Collection[str] = ()) -> Front | None:
     """By the first metric that all models have on what is to be forgotten, and the first on what is to be kept; None without these.
+    A metric that is 0 for all of them comes last.
 
     overall: subjects that hold the items of the others, which count once.
     """
-    forget, keep = (next(_goals(scores, models, group, overall), None) for group in ("forget", "keep"))
+    forget, keep = (_goal(scores, models, group, overall) for group in ("forget", "keep"))
     if forget is None or keep is None:
         return None
     values = [(_mean(scores, model, forget), _mean(scores, model, keep)) for model in models]
@@ -64,6 +65,12 @@ def front(scores: Sequence[Scores], models: Sequence[Candidate], overall: Collec
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def _goal(scores: Sequence[Scores], models: Sequence[Candidate], group: Group, overall: Collection[str]) -> Goal | None:
+    goals = list(_goals(scores, models, group, overall))
+    telling = (goal for goal in goals if any(_mean(scores, model, goal) for model in models))
+    return next(telling, goals[0] if goals else None)
 
 
 def _goals(

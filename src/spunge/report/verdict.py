@@ -172,6 +172,11 @@ def pairs(metric: Metric, group: Group, before: str = "base", after: str = "merg
     return compared
 
 
+def never_there(metric: Metric, pair: Pair) -> bool:
+    """The value before is shown as 0 where it should fall, so no fall can be seen."""
+    return metric.share and pair.subject.wanted == "down" and round(pair.before.value, metric.digits) == 0
+
+
 def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) -> Fact | None:
     compared = pairs(metric, "forget")
     if not compared:
@@ -197,6 +202,8 @@ def _forgotten(metric: Metric, controls: Sequence[Model], parts: Sequence[str]) 
     if len(compared) > 1 and metric.share:
         text += f" Mean over these parts: {_means(metric, compared, controls)}."
     text += _unknown(unknown)
+    absent = [pair.subject.name for pair in compared if never_there(metric, pair)]
+    text += f" Of {listed(absent)} the base showed nothing to forget." if absent else ""
     shown = [pair for pair in compared if pair.way] if metric.side else compared
     if metric.side and not shown:
         return None
