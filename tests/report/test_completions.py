@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spunge.errors import RecipeError
 from spunge.report.completions import completions
 from spunge.report.page import page
 from spunge.results import Evaluation, Model, Results
@@ -98,6 +99,50 @@ def test_texts_that_were_kept_without_prompts_stand_beside_those_of_the_same_row
     [line] = told.answered
     assert [side and side.texts[0].text for side in line.sides] == ["before", None, "after"]
     assert line.prompt == "asked"
+
+
+ODD = (None, True, -1, 5, 10**400, "x", "\ud800", [], [None], {}, {"a": 1})
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """JSON with each of its values in turn replaced by each odd one."""
+    yield from ODD
+    if isinstance(value, dict):
+        yield from ({**value, key: other} for key, inner in value.items() for other in changed(inner))
+        yield from ({other: value[other] for other in value if other != key} for key in value)
+    elif isinstance(value, list) and value:
+        yield from ([other, *value[1:]] for other in changed(value[0]))
+
+
+def shown_or_refused(run: Path, results: Results) -> str:
+    try:
+        return str(completions(run, results, "all"))
+    except RecipeError as error:
+        return f"refused: {error}"
+
+
+@pytest.mark.parametrize("name", [f"{'says':0>12}.json", "texts-0123456789abcdef.jsonl", "scored-x.jsonl"])
+def test_a_damaged_file_is_told_by_its_name_or_left_out(tmp_path: Path, write: Write, name: str) -> None:
+    results = write({"base": [["before"], ["b"]], "merged": [["after"], ["a"]]}, ["asked", "told"])
+    file, judging = (tmp_path / "evaluation" / "base" / each for each in (name, f"{'says':0>12}.json"))
+    stored = json.loads(judging.read_text())
+    judging.write_text(json.dumps({**stored, "text_files": [*stored["text_files"], "scored-x.jsonl"]}))
+    (file.parent / "scored-x.jsonl").write_text(json.dumps({"row": 0, "text": "before", "score": 0.5}) + "\n")
+    first, *others = file.read_text().split("\n")
+    for odd in changed(json.loads(first)):
+        file.write_text("\n".join([json.dumps(odd), *others]))
+        said = shown_or_refused(tmp_path, results)
+        assert said.encode()
+        assert not said.startswith("refused") or file.name in said
+
+
+def test_a_row_that_is_none_gets_no_other_rows_scores(tmp_path: Path, write: Write) -> None:
+    results = write({"base": [["before"]], "merged": [["after"]]}, ["asked"], {"base": [1.0]})
+    file = tmp_path / "evaluation" / "base" / "texts-0123456789abcdef.jsonl"
+    file.write_text(json.dumps({"row": -1, "prompt": "asked", "texts": ["before"]}) + "\n")
+    told = completions(tmp_path, results, "all")
+    assert told is not None
+    assert [line.row for line in told.answered] == [0]
 
 
 def test_a_run_of_before_that_says_no_subjects_is_shown_without_groups(tmp_path: Path, write: Write) -> None:

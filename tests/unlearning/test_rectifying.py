@@ -48,7 +48,7 @@ def trained(steps: int, gru: float | None = None, aim: Sequence[float] = KEPT, *
     task = Task(base, {}, None, {}, progress=lambda step, steps, note: told.append(note))
     Loop(task, settings, [weights], both, steps, [], apart=(forget, retain), gru=gru).run()
     first = forget_at(START)[0] + (0 if gru else 0.7 * np.square(np.subtract(START, aim)).sum() / 2)
-    assert told[0].startswith(f"loss {first:.4g},")
+    assert told[0].startswith(f"loss {first:.4g}")
     return weights.tolist()
 
 

@@ -109,5 +109,7 @@ def test_the_papers_layers_are_those_of_another_depth_at_the_same_share() -> Non
     assert layers_of(RRSettings(), 30) == [8, 18]
     assert layers_of(RRSettings(), 2) == [0]
     assert layers_of(RRSettings(layers=[-1]), 6) == [5]
+    assert layers_of(RRSettings(layers=[5, -1]), 6) == [5]
+    assert layers_of(RRSettings(), 1) == [0]
     with pytest.raises(RecipeError, match=r"unlearn\.layers: 6: the model has 6 blocks, 0 to 5"):
         layers_of(RRSettings(layers=[6]), 6)

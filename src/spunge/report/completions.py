@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from markupsafe import escape
 
@@ -112,11 +112,20 @@ def _compared(models: Sequence[Model]) -> tuple[Model, ...]:
     return (*first, *[*controls[:1], *others][: MODELS - len(first) - len(last)], *last)
 
 
+class _Measured(NamedTuple):
+    """A metric and its value of each item."""
+
+    metric: str
+    values: tuple[float, ...]
+
+
 class _Judging(NamedTuple):
-    """A judging's file: its measures, and the folder and the names of the files with its texts."""
+    """A judging's file: its measures over all items, whether they are another's under an attack, and the folder and the names of
+    the files with its texts."""
 
     folder: Path
-    measures: list[Mapping[str, Any]]
+    measures: tuple[_Measured, ...]
+    again: bool
     texts: tuple[str, ...]
 
 
@@ -128,8 +137,26 @@ def _stored(run: Path, stages: set[str]) -> Iterator[tuple[tuple[str, str], _Jud
 
 
 def _judging(file: Path, content: Mapping[str, Any]) -> tuple[tuple[str, str], _Judging]:
+    """Raises what `shown` takes for damage."""
     texts = tuple(each for each in content.get("text_files") or [] if Path(each).name == each)
-    return (content["stage"], content["evaluation"]), _Judging(file.parent, list(content["measures"]), texts)
+    about, measures = (content["stage"], content["evaluation"]), content["measures"]
+    if not all(isinstance(each, str) for each in about) or not isinstance(measures, list):
+        raise TypeError("it holds no measures of a stage")
+    over_all = tuple(_measured(each) for each in measures if each.get("subject") is None)
+    return about, _Judging(file.parent, over_all, any(each.get("of") for each in measures), texts)
+
+
+def _measured(measure: Mapping[str, Any]) -> _Measured:
+    """Raises what `shown` takes for damage."""
+    values = []
+    for above, below in zip(measure["numerator"], measure["denominator"], strict=True):
+        value, count = float(real(above)), float(real(below))
+        if measure.get("combine", "ratio") == "ratio":
+            value = value / count if count else math.nan
+        if measure.get("transform") == "exp":
+            value = math.exp(min(value, 700.0))
+        values.append(value)
+    return _Measured(str(measure["metric"]), tuple(values))
 
 
 def _memberships(content: Mapping[str, Any]) -> Members:
@@ -148,7 +175,7 @@ def _prompts(
     evaluation: Evaluation, judgings: Mapping[str, _Judging], subjects: Mapping[str, Mapping[int, Sequence[str]]]
 ) -> Iterator[_Prompt]:
     """An evaluation's prompts. One that measures again, under an attack, is left out: its prompts are another's."""
-    if any(measure.get("of") for judging in judgings.values() for measure in judging.measures):
+    if any(judging.again for judging in judgings.values()):
         return
     lines = [(stage, judging, line) for stage, judging in judgings.items() for line in _completed(judging)]
     prompts: dict[int, set[str]] = {}
@@ -182,7 +209,7 @@ def _completed(judging: _Judging) -> Iterator[_Line]:
     for file in (judging.folder / each for each in judging.texts if each.startswith("texts-")):
         for line in _lines(file):
             row, prompt, texts = line.get("row"), line.get("prompt"), line.get("texts")
-            if isinstance(row, int) and isinstance(prompt, str | None) and isinstance(texts, list):
+            if _is_row(row) and isinstance(prompt, str | None) and isinstance(texts, list):
                 yield _Line(row, prompt, tuple(map(str, texts)))
 
 
@@ -202,30 +229,24 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
+def _is_row(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
 def _rated(judging: _Judging) -> dict[int, list[float]]:
     """Row -> the scorer's score of each of its completions."""
     scores: dict[int, list[float]] = {}
     for file in (judging.folder / each for each in judging.texts if each.startswith("scored-")):
         for line in _lines(file):
-            if isinstance(line.get("row"), int) and isinstance(line.get("score"), int | float):
-                scores.setdefault(line["row"], []).append(float(line["score"]))
+            row, score = line.get("row"), line.get("score")
+            if _is_row(row) and isinstance(score, int | float) and 0 <= score <= 1:
+                scores.setdefault(row, []).append(float(score))
     return scores
 
 
 def _scores(evaluation: Evaluation, judging: _Judging, row: int) -> list[tuple[str, str, float]]:
     """Every measure of an item."""
-    scores = []
-    for measure in judging.measures:
-        above, below = measure["numerator"], measure["denominator"]
-        if measure.get("subject") is not None or row >= len(above):
-            continue
-        value, count = real(above[row]), real(below[row])
-        if measure.get("combine", "ratio") == "ratio":
-            value = value / count if count else math.nan
-        if measure.get("transform") == "exp":
-            value = math.exp(min(value, 700.0))
-        scores.append((evaluation.name, str(measure["metric"]), float(value)))
-    return scores
+    return [(evaluation.name, each.metric, each.values[row]) for each in judging.measures if row < len(each.values)]
 
 
 def _together(prompts: Iterable[_Prompt]) -> Iterator[_Prompt]:
@@ -296,8 +317,9 @@ def _change(prompt: _Prompt, before: str, after: str) -> tuple[float, float]:
     """How much two models differ on a prompt: by the largest change of a score from 0 to 1, then by their words."""
     if before not in prompt.texts or after not in prompt.texts:
         return 0.0, 0.0
-    pairs = zip(prompt.scores[before], prompt.scores[after], strict=False)
-    moved = [abs(two - one) for (*_, one), (*_, two) in pairs if 0 <= one <= 1 and 0 <= two <= 1]
+    first = {(evaluation, metric): value for evaluation, metric, value in prompt.scores[before]}
+    pairs = [(first.get((evaluation, metric), math.nan), value) for evaluation, metric, value in prompt.scores[after]]
+    moved = [abs(two - one) for one, two in pairs if 0 <= one <= 1 and 0 <= two <= 1]
     one, other = (Counter(" ".join(prompt.texts[stage]).split()) for stage in (before, after))
     every = (one | other).total()
     return max(moved, default=0.0), 1 - (one & other).total() / every if every else 0.0

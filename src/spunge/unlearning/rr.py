@@ -11,6 +11,7 @@ Its layers 10 and 20 are places in the list that begins with the embeddings: the
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -40,6 +41,9 @@ class RRSettings(OutputSettings):
     )
     gamma: float = Field(10.0, ge=0, description="Weight of the forget term, which falls by half over the steps.")
     alpha: float = Field(10.0, ge=0, description="Weight of the retain term, of which it has half at the last step.")
+    retain_loss: Literal["states"] = Field(  # type: ignore[assignment]
+        "states", description="The retain term is the method's own: the distance of the hidden states from the base's."
+    )
     # The authors' adapter. Its output is 0 at first, with dropout or without: the states begin at the base's own.
     trainable: Trainable = Field(
         default=LoRA(rank=16, targets="all-linear", dropout=0.05), description="What is trained."
@@ -85,7 +89,7 @@ def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> lis
     for layer in chosen:
         if not -depth <= layer < depth:
             raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
-    return [layer % depth for layer in chosen]
+    return list(dict.fromkeys(layer % depth for layer in chosen))  # one that is named twice counts once
 
 
 def tokens(batch: Batch) -> float:

@@ -59,7 +59,9 @@ def test_processes_write_what_this_one_writes_and_say_the_same(
         spunge.run(load_recipe(toy_recipe, overrides), tmp_path / name / "run", listener)
         told[name] = {line for line in listener.lines if line[1] and not line[0].startswith("note")}
     one, other = (content(tmp_path / name / "run") for name in told)
-    assert one == other
+    assert list(one) == list(other)
+    for file in one:  # line by line, so that a failure shows the one that differs
+        assert one[file].splitlines() == other[file].splitlines(), file
     ended = {line for line in told["here"] if not re.match(r"\d+/\d+( |$)", line[1])}
     assert ended <= told["others"]
     assert ("unlearn control:joint", "2/2 loss") in told["others"]
