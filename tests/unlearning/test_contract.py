@@ -60,7 +60,7 @@ def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[A
 
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
 SCHEDULED = {"rr"}  # whose terms' weights depend on the number of steps
-FLAT = {"rr"}  # whose loss has no slope at the base, so that without dropout rounding chooses the first step
+FLAT = {"rr"}  # whose loss has no slope at the base, so that rounding chooses the first step
 SUBTRACTING = {"tvn", "sku"}  # whose change is -strength times what was learned
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},

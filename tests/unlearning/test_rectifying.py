@@ -134,3 +134,5 @@ def test_gru_without_a_retain_term_is_refused() -> None:
     for method, alpha in (("graddiff", 0), ("ga", 0)):
         with pytest.raises(ValidationError, match="gru: there is no retain term to hold"):
             METHODS.get(method).settings(method=method, alpha=alpha, gru=0.8)
+    with pytest.raises(ValidationError, match="gru: pdu weighs its retain term by how far"):
+        METHODS.get("pdu").settings(method="pdu", gru=0.8)

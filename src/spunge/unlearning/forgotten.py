@@ -60,7 +60,7 @@ def stop_of(
         raise RecipeError(
             f"{task.setting}.stop: a model that several processes train is not looked at on its way; leave it out"
         )
-    limits = _limits(task, settings, stop)
+    limits = _limits(task, settings, stop, forget)
     steps = total_steps(task, settings)
     epoch = math.ceil(forget.count / (settings.batch_size * settings.accumulation))
     every = stop.every or min(epoch, steps)
@@ -79,7 +79,7 @@ def stop_of(
     return look
 
 
-def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop) -> Held:
+def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop, forget: Stream) -> Held:
     accuracy, extraction = stop.accuracy, stop.extraction
     if accuracy is None or extraction is None:
         if task.retain is None:
@@ -89,6 +89,11 @@ def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop) -> Hel
             )
         unseen = measured(task, retain_stream(task, settings, task.retain), stop)
         accuracy = unseen.accuracy if accuracy is None else accuracy
+        if extraction is None and math.isnan(unseen.extraction) and _any_long(forget, stop):
+            raise RecipeError(
+                f"{task.setting}.stop.n: {stop.n}: the limit of the extraction likelihood is that of the retain rows, and none of "
+                f"them has more learned tokens than that; lower it, or give {task.setting}.stop.extraction"
+            )
         extraction = unseen.extraction if extraction is None else extraction
     return Held(accuracy, extraction)
 
@@ -116,11 +121,22 @@ def memorised(model: Any, sample: Encoded) -> float:
     return sum(hits) / max(1, len(hits))
 
 
+def _any_long(stream: Stream, stop: ForgettingStop) -> bool:
+    """Whether some of the rows that are measured have an extraction likelihood."""
+    samples = stream.encoded(range(min(stop.rows, stream.count)))
+    return any(len(each.ids) - _first(each) > stop.n for each in samples)
+
+
+def _first(sample: Encoded) -> int:
+    """Where the learned tokens begin."""
+    return next(place for place, label in enumerate(sample.labels) if label != IGNORED)
+
+
 def extracted(model: Any, sample: Encoded, n: int) -> float | None:
     """EL_n of a sample; None where its learned tokens are n or fewer."""
-    ids, first = sample.ids, next(place for place, label in enumerate(sample.labels) if label != IGNORED)
+    ids, first = sample.ids, _first(sample)
     starts = range(max(1, first), len(ids) - n + 1)
-    if len(ids) - first <= n or not starts:
+    if len(ids) - first <= n:
         return None
     overlaps = []
     for start in starts:
