@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from spunge.data.samples import Samples
 from spunge.model.ranks import Ranks
 from spunge.registry import METHODS
+from spunge.unlearning import loop
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from toys import texts
@@ -101,6 +102,23 @@ def test_gru_steps_along_the_forget_gradient_without_what_raises_the_retain_loss
     optimizer = {"sam": RHO, "optimizer": "sgd"} if sharp else "sgd"
     assert trained(12, gru=0.8, aim=aim, optimizer=optimizer) == pytest.approx(expected, rel=1e-9)
     assert (against[0] < 0) == (aim is KEPT)
+
+
+def test_a_step_that_is_done_again_for_want_of_memory_counts_once_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the step the memory ends."""
+    expected = trained(4, gru=0.8, optimizer="sgd")
+    whole, calls = loop.rectified, []
+
+    def short(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(*given)
+
+    monkeypatch.setattr(loop, "rectified", short)
+    monkeypatch.setattr(Loop, "_halve", lambda self: self.optimizer.zero_grad())
+    assert trained(4, gru=0.8, optimizer="sgd") == pytest.approx(expected, rel=1e-12)
+    assert len(calls) == 5
 
 
 class Killed(Exception):

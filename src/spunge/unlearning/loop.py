@@ -254,11 +254,10 @@ class Loop:
         elif retain is not None and self.gru is not None:
             gradients = taken(self.parameters)
             terms |= {name: value for name, value in self._over_batches(retain).items() if name != "loss"}
-            self.retained = blended(self.retained, taken(self.parameters), self.parameters, self.gru)
-            for parameter, gradient in zip(
-                self.parameters, rectified(gradients, self.retained, self.ranks), strict=True
-            ):
+            mean = blended(self.retained, taken(self.parameters), self.parameters, self.gru)
+            for parameter, gradient in zip(self.parameters, rectified(gradients, mean, self.ranks), strict=True):
                 parameter.grad = gradient
+            self.retained = mean  # last, as a step that the memory does not hold is done again
         return dict(zip(terms, self.ranks.means([*terms.values()]), strict=True))
 
     def _taken_where_it_is_steepest(self, rho: float, forget: Callable[[int], Loss], drawn: Sequence[int]) -> None:
