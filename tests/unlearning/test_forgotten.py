@@ -129,6 +129,13 @@ def test_the_limits_are_the_bases_on_retain_rows_where_none_are_given(load: Call
     assert unlearned(base, retain=None, stop={"accuracy": 1.0, "extraction": 1.0, "every": 3}).steps == 3
 
 
+def test_a_limit_that_no_retain_row_is_long_enough_for_is_refused(load: Callable[..., Any]) -> None:
+    base, short = load(), Samples(pa.table({"text": ["a", "b"]}))
+    with pytest.raises(RecipeError, match=r"^unlearn\.stop\.n: 2: none of the retain rows .* is longer"):
+        unlearned(base, retain=short, stop={"n": 2})
+    unlearned(base, retain=short, stop={"n": 2, "extraction": 0.5}, steps=1)
+
+
 def test_a_checkpoints_own_way_of_writing_is_not_asked(load: Callable[..., Any]) -> None:
     base = load()
     stop, task = ForgettingStop(n=2), Task(base, {"a": FORGET}, None, {"a": 1})

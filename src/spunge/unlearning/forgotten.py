@@ -54,13 +54,19 @@ def stop_of(
 ) -> Callable[[int], str | None]:
     """Tells after a step why the training ends there, if so. To be called before training: it measures the base.
 
-    Raises RecipeError where there are no retain rows to measure and no numbers are given.
+    Raises RecipeError where no number is given and there are no retain rows to take it from, or none long enough.
     """
     if task.base.ranks.shared:
         raise RecipeError(
             f"{task.setting}.stop: a model that several processes train is not looked at on its way; leave it out"
         )
     limits = _limits(task, settings, stop)
+    samples = forget.encoded(range(min(stop.rows, forget.count)))
+    if math.isnan(limits.extraction) and any(prefixes(each, stop.n) for each in samples):
+        raise RecipeError(
+            f"{task.setting}.stop.n: {stop.n}: none of the retain rows that the limit is taken from is longer than so many tokens; "
+            f"lower it, or give {task.setting}.stop.extraction"
+        )
     steps = total_steps(task, settings)
     epoch = math.ceil(forget.count / (settings.batch_size * settings.accumulation))
     every = stop.every or min(epoch, steps)
@@ -118,11 +124,9 @@ def memorised(model: Any, sample: Encoded) -> float:
 
 def extracted(model: Any, sample: Encoded, n: int) -> float | None:
     """EL_n of a sample; None where its learned tokens are n or fewer."""
-    ids, first = sample.ids, next(place for place, label in enumerate(sample.labels) if label != IGNORED)
-    starts = range(max(1, first), len(ids) - n + 1)
-    if len(ids) - first <= n or not starts:
+    ids, starts, overlaps = sample.ids, prefixes(sample, n), []
+    if not starts:
         return None
-    overlaps = []
     for start in starts:
         given = torch.tensor([ids[:start]], device=model.device)
         written = model.generate(
@@ -130,6 +134,12 @@ def extracted(model: Any, sample: Encoded, n: int) -> float | None:
         )
         overlaps.append(overlap(written[0, start:].tolist(), ids[start:], n))
     return sum(overlaps) / len(overlaps)
+
+
+def prefixes(sample: Encoded, n: int) -> range:
+    """The lengths of the prefixes that a sample is written on from; none where its learned tokens are n or fewer."""
+    first = next(place for place, label in enumerate(sample.labels) if label != IGNORED)
+    return range(max(1, first), len(sample.ids) - n + 1) if len(sample.ids) - first > n else range(0)
 
 
 def overlap(written: Sequence[int], true: Sequence[int], n: int) -> float:
