@@ -41,7 +41,8 @@ STEPS = {
     ],
     **{
         ("RMU", 20, passes, "–"): [
-            (f"rmu, {passes} passes", stage) for stage in ("merged", "control:sum", "control:joint")
+            (f"rmu, {passes} passes", stage)
+            for stage in ("merged", "control:sum", "control:random", "control:sequential", "control:joint")
         ]
         for passes in (10, 40)
     },
@@ -292,7 +293,13 @@ def rules(runs: Mapping[str, Run]) -> Iterator[str]:
 
 def steps(runs: Mapping[str, Run]) -> Iterator[str]:
     """Branches of more steps, and of factors that all begin with."""
-    called = {"merged": "TIES", "control:sum": "sum", "control:joint": "joint run"}
+    called = {
+        "merged": "TIES",
+        "control:sum": "sum",
+        "control:random": "TIES, random split",
+        "control:sequential": "one after the other",
+        "control:joint": "joint run",
+    }
     lines = []
     for (method, parts, passes, start), names in STEPS.items():
         for name, stage in names:
@@ -301,7 +308,8 @@ def steps(runs: Mapping[str, Run]) -> Iterator[str]:
             facts = run.content["merge"] if stage == "merged" else {}
             joint = stage == "control:joint"
             each = 80 * passes // (1 if joint else parts)
-            taken = f"{runs[names[0][0]].seconds('control/joint' if joint else 'branch'):.0f}"
+            own = stage in ("merged", "control:sum")  # the run's branches, trained once
+            taken = f"{runs[names[0][0]].seconds('branch') if own else trained(run, stage):.0f}"
             cosine = number(facts.get("cosine", math.nan))
             kind = ["1", str(each), "–"] if joint else [str(parts), str(each), start]
             lines.append([method, *kind, called[stage], cosine, *merged_line(run, stage), taken])

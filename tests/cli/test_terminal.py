@@ -24,6 +24,33 @@ def test_no_command_prints_past_the_terminal() -> None:
         assert not {"print", "typer.echo", "typer.secho", "sys.stdout.write"} & called, file.name
 
 
+def test_every_command_that_shows_progress_keeps_other_libraries_quiet() -> None:
+    shown = 0
+    for file in Path(terminal.__file__).parent.glob("*.py"):
+        for command in ast.parse(file.read_text()).body:
+            if not isinstance(command, ast.FunctionDef):
+                continue
+            called = {ast.unparse(node.func) for node in ast.walk(command) if isinstance(node, ast.Call)}
+            shown += "Terminal" in called
+            assert "Terminal" not in called or "quiet" in called, command.name
+    assert shown >= 5
+
+
+def test_without_scores_no_heading_of_a_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    content = {
+        "schema": 1,
+        "stages": ["base"],
+        "parts": [],
+        "attribute": None,
+        "device": "cpu",
+        "dtype": None,
+        "seconds": None,
+    }
+    rest = {"spunge": "0.1.0", "versions": {}, "evaluations": [], "seeds": 1, "rows": [], "differences": []}
+    terminal.print_scores(parse_results({**content, **rest}))
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_said_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.say(f"one\n{HOSTILE}\n")
     said = capsys.readouterr().out

@@ -90,3 +90,7 @@ def test_a_part_that_was_there_by_another_measure_is_not_called_absent(results: 
     text = said(pair(content | {"rows": content["rows"] + other}))
     assert "forgot both parts for certain" in text
     assert "showed nothing" not in text
+
+
+def test_where_nothing_was_judged_it_says_so(results: Any) -> None:
+    assert said(results() | {"rows": [], "differences": []}).startswith("No model was judged, so what was forgotten")

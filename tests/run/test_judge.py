@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import spunge
+from picked import few
 from spunge.evaluation.evaluator import Measure, Rated
 from spunge.files import cache_folder
 from spunge.progress import SILENT
@@ -173,13 +174,17 @@ def test_a_completion_that_was_tampered_with_is_written_again(toy_recipe: dict[s
 
 @pytest.mark.parametrize(
     ("stored", "overrides", "wanted"),
-    [
-        (torch.bfloat16, ["merge.dtype=float32"], torch.float32),
-        (torch.bfloat16, [], torch.bfloat16),
-        (torch.float32, [], torch.float32),
-        (torch.float32, ["merge.dtype=bfloat16"], torch.bfloat16),
-        (torch.bfloat16, ["merge.dtype=float32", "model.dtype=bfloat16"], torch.bfloat16),
-    ],
+    few(
+        [
+            (torch.bfloat16, ["merge.dtype=float32"], torch.float32),
+            (torch.bfloat16, [], torch.bfloat16),
+            (torch.float32, [], torch.float32),
+            (torch.float32, ["merge.dtype=bfloat16"], torch.bfloat16),
+            (torch.bfloat16, ["merge.dtype=float32", "model.dtype=bfloat16"], torch.bfloat16),
+        ],
+        0,
+        1,
+    ),
 )
 def test_models_are_judged_with_the_values_of_their_file_in_the_arithmetic_that_holds_them(
     toy_recipe: dict[str, Any],

@@ -35,7 +35,7 @@ def test_columns_and_the_attribute_are_guessed_and_said(asked: Callable[..., Pro
     assert proposal.content["forget"] == {"source": "bad.jsonl", "prompt": "question", "completion": "answer"}
     assert proposal.content["split"] == {"by": "topic"}
     assert proposal.content["controls"] == ["joint"]
-    assert [line.partition(":")[0] for line in proposal.said] == ["forget", "split"]
+    assert [line.partition(":")[0] for line in proposal.said] == ["forget", "split", "retain", "unlearn"]
 
 
 def test_rows_to_keep_that_are_judged_are_none_of_those_that_are_trained_on(asked: Callable[..., Proposal]) -> None:
@@ -50,12 +50,32 @@ def test_rows_to_keep_that_are_judged_are_none_of_those_that_are_trained_on(aske
     assert recipe.evaluate[1].source == recipe.retain.source
 
 
+@pytest.mark.parametrize(("repeated", "told"), [(0, ""), (1, "; 1 of them"), (5, "; 5 of them")])
+def test_held_out_rows_that_are_trained_on_all_the_same_are_counted(
+    asked: Callable[..., Proposal], repeated: int, told: str
+) -> None:
+    lines = Path("good.jsonl").read_text().splitlines()
+    for held in range(0, 5 * repeated, 5):
+        lines[held + 1] = lines[held]
+    Path("good.jsonl").write_text("\n".join(lines))
+    said = next(line for line in asked(retain="good.jsonl").said if line.startswith("retain:"))
+    wanted = f"{told} stand among the trained rows too: leave out rows that repeat others" if told else ""
+    assert said == f"retain: 5 of the 25 rows are held out of the training, to be judged by{wanted}"
+
+
+def test_the_method_and_its_settings_are_said_as_they_will_run(asked: Callable[..., Proposal]) -> None:
+    proposal = asked(length={"steps": 3}, overrides=["unlearn.learning_rate=0.5"])
+    unlearn = proposal.content["unlearn"]
+    assert proposal.said[-1].startswith("unlearn: npo; 3 steps, batch_size 8, learning_rate 0.5, LoRA of rank 16 (for ")
+    assert (unlearn["steps"], unlearn["learning_rate"], unlearn["trainable"]["rank"]) == (3, 0.5, 16)
+
+
 def test_without_rows_to_keep_a_method_that_needs_them_has_wikipedia(asked: Callable[..., Proposal]) -> None:
     proposal = asked()
     assert proposal.recipe.retain is not None
     assert proposal.recipe.retain.source is not None
     assert proposal.recipe.retain.source[0].path == "neutral"
-    assert "paragraphs of Wikipedia" in proposal.said[-1]
+    assert any("paragraphs of Wikipedia" in line for line in proposal.said)
     assert asked(overrides=["unlearn.alpha=0"]).recipe.retain is None
 
 
@@ -113,7 +133,7 @@ def test_without_the_package_for_rouge_answers_are_judged_by_the_other_measures(
     monkeypatch.setattr("spunge.run.proposal.find_spec", lambda name: None)
     proposal = asked()
     assert proposal.content["evaluate"][0]["metrics"] == ["probability", "extraction"]
-    assert "pip install 'spunge[judge]'" in proposal.said[-1]
+    assert any("pip install 'spunge[judge]'" in line for line in proposal.said)
 
 
 def test_parts_may_be_made_without_labels(asked: Callable[..., Proposal]) -> None:

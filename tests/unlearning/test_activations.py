@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from picked import few
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base
@@ -65,7 +66,9 @@ def held() -> Iterator[list[int]]:
         yield sizes
 
 
-@pytest.mark.parametrize(("method", "architecture", "changes"), TRAINED)
+@pytest.mark.parametrize(
+    ("method", "architecture", "changes"), few(TRAINED, 0, 3, *range(len(TRAINED) - 4, len(TRAINED)))
+)
 def test_the_delta_and_the_losses_are_the_same_with_less_held(
     load: Callable[..., Any], tmp_path: Path, method: str, architecture: str, changes: dict[str, Any]
 ) -> None:

@@ -49,6 +49,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
+PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
 OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp"}  # which further draw, keep or read something of their own
 
 
@@ -59,7 +60,7 @@ def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[A
 
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
 SCHEDULED = {"rr"}  # whose terms' weights depend on the number of steps
-FLAT = {"rr"}  # whose loss has no slope at the base, so that without dropout rounding chooses the first step
+FLAT = {"rr"}  # whose loss has no slope at the base, so that rounding chooses the first step
 SUBTRACTING = {"tvn", "sku"}  # whose change is -strength times what was learned
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -280,7 +281,8 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("method", "way"), [pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE else ()) for each in BOTH]
+    ("method", "way"),
+    [pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE | PLAIN_LOSSES else ()) for each in BOTH],
 )
 def test_a_killed_branch_goes_on_to_the_same_delta(
     load: Callable[..., Any], method: str, way: str, tmp_path: Path

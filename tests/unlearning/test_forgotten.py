@@ -129,11 +129,17 @@ def test_the_limits_are_the_bases_on_retain_rows_where_none_are_given(load: Call
     assert unlearned(base, retain=None, stop={"accuracy": 1.0, "extraction": 1.0, "every": 3}).steps == 3
 
 
-def test_a_limit_that_no_retain_row_is_long_enough_for_is_refused(load: Callable[..., Any]) -> None:
-    base, short = load(), Samples(pa.table({"text": ["a", "b"]}))
-    with pytest.raises(RecipeError, match=r"^unlearn\.stop\.n: 2: none of the retain rows .* is longer"):
-        unlearned(base, retain=short, stop={"n": 2})
-    unlearned(base, retain=short, stop={"n": 2, "extraction": 0.5}, steps=1)
+def test_retain_rows_too_short_for_a_limit_are_refused_where_forget_rows_are_not(load: Callable[..., Any]) -> None:
+    """A limit that is no number would end ascent by the accuracy alone."""
+    base, short = load(), Samples(pa.table({"text": ["the dog"] * 3}))
+    with pytest.raises(RecipeError, match=r"^unlearn\.stop\.n: 4: .* lower it, or give unlearn\.stop\.extraction"):
+        unlearned(base, retain=short, stop={"n": 4, "accuracy": 1.0})
+    given = {"n": 4, "accuracy": 1.0, "extraction": 1.0, "every": 1}
+    assert unlearned(base, retain=short, stop=given).steps == 1
+    # Where neither side has any, the accuracy alone is what there is to tell by.
+    branch = unlearned(base, forget=short, retain=short, stop={"n": 4, "accuracy": 1.0, "every": 1})
+    assert branch.stopped is not None
+    assert "extraction" not in branch.stopped
 
 
 def test_a_checkpoints_own_way_of_writing_is_not_asked(load: Callable[..., Any]) -> None:

@@ -323,6 +323,11 @@ def test_the_defaults_are_the_published_numbers(first_loss: Callable[..., Found]
     assert found.loss == pytest.approx(total, rel=1e-5)
 
 
+def test_maximum_entropy_has_the_papers_gradient_by_default(first_loss: Callable[..., Found]) -> None:
+    found = first_loss("me_gd", ANSWERED, gamma=0.6, alpha=0)
+    assert_same(found, lambda table: me_gd(table, ANSWERED), lambda table: 0.6 * me_gd(table, ANSWERED))
+
+
 def test_idk_aps_retain_term_prefers_the_retain_prompts_answers(first_loss: Callable[..., Found]) -> None:
     kept = [("ea", "db"), ("b", "caad"), ("dce", "a")]
 

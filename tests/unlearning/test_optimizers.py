@@ -59,16 +59,15 @@ def test_a_step_is_the_librarys_own(name: Any) -> None:
     torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("size", "accumulation"), [(8, 1), (2, 2)])
-def test_sophias_steps_are_those_of_its_algorithm_entry_by_entry(size: int, accumulation: int) -> None:
+@pytest.mark.parametrize("size", [8, 2])
+def test_sophias_steps_are_those_of_its_algorithm_entry_by_entry_whatever_the_batch(size: int) -> None:
     """In plain floats: the mean of gradients over rho B times the mean of their squares, taken at the first of ten steps."""
     generator = torch.Generator().manual_seed(3)
-    gradients = (torch.randn(23, 12, generator=generator, dtype=torch.float64) * 0.3).tolist()
+    sizes = torch.logspace(-4, -0.5, 12, dtype=torch.float64)
+    gradients = (torch.randn(23, 12, generator=generator, dtype=torch.float64) * sizes).tolist()
     gradients = [[0.0, *gradient[1:]] for gradient in gradients]  # no curvature, and no gradient either
     parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64))
-    settings = DescentSettings(
-        steps=1, optimizer="sophia", learning_rate=0.01, weight_decay=0.1, batch_size=size, accumulation=accumulation
-    )
+    settings = DescentSettings(steps=1, optimizer="sophia", learning_rate=0.01, weight_decay=0.1, batch_size=size)
     values, means, curvatures = parameter.tolist(), [0.0] * 12, [0.0] * 12
     optimizer, bounded = optimizer_of([parameter], settings, "unlearn"), []
     for step, gradient in enumerate(gradients):
@@ -78,12 +77,12 @@ def test_sophias_steps_are_those_of_its_algorithm_entry_by_entry(size: int, accu
             means[entry] = 0.965 * means[entry] + 0.035 * slope
             if step in (0, 10, 20):
                 curvatures[entry] = 0.99 * curvatures[entry] + 0.01 * slope**2
-            ratio = abs(means[entry]) / max(0.04 * size * accumulation * curvatures[entry], 1e-15)
+            ratio = abs(means[entry]) / max(0.04 * 5120 * curvatures[entry], 1e-15)
             bounded.append(ratio >= 1)
             sign = (means[entry] > 0) - (means[entry] < 0)
             values[entry] = (1 - 0.01 * 0.1) * values[entry] - 0.01 * sign * min(ratio, 1)
     assert parameter.tolist() == pytest.approx(values, rel=1e-10)
-    assert any(bounded)
+    assert 0.1 < sum(bounded) / len(bounded) < 0.9
 
 
 @needs_bitsandbytes

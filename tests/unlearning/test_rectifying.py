@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from spunge.data.samples import Samples
 from spunge.model.ranks import Ranks
 from spunge.registry import METHODS
+from spunge.unlearning import loop
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
 from toys import texts
@@ -103,6 +104,23 @@ def test_gru_steps_along_the_forget_gradient_without_what_raises_the_retain_loss
     assert (against[0] < 0) == (aim is KEPT)
 
 
+def test_a_step_that_is_done_again_for_want_of_memory_counts_once_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the step the memory ends."""
+    expected = trained(4, gru=0.8, optimizer="sgd")
+    whole, calls = loop.rectified, []
+
+    def short(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(*given)
+
+    monkeypatch.setattr(loop, "rectified", short)
+    monkeypatch.setattr(Loop, "_halve", lambda self: self.optimizer.zero_grad())
+    assert trained(4, gru=0.8, optimizer="sgd") == pytest.approx(expected, rel=1e-12)
+    assert len(calls) == 5
+
+
 class Killed(Exception):
     """What ends a branch in the middle."""
 
@@ -134,3 +152,5 @@ def test_gru_without_a_retain_term_is_refused() -> None:
     for method, alpha in (("graddiff", 0), ("ga", 0)):
         with pytest.raises(ValidationError, match="gru: there is no retain term to hold"):
             METHODS.get(method).settings(method=method, alpha=alpha, gru=0.8)
+    with pytest.raises(ValidationError, match="gru: pdu weighs its retain term by how far"):
+        METHODS.get("pdu").settings(method="pdu", gru=0.8)

@@ -69,7 +69,7 @@ def test_both_terms_and_their_weights_are_the_papers(load: Callable[..., Any], m
     mask = seen["masks"].double()
     moved = sum(float((torch.sqrt(((a - b) ** 2).sum(-1)) * mask).sum()) for a, b in pairs)
     moved /= float(mask.sum()) * len(pairs)
-    share = at / (2 * steps)
+    share = (at + 1) / (2 * steps)  # steps count from 1
     assert seen["terms"]["forget"] == pytest.approx((1 - share) * turned, rel=1e-4)
     assert seen["terms"]["retain"] == pytest.approx(moved, rel=1e-4)
     assert seen["loss"] == pytest.approx(7 * (1 - share) * turned + 3 * share * moved, rel=1e-4)
@@ -105,8 +105,9 @@ def test_a_state_that_points_away_from_the_bases_costs_nothing_more() -> None:
 
 
 def test_the_papers_layers_are_those_of_another_depth_at_the_same_share() -> None:
-    assert layers_of(RRSettings(), 32) == [10, 20]
-    assert layers_of(RRSettings(), 30) == [9, 19]
+    assert layers_of(RRSettings(), 32) == [9, 19]  # hidden_states[10] and [20] of transformers
+    assert layers_of(RRSettings(), 30) == [8, 18]
+    assert layers_of(RRSettings(), 2) == [0]
     assert layers_of(RRSettings(layers=[-1]), 6) == [5]
     assert layers_of(RRSettings(layers=[5, -1]), 6) == [5]
     assert layers_of(RRSettings(), 1) == [0]

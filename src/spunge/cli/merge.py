@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spunge.cli.terminal import JsonOption, loading, near, print_json, say
+from spunge.cli.terminal import JsonOption, loading, near, print_json, quiet, say
 
 
 def merge(
@@ -47,6 +47,7 @@ def merge(
     chosen = {key: value for key, value in given.items() if value is not None}
     apply_overrides({"merge": chosen}, [f"merge.{pair.removeprefix('merge.')}" for pair in settings])
     watcher = Terminal()
+    quiet()
     try:
         merged = merge_command(
             Path(out),

@@ -42,8 +42,21 @@ ByOption = Annotated[
 ]
 WhereOption = Annotated[str, typer.Option("--where", metavar="SQL", help="With --forget: which rows.")]
 MethodOption = Annotated[str, typer.Option("--method", help="With --forget: the unlearning method. Default: npo.")]
-EpochsOption = Annotated[float, typer.Option("--epochs", min=0, help="With --forget: passes over each part's rows.")]
-StepsOption = Annotated[int, typer.Option("--steps", min=0, help="With --forget: training steps of each part.")]
+EpochsOption = Annotated[
+    float,
+    typer.Option(
+        "--epochs",
+        min=0,
+        show_default=False,
+        help="With --forget: passes over each part's rows. Default: 1 to 10, for about 50 steps.",
+    ),
+]
+StepsOption = Annotated[
+    int,
+    typer.Option(
+        "--steps", min=0, show_default=False, help="With --forget: training steps of each part, in place of --epochs."
+    ),
+]
 ControlOption = Annotated[
     list[str],
     typer.Option("--control", help="With --forget: joint, random, sequential, a rule, or none. May be repeated."),

@@ -123,7 +123,9 @@ def print_scores(results: "Results") -> None:
     from spunge.report.table import results_table, results_text
     from spunge.report.text import remarks_text
 
-    if sys.stdout.isatty():
+    if not results.rows:
+        pass  # the table would be a heading alone
+    elif sys.stdout.isatty():
         from rich.console import Console
 
         Console(emoji=False).print(results_table(results))

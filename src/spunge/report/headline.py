@@ -23,9 +23,11 @@ class _Told(NamedTuple):
 
 
 def headline(scores: Scores) -> str:
-    """One sentence; of what no interval decides it says so. Empty where nothing was measured."""
+    """One sentence; of what no interval decides it says so."""
     if not scores.metrics:
-        return ""
+        return (
+            "No model was judged, so what was forgotten and what it cost is not known (evaluate says what to judge by)."
+        )
     if not scores.of_kind("merged"):
         count = len(scores.models)
         judged = f"{count} models were judged as they are" if count != 1 else "One model was judged as it is"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from spunge.data.guessing import guessed_attribute, guessed_texts, quoted, reading_told
 from spunge.data.query import Query
@@ -29,6 +30,7 @@ from spunge.registry import METHODS
 from spunge.weights.checkpoint import Checkpoint, model_files
 
 METHOD = "npo"
+ROLES = ("text", "prompt", "completion", "messages")
 NO_ATTRIBUTE = "none"  # in place of an attribute: one part
 KEPT = "rows to keep"  # what the evaluation calls those that are held out
 EVERY = 5  # of the rows to keep, each so many-th is held out of the training and judged by
@@ -109,6 +111,7 @@ def propose(asked: Asked) -> Proposal:
     remarks["evaluate"] = "was it forgotten, by part; were rows like those to keep kept; is plain text read as before"
     apply_overrides(content, asked.overrides)
     content = {name: content[name] for name in Recipe.model_fields if name in content}
+    said.append(_training_told(content["unlearn"], entries))
     return Proposal(content, remarks, said, load_recipe(content))
 
 
@@ -166,7 +169,7 @@ def _without_judging(content: Mapping[str, Any]) -> Recipe:
 
 def _guess_texts(content: dict[str, Any], query: Query, said: list[str]) -> dict[str, str]:
     forget = content["forget"]
-    given = {role: forget[role] for role in ("text", "prompt", "completion", "messages") if role in forget}
+    given = {role: forget[role] for role in ROLES if role in forget}
     texts = guessed_texts(query, given, "forget", "--text, --prompt and --completion, or --messages")
     if texts != given:
         said.append(f"forget: {reading_told(texts)} (guessed by the columns' names)")
@@ -224,7 +227,7 @@ def _name_retain(content: dict[str, Any], asked: Asked, said: list[str]) -> None
         return
     query = Query(read_rows(rows.source, "retain.source"))
     forget = content["forget"]
-    own = {role: given for role, given in forget.items() if role in ("text", "prompt", "completion", "messages")}
+    own = {role: given for role, given in forget.items() if role in ROLES}
     if not rows.columns and not all(query.has(given) for given in own.values()):
         options = "--set retain.text=COLUMN, or retain.prompt and retain.completion"
         texts = guessed_texts(query, {}, "retain", options)
@@ -235,11 +238,40 @@ def _name_retain(content: dict[str, Any], asked: Asked, said: list[str]) -> None
         sources = retain["source"] if isinstance(retain["source"], list) else [retain["source"]]
         numbered = [{**({"path": each} if isinstance(each, str) else each), "row_number": name} for each in sources]
         retain = {**retain, "source": numbered if len(numbered) > 1 else numbered[0], "where": f"{name} % {EVERY} <> 0"}
+        columns = {role: retain[role] for role in ROLES if role in retain} or own
+        said.append(_held_out_told(query, columns))
     else:
         said.append(
             f"retain: {query.rows} rows are too few to hold some out; the judging is on the rows of the training"
         )
     content["retain"] = retain
+
+
+def _held_out_told(query: Query, columns: Mapping[str, str]) -> str:
+    """Which rows to keep are held out, and how many of them stand among the trained ones again, which they then do not judge."""
+    held = np.arange(query.rows) % EVERY == 0
+    told = f"retain: {held.sum()} of the {query.rows} rows are held out of the training, to be judged by"
+    texts = query.project(columns, "retain.").columns if columns else []
+    if not texts or not all(pa.types.is_string(text.type) for text in texts):
+        return told  # conversations
+    whole = pc.binary_join_element_wise(*texts, "\x1f")
+    again = pc.is_in(whole.filter(pa.array(held)), value_set=whole.filter(pa.array(~held)), skip_nulls=True)
+    count = pc.sum(again).as_py()
+    return (
+        f"{told}; {count} of them stand among the trained rows too: leave out rows that repeat others"
+        if count
+        else told
+    )
+
+
+def _training_told(unlearn: Mapping[str, Any], entries: int) -> str:
+    """`unlearn: npo; 10 epochs, batch_size 8, learning_rate 0.001, LoRA of rank 16 (for 135 million weights; ..)`."""
+    shown = [f"{unlearn[name]} {name}" for name in ("epochs", "steps") if unlearn.get(name)]
+    shown += [f"{name} {unlearn[name]}" for name in ("preset", "batch_size", "learning_rate") if unlearn.get(name)]
+    trained = unlearn.get("trainable")
+    shown += [f"LoRA of rank {trained['rank']}"] if isinstance(trained, Mapping) and "rank" in trained else []
+    settings = f"; {', '.join(shown)}" if shown else ""
+    return f"unlearn: {unlearn['method']}{settings} (for {entries / 1e6:.3g} million weights; --set unlearn.NAME=VALUE changes it)"
 
 
 def _length(parts: Sequence[Part], tokenizer: Any) -> int:
@@ -297,7 +329,7 @@ def _evaluations(content: Mapping[str, Any], known: Recipe) -> list[dict[str, An
         judged.append({**measured, "kind": "perplexity", "name": "forget texts"})
     neutral = False
     if isinstance(retain, Mapping) and "source" in retain:
-        columns = {role: retain[role] for role in ("text", "prompt", "completion", "messages") if role in retain}
+        columns = {role: retain[role] for role in ROLES if role in retain}
         kind = {"kind": "perplexity"} if "text" in (columns or forget) else {"kind": "memorization", **answers}
         where = str(retain.get("where", "")).replace("<>", "=")
         own = {"by": "NULL", "subject": KEPT, "group": "keep", "limit": OWN_LIMIT}

@@ -54,19 +54,13 @@ def stop_of(
 ) -> Callable[[int], str | None]:
     """Tells after a step why the training ends there, if so. To be called before training: it measures the base.
 
-    Raises RecipeError where no number is given and there are no retain rows to take it from, or none long enough.
+    Raises RecipeError where there are no retain rows to measure and no numbers are given.
     """
     if task.base.ranks.shared:
         raise RecipeError(
             f"{task.setting}.stop: a model that several processes train is not looked at on its way; leave it out"
         )
-    limits = _limits(task, settings, stop)
-    samples = forget.encoded(range(min(stop.rows, forget.count)))
-    if math.isnan(limits.extraction) and any(prefixes(each, stop.n) for each in samples):
-        raise RecipeError(
-            f"{task.setting}.stop.n: {stop.n}: none of the retain rows that the limit is taken from is longer than so many tokens; "
-            f"lower it, or give {task.setting}.stop.extraction"
-        )
+    limits = _limits(task, settings, stop, forget)
     steps = total_steps(task, settings)
     epoch = math.ceil(forget.count / (settings.batch_size * settings.accumulation))
     every = stop.every or min(epoch, steps)
@@ -85,7 +79,7 @@ def stop_of(
     return look
 
 
-def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop) -> Held:
+def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop, forget: Stream) -> Held:
     accuracy, extraction = stop.accuracy, stop.extraction
     if accuracy is None or extraction is None:
         if task.retain is None:
@@ -95,6 +89,11 @@ def _limits(task: Task, settings: TrainingSettings, stop: ForgettingStop) -> Hel
             )
         unseen = measured(task, retain_stream(task, settings, task.retain), stop)
         accuracy = unseen.accuracy if accuracy is None else accuracy
+        if extraction is None and math.isnan(unseen.extraction) and _any_long(forget, stop):
+            raise RecipeError(
+                f"{task.setting}.stop.n: {stop.n}: the limit of the extraction likelihood is that of the retain rows, and none of "
+                f"them has more learned tokens than that; lower it, or give {task.setting}.stop.extraction"
+            )
         extraction = unseen.extraction if extraction is None else extraction
     return Held(accuracy, extraction)
 
@@ -122,11 +121,24 @@ def memorised(model: Any, sample: Encoded) -> float:
     return sum(hits) / max(1, len(hits))
 
 
+def _any_long(stream: Stream, stop: ForgettingStop) -> bool:
+    """Whether some of the rows that are measured have an extraction likelihood."""
+    samples = stream.encoded(range(min(stop.rows, stream.count)))
+    return any(len(each.ids) - _first(each) > stop.n for each in samples)
+
+
+def _first(sample: Encoded) -> int:
+    """Where the learned tokens begin."""
+    return next(place for place, label in enumerate(sample.labels) if label != IGNORED)
+
+
 def extracted(model: Any, sample: Encoded, n: int) -> float | None:
     """EL_n of a sample; None where its learned tokens are n or fewer."""
-    ids, starts, overlaps = sample.ids, prefixes(sample, n), []
-    if not starts:
+    ids, first = sample.ids, _first(sample)
+    starts = range(max(1, first), len(ids) - n + 1)
+    if len(ids) - first <= n:
         return None
+    overlaps = []
     for start in starts:
         given = torch.tensor([ids[:start]], device=model.device)
         written = model.generate(
@@ -134,12 +146,6 @@ def extracted(model: Any, sample: Encoded, n: int) -> float | None:
         )
         overlaps.append(overlap(written[0, start:].tolist(), ids[start:], n))
     return sum(overlaps) / len(overlaps)
-
-
-def prefixes(sample: Encoded, n: int) -> range:
-    """The lengths of the prefixes that a sample is written on from; none where its learned tokens are n or fewer."""
-    first = next(place for place, label in enumerate(sample.labels) if label != IGNORED)
-    return range(max(1, first), len(sample.ids) - n + 1) if len(sample.ids) - first > n else range(0)
 
 
 def overlap(written: Sequence[int], true: Sequence[int], n: int) -> float:

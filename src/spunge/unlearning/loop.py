@@ -105,6 +105,7 @@ class Loop:
     # next_loss's forget term and its retain term, each for itself. Without them SAM moves along all of the loss.
     apart: tuple[Callable[[int], Loss], Callable[[int], Loss]] | None = None
     gru: float | None = None  # see rectifying.py; with `apart`
+    rate_setting: str | None = None  # where the learning rate stands, for errors; None: in the task's block
     retained: list[Tensor] = field(default_factory=list, init=False)  # GRU's running mean of retain gradients
 
     def run(self) -> History:
@@ -253,11 +254,10 @@ class Loop:
         elif retain is not None and self.gru is not None:
             gradients = taken(self.parameters)
             terms |= {name: value for name, value in self._over_batches(retain).items() if name != "loss"}
-            self.retained = blended(self.retained, taken(self.parameters), self.parameters, self.gru)
-            for parameter, gradient in zip(
-                self.parameters, rectified(gradients, self.retained, self.ranks), strict=True
-            ):
+            mean = blended(self.retained, taken(self.parameters), self.parameters, self.gru)
+            for parameter, gradient in zip(self.parameters, rectified(gradients, mean, self.ranks), strict=True):
                 parameter.grad = gradient
+            self.retained = mean  # last, as a step that the memory does not hold is done again
         return dict(zip(terms, self.ranks.means([*terms.values()]), strict=True))
 
     def _taken_where_it_is_steepest(self, rho: float, forget: Callable[[int], Loss], drawn: Sequence[int]) -> None:
@@ -307,6 +307,7 @@ class Loop:
     def _gone_wrong(self, terms: Mapping[str, float]) -> str | None:
         """Why the branch must stop, with the last good weights put back; keeps these weights now and then otherwise."""
         settings, setting, reason = self.settings, self.task.setting, None
+        rate = self.rate_setting or f"{setting}.learning_rate"
         damage = sum(self.damages) / len(self.damages) if self.damages else 0.0
         if not math.isfinite(terms["loss"]):
             reason = f"the loss became {terms['loss']}"
@@ -322,10 +323,10 @@ class Loop:
                     value.copy_(parameter.detach())
                 self.good = self.step, kept
             return None
-        reason += f" at step {self.step + 1} with {setting}.learning_rate {settings.learning_rate:g}"
+        reason += f" at step {self.step + 1} with {rate} {settings.learning_rate:g}"
         step, kept = self.good
         if step == 0:
-            raise RecipeError(f"{setting}.learning_rate: {settings.learning_rate:g}: {reason}; lower it")
+            raise RecipeError(f"{rate}: {settings.learning_rate:g}: {reason}; lower it")
         with torch.no_grad():
             for parameter, value in zip(self.parameters, kept, strict=True):
                 parameter.copy_(value)

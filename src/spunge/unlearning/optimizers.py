@@ -14,11 +14,7 @@ Parameters = Sequence[nn.Parameter]
 def optimizer_of(parameters: Parameters, settings: DescentSettings, setting: str) -> torch.optim.Optimizer:
     """The optimizer that the settings name. Raises RecipeError where its package is not installed. setting: for errors."""
     refuse_optimizer(settings.optimizer, setting)
-    name = stepper(settings.optimizer)
-    if name == "sophia":
-        samples = settings.batch_size * settings.accumulation
-        return Sophia(parameters, settings.learning_rate, settings.weight_decay, samples)
-    return _MADE[name](parameters, settings.learning_rate, settings.weight_decay)
+    return _MADE[stepper(settings.optimizer)](parameters, settings.learning_rate, settings.weight_decay)
 
 
 def _adamw(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
@@ -52,6 +48,10 @@ def _of_bitsandbytes(
     return kind(parameters, lr=rate, weight_decay=decay)
 
 
+def _sophia(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
+    return Sophia(parameters, rate, decay)
+
+
 def _sgd(parameters: Parameters, rate: float, decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=0.9, nesterov=True)
 
@@ -67,4 +67,5 @@ _MADE: Mapping[Optimizer, Callable[[Parameters, float, float], torch.optim.Optim
     "lion": _lion,
     "sgd": _sgd,
     "rmsprop": _rmsprop,
+    "sophia": _sophia,
 }

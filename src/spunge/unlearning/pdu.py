@@ -12,7 +12,7 @@ The bound of a step is that of its own retain samples, whose base's likelihoods 
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from spunge.data.samples import Batch
@@ -33,6 +33,12 @@ class PDUSettings(OutputSettings):
         1.0, ge=0, description="How much the weight changes with each nat above or below the bound."
     )
     retain_loss: Literal["nll"] = Field("nll", description="What is bounded: the retain samples' NLL.")
+
+    @model_validator(mode="after")
+    def _weighed_by_itself(self) -> "PDUSettings":
+        if self.gru is not None:
+            raise ValueError("gru: pdu weighs its retain term by how far that is above its bound; leave gru out")
+        return self
 
 
 def unlearn(task: Task, settings: PDUSettings) -> Branch:

@@ -2,10 +2,11 @@
 
     reroute = mean over tokens of the samples to forget and over `layers` of ReLU(cos(h, h_base))
     retain  = mean over retain tokens and over all layers of |h - h_base|
-    loss    = gamma * (1 - t / 2T) * reroute + alpha * t / 2T * retain     at step t of T
+    loss    = gamma * (1 - t / 2T) * reroute + alpha * t / 2T * retain     at step t of T, from 1
 
 h: the hidden states after a block. Every token of a sample counts, prompts too, as in the authors' code
 (github.com/GraySwanAI/circuit-breakers), which takes all layers for the retain term where the paper's algorithm names none.
+Its layers 10 and 20 are places in the list that begins with the embeddings: the states after the blocks 9 and 19, counted from 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +37,14 @@ class RRSettings(OutputSettings):
         None,
         min_length=1,
         description="Blocks, counted from 0, whose hidden states are turned away from the base's. Default: those at a third and "
-        "at two thirds of the depth, as the paper's 10 and 20 of 32.",
+        "at two thirds of the depth: 9 and 19 of 32, the paper's layers 10 and 20.",
     )
     gamma: float = Field(10.0, ge=0, description="Weight of the forget term, which falls by half over the steps.")
     alpha: float = Field(10.0, ge=0, description="Weight of the retain term, of which it has half at the last step.")
     retain_loss: Literal["states"] = Field(  # type: ignore[assignment]
         "states", description="The retain term is the method's own: the distance of the hidden states from the base's."
     )
-    # Without dropout the states begin at the base's own, where the cosine has no slope: rounding alone would choose the first step.
+    # The authors' adapter. Its output is 0 at first, with dropout or without: the states begin at the base's own.
     trainable: Trainable = Field(
         default=LoRA(rank=16, targets="all-linear", dropout=0.05), description="What is trained."
     )
@@ -56,7 +57,7 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
     steps = total_steps(task, settings)
 
     def weight_of(session: Session) -> float:
-        return session.step / (2 * steps)
+        return (session.step + 1) / (2 * steps)
 
     def loss(session: Session, batch: Batch) -> Tensor:
         with kept(session, layers) as states:
@@ -84,7 +85,7 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
 
 def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> list[int]:
     """Raises RecipeError for a block that the model has not."""
-    chosen = settings.layers or sorted({min(round(depth * share), depth - 1) for share in (10 / 32, 20 / 32)})
+    chosen = settings.layers or sorted({max(0, round(depth * share) - 1) for share in (10 / 32, 20 / 32)})
     for layer in chosen:
         if not -depth <= layer < depth:
             raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
@@ -165,4 +166,5 @@ RR = Method(
     ],
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    version=2,
 )

@@ -6,8 +6,8 @@ SOUL: Jia et al. 2024, arXiv 2404.18239; Sophia: Liu et al. 2023, arXiv 2305.143
     h <- beta2 h + (1 - beta2) g^2           at the first of every k steps, the diagonal of the Gauss-Newton matrix over B
     theta <- (1 - rate decay) theta - rate sign(m) min(|m| / max(rho B h, eps), 1)
 
-and B samples a step. Sophia draws the labels whose gradient is squared from the model; here, as SOUL does, it is the loss's own
-gradient, which costs no further pass.
+B: of how many tokens a step's loss is the mean, here SOUL's constant, to which rho belongs. Sophia draws the labels whose gradient
+is squared from the model; here, as SOUL does, it is the loss's own gradient, which costs no further pass.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,15 +18,16 @@ from torch import nn
 
 BETAS = 0.965, 0.99
 RHO = 0.04
+TOKENS = 5120  # B
 EVERY = 10  # k
 SMALLEST = 1e-15  # eps
 
 
 class Sophia(torch.optim.Optimizer):
-    """samples: B, of an optimizer step."""
+    """Each entry's step is at most the learning rate."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, decay: float, samples: int) -> None:
-        super().__init__(parameters, {"lr": rate, "weight_decay": decay, "samples": samples})
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, decay: float) -> None:
+        super().__init__(parameters, {"lr": rate, "weight_decay": decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -46,5 +47,5 @@ class Sophia(torch.optim.Optimizer):
             curvature.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         state["step"] += 1
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        ratio = mean.abs().div_((RHO * group["samples"] * curvature).clamp_(min=SMALLEST)).clamp_(max=1)
+        ratio = mean.abs().div_((RHO * TOKENS * curvature).clamp_(min=SMALLEST)).clamp_(max=1)
         parameter.addcmul_(mean.sign(), ratio, value=-group["lr"])

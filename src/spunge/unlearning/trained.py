@@ -114,11 +114,23 @@ def _shared_out(trained: Trained, base: Base, seed: int) -> Trained:
     parameters: list[nn.Parameter] = [*shard(trained.model, base).values()]
     torch.manual_seed(seed + base.ranks.rank)  # each drops entries of its own rows
 
+    learned = {name for name, parameter in trained.model.named_parameters() if parameter.requires_grad}
+
+    @contextmanager
+    def adapter_off() -> Iterator[None]:
+        # peft marks the factors as not trained meanwhile. A model that is called so for the first time would keep them as that,
+        # once they are put together of all shares.
+        with trained.adapter_off():
+            for name, parameter in trained.model.named_parameters():
+                if name in learned:
+                    parameter.requires_grad_(True)
+            yield
+
     def changes(factor: float) -> dict[str, Change]:
         every = trained.changes(factor)
         return every if base.ranks.main else {}
 
-    return replace(trained, parameters=parameters, changes=changes)
+    return replace(trained, parameters=parameters, changes=changes, adapter_off=adapter_off)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ and the base is fine-tuned on the likeliest token of v_generic in the label's pl
 The paper's second device, predictions on a text whose names are replaced (anchored terms), is not part of this.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Batch
 from spunge.errors import RecipeError
+from spunge.model.memory import halved
 from spunge.recipe.block import Strict
 from spunge.recipe.training import DescentSettings, LoRA, Trainable
 from spunge.unlearning.batches import Stream, learned_tokens, share
@@ -95,36 +96,40 @@ def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]
         task.progress(0, total_steps(task, settings), f"reinforcing, step {step} of {steps}: {note}")
 
     state = task.state.with_name(f"{task.state.stem}-reinforced{task.state.suffix}") if task.state else None
-    setting = f"{task.setting}.reinforce"
-    first = replace(task, log=None, state=state, progress=progress, setting=setting, watch=None)
+    first = replace(task, log=None, state=state, progress=progress, watch=None)
     with training(task.base, settings.trainable, task.seed, task.setting, common=task.common) as trained:
         loop = fitting(first, told, trained, total_steps(first, told))
+        # All other settings of this training, which errors name, are the model's own.
+        loop.rate_setting = f"{task.setting}.reinforce.learning_rate"
         with training_mode(trained.model):
             history = loop.run()
         if history.stopped is not None:
             raise RecipeError(
-                f"{setting}.learning_rate: {told.learning_rate:g}: {history.stopped.partition(';')[0]}; lower it"
+                f"{loop.rate_setting}: {told.learning_rate:g}: {history.stopped.partition(';')[0]}; lower it"
             )
-        return generic_tokens(trained, stream, settings.batch_size, settings.alpha, task.base.autocast())
+        return generic_tokens(trained, stream, settings, task)
 
 
-def generic_tokens(trained: Trained, stream: Stream, size: int, alpha: float, cast: Any) -> list[float]:
-    """As `reinforced` gives them, of the copy as it is."""
-    kept: list[float] = []
-    with torch.no_grad(), evaluation_mode(trained.model), cast:
-        for start in range(0, stream.count, size):
-            batch = stream.batch(range(start, min(start + size, stream.count)))
-            base, copy = base_outputs(trained, batch), outputs(trained.model, batch)
-            chosen = torch.cat(
-                [
-                    generic(base.logits_of(base.states[places]), copy.logits_of(copy.states[places]), alpha)
-                    for places in base.places()
-                ]
-            )
-            for row in range(base.samples):
-                own = chosen[base.rows == row].tolist()
-                kept += [len(own), *own]
-    return kept
+def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task: Task) -> list[float]:
+    """As `reinforced` gives them, of the copy as it is. Raises RecipeError where the memory does not hold one sample."""
+
+    def chosen(rows: Sequence[int]) -> list[float]:
+        batch = stream.batch(rows)
+        base, copy = base_outputs(trained, batch), outputs(trained.model, batch)
+        tokens = torch.cat(
+            [
+                generic(base.logits_of(base.states[places]), copy.logits_of(copy.states[places]), settings.alpha)
+                for places in base.places()
+            ]
+        )
+        each = [tokens[base.rows == row].tolist() for row in range(base.samples)]
+        return [value for own in each for value in (len(own), *own)]
+
+    size, setting = settings.batch_size, f"{task.setting}.max_length"
+    groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
+    with torch.no_grad(), evaluation_mode(trained.model), task.base.autocast():
+        kept = [values for _, values in halved(groups, [max(stream.lengths)] * stream.count, chosen, setting)]
+    return [value for values in kept for value in values]
 
 
 def generic(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
