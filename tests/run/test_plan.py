@@ -126,7 +126,7 @@ def test_stages_of_different_seeds_have_different_titles(toy_recipe: dict[str, A
 def test_a_plan_writes_nothing_and_downloads_nothing(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     planned = spunge.plan(load_recipe(toy_recipe, ["model.path=nobody/nothing"]), tmp_path / "run")
     assert (planned.memory, planned.disk, planned.seconds) == (None, None, None)
-    assert "unknown until the model is downloaded" in plan_text(planned)
+    assert "unknown until the model is downloaded (hf download OWNER/NAME)" in plan_text(planned)
     assert not (tmp_path / "run").exists()
 
 

@@ -221,7 +221,9 @@ def plan_text(planned: Plan) -> str:
         rows.append(["done" if step.done else "to do", step.stage, time, *sizes, step.work])
     lines = [f"run folder: {planned.folder}", "", aligned(rows).rstrip("\n"), ""]
     if planned.memory is None or planned.disk is None or planned.seconds is None:
-        lines.append("memory, disk and time: unknown until the model is downloaded")
+        lines.append(
+            "memory, disk and time: unknown until the model is downloaded (hf download OWNER/NAME), since its files are looked at"
+        )
     else:
         lines.append(
             f"about {planned.memory / 2**30:.1f} GiB of the memory of {planned.device} "
