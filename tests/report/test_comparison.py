@@ -103,6 +103,20 @@ def test_other_items_are_refused_and_the_message_says_so(write, results):
         compare(runs)
 
 
+def test_a_subject_of_one_name_that_holds_other_items_is_refused(write, results):
+    def run(name, members, called="quiz"):
+        folder = write(name, told(results(), "quiz", name=called))
+        (folder / "evaluation").mkdir()
+        (folder / "evaluation" / "subjects.json").write_text(json.dumps({called: {"Europe": members, name: [7]}}))
+        return folder
+
+    first, same, renamed = run("a", [0, 1]), run("b", [1, 0]), run("c", [0, 1], "questions")
+    compare([first, same, renamed, write("older", results())])
+    for other in (run("d", [0, 2]), run("e", [0]), run("f", [0, 2], "questions")):
+        with pytest.raises(RecipeError, match=r"'Europe' of the evaluation 'quiz' holds other items in 'a' \(2\) than"):
+            compare([first, other])
+
+
 def test_the_third_run_is_checked_too(write, results):
     runs = [write("one", results()), write("two", results()), write("three", told(results(), "quiz", rows="r9"))]
     with pytest.raises(RecipeError, match="between 'one' and 'three'"):

@@ -171,3 +171,10 @@ def test_the_front_is_drawn_by_a_measure_that_is_not_zero_for_all(results: Any) 
     drawn = trade_off(arranged(parse_results(content | {"rows": zeros + content["rows"]})))
     assert drawn is not None
     assert "recall" not in drawn.said
+
+
+@pytest.mark.parametrize("odd", ["10" * 200, "1e999", "NaN", "-1", "0", "true", '"x"', "[]", "null"])
+def test_a_damaged_log_keeps_no_page_from_being_made(tmp_path: Path, odd: str) -> None:
+    for line in (f'{{"step": 2, "loss": {odd}}}', f'{{"step": {odd}, "loss": 1.0}}', odd):
+        (tmp_path / "log.jsonl").write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n')
+        assert all("nan" not in svg and "inf" not in svg for svg in losses({tmp_path: "a"}))

@@ -12,6 +12,7 @@ from spunge.errors import RecipeError
 from spunge.files import append_text, write_text
 from spunge.progress import SILENT
 from spunge.recipe.loading import dump_recipe, load_recipe
+from spunge.run.stages.building import build
 from spunge.run.tracking import Following, tracked
 
 OWN = """
@@ -169,3 +170,15 @@ def test_what_is_told_of_the_recipe_holds_no_secret(
 
 def test_who_is_told_is_no_part_of_the_recipe_that_a_run_keeps(toy_recipe: dict[str, Any]) -> None:
     assert dump_recipe(recipe(toy_recipe, "tensorboard")) == dump_recipe(load_recipe(toy_recipe))
+
+
+def test_the_trainings_of_every_seed_and_control_are_told(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    # Where they lie is asked of the stages themselves.
+    recipe = load_recipe(toy_recipe | {"seeds": 2, "controls": ["joint"]})
+    kept, folder = Kept(), tmp_path / "run"
+    trainings = [training for seed in build(recipe, folder).seeds for training in seed.trainings]
+    for training in trainings:
+        write_text(training.folder / "log.jsonl", lines(1))
+    Following(SILENT, folder, kept).look()
+    assert {group for group, _, _ in kept.told} == {each.folder.relative_to(folder).as_posix() for each in trainings}
+    assert any(group.startswith("seeds/") for group, _, _ in kept.told)

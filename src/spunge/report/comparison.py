@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError, printable, suggestion
 from spunge.report.front import Candidate, Front, front, together
+from spunge.report.reading import shown
 from spunge.report.scores import Metric, Scores, Shift, arranged, interval, way_of
 from spunge.report.settings import Setting, differing
 from spunge.report.wording import MISSING
-from spunge.results import Difference, Evaluation, Model, Results, Row, Wanted, json_value, read_results
+from spunge.results import SUBJECTS, Difference, Evaluation, Model, Results, Row, Wanted, json_value, read_results
 
 
 class Finished(NamedTuple):
@@ -152,6 +153,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     for one, other in combinations(runs, 2):
         _refuse_base(one, other)
         _refuse_others(one, other)
+        _refuse_subjects(one, other)
     return Comparison(stage, tuple(runs), tuple(differing(folders)))
 
 
@@ -221,6 +223,37 @@ def _refuse_others(one: Finished, other: Finished) -> None:
         for entry in mine.values():
             if theirs and not any(_problem(entry, candidate) is None for candidate in theirs.values()):
                 _refuse(metric, one, entry, other, next(iter(theirs.values())))
+
+
+def _refuse_subjects(one: Finished, other: Finished) -> None:
+    """Raise RecipeError where a subject of one measurement has other items in one run than in the other, as far as they say."""
+    mine, theirs = (_members(run) for run in (one, other))
+    for entry in one.results.evaluations:
+        for same in other.results.evaluations:
+            if not set(entry.metrics) & set(same.metrics) or entry.rows != same.rows:
+                continue
+            if entry.name != same.name and {entry.name, same.name} & mine.keys() & theirs.keys():
+                continue  # another one has that name in both
+            own, others = mine.get(entry.name, {}), theirs.get(same.name, {})
+            for subject in own.keys() & others.keys():
+                if own[subject] != others[subject]:
+                    raise RecipeError(
+                        f"compare: {subject!r} of the evaluation {entry.name!r} holds other items in {one.name!r} "
+                        f"({len(own[subject])}) than in {other.name!r} ({len(others[subject])}); split both by one attribute"
+                    )
+
+
+def _members(run: Finished) -> dict[str, dict[str, frozenset[int]]]:
+    """Evaluation -> subject -> its items; empty for a run of an older version, which does not say."""
+
+    def read(content: Mapping[str, Any]) -> dict[str, dict[str, frozenset[int]]]:
+        return {
+            name: {subject: frozenset(items) for subject, items in subjects.items()}
+            for name, subjects in content.items()
+        }
+
+    none: dict[str, dict[str, frozenset[int]]] = {}
+    return shown(run.results.folder / SUBJECTS, read, none)
 
 
 def _evaluations(run: Finished, metric: str) -> dict[str, Evaluation]:

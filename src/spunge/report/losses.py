@@ -1,6 +1,5 @@
 """The losses of each training, step by step, from its log.jsonl: a small panel for each."""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from spunge.report.wording import name, number
 
 POINTS = 80  # of a curve; of more steps each point is the mean of several
 LABELS = 4
+LARGEST = 1e30  # loss that is drawn; no number, and what a damaged log holds, is not
 
 
 class _Curve(NamedTuple):
@@ -50,7 +50,7 @@ def _read(file: Path, shown_as: str) -> list[_Curve]:
         except ValueError:
             continue
         step, loss = (content.get("step"), content.get("loss")) if isinstance(content, dict) else (None, None)
-        if type(step) is int and isinstance(loss, int | float) and math.isfinite(loss):
+        if type(step) is int and step > 0 and isinstance(loss, int | float) and abs(loss) <= LARGEST:
             known[step] = float(loss)  # a run that went on writes some steps again
     if len(known) < 2:
         return []

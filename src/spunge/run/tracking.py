@@ -111,7 +111,7 @@ class Following:
 
 
 def _logs(folder: Path) -> Iterator[Path]:
-    for root in (folder, *sorted(folder.glob("seed-*"))):
+    for root in (folder, *sorted(folder.glob("seeds/*"))):
         for room in ROOMS:
             yield from sorted((root / room).rglob(LOG))
 
