@@ -71,3 +71,15 @@ def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
     ended = call(*command, cwd=tmp_path)
     assert (ended.returncode, ended.stderr.count("\n")) == (0, 1)
     assert "run: results.json is of before: stamps/merged.json is missing" in ended.stderr
+
+
+def test_a_page_written_anew_is_whole_to_verify(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.setattr("spunge.report.page.redacted", lambda text: f"{text}<!-- as another version writes it -->")
+    assert call("report", "copy", cwd=tmp_path).returncode == 0
+    assert "another version" in (run / "report.html").read_text()
+    ended = call("verify", "copy", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stdout.endswith(": whole\n")

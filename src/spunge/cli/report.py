@@ -39,13 +39,13 @@ def report(
     The page is RUN/report.html. A paper's figures that the recipe names stand beside the run's own.
     """
     from spunge.report.export import csv_text, markdown_text
-    from spunge.report.page import write_page
     from spunge.report.picture import HIGHEST, picture
     from spunge.results import read_results
+    from spunge.run.texts import write_page_anew
 
     _tell_doubts([folder])
     results = read_results(folder)
-    page = write_page(results.folder)
+    page = write_page_anew(results.folder)
     if as_json or form is Form.json:
         print_json(results.content)
     elif form is Form.png:

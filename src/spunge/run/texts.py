@@ -69,16 +69,17 @@ def drop_texts(run: Path, keep: Keep) -> Dropped:
         dropped.cached = sum(map(drop_cached_texts, bases))
         dropped.tables = _drop_rows(run)
     if dropped.files and (run / PAGE).exists():
-        _write_page_anew(run)
+        (run / PAGE).with_suffix(".png").unlink(missing_ok=True)  # it has the texts, blurred
+        write_page_anew(run)
     return dropped
 
 
-def _write_page_anew(run: Path) -> None:
-    """The page shows texts: no more of them than the run keeps. Its picture, which has them blurred, goes."""
-    (run / PAGE).with_suffix(".png").unlink(missing_ok=True)
+def write_page_anew(run: Path) -> Path:
+    """Of a finished run, by this version and with the texts that are left; its stamp vouches for the new page."""
     file, stamp = write_page(run), read_stamp(run, "page")
     if stamp is not None:
         store_stamp(run, replace(stamp, files=marks_of(run, [file])))
+    return file
 
 
 def drop_judged(begun: Run, keep: Keep) -> None:
