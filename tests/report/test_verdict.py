@@ -333,3 +333,12 @@ def test_a_check_beside_a_metric_is_told_where_it_changed_for_certain(results, r
     )
     assert "Europe: rose by 0.30" in text
     assert "Asia: no certain change (+0.05" not in text
+
+
+def test_a_certain_fall_of_next_to_nothing_is_not_written_as_zero(results, pair):
+    content = results()
+    for stage, value in (("base", 2e-5), ("merged", 1e-5)):
+        put(content, stage, "Asia", value, spread=0)
+    text = said(pair(content, spread=2e-6))["Parts to forget"]
+    assert "Asia: fell by 1.0e-05 [8.0e-06 1.2e-05]" in text
+    assert "Of Asia the base showed nothing to forget." in text

@@ -193,6 +193,8 @@ class Metric:
         if shift.ratio:
             return f"{self.moved(shift)} {self.moved_interval(shift)}".strip()
         ends = sorted(map(abs, shift.interval)) if shift.interval else []
+        if self.share and ends and 0 < ends[0] < 5e-5:
+            return f"by {abs(shift.value):.1e} [{' '.join(f'{end:.1e}' for end in ends)}]"
         digits = self.digits
         while ends and digits < 4 and round(ends[0], digits) == 0:
             digits += 1  # the end that makes it certain is not shown as nothing
