@@ -10,7 +10,7 @@ import pytest
 
 from spunge.errors import LostError, RecipeError
 from spunge.files import write_text
-from spunge.progress import SILENT
+from spunge.progress import SILENT, Silent
 from spunge.run.executors.executor import Event, Given
 from spunge.run.executors.making import made
 from spunge.run.graph import Graph, Made, Stage
@@ -165,6 +165,16 @@ def test_what_two_runs_make_alike_is_made_once_also_where_both_are_ready_at_once
     assert content(folders[0]) == content(folders[1])
 
 
+class Heard(Silent):
+    """What stages end with."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def end(self, outcome: str) -> None:
+        self.ended.append(outcome)
+
+
 def test_what_is_wrong_with_one_run_alone_ends_it_and_the_others_go_on(tmp_path: Path) -> None:
     graphs = {}
     for name in ("a", "b"):
@@ -173,7 +183,9 @@ def test_what_is_wrong_with_one_run_alone_ends_it_and_the_others_go_on(tmp_path:
     error = RecipeError("unlearn.learning_rate: 9: too high")
     team = Team(3, **{"a-left": error})
     schedules = [scheduled(graph, own=lambda told: str(told).startswith("unlearn.")) for graph in graphs.values()]
-    make_all(schedules, team, SILENT)
+    heard = Heard()
+    make_all(schedules, team, heard)
+    assert heard.ended == ["failed: unlearn.learning_rate: 9: too high"]  # no display goes on to show it
     assert [schedule.refused for schedule in schedules] == [error, None]
     assert {name for name in graphs["a"].stages if graphs["a"].state(name).done} == {"a-base", "a-right"}
     assert all(graphs["b"].state(name).done for name in graphs["b"].stages)

@@ -204,9 +204,9 @@ class _Work:
             return
         self._over(schedule, stage)
         if isinstance(event.error, RecipeError):
-            self._refuse(
-                schedule, event.error
-            )  # raised where it is of the disk or the data, and wrong with every stage
+            # Raised where it is of the disk or the data, and wrong with every stage.
+            self._refuse(schedule, event.error)
+            self._watcher.end(f"failed: {first_line(event.error)}")
         elif event.error is not None:
             self._watcher.end(f"failed: {first_line(event.error)}")
             self.failed.append(event.error)
