@@ -45,6 +45,10 @@ RULES = (
     ),
 )
 WRITTEN = ("kept", "forget")  # evaluations that ask for no text: of the variants
+TOLD = (  # in docs/tofu.md
+    *("answer probability", "extraction strength", "truth ratio", "ROUGE-L recall"),
+    *("AUROC of loss", "AUROC of a bag of words", "model utility", "forget quality"),
+)
 KEPT = ("stage", "evaluation", "subject", "metric", "value", "low", "high", "n", "group")
 
 
@@ -247,7 +251,11 @@ def collect(options: argparse.Namespace) -> None:
                 {key: model[key] for key in ("stage", "scale", "calibration") if key in model}
                 for model in content["models"]
             ],
-            "rows": [rounded({key: row[key] for key in KEPT if key in row}) for row in content["rows"]],
+            "rows": [
+                rounded({key: row[key] for key in KEPT if key in row})
+                for row in content["rows"]
+                if row["metric"] in TOLD
+            ],
             "seconds": dict(seconds(place)),
             "merge": merge_facts(place),
             "losses": losses(place),
@@ -269,13 +277,13 @@ def seconds(place: Path) -> Iterator[tuple[str, float]]:
 
 
 def losses(place: Path) -> dict[str, list[list[float]]]:
-    """Step, forget and retain loss while the joint run and the first branch trained, at every tenth step."""
+    """Step, forget and retain loss while the joint run and the first branch trained: every tenth of 200 steps, and the last."""
     logs = {"joint": place / "controls" / "joint", "branch": next(iter(sorted((place / "branches").glob("*"))), place)}
     found = {}
     for name, training in logs.items():
         if (training / "log.jsonl").is_file():
             lines = [json.loads(line) for line in (training / "log.jsonl").read_text().splitlines()]
-            kept = [line for line in lines if line["step"] % 10 == 1 or line is lines[-1]]
+            kept = [line for line in lines if (line["step"] % 10 == 1 and line["step"] < 200) or line is lines[-1]]
             found[name] = [[line["step"], round(line["forget"], 3), round(line["retain"], 3)] for line in kept]
     return found
 

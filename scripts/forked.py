@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 TIMES = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"xxh3": "[0-9a-f]+"|"size": \d+|"check": "[0-9a-f]+"|[0-9.]+ (s|min|h|GiB|MiB)\b'
     # In the page: when, and the stages by what they took.
-    r'|<time>[^<]*</time>|<tr>(?:(?!</tr>).)*class="bar".*?</tr>\s*'
+    r"|<time>[^<]*</time>|(?s:<details><summary>Time of each stage</summary>.*?</details>\s*)"
 )
 TIMED = re.compile(
     r"(?:.*/)?(?:stamps/.*\.json|[^/]*delta\.json|(?:teaching|search)\.json|[^/]*log\.jsonl|results\.json|report\.html)"

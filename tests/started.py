@@ -12,7 +12,7 @@ from typing import Any
 TOOK = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|([0-9.]+ (h|min|s|GiB|MiB)\b ?)+'
     # In the page: when, and the stages by what they took.
-    r'|<time>[^<]*</time>|<tr>(?:(?!</tr>).)*class="bar".*?</tr>\s*'
+    r"|<time>[^<]*</time>|(?s:<details><summary>Time of each stage</summary>.*?</details>\s*)"
 )
 
 
