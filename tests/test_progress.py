@@ -1,6 +1,7 @@
 """Progress: a bar in a terminal, plain lines elsewhere; names are shown as they are."""
 
 import io
+import math
 import re
 import time
 
@@ -124,6 +125,19 @@ def test_stages_at_once_share_what_is_left() -> None:
         board.step(title, 0.0, 0, 10, "")
         board.step(title, 50.0, 5, 10, "")
     assert board.left(50.0) == pytest.approx((50 + 50 + 100 + 100) / 2)
+
+
+def test_nothing_is_said_of_the_rest_of_a_run_while_some_stages_work_is_not_known() -> None:
+    board = Board()
+    board.expect([Expected("a", "disk", math.inf), Expected("b", "disk", math.inf), Expected("c", "disk", math.inf)])
+    for title, now in (("a", 0.0), ("b", 3.0)):
+        board.begin(title, now)
+        board.step(title, now + 1, 1, 4, "")
+        board.step(title, now + 2, 2, 4, "")
+        assert board.left(now + 2) is None
+        board.end(title, now + 3)
+    board.begin("c", 6.0)
+    assert board.left(7.0) is None
 
 
 def test_nothing_is_said_of_the_rest_of_a_run_while_no_work_of_its_kind_was_seen() -> None:

@@ -3,6 +3,7 @@
 A `Watcher` hears all of it. What only counts takes a `Steps`, which a watcher's `step` is.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Steps(Protocol):
 
 
 class Expected(NamedTuple):
-    """A stage that is to come. amount: of its work, in the same unit for all of its kind."""
+    """A stage that is to come. amount: of its work, in the same unit for all of its kind; inf where that is not known yet."""
 
     title: str
     kind: Kind
@@ -152,6 +153,8 @@ class Board:
         for waits in list(self.waiting.values()):
             rest[waits.kind] = rest.get(waits.kind, 0.0) + waits.amount
         if any(amount and not spent.get(kind, (0.0, 0.0))[1] for kind, amount in rest.items()):
+            return None
+        if not all(math.isfinite(amount) for amount in rest.values()):
             return None
         total = sum(amount * spent[kind][0] / spent[kind][1] for kind, amount in rest.items() if amount)
         return max(*ends, total / max(1, len(self.under_way)))

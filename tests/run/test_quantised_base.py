@@ -31,7 +31,6 @@ def test_a_quantised_base_is_refused_before_anything_is_trained(recipe: dict[str
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
-@pytest.mark.thorough
 def test_a_quantised_base_is_unlearned_by_the_values_that_it_stands_for(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["model"]["dequantize"] = True
     run(recipe, tmp_path / "run")

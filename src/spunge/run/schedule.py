@@ -3,12 +3,13 @@
 One process writes stamps, tells people and decides, whoever makes the stages.
 """
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from spunge.errors import RecipeError, first_line
-from spunge.progress import Watcher
+from spunge.progress import Expected, Watcher
 from spunge.run.costs import expected
 from spunge.run.executors.executor import Done, Event, Given, Team
 from spunge.run.executors.making import made
@@ -120,7 +121,14 @@ class Schedule:
 def make_all(schedules: Sequence[Schedule], team: Team, watcher: Watcher) -> None:
     """Make what is still to be made of some runs. A stage that fails without being wrong for all, such as one whose process was
     killed, keeps back only those that need it; then its error is raised at the end."""
-    watcher.expect([expected(stage) for schedule in schedules for stage in schedule.begun.graph.to_do()])
+    watcher.expect(
+        [
+            # Of a base that is still to be converted no shape is known.
+            expected(stage) if schedule.begun.base.untaught.is_dir() else Expected(stage.title, "disk", math.inf)
+            for schedule in schedules
+            for stage in schedule.begun.graph.to_do()
+        ]
+    )
     work = _Work({schedule.folder: schedule for schedule in schedules}, team, watcher)
     try:
         while work.given_out():
