@@ -153,12 +153,8 @@ def test_a_run_of_before_that_says_no_subjects_is_shown_without_groups(tmp_path:
     assert [(line.prompt, line.subjects) for line in told.answered] == [("asked", "")]
 
 
-@pytest.mark.parametrize("keep", ["all", "none"])
-def test_none_are_shown_where_none_are_to_be_kept_and_that_is_said(
-    tmp_path: Path, write: Write, write_run: Callable[..., Path], keep: str
-) -> None:
-    run = write_run(tmp_path)
-    write({"base": [["unmistakable"]], "merged": [["other"]]}, ["asked"])
+def tell_of_texts(run: Path) -> None:
+    """Its results name an evaluation that generates."""
     content = json.loads((run / "results.json").read_text())
     content["evaluations"].append(
         {
@@ -171,6 +167,15 @@ def test_none_are_shown_where_none_are_to_be_kept_and_that_is_said(
         }
     )
     (run / "results.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_none_are_shown_where_none_are_to_be_kept_and_that_is_said(
+    tmp_path: Path, write: Write, write_run: Callable[..., Path], keep: str
+) -> None:
+    run = write_run(tmp_path)
+    write({"base": [["unmistakable"]], "merged": [["other"]]}, ["asked"])
+    tell_of_texts(run)
     with (run / "recipe.yaml").open("a") as recipe:
         recipe.write(f"\nkeep_texts: {keep}\n")
     html = page(run)
@@ -186,18 +191,7 @@ def test_the_page_stays_below_three_megabytes_and_says_how_many_of_how_many(
     prompts = [f"prompt {row} " + "<&" * 2000 for row in range(count)]
     texts = {stage: [[f"{row} {stage} " + "<&" * 4000] * 5 for row in range(count)] for stage in STAGES}
     write(texts, prompts, subjects={f"group {at}": list(range(at, count, 40)) for at in range(40)})
-    content = json.loads((run / "results.json").read_text())
-    content["evaluations"].append(
-        {
-            "name": "says",
-            "kind": "match",
-            "metrics": ["match"],
-            "rows": "0",
-            "instrument": None,
-            "settings": {"generation": {}},
-        }
-    )
-    (run / "results.json").write_text(json.dumps(content))
+    tell_of_texts(run)
     html = page(run)
     assert len(html.encode()) < 3_000_000
     assert f" of {count} prompts that are kept" in html

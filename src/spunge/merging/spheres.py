@@ -49,14 +49,19 @@ def gram(chunk: Chunk, k: int) -> Tensor:  # (k, k) float64, inner products over
     return chunk.facts["products"].double().reshape(k, k)
 
 
-def combined(rows: Tensor, coefficients: Tensor) -> Tensor:  # (k, n), (k,) -> (n,)
-    return running_sum(rows * coefficients.to(rows).unsqueeze(1))
-
-
-def merged(rows: Tensor, coefficients: Tensor, settings: Any, chunk: Chunk) -> Tensor:
+def merged(rows: Tensor, coefficients: Tensor, settings: Any, chunk: Chunk) -> Tensor:  # (k, n), (k,) -> (n,)
     """The delta that takes the base to a combination of points."""
-    total = combined(rows, coefficients)
-    return total - chunk.base if settings.of == "models" and chunk.base is not None else total
+    return from_base(running_sum(rows * coefficients.to(rows).unsqueeze(1)), settings, chunk)
+
+
+def from_base(point: Tensor, settings: Any, chunk: Chunk) -> Tensor:
+    """The delta that takes the base to a point."""
+    return point - chunk.base if settings.of == "models" and chunk.base is not None else point
+
+
+def length_of(coefficients: Tensor, products: Tensor) -> float:
+    """Of a combination of points with these inner products."""
+    return math.sqrt(max(0.0, float(coefficients @ products @ coefficients)))
 
 
 class KarcherSettings(RuleSettings):
@@ -108,18 +113,18 @@ def mean_direction(products: Tensor, shares: Tensor, tries: int, tolerance: floa
         pull = shares * torch.where(angles < 1e-12, 1.0, angles / torch.sin(angles).clamp(min=1e-12))
         pull = pull.masked_fill((dots < 0) & (torch.sin(angles) <= CANCELLED), 0.0)  # what lies opposite pulls nowhere
         step = pull - (pull * dots).sum() * mean  # sum of pull * (unit - dot * mean)
-        size = math.sqrt(max(0.0, float(step @ cosines @ step)))
+        size = length_of(step, cosines)
         if size < tolerance:
             break
         mean = math.cos(size) * mean + math.sin(size) / size * step
-        length = math.sqrt(max(0.0, float(mean @ cosines @ mean)))
+        length = length_of(mean, cosines)
         mean = mean / length if length > SMALL else mean
     return mean * inverse
 
 
 def _unit(coefficients: Tensor, cosines: Tensor) -> Tensor | None:
     """The combination of unit vectors made one of length 1; None where they cancel."""
-    length = math.sqrt(max(0.0, float(coefficients @ cosines @ coefficients)))
+    length = length_of(coefficients, cosines)
     return coefficients / length if length > CANCELLED else None
 
 
@@ -148,7 +153,7 @@ def multislerp(deltas: Tensor, settings: MultislerpSettings, chunk: Chunk) -> Te
         return merged(rows, weights, settings, chunk)
     dots = cosines @ mean
     tangent = weights - (weights * dots).sum() * mean
-    size = math.sqrt(max(0.0, float(tangent @ cosines @ tangent))) + SMALL
+    size = length_of(tangent, cosines) + SMALL
     unit = math.cos(size) * mean + math.sin(size) / size * tangent
     return merged(rows, unit * inverse * float((weights * lengths).sum()), settings, chunk)
 
@@ -184,7 +189,7 @@ def nuslerp(deltas: Tensor, settings: NuslerpSettings, chunk: Chunk) -> Tensor:
     cosines = (ends[0] * ends[1]).sum(-1) / (lengths[0] * lengths[1]).clamp(min=torch.finfo(torch.float64).tiny)
     first, second = _along(cosines.clamp(-1, 1), t)
     total: Tensor = (ends[0] * first.unsqueeze(-1) + ends[1] * second.unsqueeze(-1)).reshape(-1).to(rows)
-    return total - chunk.base if settings.of == "models" and chunk.base is not None else total
+    return from_base(total, settings, chunk)
 
 
 def _along(cosines: Tensor, t: float) -> Tensor:  # (...) -> (2, ...), the coefficients of the two ends

@@ -1,6 +1,9 @@
 """The parts of any decoder-only model: its blocks and their output projections, found by structure and name."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,6 +57,22 @@ def hidden_of(output: Any) -> Tensor:  # (b, t, d)
 def with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block, or its attention, gives, with other hidden states."""
     return type(output)([hidden, *output[1:]]) if isinstance(output, tuple | list) else hidden
+
+
+@contextmanager
+def noted(model: nn.Module, numbers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Inside the block, the hidden states (b, t, d) that some blocks gave last, by the blocks' numbers."""
+    blocks, last = find_blocks(model), dict[int, Tensor]()
+
+    def note(number: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        last[number] = hidden_of(output)
+
+    hooks = [blocks[number].register_forward_hook(partial(note, number)) for number in numbers]
+    try:
+        yield last
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def down_projections(block: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,8 +9,7 @@ h: the hidden states after a block. Every token of a sample counts, prompts too,
 Its layers 10 and 20 are places in the list that begins with the embeddings: the states after the blocks 9 and 19, counted from 0.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -20,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from spunge.data.samples import Batch
 from spunge.errors import RecipeError
-from spunge.model.architecture import find_blocks, hidden_of
+from spunge.model.architecture import find_blocks, noted
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import share
 from spunge.unlearning.calls import FORGET, RETAIN
@@ -60,19 +59,11 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
         return (session.step + 1) / (2 * steps)
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        with kept(session, layers) as states:
-            base_outputs(session.trained, batch)
-            before = states()
-            session.outputs(batch)
-            after = states()
+        after, before = states_of(session, batch, layers)
         return (1 - weight_of(session)) * rerouted(after, before, batch.mask)
 
     def retained(session: Session, batch: Batch) -> Term:
-        with kept(session, every) as states:
-            base_outputs(session.trained, batch)
-            before = states()
-            session.outputs(batch)
-            after = states()
+        after, before = states_of(session, batch, every)
         moved = distance(after, before, batch.mask)
         return Term(
             moved * share(batch, tokens),
@@ -96,37 +87,13 @@ def tokens(batch: Batch) -> float:
     return float(batch.mask.sum())
 
 
-@contextmanager
-def kept(session: Session, layers: Sequence[int]) -> Iterator["States"]:
-    """Inside the block, what the blocks of the model give is noted; calling the value hands over what the last call gave."""
-    blocks, states = find_blocks(session.task.base.model), States(layers)
-    hooks = [blocks[layer].register_forward_hook(states.noting(layer)) for layer in layers]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class States:
-    """Hidden states (b, t, d) after some blocks, of one call of the model after the other."""
-
-    def __init__(self, layers: Sequence[int]) -> None:
-        self._layers = layers
-        self._last: dict[int, Tensor] = {}
-
-    def noting(self, layer: int) -> Callable[[object, object, object], None]:
-        """A hook for a block."""
-
-        def note(module: object, args: object, output: object) -> None:
-            self._last[layer] = hidden_of(output)
-
-        return note
-
-    def __call__(self) -> list[Tensor]:
-        found = [self._last[layer] for layer in self._layers]
-        self._last = {}
-        return found
+def states_of(session: Session, batch: Batch, layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Hidden states (b, t, d) after some blocks, of the trained model and of the base."""
+    with noted(session.task.base.model, layers) as last:
+        base_outputs(session.trained, batch)
+        before = [last[layer] for layer in layers]
+        session.outputs(batch)
+        return [last[layer] for layer in layers], before
 
 
 def rerouted(states: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.hidden import Index, Share, block_numbers
 from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.model.architecture import find_blocks, hidden_of, with_hidden
+from spunge.model.architecture import find_blocks, noted, with_hidden
 from spunge.model.loading import Base
 from spunge.recipe.evaluating import AttackSettings
 
@@ -50,20 +49,15 @@ def run(base: Base, attack: LensSettings, target: Target, bench: Bench) -> list[
 @contextmanager
 def read_after(model: Any, block: int) -> Iterator[None]:
     """Inside the block, the model's last block gives what the one of this number gave."""
-    blocks = find_blocks(model)
-    kept: list[torch.Tensor] = []
+    with noted(model, [block]) as seen:
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        kept[:] = [hidden_of(output)]
+        def give(_module: Any, _inputs: Any, output: Any) -> Any:
+            return with_hidden(output, seen.pop(block))
 
-    def give(_module: Any, _inputs: Any, output: Any) -> Any:
-        return with_hidden(output, kept.pop())
-
-    hooks = [blocks[block].register_forward_hook(keep), blocks[-1].register_forward_hook(give)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
+        hook = find_blocks(model)[-1].register_forward_hook(give)
+        try:
+            yield
+        finally:
             hook.remove()
 
 

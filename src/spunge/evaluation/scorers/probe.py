@@ -22,7 +22,7 @@ from spunge.errors import RecipeError
 from spunge.evaluation.likelihood import batch_tokens, grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
 from spunge.files import read_json, write_json
-from spunge.model.architecture import find_blocks, hidden_of
+from spunge.model.architecture import noted
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
@@ -136,21 +136,9 @@ def default_blocks(depth: int) -> list[int]:
 def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], last: bool = False) -> np.ndarray:
     """Hidden states after each of the blocks, averaged over a text's tokens, or of its last one:
     (n, len(blocks) * hidden size) float32."""
-    modules = find_blocks(base.model)
     sizes = [len(text.ids) for text in coded]
     order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pooled: dict[int, np.ndarray] = {}
-    seen: dict[int, torch.Tensor] = {}
-
-    def keep(block: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            seen[block] = hidden_of(output)
-            if seen[block].ndim != 3:
-                raise RecipeError(
-                    f"evaluate: {type(base.model).__name__} keeps several hidden states for each token, which are not read here"
-                )
-
-        return hook
 
     def means(rows: Sequence[int]) -> np.ndarray:
         batch = collate([coded[row] for row in rows], base.device)
@@ -159,18 +147,18 @@ def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], l
         lengths = batch.mask.sum(dim=1, keepdim=True)
         at = torch.arange(batch.mask.shape[1], device=lengths.device)
         weights = (at == lengths - 1).float() if last else batch.mask.float() / lengths
+        if any(states.ndim != 3 for states in seen.values()):
+            raise RecipeError(
+                f"evaluate: {type(base.model).__name__} keeps several hidden states for each token, which are not read here"
+            )
         parts = [torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks]
         seen.clear()
         mean: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
         return mean
 
-    hooks = [modules[block].register_forward_hook(keep(block)) for block in blocks]
-    try:
+    with noted(base.model, blocks) as seen:
         for rows, states in halved(grouped(order, sizes, batch_tokens(base)), sizes, means, "evaluate"):
             pooled.update(zip(rows, states, strict=True))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return np.stack([pooled[row] for row in range(len(coded))])
 
 
