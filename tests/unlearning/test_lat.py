@@ -100,7 +100,9 @@ def test_the_papers_block_is_that_of_another_depth_at_the_same_share() -> None:
 
 
 @pytest.mark.parametrize("trainable", [{"kind": "lora", "dropout": 0}, {"kind": "all"}], ids=["lora", "all"])
-def test_blocks_that_are_computed_again_give_the_same_delta(load: Callable[..., Any], trainable: dict[str, Any]) -> None:
+def test_blocks_that_are_computed_again_give_the_same_delta(
+    load: Callable[..., Any], trainable: dict[str, Any]
+) -> None:
     """The shifts are off the model by the time of the backward pass."""
     from dataclasses import replace
 

@@ -1,10 +1,10 @@
-"""LAT, latent adversarial training (Sheshadri et al. 2024, arXiv 2407.15549, section 3): forget also where hidden states are pushed.
+"""LAT, latent adversarial training (Sheshadri et al. 2024, arXiv 2407.15549): forget also where hidden states are pushed.
 
 At each step an adversary seeks, for each sample, shifts of the hidden states after some blocks that bring the sample back:
 
     d* = argmin over d of NLL(sample | h + d),   |d| <= epsilon at every token of the prompt (of plain texts: at every token)
 
-by `inner.steps` steps of Adam from d = 0, each followed by a projection to the ball. The model is then trained, with d* in place, on
+by `inner.steps` steps of Adam from d = 0, each followed by a projection to the ball. With d* in place the model is then trained on
 
     forget loss = mean over tokens of -log(1 - p(token | h + d*))
 
@@ -23,8 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spunge.data.samples import IGNORED, Batch
-from spunge.errors import RecipeError
-from spunge.model.architecture import find_blocks, hidden_of, with_hidden
+from spunge.model.architecture import blocks_named, find_blocks, hidden_of, with_hidden
 from spunge.recipe.block import Strict
 from spunge.unlearning.calls import FORGET, Group, descending
 from spunge.unlearning.head import head_of
@@ -54,12 +53,14 @@ class LATSettings(OutputSettings):
 
 
 def unlearn(task: Task, settings: LATSettings) -> Branch:
-    """Make the forget samples unlikely also where an adversary shifts hidden states to bring them back (latent adversarial training)."""
+    """Unlearn also where an adversary shifts hidden states to bring the samples back (latent adversarial training)."""
     blocks = find_blocks(task.base.model)
     layers = layers_of(settings, len(blocks), task.setting)
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        head_of(session.trained.model, batch)  # which calls the model, so that no shifts may be in place at its first time
+        head_of(
+            session.trained.model, batch
+        )  # which calls the model, so that no shifts may be in place at its first time
         with shifted(task.base.model, layers, shifts(session, batch, layers, settings)):
             return away(session.outputs(batch, in_one=True))
 
@@ -68,10 +69,7 @@ def unlearn(task: Task, settings: LATSettings) -> Branch:
 
 def layers_of(settings: LATSettings, depth: int, setting: str = "unlearn") -> list[int]:
     """Raises RecipeError for a block that the model has not."""
-    for layer in settings.layers or []:
-        if not -depth <= layer < depth:
-            raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
-    return list(dict.fromkeys(layer % depth for layer in settings.layers or [depth // 4]))
+    return blocks_named(settings.layers or [depth // 4], depth, f"{setting}.layers")
 
 
 def shifts(session: Session, batch: Batch, layers: Sequence[int], settings: LATSettings) -> list[Tensor]:

@@ -18,8 +18,7 @@ from torch.linalg import vector_norm
 from torch.nn.functional import cosine_similarity
 
 from spunge.data.samples import Batch
-from spunge.errors import RecipeError
-from spunge.model.architecture import find_blocks, noted
+from spunge.model.architecture import blocks_named, find_blocks, noted
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import share
 from spunge.unlearning.calls import FORGET, RETAIN
@@ -78,10 +77,7 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
 def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> list[int]:
     """Raises RecipeError for a block that the model has not."""
     chosen = settings.layers or sorted({max(0, round(depth * share) - 1) for share in (10 / 32, 20 / 32)})
-    for layer in chosen:
-        if not -depth <= layer < depth:
-            raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
-    return list(dict.fromkeys(layer % depth for layer in chosen))  # one that is named twice counts once
+    return blocks_named(chosen, depth, f"{setting}.layers")
 
 
 def tokens(batch: Batch) -> float:

@@ -1,13 +1,14 @@
-"""TAR, tampering attack resistance (Tamirisa et al. 2024, arXiv 2408.00761, algorithm 1): forget also after an attack by fine-tuning.
+"""TAR, tampering attack resistance (Tamirisa et al. 2024, arXiv 2408.00761, algorithm 1): forget also after fine-tuning attacks.
 
-At each step an attack fine-tunes a copy of the weights on other forget samples than the step's own, in `attack.steps` steps of Adam:
+At each step an attack fine-tunes the weights on other forget samples than the step's own, in `attack.steps` steps of Adam:
 theta_1 ... theta_K from theta. With the step's own samples, which the attack does not see,
 
     forget loss = mean over k of L(theta_k)      L = log V - entropy of the outputs, or -NLL, mean over tokens
     retain loss = NLL + mean over tokens and blocks of |h - h_base|     at theta
 
-The gradient of the forget loss is that of first order, as in the authors' code (github.com/rishub-tamirisa/tamper-resistance): each
-L's at its own weights theta_k, added to the retain term's at theta. What is attacked is what is trained: LoRA's factors, or tensors.
+The gradient of the forget loss is that of first order, as in the authors' code (github.com/rishub-tamirisa/tamper-resistance):
+each L's at its own weights theta_k, added to the retain term's at theta. What is attacked is what is trained: LoRA's factors, or
+tensors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,7 @@ def drawn(forget: Stream, batch: Batch, steps: int, seed: int) -> list[list[int]
 
 @contextmanager
 def attacked(parameters: Sequence[nn.Parameter], learning_rate: float) -> Iterator[torch.optim.Optimizer]:
-    """Inside the block the weights are the attack's, which its optimizer steps; then they are what they were, with their gradients."""
+    """Inside the block the weights are the attack's, which its optimizer steps; then they and their gradients are what they were."""
     gradients, held = taken(parameters), [parameter.detach().clone() for parameter in parameters]
     try:
         yield torch.optim.Adam(parameters, lr=learning_rate)
