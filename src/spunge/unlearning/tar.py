@@ -91,7 +91,7 @@ def drawn(forget: Stream, batch: Batch, steps: int, seed: int) -> list[list[int]
 
 @contextmanager
 def attacked(parameters: Sequence[nn.Parameter], learning_rate: float) -> Iterator[torch.optim.Optimizer]:
-    """Inside the block the weights are the attack's, which its optimizer steps; then they and their gradients are what they were."""
+    """Inside the block the weights are the attack's, which its optimizer steps; then both are what they were."""
     gradients, held = taken(parameters), [parameter.detach().clone() for parameter in parameters]
     try:
         yield torch.optim.Adam(parameters, lr=learning_rate)
