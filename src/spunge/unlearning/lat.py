@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from spunge.data.samples import IGNORED, Batch
 from spunge.model.architecture import blocks_named, find_blocks, hidden_of, with_hidden
@@ -102,7 +103,7 @@ def attacked(batch: Batch) -> Tensor:
 
 def projected(shift: Tensor, epsilon: float) -> Tensor:
     """(..., d) -> the nearest with a length of at most epsilon."""
-    return shift / (shift.norm(dim=-1, keepdim=True) / epsilon).clamp(min=1)
+    return shift / (vector_norm(shift, dim=-1, keepdim=True) / epsilon).clamp(min=1)
 
 
 @contextmanager
