@@ -103,7 +103,8 @@ def attacked(batch: Batch) -> Tensor:
 
 def projected(shift: Tensor, epsilon: float) -> Tensor:
     """(..., d) -> the nearest with a length of at most epsilon."""
-    return shift / (vector_norm(shift, dim=-1, keepdim=True) / epsilon).clamp(min=1)
+    within: Tensor = shift / (vector_norm(shift, dim=-1, keepdim=True) / epsilon).clamp(min=1)
+    return within
 
 
 @contextmanager
