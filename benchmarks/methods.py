@@ -7,8 +7,8 @@
 
 The questions are the demo's capitals and a small part of TOFU, whose base is taught once. A row is a run in a process of its own,
 kept in benchmarks/methods.json as soon as it is measured; it is measured again when the method's version, its settings in
-methods.yaml or --threads change. Methods that work on answers learn from questions made of the demo's own pairs of country and capital, worded
-otherwise than the test's. DIR needs 3 GB.
+methods.yaml or --threads change. Methods that work on answers learn from questions made of the demo's own pairs of country and
+capital, worded otherwise than the test's. DIR needs 3 GB.
 """
 
 import argparse
@@ -52,7 +52,10 @@ def measure(question: str, name: str, options: argparse.Namespace) -> str | None
     if process.returncode:
         last = [line for line in folder.with_suffix(".log").read_text().splitlines() if line.strip()][-1:]
         return f"exit {process.returncode}: {' '.join(last)}"
-    row = {"asked": asked(question, name, options.threads), "memory": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    row = {
+        "asked": asked(question, name, options.threads),
+        "memory": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
     keep(question, name, {**row, **costs(folder, name), "scores": scores(folder, stages)})
     shutil.rmtree(folder)
     return None
