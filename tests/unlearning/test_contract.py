@@ -47,7 +47,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "altpo": {},
     "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
-    "kga": {"copies": {"epochs": 2, "learning_rate": 0.01}, "new_share": 0.1},
+    "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
 }
