@@ -83,7 +83,7 @@ def head_at(model: Any, wanted: Tensor) -> Iterator[None]:
     """
 
     def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][wanted].unsqueeze(0), *inputs[1:])
+        return (inputs[0][wanted.to(inputs[0].device)].unsqueeze(0), *inputs[1:])
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
