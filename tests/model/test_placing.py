@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import token_logs
-from spunge.data.samples import Text, encode
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import Base, device_map_of, load_base
 from spunge.model.placing import devices_of, dispatched
@@ -39,7 +39,10 @@ def offloaded(model: Any) -> dict[str, str]:
     names = {name: blocks[id(each)] for name, each in model.named_modules() if id(each) in blocks}
     prefix = next(iter(names)).rsplit(".layers", 1)[0]
     others = [f"{prefix}.{name}" for name, _ in model.get_submodule(prefix).named_children() if name != "layers"]
-    return {**dict.fromkeys([*others, "lm_head"], "disk"), **{name: ("cpu", "disk")[at % 2] for name, at in names.items()}}
+    return {
+        **dict.fromkeys([*others, "lm_head"], "disk"),
+        **{name: ("cpu", "disk")[at % 2] for name, at in names.items()},
+    }
 
 
 def judged(base: Base, folder: Path) -> tuple[list[Any], list[list[str]]]:
@@ -83,7 +86,8 @@ def test_no_block_is_cut_in_two_and_what_the_gpus_do_not_hold_stays_in_memory(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     room = {number: f"{int(2.5 * size)}B" for number in (0, 1)}
     monkeypatch.setattr(
-        "accelerate.utils.get_max_memory", lambda given: {each: int(str(most).rstrip("B")) for each, most in given.items()}
+        "accelerate.utils.get_max_memory",
+        lambda given: {each: int(str(most).rstrip("B")) for each, most in given.items()},
     )
     devices = devices_of(model, room)
     assert set(devices.values()) == {0, 1, "cpu"}

@@ -148,8 +148,7 @@ def load_base(
 
 
 def device_map_of(settings: ModelSettings, device: torch.device) -> DeviceMap | None:
-    """The devices that a model is to be laid over. Raises RecipeError where there is no GPU of those that are named, or one alone is
-    asked for besides."""
+    """The devices that a model is to be laid over. Raises RecipeError where `model.device` is one GPU alone, or none."""
     asked = settings.device_map
     if asked is None or (asked == "auto" and str(device) in ("cpu", "mps")):
         return None
