@@ -42,10 +42,11 @@ def devices_of(model: Any, device_map: DeviceMap) -> dict[str, int | str]:
     if isinstance(device_map, dict) and (missing := sorted(set(device_map) - set(range(count)))):
         raise RecipeError(f"model.device_map: {missing[0]}: there are {count} GPUs here, counted from 0; leave it out")
     whole = sorted({type(block).__name__ for block in find_blocks(model)} | set(model._no_split_modules or ()))
-    if device_map == "auto":
-        room = get_balanced_memory(model, no_split_module_classes=whole)
+    room: dict[int | str, Any]
+    if isinstance(device_map, dict):
+        room = get_max_memory({**device_map})
     else:
-        room = get_max_memory({**device_map, "cpu": ENDLESS})
+        room = get_balanced_memory(model, no_split_module_classes=whole)
     devices: dict[str, int | str] = infer_auto_device_map(
         model, max_memory={**room, "cpu": ENDLESS}, no_split_module_classes=whole
     )
