@@ -136,6 +136,13 @@ def test_what_reads_or_changes_the_weights_is_refused_beside_a_device_map(
         load_recipe(toy_recipe)
 
 
+def test_a_device_map_is_refused_beside_decode(toy_recipe: dict[str, Any]) -> None:
+    toy_recipe["model"]["device_map"] = "auto"
+    toy_recipe["decode"] = {"path": toy_recipe["model"]["path"]}
+    with pytest.raises(RecipeError, match=r"model\.device_map: beside decode"):
+        load_recipe(toy_recipe)
+
+
 def test_a_device_map_enters_no_key_and_a_recipe_keeps_it(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
     from spunge.run.stages.building import build
 

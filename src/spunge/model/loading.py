@@ -65,8 +65,13 @@ class Base:
     ranks: Ranks = (
         ALONE  # that train it together; of several, it is still on the CPU, and each will take its shards to `device`
     )
-
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
+    beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The output layers that its logits come from."""
+        return [model.get_output_embeddings() for model in (self.model, *self.beside)]
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -143,7 +148,7 @@ def load_base(
         packed_in,
         settings.checkpoint_activations,
         ranks,
-        spread,
+        device_map=spread,
     )
 
 

@@ -13,7 +13,9 @@ from spunge.model.memory import held_memory, peak_memory
 from spunge.model.placing import placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
+from spunge.recipe.decoding import Decode
 from spunge.recipe.model import ModelSettings
+from spunge.run.decoding import laid_together, load_small
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
 from spunge.unlearning.method import Store
@@ -45,6 +47,7 @@ class Session:
         self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
         self._placed = False  # whether what is shown lies on the devices of its map
+        self._combined: Base | None = None  # the large model with those that shift it, where the recipe decodes
         self._layers = ExitStack()
 
     def turn_to(self, base: BaseInputs) -> None:
@@ -120,6 +123,8 @@ class Session:
     def show(self, model: Model | None) -> Base:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
+        if self._inputs.recipe.decode is not None:
+            return self._shifted(model, self._inputs.recipe.decode)
         alone = None if model is None else model.by_itself
         base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
         if model is not self._shown or not self._placed:
@@ -130,7 +135,23 @@ class Session:
             self._shown, self._placed = model, True
         return base
 
+    def _shifted(self, model: Model | None, decode: Decode) -> Base:
+        """The same of a large model whose logits small ones shift. The large one stays in memory from model to model, and what
+        shifts it is loaded anew."""
+        if model is not None and model is self._shown and self._combined is not None:
+            return self._combined
+        self.close()
+        alone = None if model is None else model.by_itself
+        large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
+        if model is None or alone is not None:
+            return large
+        self._combined, hook = laid_together(large, load_small(self._inputs), model, decode)
+        self._layers.callback(hook.remove)
+        self._shown = model
+        return self._combined
+
     def close(self) -> None:
         """Leave the base as it is, nothing laid over it."""
         self._layers.close()
-        self._shown, self._placed = None, False
+        self._shown = self._combined = None
+        self._placed = False
