@@ -22,6 +22,7 @@ from spunge.cli.listing import (
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate
+from spunge.recipe.decoding import Decode
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.recipe.model import ModelSettings
@@ -44,6 +45,7 @@ BLOCKS: dict[str, type[Strict]] = {
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
     "retain": Rows,
+    "decode": Decode,
     "reference": Reference,
     "judge (each)": JudgedModel,
     "controls (each)": Control,

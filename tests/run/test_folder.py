@@ -45,7 +45,10 @@ LONG = "a-model-whose-name-is-long/" * 8
     [
         ({"model": LONG + "b"}, ["model.path was ...", "is-long/a' and is now ...", "is-long/b'. It holds"]),
         ({"source": ["x" * 300, "y" * 300]}, ["forget.source was ['rows.jsonl'] and is now ['xxx"]),
-        ({"model": LONG + "b", "source": ["other.jsonl"]}, ["model.path was ...", " (another setting differs too). It holds"]),
+        (
+            {"model": LONG + "b", "source": ["other.jsonl"]},
+            ["model.path was ...", " (another setting differs too). It holds"],
+        ),
     ],
 )
 def test_what_another_recipe_made_is_refused_in_whole_sentences_however_long_its_values(
@@ -65,4 +68,6 @@ def test_what_another_recipe_made_is_refused_in_whole_sentences_however_long_its
     message = one_line(str(refused.value))
     assert message == str(refused.value)  # nothing of it is cut
     assert all(part in message for part in told), message
-    assert message.endswith("It holds 1 finished training; give another folder, or --replace to make again what no longer fits")
+    assert message.endswith(
+        "It holds 1 finished training; give another folder, or --replace to make again what no longer fits"
+    )

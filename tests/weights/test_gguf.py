@@ -16,7 +16,12 @@ from spunge.weights.gguf_vocabulary import WAYS
 from toys import SMALL
 
 pytest.importorskip("gguf")
-TEXTS = ["the capital of france, isn't it?", "Tokyo 12345\n\n  größe 東京 <|end|> it'S", " x\t\tone  two\r\n", "🚀 3.14"]
+TEXTS = [
+    "the capital of france, isn't it?",
+    "Tokyo 12345\n\n  größe 東京 <|end|> it'S",
+    " x\t\tone  two\r\n",
+    "🚀 3.14",
+]
 BLOCKS = {**SMALL, "num_hidden_layers": 2}
 
 
@@ -64,7 +69,9 @@ def plain(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("family", "tied"), few([(family, tied) for family in FAMILIES for tied in (False, True)], 0, 5))
+@pytest.mark.parametrize(
+    ("family", "tied"), few([(family, tied) for family in FAMILIES for tied in (False, True)], 0, 5)
+)
 def test_transformers_reads_the_file_as_the_same_model(
     family: str, tied: bool, made: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -162,7 +169,10 @@ def test_a_model_that_a_file_would_not_hold_as_it_is_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": whole({**WAYS["gpt-2"], "add_prefix_space": True})}, "in a way that is none of gpt-2, smollm"),
+        (
+            {"pre_tokenizer": whole({**WAYS["gpt-2"], "add_prefix_space": True})},
+            "in a way that is none of gpt-2, smollm",
+        ),
         ({"normalizer": {"type": "Lowercase"}}, "in a way that is none of"),
         ({"ignore_merges": True}, "in a way that is none of"),
         ({"byte_fallback": True}, "tokenizer is SentencePiece"),

@@ -65,6 +65,12 @@ class Base:
     ranks: Ranks = (
         ALONE  # that train it together; of several, it is still on the CPU, and each will take its shards to `device`
     )
+    beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The output layers that its logits come from."""
+        return [model.get_output_embeddings() for model in (self.model, *self.beside)]
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""

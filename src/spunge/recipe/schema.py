@@ -13,6 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
+from spunge.recipe.decoding import Decode, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -76,6 +77,12 @@ class Recipe(Strict):
         None,
         description="The unlearning method and its settings; each part is unlearned by it from the same base. Default: none, where "
         "the recipe only judges.",
+    )
+    decode: Decode | None = Field(
+        None,
+        description="Unlearn while a larger model decodes: `model` is a small one, what it unlearned shifts the larger one's "
+        "logits, and that is judged. No weight of the larger one changes. Default: the model itself is changed. See "
+        "[decoding](decoding.md).",
     )
     merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
@@ -200,6 +207,8 @@ class Recipe(Strict):
             refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
+        if self.decode is not None:
+            refuse_decode(self.decode, self)
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:

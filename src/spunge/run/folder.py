@@ -1,7 +1,7 @@
 """A run's folder: whose it is, and that one process works in it at a time."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,20 @@ def refuse_replacing(folder: Path, recipe: Recipe) -> None:
         and not any(faults(folder, stamp, byproducts=False))
     ]
     if finished:
-        more = {0: "", 1: " (another setting differs too)"}.get(rest := len(differing) - 1, f" ({rest} more settings differ)")
+        more = {0: "", 1: " (another setting differs too)"}.get(
+            rest := len(differing) - 1, f" ({rest} more settings differ)"
+        )
         trainings = "finished training" if len(finished) == 1 else "finished trainings"
+        own = _window(repr(str(folder)), max(0, len(repr(str(folder))) - SHOWN))
         raise RecipeError(
-            f"--out: {_window(repr(str(folder)), max(0, len(str(folder)) + 2 - SHOWN))} was made by another recipe: {differing[0]}{more}. "
-            f"It holds {len(finished)} {trainings}; give another folder, or --replace to make again what no longer fits"
+            f"--out: {own} was made by another recipe: {differing[0]}{more}. It holds {len(finished)} {trainings}; "
+            "give another folder, or --replace to make again what no longer fits"
         )
 
 
 def _apart(one: str, other: str) -> tuple[str, str]:
     """Two values where they differ, each short enough to stand in one line with the other."""
-    same = len(os.path.commonprefix([one, other]))
+    same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     start = max(0, min(same - SHOWN // 3, max(len(one), len(other)) - SHOWN))
     return _window(one, start), _window(other, start)
 

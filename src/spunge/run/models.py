@@ -58,6 +58,14 @@ class Model:
     )  # what a checkpoint of it would be written in, where no rule says so
     scale: float = 1.0  # of the deltas, where no rule merges them
     calibration: Path | None = None  # the file that says its scale, where that is calibrated
+    apart: bool = False  # its trainings stay models of their own, which shift the logits of a larger one (`decode`)
+
+    @property
+    def shifting(self) -> "list[Model]":
+        """The small models that shift a larger one's logits for it: itself, or one of each training."""
+        if not self.apart:
+            return [self]
+        return [replace(self, trainings=(training,), merge=None, apart=False) for training in self.trainings]
 
     @property
     def shared(self) -> bool:
@@ -142,6 +150,7 @@ def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
     def calibration(name: str) -> Path | None:
         return calibration_file(folder, name) if recipe.calibrate is not None else None
 
+    apart = recipe.decode is not None and recipe.decode.merge != "weights"
     storage = Storage(recipe.merge.dtype, recipe.merge.rounding)
     unlearned = parts if recipe.unlearn is not None else ()
     branches = tuple(Training(f"branch:{part.slug}", folder / "branches" / part.slug, (part,)) for part in unlearned)
@@ -162,12 +171,34 @@ def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
         merge = recipe.merge if control.train == "random" and control.merge is None else control.merge
         chosen = tuple(trainings[training.name] for training in own)
         name = f"control:{control.name}"
+        own_apart = apart and control.train == "random" and control.merge is None
         models.append(
-            Model("control", control.name, name, chosen, merge, storage=storage, calibration=calibration(name))
+            Model(
+                "control",
+                control.name,
+                name,
+                chosen,
+                merge,
+                storage=storage,
+                calibration=calibration(name),
+                apart=own_apart,
+            )
         )
     if recipe.unlearn is not None:
-        scale, merged = calibration("merged"), folder / "merged" if written else None
-        models.append(Model("merged", "merged", "merged", branches, recipe.merge, merged, calibration=scale))
+        scale, merged = calibration("merged"), folder / "merged" if written and not apart else None
+        models.append(
+            Model(
+                "merged",
+                "merged",
+                "merged",
+                branches,
+                recipe.merge,
+                merged,
+                storage=storage,
+                calibration=scale,
+                apart=apart,
+            )
+        )
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 

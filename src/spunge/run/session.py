@@ -12,7 +12,9 @@ from spunge.model.loading import Base, arithmetic, load_base
 from spunge.model.memory import held_memory, peak_memory
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
+from spunge.recipe.decoding import Decode
 from spunge.recipe.model import ModelSettings
+from spunge.run.decoding import laid_together, load_small
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
 from spunge.unlearning.method import Store
@@ -43,6 +45,7 @@ class Session:
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
         self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
+        self._combined: Base | None = None  # the large model with those that shift it, where the recipe decodes
         self._layers = ExitStack()
 
     def turn_to(self, base: BaseInputs) -> None:
@@ -117,6 +120,8 @@ class Session:
     def show(self, model: Model | None) -> Base:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
+        if self._inputs.recipe.decode is not None:
+            return self._shifted(model, self._inputs.recipe.decode)
         alone = None if model is None else model.by_itself
         base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
         if model is not self._shown:
@@ -126,7 +131,22 @@ class Session:
             self._shown = model
         return base
 
+    def _shifted(self, model: Model | None, decode: Decode) -> Base:
+        """The same of a large model whose logits small ones shift. The large one stays in memory from model to model, and what
+        shifts it is loaded anew."""
+        if model is not None and model is self._shown and self._combined is not None:
+            return self._combined
+        self.close()
+        alone = None if model is None else model.by_itself
+        large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
+        if model is None or alone is not None:
+            return large
+        self._combined, hook = laid_together(large, load_small(self._inputs), model, decode)
+        self._layers.callback(hook.remove)
+        self._shown = model
+        return self._combined
+
     def close(self) -> None:
         """Leave the base as it is, nothing laid over it."""
         self._layers.close()
-        self._shown = None
+        self._shown = self._combined = None

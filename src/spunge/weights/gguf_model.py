@@ -136,7 +136,7 @@ def write_gguf(file: Path, model: Model, kind: str, name: str) -> str:
 
     kind = model.kind if kind == "auto" else kind
     vocab = vocabulary(model.checkpoint.folder, model.checkpoint.tensors[EMBEDDINGS].shape[0])
-    with written(file, "FILE") as aside:
+    with written(file) as aside:
         writer = gguf.GGUFWriter(aside, model.shape.name)
         try:
             _describe(writer, model, kind, name)
@@ -211,7 +211,8 @@ def _stretching(model: Model) -> Tensor | None:  # (head_size / 2,)
     stretched, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")
     size = model.head_size
     plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    return plain / stretched
+    factors: Tensor = plain / stretched
+    return factors
 
 
 def _bytes(key: str, tensor: Tensor, type_: Any) -> np.ndarray[Any, Any]:

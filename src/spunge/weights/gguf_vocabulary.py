@@ -25,7 +25,7 @@ def _split(digits: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, BYTES]}
 
 
-# llama.cpp's name -> how such a tokenizer cuts a text in tokenizer.json. Source: llama.cpp's conversion/base.py and src/llama-vocab.cpp.
+# llama.cpp's name -> how such a tokenizer.json cuts a text. Source: llama.cpp's conversion/base.py, src/llama-vocab.cpp.
 WAYS = {
     "gpt-2": ITS_WORDS,
     "smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, ITS_WORDS]},
@@ -109,9 +109,15 @@ def _way(content: dict[str, Any]) -> str:
     odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     normalizer = (content.get("normalizer") or {}).get("type")
     composes = normalizer == "NFC" and way == "qwen2"  # as every Qwen does; llama.cpp leaves it out
-    if way is None or odd or not (normalizer is None or composes) or model.get("ignore_merges", False) != (way == WHOLE_WORDS):
+    if (
+        way is None
+        or odd
+        or not (normalizer is None or composes)
+        or model.get("ignore_merges", False) != (way == WHOLE_WORDS)
+    ):
         raise RecipeError(
-            f"--gguf: the model's tokenizer cuts texts in a way that is none of {', '.join(WAYS)}; take llama.cpp's convert_hf_to_gguf.py"
+            f"--gguf: the model's tokenizer cuts texts in a way that is none of {', '.join(WAYS)}; "
+            "take llama.cpp's convert_hf_to_gguf.py"
         )
     return way
 
@@ -129,5 +135,7 @@ def _around(tokenizer: Any) -> tuple[bool, bool]:
     begins, ends = whole[:1] == [tokenizer.bos_token_id], whole[-1:] == [tokenizer.eos_token_id]
     expected = [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends
     if whole != expected:
-        raise RecipeError("--gguf: the tokenizer puts other tokens around a text than that of its start and that of its end")
+        raise RecipeError(
+            "--gguf: the tokenizer puts other tokens around a text than that of its start and that of its end"
+        )
     return begins, ends

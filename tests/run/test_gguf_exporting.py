@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ import spunge
 from byte_level import bpe
 from commands import call
 from spunge.errors import RecipeError
-from spunge.run import exporting
+from spunge.run import gguf_exporting
 from spunge.run.asking import Asking
-from spunge.run.exporting import export_gguf
+from spunge.run.gguf_exporting import export_gguf
 from spunge.weights.gguf_model import Model
 
 pytest.importorskip("gguf")
@@ -30,7 +31,7 @@ def wrote(monkeypatch: pytest.MonkeyPatch) -> dict[str, Model]:
         models[name] = model
         return kind
 
-    monkeypatch.setattr(exporting, "write_gguf", write)
+    monkeypatch.setattr(gguf_exporting, "write_gguf", write)
     return models
 
 
@@ -55,7 +56,7 @@ def test_the_file_is_named_after_the_run_the_stage_and_the_type(
     assert exported.file == Path(f"{finished.name}-control-joint-q8_0.gguf")
     assert exported.file.read_text() == "q8_0"
     assert export_gguf(finished).type == "f32"  # as it is stored
-    with pytest.raises(RecipeError, match="FILE: .* is there; give another, or remove it"):
+    with pytest.raises(RecipeError, match=r"--out: .* is there; give another, or remove it"):
         export_gguf(finished)
 
 
@@ -75,10 +76,23 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_without_the_format_the_command_says_which_there_is(finished: Path) -> None:
-    ended = call("export", str(finished))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [([], "--out: missing; give the folder to write, or --gguf"), (["--type", "f16"], "--type: goes with")],
+)
+def test_without_the_format_the_command_says_what_is_missing(options: list[str], message: str, finished: Path) -> None:
+    ended = call("export", str(finished), *options)
     assert ended.returncode == 2
-    assert "export: add --gguf" in ended.stderr
+    assert message in ended.stderr
+
+
+def test_a_run_that_shifts_a_larger_model_as_it_decodes_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = SimpleNamespace(decode=object())
+    monkeypatch.setattr(gguf_exporting, "run_recipe", lambda _: recipe)
+    with pytest.raises(RecipeError, match="unlearned while a larger model decodes, which a GGUF file cannot hold"):
+        export_gguf(finished)
 
 
 @pytest.mark.thorough
@@ -90,7 +104,7 @@ def test_the_command_writes_the_merged_model_as_transformers_reads_it_again(
     base = bpe(Path(shutil.copytree(tiny("llama", vocab_size=384, num_hidden_layers=2), tmp_path / "base")))
     unlearn = {"method": "npo", "steps": 2, "batch_size": 2, "learning_rate": 0.01}
     spunge.run({**toy_recipe, "model": {"path": str(base)}, "unlearn": unlearn, "evaluate": []}, tmp_path / "run")
-    ended = call("export", str(tmp_path / "run"), str(tmp_path / "out" / "model.gguf"), "--gguf", "--type", "q8_0")
+    ended = call("export", str(tmp_path / "run"), "--gguf", "--out", str(tmp_path / "out/model.gguf"), "--type", "q8_0")
     assert ended.returncode == 0, ended.stderr
     assert "merged in q8_0" in ended.stdout
     assert "can bring back what was forgotten" in ended.stdout
