@@ -180,6 +180,8 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "pdu": "spunge.unlearning.pdu:PDU",
         "whp": "spunge.unlearning.whp:WHP",
         "rr": "spunge.unlearning.rr:RR",
+        "lat": "spunge.unlearning.lat:LAT",
+        "tar": "spunge.unlearning.tar:TAR",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

@@ -46,6 +46,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "altpo": {},
     "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
+    "lat": {"layers": [1], "inner": {"steps": 2}},
+    "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}

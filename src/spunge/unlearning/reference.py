@@ -24,8 +24,8 @@ from spunge.unlearning.scored import LogProbabilities, Scored, outputs
 from spunge.unlearning.trained import Trained
 
 
-def base_outputs(trained: Trained, batch: Batch) -> Scored:
-    """The base's outputs at the scored places, without gradient and without dropout."""
+def base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
+    """The base's outputs at the scored places, without gradient and without dropout. in_one: as of `outputs`."""
     model, head = trained.model, trained.model.get_output_embeddings()
     learned = head is not None and any(p.requires_grad for p in head.parameters())
     adapted = learned and not trained.originals and not trained.swaps
@@ -34,11 +34,12 @@ def base_outputs(trained: Trained, batch: Batch) -> Scored:
     try:
         with torch.no_grad(), trained.adapter_off():
             if trained.originals:
-                base = outputs(model, batch, partial(_with_originals, trained), partial(_originals_of_head, trained))
+                call, values = partial(_with_originals, trained), partial(_originals_of_head, trained)
+                base = outputs(model, batch, call, values, in_one)
             elif trained.swaps and head is not None:
-                base = outputs(model, batch, values=partial(_copied, head))
+                base = outputs(model, batch, values=partial(_copied, head), in_one=in_one)
             else:
-                base = outputs(model, batch)
+                base = outputs(model, batch, in_one=in_one)
     finally:
         model.train(was_training)
 
