@@ -52,7 +52,8 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
     recipe = run_recipe(folder)
     if (decode := recipe.decode) is None:
         raise RecipeError(
-            f"{str(folder)!r} changed weights; its model is {str(folder / 'merged')!r}, which transformers loads as it is"
+            f"{str(folder)!r} changed weights; its model is {str(folder / 'merged')!r}, which transformers loads as it is "
+            "(--gguf writes it for llama.cpp)"
         )
     run = build(recipe, folder)
     model = _finished(run, stage)

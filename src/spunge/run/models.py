@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from spunge.data.split import Part, random_parts
 from spunge.errors import RecipeError
 from spunge.files import read_json
@@ -98,20 +100,24 @@ class Model:
 
     def laid_over(self, base: Base) -> AbstractContextManager[None]:
         """Inside the block, the base in memory holds this model's values: those in its files, or that its files would hold."""
-        if self.given is not None:
-            added = RULES.get("task_arithmetic").settings.model_validate({"rule": "task_arithmetic"})
-            return overlaid(base.parameters, merged_values(base.folder, [self.given.over(base.folder)], added))
         if self.folder is not None:
             report = read_json(self.folder.parent / "merge.json") or {}
             merged, plain = Checkpoint(self.folder), Checkpoint(base.folder)
             retyped = [name for name, info in merged.tensors.items() if info.dtype != plain.tensors[name].dtype]
             return swapped(base.parameters, merged, dict.fromkeys([*report["tensors"], *retyped]))
+        return overlaid(base.parameters, self.values(base.folder))
+
+    def values(self, base: Path) -> Iterator[tuple[str, Tensor]]:
+        """Of a model without files of its own: the tensors that differ from the base's, as files would hold them, one by one."""
+        if self.given is not None:
+            added = RULES.get("task_arithmetic").settings.model_validate({"rule": "task_arithmetic"})
+            return merged_values(base, [self.given.over(base)], added)
         if self.calibration is not None:
-            return self.settled.laid_over(base)
+            return self.settled.values(base)
         if self.merge is None:
             deltas = [open_delta(training.folder) for training in self.trainings]
-            return overlaid(base.parameters, as_written(Checkpoint(base.folder), deltas, self.storage, self.scale))
-        return overlaid(base.parameters, merged_values(base.folder, delta_sources(self.trainings), self.merge))
+            return as_written(Checkpoint(base), deltas, self.storage, self.scale)
+        return merged_values(base, delta_sources(self.trainings), self.merge)
 
 
 @contextmanager
