@@ -83,7 +83,7 @@ def head_at(base: Base, wanted: Tensor) -> Iterator[None]:
     """
 
     def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][wanted].unsqueeze(0), *inputs[1:])
+        return (inputs[0][wanted.to(inputs[0].device)].unsqueeze(0), *inputs[1:])
 
     hooks = [head.register_forward_pre_hook(keep) for head in base.heads]
     try:

@@ -23,7 +23,13 @@ class Asking:
         folder = Path(folder).resolve()
         run = build(run_recipe(folder), folder)
         self._every = {model.name: model for model in run.seeds[0].models}
-        self.finished = [name for name in self._every if name in run.graph.stages and run.graph.state(name).done]
+        self.finished = [
+            name
+            for name, model in self._every.items()
+            if name in run.graph.stages
+            and run.graph.state(name).done
+            and (model.expert is None or run.graph.state(model.expert.name).done)
+        ]
         chosen = list(dict.fromkeys(stages)) or [name for name in USUAL if name in self.finished]
         self.models: list[Model] = [self.model(name) for name in chosen]
         if not chosen:

@@ -167,6 +167,11 @@ class BaseInputs:
         return model.model_copy(update={"dtype": "float32"}) if self.wide and model.dtype == "auto" else model
 
     @property
+    def trained(self) -> ModelSettings:
+        """How the base is loaded to be trained: on one device."""
+        return self.recipe.model.model_copy(update={"device_map": None})
+
+    @property
     def wide(self) -> bool:
         """Whether some model is written in float32."""
         merges = [self.recipe.merge, *(control.merge for control in self.recipe.controls)]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.files import shown_size
-from spunge.model.loading import Base, arithmetic, load_base
+from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
+from spunge.model.placing import placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
 from spunge.recipe.decoding import Decode
@@ -45,6 +46,7 @@ class Session:
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
         self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
+        self._placed = False  # whether what is shown lies on the devices of its map
         self._combined: Base | None = None  # the large model with those that shift it, where the recipe decodes
         self._layers = ExitStack()
 
@@ -62,8 +64,9 @@ class Session:
         """A whole model in the arithmetic that some settings ask for, packed or not: training and judging may ask for two. One is
         held."""
         here = self._whole
-        held = (folder, arithmetic(folder, settings), settings.train_in)
-        if here is None or (here.folder, here.dtype, here.train_in) != held:
+        spread = device_map_of(settings, pick_device(settings.device))
+        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None
@@ -82,13 +85,13 @@ class Session:
     def untaught(self) -> Base:
         """The given model, to be taught."""
         self.close()
-        return self._loaded(self._inputs.recipe.model, self._inputs.untaught)
+        return self._loaded(self._inputs.trained, self._inputs.untaught)
 
     @property
     def base(self) -> Base:
         """The base itself, nothing laid over it, to be trained."""
         self.close()
-        return self._loaded(self._inputs.recipe.model, self._inputs.folder)
+        return self._loaded(self._inputs.trained, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
         """A base with blocks 0..last at the least; None: all of it, with the output layer."""
@@ -96,7 +99,7 @@ class Session:
             return self.base
         if last not in self._first:
             self._whole = None  # if any, it is another model
-            self._first = {last: load_base(self._inputs.folder, self._inputs.recipe.model, last)}
+            self._first = {last: load_base(self._inputs.folder, self._inputs.trained, last)}
         return self._first[last]
 
     @property
@@ -124,11 +127,12 @@ class Session:
             return self._shifted(model, self._inputs.recipe.decode)
         alone = None if model is None else model.by_itself
         base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
-        if model is not self._shown:
+        if model is not self._shown or not self._placed:
             self.close()
             if model is not None and alone is None:
                 self._layers.enter_context(model.laid_over(base))
-            self._shown = model
+            self._layers.enter_context(placed(base))
+            self._shown, self._placed = model, True
         return base
 
     def _shifted(self, model: Model | None, decode: Decode) -> Base:
@@ -150,3 +154,4 @@ class Session:
         """Leave the base as it is, nothing laid over it."""
         self._layers.close()
         self._shown = self._combined = None
+        self._placed = False
