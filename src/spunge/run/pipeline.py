@@ -12,6 +12,7 @@ from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
+from spunge.run.decoding import refuse_other_tokens
 from spunge.run.executors.executor import Team
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError
@@ -84,6 +85,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     for model in begun.seeds[0].models:
         if model.given is not None:
             model.given.refuse(begun.base)
+    refuse_other_tokens(begun.base)
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)

@@ -80,6 +80,7 @@ def plan(
     base, graph = begun.base, begun.graph
     where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
+    here = here and (recipe.decode is None or base.large_here)
     size = estimator_of(base, where) if here else None
     if measure:
         size = _measured(begun, size, device)
