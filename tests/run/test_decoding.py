@@ -331,7 +331,7 @@ def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_check
     decoding["decode"] |= {"kind": "dexperts", "top_p": 1.0}
     decoding["unlearn"] = TVN
     with pytest.raises(
-        RecipeError, match="judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
+        RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
     ):
         spunge.run(decoding, tmp_path / "experts")
 
