@@ -181,8 +181,8 @@ def written(
 
 
 def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[int], expert: list[int]) -> list[int]:
-    """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, which is
-    a draw. The noise is that of the tokens, wherever among the rows they stand."""
+    """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
+    is, a draw. The noise is that of the tokens, wherever among the rows they stand."""
     from transformers import LogitsProcessorList
 
     model, noise = task.base.model, np.random.default_rng([task.seed, zlib.crc32(str(ids).encode())])
