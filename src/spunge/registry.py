@@ -213,6 +213,8 @@ RULES: "Registry[Rule]" = Registry(
         "model_stock": "spunge.merging.spheres:model_stock",
         "tsv": "spunge.merging.spectral:tsv",
         "iso_c": "spunge.merging.spectral:iso_c",
+        "fisher": "spunge.merging.moments:fisher",
+        "regmean": "spunge.merging.moments:regmean",
         "nearswap": "spunge.merging.towards_one:nearswap",
         "arcee_fusion": "spunge.merging.towards_one:arcee_fusion",
     },

@@ -14,6 +14,7 @@ from torch import Tensor
 from spunge.merging.rule import Chunk, Rule, Scope
 from spunge.merging.thresholds import facts_of
 from spunge.weights.header import TensorInfo
+from spunge.weights.moments import Moments
 from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
@@ -43,6 +44,7 @@ class Work:
     settings: Any
     chunk: int  # entries
     facts: Facts = field(default_factory=dict)
+    moments: Sequence[Moments] = ()  # of each source, where the rule needs them
 
     def __post_init__(self) -> None:
         self.base = self.mapped.checkpoint
@@ -112,7 +114,16 @@ class Work:
         if job.stop - job.start < self.base.tensors[job.name].numel:  # rows of it, looked at before the merge
             shape = (-1, columns)
         chunk = Chunk(self.weight_row, name, job.start, columns, shape, self.seeds, self.order, base, facts)
-        return deltas, chunk
+        return deltas, self._with_moments(chunk, job)
+
+    def _with_moments(self, chunk: Chunk, job: Job) -> Chunk:
+        if self.rule.moments == "gradients":
+            own = [each.of(job.name)[job.start : job.stop] for each in self.moments]
+            return replace(chunk, moments=own, norms=[each.norm for each in self.moments])
+        if self.rule.moments == "inputs" and not any(job.name in each.averaged for each in self.moments):
+            own = [each.of(job.name) for each in self.moments]
+            return replace(chunk, moments=own, axis=self.moments[0].axis(job.name))
+        return chunk
 
     def drawn(self, job: Job) -> Tensor | None:
         """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
