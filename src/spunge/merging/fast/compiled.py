@@ -58,8 +58,8 @@ class Fast:
             elif self.work.changes(place, name):
                 for run, start in enumerate(starts):
                     job = Job(name, start, start + length)
-                    part = source.read(name, job.start, job.stop, self.work.base_values(job))
-                    rows[place, run * length : (run + 1) * length] = keys_of(part).numpy()
+                    entries = source.read(name, job.start, job.stop, self.work.base_values(job))
+                    rows[place, run * length : (run + 1) * length] = keys_of(entries).numpy()
         return torch.from_numpy(rows)
 
     def merge(self, job: Job) -> tuple[Tally, Tensor, bool]:
