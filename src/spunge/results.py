@@ -128,7 +128,7 @@ class Calibration:
 class Decoding:
     """How small models shift a larger one's logits: the sum is what was judged."""
 
-    kind: Annotated[str, Field(description="offset: large + alpha * (unlearned small - small).")]
+    kind: Annotated[str, Field(description="offset or dexperts, as the recipe's `decode.kind`.")]
     model: Annotated[str, Field(description="The larger model, of which no weight changed: Hub id or folder.")]
     revision: Annotated[str | None, Field(description="Branch, tag or commit of it.")] = None
     alpha: Annotated[Real, Field(description="What the offset is multiplied by.")]
@@ -140,6 +140,13 @@ class Decoding:
         ),
     ] = None
     density: Annotated[Real | None, Field(description="Of ties: share of the vocabulary kept at a position.")] = None
+    top_p: Annotated[Real | None, Field(description="Of dexperts: the larger model's nucleus.")] = None
+    expert: Annotated[
+        Literal["retain", "small"] | None,
+        Field(
+            description="Of dexperts: what the expert learned the rows to keep by, or that it is the small model as it is."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

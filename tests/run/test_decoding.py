@@ -22,6 +22,7 @@ from spunge.run.inputs import BaseInputs
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import device_of
 from spunge.run.publishing import package
+from spunge.weights.delta import open_delta
 from toys import Told
 
 NEW, ALPHA = 6, 8.0
@@ -50,6 +51,10 @@ def decoding(toy_recipe: dict[str, Any], large: Path) -> dict[str, Any]:
     unlearn = {**toy_recipe["unlearn"], "steps": 8, "learning_rate": 0.3, "max_damage": 1e9}
     recipe = {**toy_recipe, "unlearn": unlearn, "evaluate": [questions, texts, answers]}
     return {**recipe, "decode": {"path": str(large), "alpha": ALPHA}}
+
+
+TVN = {"method": "tvn", "steps": 6, "batch_size": 4, "learning_rate": 0.02, "trainable": {"kind": "all"}}
+EXPERTS = {"kind": "dexperts", "path": "x"}
 
 
 def read(path: Path | str) -> Any:
@@ -85,6 +90,7 @@ def test_what_is_judged_is_the_large_model_shifted_and_what_is_exported_writes_t
     decoding: dict[str, Any], large: Path, tmp_path: Path, merge: str
 ) -> None:
     decoding["decode"]["merge"] = merge
+    decoding["controls"] = []
     if merge != "weights":
         del decoding["merge"]
     results = spunge.run(decoding, tmp_path / "run")
@@ -121,6 +127,64 @@ def test_what_is_judged_is_the_large_model_shifted_and_what_is_exported_writes_t
     assert [json.loads(line)["texts"] for line in plain.read_text().splitlines()] != [each["texts"] for each in judged]
 
 
+@pytest.mark.parametrize("merge", few(["mean", "weights"]))
+def test_dexperts_add_what_fine_tuning_on_rows_to_keep_and_to_forget_makes_of_the_small_model(
+    decoding: dict[str, Any], large: Path, tmp_path: Path, merge: str
+) -> None:
+    """The experts that are judged are the small model plus what tvn learned: their logits are added in float64 here."""
+    decoding["decode"] |= {"kind": "dexperts", "alpha": 2.0, "top_p": 1.0, "merge": merge}
+    decoding |= {"unlearn": TVN, "controls": [], "evaluate": decoding["evaluate"][1:2]}
+    del decoding["merge"]
+    if merge == "weights":
+        decoding["merge"] = {"rule": "average"}
+    results = spunge.run(decoding, tmp_path / "run")
+    small = read(decoding["model"]["path"])
+
+    def learned(*folders: str) -> Any:
+        model = read(decoding["model"]["path"])
+        own = dict(model.named_parameters())
+        for folder in folders:
+            delta = open_delta(tmp_path / "run" / folder)
+            for name in delta.tensors:
+                own[name].data -= delta.dense(name).reshape(own[name].shape) / len(folders)
+        return model
+
+    branches = ["branches/asia", "branches/europe"]
+    antis = [learned(*branches)] if merge == "weights" else [learned(branch) for branch in branches]
+    base, expert = read(large), learned("expert")
+
+    def shifted(ids: torch.Tensor) -> torch.Tensor:
+        offset = sum(expert(ids).logits - anti(ids).logits for anti in antis) / len(antis)
+        logits: torch.Tensor = base(ids).logits.clone()
+        logits[..., :128] += 2.0 * offset
+        return logits
+
+    texts = [json.loads(line)["text"] for line in Path(decoding["evaluate"][0]["source"]).read_text().splitlines()]
+    told = results.value("merged", "retain", "perplexity")
+    assert told == pytest.approx(perplexity(texts, large, shifted), rel=1e-3)
+    # What it was trained on is likelier to the expert, and less likely to the merged model than to the large one.
+    assert perplexity(texts, large, lambda ids: expert(ids).logits) < perplexity(
+        texts, large, lambda ids: small(ids).logits
+    )
+    out = export(tmp_path / "run", tmp_path / "out")
+    model, _ = code_in(out).load(out)
+    assert perplexity(texts, large, lambda ids: model(ids).logits) == pytest.approx(told, rel=1e-3)
+
+
+def test_an_expert_that_is_made_anew_is_judged_anew(decoding: dict[str, Any], tmp_path: Path) -> None:
+    decoding["decode"] |= {"kind": "dexperts", "alpha": 4.0, "merge": "sum", "top_p": 0.6}
+    decoding |= {"unlearn": TVN, "controls": [], "evaluate": decoding["evaluate"][2:]}
+    del decoding["merge"]
+    spunge.run(decoding, tmp_path / "run")
+    decoding["decode"]["expert"] = "small"
+    told = Told()
+    spunge.run(decoding, tmp_path / "run", told)
+    assert {line.partition(":")[0] for line in told.judged} == {"judge branch", "judge merged"}
+    kept = sorted((tmp_path / "run" / "evaluation" / "merged").glob("texts-*.jsonl"))
+    assert len(kept) == 2
+    assert not any(line.startswith("unlearn") for line in told.lines)
+
+
 def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_base(
     decoding: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -152,6 +216,16 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
         ({"decode": {"path": "x", "density": 0.5}}, "decode.density: merge 'weights' keeps every entry"),
         ({"decode": {"path": "x", "merge": "ties"}}, "merge: decode.merge 'ties' merges logits"),
         ({"decode": {"path": "x", "alpha": 0}}, "decode.alpha: 0"),
+        ({"decode": {"path": "x", "kind": "offst"}}, "decode.kind: 'offst': it should be one of 'offset', 'dexperts'"),
+        ({"decode": {"path": "x", "top_p": 0.5}}, "decode.top_p: no such setting"),
+        ({"decode": EXPERTS}, "unlearn.method: 'rmu': the experts of dexperts are what tvn learns"),
+        ({"decode": EXPERTS, "unlearn": TVN | {"strength": 2}}, "unlearn.method: 'tvn': .* with a strength of 1"),
+        ({"decode": EXPERTS, "unlearn": TVN, "retain": None}, "retain: missing; the expert of dexperts is fine-tuned"),
+        ({"decode": EXPERTS, "unlearn": TVN}, "decode.top_p: 0.9: 'choices' scores texts"),
+        (
+            {"decode": EXPERTS, "unlearn": TVN, "controls": ["sequential"]},
+            "controls: anti-experts are not trained in a row",
+        ),
         ({"attack": "relearn"}, "evaluate.attack: 'relearn choices': relearn needs a model's weights or states"),
         ({"attack": "quantise"}, "evaluate.attack: 'quantise choices': quantise needs a model's weights or states"),
         ({"scores": ["loss", "gradient"]}, "evaluate.scores: 'membership': gradient is of one model's weights"),

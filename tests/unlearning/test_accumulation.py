@@ -64,7 +64,6 @@ METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}),
     ("tvn", {"optimizer": {"sam": 0.5}}),
     ("sku", {"random": 0.0}),  # the random answers are drawn anew for each batch
-    ("sku", {"random": 0.0, "mode": "reference"}),
     ("rmu", {"layer": 2}),
     ("rmu", {"layer": 2, "coefficient": 6.5}),
 ]
@@ -162,7 +161,6 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
         ("tar", {"attack": {"steps": 2}}, 1),
         ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}, 1),
         ("sku", {}, 2),
-        ("sku", {"mode": "reference"}, 1),
         ("rmu", {"layer": 2}, 2),
         ("rmu", {"layer": 2, "coefficient": 6.5}, 1),
     ],

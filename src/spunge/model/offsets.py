@@ -41,6 +41,26 @@ class Pair(NamedTuple):
     down: Any
 
 
+def pairs_of(kind: str, small: Any, changed: Sequence[Any], expert: Any = None) -> list[Pair]:
+    """The models whose differences are the offsets. small: the small base; changed: it with what was unlearned, of each part.
+
+    kind: offset, or dexperts. There `changed` and `expert` are the base less what it learned (task-vector negation) from rows to
+    forget and from rows to keep; they are turned into the models that learned it. Without an expert the small base is it.
+    """
+    if kind == "offset":
+        return [Pair(each, small) for each in changed]
+    good = small if expert is None else turned(small, expert)
+    return [Pair(good, turned(small, each)) for each in changed]
+
+
+@torch.no_grad()
+def turned(base: Any, changed: Any) -> Any:
+    """base - (changed - base), in place of `changed`."""
+    for plain, own in zip(base.parameters(), changed.parameters(), strict=True):
+        own.copy_(2 * plain.float() - own.float())
+    return changed
+
+
 def merged(offsets: Tensor, shift: Shift) -> Tensor:  # (k, ..., v) -> (..., v)
     """Several offsets as one."""
     if shift.merge == "mean":
@@ -203,7 +223,8 @@ def read_offsets(folder: str | Path, small: str | None = None, dtype: Any = "aut
         return AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype).to(device).eval()
 
     base = model(small or about["small"]["path"], None if small else about["small"]["revision"])
-    pairs = [Pair(model(folder / name), base) for name in about["unlearned"]]
+    expert = model(folder / about["expert"]) if about["expert"] else None
+    pairs = pairs_of(about["kind"], base, [model(folder / name) for name in about["unlearned"]], expert)
     return Offsets(pairs, Shift(**about["shift"]))
 
 

@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.decoding import Decode, refuse_decode
+from spunge.recipe.decoding import Decode, decoding, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -78,7 +78,7 @@ class Recipe(Strict):
         description="The unlearning method and its settings; each part is unlearned by it from the same base. Default: none, where "
         "the recipe only judges.",
     )
-    decode: Decode | None = Field(
+    decode: Annotated[Annotated[Decode, Field(discriminator="kind")] | None, BeforeValidator(decoding)] = Field(
         None,
         description="Unlearn while a larger model decodes: `model` is a small one, what it unlearned shifts the larger one's "
         "logits, and that is judged. No weight of the larger one changes. Default: the model itself is changed. See "

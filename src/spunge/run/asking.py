@@ -23,7 +23,13 @@ class Asking:
         folder = Path(folder).resolve()
         run = build(run_recipe(folder), folder)
         models = {model.name: model for model in run.seeds[0].models}
-        done = [name for name in models if name in run.graph.stages and run.graph.state(name).done]
+        done = [
+            name
+            for name, model in models.items()
+            if name in run.graph.stages
+            and run.graph.state(name).done
+            and (model.expert is None or run.graph.state(model.expert.name).done)
+        ]
         for name in stages:
             if name not in done:
                 what = "is not finished" if name in models else "is no model of this run"

@@ -9,7 +9,7 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base, load_tokenizer
-from spunge.model.offsets import Offsets, Pair, Shift
+from spunge.model.offsets import Offsets, Shift, pairs_of
 from spunge.recipe.decoding import Decode, shift_of
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
@@ -17,9 +17,14 @@ from spunge.run.models import Model
 READS = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # what says which tokens a text becomes
 
 
+# A training's own model, whatever the trainings beside it become.
+ALONE: dict[str, Any] = {"merge": None, "folder": None, "given": None, "expert": None, "apart": False}
+
+
 def laid_together(large: Base, small: Base, model: Model, decode: Decode) -> tuple[Base, Any]:
     """A model as it is judged, and the handle that takes the small ones away again. small: the small base, which is kept."""
-    pairs = [Pair(_changed(small, each), small.model) for each in model.shifting]
+    expert = None if model.expert is None else _changed(small, replace(model, trainings=(model.expert,), **ALONE))
+    pairs = pairs_of(decode.kind, small.model, [_changed(small, each) for each in model.shifting], expert)
     offsets = Offsets(pairs, Shift(**shift_of(decode, pairs)))
     positions = [each for each in (large.positions, small.positions) if each is not None]
     # Nothing may be laid over its weights: it has no names for them.

@@ -1,6 +1,7 @@
 """What a run unlearned while a model decodes, as a folder that transformers loads by hand: the small models that were unlearned,
 where the others are, how logits are shifted, and the code that does it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from spunge.errors import RecipeError
@@ -10,7 +11,8 @@ from spunge.model import offsets
 from spunge.recipe.decoding import Decode, shift_of
 from spunge.recipe.model import ModelSettings
 from spunge.registry import RULES
-from spunge.run.models import Model, delta_sources
+from spunge.run.decoding import ALONE
+from spunge.run.models import EXPERT, Model, delta_sources
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import stage_of
 from spunge.run.status import run_recipe
@@ -19,8 +21,7 @@ CODE = "offsets.py"
 CARD = """\
 # {large}, unlearned while it decodes
 
-The weights of `{large}` are as they were. Small models shift its logits: large + {alpha:g} * (unlearned - small), where
-small is `{small}`.
+The weights of `{large}` are as they were. Small models shift its logits: {formula}, where small is `{small}`.
 {merged}
 ```python
 from offsets import load
@@ -39,6 +40,11 @@ model, tokenizer = load(".")  # shifted wherever it is called or generates
   changed.
 """
 
+FORMULAS = {
+    "offset": "large + {alpha:g} * (unlearned - small)",
+    "dexperts": "top_p(large) + {alpha:g} * (expert - anti-expert), which learned the rows to keep and those to forget",
+}
+
 
 def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
     """Write a finished model of a run that decodes to the folder `out`. Raises RecipeError where there is none."""
@@ -53,7 +59,10 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
     model = _finished(run, stage)
     small = ModelSettings(path=str(run.base.folder)) if run.base.conversion else recipe.model
     with whole_folder(out) as aside:
-        names = []
+        names, expert = [], None
+        if model.expert is not None:
+            expert = EXPERT
+            _write(run, replace(model, trainings=(model.expert,), **ALONE), aside / EXPERT)
         for number, each in enumerate(model.shifting, 1):
             _write(run, each, aside / f"unlearned-{number}")
             names.append(f"unlearned-{number}")
@@ -65,6 +74,7 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
                 "large": {"path": decode.path, "revision": decode.revision},
                 "small": {"path": small.path, "revision": small.revision},
                 "unlearned": names,
+                "expert": expert,
                 "shift": shift_of(decode, names),
             },
         )
@@ -75,11 +85,16 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
 def _finished(run: Run, name: str) -> Model:
     """A model of the first seed. Raises RecipeError where it is not there or not finished."""
     models = {model.name: model for model in run.seeds[0].models if model.trainings}
-    done = [each for each, model in models.items() if run.graph.state(stage_of(model, "")).done]
+    done = [each for each, model in models.items() if all(run.graph.state(stage).done for stage in _stages(model))]
     if name not in done:
         what = "is not finished" if name in models else "is no model that was unlearned"
         raise RecipeError(f"--stage: {name!r} {what}; finished are {', '.join(done) or 'none'}")
     return models[name]
+
+
+def _stages(model: Model) -> list[str]:
+    """Those whose files are exported."""
+    return [stage_of(model, ""), *([model.expert.name] if model.expert is not None else [])]
 
 
 def _write(run: Run, model: Model, out: Path) -> None:
@@ -97,4 +112,9 @@ def _card(decode: Decode, small: str, count: int) -> str:
     merged = f"There are {count} of them, one for each part, and their offsets are merged as logits ({decode.merge}).\n"
     shown = (Path(path).name if path.startswith(("/", ".", "~")) else path for path in (decode.path, small))
     large, small = shown
-    return CARD.format(large=large, small=small, alpha=decode.alpha, merged=merged if count > 1 else "")
+    return CARD.format(
+        large=large,
+        small=small,
+        formula=FORMULAS[decode.kind].format(alpha=decode.alpha),
+        merged=merged if count > 1 else "",
+    )

@@ -74,12 +74,14 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     return content
 
 
-def model_key(judging: Judging, key: str) -> str:
+def model_key(judging: Judging, key: str, expert: str | None = None) -> str:
     """What a model's texts are known by. key: its stage's, which says neither the arithmetic nor, where it is a training's, what
-    the model would be written in."""
+    the model would be written in. expert: that of the training beside it."""
     model, about = judging.model, _arithmetic(judging.lineup) | decoded(judging.model, judging.lineup.inputs.base)
     if model.trainings and model.merge is None and model.storage != Storage():
         about |= model.storage._asdict()
+    if expert is not None:
+        about["expert"] = expert
     return fingerprint([key, about]) if about else key
 
 
@@ -96,6 +98,8 @@ def decoded(model: Model, base: BaseInputs) -> dict[str, Any]:
     shift = shift_of(decode, model.shifting)
     if shift["merge"] != "ties":
         del shift["density"]
+    if shift["top_p"] == 1:
+        del shift["top_p"]
     return about | flattened("decode", {"kind": decode.kind, **shift, "apart": model.apart})
 
 

@@ -12,6 +12,7 @@ from spunge.errors import RecipeError
 from spunge.files import read_json
 from spunge.merging.values import merged_values
 from spunge.model.loading import Base
+from spunge.recipe.decoding import DExperts
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.registry import METHODS, RULES
 from spunge.results import UNTAUGHT, Kind
@@ -22,6 +23,8 @@ from spunge.weights.delta import open_delta
 from spunge.weights.overlay import applied, as_written, overlaid, swapped
 from spunge.weights.rounding import Storage
 from spunge.weights.sources import DeltaSource
+
+EXPERT = "expert"
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,17 @@ class Model:
     )  # what a checkpoint of it would be written in, where no rule says so
     scale: float = 1.0  # of the deltas, where no rule merges them
     calibration: Path | None = None  # the file that says its scale, where that is calibrated
+    expert: Training | None = None  # beside it, where it is judged as dexperts
     apart: bool = False  # its trainings stay models of their own, which shift the logits of a larger one (`decode`)
 
     @property
     def shifting(self) -> "list[Model]":
         """The small models that shift a larger one's logits for it: itself, or one of each training."""
         if not self.apart:
-            return [self]
-        return [replace(self, trainings=(training,), merge=None, apart=False) for training in self.trainings]
+            return [replace(self, expert=None)]
+        return [
+            replace(self, expert=None, trainings=(training,), merge=None, apart=False) for training in self.trainings
+        ]
 
     @property
     def shared(self) -> bool:
@@ -199,7 +205,19 @@ def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
                 apart=apart,
             )
         )
+    if (expert := _expert(inputs, folder)) is not None:
+        trainings[expert.name] = expert
+        models = [replace(model, expert=expert) if model.trainings else model for model in models]
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
+
+
+def _expert(inputs: SeedInputs, folder: Path) -> Training | None:
+    """The training on the rows to keep, where the recipe decodes by experts."""
+    decode = inputs.recipe.decode
+    if not isinstance(decode, DExperts) or decode.expert != "retain" or inputs.retain is None:
+        return None
+    part = Part(EXPERT, EXPERT, len(inputs.retain), inputs.retain)
+    return Training(EXPERT, folder / EXPERT, (part,))
 
 
 def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Training, ...]:

@@ -12,7 +12,7 @@ from spunge import __version__
 from spunge.data.items import Items
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json, write_json
-from spunge.recipe.decoding import Decode, shift_of
+from spunge.recipe.decoding import Decode, DExperts, shift_of
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import (
@@ -145,10 +145,16 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
 
 def _decoding(decode: Decode, model: Judgeable) -> Decoding:
     shift = shift_of(decode, model.shifting)
-    ties = {"density": shift["density"]} if shift["merge"] == "ties" else {}
-    merge = decode.merge if model.apart and decode.merge != "weights" else None
+    experts = decode if isinstance(decode, DExperts) else None
     return Decoding(
-        kind=decode.kind, model=decode.path, revision=decode.revision, alpha=decode.alpha, merge=merge, **ties
+        kind=decode.kind,
+        model=decode.path,
+        revision=decode.revision,
+        alpha=decode.alpha,
+        merge=decode.merge if model.apart and decode.merge != "weights" else None,
+        density=shift["density"] if shift["merge"] == "ties" else None,
+        top_p=experts.top_p if experts else None,
+        expert=experts.expert if experts else None,
     )
 
 

@@ -6,7 +6,7 @@ second model is ever held.
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from spunge.files import about, require_space
 from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import LogProbabilities, Scored, outputs
-from spunge.unlearning.trained import Trained
+from spunge.unlearning.trained import Trained, evaluation_mode
 
 
 def base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
@@ -48,6 +48,30 @@ def base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored
             return base.logits_of(states)
 
     return replace(base, logits_of=logits_of, trains_head=False)
+
+
+def outputs_with(trained: Trained, weights: Sequence[Tensor], batch: Batch) -> Scored:
+    """The outputs with other values of what is trained, without gradient and without dropout."""
+    model, head = trained.model, trained.model.get_output_embeddings()
+    learned = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    with torch.no_grad(), evaluation_mode(model), _holding(trained.parameters, weights):
+        other = outputs(model, batch, values=partial(_copied, head)) if learned else outputs(model, batch)
+    return replace(other, trains_head=False)
+
+
+@contextmanager
+def _holding(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the parameters have these values."""
+    held = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        torch.clear_autocast_cache()  # which may hold them in another dtype, as they were
+        yield
+    finally:
+        for parameter, value in zip(parameters, held, strict=True):
+            parameter.data = value
+        torch.clear_autocast_cache()
 
 
 def _with_originals(trained: Trained, **arguments: Any) -> Any:

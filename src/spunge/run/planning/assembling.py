@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
+from spunge.recipe.decoding import DExperts
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device
@@ -23,7 +24,8 @@ def estimator_of(base: BaseInputs, device: Device) -> Estimator:
         large = base.large_settings
         judged = skeleton_of(settled(described_by(base.large, large.trust_remote_code), base.large), large, device)
         # The small base, and what each offset is the difference to.
-        beside = (small, 2 if decode.merge == "weights" else 1 + len(base.parts.parts))
+        experts = isinstance(decode, DExperts) and decode.expert == "retain"
+        beside = (small, 1 + experts + (1 if decode.merge == "weights" else len(base.parts.parts)))
     return Estimator(
         skeleton=skeleton_of(config, model, device),
         judged=judged or small,
