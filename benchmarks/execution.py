@@ -3,8 +3,8 @@
 python benchmarks/execution.py --model models/smollm2-135m-instruct --processes 2
 
 One process has as many threads as there are cores; several share them. The stage of the branches lasts from the first branch's
-beginning, when no process was started yet, to the last one's end. Then base, branches and merged model are judged, by likelihoods and
-by what they write, from the first evaluation's beginning to the last one's end. Needs a quiet machine.
+beginning, when no process was started yet, to the last one's end. Then base, branches and merged model are judged, by likelihoods
+and by what they write, from the first evaluation's beginning to the last one's end. Needs a quiet machine.
 """
 
 import argparse
@@ -22,7 +22,12 @@ def recipe(model: str, folder: Path, steps: int) -> dict[str, object]:
     """Two parts of the same size, unlearned by NPO with LoRA; nothing is judged."""
     for name, parts in (("forget", PARTS), ("retain", ("kept",))):
         lines = [
-            json.dumps({"part": part, "text": " ".join(WORDS[(row * place + row) % 10] for place in range(1, 120))})
+            json.dumps(
+                {
+                    "part": part,
+                    "text": f"{part} " + " ".join(WORDS[(row * place + row) % 10] for place in range(1, 120)),
+                }
+            )
             for part in parts
             for row in range(64)
         ]
