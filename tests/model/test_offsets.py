@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from picked import few
+from spunge.evaluation.reading import reading_of
 from spunge.model.offsets import OffsetProcessor, Offsets, Pair, Shift, merged, nucleus, shifted
 
 # Rotary and learned positions, positions that a model counts itself, vocabularies padded to another size.
@@ -155,6 +157,19 @@ def test_what_the_small_models_have_not_read_is_refused(trio: Callable[..., Trio
     finally:
         hook.remove()
     assert type(begun) is DynamicCache
+
+
+def test_a_nucleus_hides_no_model_that_reads_in_order(load: Callable[..., Any]) -> None:
+    large, small, changed = load("llama"), load("gpt2"), load("gpt2")
+    shift = Shift(top_p=0.2)
+    plain = reading_of(large)
+    offsets = Offsets([Pair(changed.model, small.model)], shift)
+    hook = offsets.attach(large.model)
+    try:
+        assert reading_of(replace(large, beside=tuple(offsets.models))) == plain
+    finally:
+        hook.remove()
+    assert plain.shared
 
 
 def test_logits_and_log_probabilities_give_the_same_distribution() -> None:

@@ -171,6 +171,21 @@ def test_dexperts_add_what_fine_tuning_on_rows_to_keep_and_to_forget_makes_of_th
     assert perplexity(texts, large, lambda ids: model(ids).logits) == pytest.approx(told, rel=1e-3)
 
 
+def test_a_model_that_is_shifted_by_its_own_change_scores_as_if_its_weights_had_changed(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    """With the small model for the large one and alpha 1 the sum is the unlearned model, whatever is asked of it."""
+    decode = {"path": toy_recipe["model"]["path"], "alpha": 1.0}
+    shifted, plain = spunge.run({**toy_recipe, "decode": decode}, tmp_path / "decoded"), read_results(finished)
+    assert [(row.stage, row.subject, row.metric) for row in shifted.rows] == [
+        (row.stage, row.subject, row.metric) for row in plain.rows
+    ]
+    for row, other in zip(shifted.rows, plain.rows, strict=True):
+        assert row.value == pytest.approx(other.value, rel=1e-4)
+    assert len({row.value for row in plain.rows if row.metric == "perplexity"}) > 3
+
+
+@pytest.mark.thorough
 def test_an_expert_that_is_made_anew_is_judged_anew(decoding: dict[str, Any], tmp_path: Path) -> None:
     decoding["decode"] |= {"kind": "dexperts", "alpha": 4.0, "merge": "sum", "top_p": 0.6}
     decoding |= {"unlearn": TVN, "controls": [], "evaluate": decoding["evaluate"][2:]}
@@ -283,6 +298,42 @@ def test_a_plan_counts_the_large_model_and_those_beside_it(
     del decoding["merge"]
     decoding["decode"]["merge"] = "sum"
     assert judged() == tall + 3 * small
+
+
+def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_checkpoint_by_itself(
+    decoding: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    small = decoding["model"]["path"]
+    given = [
+        {"name": "delta", "path": str(finished / "branches" / "asia")},
+        {"name": "whole", "path": str(finished / "merged")},
+    ]
+    decoding |= {"judge": given, "controls": [], "evaluate": decoding["evaluate"][1:2]}
+    results = spunge.run(decoding, tmp_path / "decoded")
+    told = {model.name: model.decode for model in results.models if model.kind == "model"}
+    assert told["delta"] is not None
+    assert told["whole"] is None
+    texts = [json.loads(line)["text"] for line in Path(decoding["evaluate"][0]["source"]).read_text().splitlines()]
+    whole, base = read(finished / "merged"), read(decoding["decode"]["path"])
+    plain, own = read(small), read(small)
+    delta = open_delta(finished / "branches" / "asia")
+    for name in delta.tensors:
+        dict(own.named_parameters())[name].data += delta.dense(name)
+
+    def shifted(ids: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = base(ids).logits.clone()
+        logits[..., :128] += ALPHA * (own(ids).logits - plain(ids).logits)
+        return logits
+
+    for stage, logits in (("model:delta", shifted), ("model:whole", lambda ids: whole(ids).logits)):
+        expected = perplexity(texts, finished / "merged", logits)
+        assert results.value(stage, "retain", "perplexity") == pytest.approx(expected, rel=1e-3)
+    decoding["decode"] |= {"kind": "dexperts", "top_p": 1.0}
+    decoding["unlearn"] = TVN
+    with pytest.raises(
+        RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
+    ):
+        spunge.run(decoding, tmp_path / "experts")
 
 
 def test_a_run_that_changed_weights_has_nothing_to_export(finished: Path, tmp_path: Path) -> None:

@@ -110,7 +110,9 @@ class BaseInputs:
         decode = self.recipe.decode
         if decode is None:
             raise RecipeError("decode: missing; nothing is shifted without it")
-        folder = local_folder(ModelSettings(path=decode.path, revision=decode.revision), "decode.path")
+        folder = local_folder(
+            self.recipe.model.model_copy(update={"path": decode.path, "revision": decode.revision}), "decode.path"
+        )
         if conversion(folder) is not None:
             raise RecipeError(
                 f"decode.path: {decode.path!r} has weights that are pickled or quantised; give a plain checkpoint (spunge merge "

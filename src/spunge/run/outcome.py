@@ -111,11 +111,13 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     plain = Model(stage=model.name, kind=model.kind, name=model.label)
     named = inputs.recipe.model if model.given is None else model.given
     plain = replace(plain, base=named.path, revision=named.revision)
+    decode = inputs.recipe.decode
+    if decode is not None and model.given is not None and not model.given.whole:
+        plain = replace(plain, decode=_decoding(decode, model))
     if model.shared and model.kind != "base":  # not made from the base
         retrained = inputs.reference if model.kind == "reference" and model.name != UNTAUGHT else None
         return plain if retrained is None else replace(plain, taught=len(retrained.samples))
     lesson = inputs.base.lesson
-    decode = inputs.recipe.decode
     if decode is not None and model.name == "base":
         weights = Checkpoint(inputs.base.large).fingerprint()
         return replace(plain, base=decode.path, revision=decode.revision, base_fingerprint=weights)

@@ -20,6 +20,7 @@ from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.live import told_in
 from spunge.run.merge import refuse_merges
+from spunge.run.moments import refuse_moments
 from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
 from spunge.run.space import refuse_full
@@ -89,6 +90,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
         with suppress(NotMadeError):
             begun.graph.key(name)
     refuse_merges(begun.seeds)
+    refuse_moments(begun.seeds[0])
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]

@@ -33,6 +33,7 @@ PACKED: dict[PackedIn, float] = {"4bit": 0.52, "8bit": 1.01}  # bytes of an entr
 READ_TOKENS = 4096  # of a batch that is judged
 WRITTEN_TOKENS = 6144  # of a batch that is completed
 DISK = 5e8  # bytes a second that a merge reads and writes
+PRODUCTS = 1e10  # float64 multiplications a second of a processor's core
 LOGITS = 10  # bytes of a logit while it is judged: its own dtype, float32, and a copy
 
 
@@ -234,8 +235,8 @@ class Estimator:
         work = [self.training(cost.steps)] if cost.steps is not None else []
         work += [self.reading(cost.tokens)] if cost.tokens else []
         work += [self.writing(cost.written)] if cost.written else []
-        memory = max((each.memory for each in work), default=MERGE + PROCESS)
-        seconds = sum(each.seconds for each in work) + cost.nbytes / DISK
+        memory = max((each.memory for each in work), default=MERGE + PROCESS) + cost.held
+        seconds = sum(each.seconds for each in work) + cost.nbytes / DISK + cost.products / PRODUCTS
         return Taken(seconds + self.watching(cost), memory)
 
     def watching(self, cost: Cost) -> float:
