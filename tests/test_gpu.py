@@ -423,17 +423,25 @@ def test_a_model_spread_over_the_card_and_the_cpu_is_judged_as_one_on_the_cpu(
 
 
 def test_a_run_whose_models_the_card_does_not_hold_gives_the_scores_of_one_that_it_holds_spread_over_both(
-    card: str, long_recipe: dict[str, Any], tmp_path: Path
+    card: str, toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     if card == "cpu":
         pytest.skip("a device map is of GPUs")
-    whole = ("relearn", "quantise", "suffix")
-    long_recipe["evaluate"] = [each for each in long_recipe["evaluate"] if not any(kind in str(each) for kind in whole)]
+    writing = {
+        "source": toy_recipe["retain"]["source"],
+        "prompt": "text",
+        "by": "NULL",
+        "generation": {"max_new_tokens": 4},
+    }
+    toy_recipe["evaluate"] += [
+        {"kind": "audit", "of": "choices", "attack": "lens"},
+        {"kind": "match", "unwanted": "text", "subject": "match", **writing},
+    ]
     scores = []
     for device_map in (None, "auto", {0: "300KiB"}):
-        long_recipe["model"] |= {"device": card, "device_map": device_map}
-        results = spunge.run(long_recipe, tmp_path / f"run{len(scores)}")
-        scores.append([each.value for each in results.scores])
+        toy_recipe["model"] |= {"device": card, "device_map": device_map}
+        results = spunge.run(toy_recipe, tmp_path / f"run{len(scores)}")
+        scores.append([each.value for each in results.rows])
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
     assert scores[2] == pytest.approx(scores[0], rel=1e-4)
 

@@ -180,6 +180,7 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "pdu": "spunge.unlearning.pdu:PDU",
         "whp": "spunge.unlearning.whp:WHP",
         "rr": "spunge.unlearning.rr:RR",
+        "elm": "spunge.unlearning.elm:ELM",
         "kga": "spunge.unlearning.kga:KGA",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",

@@ -95,6 +95,13 @@ def test_models_that_began_from_one_another_are_refused(recipe: dict[str, Any], 
     assert not (tmp_path / "run" / "branches").exists()
 
 
+def test_moments_are_refused_beside_a_device_map(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["model"]["device_map"], recipe["merge"] = "auto", {"rule": "fisher"}
+    with pytest.raises(RecipeError, match=r"^model\.device_map: rule .* takes moments of the weights themselves"):
+        spunge.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "branches").exists()
+
+
 def test_a_whole_model_without_moments_is_refused_in_one_line(recipe: dict[str, Any], tmp_path: Path) -> None:
     base = recipe["model"]["path"]
     for rule in ("fisher", "regmean"):

@@ -47,6 +47,14 @@ QUICK: dict[str, dict[str, Any]] = {
     "altpo": {},
     "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
+    "elm": {
+        "expert": "the old city of",
+        "novice": "a new dog and",
+        "eta": 3.0,
+        "written_tokens": 3,
+        "change": "moon",
+        "max_length": 60,
+    },
     "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
@@ -54,7 +62,7 @@ QUICK: dict[str, dict[str, Any]] = {
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
 PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
-OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga"}  # which further draw, keep or read something of their own
+OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga", "elm"}  # which further draw, keep or read something of their own
 
 
 def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:

@@ -88,7 +88,9 @@ def test_a_shift_is_no_longer_than_epsilon_at_each_token() -> None:
 def test_prompts_alone_are_shifted_where_a_sample_has_one() -> None:
     ids, mask = torch.ones(2, 4, dtype=torch.long), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     labels = torch.tensor([[IGNORED, 1, 1, IGNORED], [1, 1, IGNORED, IGNORED]])
-    assert attacked(Batch(ids, mask, labels)).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert attacked(Batch(ids, mask, labels), plain=False).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    # The start token of a plain text is not learned either, and is no prompt.
+    assert attacked(Batch(ids, mask, labels), plain=True).tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
 
 
 def test_the_papers_block_is_that_of_another_depth_at_the_same_share() -> None:

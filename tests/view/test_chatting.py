@@ -2,6 +2,7 @@
 
 import http.client
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,8 +57,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     yield from served(tmp_path, chat=True)
 
 
-def served(root: Path, chat: bool) -> Iterator[Server]:
-    with serving(root, chat=chat) as server:
+def served(root: Path, chat: bool, pair: bool = False) -> Iterator[Server]:
+    with serving(root, chat=chat, pair=pair) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield server
@@ -202,3 +203,16 @@ def test_a_finished_runs_models_answer_and_its_folder_stays_as_it_was(finished: 
     texts = re.findall(r'<p class="said"><bdi>(.*?)</bdi>', page, re.DOTALL)
     assert [text.strip() for text in texts] == [text.strip() for text in said]
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("*")} == before
+
+
+def test_a_comparison_pairs_items_where_that_is_asked_for(finished: Path) -> None:
+    shutil.copytree(finished, finished.parent / "again")
+    rows: list[int] = []
+    for pair in (False, True):
+        for server in served(finished.parent, chat=False, pair=pair):
+            page = Talk(server).get(f"/compare?run={finished.name}&run=again")[1]
+        assert ("shown by `spunge view --pair`" in page) is not pair
+        assert ("aired by item" in page) is True
+        assert ("nothing is paired by item" in page) is False
+        rows.append(page.count("<tr"))
+    assert rows[1] > rows[0]

@@ -14,6 +14,9 @@ def view(
         bool,
         typer.Option("--chat", help="The models of runs can be asked too: loads the one that is asked into memory."),
     ] = False,
+    pair: Annotated[
+        bool, typer.Option("--pair", help="Comparisons pair the runs' items, as `spunge compare` does: reads the rows.")
+    ] = False,
 ) -> None:
     """Show the runs of a folder in a browser.
 
@@ -22,8 +25,8 @@ def view(
     """
     from spunge.view.server import serving
 
-    if chat:
+    if chat or pair:
         quiet()
-    with serving(folder, port, chat) as server:
+    with serving(folder, port, chat, pair) as server:
         say(f"{server.address} shows {server.root}; Ctrl-C ends it")
         server.serve_forever()

@@ -1,8 +1,9 @@
 """One merge in hand: what goes in, the chunks it is cut into, and what is known about them."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -161,12 +162,21 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-    """Results in the items' order; the first error cancels what has not begun."""
-    futures = [pool.submit(function, item) for item in items]
+def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+    """Results in the items' order, a few computed ahead; the first error cancels what has not begun.
+
+    A result that waits between the chunks' large blocks keeps its piece of the heap from the system: of a large tensor's
+    chunks that was gigabytes, so no more wait than keep the processors busy.
+    """
+    ahead = 4 * processors()
+    waiting: deque[Future[T]] = deque()
     try:
-        for future in futures:
-            yield future.result()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()

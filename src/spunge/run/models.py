@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,10 +15,12 @@ from spunge.merging.values import merged_values
 from spunge.model.loading import Base
 from spunge.recipe.decoding import DExperts
 from spunge.recipe.merging import Control, RuleSettings
+from spunge.recipe.training import MethodSettings
 from spunge.registry import METHODS, RULES
 from spunge.results import UNTAUGHT, Kind
 from spunge.run.given import Given
 from spunge.run.inputs import SeedInputs
+from spunge.unlearning.loop import TrainingSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta
 from spunge.weights.overlay import applied, as_written, overlaid, swapped
@@ -35,6 +38,14 @@ class Training:
     folder: Path
     parts: tuple[Part, ...]
     after: "Training | None" = None  # it starts from the model that this one left, not from the base
+    own: tuple[tuple[str, float], ...] = ()  # learning_rate and steps of a joint control's own
+
+    def settings(self, unlearn: MethodSettings) -> MethodSettings:
+        """What it is trained with: the recipe's settings, but for its own."""
+        own: dict[str, Any] = dict(self.own)
+        if "steps" in own:
+            own |= {"epochs": None} if len(self.parts) == 1 else {"joint_steps": own.pop("steps")}
+        return unlearn.model_copy(update=own)
 
     @property
     def earlier(self) -> "list[Training]":
@@ -211,6 +222,22 @@ def lineup(inputs: SeedInputs, folder: Path, written: bool = True) -> Lineup:
     return Lineup(inputs, folder, tuple(trainings.values()), tuple(models))
 
 
+def _of_its_own(control: Control, inputs: SeedInputs, folder: Path) -> Training:
+    """A joint training with other settings than the recipe's. Raises RecipeError where there is nothing to train, and where a
+    control without its own would be trained under the same name."""
+    if not isinstance(inputs.unlearn, TrainingSettings):
+        raise RecipeError(
+            f"controls.{control.name}.{next(iter(control.own))}: {inputs.unlearn.method} trains nothing; leave it out"
+        )
+    plain = [each.name for each in inputs.recipe.controls if each.train == "joint" and not each.own]
+    if control.name == "joint" and plain:
+        raise RecipeError(
+            f"controls: joint has its own {next(iter(control.own))} and {plain[0]} the recipe's; give the first another name"
+        )
+    own = tuple(control.own.items())
+    return Training(f"control:{control.name}", folder / control.name, inputs.parts.parts, own=own)
+
+
 def _expert(inputs: SeedInputs, folder: Path) -> Training | None:
     """The training on the rows to keep, where the recipe decodes by experts."""
     decode = inputs.recipe.decode
@@ -223,6 +250,8 @@ def _expert(inputs: SeedInputs, folder: Path) -> Training | None:
 def _trainings(control: Control, inputs: SeedInputs, folder: Path) -> tuple[Training, ...]:
     """The trainings that a control is made from."""
     recipe, parts = inputs.recipe, inputs.parts.parts
+    if control.own:
+        return (_of_its_own(control, inputs, folder),)
     if control.train == "joint":
         return (Training("control:joint", folder / "joint", parts),)
     if control.train == "random":

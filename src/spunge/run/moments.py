@@ -59,7 +59,7 @@ class Wanted:
 
 def wanted_of(model: Model, line: Lineup) -> Iterator[Wanted]:
     """What a model's rule needs beside the deltas: moments of each of its trainings."""
-    if model.merge is not None and (kind := RULES.get(model.merge.rule).moments) is not None:
+    if model.merge is not None and not model.apart and (kind := RULES.get(model.merge.rule).moments) is not None:
         for training in model.trainings:
             yield Wanted(training, model.trainings, kind, taking(model.merge), line)
 
@@ -73,6 +73,11 @@ def refuse_moments(line: Lineup) -> None:
             raise RecipeError(
                 f"controls: rule {model.merge.rule!r} merges models that all began from the base, but those of "
                 "`train: sequential` began from one another; name another rule for it"
+            )
+        if line.inputs.recipe.model.device_map is not None:
+            raise RecipeError(
+                f"model.device_map: rule {model.merge.rule!r} takes moments of the weights themselves, whole on one device; leave "
+                "one of the two out"
             )
         base = line.inputs.base
         if kind == "gradients" and base.untaught.is_dir() and arithmetic(base.untaught, base.judged) == torch.float16:
@@ -89,6 +94,8 @@ def moments_inputs(wanted: Wanted) -> dict[str, Any]:
         **flattened("merge.moments", wanted.settings),
         "kind": wanted.kind,
         "moments' version": VERSION,
+        # Its content: another run's training of the same key may differ in its last bits.
+        "delta": DeltaSource(open_delta(wanted.training.folder)).fingerprint,
         "tensors": fingerprint(sorted(wanted.names)),
         "arithmetic": inputs.base.judged.dtype,
         **flattened("merge", _storage(inputs.recipe.merge)._asdict()),

@@ -124,7 +124,7 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     plain = replace(plain, base_fingerprint=inputs.base.weights, taught=None if lesson is None else len(lesson.samples))
     if model.shared:
         return plain
-    unlearn = choice(seeds[0]).settings
+    unlearn = next(iter(model.trainings)).settings(choice(seeds[0]).settings)
     controls = {control.name: control.train for control in inputs.recipe.controls}
     made = model.settled
     unmerged = {} if model.calibration is None else {"scale": made.scale}

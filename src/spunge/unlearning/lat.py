@@ -75,7 +75,7 @@ def layers_of(settings: LATSettings, depth: int, setting: str = "unlearn") -> li
 
 def shifts(session: Session, batch: Batch, layers: Sequence[int], settings: LATSettings) -> list[Tensor]:
     """The adversary's shifts (b, t, d) after each of the blocks, float32."""
-    model, where = session.task.base.model, attacked(batch).unsqueeze(-1)
+    model, where = session.task.base.model, attacked(batch, session.forget.samples.plain).unsqueeze(-1)
     shape = (*batch.ids.shape, model.config.get_text_config().hidden_size)
     given = [torch.zeros(shape, device=batch.ids.device, requires_grad=True) for _ in layers]
     adversary = torch.optim.Adam(given, lr=settings.inner.learning_rate)
@@ -95,8 +95,13 @@ def shifts(session: Session, batch: Batch, layers: Sequence[int], settings: LATS
     return [shift.detach() for shift in given]
 
 
-def attacked(batch: Batch) -> Tensor:
-    """(b, t), 1 where hidden states are shifted: at the tokens of the prompt, or at all tokens of a sample that has none."""
+def attacked(batch: Batch, plain: bool) -> Tensor:
+    """(b, t), 1 where hidden states are shifted: at the tokens of the prompt, or at all tokens of a sample that has none.
+
+    plain: the samples are texts without prompts, of which a start token, too, is not learned.
+    """
+    if plain:
+        return batch.mask.float()
     prompt = (batch.labels == IGNORED) & batch.mask.bool()
     return torch.where(prompt.any(1, keepdim=True), prompt, batch.mask.bool()).float()
 

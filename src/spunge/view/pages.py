@@ -28,7 +28,7 @@ FILES = {
 }
 MOST_TOKENS = 500  # of an answer in a chat
 AGAIN = 3  # seconds after which a page of a running run is loaded anew
-PAIRED = "differences paired by item are shown by `spunge compare` in a terminal: it reads the rows"
+PAIRED = "differences paired by item are shown by `spunge view --pair`, and by `spunge compare`: they read the rows"
 
 
 class Refused(Exception):  # noqa: N818 - an answer, no error
@@ -77,10 +77,17 @@ def run_page(run: Listed, reader: Reader, chat: bool = False) -> str:
     )
 
 
-def compare_page(folders: Sequence[Path], stage: str) -> str:
-    """Runs beside each other. Raises RecipeError where they are not comparable."""
+def compare_page(folders: Sequence[Path], stage: str, pair: bool = False) -> str:
+    """Runs beside each other. pair: by item too, for which the first run's recipe is followed to its rows.
+
+    Raises RecipeError where they are not comparable.
+    """
     compared = compare(folders, stage or "merged")
-    return comparison_page(compared._replace(remarks=(PAIRED,)))
+    if not pair:
+        return comparison_page(compared._replace(remarks=(PAIRED,)))
+    from spunge.run.pairing import with_pairs
+
+    return comparison_page(with_pairs(compared))
 
 
 def chat_page(

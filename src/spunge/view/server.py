@@ -48,14 +48,14 @@ class Answer(NamedTuple):
 
 
 class Server(ThreadingHTTPServer):
-    """root: the folder whose runs are shown. chat: the models of runs can be asked."""
+    """root: the folder whose runs are shown. chat: the models of runs can be asked. pair: comparisons pair items."""
 
     daemon_threads = True
     allow_reuse_address = os.name != "nt"
 
-    def __init__(self, root: Path, port: int, chat: bool = False) -> None:
+    def __init__(self, root: Path, port: int, chat: bool = False, pair: bool = False) -> None:
         self.root, self.reader = root.resolve(), Reader()
-        self.chat = Chat() if chat else None
+        self.chat, self.pair = Chat() if chat else None, pair
         super().__init__((LOOPBACK, port), Handler)
 
     @property
@@ -102,7 +102,7 @@ class Server(ThreadingHTTPServer):
         folders = [self.folder_of(name) for name in names]
         if any((folder / file).is_symlink() for folder in folders for file in FILES):
             raise Refused(HTTPStatus.FORBIDDEN, "A file of these runs is a link, which is not followed.")
-        return _html(compare_page(folders, stage))
+        return _html(compare_page(folders, stage, self.pair))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -232,7 +232,7 @@ def _read(file: Path) -> bytes:
 
 
 @contextmanager
-def serving(root: str | Path, port: int = 0, chat: bool = False) -> Iterator[Server]:
+def serving(root: str | Path, port: int = 0, chat: bool = False, pair: bool = False) -> Iterator[Server]:
     """A server over the runs of a folder, closed at the block's end; port 0: any that is free.
 
     Raises RecipeError where there is no such folder, and where the port is taken.
@@ -241,7 +241,7 @@ def serving(root: str | Path, port: int = 0, chat: bool = False) -> Iterator[Ser
     if not folder.is_dir():
         raise RecipeError(f"view: {str(root)!r} is no folder; give one that holds runs, such as runs")
     try:
-        server = Server(folder, port, chat)
+        server = Server(folder, port, chat, pair)
     except (OSError, OverflowError) as error:
         raise RecipeError(f"--port: {port} cannot be listened on ({printable(error)}); give another") from None
     try:
