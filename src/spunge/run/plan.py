@@ -78,7 +78,7 @@ def plan(
     at_once = EXECUTORS.get(recipe.execution.kind).room(recipe)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))
+    where = shared(device_of(device, pick_device(recipe.model.device), anew=measure), _on_one(recipe))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
     size = estimator_of(base, where) if here else None
     if measure:

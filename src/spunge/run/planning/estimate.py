@@ -2,17 +2,17 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from spunge.model.architecture import find_blocks
 from spunge.recipe.model import PackedIn
 from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import Device
 from spunge.run.planning.skeleton import Skeleton, Texts, followed, stand_in
 from spunge.run.planning.steps import Fed, Rows, Steps, fed
-from spunge.run.planning.tracing import Traced
+from spunge.run.planning.tracing import Traced, read_traced
 from spunge.unlearning.calls import Call, Group, Side
 
 PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
@@ -57,6 +57,7 @@ class Estimator:
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
     _followed: dict[Any, Traced] = field(default_factory=dict)
+    _counted: dict[Any, list[int]] = field(default_factory=dict)
     _fed: dict[Any, tuple[Fed, Rows]] = field(default_factory=dict)
 
     @property
@@ -65,29 +66,34 @@ class Estimator:
         return CONTEXT if self.device.gpu else PROCESS
 
     def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
-        """What a call takes; the same one is followed once."""
+        """What a call takes; the same one is followed once, and kept for later plans (`spunge.model.recalled`)."""
         alike = call._replace(of="forget", once=False, most=0.0)
         key = (skeleton.dtype, skeleton.recomputed, repr(what) if call.gradient else "", alike, texts)
         if key not in self._followed:
-            self._followed[key] = self._follow(skeleton, what, alike, texts)
+            self._followed[key] = self._recalled(skeleton, what, alike, texts)
         return self._followed[key]
 
-    def _follow(
+    def _recalled(
         self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts
     ) -> Traced:
-        told = logging.getLogger("torch._subclasses.fake_tensor")
-        before, told.disabled = told.disabled, True  # it tells what is handled here
-        try:
-            return followed(skeleton, what, call, texts)
-        except Exception:  # whatever an architecture's own code objects to where there are no values
-            kind = skeleton.config.model_type
-            self.notes.add(
-                f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
-            )
-            what = Everything() if isinstance(what, Selected) else what
-            return followed(stand_in(skeleton), what, call, texts)
-        finally:
-            told.disabled = before
+        traced: list[Traced] = []
+
+        def found() -> dict[str, Any] | None:
+            try:
+                traced.append(_followed(skeleton, what, call, texts))
+            except Exception:  # whatever an architecture's own code objects to where there are no values
+                return None
+            return traced[0].to_json()
+
+        known = skeleton.recalled(["call", repr(what), call, texts], found)
+        if traced or known is not None:
+            return traced[0] if traced else read_traced(known)
+        kind = skeleton.config.model_type
+        self.notes.add(
+            f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
+        )
+        what = Everything() if isinstance(what, Selected) else what
+        return _followed(stand_in(skeleton), what, call, texts)
 
     # ---- training
 
@@ -116,23 +122,25 @@ class Estimator:
         blocks = None
         if steps.what is None:
             blocks = max(call.blocks or 0 for group in steps.groups for call in group if call.gradient)
-        key = ("trained", repr(steps.what), blocks)
-        if key not in self._followed:
-            self._followed[key] = self.skeleton.trained_entries(steps.what, blocks)  # type: ignore[assignment]
-        return self._followed[key]  # type: ignore[return-value]
+        return self._counts(
+            self.skeleton,
+            ["trained", repr(steps.what), blocks],
+            lambda: [self.skeleton.trained_entries(steps.what, blocks)],
+        )[0]
+
+    def _counts(self, skeleton: Skeleton, about: list[Any], find: Callable[[], list[int]]) -> list[int]:
+        """Numbers of entries; they are counted once, and kept for later plans."""
+        key = (id(skeleton), *about)
+        if key not in self._counted:
+            self._counted[key] = skeleton.recalled(about, find)
+        return self._counted[key]
 
     def weights(self, blocks: int | None = None) -> float:
         """Bytes of the model in memory: whole, or so many blocks without an output layer."""
-        model = self.skeleton.model(blocks)
         width: int = self.skeleton.dtype.itemsize
-        head = model.get_output_embeddings()
-        tied = head is not None and head.weight is model.get_input_embeddings().weight
-        entries = sum(parameter.numel() for parameter in model.parameters())
-        if blocks is not None and head is not None and not tied:
-            entries -= head.weight.numel()
+        entries, packed = self._counts(self.skeleton, ["held", blocks], lambda: self.skeleton.held_entries(blocks))
         if self.train_in is None:
             return float(width * entries)
-        packed: int = sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)
         return float(width * (entries - packed) + PACKED[self.train_in] * packed)
 
     def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
@@ -200,7 +208,8 @@ class Estimator:
         return Taken(self.slower * calls * a_call, self.floor + self.judged_weights() + 2 * cache)
 
     def judged_weights(self) -> float:
-        return float(self.judged.dtype.itemsize * self.judged.entries())
+        [entries] = self._counts(self.judged, ["entries"], lambda: [self.judged.entries()])
+        return float(self.judged.dtype.itemsize * entries)
 
     # ---- stages
 
@@ -220,7 +229,16 @@ class Estimator:
 
     def altered(self, **changes: Any) -> "Estimator":
         """The same with another model or another way to hold it."""
-        return replace(self, _followed={}, _fed=self._fed, **changes)
+        return replace(self, _followed={}, _counted={}, _fed=self._fed, **changes)
+
+
+def _followed(skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
+    told = logging.getLogger("torch._subclasses.fake_tensor")
+    before, told.disabled = told.disabled, True  # it tells what is handled here
+    try:
+        return followed(skeleton, what, call, texts)
+    finally:
+        told.disabled = before
 
 
 def kv_bytes(skeleton: Skeleton, tokens: int) -> int:

@@ -1,7 +1,7 @@
 """A model without values: its shapes from a configuration, what is trained of it, and what calls of it take."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import Base, class_of, cut
 from spunge.model.packing import hollow
+from spunge.model.recalled import JsonT, recalled
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.run.planning.tracing import Traced, Tracing, between
 from spunge.unlearning.calls import Call
@@ -54,6 +55,26 @@ class Skeleton:
         """On the meta device: whole, or so many blocks of it."""
         config = self.config if blocks is None else cut(self.config, blocks)
         return hollow(class_of(config), config, self.trust).to(self.dtype)
+
+    def recalled(self, about: list[Any], find: Callable[[], JsonT]) -> JsonT:
+        """What `find` gives for this model, or gave in an earlier command. Of a model with code of its own nothing is kept: that
+        may change."""
+        if self.trust:
+            return find()
+        config = self.config
+        held = [str(self.dtype), self.recomputed, self.gpu, torch.backends.cpu.get_cpu_capability()]
+        described = [type(config).__name__, config.to_json_string(use_diff=False), str(config._attn_implementation)]
+        return recalled(["model", described, held, about], find)
+
+    def held_entries(self, blocks: int | None = None) -> list[int]:
+        """Of the model in memory, whole, or so many blocks without an output layer; and of these, those of the blocks' matrices."""
+        model = self.model(blocks)
+        head = model.get_output_embeddings()
+        tied = head is not None and head.weight is model.get_input_embeddings().weight
+        entries = sum(parameter.numel() for parameter in model.parameters())
+        if blocks is not None and head is not None and not tied:
+            entries -= head.weight.numel()
+        return [entries, sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)]
 
     def entries(self) -> int:
         """Of all its parameters."""
