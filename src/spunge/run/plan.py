@@ -16,6 +16,7 @@ from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.report.wording import aligned
+from spunge.run.executors.sharded import refuse_unshared
 from spunge.run.folder import default_folder, require_own
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import device_of, shared
@@ -75,17 +76,19 @@ def plan(
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     require_own(folder)
-    at_once = EXECUTORS.get(recipe.execution.kind).room(recipe)
+    executor, settings = EXECUTORS.get(recipe.execution.kind), recipe.execution
+    at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    where = shared(device_of(device, pick_device(recipe.model.device), anew=measure), _on_one(recipe))
+    where = device_of(device, pick_device(recipe.model.device), anew=measure)
+    where = shared(where, _on_one(recipe, 1 if where.gpu else together))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
-    size = estimator_of(base, where) if here else None
+    size = estimator_of(base, where, together) if here else None
     if measure:
         size = _measured(begun, size, device)
     steps = list(_steps(graph, size))
     taken = turns(graph, _to_make(graph, size), at_once)
-    unfitting = list(_unfitting(graph, size)) if size else []
+    unfitting = list(_unfitting(recipe, graph, size)) if size else []
     return Plan(
         folder=str(folder),
         device=where.name,
@@ -125,20 +128,30 @@ def _measured(begun: Run, size: Estimator | None, device: str) -> Estimator:
     raise RecipeError("--measure: nothing is trained by this recipe; leave it out")
 
 
-def _on_one(recipe: Recipe) -> int:
-    """Processes that share a device."""
-    return int(dict(recipe.execution).get("per_device", 1))
+def _on_one(recipe: Recipe, together: int) -> int:
+    """Processes that share a device. together: of those that train one model."""
+    return int(dict(recipe.execution).get("per_device", 1)) * together
 
 
-def _unfitting(graph: RunGraph, size: Estimator) -> Iterator[Fit]:
+def _shares(recipe: Recipe) -> bool:
+    """Whether several devices can train a recipe's models together."""
+    try:
+        refuse_unshared(recipe)
+    except RecipeError:
+        return False
+    return True
+
+
+def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit]:
     """What does not fit; of several stages that need the same mend, the first."""
     told: set[str] = set()
+    shares = _shares(recipe)
     for name, stage in graph.stages.items():
         if stage.make is None or stage.light or graph.state(name).done:
             continue
         cost = stage.cost()
         block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
-        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block)
+        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block, shares)
         if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
             told.add(mend)
             yield fit

@@ -11,7 +11,7 @@ from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import Device
 from spunge.run.planning.skeleton import Skeleton, Texts, followed, stand_in
-from spunge.run.planning.steps import Fed, Rows, Steps, fed
+from spunge.run.planning.steps import Fed, Rows, Steps, fed, shared_out
 from spunge.run.planning.tracing import Traced, read_traced
 from spunge.unlearning.calls import Call, Group, Side
 
@@ -53,6 +53,7 @@ class Estimator:
     tokenizer: Any
     positions: int | None = None
     train_in: PackedIn | None = None
+    processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
@@ -98,7 +99,10 @@ class Estimator:
     # ---- training
 
     def training(self, steps: Steps) -> Taken:
-        """Of a training, its model included."""
+        """Of a training, its model included: of each process, where several train it together."""
+        if self.processes > 1:
+            self.notes.add("what the processes of a sharded training tell one another takes time that is not counted")
+        steps = shared_out(steps, self.processes)
         sides = {side: self._fed_of(rows) for side, rows in steps.rows.items()}
         a_step, held = 0.0, 0.0
         for group in steps.groups:
@@ -109,9 +113,25 @@ class Estimator:
         # The optimizer reads and writes a value, a gradient and its state, and the gradients' norm is taken before.
         update = trained * (4 * 3 + 4 * 2 + 2 * STATES[steps.optimizer]) / self.device.bandwidth
         seconds = self.slower * steps.count * (steps.accumulation * a_step + update)
-        held *= 1.0 if self.device.gpu else HEAP
-        memory = self.floor + self.resident(steps) + held + self._kept(steps, sides)
-        return Taken(seconds, self.larger * memory)
+        # Processes that share a CPU share its cores, and give what they free back to the system.
+        seconds *= 1 if self.device.gpu else self.processes
+        held *= 1.0 if self.device.gpu or self.processes > 1 else HEAP
+        resident = self.resident(steps) / self.processes + self.gathered(steps)
+        return Taken(seconds, self.larger * (self.floor + resident + held + self._kept(steps, sides)))
+
+    def gathered(self, steps: Steps) -> float:
+        """Bytes of what a process that holds a share of a model has whole for a time (`spunge.unlearning.shards`): the block that
+        computes and the next, and what is in no block; of what is trained in full the gradient too, until that is shared out."""
+        if self.processes == 1:
+            return 0.0
+        entries, _, inside = self._held_entries(None)
+        block, width = inside / self.skeleton.depth, self.skeleton.dtype.itemsize
+        in_full = isinstance(steps.what, Everything | Selected)
+        outer = (entries - inside) * (8 if isinstance(steps.what, Everything) else width)
+        return float(outer + block * (2 * width + (width + 4 if in_full else 0)))
+
+    def _held_entries(self, blocks: int | None) -> list[int]:
+        return self._counts(self.skeleton, ["held", blocks], lambda: self.skeleton.held_entries(blocks))
 
     def resident(self, steps: Steps) -> float:
         """Bytes of the model, what is trained of it, its gradients, the optimizer's state and the weights that are kept."""
@@ -138,7 +158,7 @@ class Estimator:
     def weights(self, blocks: int | None = None) -> float:
         """Bytes of the model in memory: whole, or so many blocks without an output layer."""
         width: int = self.skeleton.dtype.itemsize
-        entries, packed = self._counts(self.skeleton, ["held", blocks], lambda: self.skeleton.held_entries(blocks))
+        entries, packed, _ = self._held_entries(blocks)
         if self.train_in is None:
             return float(width * entries)
         return float(width * (entries - packed) + PACKED[self.train_in] * packed)

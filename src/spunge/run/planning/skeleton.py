@@ -67,14 +67,16 @@ class Skeleton:
         return recalled(["model", described, held, about], find)
 
     def held_entries(self, blocks: int | None = None) -> list[int]:
-        """Of the model in memory, whole, or so many blocks without an output layer; and of these, those of the blocks' matrices."""
+        """Of the model in memory, whole, or so many blocks without an output layer; of these, those of the blocks' matrices; and all
+        of the blocks."""
         model = self.model(blocks)
-        head = model.get_output_embeddings()
+        head, inside = model.get_output_embeddings(), list(find_blocks(model).parameters())
         tied = head is not None and head.weight is model.get_input_embeddings().weight
         entries = sum(parameter.numel() for parameter in model.parameters())
         if blocks is not None and head is not None and not tied:
             entries -= head.weight.numel()
-        return [entries, sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)]
+        matrices = sum(weight.numel() for weight in inside if weight.ndim == 2)
+        return [entries, matrices, sum(each.numel() for each in inside)]
 
     def entries(self) -> int:
         """Of all its parameters."""
