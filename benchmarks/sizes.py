@@ -47,7 +47,7 @@ def steps_of(way: str, depth: int) -> Steps:
         settings = RMUSettings(keep_activations=0)
         assert RMU.last_block is not None
         blocks = (RMU.last_block(settings, depth) or 0) + 1
-        return Steps(1, 1, RMU.calls(settings, depth), None, "adamw", sides, True, False, blocks)
+        return Steps(1, 1, RMU.calls(settings, depth), None, "adamw", sides, True, False, blocks=blocks)
     full = "full" in way
     what = Everything() if full else LoRA(targets="all-linear")
     optimizer = "adamw_8bit" if full else "adamw"

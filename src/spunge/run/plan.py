@@ -95,7 +95,7 @@ def plan(
         device_memory=where.memory,
         stages=steps,
         memory=max((step.memory or 0 for step in steps), default=0) if size else None,
-        disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
+        disk=round(sum(stage.takes.kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         at_once=at_once,
         first=[turn.stage for turn in taken if turn.start == 0.0],
@@ -123,7 +123,7 @@ def _measured(begun: Run, size: Estimator | None, device: str) -> Estimator:
             "--measure: the model is still to be downloaded or converted; run it first, or leave --measure out"
         )
     for name, stage in begun.graph.stages.items():
-        if name.startswith(("branch:", "control:")) and (steps := stage.cost().steps) is not None:
+        if name.startswith(("branch:", "control:")) and (steps := stage.takes.steps) is not None:
             return scaled(size, begun.recipe, steps, name)
     raise RecipeError("--measure: nothing is trained by this recipe; leave it out")
 
@@ -149,7 +149,7 @@ def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit
     for name, stage in graph.stages.items():
         if stage.make is None or stage.light or graph.state(name).done:
             continue
-        cost = stage.cost()
+        cost = stage.takes
         block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
         fit = unfit(name, size, cost.steps, size.stage(cost).memory, block, shares)
         if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
@@ -209,7 +209,7 @@ def _step(graph: RunGraph, size: Estimator | None, shown: str, title: str, names
     done = size is not None and all(graph.state(name).done for name in names)
     if size is None:
         return Step(shown, title, done, None, None, None)
-    costs = [graph.stages[name].cost() for name in names]
+    costs = [graph.stages[name].takes for name in names]
     taken = [size.stage(cost) for cost in costs]
     if watched := sum(size.watching(cost) for cost in costs):
         title += f", and {duration(watched)} to watch it"
@@ -222,7 +222,7 @@ def _to_make(graph: RunGraph, size: Estimator | None) -> dict[str, float]:
     stages = [stage for stage in graph.stages.values() if stage.make is not None and not stage.light]
     if size is None:
         return {stage.name: 1.0 for stage in stages}
-    return {stage.name: size.stage(stage.cost()).seconds for stage in stages if not graph.state(stage.name).done}
+    return {stage.name: size.stage(stage.takes).seconds for stage in stages if not graph.state(stage.name).done}
 
 
 def plan_text(planned: Plan) -> str:

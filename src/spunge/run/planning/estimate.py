@@ -69,7 +69,7 @@ class Estimator:
     def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
         """What a call takes; the same one is followed once, and kept for later plans (`spunge.model.recalled`)."""
         alike = call._replace(of="forget", once=False, most=0.0)
-        key = (skeleton.dtype, skeleton.recomputed, repr(what) if call.gradient else "", alike, texts)
+        key = (skeleton.dtype, skeleton.recomputed, skeleton.shared, repr(what) if call.gradient else "", alike, texts)
         if key not in self._followed:
             self._followed[key] = self._recalled(skeleton, what, alike, texts)
         return self._followed[key]
@@ -166,9 +166,10 @@ class Estimator:
     def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
         """Seconds of calls whose gradient is computed at once, and the bytes that they hold at the most."""
         seconds = held = peak = 0.0
+        skeleton = replace(self.skeleton, shared=self.processes > 1)
         for call in group:
             given = sides[call.of]
-            traced = self.follow(self.skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
+            traced = self.follow(skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
             share = self._share_once(steps, call, given) if call.once else 1.0
             seconds += share * given.share * traced.seconds(self.device)
             peak = max(peak, held + traced.peak)
