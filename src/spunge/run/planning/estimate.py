@@ -87,8 +87,10 @@ class Estimator:
             return traced[0].to_json()
 
         known = skeleton.recalled(["call", repr(what), call, texts], found)
-        if traced or known is not None:
-            return traced[0] if traced else read_traced(known)
+        if traced:
+            return traced[0]
+        if known is not None:
+            return read_traced(known)
         kind = skeleton.config.model_type
         self.notes.add(
             f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
