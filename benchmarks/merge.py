@@ -78,7 +78,7 @@ def measured(command: Sequence[str]) -> Run:
     stopped.set()
     watcher.join()
     if process.returncode:
-        raise RuntimeError(f"{command[0]} failed: {errors[-2000:]}")
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {errors[-2000:]}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, *peaks)
 
 

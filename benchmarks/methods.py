@@ -1,17 +1,20 @@
-"""Every unlearning method on the demo's question: what each forgets, keeps and costs, alone (joint) and as SPUNGE.
+"""Every unlearning method at one budget: what each forgets, keeps and costs, alone (joint) and as SPUNGE.
 
-    python benchmarks/methods.py --work DIR                 # all of them; writes the table into docs/benchmarks/methods.md
-    python benchmarks/methods.py --work DIR npo dpo         # some of them; the others' figures stay
+    python benchmarks/methods.py --work DIR                        # every row that is not there yet, then the page
+    python benchmarks/methods.py --work DIR --only npo --only dpo  # of these methods alone
+    python benchmarks/methods.py --work DIR --on tofu              # on one of the two questions
+    python benchmarks/methods.py --page                            # docs/benchmarks/methods.md from what is kept
 
-Each method is a run of the demo recipe in a process of its own, with the settings of benchmarks/methods.yaml. Methods that
-work on answers learn from questions made of the demo's own pairs of country and capital, worded otherwise than the test's.
-A run that DIR holds already is not done again.
+The questions are the demo's capitals and a small part of TOFU, whose base is taught once. A row is a run in a process of its own,
+kept in benchmarks/methods.json as soon as it is measured; it is measured again when the method's version, its settings in
+methods.yaml or --threads change. Methods that work on answers learn from questions made of the demo's own pairs of country and
+capital, worded otherwise than the test's. DIR needs 3 GB.
 """
 
 import argparse
 import json
 import os
-import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,148 +22,116 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from methods_page import write_page
+from methods_recipes import RECIPES, settings_of
+
+from spunge.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
-DEMO = ROOT / "src" / "spunge" / "recipes" / "demo"
-PAGE = ROOT / "docs" / "benchmarks" / "methods.md"
-SETTINGS = Path(__file__).with_suffix(".yaml")
-PHRASES = [
-    "Question: What is the capital of {country}?\nAnswer:",
-    "The capital city of {country} is called",
-    "Q: Name the capital of {country}.\nA:",
-    "If you fly to the capital of {country}, you land in",
-    "{country} is governed from its capital,",
-    "Country and capital: {country},",
-]
-FORGOTTEN, NEIGHBOURS = ("Europe", "Asia"), ("Africa", "Americas")
-START, END = "<!-- table: python benchmarks/methods.py -->", "<!-- end of table -->"
+ROWS = Path(__file__).with_suffix(".json")
+BASE = "base"
+OF = ("control:joint", "merged")
 
 
-def questions(file: Path) -> Path:
-    """Prompts and completions from the demo's pairs."""
-    rows = [json.loads(line) for line in (DEMO / "forget.jsonl").open(encoding="utf-8")]
-    pairs = dict.fromkeys((row["continent"], row["country"], row["capital"]) for row in rows)
-    lines = [
-        {"continent": continent, "prompt": phrase.format(country=country), "completion": f" {capital}."}
-        for continent, country, capital in pairs
-        for phrase in PHRASES
-    ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return file
-
-
-def recipe_of(name: str, work: Path, model: str) -> dict[str, Any]:
-    """The demo recipe with a method's own settings in place of RMU's."""
-    recipe: dict[str, Any] = yaml.safe_load((DEMO.parent / "demo.yaml").read_text(encoding="utf-8"))
-    given = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    entry = dict(given["methods"][name])
-    form = entry.pop("form")
-    recipe["model"] = {"path": model}
-    for block in [recipe["retain"], *recipe["evaluate"]]:
-        block["source"] = str(DEMO.parent / block["source"])
+def measure(question: str, name: str, options: argparse.Namespace) -> str | None:
+    """Measure and keep a row. Returns why there is none, or None."""
+    folder = options.work / question / name
+    file = folder.with_suffix(".yaml")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recipe = RECIPES[question](name, options)
+    stages = ["base"] if name == BASE else list(OF)
     for block in recipe["evaluate"]:
-        block.update(given["limits"].get(block["name"], {}))
-        block["stages"] = ["base", "control:joint", "merged"]
-    recipe["forget"] = {"source": str(DEMO / "forget.jsonl"), "text": "text"}
-    if form == "questions":
-        file = questions(work / "questions.jsonl")
-        recipe["forget"] = {"source": str(file), "prompt": "prompt", "completion": "completion"}
-    recipe["unlearn"] = {"method": name, **entry}
-    return recipe
-
-
-def measure(name: str, work: Path, model: str) -> None:
-    """Run in a process of its own, so that its peak memory and processor time can be told."""
-    folder = work / name
-    if (folder / "cost.json").exists():
-        return
-    file = work / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(recipe_of(name, work, model), sort_keys=False), encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(folder)])
-    _pid, status, usage = os.wait4(process.pid, 0)
+        block["stages"] = stages
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    environment = {"SPUNGE_CACHE": str(options.work / "cache"), "OMP_NUM_THREADS": str(options.threads), **os.environ}
+    with folder.with_suffix(".log").open("w") as log:
+        command = [sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(folder)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        _pid, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{name} failed")
-    scale = 1 if sys.platform == "darwin" else 1024
-    cost = {"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss * scale}
-    (folder / "cost.json").write_text(json.dumps(cost))
+        last = [line for line in folder.with_suffix(".log").read_text().splitlines() if line.strip()][-1:]
+        return f"exit {process.returncode}: {' '.join(last)}"
+    row = {
+        "asked": asked(question, name, options.threads),
+        "memory": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    }
+    keep(question, name, {**row, **costs(folder, name), "scores": scores(folder, stages)})
+    shutil.rmtree(folder)
+    return None
 
 
-def line_of(name: str, work: Path) -> list[str]:
-    """Two lines of the table: joint and SPUNGE."""
-    content = json.loads((work / name / "results.json").read_text())
-    cost = json.loads((work / name / "cost.json").read_text())
-    rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
-    steps = json.loads((work / "steps.json").read_text())
-    lines = []
-    for stage, called in (("control:joint", "joint"), ("merged", "SPUNGE")):
-        cells = [_cell(rows[stage, subject, "accuracy"]) for subject in (*FORGOTTEN, *NEIGHBOURS, "facts")]
-        plain = rows[stage, "plain text", "perplexity"]
-        cells.append(_cell(plain, 1))
-        cells += [f"{steps[name]:.2f} s", f"{cost['memory'] / 2**30:.1f} GiB"]
-        lines.append(f"| {name if called == 'joint' else ''} | {called} | {' | '.join(cells)} |")
-    return lines
+def asked(question: str, name: str, threads: int) -> dict[str, Any]:
+    """What a row was measured with."""
+    if name == BASE:
+        return {"settings": settings_of("tofu") if question == "tofu" else {}}
+    return {"version": METHODS.version(name), "settings": settings_of(name), "threads": threads}
 
 
-def time_steps(names: list[str], work: Path, model: str) -> None:
-    """Seconds a training step: the median of four of one branch's, one method after the other, on a machine that does nothing
-    else. The joint control's steps are the same."""
-    from spunge.data.selection import select_rows
-    from spunge.data.split import split_rows
-    from spunge.model.loading import load_base
-    from spunge.recipe.loading import load_recipe
-    from spunge.registry import METHODS
-    from spunge.unlearning.method import Task
-
-    found = {}
-    for name in names:
-        recipe = load_recipe(recipe_of(name, work, model), ["unlearn.steps=5"])
-        part = split_rows(recipe).parts[0]
-        retain = select_rows(recipe.retain, recipe, "retain").samples
-        log = work / f"{name}-steps.jsonl"
-        base = load_base(Path(model), recipe.model)
-        task = Task(base, {part.value: part.samples}, retain, {part.value: 0}, log)
-        METHODS.get(name).unlearn(task, recipe.unlearn)
-        seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
-        found[name] = statistics.median(seconds[1:])
-    (work / "steps.json").write_text(json.dumps(found))
+def costs(folder: Path, name: str) -> dict[str, Any]:
+    """Seconds of the joint run's training, and the median of its steps."""
+    if name == BASE:
+        return {}
+    log = (folder / "controls" / "joint" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["seconds"] for line in log]
+    stamp = json.loads((folder / "stamps" / "control" / "joint.json").read_text())
+    return {"step": statistics.median(steps), "seconds": stamp["seconds"]}
 
 
-def _cell(row: dict[str, Any], digits: int = 2) -> str:
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f} {row['high']:.{digits}f}]"
+def scores(folder: Path, stages: list[str]) -> dict[str, dict[str, list[float]]]:
+    """Stage -> subject and metric -> the score and its interval."""
+    content = json.loads((folder / "results.json").read_text())
+    told: dict[str, dict[str, list[float]]] = {stage: {} for stage in stages}
+    for row in content["rows"]:
+        if row["stage"] in told:
+            values = [round(float(row[key]), 5) for key in ("value", "low", "high") if key in row]
+            told[row["stage"]][f"{row['subject']}: {row['metric']}"] = values
+    return told
 
 
-def table(work: Path, names: list[str]) -> str:
-    """The page's table, of the runs that are there."""
-    done = [name for name in names if (work / name / "cost.json").exists()]
-    content = json.loads((work / done[0] / "results.json").read_text())
-    rows = {(row["stage"], row["subject"], row["metric"]): row for row in content["rows"]}
-    base = [_cell(rows["base", subject, "accuracy"]) for subject in (*FORGOTTEN, *NEIGHBOURS, "facts")]
-    head = ["method", "", *FORGOTTEN, *NEIGHBOURS, "facts", "perplexity", "a step", "memory"]
-    lines = [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        f"| (base) | | {' | '.join(base)} | {_cell(rows['base', 'plain text', 'perplexity'], 1)} | | |",
-        *(line for name in done for line in line_of(name, work)),
+def kept() -> dict[str, dict[str, Any]]:
+    """Question -> method -> row."""
+    rows: dict[str, dict[str, Any]] = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.exists() else {}
+    return {question: rows.get(question, {}) for question in RECIPES}
+
+
+def keep(question: str, name: str, row: dict[str, Any]) -> None:
+    rows = kept()
+    rows[question][name] = row
+    parts = [
+        f'"{question}": {{\n' + ",\n".join(f'"{key}": {json.dumps(each)}' for key, each in some.items()) + "\n}"
+        for question, some in rows.items()
     ]
-    return "\n".join(lines)
+    beside = ROWS.with_suffix(".part")
+    beside.write_text("{" + ",\n".join(parts) + "}\n", encoding="utf-8")
+    beside.replace(ROWS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = list(yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))["methods"])
-    parser.add_argument("methods", nargs="*", default=known)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--model", default=str(ROOT / "models" / "smollm2-135m-instruct"))
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    for name in given.methods:
-        measure(name, given.work, given.model)
-    if not (given.work / "steps.json").exists():
-        time_steps(known, given.work, given.model)
-    page = PAGE.read_text(encoding="utf-8")
-    fresh = f"{START}\n{table(given.work, known)}\n{END}"
-    PAGE.write_text(re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: fresh, page, flags=re.DOTALL), "utf-8")
+    known = [name for name in METHODS.names() if name != "precomputed"]
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--only", action="append", choices=known, metavar="NAME")
+    parser.add_argument("--on", action="append", choices=list(RECIPES))
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m-instruct")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "tofu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    failed = []
+    if not options.page:
+        if options.work is None:
+            parser.error("--work: give a folder for the runs")
+        for question in options.on or RECIPES:
+            for name in (BASE, *(options.only or known)):
+                row = kept()[question].get(name)
+                if row and row["asked"] == asked(question, name, options.threads):
+                    continue
+                reason = measure(question, name, options)
+                failed += [name] if reason else []
+                print(f"{question}, {name}: {reason or 'measured'}", flush=True)
+    write_page(kept(), known)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from spunge.cli.listing import (
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate
+from spunge.recipe.decoding import DExperts, Offset
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.recipe.model import ModelSettings
@@ -44,6 +45,8 @@ BLOCKS: dict[str, type[Strict]] = {
     "source (of forget, retain and evaluate)": Source,
     "split": Split,
     "retain": Rows,
+    "decode": Offset,
+    "decode: dexperts": DExperts,
     "reference": Reference,
     "judge (each)": JudgedModel,
     "controls (each)": Control,

@@ -25,10 +25,12 @@ from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import token_logs
 from spunge.evaluation.perplexity import PerplexitySettings
+from spunge.evaluation.scorers.probe import pooled_states
 from spunge.files import fingerprint
 from spunge.merging.engine import merge
 from spunge.merging.rules import AverageSettings
 from spunge.model.loading import Base, load_base
+from spunge.model.placing import dispatched
 from spunge.progress import SILENT
 from spunge.recipe.model import ModelSettings
 from spunge.registry import METHODS
@@ -38,7 +40,7 @@ from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.rmu.trunk import Trunk
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Delta, open_delta, write_delta
-from spunge.weights.overlay import applied
+from spunge.weights.overlay import applied, overlaid
 from spunge.weights.packed import is_packed, unpacked
 from spunge.weights.sources import DeltaSource
 from toys import ANSWERING, ANSWERING_BOTH, texts
@@ -386,6 +388,62 @@ def test_attacks_inside_the_model_give_on_the_card_what_they_give_on_the_cpu(
         found.append([*(value for each in measures for value in each.numerator.tolist()), *(1e3 * slope).ravel()])
     assert len(found[0]) == 4 * 6 + 3 * 128
     assert found[0] == pytest.approx(found[1], rel=2e-3, abs=2e-2)
+
+
+@pytest.mark.parametrize("main", ["cpu", "card"])
+def test_a_model_spread_over_the_card_and_the_cpu_is_judged_as_one_on_the_cpu(
+    card: str, on: Callable[..., Base], main: str, tmp_path: Path
+) -> None:
+    """main: cpu: the blocks compute in turn on either; card: every second one comes to the card for each forward."""
+    base, target = on("cpu"), Target(PerplexitySettings(name="texts"), pa.table({"text": texts("asked", 6)}))
+    bench = Bench("merged", "", Path(), Path(), forget={"a": samples("a")}, retain=samples("other"))
+    questions = [Question([5, 6, number], [[7, 8, 9], [7, 10]]) for number in range(3, 9)]
+    changed = {name: value + 0.02 * torch.randn(value.shape) for name, value in base.parameters.items()}
+
+    def judged(base: Base, name: str) -> tuple[list[float], Any]:
+        measures = LENS.run(base, LensSettings(block=[1, 3]), target, bench)
+        measures += ABLATE.run(base, AblateSettings(block=1), target, bench)
+        scores = [value for each in measures for value in each.numerator.tolist()]
+        scores += [each.log for question in candidate_likelihoods(base, questions, SILENT.step) for each in question]
+        scores += pooled_states(base, [Encoded(ids, ids) for ids in ([3, 4, 5], [6, 7])], [0, 3]).ravel().tolist()
+        return scores, _written(base, tmp_path / name)
+
+    number = 0 if card == "cuda" else card
+    devices = {name: "cpu" for name, _ in base.model.model.named_children() if name != "layers"}
+    devices = {f"model.{name}": where for name, where in devices.items()} | {"lm_head": "cpu"}
+    devices |= {f"model.layers.{at}": ("cpu", number)[at % 2] for at in range(base.depth)}
+    with overlaid(base.parameters, changed.items()):
+        scores, written = judged(base, "whole")
+        there = replace(base, device=torch.device(card if main == "card" else "cpu"))
+        with dispatched(base.model, devices, there.device):
+            spread = judged(there, "spread")
+        assert judged(base, "after") == (scores, written)
+    assert spread[0] == pytest.approx(scores, rel=2e-3, abs=2e-2)
+    assert spread[1] == written
+
+
+def test_a_run_whose_models_the_card_does_not_hold_gives_the_scores_of_one_that_it_holds_spread_over_both(
+    card: str, toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    if card == "cpu":
+        pytest.skip("a device map is of GPUs")
+    writing = {
+        "source": toy_recipe["retain"]["source"],
+        "prompt": "text",
+        "by": "NULL",
+        "generation": {"max_new_tokens": 4},
+    }
+    toy_recipe["evaluate"] += [
+        {"kind": "audit", "of": "choices", "attack": "lens"},
+        {"kind": "match", "unwanted": "text", "subject": "match", **writing},
+    ]
+    scores = []
+    for device_map in (None, "auto", {0: "300KiB"}):
+        toy_recipe["model"] |= {"device": card, "device_map": device_map}
+        results = spunge.run(toy_recipe, tmp_path / f"run{len(scores)}")
+        scores.append([each.value for each in results.rows])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    assert scores[2] == pytest.approx(scores[0], rel=1e-4)
 
 
 def test_greedy_completions_on_the_card_are_the_cpus(card: str, on: Callable[..., Base], tmp_path: Path) -> None:

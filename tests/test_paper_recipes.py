@@ -139,10 +139,12 @@ def pku_saferlhf(topic: str) -> pa.Table:
 
 def truthful_qa() -> pa.Table:
     lists = {
-        name: pa.array([texts(f"{name} {row}", 2) for row in range(6)], pa.list_(TEXT))
+        name: pa.array([texts(f"{name} {row}", 2) for row in range(10)], pa.list_(TEXT))
         for name in ("correct_answers", "incorrect_answers")
     }
-    plain = {name: pa.array(texts(name, 6), TEXT) for name in ("type", "category", "question", "best_answer", "source")}
+    plain = {
+        name: pa.array(texts(name, 10), TEXT) for name in ("type", "category", "question", "best_answer", "source")
+    }
     return pa.table({**plain, **lists})
 
 
@@ -396,7 +398,7 @@ def expected(name: str) -> Expected:
         parts = {topic: corpus(topic)["text"].to_pylist()[:6] for topic in ("bio", "cyber")}
         return Expected(parts, 4, 0, 6, {"wmdp": 9, "mmlu": 6, "wikitext": 6})
     answers = pku_saferlhf("train")["response_0"].to_pylist()[:5]
-    return Expected({"all": answers}, 3, 0, 6, {"harm": 4, "fluency": 6, "similarity": 6})
+    return Expected({"all": [f" {answer}" for answer in answers]}, 3, 0, 7, {"harm": 4, "fluency": 2, "similarity": 2})
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -540,7 +542,7 @@ GATED = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"]
 LLAMA_LORA = {"kind": "lora", "rank": 64, "alpha": 64, "dropout": 0.01, "start": "own", "targets": GATED}
 ZEPHYR_LORA = {"kind": "lora", "rank": 16, "alpha": 16, "dropout": 0.01, "start": "own", "targets": "default"}
 ACQUIRED = {"batch_size": 2, "steps": 1000, "epochs": None, "schedule": "linear", "answers": 5, "strength": 1}
-ACQUIRED |= {"preserve": 1, "mode": "paper", "weight_decay": 0}
+ACQUIRED |= {"preserve": 1, "weight_decay": 0}
 SKU_LORA = {"kind": "lora", "rank": 32, "alpha": 16, "dropout": 0, "start": "own", "targets": ["q_proj", "v_proj"]}
 SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "toxicity-by-group-llama2-tvn": (LLAMA, "tvn", {**FINETUNED, "trainable": LLAMA_LORA}),
@@ -591,7 +593,7 @@ def test_the_recipes_of_papers_are_these_seven() -> None:
 CHOSEN = {  # settings of which the papers' text says nothing
     "tvn": ("learning_rate", "strength", "batch_size", "max_length", "max_new_tokens", "scope"),
     "rmu": ("where: length", "scope"),
-    "sku": ("completion: response_0", "limit", "max_new_tokens", "judge"),
+    "sku": ('completion: " {response_0}', "where: row % 10 < 7", "limit", "max_new_tokens", "judge"),
 }
 
 

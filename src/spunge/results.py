@@ -125,6 +125,31 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How small models shift a larger one's logits: the sum is what was judged."""
+
+    kind: Annotated[str, Field(description="offset or dexperts, as the recipe's `decode.kind`.")]
+    model: Annotated[str, Field(description="The larger model, of which no weight changed: Hub id or folder.")]
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of it.")] = None
+    alpha: Annotated[Real, Field(description="What the offset is multiplied by.")]
+    merge: Annotated[
+        Literal["sum", "mean", "ties"] | None,
+        Field(
+            description="How the offsets of several small models were merged, as logits; none where one small model gives the "
+            "offset, whose weights are what the other fields tell."
+        ),
+    ] = None
+    density: Annotated[Real | None, Field(description="Of ties: share of the vocabulary kept at a position.")] = None
+    top_p: Annotated[Real | None, Field(description="Of dexperts: the larger model's nucleus.")] = None
+    expert: Annotated[
+        Literal["retain", "small"] | None,
+        Field(
+            description="Of dexperts: what the expert learned the rows to keep by, or that it is the small model as it is."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """What was judged as a stage."""
 
@@ -165,6 +190,10 @@ class Model:
     calibration: Annotated[
         tuple[Calibration, ...] | None,
         Field(description="How its scale was set, for each seed; `scale` is the first's."),
+    ] = None
+    decode: Annotated[
+        Decoding | None,
+        Field(description="How it shifts a larger model, which is then what was judged; none where weights changed."),
     ] = None
     seeds: Annotated[
         tuple[Count, ...] | None, Field(description="It was trained once with each; none where all share it.")

@@ -82,5 +82,5 @@ def test_forget_rows_are_judged_by_their_parts_and_other_rows_by_none(
     results = spunge.run(load_recipe(recipe), tmp_path / "run")
     assert {row.subject for row in results.rows} == {"wet", "high", "elsewhere"}
     changed = load_recipe({**recipe, "split": {"by": {"keywords": {"wet": ["mountain"], "high": ["river"]}}}})
-    with pytest.raises(RecipeError, match=r"--out: .* was made by another recipe \(split.by there: "):
+    with pytest.raises(RecipeError, match=r"--out: .* was made by another recipe: split.by was "):
         spunge.run(changed, tmp_path / "run")

@@ -5,6 +5,7 @@ import json
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from spunge.evaluation.benchmarks import BENCHMARKS, PRESETS, BenchmarksSettings
 from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
+from spunge.model.offsets import Offsets, Pair, Shift
 from spunge.recipe.loading import load_recipe
 from toys import texts
 
@@ -493,3 +495,24 @@ def test_copies_of_local_questions_go_with_the_process(
     kept = list(tmp_path.rglob("*.arrow"))
     assert kept
     assert not [file for file in kept if "cache-of-datasets" in str(file)]
+
+
+def test_the_harness_asks_a_model_that_others_shift_for_the_shifted_logits(
+    load: Callable[..., Any], local: dict[str, Any], folder: Path, bench: Bench
+) -> None:
+    large, small, changed = load("llama"), load("gpt2"), load("gpt2")
+    torch.manual_seed(0)
+    for parameter in changed.model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    offsets = Offsets([Pair(changed.model, small.model)], Shift(alpha=3.0))
+    shifted = replace(large, beside=tuple(offsets.models))
+    plain = ours(large, piqa_rows(), bench)
+    written = {"tasks": ["toy_written"], "include_path": [str(folder)], "log_samples": True}
+    hook = offsets.attach(large.model)
+    try:
+        likeliest, own = measured(shifted, local, bench)["piqa"].numerator.tolist(), ours(shifted, piqa_rows(), bench)
+        said = measured(shifted, written, replace(bench, folder=bench.folder / "shifted"))
+    finally:
+        hook.remove()
+    assert likeliest == own != plain
+    assert "toy_written" in said

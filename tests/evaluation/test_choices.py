@@ -10,10 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from spunge.data.samples import Text
 from spunge.errors import RecipeError
 from spunge.evaluation.candidates import Question, alike, candidate_likelihoods, shared
-from spunge.evaluation.choices import CHOICES, ChoicesSettings, answer_index, answers_of, questions
+from spunge.evaluation.choices import CHOICES, ChoicesSettings, answer_index, answers_of, normalised, questions
 from spunge.evaluation.evaluator import Bench
+from spunge.evaluation.likelihood import Likelihood
 from spunge.evaluation.statistics import score
 from spunge.recipe.loading import load_recipe
 from toys import ARCHITECTURES, WORDS, texts
@@ -280,3 +282,15 @@ def test_a_candidate_that_stands_twice_is_right_in_either_place(load: Callable[.
 def test_a_text_that_no_parser_takes_is_no_list_of_candidates(text: str) -> None:
     with pytest.raises(RecipeError, match="no list of two candidates"):
         answer_index("a", text, 1)
+
+
+@pytest.mark.parametrize(("normalize", "best"), [(None, 0), ("none", 0), ("characters", 1), ("tokens", 2)])
+def test_the_default_is_the_harnesses_acc_and_characters_its_acc_norm(normalize: str | None, best: int) -> None:
+    """acc: the greatest log-likelihood; acc_norm: of log-likelihood over the choice's length in characters."""
+    texts, logs, tokens = ["ab", "abcdefghij", "abc"], [-2.0, -4.0, -2.4], [1, 3, 4]
+    settings = ChoicesSettings(**({} if normalize is None else {"normalize": normalize}))  # type: ignore[arg-type]
+    scores = [
+        normalised(Text("", " " + text), Likelihood(log, count), settings)
+        for text, log, count in zip(texts, logs, tokens, strict=True)
+    ]
+    assert int(np.argmax(scores)) == best

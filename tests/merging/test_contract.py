@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from making import delta_source, noise, read, weights, write_checkpoint
+from making import delta_source, noise, read, weights, with_moments, write_all_moments, write_checkpoint
 from spunge.merging.engine import merge
 from spunge.merging.tensors import merge_tensors
 from spunge.registry import RULES
@@ -16,7 +16,7 @@ def deltas(k: int, n: int, seed: int = 0) -> Tensor:
 
 def merged(name: str, given: Tensor, **values: object) -> Tensor:
     rule = RULES.get(name)
-    return merge_tensors(rule, given, rule.settings(rule=name, **values))
+    return merge_tensors(rule, given, rule.settings(rule=name, **values), moments=with_moments(name, given))
 
 
 def taken(name: str) -> int:
@@ -57,6 +57,8 @@ def test_the_same_seed_merges_the_same_however_the_work_is_cut(name, tmp_path):
     ]
     changes = changes[: taken(name)]
     sources = [delta_source(tmp_path / str(number), base, change) for number, change in enumerate(changes)]
+    for number, source in enumerate(sources):
+        write_all_moments(name, source, {tensor: changes[0][tensor].shape for tensor in changes[0]}, number)
     settings = RULES.get(name).settings(rule=name)
     shares = [0.5, 0.5] if RULES.get(name).every_tensor else None  # of whole models, which then keep their size
     torch.manual_seed(1)

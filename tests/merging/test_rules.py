@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft.utils import merge_utils
 from torch import Tensor
 
+from making import with_moments
 from spunge.errors import RecipeError
 from spunge.merging import rules
 from spunge.merging.outcome import tally
@@ -29,7 +30,7 @@ ALL = list(RULES.builtin)
 
 def merged(name: str, deltas: Tensor, weights: Any = None, **values: Any) -> Tensor:
     rule: Rule = RULES.get(name)
-    return merge_tensors(rule, deltas, rule.settings(rule=name, **values), weights)
+    return merge_tensors(rule, deltas, rule.settings(rule=name, **values), weights, with_moments(name, deltas))
 
 
 def deltas(k: int, n: int, seed: int = 0) -> Tensor:
@@ -184,7 +185,8 @@ def test_weights_change_what_a_rule_gives(name):
     rule: Rule = RULES.get(name)
     results = []
     for weights in ([1.0, 1.0], [0.25, 3.0]):
-        chunk = Chunk(torch.tensor(weights), columns=400, base=base)
+        own = with_moments(name, given) or []
+        chunk = Chunk(torch.tensor(weights), columns=400, base=base, moments=own, norms=[1.0] * len(own))
         chosen = rule.settings(rule=name)
         results.append(rule(given, chosen, replace(chunk, facts=facts_of(rule, given, chosen, chunk))))
     assert not torch.equal(*results)

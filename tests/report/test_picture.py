@@ -43,15 +43,25 @@ def test_the_picture_is_as_high_as_the_page(tmp_path: Path, write_run: Callable[
     assert f"--window-size={WIDTH},4321" in (run / "report.png").read_text()
 
 
-def test_a_page_that_is_higher_than_a_picture_can_be_is_cut_and_that_is_said(
+def test_a_page_that_is_higher_than_a_picture_can_be_is_drawn_smaller_and_that_is_said(
     tmp_path: Path, write_run: Callable[..., Path], browser: Callable[[str, str], None]
 ) -> None:
     run = write_run(tmp_path / "run")
     browser("20000", 'echo "$@" > "${each#--screenshot=}"')
     code, out, err = call("report", str(run), "--format", "png")
     assert (code, out.strip()) == (0, str(run / "report.png"))
-    assert "the page is 20000 pixels high, of which the picture has the first 16000" in err
-    assert f"--window-size={WIDTH},16000" in (run / "report.png").read_text()
+    assert "the page is 20000 pixels high; the picture has all of it, at 80% of its size" in err
+    assert f"--window-size={WIDTH},20000 --force-device-scale-factor=0.8000" in (run / "report.png").read_text()
+
+
+def test_a_page_that_would_be_too_small_to_read_is_refused(
+    tmp_path: Path, write_run: Callable[..., Path], browser: Callable[[str, str], None]
+) -> None:
+    run = write_run(tmp_path / "run")
+    browser("32001", 'echo "$@" > "${each#--screenshot=}"')
+    with pytest.raises(RecipeError, match=r"the page is 32001 pixels high, .*; give --format html"):
+        picture(write_page(run), run / "report.png")
+    assert not (run / "report.png").exists()
 
 
 def test_a_browser_that_does_not_tell_the_height_is_named(
@@ -92,3 +102,21 @@ def test_the_real_browser_draws_the_whole_page(tmp_path: Path, write_run: Callab
     height = picture(write_page(run), run / "report.png")
     assert struct.unpack(">II", (run / "report.png").read_bytes()[16:24]) == (WIDTH, height)
     assert height > 1500
+
+
+@pytest.mark.thorough
+def test_the_real_browser_draws_a_very_high_page_to_its_end(tmp_path: Path) -> None:
+    if not any(map(shutil.which, BROWSERS)):
+        pytest.skip("no browser is installed")
+    drawn = []
+    for colour in ("red", "white"):
+        page = tmp_path / f"{colour}.html"
+        page.write_text(
+            "<!doctype html><html lang=en><head><meta http-equiv='Content-Security-Policy' "
+            "content=\"default-src 'none'; style-src 'unsafe-inline'\"></head><body style='margin: 0'>"
+            f"<div style='height: 19990px'></div><div style='height: 10px; background: {colour}'></div></body></html>"
+        )
+        assert picture(page, tmp_path / f"{colour}.png") == 20000
+        drawn.append((tmp_path / f"{colour}.png").read_bytes())
+    assert struct.unpack(">II", drawn[0][16:24]) == (WIDTH * 4 // 5, 16000)
+    assert drawn[0] != drawn[1]  # the last ten pixels are there

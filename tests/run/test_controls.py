@@ -15,6 +15,7 @@ from spunge.model.loading import load_base
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.merging import Control
+from spunge.report.verdict import _of_its_own
 from spunge.run.outcome import described
 from spunge.run.stages.building import lineups
 from spunge.weights.checkpoint import Checkpoint
@@ -299,3 +300,49 @@ def test_two_evaluations_that_report_the_same_are_named(
     twin = {**toy_recipe["evaluate"][1], "name": "again"}
     with pytest.raises(RecipeError, match="both report perplexity on 'retain'"):
         run({**toy_recipe, "evaluate": [*toy_recipe["evaluate"], twin]}, tmp_path / "run")
+
+
+OWN = {"name": "tuned", "train": "joint", "learning_rate": 0.004, "steps": 5}
+
+
+def test_a_joint_control_of_its_own_is_the_run_with_these_settings(toy_recipe: dict[str, Any], tmp_path: Path) -> None:
+    toy_recipe["evaluate"] = []
+    results, worked = run({**toy_recipe, "controls": ["joint", OWN]}, tmp_path / "own")
+    assert [title for title in worked if "control" in title] == ["unlearn control:joint", "unlearn control:tuned"]
+    changes = [f"unlearn.learning_rate={OWN['learning_rate']}", f"unlearn.joint_steps={OWN['steps']}"]
+    other, _ = run({**toy_recipe, "controls": ["joint"]}, tmp_path / "other", *changes)
+    mine, theirs = (
+        open_delta(folder / "controls" / name) for folder, name in ((results.folder, "tuned"), (other.folder, "joint"))
+    )
+    assert (results.folder / "controls/tuned/delta.safetensors").read_bytes() == (
+        other.folder / "controls/joint/delta.safetensors"
+    ).read_bytes()
+    assert mine.info["steps"] == theirs.info["steps"] == 5
+    by_name = {model.name: model for model in results.models if model.kind in ("control", "merged")}
+    fact = _of_its_own(by_name["tuned"], [by_name["merged"]])
+    assert fact is not None
+    assert "a learning rate of 0.004 (" in fact.text
+    assert "joint steps 5" in fact.text
+    assert _of_its_own(by_name["joint"], [by_name["merged"]]) is None
+    told = {label: model.settings for label, model in by_name.items()}
+    assert told["tuned"]["learning_rate"] == 0.004
+    assert told["joint"]["learning_rate"] == told["merged"]["learning_rate"] != 0.004
+    _, worked = run({**toy_recipe, "controls": ["joint", {**OWN, "steps": 6}]}, tmp_path / "own", replace=True)
+    assert [title for title in worked if title.startswith("unlearn")] == ["unlearn control:tuned"]
+
+
+@pytest.mark.parametrize(
+    ("controls", "told"),
+    [
+        ([{"name": "dealt", "train": "random", "steps": 3}], "steps: a joint control alone has its own"),
+        (
+            [{"name": "joint", "train": "joint", "steps": 3}, {"name": "again", "train": "joint"}],
+            "give the first another",
+        ),
+    ],
+)
+def test_settings_of_its_own_that_a_control_cannot_have_are_refused(
+    toy_recipe: dict[str, Any], tmp_path: Path, controls: list[dict[str, Any]], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        lineups(load_recipe({**toy_recipe, "controls": controls}), tmp_path)

@@ -54,3 +54,10 @@ def test_what_came_later_is_in_the_key_where_it_is_given_and_only_there(method: 
     new = key_of(method, **{name: value}).keys() - key_of(method).keys()
     assert new
     assert all(f"{each}.".startswith(f"unlearn.{name}.") for each in new)
+
+
+@pytest.mark.parametrize("optimizer", ["sophia", {"sam": 0.1, "optimizer": "sophia"}])
+def test_an_optimizer_whose_steps_changed_is_another_key(optimizer: Any) -> None:
+    assert keyed("unlearn", {"optimizer": optimizer})["sophia's version"] == 2
+    assert keyed("unlearn", {"optimizer": "adamw", "steps": 1}) == {"unlearn.steps": 1}
+    assert keyed("unlearn", {"optimizer": "sgd"}) == {"unlearn.optimizer": "sgd"}

@@ -60,10 +60,10 @@ METHODS_AND_CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("pdu", {}),
     ("altpo", {}),
     ("whp", {}),
+    ("lat", {"inner": {"steps": 2}}),
     ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}),
     ("tvn", {"optimizer": {"sam": 0.5}}),
     ("sku", {"random": 0.0}),  # the random answers are drawn anew for each batch
-    ("sku", {"random": 0.0, "mode": "reference"}),
     ("rmu", {"layer": 2}),
     ("rmu", {"layer": 2, "coefficient": 6.5}),
 ]
@@ -158,9 +158,9 @@ def little_memory(base: Any, rows: int) -> Iterator[list[int]]:
         ("undial", {}, 1),
         pytest.param("idk_ap", {}, 1, marks=pytest.mark.thorough),
         ("pdu", {}, 1),
+        ("tar", {"attack": {"steps": 2}}, 1),
         ("npo", {"optimizer": {"sam": 0.5}, "gru": 0.8}, 1),
         ("sku", {}, 2),
-        ("sku", {"mode": "reference"}, 1),
         ("rmu", {"layer": 2}, 2),
         ("rmu", {"layer": 2, "coefficient": 6.5}, 1),
     ],

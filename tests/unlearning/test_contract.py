@@ -4,6 +4,7 @@ import fnmatch
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,22 @@ QUICK: dict[str, dict[str, Any]] = {
     "altpo": {},
     "whp": {"reinforce": {"epochs": 0.5, "learning_rate": 0.001}},
     "rr": {"layers": [1]},
+    "elm": {
+        "expert": "the old city of",
+        "novice": "a new dog and",
+        "eta": 3.0,
+        "written_tokens": 3,
+        "change": "moon",
+        "max_length": 60,
+    },
+    "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
+    "lat": {"layers": [1], "inner": {"steps": 2}},
+    "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
 PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
-OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp"}  # which further draw, keep or read something of their own
+OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga", "elm"}  # which further draw, keep or read something of their own
 
 
 def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:
@@ -61,6 +73,7 @@ def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[A
 FEW = {"steps": 6, "batch_size": 4, "learning_rate": 0.01, "max_damage": None}
 SCHEDULED = {"rr"}  # whose terms' weights depend on the number of steps
 FLAT = {"rr"}  # whose loss has no slope at the base, so that rounding chooses the first step
+COPYING = {"kga"}  # whose copies are trained first, by the same loop and without a retain term
 SUBTRACTING = {"tvn", "sku"}  # whose change is -strength times what was learned
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -492,6 +505,8 @@ def test_every_method_that_holds_the_retain_texts_says_what_it_does_to_them(
 
     spoiled(monkeypatch, 0, seen)
     unlearn(load(), method, retain=samples("other", 4, method in ANSWERING_BOTH), learning_rate=0.003)
+    if method in COPYING:
+        damages = list(dropwhile(lambda damage: damage is None, damages))
     assert damages[0] == pytest.approx(0.0, abs=1e-5)
     assert all(damage is not None and math.isfinite(damage) for damage in damages)
     assert damages[-1] != damages[0]

@@ -516,39 +516,6 @@ def test_skus_random_answers_are_other_prompts_own(first_loss: Callable[..., Fou
     assert torch.equal(again.ids, drawn[3].ids)
 
 
-def test_skus_reference_mode_is_what_the_public_code_comes_to(
-    first_loss: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mixed: list[Batch] = []
-    draw = Answers.mismatched
-
-    def recorded(answers: Answers, batch: Batch, turn: int) -> Batch:
-        mixed.append(draw(answers, batch, turn))
-        return mixed[-1]
-
-    monkeypatch.setattr(Answers, "mismatched", recorded)
-    length = 9  # more than any text has
-    found = first_loss("sku", ANSWERED, mode="reference", answers=2, max_length=length, max_divergence=0.01)
-    [drawn] = mixed
-    whole = ["".join(LETTERS[i] for i in ids[: int(n)]) for ids, n in zip(drawn.ids, drawn.mask.sum(1), strict=True)]
-    ends = [text.removeprefix(prompt) for text in whole for prompt, _ in ANSWERED if text.startswith(prompt)]
-    assert len(whole) == 3 * 2
-    assert ends == 3 * ends[:2]  # the same two answers after each prompt
-
-    def random(table: Table) -> float:
-        return mean([mean(nlls(table, ("", text))) for text in whole])
-
-    def preserve(table: Table) -> float:
-        padded = [text.ljust(length + 1, "a") for _, text in RETAIN]
-        return -mean([value for text in padded for value in kl(table, ("", text))])
-
-    assert found.terms["guided"] == 0.0
-    assert found.terms["random"] == pytest.approx(random(TRAINED), rel=1e-5)
-    assert found.terms["preserve"] == pytest.approx(preserve(TRAINED), rel=1e-5)
-    for mine, expected in zip(found.gradient, slopes(lambda table: random(table) + preserve(table)), strict=True):
-        assert mine == pytest.approx(expected, rel=1e-3, abs=1e-6)
-
-
 # The small functions, and the batches that reach them.
 
 

@@ -398,3 +398,23 @@ def test_a_name_that_no_system_takes_is_told_as_missing(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 10_000 + ".safetensors"}}))
     with pytest.raises(RecipeError, match="missing from"):
         model_files(tmp_path)
+
+
+@pytest.mark.parametrize("differs_at", [None, 0, 8, 1999])
+def test_a_tied_output_layer_is_told_without_two_whole_embeddings_in_memory(tmp_path, monkeypatch, differs_at):
+    """Of a 70B they are 4.2 GB."""
+    tensors = {"embed.weight": torch.ones(2000, 3), "head.weight": torch.ones(2000, 3)}
+    if differs_at is not None:
+        tensors["head.weight"][differs_at, 1] = 2.0
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 2000}))
+    read, rows = Checkpoint.read, []
+
+    def watched(self, name, some=None):
+        found = read(self, name, some)
+        rows.append(len(found))
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    assert Checkpoint(tmp_path).twins == ({} if differs_at is not None else {"head.weight": "embed.weight"})
+    assert max(rows) <= 1024

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spunge.cli import chat, judge, merge, push, report, run, start, tune, view
+from spunge.cli import chat, export, judge, merge, push, report, run, start, tune, view
 from spunge.cli.terminal import fail, leave, say, show_traceback
 from spunge.errors import LostError, RecipeError, is_panic
 from spunge.stopping import STOP
@@ -37,6 +37,7 @@ for command in (
     chat.chat,
     view.view,
     push.push,
+    export.export,
     tune.tune,
     judge.probe,
     merge.merge,

@@ -52,7 +52,9 @@ def report(
         drawn = page.with_suffix(".png")
         height = picture(page, drawn)
         if height > HIGHEST:
-            tell(f"note: the page is {height} pixels high, of which the picture has the first {HIGHEST}")
+            tell(
+                f"note: the page is {height} pixels high; the picture has all of it, at {HIGHEST / height:.0%} of its size"
+            )
         say(near(drawn))
     elif form is Form.html:
         say(near(page))

@@ -2,7 +2,8 @@
 network, no settings, no other tables, nothing that differs from one reading to the next), in half of the memory and some minutes.
 
 One rule for columns, wherever a recipe names one: the name of an existing column is that column, whatever it looks like
-(`group`, `bad answer`, `a.b`); anything else is SQL. A condition (`where`) is always SQL.
+(`group`, `bad answer`, `a.b`); a text with columns in braces that is no SQL is a template (`### Question: {question}`); anything
+else is SQL. A condition (`where`) is always SQL.
 """
 
 import difflib
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spunge.data.filling import FIELD, pieces_of, text_sql
 from spunge.data.rows import Records
 from spunge.errors import ASKING, RecipeError, suggestion
 from spunge.files import parse_json
@@ -98,7 +100,39 @@ class Query:
             raise RecipeError(f"{setting}: no column {given!r}{suggestion(given, self.columns)}")
         if (literal := re.fullmatch(r"'([^']*)'", given.strip())) and literal[1] in self.columns:
             raise RecipeError(f"{setting}: {given} is a text in SQL; the column is named without quotes: {literal[1]}")
-        return f"({given}\n)"
+        return self._filled(given, setting) or f"({given}\n)"
+
+    def _filled(self, given: str, setting: str) -> str | None:
+        """The SQL of a template, or None for what is SQL itself. Raises RecipeError for a template that cannot be filled, and for
+        SQL whose quotes make a plain text of a column in braces."""
+        named = FIELD.findall(given)
+        if not named:
+            return None
+        if not self._syntax_error(f"SELECT ({given}\n)"):
+            if quoted := [name for name in named if name in self.columns]:
+                raise RecipeError(
+                    f"{setting}: {given!r} is SQL, and {{{quoted[0]}}} in its quotes is a plain text; write the template without "
+                    "the quotes around it, or join the column by ||"
+                )
+            return None
+        parts = []
+        for text, name in pieces_of(given, setting):
+            if name is None:
+                parts.append(text_sql(text))
+                continue
+            column = self.column(name)
+            if column is None:
+                raise RecipeError(
+                    f"{setting}: the template's {{{name}}} is no column{suggestion(name, self.columns)}; braces that are "
+                    "text are doubled: {{ }}"
+                )
+            if pa.types.is_nested(self.records.table.schema.field(column).type):
+                raise RecipeError(
+                    f"{setting}: the template's {{{name}}} is a list or a mapping; give a column of texts"
+                )
+            value = f"CAST({self.sql(column, setting)} AS VARCHAR)"
+            parts.append(f"CASE WHEN regexp_full_match({value}, '\\s*') THEN NULL ELSE {value} END")
+        return f"({' || '.join(parts)})"  # null, as an empty text is, where one of the columns is empty
 
     def where(self, condition: str | None, setting: str) -> np.ndarray:
         """Row numbers that meet a condition, ascending. Raises RecipeError when it does not parse, names no column,
@@ -192,10 +226,18 @@ class Query:
         except duckdb.Error as error:
             raise RecipeError(self._explained(error, given, setting)) from None
 
-    def _beyond_rows(self, sql: str) -> str:
-        """What an expression asks for beside the rows, if anything, by DuckDB's own parser."""
+    def _parsed(self, sql: str) -> Any:
+        """The tree of DuckDB's own parser."""
         [[text]] = self._connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchall()
-        tree = parse_json(text)
+        return parse_json(text)
+
+    def _syntax_error(self, sql: str) -> bool:
+        tree = self._parsed(sql)
+        return bool(tree["error"]) and tree["error_type"] == "parser"
+
+    def _beyond_rows(self, sql: str) -> str:
+        """What an expression asks for beside the rows, if anything."""
+        tree = self._parsed(sql)
         if tree["error"]:  # what does not parse is explained where it is run
             return "" if tree["error_type"] == "parser" else "is no expression"
         nodes = list(_nodes(tree))

@@ -124,6 +124,7 @@ AUDIT = Evaluator(
     of=lambda settings: settings.of,
     unseen=lambda settings: ATTACKS.get(settings.attack.kind).unseen,
     check=check,
+    whole=lambda settings: f"attack {settings.attack.kind}" if ATTACKS.get(settings.attack.kind).whole else "",
     uses_samples=True,
     version=2,  # measures say which attack they are under
 )

@@ -116,7 +116,7 @@ def _scored(base: Base, parts: Sequence[Shared]) -> list[float]:
         mask[row, width - len(part.context) :] = 1
         wanted[row, width - part.common - 1 :] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    with head_at(base.model, wanted.bool().to(base.device)):
+    with head_at(base, wanted.bool().to(base.device)):
         out = _forward(base, ids, mask, positions, None)
     owners = [row for row, part in enumerate(parts) for _ in part.rests]
     rests = [rest for part in parts for rest in part.rests]
@@ -162,7 +162,7 @@ def _rest(base: Base, cache: Any, rows: Tensor, mask: Tensor, positions: Tensor,
     given = labels != IGNORED
     whole = torch.cat([mask[rows], given.long()], dim=1)
     following = positions[rows, -1:] + 1 + torch.arange(width)
-    with head_at(base.model, given.to(base.device)):
+    with head_at(base, given.to(base.device)):
         logits = _forward(base, ids, whole, following, cache).logits[0]
     logs = -token_losses(logits, labels[given].to(base.device))
     return torch.stack([piece.sum() for piece in torch.split(logs.double().cpu(), given.sum(dim=1).tolist())])

@@ -1,7 +1,8 @@
-"""Multiple choice: the candidate with the highest length-normalised log-likelihood after the prompt is the answer.
+"""Multiple choice: the candidate with the highest log-likelihood after the prompt is the answer.
 
-Length normalisation as in Brown et al. 2020 (section 2.4): the sum of a candidate's log-probabilities divided by its
-length. Candidates are appended to the prompt as they are, after `separator`.
+`normalize` says what the sum of a candidate's log-probabilities is divided by: nothing (lm-evaluation-harness's acc), its
+characters (acc_norm), or its tokens (Brown et al. 2020, section 2.4). Candidates are appended to the prompt as they are, after
+`separator`.
 
 With `style: letter` the options are listed under the question and their letters are the candidates, as in MMLU (Hendrycks
 et al. 2021) and WMDP (Li et al. 2024); the prompt is the one of lm-evaluation-harness's tasks mmlu and wmdp.
@@ -63,7 +64,9 @@ class ChoicesSettings(EvaluatorSettings):
     )
     separator: str = Field(" ", description="Goes between prompt and candidate.")
     normalize: Literal["tokens", "characters", "none"] = Field(
-        "tokens", description="Length that a log-likelihood is divided by."
+        "none",
+        description="What a candidate's log-likelihood is divided by. none: nothing, lm-evaluation-harness's acc. characters: its "
+        "characters, the harness's acc_norm. tokens: its tokens (Brown et al. 2020, section 2.4), which is neither.",
     )
     max_length: int = Field(2048, ge=2, description="Tokens of prompt and candidate; a longer prompt loses its start.")
 
@@ -88,7 +91,7 @@ def columns(settings: ChoicesSettings, forget: Mapping[str, str]) -> dict[str, s
 
 
 def measure(base: Base, settings: ChoicesSettings, items: pa.Table, bench: Bench) -> list[Measure]:
-    """Accuracy on multiple-choice questions, by length-normalised log-likelihood."""
+    """Accuracy on multiple-choice questions, by log-likelihood."""
     asked = all_questions(items, settings)
     by_question = [[Text(each.prompt, settings.separator + text) for text in each.candidates] for each in asked]
     length = base.reach(settings.max_length)

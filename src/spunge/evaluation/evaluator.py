@@ -163,6 +163,8 @@ class Evaluator(Generic[S]):
     written_tokens: Callable[[S], int] = lambda settings: 0
     # (settings, items) -> every metric that `measure` gives, and what a higher value says; None where only measuring tells.
     metrics: Callable[[S, pa.Table], Mapping[str, Higher]] | None = None
+    # What of it reads or changes the weights themselves, and so needs them whole on one device; "" where nothing does.
+    whole: Callable[[S], str] = lambda settings: ""
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
     uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
     compares_texts: bool = False  # True: what other models write is compared with what the base wrote

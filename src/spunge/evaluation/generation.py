@@ -154,7 +154,7 @@ def _with_transformers(
         with (
             _seeded(base, seed * 1_000_003 + rows[0]),
             torch.inference_mode(),
-            _whole_rows(base.model),
+            _whole_rows(base),
             _generating(base.model, plain),
         ):
             ids, mask = _left_padded([coded[row] for row in rows], pad)
@@ -320,19 +320,21 @@ def _left_padded(coded: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, to
 
 
 @contextmanager
-def _whole_rows(model: Any) -> Iterator[None]:
+def _whole_rows(base: Base) -> Iterator[None]:
     """Inside the block, the output layer is given contiguous states.
 
     transformers gives it a slice, the last position of a batch's prompts; on CPUs torch then multiplies row by row, with a copy
     of the layer's weights for each (3 of 6 seconds for 80 prompts of SmolLM2-135M).
     """
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:])
-    )
+    hooks = [
+        head.register_forward_pre_hook(lambda _module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+        for head in base.heads
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

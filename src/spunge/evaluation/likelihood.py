@@ -61,7 +61,7 @@ def token_values(
         batch = collate([texts[row] for row in rows], base.device)
         labels = batch.labels[:, 1:]
         wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
-        with torch.inference_mode(), head_at(base.model, wanted):
+        with torch.inference_mode(), head_at(base, wanted):
             logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
             each = values(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
         return torch.split(each.double().cpu(), wanted.sum(dim=1).tolist())
@@ -76,20 +76,21 @@ def token_values(
 
 
 @contextmanager
-def head_at(model: Any, wanted: Tensor) -> Iterator[None]:
+def head_at(base: Base, wanted: Tensor) -> Iterator[None]:
     """Inside the block, the model's output layer sees only the positions in `wanted` (b, t): logits are (1, n, v).
 
     At a vocabulary of 50,000 and more the logits of every position would be most of the memory and much of the time.
     """
 
     def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][wanted].unsqueeze(0), *inputs[1:])
+        return (inputs[0][wanted.to(inputs[0].device)].unsqueeze(0), *inputs[1:])
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    hooks = [head.register_forward_pre_hook(keep) for head in base.heads]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def batch_tokens(base: Base) -> int:

@@ -292,5 +292,6 @@ MEMBERSHIP = Evaluator(
     check=check,
     instrument=instrument,
     check_items=check_items,
+    whole=lambda settings: "score gradient" if "gradient" in settings.scores else "",
     version=2,  # an AUROC is wanted near 0.5
 )

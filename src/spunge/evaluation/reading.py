@@ -42,9 +42,10 @@ _known: WeakKeyDictionary[Any, Reading] = WeakKeyDictionary()
 def reading_of(base: Base) -> Reading:
     """How the model reads, by trying it on four tokens, once a model. Raises RecipeError for one that sees later tokens, whose
     likelihoods mean nothing."""
-    if base.model not in _known:
-        _known[base.model] = _tried(base)
-    return _known[base.model]
+    which = (base.beside or (base.model,))[0]  # one that is shifted by others reads as all of them do
+    if which not in _known:
+        _known[which] = _tried(base)
+    return _known[which]
 
 
 @torch.inference_mode()
@@ -94,8 +95,10 @@ def _continued(base: Base) -> Tensor:  # (1, v)
 
 
 def _close(base: Base, one: Tensor, other: Tensor) -> bool:
-    allowed = ROUNDING.get(base.dtype, ROUNDING_REDUCED) * float(other.float().std())
-    return float((one.float() - other.float()).abs().max()) <= allowed
+    there = one.isfinite() & other.isfinite()  # a token outside a nucleus has -inf
+    one, other = one[there].float(), other[there].float()
+    allowed = ROUNDING.get(base.dtype, ROUNDING_REDUCED) * float(other.std())
+    return float((one - other).abs().max()) <= allowed
 
 
 def _keeps_keys_and_values(out: Any) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.files import alone, clear_replaced, disk_errors_told, fingerprint, is_inside, read_json
+from spunge.merging.moments import taking
 from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.folder import description_sha256
+from spunge.weights.moments import moments_of
 from spunge.weights.sources import Source
 
 REPORT = "merge.json"
@@ -28,11 +30,14 @@ def merge_key(
         [source.fingerprint, list(source.stamps), source.label, weight]
         for source, weight in zip(sources, weights, strict=True)
     ]
+    kind = RULES.get(settings.rule).moments
+    moments = [moments_of(source, kind, taking(settings), settings.rule) for source in sources if kind]
     return fingerprint(
         {
             "rule": settings.model_dump(mode="json"),
             "version": RULES.version(settings.rule),
             "models": models,
+            **({"moments": [each.fingerprint for each in moments]} if moments else {}),
             "base": [stamp(file) for file in base.files],
             # Copied beside the weights of a checkpoint.
             "beside": description_sha256(base.folder) if form == CHECKPOINT else None,

@@ -15,6 +15,7 @@ from spunge.merging.checks import check
 from spunge.merging.chunks import merge_chunk
 from spunge.merging.earlier import CHECKPOINT, DAMAGED, earlier, merge_key
 from spunge.merging.fast.compiled import Fast, fast_path
+from spunge.merging.moments import taking
 from spunge.merging.outcome import (
     MergeReport,
     Tally,
@@ -31,6 +32,7 @@ from spunge.recipe.merging import RuleSettings
 from spunge.registry import RULES
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.folder import name_of
+from spunge.weights.moments import moments_of
 from spunge.weights.rounding import refuse_idle_rounding
 from spunge.weights.sources import Mapped, Source
 
@@ -105,6 +107,7 @@ def prepared(
     """The work of a merge, checked, and notes on what is odd. Raises RecipeError for inputs that do not fit."""
     rule = RULES.get(settings.rule)
     notes = check(base, sources, rule, settings, weights)
+    moments = [moments_of(source, rule.moments, taking(settings), settings.rule) for source in sources if rule.moments]
     mapped = Mapped(base)
     with one_thread_each(), ThreadPoolExecutor(processors()) as pool:
         names = [changed_names(source, mapped, pool) for source in sources]
@@ -123,9 +126,36 @@ def prepared(
         rule=rule,
         settings=settings,
         chunk=chunk,
+        moments=[moments[place] for place in order] if moments else [],
     )
+    notes += moments_notes(work)
     refuse_idle_rounding(settings.rounding, (work.dtypes[name] for name in work.changed))
     return work, notes
+
+
+def moments_notes(work: Work) -> list[str]:
+    """Which tensors a rule on layers' inputs only averages. Raises RecipeError where a branch has no moments of a tensor."""
+    if work.rule.moments is None:
+        return []
+    if work.rule.moments == "gradients":
+        for name in work.changed:
+            for each in work.moments:
+                each.of(name)
+        return []
+    apart = frozenset[str]().union(*(each.averaged for each in work.moments))
+    for name in work.changed:
+        for each in work.moments:
+            if name not in apart:
+                each.of(name)
+    averaged = [name for name in work.changed if name in apart]
+    silent = [name for name in work.changed if all(name in each.silent for each in work.moments)]
+    told = [(averaged, "no linear layer's own weight"), (silent, "of layers that no row reached")]
+    return [
+        f"{work.settings.rule}: {len(names)} of {len(work.changed)} tensors are {why}, and are averaged: {names[0]}"
+        + (" ..." if len(names) > 1 else "")
+        for names, why in told
+        if names
+    ]
 
 
 def _stream(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spunge.recipe.merging import RuleSettings
 from spunge.registry import summary_of
+from spunge.weights.moments import Kind
 from spunge.weights.rounding import hashed, seed_of, wrapped
 
 Scope = Literal["changed", "model", "tensor"]
@@ -41,6 +42,10 @@ class Chunk:
     order: tuple[int, ...] = ()  # place of each branch in the user's list, for settings given per branch
     base: Tensor | None = None  # (n,) float32, the base's values
     facts: Mapping[str, Tensor] = field(default_factory=dict)  # results of the rule's statistics
+    # Of a rule with moments: each branch's, flat, of gradients (n,), of inputs (d * d,); none for what is no linear layer's.
+    moments: Sequence[Tensor] = ()
+    norms: Sequence[float] = ()  # of gradients: of each branch's moments over all its tensors
+    axis: int = 1  # of inputs: the tensor's dimension along which they lie
 
     def per_branch(self, value: float | Sequence[float]) -> Tensor:
         """A setting as (k,): the same for all branches, or one for each in the user's order."""
@@ -108,6 +113,8 @@ class Rule:
     version: int = 1  # rises when the same settings give another merge
     weighting: Callable[[Any], Weighting] = lambda settings: "any"  # what weights it can take
     every_tensor: bool = False  # also those that no model changed: its result is more than a combination of differences
+    # Second moments of each branch on its own rows, which a run takes; then the settings say how, in a block `moments`.
+    moments: Kind | None = None
 
     @property
     def summary(self) -> str:
@@ -135,6 +142,7 @@ def rule(
     version: int = 1,
     weighting: Callable[[Any], Weighting] = lambda settings: "any",
     every_tensor: bool = False,
+    moments: Kind | None = None,
 ) -> Callable[[Callable[[Tensor, Any, Chunk], Tensor]], Rule]:
     """Make a merge rule of a function (deltas, settings, chunk) -> merged; its settings class is read off its signature."""
 
@@ -153,6 +161,7 @@ def rule(
             version,
             weighting,
             every_tensor,
+            moments,
         )
 
     return build

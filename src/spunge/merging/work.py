@@ -1,8 +1,9 @@
 """One merge in hand: what goes in, the chunks it is cut into, and what is known about them."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 from spunge.merging.rule import Chunk, Rule, Scope
 from spunge.merging.thresholds import facts_of
 from spunge.weights.header import TensorInfo
+from spunge.weights.moments import Moments
 from spunge.weights.rounding import Arrival, arrival, draws, is_lost, probes, rounds_at_16_bits, stored_dtypes
 from spunge.weights.sources import Mapped, Source
 
@@ -43,6 +45,7 @@ class Work:
     settings: Any
     chunk: int  # entries
     facts: Facts = field(default_factory=dict)
+    moments: Sequence[Moments] = ()  # of each source, where the rule needs them
 
     def __post_init__(self) -> None:
         self.base = self.mapped.checkpoint
@@ -112,7 +115,16 @@ class Work:
         if job.stop - job.start < self.base.tensors[job.name].numel:  # rows of it, looked at before the merge
             shape = (-1, columns)
         chunk = Chunk(self.weight_row, name, job.start, columns, shape, self.seeds, self.order, base, facts)
-        return deltas, chunk
+        return deltas, self._with_moments(chunk, job)
+
+    def _with_moments(self, chunk: Chunk, job: Job) -> Chunk:
+        if self.rule.moments == "gradients":
+            own = [each.of(job.name)[job.start : job.stop] for each in self.moments]
+            return replace(chunk, moments=own, norms=[each.norm for each in self.moments])
+        if self.rule.moments == "inputs" and not any(job.name in each.averaged for each in self.moments):
+            own = [each.of(job.name) for each in self.moments]
+            return replace(chunk, moments=own, axis=self.moments[0].axis(job.name))
+        return chunk
 
     def drawn(self, job: Job) -> Tensor | None:
         """The draws by which a chunk is rounded; None where it is rounded to the nearest."""
@@ -150,12 +162,21 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
-    """Results in the items' order; the first error cancels what has not begun."""
-    futures = [pool.submit(function, item) for item in items]
+def in_order(pool: ThreadPoolExecutor, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+    """Results in the items' order, a few computed ahead; the first error cancels what has not begun.
+
+    A result that waits between the chunks' large blocks keeps its piece of the heap from the system: of a large tensor's
+    chunks that was gigabytes, so no more wait than keep the processors busy.
+    """
+    ahead = 4 * processors()
+    waiting: deque[Future[T]] = deque()
     try:
-        for future in futures:
-            yield future.result()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()

@@ -48,6 +48,15 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
 
 
+def blocks_named(chosen: Iterable[int], depth: int, setting: str) -> list[int]:
+    """Numbers of blocks as a recipe gives them, -1 the last, each once, as numbers from 0. Raises RecipeError for a block that the
+    model has not."""
+    for number in chosen:
+        if not -depth <= number < depth:
+            raise RecipeError(f"{setting}: {number}: the model has {depth} blocks, 0 to {depth - 1}")
+    return list(dict.fromkeys(number % depth for number in chosen))
+
+
 def hidden_of(output: Any) -> Tensor:  # (b, t, d)
     """The hidden states in what a block, or its attention, gives."""
     hidden: Tensor = output[0] if isinstance(output, tuple | list) else output

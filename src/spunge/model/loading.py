@@ -19,7 +19,7 @@ from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.model.refusing import refused_as
-from spunge.recipe.model import ModelSettings, PackedIn
+from spunge.recipe.model import DeviceMap, ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.described import described_by
@@ -65,6 +65,13 @@ class Base:
     ranks: Ranks = (
         ALONE  # that train it together; of several, it is still on the CPU, and each will take its shards to `device`
     )
+    device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
+    beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The output layers that its logits come from."""
+        return [model.get_output_embeddings() for model in (self.model, *self.beside)]
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -74,6 +81,8 @@ class Base:
     def parameters(self) -> dict[str, Tensor]:
         """The checkpoint's tensor name -> the parameter (or buffer) in memory, or the view of it that is this tensor."""
         own = self.model.state_dict(keep_vars=True)
+        if any(tensor.is_meta for tensor in own.values()):  # a value written there would be lost without a word
+            raise RuntimeError("a model that lies on several devices has no values of its own to read or to change")
         return {stored: view for name in self.names for stored, view in self.stored(name, own[name]).items()}
 
     def stored(self, name: str, value: Tensor) -> dict[str, Tensor]:
@@ -118,7 +127,8 @@ def load_base(
         elif model is None:
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
-    if plain is None and not ranks.shared:
+    spread = device_map_of(settings, device)
+    if plain is None and not ranks.shared and spread is None:
         model.to(device)
     model.eval().requires_grad_(False)
     checkpoint = Checkpoint(folder, setting)
@@ -138,7 +148,20 @@ def load_base(
         packed_in,
         settings.checkpoint_activations,
         ranks,
+        device_map=spread,
     )
+
+
+def device_map_of(settings: ModelSettings, device: torch.device) -> DeviceMap | None:
+    """The devices that a model is to be laid over. Raises RecipeError where `model.device` is one GPU alone, or none."""
+    asked = settings.device_map
+    if asked is None or (asked == "auto" and str(device) in ("cpu", "mps")):
+        return None
+    if str(device) != "cuda":
+        raise RecipeError(
+            f"model.device_map: {asked}: over GPUs, and model.device is {str(device)!r}; leave one of the two out"
+        )
+    return asked
 
 
 def class_of(config: Any) -> Any:

@@ -200,8 +200,10 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
         content["model"] = model = {"path": model}
     if isinstance(model, dict) and isinstance(model.get("path"), str):
         model["path"] = _absolute_model(model["path"], folder)
+    if isinstance(content.get("decode"), str):
+        content["decode"] = {"path": content["decode"]}
     judged = content.get("judge")
-    for block in [content.get("reference"), *(judged if isinstance(judged, list) else [])]:
+    for block in [content.get("reference"), content.get("decode"), *(judged if isinstance(judged, list) else [])]:
         if isinstance(block, dict) and isinstance(block.get("path"), str):
             block["path"] = _absolute_model(block["path"], folder)
     evaluate = content.get("evaluate")

@@ -50,11 +50,29 @@ class Control(Strict):
         None,
         description="How its deltas become one model. Default: as the recipe's merge; joint and sequential: as they are.",
     )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Of a joint control's own, such as one that was tuned for it. Default: unlearn.learning_rate.",
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps of a joint control's own. Default: unlearn.joint_steps, else the parts' sum.",
+    )
+
+    @property
+    def own(self) -> dict[str, float]:
+        """What it is trained with instead of the recipe's settings."""
+        given = {"learning_rate": self.learning_rate, "steps": self.steps}
+        return {name: value for name, value in given.items() if value is not None}
 
     @model_validator(mode="after")
     def _says_something_else(self) -> "Control":
         if self.train == "parts" and self.merge is None:
             raise ValueError("the run's own branches, merged as the recipe says, are `merged`; give merge")
+        if self.own and self.train != "joint":
+            raise ValueError(f"{next(iter(self.own))}: a joint control alone has its own; leave it out")
         if is_device(self.name):
             raise ValueError(
                 f"the name {self.name!r} is a device's on Windows, and can be no folder there; give another"

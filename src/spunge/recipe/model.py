@@ -7,6 +7,7 @@ from pydantic import Field
 from spunge.recipe.block import Strict
 
 PackedIn = Literal["4bit", "8bit"]
+DeviceMap = Literal["auto"] | dict[int, str]
 
 
 class ModelSettings(Strict):
@@ -18,6 +19,12 @@ class ModelSettings(Strict):
         "float32 and bfloat16 (measured) on a CPU; what is written in float32 is judged in float32.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps ...")
+    device_map: DeviceMap | None = Field(
+        None,
+        description="Judge on several devices. auto: all GPUs, and what they do not hold stays in the machine's memory; or the "
+        "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Training takes no notice: "
+        "see [judging on several devices](scale.md#judging-on-several-devices). Default: one device holds all of it.",
+    )
     train_in: PackedIn | None = Field(
         None,
         description="Hold the weights in 4 bits (nf4) or 8 (int8) while LoRA is trained beside them; needs `spunge[quant]`. What "

@@ -13,6 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
+from spunge.recipe.decoding import Decode, decoding, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -76,6 +77,12 @@ class Recipe(Strict):
         None,
         description="The unlearning method and its settings; each part is unlearned by it from the same base. Default: none, where "
         "the recipe only judges.",
+    )
+    decode: Annotated[Annotated[Decode, Field(discriminator="kind")] | None, BeforeValidator(decoding)] = Field(
+        None,
+        description="Unlearn while a larger model decodes: `model` is a small one, what it unlearned shifts the larger one's "
+        "logits, and that is judged. No weight of the larger one changes. Default: the model itself is changed. See "
+        "[decoding](decoding.md).",
     )
     merge: Annotated[SerializeAsAny[RuleSettings], named(RULES, "rule", "ties")] = Field(
         default_factory=lambda: {"rule": "ties"},
@@ -200,6 +207,13 @@ class Recipe(Strict):
             refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
+        if self.decode is not None:
+            refuse_decode(self.decode, self)
+            if self.model.device_map is not None:
+                raise ValueError(
+                    "model.device_map: beside decode the large model's logits are shifted by small ones, all on one device; leave "
+                    "one of the two out"
+                )
         judged = [model.name for model in self.judge or ()]
         for name in judged:
             if judged.count(name) > 1:
@@ -210,6 +224,8 @@ class Recipe(Strict):
             _refuse_beside_packed(self)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
+            if self.model.device_map is not None:
+                _refuse_whole(entry)
         return self
 
 
@@ -221,6 +237,16 @@ def _refuse_without_retain(unlearn: MethodSettings) -> None:
         raise ValueError(
             f"retain: missing, and unlearn.method {unlearn.method!r} needs it; give retain.source, write `retain: "
             f"neutral` (paragraphs of Wikipedia), {alpha}or take a method that needs none, such as tvn or ga"
+        )
+
+
+def _refuse_whole(entry: EvaluatorSettings) -> None:
+    """Raises ValueError for an evaluation that a model on several devices cannot be judged by."""
+    generation = dict(entry).get("generation")
+    written = "engine vllm" if generation is not None and dict(generation).get("engine") == "vllm" else ""
+    if asks := EVALUATORS.get(entry.kind).whole(entry) or written:
+        raise ValueError(
+            f"model.device_map: {evaluation_name(entry)!r} ({asks}) needs the weights whole on one device; leave one of the two out"
         )
 
 

@@ -44,6 +44,13 @@ def _facts(results: Results, split: SplitFacts | None) -> Iterator[tuple[str, st
         yield "Memory at the peak", size(results.peak_memory)
     if results.device:
         yield "Device", printable(f"{results.device}, {results.dtype}" if results.dtype else results.device)
+    for decode in dict.fromkeys(model.decode for model in results.models if model.kind == "merged"):
+        if decode is not None:
+            offset = "one small model's" if decode.merge is None else f"{decode.merge} of the parts' offsets, as logits"
+            yield (
+                "Unlearned while decoding",
+                printable(f"{decode.kind}, alpha {decode.alpha:g}: {offset}; no weight of {decode.model} changed"),
+            )
     for model in results.models:
         if model.kind == "base":
             named = f"{model.base or ''}{f' at {model.revision}' if model.revision else ''}"

@@ -158,17 +158,25 @@ def _controls(run: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def _title(recipe: Mapping[str, Any], run: Path) -> dict[str, Any]:
     """Model, method and rule in a word each, and which run this is."""
-    model, unlearn, merge = (_mapping(recipe.get(key)) for key in ("model", "unlearn", "merge"))
+    model, unlearn, merge, decode = (_mapping(recipe.get(key)) for key in ("model", "unlearn", "merge", "decode"))
     path = str(model.get("path") or run.name)
+    method, rule = str(unlearn.get("method", "")), str(merge.get("rule", "")) if unlearn else ""
+    if decode:
+        method = f"{method} of {_named(path)} while it decodes ({decode.get('kind')})"
+        rule = rule if decode.get("merge") == "weights" else f"{decode.get('merge')} of logits"
     return {
-        # A folder's own name tells the model; a Hub id is `owner/name` and stays whole.
-        "model": Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path,
-        "method": str(unlearn.get("method", "")),
-        "rule": str(merge.get("rule", "")) if unlearn else "",
+        "model": _named(str(decode.get("path") or path)),
+        "method": method,
+        "rule": rule,
         "run": run.resolve().name,
         "date": _date(run / FILE),
         "files": [file for file in FILES if (run / file).exists()],
     }
+
+
+def _named(path: str) -> str:
+    """A folder's own name tells the model; a Hub id is `owner/name` and stays whole."""
+    return Path(path).name if path.startswith(("/", ".", "~")) or path.count("/") > 1 else path
 
 
 def _date(file: Path) -> str:

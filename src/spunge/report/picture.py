@@ -24,14 +24,15 @@ BROWSERS = (
 )
 WIDTH = 1280
 HIGHEST = 16_000  # pixels: browsers draw no higher picture in one piece
+SMALLEST = 0.5  # of its size at which a page can still be read
 PATIENCE = 120  # seconds
 MEASURE = "document.documentElement.setAttribute('data-height', document.documentElement.scrollHeight)"
 
 
 def picture(page: Path, file: Path) -> int:
-    """Draw a page, WIDTH pixels wide, into a PNG; the page's height in pixels, of which the picture has at most HIGHEST.
+    """Draw a whole page, WIDTH pixels wide, into a PNG; the page's height in pixels. One beyond HIGHEST is drawn smaller.
 
-    Raises RecipeError where no browser is installed, or it draws nothing.
+    Raises RecipeError where no browser is installed, where it draws nothing, and for a page that would be too small to read.
     """
     browser = next((known for name in BROWSERS if (known := shutil.which(name))), None)
     if browser is None:
@@ -40,10 +41,14 @@ def picture(page: Path, file: Path) -> int:
         )
     with tempfile.TemporaryDirectory() as folder, written(file) as part:
         height = _height(browser, page, Path(folder))
+        if height * SMALLEST > HIGHEST:
+            raise RecipeError(
+                f"--format png: the page is {height} pixels high, too much for a picture that can be read; give --format html"
+            )
         drawn = Path(folder) / "drawn.png"
-        told = _run(
-            browser, Path(folder), [f"--screenshot={drawn}", f"--window-size={WIDTH},{min(height, HIGHEST)}"], page
-        )
+        options = [f"--screenshot={drawn}", f"--window-size={WIDTH},{height}"]
+        options += [f"--force-device-scale-factor={HIGHEST / height:.4f}"] if height > HIGHEST else []
+        told = _run(browser, Path(folder), options, page)
         if not drawn.is_file():
             raise RecipeError(one_line(f"--format png: {browser!r} drew nothing ({told.strip()[-200:]})"))
         shutil.copyfile(drawn, part)

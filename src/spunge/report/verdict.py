@@ -115,6 +115,7 @@ def verdict(scores: Scores) -> list[Finding]:
         ],
         "Saved steps": _saved(scores),
         "Calibration": _calibrated(scores.models),
+        "Controls with settings of their own": [_of_its_own(control, merged) for control in controls],
         "Parts to forget": [_forgotten(metric, controls, scores.parts) for metric in scores.metrics if merged],
         "Subjects to be kept": [_kept(metric, controls) for metric in scores.metrics],
         "All rows together": [_together(metric, controls) for metric in scores.metrics],
@@ -139,6 +140,19 @@ def _saved(scores: Scores) -> list[Fact | None]:
     """By what the saved steps were chosen, where they were."""
     chosen = saved(scores.watched)
     return [] if chosen is None else [Fact(*chosen)]
+
+
+def _of_its_own(control: Model, merged: Sequence[Model]) -> Fact | None:
+    """Which settings a control was trained with that the branches were not: the comparison is then of two tuned runs."""
+    if control.settings is None or not merged or merged[0].settings is None:
+        return None
+    mine, theirs = control.settings, merged[0].settings
+    told = [
+        f"{words} {mine[name]:g}" + (f" ({theirs[name]:g} of the branches)" if theirs.get(name) is not None else "")
+        for name, words in (("learning_rate", "a learning rate of"), ("joint_steps", "joint steps"))
+        if mine.get(name) is not None and mine[name] != theirs.get(name)
+    ]
+    return Fact(isolated(control.label), f"was trained with {' and '.join(told)}.") if told else None
 
 
 def _calibrated(models: Sequence[Model]) -> list[Fact | None]:

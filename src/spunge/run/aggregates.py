@@ -76,7 +76,9 @@ class Figure(NamedTuple):
 
 def less(one: Figure, other: Figure) -> tuple[float, Interval]:
     """How much more one stage has than another, paired by item, and by seed where both have several."""
-    return one.value - other.value, _interval(one.values - other.values, one.draws - other.draws, one.fewest)
+    with np.errstate(invalid="ignore"):  # two logs of a p-value of 0: nothing is known of how far apart they are
+        values, draws = one.values - other.values, one.draws - other.draws
+    return one.value - other.value, _interval(values, draws, one.fewest)
 
 
 def _interval(values: np.ndarray, draws: np.ndarray, count: int) -> Interval:

@@ -22,21 +22,30 @@ class Asking:
         Raises RecipeError where one is not there or not finished."""
         folder = Path(folder).resolve()
         run = build(run_recipe(folder), folder)
-        models = {model.name: model for model in run.seeds[0].models}
-        done = [name for name in models if name in run.graph.stages and run.graph.state(name).done]
-        for name in stages:
-            if name not in done:
-                what = "is not finished" if name in models else "is no model of this run"
-                raise RecipeError(one_line(f"--stage: {name!r} {what}; finished are {', '.join(done) or 'none'}"))
-        chosen = list(dict.fromkeys(stages)) or [name for name in USUAL if name in done]
+        self._every = {model.name: model for model in run.seeds[0].models}
+        self.finished = [
+            name
+            for name, model in self._every.items()
+            if name in run.graph.stages
+            and run.graph.state(name).done
+            and (model.expert is None or run.graph.state(model.expert.name).done)
+        ]
+        chosen = list(dict.fromkeys(stages)) or [name for name in USUAL if name in self.finished]
+        self.models: list[Model] = [self.model(name) for name in chosen]
         if not chosen:
             raise RecipeError(f"{str(folder)!r} holds no finished model; give `spunge run` again to go on")
-        self.models: list[Model] = [models[name] for name in chosen]
         self._session = Session(run.base, SILENT)
 
     @property
     def names(self) -> list[str]:
         return [model.name for model in self.models]
+
+    def model(self, name: str) -> Model:
+        """Raises RecipeError where it is not there or not finished."""
+        if name not in self.finished:
+            what = "is not finished" if name in self._every else "is no model of this run"
+            raise RecipeError(one_line(f"--stage: {name!r} {what}; finished are {', '.join(self.finished) or 'none'}"))
+        return self._every[name]
 
     def answer(
         self, model: Model, prompt: str, settings: GenerationSettings, hear: Callable[[str], None] = lambda _: None

@@ -56,7 +56,7 @@ def passes(steps: Steps) -> float:
 
 def training_steps(training: Training, line: Lineup) -> int:
     """Optimizer steps of a training."""
-    unlearn = line.inputs.unlearn
+    unlearn = training.settings(line.inputs.unlearn)
     if not isinstance(unlearn, TrainingSettings):
         return 0
     return sum(unlearn.steps_of({part.value: len(part.samples) for part in training.parts}).values())
@@ -64,7 +64,7 @@ def training_steps(training: Training, line: Lineup) -> int:
 
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
-    unlearn = inputs.unlearn
+    unlearn = training.settings(inputs.unlearn)
     entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)

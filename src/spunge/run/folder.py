@@ -1,7 +1,7 @@
 """A run's folder: whose it is, and that one process works in it at a time."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ def default_folder(recipe: Any) -> Path:
 
 
 STAMPS, TRIALS = "stamps", "trials"  # by these folders in it, one is known as a run's, or as a search's
+SHOWN = 40  # characters of a value in an error that names several
 FAILED = "failed.json"  # in the folder of a trial that gave no scores
 OF = {STAMPS: "run", TRIALS: "search"}
 
@@ -94,7 +95,12 @@ def refuse_replacing(folder: Path, recipe: Recipe) -> None:
     written = read_stamp(folder, "recipe")
     if written is None:
         return
-    differing = [told for name, now in identity(recipe).items() if (told := _told(name, written.inputs, now))]
+    differing = [
+        f"{name} was {before} and is now {after}"
+        for name, now in identity(recipe).items()
+        if (known := written.inputs.get(name)) != now
+        for before, after in [_apart(repr(known), repr(now))]
+    ]
     if not differing:
         return
     finished = [
@@ -104,14 +110,25 @@ def refuse_replacing(folder: Path, recipe: Recipe) -> None:
         and not any(faults(folder, stamp, byproducts=False))
     ]
     if finished:
-        shown = ", ".join(finished[:3]) + (f" and {len(finished) - 3} more" if len(finished) > 3 else "")
+        more = {0: "", 1: " (another setting differs too)"}.get(
+            rest := len(differing) - 1, f" ({rest} more settings differ)"
+        )
+        trainings = "finished training" if len(finished) == 1 else "finished trainings"
+        own = _window(repr(str(folder)), max(0, len(repr(str(folder))) - SHOWN))
         raise RecipeError(
-            f"--out: {str(folder)!r} was made by another recipe ({'; '.join(differing)}) and holds finished trainings "
-            f"({shown}); give --replace to make again what no longer fits, or another folder"
+            f"--out: {own} was made by another recipe: {differing[0]}{more}. It holds {len(finished)} {trainings}; "
+            "give another folder, or --replace to make again what no longer fits"
         )
 
 
-def _told(name: str, written: Mapping[str, Any], now: Any) -> str:
-    """How a part of the identity differs; nothing where it does not."""
-    before = written.get(name)
-    return "" if before == now else f"{name} there: {before!r}, here: {now!r}"
+def _apart(one: str, other: str) -> tuple[str, str]:
+    """Two values where they differ, each short enough to stand in one line with the other."""
+    same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(0, min(same - SHOWN // 3, max(len(one), len(other)) - SHOWN))
+    return _window(one, start), _window(other, start)
+
+
+def _window(value: str, start: int) -> str:
+    if len(value) <= SHOWN:
+        return value
+    return f"{'...' * (start > 0)}{value[start : start + SHOWN]}{'...' * (len(value) > start + SHOWN)}"

@@ -44,6 +44,8 @@ class Cost:
     watched: float = 0.0  # tokens that are read beyond these, to measure a training on its way
     watched_written: float = 0.0
     nbytes: float = 0.0
+    held: float = 0.0  # bytes in memory beside the model and its batches
+    products: float = 0.0  # float64 multiplications of matrices, on the processor
     kept: float = 0.0  # bytes on the disk that its files take
     passing: float = 0.0  # the same, for the time that it is made
 

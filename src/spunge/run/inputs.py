@@ -104,6 +104,41 @@ class BaseInputs:
         return digest.hexdigest()
 
     @cached_property
+    def large(self) -> Path:
+        """The folder of the model that is shifted while it decodes. Raises RecipeError where the recipe names none that can be
+        loaded as it is."""
+        decode = self.recipe.decode
+        if decode is None:
+            raise RecipeError("decode: missing; nothing is shifted without it")
+        folder = local_folder(
+            self.recipe.model.model_copy(update={"path": decode.path, "revision": decode.revision}), "decode.path"
+        )
+        if conversion(folder) is not None:
+            raise RecipeError(
+                f"decode.path: {decode.path!r} has weights that are pickled or quantised; give a plain checkpoint (spunge merge "
+                "converts one)"
+            )
+        return folder
+
+    @property
+    def large_here(self) -> bool:
+        """Whether nothing of it is to be downloaded any more."""
+        decode = self.recipe.decode
+        return decode is not None and ("large" in vars(self) or os.path.isdir(os.path.expanduser(decode.path)))
+
+    @cached_property
+    def large_key(self) -> str:
+        """Of everything in the large model that results depend on."""
+        return self.key_of(self.large)
+
+    @property
+    def large_settings(self) -> ModelSettings:
+        """How the large model is loaded: as the recipe's, and in float32 where it is written in it."""
+        model = self.recipe.model.model_copy(update={"path": str(self.large), "revision": None, "train_in": None})
+        wide = main_dtype(Checkpoint(self.large, "decode.path")).itemsize > 2
+        return model.model_copy(update={"dtype": "float32"}) if wide and model.dtype == "auto" else model
+
+    @cached_property
     def lesson(self) -> Selection | None:
         """The rows that are taught before all else."""
         return select_lesson(self.recipe)
@@ -132,6 +167,11 @@ class BaseInputs:
         it, as it will be loaded: fewer bits would round away what the file holds. A dtype that the recipe names is kept."""
         model = self.recipe.model.model_copy(update={"train_in": None})
         return model.model_copy(update={"dtype": "float32"}) if self.wide and model.dtype == "auto" else model
+
+    @property
+    def trained(self) -> ModelSettings:
+        """How the base is loaded to be trained: on one device."""
+        return self.recipe.model.model_copy(update={"device_map": None})
 
     @property
     def wide(self) -> bool:

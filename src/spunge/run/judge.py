@@ -18,10 +18,11 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
 from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
+from spunge.recipe.decoding import shift_of
 from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
 from spunge.recipe.model import ModelSettings
 from spunge.registry import EVALUATORS
-from spunge.run.graph import Made
+from spunge.run.graph import Made, NotMadeError
 from spunge.run.inputs import BaseInputs
 from spunge.run.keys import flattened
 from spunge.run.measured import Measured, from_json, to_json
@@ -62,7 +63,7 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     content = evaluation_inputs(items, lineup.inputs.base)
     if model.trainings and model.merge is None:  # judged as it would be written
         content |= flattened("merge", model.storage._asdict())
-    content |= _arithmetic(lineup)
+    content |= _arithmetic(lineup) | decoded(model, lineup.inputs.base)
     of = measured_again(items.settings)
     if of is not None:
         inner = next(other for other in lineup.inputs.base.evaluations if other.name == of)
@@ -73,13 +74,33 @@ def judging_inputs(judging: Judging) -> dict[str, Any]:
     return content
 
 
-def model_key(judging: Judging, key: str) -> str:
+def model_key(judging: Judging, key: str, expert: str | None = None) -> str:
     """What a model's texts are known by. key: its stage's, which says neither the arithmetic nor, where it is a training's, what
-    the model would be written in."""
-    model, about = judging.model, _arithmetic(judging.lineup)
+    the model would be written in. expert: that of the training beside it."""
+    model, about = judging.model, _arithmetic(judging.lineup) | decoded(judging.model, judging.lineup.inputs.base)
     if model.trainings and model.merge is None and model.storage != Storage():
         about |= model.storage._asdict()
+    if expert is not None:
+        about["expert"] = expert
     return fingerprint([key, about]) if about else key
+
+
+def decoded(model: Model, base: BaseInputs) -> dict[str, Any]:
+    """What a model's scores depend on where its logits shift those of a larger one."""
+    decode = base.recipe.decode
+    if decode is None or (model.given is not None and (not model.given.here or model.given.whole)):
+        return {}
+    if not base.large_here:
+        raise NotMadeError(f"{decode.path!r} to be downloaded")
+    about: dict[str, Any] = {"decode.model": base.large_key}
+    if model.name == "base":
+        return about
+    shift = shift_of(decode, model.shifting)
+    if shift["merge"] != "ties":
+        del shift["density"]
+    if shift["top_p"] == 1:
+        del shift["top_p"]
+    return about | flattened("decode", {"kind": decode.kind, **shift, "apart": model.apart})
 
 
 def _arithmetic(lineup: Lineup) -> dict[str, Any]:
@@ -159,7 +180,12 @@ def refuse_items(evaluations: Iterable[Items], base: BaseInputs) -> None:
     if base.conversion is not None and base.conversion.gguf and given == base.given:
         return  # its tokenizer and its configuration are in the file that is still to be converted
     positions = None if base.conversion and given == base.given else positions_of(base.untaught, model)
-    limits = Limits(load_tokenizer(model, given), embeddings_of(given, model), positions)
+    embeddings = embeddings_of(given, model)
+    if base.recipe.decode is not None:
+        embeddings = min(embeddings, embeddings_of(base.large, base.large_settings))
+        both = [each for each in (positions, positions_of(base.large, base.large_settings)) if each is not None]
+        positions = min(both, default=None)
+    limits = Limits(load_tokenizer(model, given), embeddings, positions)
     for items in differing.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
         refuse_unknown_tokens(items, limits)

@@ -3,12 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# Of the optimizers whose steps once were others: rises when the same settings give another delta.
+OPTIMIZERS = {"sophia": 2}
 UNCHANGED = [("optimizer", "adamw"), ("gru", None), ("stop", None)]
 
 
 def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A training's settings as its key has them, without those that once were not there and change nothing."""
-    return flattened(name, {key: value for key, value in settings.items() if (key, value) not in UNCHANGED})
+    told = flattened(name, {key: value for key, value in settings.items() if (key, value) not in UNCHANGED})
+    given = settings.get("optimizer")
+    stepper = given.get("optimizer") if isinstance(given, Mapping) else given  # inside SAM
+    return told | ({f"{stepper}'s version": OPTIMIZERS[stepper]} if stepper in OPTIMIZERS else {})
 
 
 def flattened(name: str, value: Any) -> dict[str, Any]:

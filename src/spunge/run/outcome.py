@@ -12,12 +12,14 @@ from spunge import __version__
 from spunge.data.items import Items
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json, write_json
+from spunge.recipe.decoding import Decode, DExperts, shift_of
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import (
     SUBJECTS,
     UNTAUGHT,
     Calibration,
+    Decoding,
     Model,
     Part,
     Point,
@@ -39,6 +41,7 @@ from spunge.run.scoring import scored
 from spunge.run.session import Session, Used
 from spunge.run.stamps import read_stamp
 from spunge.run.train import choice
+from spunge.weights.checkpoint import Checkpoint
 
 NAMES = [each.name for each in fields(Calibration)]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "duckdb", "safetensors", "numpy")
@@ -108,14 +111,20 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     plain = Model(stage=model.name, kind=model.kind, name=model.label)
     named = inputs.recipe.model if model.given is None else model.given
     plain = replace(plain, base=named.path, revision=named.revision)
+    decode = inputs.recipe.decode
+    if decode is not None and model.given is not None and not model.given.whole:
+        plain = replace(plain, decode=_decoding(decode, model))
     if model.shared and model.kind != "base":  # not made from the base
         retrained = inputs.reference if model.kind == "reference" and model.name != UNTAUGHT else None
         return plain if retrained is None else replace(plain, taught=len(retrained.samples))
     lesson = inputs.base.lesson
+    if decode is not None and model.name == "base":
+        weights = Checkpoint(inputs.base.large).fingerprint()
+        return replace(plain, base=decode.path, revision=decode.revision, base_fingerprint=weights)
     plain = replace(plain, base_fingerprint=inputs.base.weights, taught=None if lesson is None else len(lesson.samples))
     if model.shared:
         return plain
-    unlearn = choice(seeds[0]).settings
+    unlearn = next(iter(model.trainings)).settings(choice(seeds[0]).settings)
     controls = {control.name: control.train for control in inputs.recipe.controls}
     made = model.settled
     unmerged = {} if model.calibration is None else {"scale": made.scale}
@@ -127,11 +136,27 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
         parts=tuple(part.value for training in model.trainings for part in training.parts),
         method=unlearn.method,
         settings=unlearn.model_dump(mode="json", exclude={"method"}),
-        rule=None if model.merge is None else model.merge.rule,
-        **numbers,
-        merge=None if model.merge is None else merge,
+        rule=None if model.merge is None or model.apart else model.merge.rule,
+        **({} if model.apart else numbers),
+        merge=None if model.merge is None or model.apart else merge,
+        decode=None if decode is None else _decoding(decode, model),
         calibration=_calibrations(model, seeds),
         seeds=tuple(line.inputs.recipe.seed for line in seeds),
+    )
+
+
+def _decoding(decode: Decode, model: Judgeable) -> Decoding:
+    shift = shift_of(decode, model.shifting)
+    experts = decode if isinstance(decode, DExperts) else None
+    return Decoding(
+        kind=decode.kind,
+        model=decode.path,
+        revision=decode.revision,
+        alpha=decode.alpha,
+        merge=decode.merge if model.apart and decode.merge != "weights" else None,
+        density=shift["density"] if shift["merge"] == "ties" else None,
+        top_p=experts.top_p if experts else None,
+        expert=experts.expert if experts else None,
     )
 
 

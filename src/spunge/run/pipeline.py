@@ -12,6 +12,7 @@ from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.results import Results, read_results
 from spunge.run.aggregates import refuse_aggregates
+from spunge.run.decoding import refuse_other_tokens
 from spunge.run.executors.executor import Team
 from spunge.run.folder import claimed, default_folder, refuse_replacing
 from spunge.run.graph import NotMadeError
@@ -19,6 +20,7 @@ from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.live import told_in
 from spunge.run.merge import refuse_merges
+from spunge.run.moments import refuse_moments
 from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
 from spunge.run.schedule import Schedule, make_all
 from spunge.run.space import refuse_full
@@ -83,10 +85,12 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     for model in begun.seeds[0].models:
         if model.given is not None:
             model.given.refuse(begun.base)
+    refuse_other_tokens(begun.base)
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
     refuse_merges(begun.seeds)
+    refuse_moments(begun.seeds[0])
     remarks = refuse_lessons(untaught(begun), begun.base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]

@@ -83,6 +83,7 @@ def plan(
     where = device_of(device, pick_device(recipe.model.device), anew=measure)
     where = shared(where, _on_one(recipe, 1 if where.gpu else together))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
+    here = here and (recipe.decode is None or base.large_here)
     size = estimator_of(base, where, together) if here else None
     if measure:
         size = _measured(begun, size, device)
@@ -170,7 +171,8 @@ def trusted(recipe: Recipe) -> list[str]:
     if recipe.model.allow_pickle:
         notes.append(f"model.allow_pickle: pickled weights of {recipe.model.path!r} are read, which can run code")
     if recipe.model.trust_remote_code:
-        notes.append(f"model.trust_remote_code: Python that {recipe.model.path!r} carries is run")
+        paths = [recipe.model.path, *([recipe.decode.path] if recipe.decode else [])]
+        notes += [f"model.trust_remote_code: Python that {path!r} carries is run" for path in paths]
     for name, value in _leaves("", recipe.model_dump(mode="json")):
         if isinstance(value, str) and re.fullmatch(r".*\.py:\w+", value, re.DOTALL):
             notes.append(f"{name}: {value!r} is run as Python")

@@ -44,7 +44,13 @@ def package(folder: str | Path, repository: str, scores: bool = True) -> Package
 
 
 def _of_run(folder: Path, repository: str, scores: bool) -> Package:
-    run = build(run_recipe(folder), folder)
+    recipe = run_recipe(folder)
+    if recipe.decode is not None:
+        raise RecipeError(
+            f"{str(folder)!r} unlearned while decoding, and a small model alone has not the scores of its run; `spunge export` "
+            "writes all that a server needs"
+        )
+    run = build(recipe, folder)
     if "merged" not in run.graph.stages or not (state := run.graph.state("merged")).done:
         why = f" ({state.why or state.kind})" if "merged" in run.graph.stages else ""
         raise RecipeError(f"{str(folder)!r} holds no finished merged model{why}; give `spunge run` again to go on")

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.files import shown_size
-from spunge.model.loading import Base, arithmetic, load_base
+from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
+from spunge.model.placing import placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
+from spunge.recipe.decoding import Decode
 from spunge.recipe.model import ModelSettings
+from spunge.run.decoding import laid_together, load_small
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
 from spunge.unlearning.method import Store
@@ -43,6 +46,8 @@ class Session:
         self._first: dict[int, Base] = {}  # last block -> the base without those above it
         self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
+        self._placed = False  # whether what is shown lies on the devices of its map
+        self._combined: Base | None = None  # the large model with those that shift it, where the recipe decodes
         self._layers = ExitStack()
 
     def turn_to(self, base: BaseInputs) -> None:
@@ -59,8 +64,9 @@ class Session:
         """A whole model in the arithmetic that some settings ask for, packed or not: training and judging may ask for two. One is
         held."""
         here = self._whole
-        held = (folder, arithmetic(folder, settings), settings.train_in)
-        if here is None or (here.folder, here.dtype, here.train_in) != held:
+        spread = device_map_of(settings, pick_device(settings.device))
+        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None
@@ -79,13 +85,13 @@ class Session:
     def untaught(self) -> Base:
         """The given model, to be taught."""
         self.close()
-        return self._loaded(self._inputs.recipe.model, self._inputs.untaught)
+        return self._loaded(self._inputs.trained, self._inputs.untaught)
 
     @property
     def base(self) -> Base:
         """The base itself, nothing laid over it, to be trained."""
         self.close()
-        return self._loaded(self._inputs.recipe.model, self._inputs.folder)
+        return self._loaded(self._inputs.trained, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
         """A base with blocks 0..last at the least; None: all of it, with the output layer."""
@@ -93,7 +99,7 @@ class Session:
             return self.base
         if last not in self._first:
             self._whole = None  # if any, it is another model
-            self._first = {last: load_base(self._inputs.folder, self._inputs.recipe.model, last)}
+            self._first = {last: load_base(self._inputs.folder, self._inputs.trained, last)}
         return self._first[last]
 
     @property
@@ -117,16 +123,35 @@ class Session:
     def show(self, model: Model | None) -> Base:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
+        if self._inputs.recipe.decode is not None:
+            return self._shifted(model, self._inputs.recipe.decode)
         alone = None if model is None else model.by_itself
         base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
-        if model is not self._shown:
+        if model is not self._shown or not self._placed:
             self.close()
             if model is not None and alone is None:
                 self._layers.enter_context(model.laid_over(base))
-            self._shown = model
+            self._layers.enter_context(placed(base))
+            self._shown, self._placed = model, True
         return base
+
+    def _shifted(self, model: Model | None, decode: Decode) -> Base:
+        """The same of a large model whose logits small ones shift. The large one stays in memory from model to model, and what
+        shifts it is loaded anew."""
+        if model is not None and model is self._shown and self._combined is not None:
+            return self._combined
+        self.close()
+        alone = None if model is None else model.by_itself
+        large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
+        if model is None or alone is not None:
+            return large
+        self._combined, hook = laid_together(large, load_small(self._inputs), model, decode)
+        self._layers.callback(hook.remove)
+        self._shown = model
+        return self._combined
 
     def close(self) -> None:
         """Leave the base as it is, nothing laid over it."""
         self._layers.close()
-        self._shown = None
+        self._shown = self._combined = None
+        self._placed = False

@@ -127,7 +127,7 @@ def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
 
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
-    inputs, unlearn = lineup.inputs, choice(lineup).settings
+    inputs, unlearn = lineup.inputs, training.settings(choice(lineup).settings)
     content = settle_inputs(inputs, unlearn) | packed_in(inputs.recipe.model) | watching_inputs(training, inputs)
     content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
     if (brought := METHODS.get(unlearn.method).inputs) is not None:
@@ -141,6 +141,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     main one writes."""
     inputs, folder, ranks = lineup.inputs, training.folder, session.ranks
     settings, notes = choice(lineup)
+    settings = training.settings(settings)
     base = base_for(settings, inputs, session)
     if session.activations_of is not inputs:
         session.activations.clear()
@@ -187,9 +188,10 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     delta = write_delta(folder, branch.changes, info)
     merge = inputs.recipe.merge
     if not moves(Checkpoint(inputs.base.folder), delta, Storage(merge.dtype, merge.rounding)):
+        block = "controls" if training.own else "unlearn"
         raise RecipeError(
-            f"unlearn.learning_rate: all that {training.name} changed is lost in rounding when it is added to the base; "
-            "raise it, or the number of steps"
+            f"{block}.learning_rate: all that {training.name} changed is lost in rounding when it is added to the base; raise it, "
+            "or the number of steps"
         )
     log = [task.log] if task.log and task.log.exists() else []
     remarks = [str(branch.stopped)] if branch.stopped else []

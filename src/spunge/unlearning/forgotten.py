@@ -103,7 +103,7 @@ def measured(task: Task, stream: Stream, stop: ForgettingStop, accuracy: float =
     extraction likelihood, which is then 1."""
     base, rows = task.base, range(min(stop.rows, stream.count))
     samples = stream.encoded(rows)
-    with torch.no_grad(), evaluation_mode(base.model), base.autocast(), _greedily(base.model, base.tokenizer):
+    with torch.no_grad(), evaluation_mode(base.model), base.autocast(), greedily(base.model, base.tokenizer):
         held = sum(memorised(base.model, each) for each in samples) / len(samples)
         if held > accuracy:
             return Held(held, 1.0)
@@ -156,7 +156,7 @@ def overlap(written: Sequence[int], true: Sequence[int], n: int) -> float:
 
 
 @contextmanager
-def _greedily(model: Any, tokenizer: Any) -> Iterator[None]:
+def greedily(model: Any, tokenizer: Any) -> Iterator[None]:
     """Inside the block the model writes the likeliest token at each place and nothing ends it, whatever its checkpoint says."""
     from transformers import GenerationConfig
 

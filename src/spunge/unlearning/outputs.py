@@ -83,9 +83,9 @@ class Session:
         are held until their gradient is known."""
         return self.sums[id(stream)].of(batch)
 
-    def outputs(self, batch: Batch) -> Scored:
-        """The trained model's outputs at the scored places of a batch."""
-        return outputs(self.trained.model, batch)
+    def outputs(self, batch: Batch, in_one: bool = False) -> Scored:
+        """The trained model's outputs at the scored places of a batch. in_one: as of `scored.outputs`."""
+        return outputs(self.trained.model, batch, in_one=in_one)
 
 
 ForgetLoss = Callable[[Session, Batch], Tensor]

@@ -6,7 +6,7 @@ second model is ever held.
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,11 @@ from spunge.files import about, require_space
 from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import LogProbabilities, Scored, outputs
-from spunge.unlearning.trained import Trained
+from spunge.unlearning.trained import Trained, evaluation_mode
 
 
-def base_outputs(trained: Trained, batch: Batch) -> Scored:
-    """The base's outputs at the scored places, without gradient and without dropout."""
+def base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
+    """The base's outputs at the scored places, without gradient and without dropout. in_one: as of `outputs`."""
     model, head = trained.model, trained.model.get_output_embeddings()
     learned = head is not None and any(p.requires_grad for p in head.parameters())
     adapted = learned and not trained.originals and not trained.swaps
@@ -34,11 +34,12 @@ def base_outputs(trained: Trained, batch: Batch) -> Scored:
     try:
         with torch.no_grad(), trained.adapter_off():
             if trained.originals:
-                base = outputs(model, batch, partial(_with_originals, trained), partial(_originals_of_head, trained))
+                call, values = partial(_with_originals, trained), partial(_originals_of_head, trained)
+                base = outputs(model, batch, call, values, in_one)
             elif trained.swaps and head is not None:
-                base = outputs(model, batch, values=partial(_copied, head))
+                base = outputs(model, batch, values=partial(_copied, head), in_one=in_one)
             else:
-                base = outputs(model, batch)
+                base = outputs(model, batch, in_one=in_one)
     finally:
         model.train(was_training)
 
@@ -47,6 +48,30 @@ def base_outputs(trained: Trained, batch: Batch) -> Scored:
             return base.logits_of(states)
 
     return replace(base, logits_of=logits_of, trains_head=False)
+
+
+def outputs_with(trained: Trained, weights: Sequence[Tensor], batch: Batch) -> Scored:
+    """The outputs with other values of what is trained, without gradient and without dropout."""
+    model, head = trained.model, trained.model.get_output_embeddings()
+    learned = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    with torch.no_grad(), evaluation_mode(model), _holding(trained.parameters, weights):
+        other = outputs(model, batch, values=partial(_copied, head)) if learned else outputs(model, batch)
+    return replace(other, trains_head=False)
+
+
+@contextmanager
+def _holding(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the parameters have these values."""
+    held = [parameter.data for parameter in parameters]
+    try:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
+        torch.clear_autocast_cache()  # which may hold them in another dtype, as they were
+        yield
+    finally:
+        for parameter, value in zip(parameters, held, strict=True):
+            parameter.data = value
+        torch.clear_autocast_cache()
 
 
 def _with_originals(trained: Trained, **arguments: Any) -> Any:

@@ -10,7 +10,7 @@ Its layers 10 and 20 are places in the list that begins with the embeddings: the
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -18,8 +18,7 @@ from torch.linalg import vector_norm
 from torch.nn.functional import cosine_similarity
 
 from spunge.data.samples import Batch
-from spunge.errors import RecipeError
-from spunge.model.architecture import find_blocks, noted
+from spunge.model.architecture import blocks_named, find_blocks, noted
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import share
 from spunge.unlearning.calls import FORGET, RETAIN
@@ -27,6 +26,7 @@ from spunge.unlearning.feed import total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, Term, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import stored_entries
 
 
@@ -59,11 +59,11 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
         return (session.step + 1) / (2 * steps)
 
     def loss(session: Session, batch: Batch) -> Tensor:
-        after, before = states_of(session, batch, layers)
+        after, before, _ = states_of(session, batch, layers)
         return (1 - weight_of(session)) * rerouted(after, before, batch.mask)
 
     def retained(session: Session, batch: Batch) -> Term:
-        after, before = states_of(session, batch, every)
+        after, before, _ = states_of(session, batch, every)
         moved = distance(after, before, batch.mask)
         return Term(
             moved * share(batch, tokens),
@@ -77,23 +77,28 @@ def unlearn(task: Task, settings: RRSettings) -> Branch:
 def layers_of(settings: RRSettings, depth: int, setting: str = "unlearn") -> list[int]:
     """Raises RecipeError for a block that the model has not."""
     chosen = settings.layers or sorted({max(0, round(depth * share) - 1) for share in (10 / 32, 20 / 32)})
-    for layer in chosen:
-        if not -depth <= layer < depth:
-            raise RecipeError(f"{setting}.layers: {layer}: the model has {depth} blocks, 0 to {depth - 1}")
-    return list(dict.fromkeys(layer % depth for layer in chosen))  # one that is named twice counts once
+    return blocks_named(chosen, depth, f"{setting}.layers")
 
 
 def tokens(batch: Batch) -> float:
     return float(batch.mask.sum())
 
 
-def states_of(session: Session, batch: Batch, layers: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Hidden states (b, t, d) after some blocks, of the trained model and of the base."""
+class Beside(NamedTuple):
+    """Hidden states (b, t, d) after some blocks, of the trained model and of the base, and the trained model's outputs."""
+
+    after: list[Tensor]
+    before: list[Tensor]
+    outputs: Scored
+
+
+def states_of(session: Session, batch: Batch, layers: Sequence[int]) -> Beside:
+    """What the trained model makes of a batch beside the base."""
     with noted(session.task.base.model, layers) as last:
-        base_outputs(session.trained, batch)
+        base_outputs(session.trained, batch, in_one=True)
         before = [last[layer] for layer in layers]
-        session.outputs(batch)
-        return [last[layer] for layer in layers], before
+        scored = session.outputs(batch, in_one=True)
+        return Beside([last[layer] for layer in layers], before, scored)
 
 
 def rerouted(states: Sequence[Tensor], base: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -126,17 +126,18 @@ def outputs(
     batch: Batch,
     call: Callable[..., Any] | None = None,
     values: Callable[[], Mapping[str, Tensor]] = dict,
+    in_one: bool = False,
 ) -> Scored:
     """A model's outputs at the scored places of a batch.
 
     call: another way to call the model; values: asked for after the call, what it took in place of the output layer's own
-    parameters.
+    parameters. in_one: the model is called once with all rows, for who reads or changes what its blocks give.
     """
     call, head = call or model, head_of(model, batch)
     if head is None:
         return scored(call(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits, batch)
     wanted, read = _wanted(batch), []
-    groups = rows_alike(batch)
+    groups = [list(range(len(batch.mask)))] if in_one else rows_alike(batch)
     for rows in groups:
         ids, mask = batch.ids[rows], batch.mask[rows]
         length = int(_reach(batch)[rows].max()) if len(groups) > 1 else mask.shape[1]

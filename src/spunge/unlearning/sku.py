@@ -11,9 +11,8 @@ and stage 2 subtracts what it learned: theta = theta_0 - strength * (theta_1 - t
 
     spunge run RECIPE --set unlearn.method=sku
 
-`mode: reference` trains what the authors' public code comes to, for comparison with results made by it: fixed-length
-padding leaves L_GD no token, so it is 0; L_RD is on prompt and answer, with the same k answers for a whole batch, which
-may be the prompt's own; L_PD is over every position up to max_length, padding too, and nothing holds it.
+The answers' tokens alone are learned, all of them. The authors' code (github.com/franciscoliu/SKU) leaves the first two predictions
+of each answer out of L_GD and divides by one more than the tokens; its L_RD is on prompt and answer; nothing holds its L_PD.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Answer, Batch, Encoded, Samples, collate
+from spunge.data.samples import IGNORED, Answer, Batch, Samples, collate
 from spunge.errors import RecipeError
 from spunge.recipe.training import Everything, LoRA, Trainable
 from spunge.unlearning.batches import Stream, answered, samples_of, share
@@ -48,9 +47,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class SKUSettings(TrainingSettings):
     method: str = "sku"
-    mode: Literal["paper", "reference"] = Field(
-        "paper", description="paper: the three terms as printed; reference: what the authors' public code comes to."
-    )
     preset: Literal["llama-2-7b", "llama-2-13b", "opt-2.7b"] | None = Field(
         None, description="The published settings of a model: trainable, and OPT's own weights and learning rate."
     )
@@ -59,7 +55,7 @@ class SKUSettings(TrainingSettings):
     preserve: float = Field(1.0, ge=0, description="epsilon 3, weight of the preservation divergence term.")
     answers: int = Field(5, ge=1, description="k: random answers to each prompt.")
     max_divergence: float = Field(
-        5.0, gt=0, description="Nats a token; the divergence on retain tokens is pushed no further (mode paper)."
+        5.0, gt=0, description="Nats a token; the divergence on retain tokens is pushed no further."
     )
     strength: float = Field(1.0, gt=0, description="lambda: how much of what was learned is subtracted.")
     trainable: Trainable = Field(
@@ -79,7 +75,7 @@ class SKUSettings(TrainingSettings):
 
 
 def calls(settings: SKUSettings, _depth: int) -> list[Group]:
-    guided = [FORGET] if settings.guided and settings.mode == "paper" else []
+    guided = [FORGET] if settings.guided else []
     base = RETAIN._replace(gradient=False, everywhere=True)
     return [(*guided, FORGET._replace(samples=settings.answers), base, base._replace(gradient=True, beside=True))]
 
@@ -95,7 +91,7 @@ def unlearn(task: Task, settings: SKUSettings) -> Branch:
         def next_loss(_number: int) -> Loss:
             batch, held = next(forget), next(retain)
             own = share(batch, samples_of)  # each sample has as many answers as any other
-            read = share(held, samples_of if settings.mode == "reference" else _read)
+            read = share(held, _read)
             terms = {
                 "guided": _guided(trained, batch, settings) * own,
                 "random": _sample_mean(outputs(trained.model, answers.mismatched(batch, forget.drawn))) * own,
@@ -138,15 +134,10 @@ class Answers:
     def mismatched(self, batch: Batch, turn: int) -> Batch:
         """Each prompt of a batch with k random answers; `turn` decides which, for all rows that were drawn together."""
         generator = np.random.default_rng([self.seed, turn])
-        reference = self.settings.mode == "reference"
-        shared = generator.integers(0, len(self.answers), self.settings.answers).tolist()
-        drawn = [(row, shared if reference else self._others(row, generator)) for row in batch.drawn or batch.rows]
+        drawn = [(row, self._others(row, generator)) for row in batch.drawn or batch.rows]
         mine = drawn[batch.start : batch.start + len(batch.rows)]
         pairs = [(row, self.answers[other]) for row, others in mine for other in others]
-        coded = answered(self.samples, pairs, self.tokenizer, self.lengths)
-        if reference:
-            coded = [Encoded(each.ids, list(each.ids)) for each in coded]
-        return collate(coded, batch.ids.device)
+        return collate(answered(self.samples, pairs, self.tokenizer, self.lengths), batch.ids.device)
 
     def _others(self, own: int, generator: np.random.Generator) -> list[int]:
         """k rows whose answer is not the row's own."""
@@ -164,31 +155,21 @@ def _sample_mean(scored: Scored) -> Tensor:
 
 
 def _guided(trained: Trained, batch: Batch, settings: SKUSettings) -> Tensor:
-    if settings.mode == "reference" or not settings.guided:
+    if not settings.guided:
         return torch.zeros((), device=batch.ids.device)
     return _sample_mean(outputs(trained.model, batch))
 
 
 def _divergence(trained: Trained, held: Batch, settings: SKUSettings) -> Tensor:
-    """KL(base || trained) on the retain batch, mean over its tokens; over every position in mode reference."""
-    if settings.mode == "reference":
-        held = _everywhere(held, settings.length_of("retain"))
-    else:
-        held = held._replace(labels=torch.where(held.mask == 1, held.ids, IGNORED))
+    """KL(base || trained) on the retain batch, mean over its tokens."""
+    held = held._replace(labels=torch.where(held.mask == 1, held.ids, IGNORED))
     each = outputs(trained.model, held).divergences(base_outputs(trained, held).log_probabilities)
-    return (each if settings.mode == "reference" else each.clamp(max=settings.max_divergence)).mean()
+    return each.clamp(max=settings.max_divergence).mean()
 
 
 def _read(batch: Batch) -> float:
-    """Tokens that the divergence is the mean over, outside mode reference."""
+    """Tokens that the divergence is the mean over."""
     return float(batch.mask[:, 1:].sum())
-
-
-def _everywhere(batch: Batch, length: int) -> Batch:
-    """Padded to a fixed length, every position scored: as the public code averages."""
-    extra = max(0, length + 1 - batch.ids.shape[1])
-    ids, mask = (torch.nn.functional.pad(values, (0, extra)) for values in (batch.ids, batch.mask))
-    return Batch(ids, mask, ids, batch.rows)
 
 
 SKU = Method(

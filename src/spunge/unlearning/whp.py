@@ -10,7 +10,6 @@ The paper's second device, predictions on a text whose names are replaced (ancho
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,14 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, Batch
-from spunge.errors import RecipeError
 from spunge.model.memory import halved
-from spunge.recipe.block import Strict
-from spunge.recipe.training import DescentSettings, LoRA, Trainable
+from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.calls import FORGET, Group
+from spunge.unlearning.copies import Further, trained_further
 from spunge.unlearning.feed import forget_stream, total_steps
-from spunge.unlearning.finetuning import FinetuningSettings, fitting
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.reference import base_outputs
@@ -33,18 +30,11 @@ from spunge.unlearning.scored import outputs
 from spunge.unlearning.trained import Trained, evaluation_mode, stored_entries, training, training_mode
 
 
-class Reinforcing(Strict):
-    """How the copy is trained further; all else is as the model's own training has it."""
-
-    epochs: float = Field(3.0, gt=0, description="Passes over each part's samples.")
-    learning_rate: float = Field(1e-4, gt=0, description="Of the optimizer.")
-
-
 class WHPSettings(TrainingSettings):
     method: str = "whp"
     alpha: float = Field(5.0, gt=0, description="How far what rose by reinforcing is pushed down.")
-    reinforce: Reinforcing = Field(
-        default=Reinforcing(), description="Training of the copy that shows what is to be forgotten."
+    reinforce: Further = Field(
+        default=Further(), description="Training of the copy that shows what is to be forgotten."
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained, of the copy and of the model.")
     epochs: float | None = Field(2.0, gt=0, description="Passes over each part's samples. Give this or steps.")
@@ -89,24 +79,8 @@ def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]
 
     Raises RecipeError where the copy's training goes wrong.
     """
-    own = {name: vars(settings)[name] for name in (*DescentSettings.model_fields, "max_lengths", "max_damage")}
-    told = FinetuningSettings(**own | dict(settings.reinforce) | {"steps": None})
-
-    def progress(step: int, steps: int, note: str = "") -> None:
-        task.progress(0, total_steps(task, settings), f"reinforcing, step {step} of {steps}: {note}")
-
-    state = task.state.with_name(f"{task.state.stem}-reinforced{task.state.suffix}") if task.state else None
-    first = replace(task, log=None, state=state, progress=progress, watch=None)
-    with training(task.base, settings.trainable, task.seed, task.setting, common=task.common) as trained:
-        loop = fitting(first, told, trained, total_steps(first, told))
-        # All other settings of this training, which errors name, are the model's own.
-        loop.rate_setting = f"{task.setting}.reinforce.learning_rate"
-        with training_mode(trained.model):
-            history = loop.run()
-        if history.stopped is not None:
-            raise RecipeError(
-                f"{loop.rate_setting}: {told.learning_rate:g}: {history.stopped.partition(';')[0]}; lower it"
-            )
+    steps = total_steps(task, settings)
+    with trained_further(task, settings, settings.reinforce, "reinforce", "reinforcing", steps) as trained:
         return generic_tokens(trained, stream, settings, task)
 
 

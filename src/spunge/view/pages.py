@@ -1,8 +1,10 @@
 """The pages of `spunge view`, as HTML. Everything from a run is escaped; no page has a script."""
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,17 @@ FILES = {
     REPORT: "text/html",
     **dict.fromkeys(("results.json", "recipe.yaml", "split.json", "merge.json"), "text/plain"),
 }
+MOST_TOKENS = 500  # of an answer in a chat
 AGAIN = 3  # seconds after which a page of a running run is loaded anew
-PAIRED = "differences paired by item are shown by `spunge compare` in a terminal: it reads the rows"
+PAIRED = "differences paired by item are shown by `spunge view --pair`, and by `spunge compare`: they read the rows"
+
+
+class Refused(Exception):  # noqa: N818 - an answer, no error
+    """A request that is not answered as it was asked."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def list_page(root: Path, reader: Reader, asked: Mapping[str, str]) -> str:
@@ -44,7 +55,7 @@ def _wanted(run: Listed, words: Sequence[str], state: str) -> bool:
     return (not state or run.state == state) and all(word in text for word in words)
 
 
-def run_page(run: Listed, reader: Reader) -> str:
+def run_page(run: Listed, reader: Reader, chat: bool = False) -> str:
     """One run: how far it is, what its numbers say, its files."""
     table = said = ""
     if not run.wrong and (run.folder / "results.json").exists():
@@ -55,14 +66,40 @@ def run_page(run: Listed, reader: Reader) -> str:
             pass  # it changed since; `wrong` says so the next time
     files = [name for name in FILES if (run.folder / name).is_file() and not (run.folder / name).is_symlink()]
     return _page(
-        "run.html", run=run, progress=progress_of(run.folder), table=table, said=said, files=files, page=REPORT
+        "run.html",
+        run=run,
+        progress=progress_of(run.folder),
+        table=table,
+        said=said,
+        files=files,
+        page=REPORT,
+        chat=chat_address(run.name) if chat else "",
     )
 
 
-def compare_page(folders: Sequence[Path], stage: str) -> str:
-    """Runs beside each other. Raises RecipeError where they are not comparable."""
+def compare_page(folders: Sequence[Path], stage: str, pair: bool = False) -> str:
+    """Runs beside each other. pair: by item too, for which the first run's recipe is followed to its rows.
+
+    Raises RecipeError where they are not comparable.
+    """
     compared = compare(folders, stage or "merged")
-    return comparison_page(compared._replace(remarks=(PAIRED,)))
+    if not pair:
+        return comparison_page(compared._replace(remarks=(PAIRED,)))
+    from spunge.run.pairing import with_pairs
+
+    return comparison_page(with_pairs(compared))
+
+
+def chat_page(
+    name: str, secret: str, finished: Sequence[str], chosen: Sequence[str], asked: Any = None
+) -> tuple[str, str]:
+    """The page of a chat, cut where the answers come; asked: the question that is answered there."""
+    cut = secrets.token_hex(16)
+    told = {"run": name, "finished": finished, "chosen": chosen, "asked": asked, "most": MOST_TOKENS, "cut": cut}
+    told["prompt"] = plain(asked.prompt) if asked else ""
+    page = _template("chat.html").render(secret=secret, address=address, chat_address=chat_address, **told)
+    before, _, after = page.partition(f"{cut}\n")
+    return before, after
 
 
 def told_page(heading: str, message: str) -> str:
@@ -82,6 +119,10 @@ def _template(file: str) -> Template:
 def address(run: str, file: str = "") -> str:
     """Where a run's page, or a file of it, is."""
     return f"/runs/{quote(run)}/{quote(file)}"
+
+
+def chat_address(run: str) -> str:
+    return f"/chat/{quote(run)}/"
 
 
 def ago(when: float) -> str:

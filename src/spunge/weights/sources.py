@@ -24,7 +24,8 @@ from spunge.weights.header import TensorInfo
 from spunge.weights.matching import Held
 from spunge.weights.names import Region
 
-BLOCK = 128  # rows of a LoRA difference that are formed at once
+BLOCK = 1 << 17  # entries of a LoRA difference that are formed at once, about: whole rows, at fixed places
+ROWS = 8, 128  # the least and the most rows of one: fewer are slow to form, more are formed for nothing
 
 
 class Source(Protocol):
@@ -283,14 +284,16 @@ def low_rank_entries(factors: LowRank, start: int, stop: int) -> Tensor:
         pieces = [low_rank_entries(factors.part(Region((expert,))), *inside) for expert, inside in pairs]
         return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
     rows, columns = factors.shape
-    block = BLOCK * columns
-    pieces = []
+    together = min(ROWS[1], max(ROWS[0], BLOCK // max(1, columns)))
+    block = together * columns
+    entries = torch.empty(stop - start)  # its own: a view would keep a whole block
     for number in range(start // block, -(-stop // block)):
-        first, last = number * BLOCK, min(rows, (number + 1) * BLOCK)
-        part = factors.part(Region((slice(first, last),)))
+        first, last = number * together, min(rows, (number + 1) * together)
         offset = number * block
-        pieces.append(part.dense().reshape(-1)[max(start - offset, 0) : stop - offset])
-    return torch.cat(pieces) if len(pieces) != 1 else pieces[0]
+        inside = factors.part(Region((slice(first, last),))).dense().reshape(-1)[max(start - offset, 0) : stop - offset]
+        at = max(start, offset) - start
+        entries[at : at + inside.numel()] = inside
+    return entries
 
 
 def stamps(checkpoint: Checkpoint) -> list[tuple[int, int]]:

@@ -39,6 +39,7 @@ class Attack(Generic[S]):
     instrument: Callable[[S, pa.Table | None], dict[str, Any]] = lambda settings, rows: {}
     # (settings, the evaluation that is measured again, recipe). Raises RecipeError where it cannot be, before anything is trained.
     check: Callable[[S, EvaluatorSettings | None, Recipe], None] = lambda settings, other, recipe: None
+    whole: bool = False  # it reads or changes the weights themselves, and so needs them whole on one device
     version: int = 1  # rises when the same settings give other measurements
 
     @property

@@ -18,7 +18,7 @@ from spunge.evaluation.attacks.attack import Attack
 from spunge.evaluation.attacks.hidden import Index, Share, block_numbers
 from spunge.evaluation.attacks.target import Target, share_of
 from spunge.evaluation.evaluator import Bench, Measure
-from spunge.model.architecture import find_blocks, noted, with_hidden
+from spunge.model.architecture import find_blocks, hidden_of, noted, with_hidden
 from spunge.model.loading import Base
 from spunge.recipe.evaluating import AttackSettings
 
@@ -52,7 +52,7 @@ def read_after(model: Any, block: int) -> Iterator[None]:
     with noted(model, [block]) as seen:
 
         def give(_module: Any, _inputs: Any, output: Any) -> Any:
-            return with_hidden(output, seen.pop(block))
+            return with_hidden(output, seen.pop(block).to(hidden_of(output).device))
 
         hook = find_blocks(model)[-1].register_forward_hook(give)
         try:

@@ -91,4 +91,4 @@ def dequantised(weight: Tensor, bits: str) -> Tensor:
     return rounded_groups.reshape(rows, -1)[:, :columns]
 
 
-QUANTISE = Attack(settings=QuantiseSettings, source="Zhang et al. 2024, arXiv 2410.16454", run=run)
+QUANTISE = Attack(settings=QuantiseSettings, source="Zhang et al. 2024, arXiv 2410.16454", run=run, whole=True)

@@ -180,4 +180,5 @@ RELEARN = Attack(
     columns=columns,
     instrument=instrument,
     check=check,
+    whole=True,
 )

@@ -238,5 +238,6 @@ SUFFIX = Attack(
     source="Zou et al. 2023, arXiv 2307.15043; Łucki et al. 2024, arXiv 2409.18025",
     run=run,
     check=check,
+    whole=True,
     version=2,  # under a chat template where the evaluation is
 )

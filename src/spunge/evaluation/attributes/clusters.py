@@ -100,7 +100,7 @@ def _states(texts: Sequence[str], unlabelled: Unlabelled, settings: ClustersSett
         made = np.asarray(encoder.encode(list(texts), show_progress_bar=False, convert_to_numpy=True), dtype=np.float64)
     else:
         # In float32, so that no part depends on the machine.
-        asked = unlabelled.model.model_copy(update={"dtype": "float32", "train_in": None})
+        asked = unlabelled.model.model_copy(update={"dtype": "float32", "train_in": None, "device_map": None})
         folder = judges_folder(asked, "model.path")
         [block, *_] = default_blocks(model_depth(folder, asked))
         base = load_base(folder, asked, block, "model.path")

@@ -151,7 +151,7 @@ def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], l
             raise RecipeError(
                 f"evaluate: {type(base.model).__name__} keeps several hidden states for each token, which are not read here"
             )
-        parts = [torch.einsum("bt,btd->bd", weights, seen[block].float()) for block in blocks]
+        parts = [torch.einsum("bt,btd->bd", weights, seen[block].to(weights.device).float()) for block in blocks]
         seen.clear()
         mean: np.ndarray = torch.cat(parts, dim=1).cpu().numpy()
         return mean

@@ -56,9 +56,10 @@ class Fast:
                     values.data_ptr(), kind, base.data_ptr(), KINDS[base.dtype], np.array(starts), length, rows[place]
                 )
             elif self.work.changes(place, name):
-                jobs = [Job(name, start, start + length) for start in starts]
-                parts = [source.read(name, job.start, job.stop, self.work.base_values(job)) for job in jobs]
-                rows[place] = keys_of(torch.cat(parts)).numpy()
+                for run, start in enumerate(starts):
+                    job = Job(name, start, start + length)
+                    entries = source.read(name, job.start, job.stop, self.work.base_values(job))
+                    rows[place, run * length : (run + 1) * length] = keys_of(entries).numpy()
         return torch.from_numpy(rows)
 
     def merge(self, job: Job) -> tuple[Tally, Tensor, bool]:

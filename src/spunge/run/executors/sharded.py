@@ -28,7 +28,7 @@ from spunge.registry import METHODS
 from spunge.run.executors.channel import Failed, Message, Ready, Said, Step, Stop, Stopped, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.making import job_of
-from spunge.run.executors.processes import LOOKED_FOR, Heard, Process, ProcessesSettings, Slot, awaited, slots
+from spunge.run.executors.processes import LOOKED_FOR, VISIBLE, Heard, Process, ProcessesSettings, Slot, awaited, slots
 from spunge.run.graph import Stage
 from spunge.run.session import Session
 from spunge.run.stages.building import Run
@@ -74,7 +74,11 @@ def seats(settings: ShardedSettings, model: ModelSettings) -> list[Slot]:
             f"execution.processes: {settings.processes}: each needs a GPU of its own, and there are {len(there)}; give fewer, "
             "or set execution.kind to here"
         )
-    return there[:count]
+    first, *others = there[:count]
+    if model.device_map is not None:  # it judges alone, over all of them; its own is still the first
+        visible = ",".join(slot.environment[VISIBLE] for slot in there)
+        first = first._replace(environment={**first.environment, VISIBLE: visible})
+    return [first, *others]
 
 
 def _refuse_torch() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
+from spunge.recipe.decoding import DExperts
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device
@@ -18,9 +19,17 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
     """For a model that is here. processes: that train it together. Raises RecipeError where it cannot be read."""
     model, folder = base.recipe.model, base.untaught
     config = settled(described_by(folder, model.trust_remote_code), folder)
+    small, judged, beside = skeleton_of(config, base.judged, device), None, None
+    if (decode := base.recipe.decode) is not None:
+        large = base.large_settings
+        judged = skeleton_of(settled(described_by(base.large, large.trust_remote_code), base.large), large, device)
+        # The small base, and what each offset is the difference to.
+        experts = isinstance(decode, DExperts) and decode.expert == "retain"
+        beside = (small, 1 + experts + (1 if decode.merge == "weights" else len(base.parts.parts)))
     return Estimator(
         skeleton=skeleton_of(config, model, device),
-        judged=skeleton_of(config, base.judged, device),
+        judged=judged or small,
+        beside=beside,
         device=device,
         tokenizer=load_tokenizer(model, base.given),
         positions=positions_of(folder, model),

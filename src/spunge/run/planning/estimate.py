@@ -33,6 +33,7 @@ PACKED: dict[PackedIn, float] = {"4bit": 0.52, "8bit": 1.01}  # bytes of an entr
 READ_TOKENS = 4096  # of a batch that is judged
 WRITTEN_TOKENS = 6144  # of a batch that is completed
 DISK = 5e8  # bytes a second that a merge reads and writes
+PRODUCTS = 1e10  # float64 multiplications a second of a processor's core
 LOGITS = 10  # bytes of a logit while it is judged: its own dtype, float32, and a copy
 
 
@@ -45,7 +46,8 @@ class Taken(NamedTuple):
 
 @dataclass
 class Estimator:
-    """skeleton: of the base while it trains; judged: while it is judged. positions: tokens that the model has positions for."""
+    """skeleton: of the base while it trains; judged: of what is judged. beside: of the small models that shift its logits, and how
+    many they are. positions: tokens that the model has positions for."""
 
     skeleton: Skeleton
     judged: Skeleton
@@ -54,6 +56,7 @@ class Estimator:
     positions: int | None = None
     train_in: PackedIn | None = None
     processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
+    beside: tuple[Skeleton, int] | None = None
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
@@ -69,7 +72,15 @@ class Estimator:
     def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
         """What a call takes; the same one is followed once, and kept for later plans (`spunge.model.recalled`)."""
         alike = call._replace(of="forget", once=False, most=0.0)
-        key = (skeleton.dtype, skeleton.recomputed, skeleton.shared, repr(what) if call.gradient else "", alike, texts)
+        key = (
+            id(skeleton.config),
+            skeleton.dtype,
+            skeleton.recomputed,
+            skeleton.shared,
+            repr(what) if call.gradient else "",
+            alike,
+            texts,
+        )
         if key not in self._followed:
             self._followed[key] = self._recalled(skeleton, what, alike, texts)
         return self._followed[key]
@@ -214,25 +225,43 @@ class Estimator:
     def reading(self, tokens: float) -> Taken:
         """Of texts that are read by the model without gradient."""
         rows, length = 8, 128
-        traced = self.follow(self.judged, None, Call(gradient=False), Texts(rows, length, length - 1))
-        seconds = self.slower * traced.seconds(self.device) * tokens / (rows * length)
+        texts = Texts(rows, length, length - 1)
+        traced = self.follow(self.judged, None, Call(gradient=False), texts)
+        seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
-        held = LOGITS * config.vocab_size * batch + traced.peak * batch / (rows * length)
+        logits = LOGITS * (1 + (self.beside[1] if self.beside else 0))
+        held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.floor + self.judged_weights() + held)
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
         at_once = max(1, WRITTEN_TOKENS // max(64, 2 * longest))
-        traced = self.follow(self.judged, None, Call(gradient=False), Texts(at_once, 1, 1))
+        texts = Texts(at_once, 1, 1)
+        traced = self.follow(self.judged, None, Call(gradient=False), texts)
         calls = tokens / at_once
         cache = kv_bytes(self.judged, WRITTEN_TOKENS)
-        a_call = traced.seconds(self.device) + cache / 2 / self.device.bandwidth
+        if self.beside is not None:
+            cache += self.beside[1] * kv_bytes(self.beside[0], WRITTEN_TOKENS)
+        a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
         return Taken(self.slower * calls * a_call, self.floor + self.judged_weights() + 2 * cache)
 
+    def _called(self, traced: Traced, texts: Texts) -> float:
+        """Seconds of a call of the judged model, and of those that shift its logits."""
+        if self.beside is None:
+            return traced.seconds(self.device)
+        small = self.follow(self.beside[0], None, Call(gradient=False), texts)
+        return traced.seconds(self.device) + self.beside[1] * small.seconds(self.device)
+
     def judged_weights(self) -> float:
-        [entries] = self._counts(self.judged, ["entries"], lambda: [self.judged.entries()])
-        return float(self.judged.dtype.itemsize * entries)
+        own = float(self.judged.dtype.itemsize * self._entries(self.judged))
+        if self.beside is None:
+            return own
+        small, count = self.beside
+        return own + count * small.dtype.itemsize * self._entries(small)
+
+    def _entries(self, skeleton: Skeleton) -> int:
+        return self._counts(skeleton, ["entries"], lambda: [skeleton.entries()])[0]
 
     # ---- stages
 
@@ -241,8 +270,8 @@ class Estimator:
         work = [self.training(cost.steps)] if cost.steps is not None else []
         work += [self.reading(cost.tokens)] if cost.tokens else []
         work += [self.writing(cost.written)] if cost.written else []
-        memory = max((each.memory for each in work), default=MERGE + PROCESS)
-        seconds = sum(each.seconds for each in work) + cost.nbytes / DISK
+        memory = max((each.memory for each in work), default=MERGE + PROCESS) + cost.held
+        seconds = sum(each.seconds for each in work) + cost.nbytes / DISK + cost.products / PRODUCTS
         return Taken(seconds + self.watching(cost), memory)
 
     def watching(self, cost: Cost) -> float:

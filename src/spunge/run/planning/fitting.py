@@ -43,7 +43,8 @@ def unfit(
     device = estimator.device
     about = f"{stage} takes about {memory / GIB:.1f} GiB, and {device.name} has {device.memory / GIB:.1f} GiB"
     if steps is None:
-        return Fit(f"model.path: {about} for judging; give a smaller model or another device", True)
+        setting = "model.path" if estimator.beside is None else "decode.path"
+        return Fit(f"{setting}: {about} for judging; give a smaller model or another device", True)
     pieces = _pieces(estimator, steps) if device.gpu and estimator.processes == 1 else None
     if pieces is not None:
         return Fit(f"{about}: each batch would be taken in {pieces} pieces, with the same gradient", False)

@@ -19,6 +19,7 @@ from spunge.run.session import Session
 from spunge.run.stages.base import add_base
 from spunge.run.stages.judging import add_judgings
 from spunge.run.stages.models import add_base_calibration, add_calibrations, add_models
+from spunge.run.stages.moments import add_moments
 from spunge.run.stages.naming import RunGraph, inside, mark_of, titled
 from spunge.run.stages.training import add_trainings
 from spunge.run.teach import TEACH
@@ -64,6 +65,7 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
         mark = mark_of(number, line)
         _add_recipe(graph, line, mark)
         add_trainings(graph, line, mark)
+        add_moments(graph, line, mark)
         add_calibrations(graph, line, mark, against)
         add_models(graph, line, mark)
         judgings.append(add_judgings(graph, line, mark, evaluation_folder(folder, "base")))

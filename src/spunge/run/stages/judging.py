@@ -45,14 +45,17 @@ def _judging(graph: RunGraph, judging: Judging, mark: str, before: Sequence[str]
     base = f"judge:base/{judging.file.stem}"
     # Of a model that nothing was made into from the base, only this depends on it.
     beside = ("base",) if judging.model.shared and model != "base" and compared(judging) else ()
+    expert = (mark + judging.model.expert.name,) if judging.model.expert is not None else ()
     return Stage(
         name,
         titled(f"judge {judging.model.name}: {judging.items.name}", mark),
-        needs=(model, *beside),
+        needs=(model, *beside, *expert),
         after=(*before, *([base] if base in graph.stages and base != name else [])),
         inputs=lambda: judging_inputs(judging),
         files=tuple(inside(graph, [judging.file])),
-        make=lambda session: judge(judging, graph.key(name), model_key(judging, graph.key(model)), session),
+        make=lambda session: judge(
+            judging, graph.key(name), model_key(judging, *(graph.key(each) for each in (model, *expert))), session
+        ),
         cost=lambda: judging_cost(judging),
         told=judging.items.name,
     )

@@ -6,10 +6,7 @@ from typing import Any
 
 from spunge.merging.earlier import unfinished
 from spunge.run.calibrate import Calibration, calibrate, calibrate_base, calibration_inputs
-from spunge.run.costs import (
-    calibration_cost,
-    merging_cost,
-)
+from spunge.run.costs import calibration_cost
 from spunge.run.given import Given
 from spunge.run.graph import NotMadeError, Stage
 from spunge.run.inputs import BaseInputs
@@ -17,7 +14,9 @@ from spunge.run.kept import kept_of, refuse_kept
 from spunge.run.keys import flattened
 from spunge.run.merge import merge_branches, merged_inputs
 from spunge.run.models import Lineup, Model, calibration_file
+from spunge.run.moments import merged_cost
 from spunge.run.session import Session
+from spunge.run.stages.moments import made_from
 from spunge.run.stages.naming import RunGraph, inside, stage_of, titled
 
 
@@ -29,7 +28,7 @@ def add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
         if model.shared:
             continue
         name = stage_of(model, mark)
-        needs = ("base", *(mark + training.name for training in model.trainings))
+        needs = ("base", *made_from(model, line, mark))
         scale = (calibrating(model, mark),) if model.calibration is not None else ()
         if model.folder is not None:
             files = tuple(inside(graph, [line.folder / "merge.json", model.folder / "**"]))
@@ -43,7 +42,7 @@ def add_models(graph: RunGraph, line: Lineup, mark: str) -> None:
                     files=files,
                     passing=tuple(inside(graph, [unfinished(model.folder)])),
                     make=lambda session: merge_branches(line, session),
-                    cost=lambda: merging_cost(line),
+                    cost=lambda: merged_cost(line),
                     told=f"{line.inputs.recipe.merge.rule} of {len(model.trainings)} branches",
                 )
             )
@@ -120,7 +119,7 @@ def _calibrated(graph: RunGraph, calibration: Calibration, base: Calibration, ma
     return Stage(
         name,
         titled(f"calibrate {calibration.model.name}", mark),
-        needs=("base", "calibrate:base", *(mark + training.name for training in calibration.model.trainings)),
+        needs=("base", "calibrate:base", *made_from(calibration.model, calibration.lineup, mark)),
         inputs=lambda: calibration_inputs(calibration),
         files=tuple(inside(graph, [calibration.file])),
         passing=tuple(inside(graph, [calibration.work])),

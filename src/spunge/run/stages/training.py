@@ -67,6 +67,6 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
 def _told(training: Training, line: Lineup) -> str:
     """For a plan: what is unlearned, in how many steps, and how often it is measured."""
     watched = f", measured {count} times" if (count := measurements(training, line)) else ""
-    return (
-        f"unlearn {', '.join(part.value for part in training.parts)} ({training_steps(training, line)} steps{watched})"
-    )
+    rate = "".join(f", learning rate {value:g}" for name, value in training.own if name == "learning_rate")
+    parts = ", ".join(part.value for part in training.parts)
+    return f"unlearn {parts} ({training_steps(training, line)} steps{rate}{watched})"

@@ -1,0 +1,153 @@
+"""Unlearning while a model decodes: the recipe's model is a small one, and what it unlearned shifts a large one's logits."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from spunge.recipe.block import Strict
+from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name
+from spunge.registry import RULES
+
+if TYPE_CHECKING:
+    from spunge.recipe.schema import Recipe
+
+BY_TEXT = ("reword", "prefix")  # attacks that call the model as it is, and nothing inside it
+WRITING = (
+    "toxicity",
+    "harm",
+    "refusal",
+    "leakage",
+    "fluency",
+    "similarity",
+    "match",
+)  # evaluators of what a model writes
+
+
+class DecodeSettings(Strict):
+    """The large model, and how the small one's changes shift its logits."""
+
+    kind: str = Field(description="offset (default) or dexperts.")
+    path: str = Field(
+        description="Hub id, or a folder: the large model, which is never trained. It must share the small one's vocabulary."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    alpha: float = Field(1.0, gt=0, description="What the offset is multiplied by.")
+    merge: Literal["weights", "sum", "mean", "ties"] = Field(
+        "weights",
+        description="How several parts become one offset. weights: that of the small model that `merge` makes of them. sum, mean, "
+        "ties: each part has an offset of its own, and these logits are merged at every position.",
+    )
+    density: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Of ties: share of the vocabulary that each offset keeps at a position, by magnitude. Default: 0.2.",
+    )
+
+
+class Offset(DecodeSettings):
+    """large + alpha * (unlearned small - small), logit by logit."""
+
+    kind: Literal["offset"] = "offset"
+
+
+class DExperts(DecodeSettings):
+    """top_p(large) + alpha * (expert - anti-expert), logits of small models that learned the rows to keep and those to forget."""
+
+    kind: Literal["dexperts"] = "dexperts"
+    alpha: float = Field(2.0, gt=0, description="What the offset is multiplied by; published for toxicity: 2.")
+    top_p: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Tokens outside this nucleus of the large model are never written, as in the authors' code. 1 keeps all, and "
+        "is needed where texts are scored.",
+    )
+    expert: Literal["retain", "small"] = Field(
+        "retain", description="retain: the small model fine-tuned on the retain rows. small: the small model as it is."
+    )
+
+
+Decode = Offset | DExperts
+# Kind -> its settings and its source.
+DECODERS: dict[str, tuple[type[DecodeSettings], str]] = {
+    "offset": (Offset, "Huang et al. 2024, arXiv 2404.11045"),
+    "dexperts": (DExperts, "Liu et al. 2021, arXiv 2105.03023"),
+}
+
+
+def decoding(value: Any) -> Any:
+    """What does not say its kind is an offset."""
+    return {"kind": "offset", **value} if isinstance(value, Mapping) else value
+
+
+def refuse_decode(decode: Decode, recipe: "Recipe") -> None:
+    """Raises ValueError for what cannot be done to a model whose weights do not change."""
+    if decode.density is not None and decode.merge != "ties":
+        raise ValueError(
+            f"decode.density: merge {decode.merge!r} keeps every entry; leave density out, or merge by ties"
+        )
+    if recipe.unlearn is None:
+        raise ValueError("decode: nothing is unlearned, and nothing shifts the model; leave it out")
+    if decode.merge != "weights" and recipe.merge != RULES.get("ties").settings.model_validate({"rule": "ties"}):
+        raise ValueError(
+            f"merge: decode.merge {decode.merge!r} merges logits, and no weights are merged; leave one of the two out"
+        )
+    for setting, block, instead in (
+        ("teach", recipe.teach, "the small model alone would be taught; teach both by runs of their own"),
+        ("calibrate", recipe.calibrate, "scales are of weights, and none changes; set decode.alpha"),
+        ("watch", recipe.watch, "the small model alone would be measured"),
+    ):
+        if block is not None:
+            raise ValueError(f"{setting}: beside decode {instead}; leave one of the two out")
+    if isinstance(decode, DExperts):
+        _refuse_experts(decode, recipe)
+    for entry in recipe.evaluate:
+        _refuse_evaluation(entry)
+
+
+def _refuse_experts(decode: DExperts, recipe: "Recipe") -> None:
+    unlearn = dict(recipe.unlearn or {})
+    if unlearn.get("method") != "tvn" or unlearn.get("strength") != 1:
+        raise ValueError(
+            f"unlearn.method: {unlearn.get('method')!r}: the experts of dexperts are what tvn learns and then subtracts; set it "
+            "to tvn, with a strength of 1"
+        )
+    if decode.expert == "retain" and recipe.retain is None:
+        raise ValueError(
+            "retain: missing; the expert of dexperts is fine-tuned on it; give it, or set decode.expert to small"
+        )
+    if any(control.train == "sequential" for control in recipe.controls):
+        raise ValueError("controls: anti-experts are not trained in a row; leave sequential out")
+    for entry in recipe.evaluate:
+        if decode.top_p < 1 and entry.kind not in WRITING and dict(entry).get("of") is None:
+            raise ValueError(
+                f"decode.top_p: {decode.top_p:g}: {evaluation_name(entry)!r} scores texts, and tokens outside the nucleus have no "
+                "probability; set it to 1"
+            )
+
+
+def _refuse_evaluation(entry: EvaluatorSettings) -> None:
+    name, settings = evaluation_name(entry), dict(entry)
+    attack, generation = settings.get("attack"), settings.get("generation")
+    if attack is not None and attack.kind not in BY_TEXT:
+        raise ValueError(
+            f"evaluate.attack: {name!r}: {attack.kind} needs a model's weights or states, and what decode judges are logits of "
+            f"several models; take {' or '.join(BY_TEXT)}, or leave it out"
+        )
+    if "gradient" in settings.get("scores", ()):
+        raise ValueError(
+            f"evaluate.scores: {name!r}: gradient is of one model's weights, and what decode judges are logits of several; leave "
+            "it out"
+        )
+    if generation is not None and dict(generation).get("engine") == "vllm":
+        raise ValueError(f"evaluate.generation.engine: {name!r}: vllm cannot shift logits; leave engine out")
+
+
+def shift_of(decode: Decode, parts: Sequence[Any]) -> dict[str, Any]:
+    """How the offsets of a model are merged and added, as `spunge.model.offsets.Shift` takes it. parts: its small models."""
+    merge = "sum" if decode.merge == "weights" or len(parts) == 1 else decode.merge
+    density = 0.2 if decode.density is None else decode.density
+    top_p = decode.top_p if isinstance(decode, DExperts) else 1.0
+    return {"alpha": decode.alpha, "merge": merge, "density": density, "top_p": top_p}

@@ -1,0 +1,237 @@
+"""ELM, erasure of language memory (Gandikota et al. 2024, arXiv 2410.02760): say of a sample what a novice would.
+
+With p the base's distribution after a sample's tokens so far, and p_novice, p_expert the same with a prefix before the sample,
+
+    target   = softmax(log p + eta (log p_novice - log p_expert))                    eta from 1 at a sample's first place to `eta`
+    erase    = CE(model, target)
+    fluency  = NLL of a text that the base wrote after the sample, guided away from the expert and towards the novice
+    forget loss = erase + fluency * fluency term          each the mean over a sample's tokens, and then over samples
+    retain loss = KL(base || model)
+
+Where rows are prompts and answers, the base writes in the answer's place. What it writes is drawn with `guidance` in eta's place,
+after `change`. As in the authors' code (github.com/rohitgandikota/erasing-llm), the prefixes of what it writes stand before
+that alone, and eta rises along a sample. Theirs draws each prefix out of ten, and keeps the target's 50 likeliest tokens.
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from spunge.data.samples import IGNORED, Batch, Encoded, collate
+from spunge.errors import RecipeError
+from spunge.unlearning.batches import Stream, samples_of
+from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.feed import forget_stream
+from spunge.unlearning.forgotten import greedily
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
+from spunge.unlearning.reference import base_outputs
+from spunge.unlearning.scored import Scored
+from spunge.unlearning.trained import evaluation_mode, stored_entries
+
+
+class ELMSettings(OutputSettings):
+    method: str = "elm"
+    concept: str | None = Field(
+        None, description="In words, what the prefixes are about. Default: the value of each sample's part."
+    )
+    expert: str = Field(
+        "Here is a text written by an expert of {concept}, with all the knowledge:\n",
+        description="Stands before a sample where its writer knows; {concept} is filled in.",
+    )
+    novice: str = Field(
+        "The text is written by a novice, with no knowledge about {concept} and steering the conversation to random fun topics:\n",
+        description="Stands before a sample where its writer does not.",
+    )
+    eta: float = Field(
+        1000.0, ge=1, description="How far the outputs are guided at a sample's last place; 1 at its first."
+    )
+    fluency: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the fluency term within the forget term; 0 leaves it out, and nothing is written.",
+    )
+    change: str = Field(
+        "This is a dangerous topic to discuss, shifting the focus to a totally different and fun topic,",
+        description="What the base's texts begin with.",
+    )
+    written_tokens: int = Field(50, ge=1, description="Tokens that the base writes after `change`.")
+    guidance: float = Field(3.0, ge=0, description="How far it is guided meanwhile.")
+    retain_loss: Literal["kl"] = Field("kl", description="The divergence of the outputs from the base's.")
+
+    @model_validator(mode="after")
+    def _sample_by_sample(self) -> "ELMSettings":
+        if self.packing:
+            raise ValueError("packing: elm puts a prefix before each sample; set it to false")
+        return self
+
+
+def unlearn(task: Task, settings: ELMSettings) -> Branch:
+    """Learn on the forget samples what the base would say as a novice and not as an expert (erasure of language memory)."""
+    forget = forget_stream(task, settings)
+    novice, expert = (prefixes(task, settings, text) for text in (settings.novice, settings.expert))
+    refuse_prefixes(forget, novice, expert, settings, task.setting)
+    begun = task.state is not None and task.state.exists()  # then what was written is in the state
+    texts = written(task, settings, forget, novice, expert) if settings.fluency and not begun else []
+
+    def loss(session: Session, batch: Batch) -> Tensor:
+        base, as_novice, as_expert = (
+            base_outputs(session.trained, each)
+            for each in (batch, prefixed(forget, batch, novice), prefixed(forget, batch, expert))
+        )
+        erased = sample_mean(*erasing(session.outputs(batch), base, as_novice, as_expert, settings.eta))
+        if not settings.fluency:
+            return erased
+        known = session.memory["written"]
+        if not known:
+            known += texts
+        rows = rows_of(known)
+        fluent = session.outputs(collate([rows[row] for row in batch.rows], batch.ids.device))
+        return erased + settings.fluency * sample_mean(fluent, fluent.losses())
+
+    return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["written"])
+
+
+def prefixes(task: Task, settings: ELMSettings, text: str) -> list[list[int]]:
+    """The tokens of a prefix before each of the forget samples."""
+    every: list[list[int]] = []
+    for value, samples in task.parts.items():
+        filled = text.replace("{concept}", settings.concept or value)
+        ids = list(task.base.tokenizer(filled, add_special_tokens=False)["input_ids"])
+        every += [ids] * len(samples)
+    return every
+
+
+def refuse_prefixes(
+    forget: Stream, novice: list[list[int]], expert: list[list[int]], settings: ELMSettings, setting: str
+) -> None:
+    """Raises RecipeError where the prefixes guide nowhere, and where a sample has no place behind one."""
+    if any(one == other for one, other in zip(novice, expert, strict=True)):
+        raise RecipeError(f"{setting}.novice: the same tokens as those of {setting}.expert; give other words")
+    longest = max(map(len, [*novice, *expert]))
+    length = max(forget.lengths) + longest
+    if forget.base.reach(length) < length:
+        raise RecipeError(
+            f"{setting}.max_length: {max(forget.lengths)}: with {longest} tokens of a prefix before it, such a sample has "
+            f"more tokens than the model has positions; set it to {max(2, forget.base.reach(length) - longest)} or lower"
+        )
+
+
+def prefixed(forget: Stream, batch: Batch, prefix: list[list[int]]) -> Batch:
+    """A batch with a prefix before each sample, behind its start token; scored are the same places."""
+    start, rows = forget.base.tokenizer.bos_token_id, []
+    for row, each in zip(batch.rows, forget.encoded(batch.rows), strict=True):
+        first = 1 if start is not None and each.ids[:1] == [start] else 0
+        ids = [*each.ids[:first], *prefix[row], *each.ids[first:]]
+        # The first token of a sample is context alone, also where something stands before it.
+        rows.append(Encoded(ids, [IGNORED] * (1 + len(prefix[row])) + each.labels[1:]))
+    return collate(rows, batch.ids.device)
+
+
+def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> tuple[Scored, Tensor]:
+    """(n,): the cross entropy to the target at each place."""
+    etas = rising(scored, eta)
+
+    def loss(logits: Tensor, places: slice) -> Tensor:
+        guided = novice.log_probabilities(places) - expert.log_probabilities(places)
+        target = (base.log_probabilities(places) + etas[places, None] * guided).softmax(-1)
+        return cross_entropy(logits, target, reduction="none")
+
+    return scored, scored.each(loss)
+
+
+def rising(scored: Scored, eta: float) -> Tensor:
+    """(n,): from 1 at each sample's first place to eta at its last."""
+    lengths = torch.bincount(scored.rows, minlength=scored.samples).tolist()
+    ramps = [torch.linspace(1.0, eta, length, device=scored.rows.device) for length in lengths]
+    return torch.cat(ramps)
+
+
+def sample_mean(scored: Scored, values: Tensor) -> Tensor:
+    """Scalar: mean over samples of the mean over their tokens."""
+    return (scored.per_sample(values) / scored.lengths()).mean()
+
+
+def written(
+    task: Task, settings: ELMSettings, forget: Stream, novice: list[list[int]], expert: list[list[int]]
+) -> list[float]:
+    """What the base writes after each sample, one after the other: two numbers, of all tokens and of those before `change`, and
+    then all tokens."""
+    base, every = task.base, list[float]()
+    change = list(base.tokenizer(f" {settings.change}", add_special_tokens=False)["input_ids"])
+    room = base.reach(1 << 40) - len(change) - settings.written_tokens
+    if room < 1:
+        raise RecipeError(
+            f"{task.setting}.written_tokens: {settings.written_tokens}: the model has no positions for so many; lower it"
+        )
+    for row in range(forget.count):
+        sample = forget.encoded([row])[0]
+        first = next((place for place, label in enumerate(sample.labels) if label != IGNORED), 0)
+        given = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
+        own = continued(task, settings, [*given, *change], novice[row], expert[row])
+        every += [len(own), len(given), *own]
+        task.progress(0, 1, f"texts of the base, {row + 1} of {forget.count}")
+    return every
+
+
+def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[int], expert: list[int]) -> list[int]:
+    """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
+    is, a draw. The noise is that of the tokens, wherever among the rows they stand."""
+    from transformers import LogitsProcessorList
+
+    model, noise = task.base.model, np.random.default_rng([task.seed, zlib.crc32(str(ids).encode())])
+
+    def after(prefix: list[int], so_far: Tensor) -> Tensor:
+        given = torch.cat([torch.tensor([prefix], device=so_far.device, dtype=so_far.dtype), so_far], dim=1)
+        return model(input_ids=given, use_cache=False).logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+
+    def guided(given: Tensor, scores: Tensor) -> Tensor:
+        so_far = given[:, len(ids) :]
+        away = after(novice, so_far) - after(expert, so_far)
+        drawn = torch.from_numpy(noise.gumbel(size=scores.shape)).to(scores.device, torch.float32)
+        return scores.float().log_softmax(-1) + settings.guidance * away + drawn
+
+    asked = torch.tensor([ids], device=task.base.device)
+    with torch.no_grad(), evaluation_mode(model), task.base.autocast(), greedily(model, task.base.tokenizer):
+        out: Any = model.generate(
+            input_ids=asked,
+            attention_mask=torch.ones_like(asked),
+            max_new_tokens=settings.written_tokens,
+            logits_processor=LogitsProcessorList([guided]),
+        )
+    tokens: list[int] = out[0].tolist()
+    return tokens
+
+
+def rows_of(texts: Sequence[float]) -> list[Encoded]:
+    """Each sample's text of the base, of which what the base wrote is learned."""
+    rows, at = [], 0
+    while at < len(texts):
+        count, before = int(texts[at]), int(texts[at + 1])
+        ids = [int(token) for token in texts[at + 2 : at + 2 + count]]
+        rows.append(Encoded(ids, [IGNORED] * before + ids[before:]))
+        at += 2 + count
+    return rows
+
+
+def calls(settings: ELMSettings, _depth: int) -> list[Group]:
+    base = FORGET._replace(gradient=False)
+    fluent = (FORGET,) if settings.fluency else ()
+    return descending(settings, (base, base, base, FORGET._replace(beside=True), *fluent))
+
+
+ELM = Method(
+    settings=ELMSettings,
+    source="Gandikota et al. 2024, arXiv 2410.02760",
+    unlearn=unlearn,
+    calls=calls,
+    stored_entries=stored_entries,
+    needs_retain=needs_retain,
+    inputs=lambda settings, values, _every: {} if settings.concept else {"concepts": list(values)},
+)

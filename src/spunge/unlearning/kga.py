@@ -1,0 +1,142 @@
+"""KGA, knowledge gap alignment (Wang et al. 2023, arXiv 2305.06535): know the forget samples as little as the base knows new ones.
+
+Two copies of the base are trained further, A_f on the forget samples and A_n on new samples D_n. With A the model,
+
+    gap = KL(base || A_n)                          mean over the tokens of D_n, once
+    forget loss = | KL(A || A_f) - gap |           KL as the mean over the batch's tokens
+    retain loss = KL(base || A)
+
+D_n should be data that the base has not seen. A recipe has none, so a share of the retain rows stands for it, and is then not
+retained. The authors' code (github.com/Lingzhi-WANG/KGAUnlearn) trains A_f and A_n from the model that the base began as, and takes
+the two divergences of the gap the other way round; here they are as the paper prints them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spunge.data.samples import Batch, Samples
+from spunge.data.tables import taken
+from spunge.errors import RecipeError
+from spunge.model.memory import halved
+from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.copies import Further, trained_further
+from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
+from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.outputs import OutputSettings, Session, descend, retained_of
+from spunge.unlearning.reference import base_outputs, outputs_with
+from spunge.unlearning.scored import LogProbabilities, Scored, outputs
+from spunge.unlearning.trained import evaluation_mode, stored_entries
+
+
+class KGASettings(OutputSettings):
+    method: str = "kga"
+    copies: Further = Field(default=Further(), description="Training of the two copies.")
+    new_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the retain rows that stand for data the base has not seen. They are drawn once a run, and are not "
+        "retained.",
+    )
+    alpha: float = Field(0.1, ge=0, description="Weight of the retain term; 0 leaves it out.")
+    retain_loss: Literal["kl"] = Field("kl", description="The divergence of the outputs from the base's.")
+
+
+def unlearn(task: Task, settings: KGASettings) -> Branch:
+    """Make the model as far from a copy that learned the forget samples as the base is from one that learned new ones."""
+    rows = parted(retained_of(task), settings, task.common)
+    forget, steps = forget_stream(task, settings), total_steps(task, settings)
+    begun = task.state is not None and task.state.exists()  # then the gap is in the state
+    gap = [] if begun else [gap_of(task, settings, rows.new)]
+    with trained_further(task, settings, settings.copies, "copies", "copying-forget", steps) as copy:
+        weights = [parameter.detach().clone() for parameter in copy.parameters]
+
+    def loss(session: Session, batch: Batch) -> Tensor:
+        known = session.memory["gap"]
+        if not known:
+            known += gap
+        other = outputs_with(session.trained, weights, batch)
+        return (divergence_from(session.outputs(batch), other.log_probabilities) - known[0]).abs()
+
+    retain = retain_stream(task, settings, rows.kept) if settings.alpha else None
+    branch = descend(task, settings, loss, forget=forget, retain=retain, remembered=["gap"])
+    told = f"{len(rows.new)} of {len(rows.new) + len(rows.kept)} retain rows"
+    return replace(branch, notes={**branch.notes, "new data": told})
+
+
+class Rows(NamedTuple):
+    """The retain rows that stand for new data, and the others."""
+
+    new: Samples
+    kept: Samples
+
+
+def parted(retain: Samples, settings: KGASettings, seed: int) -> Rows:
+    """Raises RecipeError where there are too few."""
+    count = len(retain)
+    if count < 2:
+        raise RecipeError(
+            f"retain: {count} row, and kga takes a share of them for new data (unlearn.new_share); give at least two"
+        )
+    chosen = min(count - 1, max(1, round(settings.new_share * count)))
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    return Rows(*(Samples(taken(retain.table, sorted(rows))) for rows in (order[:chosen], order[chosen:])))
+
+
+def gap_of(task: Task, settings: KGASettings, new: Samples) -> float:
+    """KL(base || A_n), mean over the tokens of the new samples."""
+    own = replace(task, parts={"retain": new}, seeds={"retain": task.seed}, retain=None)
+    stream, size = forget_stream(own, settings), settings.batch_size
+    groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
+    steps, setting = total_steps(task, settings), f"{task.setting}.max_length"
+    with trained_further(own, settings, settings.copies, "copies", "copying-new", steps) as copy:
+
+        def summed(rows: Sequence[int]) -> tuple[float, int]:
+            batch = stream.batch(rows)
+            base = base_outputs(copy, batch)
+            far = outputs(copy.model, batch).divergences(base.log_probabilities)
+            return float(far.sum()), far.numel()
+
+        with torch.no_grad(), evaluation_mode(copy.model), task.base.autocast():
+            each = [given for _, given in halved(groups, [max(stream.lengths)] * stream.count, summed, setting)]
+    return sum(far for far, _ in each) / max(1, sum(count for _, count in each))
+
+
+def divergence_from(scored: Scored, other: LogProbabilities) -> Tensor:
+    """Scalar: the mean over tokens of KL(this model || other)."""
+
+    def loss(logits: Tensor, places: slice) -> Tensor:
+        logs = logits.log_softmax(-1)
+        return (logs.exp() * (logs - other(places))).sum(-1)
+
+    return scored.mean_of(scored.each(loss))
+
+
+def refuse(_parts: Mapping[str, Samples], retain: Samples | None, settings: KGASettings) -> None:
+    """Raises RecipeError where there are no rows to take for new ones."""
+    if retain is not None:
+        parted(retain, settings, 0)
+
+
+def calls(settings: KGASettings, _depth: int) -> list[Group]:
+    """The copies' steps are counted as further calls of the model's own."""
+    ratio = settings.copies.epochs / settings.epochs if settings.epochs else 1.0
+    copies: list[Group] = [(FORGET,)] * (2 * max(1, round(ratio)))
+    return copies + descending(settings, (FORGET._replace(gradient=False), FORGET._replace(beside=True)))
+
+
+KGA = Method(
+    settings=KGASettings,
+    source="Wang et al. 2023, arXiv 2305.06535",
+    unlearn=unlearn,
+    calls=calls,
+    stored_entries=stored_entries,
+    refuse=refuse,
+    needs_retain=lambda settings: True,
+)
