@@ -354,4 +354,4 @@ def refuse(recipe: Recipe) -> None:
         named_here(recipe)
 
 
-RAY = Executor(RaySettings, "Ray", at_once, cluster, refuse)
+RAY = Executor(RaySettings, "Ray", at_once, cluster, refuse=refuse)
