@@ -195,7 +195,9 @@ def test_an_answer_that_breaks_off_is_told_and_the_other_models_answer(
     monkeypatch.setattr(Answers, "answer", answer)
     status, page, _ = Talk(server).read(Talk(server).ask())
     assert status == 200
-    assert "the answer is</bdi></p><p class=\"below\">RuntimeError while this was answered: the answer is not whole" in page
+    assert (
+        'the answer is</bdi></p><p class="below">RuntimeError while this was answered: the answer is not whole' in page
+    )
     assert "a path of this machine" not in page
     assert "merged heard hello" in page
     assert page.rstrip().endswith("</html>")
