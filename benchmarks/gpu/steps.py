@@ -380,6 +380,8 @@ def tests(size: Size, note: Note) -> None:
         "--tb=short",
         "-p",
         "no:cacheprovider",
+        "-o",
+        "addopts=--import-mode=importlib",  # the project's own name a plug-in that a bare machine lacks
     ]
     own = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     ran = subprocess.run(

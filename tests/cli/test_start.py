@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from commands import call
+from spunge.recipe.decoding import DECODERS
 from spunge.registry import EVALUATORS, METHODS, RULES
 
 
@@ -12,6 +13,7 @@ def test_list_prints_every_method_rule_evaluator_and_recipe() -> None:
     assert [entry["name"] for entry in listed["methods"]] == METHODS.names()
     assert [entry["name"] for entry in listed["rules"]] == RULES.names()
     assert [entry["name"] for entry in listed["evaluators"]] == EVALUATORS.names()
+    assert [entry["name"] for entry in listed["decode"]] == list(DECODERS)
     assert "demo" in [entry["name"] for entry in listed["recipes"]]
     assert all(entry["summary"] for kind in listed.values() for entry in kind)
     text = call("list", "methods").stdout

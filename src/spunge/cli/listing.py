@@ -1,5 +1,6 @@
 """What there is to choose from, read off the code: what can be named in a recipe, and recipes; and what this machine has."""
 
+import inspect
 import json
 import platform
 import sys
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 from spunge.errors import RecipeError
 from spunge.evaluation.attacks.attack import Attack
 from spunge.recipe.block import Strict
+from spunge.recipe.decoding import DECODERS
 from spunge.recipe.loading import shipped_recipes
 from spunge.recipe.named import Named
 from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, TRACKERS, Registry
@@ -28,7 +30,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "executors": EXECUTORS,
     "trackers": TRACKERS,
 }
-KINDS = (*REGISTRIES, "recipes")
+KINDS = (*REGISTRIES, "decode", "recipes")
 # The setting that names the choice itself.
 NAMING = {
     "methods": "method",
@@ -48,6 +50,16 @@ def listing(kind: str) -> list[dict[str, Any]]:
         return [
             {"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))}
             for file in shipped_recipes()
+        ]
+    if kind == "decode":
+        return [
+            {
+                "name": name,
+                "summary": inspect.getdoc(block),
+                "source": source,
+                "settings": {field: told for field, told in settings_of(block).items() if field != "kind"},
+            }
+            for name, (block, source) in DECODERS.items()
         ]
     return [_listed(name, kind) for name in REGISTRIES[kind].names()]
 

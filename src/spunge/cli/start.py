@@ -28,7 +28,10 @@ from spunge.errors import RecipeError, suggestion
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, rules, evaluators, attacks, scorers, attributes or recipes. Default: all.")
+        str,
+        typer.Argument(
+            help="methods, rules, evaluators, attacks, scorers, attributes, decode or recipes. Default: all."
+        ),
     ] = "",
     as_json: JsonOption = False,
 ) -> None:

@@ -47,13 +47,13 @@ class DecodeSettings(Strict):
 
 
 class Offset(DecodeSettings):
-    """large + alpha * (unlearned small - small), logit by logit (Huang et al. 2024, arXiv 2404.11045)."""
+    """large + alpha * (unlearned small - small), logit by logit."""
 
     kind: Literal["offset"] = "offset"
 
 
 class DExperts(DecodeSettings):
-    """top_p(large) + alpha * (expert - anti-expert), both fine-tuned small models (Liu et al. 2021, arXiv 2105.03023)."""
+    """top_p(large) + alpha * (expert - anti-expert), logits of small models that learned the rows to keep and those to forget."""
 
     kind: Literal["dexperts"] = "dexperts"
     alpha: float = Field(2.0, gt=0, description="What the offset is multiplied by; published for toxicity: 2.")
@@ -70,6 +70,11 @@ class DExperts(DecodeSettings):
 
 
 Decode = Offset | DExperts
+# Kind -> its settings and its source.
+DECODERS: dict[str, tuple[type[DecodeSettings], str]] = {
+    "offset": (Offset, "Huang et al. 2024, arXiv 2404.11045"),
+    "dexperts": (DExperts, "Liu et al. 2021, arXiv 2105.03023"),
+}
 
 
 def decoding(value: Any) -> Any:

@@ -109,7 +109,7 @@ def _write(run: Run, model: Model, out: Path) -> None:
 
 
 def _card(decode: Decode, small: str, count: int) -> str:
-    merged = f"There are {count} of them, one for each part, and their offsets are merged as logits ({decode.merge}).\n"
+    merged = f"There are {count} unlearned ones, one for each part, and their offsets are merged as logits ({decode.merge}).\n"
     shown = (Path(path).name if path.startswith(("/", ".", "~")) else path for path in (decode.path, small))
     large, small = shown
     return CARD.format(

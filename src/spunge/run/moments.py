@@ -74,6 +74,11 @@ def refuse_moments(line: Lineup) -> None:
                 f"controls: rule {model.merge.rule!r} merges models that all began from the base, but those of "
                 "`train: sequential` began from one another; name another rule for it"
             )
+        if line.inputs.recipe.model.device_map is not None:
+            raise RecipeError(
+                f"model.device_map: rule {model.merge.rule!r} takes moments of the weights themselves, whole on one device; leave "
+                "one of the two out"
+            )
         base = line.inputs.base
         if kind == "gradients" and base.untaught.is_dir() and arithmetic(base.untaught, base.judged) == torch.float16:
             raise RecipeError(
@@ -107,7 +112,7 @@ def take_moments(wanted: Wanted, session: Session) -> Made:
     """Of the branch as it is judged: with the values that a checkpoint of it would hold."""
     inputs, training = wanted.lineup.inputs, wanted.training
     storage = _storage(inputs.recipe.merge)
-    base = session.show(Model("branch", training.name, training.name, (training,), storage=storage))
+    base = session.itself(Model("branch", training.name, training.name, (training,), storage=storage))
     samples = [part.samples for part in training.parts]
     rows = rows_of(samples, base, wanted.settings["rows"], wanted.settings["max_length"])
     if wanted.kind == "gradients":

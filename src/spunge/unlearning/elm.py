@@ -11,6 +11,13 @@ With p the base's distribution after a sample's tokens so far, and p_novice, p_e
 Where rows are prompts and answers, the base writes in the answer's place. What it writes is drawn with `guidance` in eta's place,
 after `change`. As in the authors' code (github.com/rohitgandikota/erasing-llm), the prefixes of what it writes stand before
 that alone, and eta rises along a sample. Theirs draws each prefix out of ten, and keeps the target's 50 likeliest tokens.
+
+`{concept}` in the prefixes is the value of each sample's part, or `concept`. Each prefix is one of the authors' ten, their
+first. The base writes from `change` on, also one of theirs, with 50 tokens where they take 100 to 300. Their target is taken at
+a temperature of 1.2, here at 1; their retain term is the base's likeliest token, here its distribution, as in the paper. eta
+1000, guidance 3 and the weights of 1 are theirs for 7B models, which train blocks 4 to 7 alone; here all blocks have LoRA. What
+the base wrote is kept in the branch's state; writing it takes three calls a token and sample, which `spunge plan` does not
+count. No figure of the paper was measured again here.
 """
 
 import zlib
@@ -125,13 +132,19 @@ def refuse_prefixes(
 
 def prefixed(forget: Stream, batch: Batch, prefix: list[list[int]]) -> Batch:
     """A batch with a prefix before each sample, behind its start token; scored are the same places."""
-    start, rows = forget.base.tokenizer.bos_token_id, []
+    rows = []
     for row, each in zip(batch.rows, forget.encoded(batch.rows), strict=True):
-        first = 1 if start is not None and each.ids[:1] == [start] else 0
-        ids = [*each.ids[:first], *prefix[row], *each.ids[first:]]
+        start = start_of(each, forget.base.tokenizer)
+        ids = [*start, *prefix[row], *each.ids[len(start) :]]
         # The first token of a sample is context alone, also where something stands before it.
         rows.append(Encoded(ids, [IGNORED] * (1 + len(prefix[row])) + each.labels[1:]))
     return collate(rows, batch.ids.device)
+
+
+def start_of(sample: Encoded, tokenizer: Any) -> list[int]:
+    """The start token of a sample that begins with one."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and sample.ids[:1] == [first] else []
 
 
 def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> tuple[Scored, Tensor]:
@@ -165,8 +178,9 @@ def written(
     then all tokens."""
     base, every = task.base, list[float]()
     change = list(base.tokenizer(f" {settings.change}", add_special_tokens=False)["input_ids"])
-    room = base.reach(1 << 40) - len(change) - settings.written_tokens
-    if room < 1:
+    most, longest = base.reach(1 << 40), 1 + max(map(len, [*novice, *expert]))  # a start token and a prefix
+    room = most - len(change) - settings.written_tokens
+    if min(room, most - longest - settings.written_tokens) < 1:
         raise RecipeError(
             f"{task.setting}.written_tokens: {settings.written_tokens}: the model has no positions for so many; lower it"
         )
@@ -174,7 +188,8 @@ def written(
         sample = forget.encoded([row])[0]
         first = next((place for place, label in enumerate(sample.labels) if label != IGNORED), 0)
         given = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
-        own = continued(task, settings, [*given, *change], novice[row], expert[row])
+        start = start_of(sample, base.tokenizer)
+        own = continued(task, settings, [*given, *change], [*start, *novice[row]], [*start, *expert[row]])
         every += [len(own), len(given), *own]
         task.progress(0, 1, f"texts of the base, {row + 1} of {forget.count}")
     return every
@@ -182,7 +197,8 @@ def written(
 
 def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[int], expert: list[int]) -> list[int]:
     """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
-    is, a draw. The noise is that of the tokens, wherever among the rows they stand."""
+    is, a draw. The noise is that of the tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the start
+    token where the tokens have one."""
     from transformers import LogitsProcessorList
 
     model, noise = task.base.model, np.random.default_rng([task.seed, zlib.crc32(str(ids).encode())])
@@ -210,7 +226,7 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:
-    """Each sample's text of the base, of which what the base wrote is learned."""
+    """Each sample's text of the base, of which `change` and what the base wrote after it are learned."""
     rows, at = [], 0
     while at < len(texts):
         count, before = int(texts[at]), int(texts[at + 1])
@@ -228,6 +244,7 @@ def calls(settings: ELMSettings, _depth: int) -> list[Group]:
 
 ELM = Method(
     settings=ELMSettings,
+    version=2,  # prefixes of what the base writes stand behind a start token
     source="Gandikota et al. 2024, arXiv 2410.02760",
     unlearn=unlearn,
     calls=calls,
