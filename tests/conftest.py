@@ -259,3 +259,33 @@ def server() -> Iterator[Served]:
 def bits_of() -> Callable[[Any], dict[str, torch.Tensor]]:
     """bits_of(model) -> a copy of its parameters and buffers."""
     return lambda model: {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium that is installed, driven by playwright."""
+    from spunge.report.picture import BROWSERS
+
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if installed is None:
+        pytest.skip("no browser is installed")
+    with playwright.sync_playwright() as running:
+        launched = running.chromium.launch(executable_path=installed, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> Callable[..., str]:
+    """axe(page) -> what axe-core finds that a screen reader or a weak eye cannot use, or nothing.
+
+    But for one rule: that a page which shows progress loads itself anew is what it is for.
+    """
+    driven = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
+
+    def found(page: Any) -> str:
+        results = driven.run(page, options={"rules": {"meta-refresh": {"enabled": False}}})
+        return str(results.generate_report()) if results.violations_count else ""
+
+    return found

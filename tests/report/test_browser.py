@@ -1,10 +1,9 @@
 """The page in a browser: what it filters, what it blurs until it is asked, its colours by night, and that it runs nothing.
 
-Needs the package playwright (pip install playwright) and a Chromium that is installed; skipped without.
+Needs the packages of the group `browser` and a Chromium that is installed; skipped without.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,9 @@ from typing import Any
 import pytest
 
 from spunge.report.page import write_page
-from spunge.report.picture import BROWSERS
 
 pytestmark = pytest.mark.thorough
 HOSTILE = "</p></style><script>document.title='ran'</script><img src=http://e.example/x onerror=alert(1)> \x1b[31m =1+1"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if installed is None:
-        pytest.skip("no browser is installed")
-    with playwright.sync_playwright() as running:
-        launched = running.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -108,3 +94,12 @@ def test_nothing_runs_nothing_is_fetched_and_a_phone_scrolls_only_down(opened: A
 def test_on_paper_texts_stay_blurred(opened: Any) -> None:
     opened.emulate_media(media="print")
     assert blurred(opened) == len(opened.query_selector_all(".said bdi"))
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_on_the_page(opened: Any, axe: Callable[..., str], colours: str, width: int) -> None:
+    opened.emulate_media(color_scheme=colours)
+    opened.set_viewport_size({"width": width, "height": 900})
+    opened.check("#show-texts")
+    assert axe(opened) == ""
