@@ -19,7 +19,7 @@ from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
 from spunge.run.planning.devices import CARDS
 from spunge.run.planning.estimate import Estimator
-from spunge.run.planning.fitting import USABLE
+from spunge.run.planning.fitting import USABLE, devices_for
 from spunge.run.planning.skeleton import Skeleton
 from spunge.run.planning.steps import Rows, Steps
 from spunge.unlearning.calls import descending
@@ -32,6 +32,7 @@ PAGE = HERE.parent / "docs" / "planning.md"
 START, END = "<!-- table: python benchmarks/sizes.py -->", "<!-- end of table: sizes.py -->"
 BATCH, TOKENS = 4, 512
 WAYS = ("RMU", "NPO, LoRA", "again", "again, 4 bits", "NPO in full, again, 8-bit AdamW")
+UNSHARED = ("RMU", "again, 4 bits")  # that several devices do not train together
 
 
 def estimator(config: Any, device: str, recomputed: bool = False, packed: bool = False) -> Estimator:
@@ -46,7 +47,7 @@ def steps_of(way: str, depth: int) -> Steps:
         settings = RMUSettings(keep_activations=0)
         assert RMU.last_block is not None
         blocks = (RMU.last_block(settings, depth) or 0) + 1
-        return Steps(1, 1, RMU.calls(settings, depth), None, "adamw", sides, True, False, blocks)
+        return Steps(1, 1, RMU.calls(settings, depth), None, "adamw", sides, True, False, blocks=blocks)
     full = "full" in way
     what = Everything() if full else LoRA(targets="all-linear")
     optimizer = "adamw_8bit" if full else "adamw"
@@ -64,9 +65,13 @@ def row(name: str, shape: dict[str, Any], device: str) -> str:
     cells = [name, f"{counted / 1e9:.2f}"]
     for way in WAYS:
         size = estimator(config, device, "again" in way, "4 bits" in way)
-        taken = size.training(steps_of(way, config.num_hidden_layers))
+        steps = steps_of(way, config.num_hidden_layers)
+        taken = size.training(steps)
         there = [card.name for card in sorted(CARDS.values(), key=lambda card: card.memory)]
         smallest = next((card for card in there if taken.memory <= USABLE * CARDS[card].memory), "none")
+        if smallest == "none" and way not in UNSHARED:
+            count = devices_for(size, steps, most=1024)
+            smallest = "none" if count is None else f"{count} x {device}"
         cells.append(f"{taken.memory / 2**30:.0f} GiB, {taken.seconds:.2g} s ({smallest})")
     return f"| {' | '.join(cells)} |"
 

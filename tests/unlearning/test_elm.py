@@ -93,10 +93,29 @@ def test_the_loss_is_the_cross_entropy_to_what_a_novice_would_say_plus_that_of_w
     assert seen["loss"] == pytest.approx(seen["by hand"], rel=1e-4)
 
 
+def with_start_tokens(tokenizer: Any) -> None:
+    """Let a tokenizer put a start token before each text."""
+
+    class Starting(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: str, add_special_tokens: bool = True, **given: Any) -> Any:
+            coded = super().__call__(text, **given)
+            if add_special_tokens:
+                coded["input_ids"] = [self.bos_token_id, *coded["input_ids"]]
+                if "offset_mapping" in coded:
+                    coded["offset_mapping"] = [(0, 0), *coded["offset_mapping"]]
+            return coded
+
+    tokenizer.__class__ = Starting
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["as it is", "start token"])
 def test_what_the_base_writes_is_drawn_from_the_guided_distribution(
-    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, started: bool
 ) -> None:
+    """Prefixes stand where a text begins, behind the start token of a tokenizer that puts one there."""
     base, seen = load("llama"), list[Any]()
+    if started:
+        with_start_tokens(base.tokenizer)
 
     def run(loop: Loop) -> History:
         loop.next_loss(0)
@@ -108,10 +127,8 @@ def test_what_the_base_writes_is_drawn_from_the_guided_distribution(
     tokens = base.tokenizer
     for text, found in zip(TEXTS, seen, strict=True):
         begun = [*tokens(text)["input_ids"], *tokens(" moon", add_special_tokens=False)["input_ids"]]
-        prefixes = [
-            tokens(GIVEN[name].format(concept="asia"), add_special_tokens=False)["input_ids"]
-            for name in ("novice", "expert")
-        ]
+        prefixes = [tokens(GIVEN[name].format(concept="asia"))["input_ids"] for name in ("novice", "expert")]
+        assert all((prefix[0] == tokens.bos_token_id) == started for prefix in prefixes)
         noise, own = np.random.default_rng([3, zlib.crc32(str(begun).encode())]), list[int]()
         for _ in range(3):
             novice, expert = (logs_of(base.model, [*prefix, *own])[-1] for prefix in prefixes)
@@ -126,18 +143,7 @@ def test_the_base_writes_in_an_answers_place_and_after_a_text_with_its_start_tok
     pairs = Samples(pa.table({"prompt": ["a cat runs"], "completion": [" in the city"]}))
     plain = Samples(pa.table({"text": [learned]}))
 
-    class Starting(type(base.tokenizer)):  # type: ignore[misc]
-        """A tokenizer that puts a start token before each text."""
-
-        def __call__(self, text: str, add_special_tokens: bool = True, **given: Any) -> Any:
-            coded = super().__call__(text, **given)
-            if add_special_tokens:
-                coded["input_ids"] = [start, *coded["input_ids"]]
-                if "offset_mapping" in coded:
-                    coded["offset_mapping"] = [(0, 0), *coded["offset_mapping"]]
-            return coded
-
-    base.tokenizer.__class__ = Starting
+    with_start_tokens(base.tokenizer)
     settings = ELMSettings(**GIVEN)
     for samples, expected in ((pairs, "a cat runs"), (plain, learned)):
         task = Task(base, {"asia": samples}, None, {"asia": 3})
@@ -163,6 +169,12 @@ def test_a_sample_that_has_no_place_behind_a_prefix_is_refused(load: Callable[..
     assert base.positions == 128
     with pytest.raises(RecipeError, match=r"unlearn\.max_length: 128: with \d+ tokens of a prefix"):
         asia(base)
+
+
+def test_more_tokens_to_write_than_there_are_positions_behind_a_prefix_are_refused(load: Callable[..., Any]) -> None:
+    """The text itself would fit, its prefix is longer."""
+    with pytest.raises(RecipeError, match=r"unlearn\.written_tokens: 120: the model has no positions for so many"):
+        asia(load("gpt2"), written_tokens=120, max_length=20)
 
 
 def test_a_delta_depends_on_the_values_that_are_the_concepts() -> None:

@@ -10,12 +10,13 @@ from spunge.weights.checkpoint import Checkpoint;
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from spunge.errors import RecipeError, first_line
+from spunge.model.recalled import recalled
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.described import described_by
 from spunge.weights.matching import COMPUTED
@@ -44,8 +45,39 @@ class Fit:
 
 
 def fit(checkpoint: Checkpoint) -> Fit:
-    """Try a checkpoint on its config.json. Nothing of the checkpoint's own code is run."""
+    """Try a checkpoint on its config.json. Nothing of the checkpoint's own code is run.
 
+    The same names, dtypes and shapes on the same config.json are tried once (`spunge.model.recalled`).
+    """
+    tried: list[Fit] = []
+
+    def found() -> dict[str, Any] | None:
+        tried.append(_tried(checkpoint))
+        # What could not be tried may be tried another day, with another package beside.
+        return None if tried[0].architecture is None else _written(tried[0])
+
+    known = recalled(["fit", _asked(checkpoint)], found)
+    return tried[0] if tried or known is None else _read(known)
+
+
+def _asked(checkpoint: Checkpoint) -> list[Any]:
+    """All of a checkpoint that a try depends on."""
+    described = checkpoint.folder / "config.json"
+    stored = sorted([info.name, list(info.shape), str(info.dtype)] for info in checkpoint.tensors.values())
+    return [described.read_bytes().hex() if described.is_file() else None, stored]
+
+
+def _written(fit: Fit) -> dict[str, Any]:
+    return {**asdict(fit), "dtype": None if fit.dtype is None else str(fit.dtype).removeprefix("torch.")}
+
+
+def _read(known: dict[str, Any]) -> Fit:
+    names = {name: tuple(known[name]) for name in ("missing", "mismatched", "integers", "unread")}
+    dtype = None if known["dtype"] is None else getattr(torch, known["dtype"])
+    return Fit(known["architecture"], known["reason"], dtype, **names)
+
+
+def _tried(checkpoint: Checkpoint) -> Fit:
     if not (checkpoint.folder / "config.json").is_file():
         return Fit(None, "there is no config.json")
     with quiet():

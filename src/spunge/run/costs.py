@@ -37,7 +37,7 @@ STATE = 16  # bytes of an entry: its value, its last good one and Adam's two mom
 
 def expected(stage: Stage[Any]) -> Expected:
     """What the others of a run are told of a stage that is to come: its passes of tokens through the model, or bytes."""
-    cost = stage.cost()
+    cost = stage.takes
     tokens = cost.tokens + cost.watched + WRITING * (cost.written + cost.watched_written)
     tokens += passes(cost.steps) if cost.steps is not None else 0.0
     return Expected(stage.title, "model", tokens) if tokens else Expected(stage.title, "disk", cost.nbytes)

@@ -8,6 +8,7 @@ means done.
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -63,6 +64,11 @@ class Stage(Generic[SessionT]):
     told: str = ""  # what a plan says of it beyond the title
     together: bool = False  # several processes can make it of one model; the main one of them leaves the files
     light: bool = False  # made at once, without a model: by whoever gives the others out
+
+    @cached_property
+    def takes(self) -> Cost:
+        """Its cost, computed once: it counts a model's tensors and all rows."""
+        return self.cost()
 
 
 class State(NamedTuple):

@@ -16,6 +16,7 @@ from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.report.wording import aligned
+from spunge.run.executors.sharded import refuse_unshared
 from spunge.run.folder import default_folder, require_own
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import device_of, shared
@@ -75,25 +76,27 @@ def plan(
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     require_own(folder)
-    at_once = EXECUTORS.get(recipe.execution.kind).room(recipe)
+    executor, settings = EXECUTORS.get(recipe.execution.kind), recipe.execution
+    at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
-    where = shared(device_of(device, pick_device(recipe.model.device)), _on_one(recipe))
+    where = device_of(device, pick_device(recipe.model.device), anew=measure)
+    where = shared(where, _on_one(recipe, 1 if where.gpu else together))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
     here = here and (recipe.decode is None or base.large_here)
-    size = estimator_of(base, where) if here else None
+    size = estimator_of(base, where, together) if here else None
     if measure:
         size = _measured(begun, size, device)
     steps = list(_steps(graph, size))
     taken = turns(graph, _to_make(graph, size), at_once)
-    unfitting = list(_unfitting(graph, size)) if size else []
+    unfitting = list(_unfitting(recipe, graph, size)) if size else []
     return Plan(
         folder=str(folder),
         device=where.name,
         device_memory=where.memory,
         stages=steps,
         memory=max((step.memory or 0 for step in steps), default=0) if size else None,
-        disk=round(sum(stage.cost().kept for stage in graph.stages.values())) if size else None,
+        disk=round(sum(stage.takes.kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         at_once=at_once,
         first=[turn.stage for turn in taken if turn.start == 0.0],
@@ -121,25 +124,35 @@ def _measured(begun: Run, size: Estimator | None, device: str) -> Estimator:
             "--measure: the model is still to be downloaded or converted; run it first, or leave --measure out"
         )
     for name, stage in begun.graph.stages.items():
-        if name.startswith(("branch:", "control:")) and (steps := stage.cost().steps) is not None:
+        if name.startswith(("branch:", "control:")) and (steps := stage.takes.steps) is not None:
             return scaled(size, begun.recipe, steps, name)
     raise RecipeError("--measure: nothing is trained by this recipe; leave it out")
 
 
-def _on_one(recipe: Recipe) -> int:
-    """Processes that share a device."""
-    return int(dict(recipe.execution).get("per_device", 1))
+def _on_one(recipe: Recipe, together: int) -> int:
+    """Processes that share a device. together: of those that train one model."""
+    return int(dict(recipe.execution).get("per_device", 1)) * together
 
 
-def _unfitting(graph: RunGraph, size: Estimator) -> Iterator[Fit]:
+def _shares(recipe: Recipe) -> bool:
+    """Whether several devices can train a recipe's models together."""
+    try:
+        refuse_unshared(recipe)
+    except RecipeError:
+        return False
+    return True
+
+
+def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit]:
     """What does not fit; of several stages that need the same mend, the first."""
     told: set[str] = set()
+    shares = _shares(recipe)
     for name, stage in graph.stages.items():
         if stage.make is None or stage.light or graph.state(name).done:
             continue
-        cost = stage.cost()
+        cost = stage.takes
         block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
-        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block)
+        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block, shares)
         if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
             told.add(mend)
             yield fit
@@ -198,7 +211,7 @@ def _step(graph: RunGraph, size: Estimator | None, shown: str, title: str, names
     done = size is not None and all(graph.state(name).done for name in names)
     if size is None:
         return Step(shown, title, done, None, None, None)
-    costs = [graph.stages[name].cost() for name in names]
+    costs = [graph.stages[name].takes for name in names]
     taken = [size.stage(cost) for cost in costs]
     if watched := sum(size.watching(cost) for cost in costs):
         title += f", and {duration(watched)} to watch it"
@@ -211,7 +224,7 @@ def _to_make(graph: RunGraph, size: Estimator | None) -> dict[str, float]:
     stages = [stage for stage in graph.stages.values() if stage.make is not None and not stage.light]
     if size is None:
         return {stage.name: 1.0 for stage in stages}
-    return {stage.name: size.stage(stage.cost()).seconds for stage in stages if not graph.state(stage.name).done}
+    return {stage.name: size.stage(stage.takes).seconds for stage in stages if not graph.state(stage.name).done}
 
 
 def plan_text(planned: Plan) -> str:

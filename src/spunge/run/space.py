@@ -14,7 +14,7 @@ def refuse_full(begun: Run, stages: Sequence[Stage[Session]], what: str) -> None
     """Raises RecipeError where the disk does not hold what some stages write; nothing is asked of a base still to be converted."""
     if not begun.base.untaught.is_dir():
         stages = [stage for stage in stages if stage.name == "conversion"]
-    costs = [(stage, stage.cost()) for stage in stages]
+    costs = [(stage, stage.takes) for stage in stages]
     kept = sum(max(0.0, cost.kept - _there(begun, stage)) for stage, cost in costs)
     require_space(begun.graph.folder, kept + max((cost.passing for _, cost in costs), default=0.0), what)
 

@@ -125,13 +125,19 @@ def refuse_prefixes(
 
 def prefixed(forget: Stream, batch: Batch, prefix: list[list[int]]) -> Batch:
     """A batch with a prefix before each sample, behind its start token; scored are the same places."""
-    start, rows = forget.base.tokenizer.bos_token_id, []
+    rows = []
     for row, each in zip(batch.rows, forget.encoded(batch.rows), strict=True):
-        first = 1 if start is not None and each.ids[:1] == [start] else 0
-        ids = [*each.ids[:first], *prefix[row], *each.ids[first:]]
+        start = start_of(each, forget.base.tokenizer)
+        ids = [*start, *prefix[row], *each.ids[len(start) :]]
         # The first token of a sample is context alone, also where something stands before it.
         rows.append(Encoded(ids, [IGNORED] * (1 + len(prefix[row])) + each.labels[1:]))
     return collate(rows, batch.ids.device)
+
+
+def start_of(sample: Encoded, tokenizer: Any) -> list[int]:
+    """The start token of a sample that begins with one."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and sample.ids[:1] == [first] else []
 
 
 def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> tuple[Scored, Tensor]:
@@ -165,8 +171,9 @@ def written(
     then all tokens."""
     base, every = task.base, list[float]()
     change = list(base.tokenizer(f" {settings.change}", add_special_tokens=False)["input_ids"])
-    room = base.reach(1 << 40) - len(change) - settings.written_tokens
-    if room < 1:
+    most, longest = base.reach(1 << 40), 1 + max(map(len, [*novice, *expert]))  # a start token and a prefix
+    room = most - len(change) - settings.written_tokens
+    if min(room, most - longest - settings.written_tokens) < 1:
         raise RecipeError(
             f"{task.setting}.written_tokens: {settings.written_tokens}: the model has no positions for so many; lower it"
         )
@@ -174,7 +181,8 @@ def written(
         sample = forget.encoded([row])[0]
         first = next((place for place, label in enumerate(sample.labels) if label != IGNORED), 0)
         given = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
-        own = continued(task, settings, [*given, *change], novice[row], expert[row])
+        start = start_of(sample, base.tokenizer)
+        own = continued(task, settings, [*given, *change], [*start, *novice[row]], [*start, *expert[row]])
         every += [len(own), len(given), *own]
         task.progress(0, 1, f"texts of the base, {row + 1} of {forget.count}")
     return every
@@ -182,7 +190,8 @@ def written(
 
 def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[int], expert: list[int]) -> list[int]:
     """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
-    is, a draw. The noise is that of the tokens, wherever among the rows they stand."""
+    is, a draw. The noise is that of the tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the start
+    token where the tokens have one."""
     from transformers import LogitsProcessorList
 
     model, noise = task.base.model, np.random.default_rng([task.seed, zlib.crc32(str(ids).encode())])
@@ -210,7 +219,7 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:
-    """Each sample's text of the base, of which what the base wrote is learned."""
+    """Each sample's text of the base, of which `change` and what the base wrote after it are learned."""
     rows, at = [], 0
     while at < len(texts):
         count, before = int(texts[at]), int(texts[at + 1])
@@ -228,6 +237,7 @@ def calls(settings: ELMSettings, _depth: int) -> list[Group]:
 
 ELM = Method(
     settings=ELMSettings,
+    version=2,  # prefixes of what the base writes stand behind a start token
     source="Gandikota et al. 2024, arXiv 2410.02760",
     unlearn=unlearn,
     calls=calls,

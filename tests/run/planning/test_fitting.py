@@ -10,7 +10,7 @@ import torch
 from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
 from spunge.run.planning.devices import CARDS, device_of
-from spunge.run.planning.estimate import CONTEXT, STATES, Estimator
+from spunge.run.planning.estimate import CONTEXT, STATES, Estimator, Taken
 from spunge.run.planning.fitting import unfit
 from spunge.run.planning.skeleton import Skeleton
 from spunge.run.planning.steps import Rows, Steps
@@ -98,3 +98,35 @@ def test_a_device_that_is_not_known_is_refused_with_those_that_are() -> None:
 
     with pytest.raises(RecipeError, match=r"^--device: 'h10' is not known.*rtx4090"):
         device_of("h10", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("what", "outside"), [(LoRA(), 2), (Everything(), 8)])
+def test_a_process_of_a_sharded_training_holds_its_share_a_block_twice_and_what_is_in_no_block(
+    what: Any, outside: int
+) -> None:
+    estimator, steps = estimator_of(gpu=True), steps_of(what)
+    block = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    beside = estimator.skeleton.entries() - 4 * block
+    whole = block * (4 if isinstance(what, LoRA) else 4 + 2 + 4) + beside * outside
+    assert estimator.gathered(steps) == 0
+    for count in (2, 4):
+        shares = estimator.altered(processes=count)
+        assert shares.gathered(steps) == pytest.approx(whole)
+        # The rows of a batch are shared out: what is left of one process's peak are the activations of its own rows.
+        alone = estimator.training(steps_of(what, 64 // count)).memory
+        saved = estimator.resident(steps) * (1 - 1 / count)
+        assert shares.training(steps).memory == pytest.approx(alone - saved + whole, rel=0.02)
+
+
+@pytest.mark.parametrize(("shares", "named"), [(True, "execution.kind"), (False, "model.path")])
+def test_sharding_is_named_where_nothing_else_fits_and_the_method_can_be_shared_out(
+    monkeypatch: pytest.MonkeyPatch, shares: bool, named: str
+) -> None:
+    estimator, steps = estimator_of(gpu=True), steps_of(LoRA(), 1)
+    # Every setting takes as much; each device more halves it.
+    monkeypatch.setattr(Estimator, "training", lambda self, steps: Taken(1.0, 4000 / self.processes + 100))
+    told = unfit("branch:asia", with_memory(estimator, 1200 / 0.95), steps, 4100, shares=shares)
+    assert told is not None
+    assert told.refused
+    assert told.line.startswith(f"{named}: branch:asia takes about ")
+    assert ("set it to sharded, on 4 of these devices" in told.line) == shares

@@ -78,6 +78,8 @@ class Executor(Generic[S]):
     # How many stages at once. Raises RecipeError where this machine, or its packages, cannot do what the settings ask for.
     at_once: Callable[[S, ModelSettings], int]
     team: Callable[[S, Run, Watcher], AbstractContextManager[Team]]
+    # How many processes train one model together, each with a share of its weights.
+    together: Callable[[S, ModelSettings], int] = lambda settings, model: 1
     refuse: Callable[[Recipe], None] = lambda recipe: None  # raises RecipeError for what its teams cannot make
     version: int = 1
 

@@ -240,4 +240,8 @@ def at_once(settings: ShardedSettings, model: ModelSettings) -> int:
     return 1
 
 
-SHARDED = Executor(ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded, refuse_unshared)
+def together(settings: ShardedSettings, model: ModelSettings) -> int:
+    return len(seats(settings, model))
+
+
+SHARDED = Executor(ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded, together, refuse_unshared)

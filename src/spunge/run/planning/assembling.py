@@ -15,8 +15,8 @@ from spunge.weights.described import described_by
 from spunge.weights.quantised import settled
 
 
-def estimator_of(base: BaseInputs, device: Device) -> Estimator:
-    """For a model that is here. Raises RecipeError where it cannot be read."""
+def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estimator:
+    """For a model that is here. processes: that train it together. Raises RecipeError where it cannot be read."""
     model, folder = base.recipe.model, base.untaught
     config = settled(described_by(folder, model.trust_remote_code), folder)
     small, judged, beside = skeleton_of(config, base.judged, device), None, None
@@ -34,6 +34,7 @@ def estimator_of(base: BaseInputs, device: Device) -> Estimator:
         tokenizer=load_tokenizer(model, base.given),
         positions=positions_of(folder, model),
         train_in=model.train_in,
+        processes=processes,
     )
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from spunge.errors import RecipeError, suggestion
+from spunge.model.recalled import recalled
 
 GB = 10**9
 MATMUL, COPY = 0.7, 0.8  # shares of the data sheet's figures that large products and copies reach (an H200: 0.77, 0.88)
 ATTENTION = 0.4  # share of the products' figure
 CALL_GPU = 8e-6  # seconds that one operation takes at least: PyTorch's own work for it
 CALL_CPU = 6e-6
+MEASURED_HOURS = 24  # that what was measured of a processor is taken for
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ CARDS = {
 }
 
 
-def device_of(name: str, at_hand: torch.device) -> Device:
-    """auto: the one at hand; cpu: this machine's processor; else a card by its name. Raises RecipeError for another name."""
+def device_of(name: str, at_hand: torch.device, anew: bool = False) -> Device:
+    """auto: the one at hand; cpu: this machine's processor; else a card by its name. anew: what was measured before is not taken.
+    Raises RecipeError for another name."""
     if name in CARDS:
         return CARDS[name]
     if name not in ("auto", "cpu"):
@@ -77,7 +80,7 @@ def device_of(name: str, at_hand: torch.device) -> Device:
         raise RecipeError(f"--device: {name!r} is not known{suggestion(name, known)}; give one of {', '.join(known)}")
     if name == "auto" and at_hand.type == "cuda" and torch.cuda.is_available():
         return _card_here(at_hand)
-    return _processor()
+    return _measured_processor() if anew else _processor()
 
 
 @cache
@@ -90,6 +93,16 @@ def _card_here(where: torch.device) -> Device:
 
 @cache
 def _processor() -> Device:
+    """As it was measured since the machine was started, in the last hours with as many threads."""
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return _measured_processor()
+    about = ["processor", start, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), machine_memory()]
+    return Device(**recalled(about, lambda: asdict(_measured_processor()), days=MEASURED_HOURS / 24))
+
+
+def _measured_processor() -> Device:
     """Measured as training has it: more tensors in turn than the caches hold, every result in memory of its own."""
     where = torch.device("cpu")
     bf16, fp32 = (_products(dtype, 1024, 8, where) for dtype in (torch.bfloat16, torch.float32))

@@ -43,7 +43,7 @@ def dry_steps(recipe: Recipe, steps: int = STEPS) -> Measured:
 def scaled(size: Estimator, recipe: Recipe, steps: Steps, told: str) -> Estimator:
     """What is planned, times what some steps of a training took over what is planned for them."""
     measured = dry_steps(recipe)
-    planned = size.training(replace(steps, count=measured.steps))
+    planned = size.altered(processes=1).training(replace(steps, count=measured.steps))  # one process takes the steps
     a_step = planned.seconds / measured.steps
     found = size.altered(slower=measured.seconds / a_step, larger=measured.memory / planned.memory)
     found.notes.add(

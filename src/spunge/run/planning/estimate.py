@@ -2,17 +2,17 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from spunge.model.architecture import find_blocks
 from spunge.recipe.model import PackedIn
 from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import Device
 from spunge.run.planning.skeleton import Skeleton, Texts, followed, stand_in
-from spunge.run.planning.steps import Fed, Rows, Steps, fed
-from spunge.run.planning.tracing import Traced
+from spunge.run.planning.steps import Fed, Rows, Steps, fed, shared_out
+from spunge.run.planning.tracing import Traced, read_traced
 from spunge.unlearning.calls import Call, Group, Side
 
 PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
@@ -55,11 +55,13 @@ class Estimator:
     tokenizer: Any
     positions: int | None = None
     train_in: PackedIn | None = None
+    processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
     beside: tuple[Skeleton, int] | None = None
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
     _followed: dict[Any, Traced] = field(default_factory=dict)
+    _counted: dict[Any, list[int]] = field(default_factory=dict)
     _fed: dict[Any, tuple[Fed, Rows]] = field(default_factory=dict)
 
     @property
@@ -68,41 +70,52 @@ class Estimator:
         return CONTEXT if self.device.gpu else PROCESS
 
     def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
-        """What a call takes; the same one is followed once."""
+        """What a call takes; the same one is followed once, and kept for later plans (`spunge.model.recalled`)."""
         alike = call._replace(of="forget", once=False, most=0.0)
         key = (
             id(skeleton.config),
             skeleton.dtype,
             skeleton.recomputed,
+            skeleton.shared,
             repr(what) if call.gradient else "",
             alike,
             texts,
         )
         if key not in self._followed:
-            self._followed[key] = self._follow(skeleton, what, alike, texts)
+            self._followed[key] = self._recalled(skeleton, what, alike, texts)
         return self._followed[key]
 
-    def _follow(
+    def _recalled(
         self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts
     ) -> Traced:
-        told = logging.getLogger("torch._subclasses.fake_tensor")
-        before, told.disabled = told.disabled, True  # it tells what is handled here
-        try:
-            return followed(skeleton, what, call, texts)
-        except Exception:  # whatever an architecture's own code objects to where there are no values
-            kind = skeleton.config.model_type
-            self.notes.add(
-                f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
-            )
-            what = Everything() if isinstance(what, Selected) else what
-            return followed(stand_in(skeleton), what, call, texts)
-        finally:
-            told.disabled = before
+        traced: list[Traced] = []
+
+        def found() -> dict[str, Any] | None:
+            try:
+                traced.append(_followed(skeleton, what, call, texts))
+            except Exception:  # whatever an architecture's own code objects to where there are no values
+                return None
+            return traced[0].to_json()
+
+        known = skeleton.recalled(["call", repr(what), call, texts], found)
+        if traced:
+            return traced[0]
+        if known is not None:
+            return read_traced(known)
+        kind = skeleton.config.model_type
+        self.notes.add(
+            f"blocks of {kind} cannot be followed without values; those of a Llama of its sizes stand for them"
+        )
+        what = Everything() if isinstance(what, Selected) else what
+        return _followed(stand_in(skeleton), what, call, texts)
 
     # ---- training
 
     def training(self, steps: Steps) -> Taken:
-        """Of a training, its model included."""
+        """Of a training, its model included: of each process, where several train it together."""
+        if self.processes > 1:
+            self.notes.add("what the processes of a sharded training tell one another takes time that is not counted")
+        steps = shared_out(steps, self.processes)
         sides = {side: self._fed_of(rows) for side, rows in steps.rows.items()}
         a_step, held = 0.0, 0.0
         for group in steps.groups:
@@ -113,9 +126,25 @@ class Estimator:
         # The optimizer reads and writes a value, a gradient and its state, and the gradients' norm is taken before.
         update = trained * (4 * 3 + 4 * 2 + 2 * STATES[steps.optimizer]) / self.device.bandwidth
         seconds = self.slower * steps.count * (steps.accumulation * a_step + update)
-        held *= 1.0 if self.device.gpu else HEAP
-        memory = self.floor + self.resident(steps) + held + self._kept(steps, sides)
-        return Taken(seconds, self.larger * memory)
+        # Processes that share a CPU share its cores, and give what they free back to the system.
+        seconds *= 1 if self.device.gpu else self.processes
+        held *= 1.0 if self.device.gpu or self.processes > 1 else HEAP
+        resident = self.resident(steps) / self.processes + self.gathered(steps)
+        return Taken(seconds, self.larger * (self.floor + resident + held + self._kept(steps, sides)))
+
+    def gathered(self, steps: Steps) -> float:
+        """Bytes of what a process that holds a share of a model has whole for a time (`spunge.unlearning.shards`): the block that
+        computes and the next, and what is in no block; of what is trained in full the gradient too, until that is shared out."""
+        if self.processes == 1:
+            return 0.0
+        entries, _, inside = self._held_entries(None)
+        block, width = inside / self.skeleton.depth, self.skeleton.dtype.itemsize
+        in_full = isinstance(steps.what, Everything | Selected)
+        outer = (entries - inside) * (8 if isinstance(steps.what, Everything) else width)
+        return float(outer + block * (2 * width + (width + 4 if in_full else 0)))
+
+    def _held_entries(self, blocks: int | None) -> list[int]:
+        return self._counts(self.skeleton, ["held", blocks], lambda: self.skeleton.held_entries(blocks))
 
     def resident(self, steps: Steps) -> float:
         """Bytes of the model, what is trained of it, its gradients, the optimizer's state and the weights that are kept."""
@@ -126,31 +155,34 @@ class Estimator:
         blocks = None
         if steps.what is None:
             blocks = max(call.blocks or 0 for group in steps.groups for call in group if call.gradient)
-        key = ("trained", repr(steps.what), blocks)
-        if key not in self._followed:
-            self._followed[key] = self.skeleton.trained_entries(steps.what, blocks)  # type: ignore[assignment]
-        return self._followed[key]  # type: ignore[return-value]
+        return self._counts(
+            self.skeleton,
+            ["trained", repr(steps.what), blocks],
+            lambda: [self.skeleton.trained_entries(steps.what, blocks)],
+        )[0]
+
+    def _counts(self, skeleton: Skeleton, about: list[Any], find: Callable[[], list[int]]) -> list[int]:
+        """Numbers of entries; they are counted once, and kept for later plans."""
+        key = (id(skeleton), *about)
+        if key not in self._counted:
+            self._counted[key] = skeleton.recalled(about, find)
+        return self._counted[key]
 
     def weights(self, blocks: int | None = None) -> float:
         """Bytes of the model in memory: whole, or so many blocks without an output layer."""
-        model = self.skeleton.model(blocks)
         width: int = self.skeleton.dtype.itemsize
-        head = model.get_output_embeddings()
-        tied = head is not None and head.weight is model.get_input_embeddings().weight
-        entries = sum(parameter.numel() for parameter in model.parameters())
-        if blocks is not None and head is not None and not tied:
-            entries -= head.weight.numel()
+        entries, packed, _ = self._held_entries(blocks)
         if self.train_in is None:
             return float(width * entries)
-        packed: int = sum(weight.numel() for weight in find_blocks(model).parameters() if weight.ndim == 2)
         return float(width * (entries - packed) + PACKED[self.train_in] * packed)
 
     def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
         """Seconds of calls whose gradient is computed at once, and the bytes that they hold at the most."""
         seconds = held = peak = 0.0
+        skeleton = replace(self.skeleton, shared=self.processes > 1)
         for call in group:
             given = sides[call.of]
-            traced = self.follow(self.skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
+            traced = self.follow(skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
             share = self._share_once(steps, call, given) if call.once else 1.0
             seconds += share * given.share * traced.seconds(self.device)
             peak = max(peak, held + traced.peak)
@@ -222,11 +254,14 @@ class Estimator:
         return traced.seconds(self.device) + self.beside[1] * small.seconds(self.device)
 
     def judged_weights(self) -> float:
-        own = float(self.judged.dtype.itemsize * self.judged.entries())
+        own = float(self.judged.dtype.itemsize * self._entries(self.judged))
         if self.beside is None:
             return own
         small, count = self.beside
-        return own + count * small.dtype.itemsize * small.entries()
+        return own + count * small.dtype.itemsize * self._entries(small)
+
+    def _entries(self, skeleton: Skeleton) -> int:
+        return self._counts(skeleton, ["entries"], lambda: [skeleton.entries()])[0]
 
     # ---- stages
 
@@ -246,7 +281,16 @@ class Estimator:
 
     def altered(self, **changes: Any) -> "Estimator":
         """The same with another model or another way to hold it."""
-        return replace(self, _followed={}, _fed=self._fed, **changes)
+        return replace(self, _followed={}, _counted={}, _fed=self._fed, **changes)
+
+
+def _followed(skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
+    told = logging.getLogger("torch._subclasses.fake_tensor")
+    before, told.disabled = told.disabled, True  # it tells what is handled here
+    try:
+        return followed(skeleton, what, call, texts)
+    finally:
+        told.disabled = before
 
 
 def kv_bytes(skeleton: Skeleton, tokens: int) -> int:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.run.planning.estimate import Estimator
-from spunge.run.planning.steps import Steps
+from spunge.run.planning.steps import Steps, shared_out
 
 GIB = 2**30
+MOST_DEVICES = 16  # of one machine
 USABLE = 0.95  # share of a device's memory that a process is given
 
 
@@ -32,8 +33,11 @@ def fits(estimator: Estimator, memory: float) -> bool:
     return memory <= USABLE * estimator.device.memory
 
 
-def unfit(stage: str, estimator: Estimator, steps: Steps | None, memory: float, block: str = "unlearn") -> Fit | None:
-    """None for a stage that fits. steps: of one that trains; block: the recipe's, that says how."""
+def unfit(
+    stage: str, estimator: Estimator, steps: Steps | None, memory: float, block: str = "unlearn", shares: bool = False
+) -> Fit | None:
+    """None for a stage that fits. steps: of one that trains; block: the recipe's, that says how. shares: whether several devices
+    can train it together (execution: {kind: sharded})."""
     if fits(estimator, memory):
         return None
     device = estimator.device
@@ -41,7 +45,7 @@ def unfit(stage: str, estimator: Estimator, steps: Steps | None, memory: float, 
     if steps is None:
         setting = "model.path" if estimator.beside is None else "decode.path"
         return Fit(f"{setting}: {about} for judging; give a smaller model or another device", True)
-    pieces = _pieces(estimator, steps) if device.gpu else None
+    pieces = _pieces(estimator, steps) if device.gpu and estimator.processes == 1 else None
     if pieces is not None:
         return Fit(f"{about}: each batch would be taken in {pieces} pieces, with the same gradient", False)
     taken: list[Change] = []
@@ -55,22 +59,42 @@ def unfit(stage: str, estimator: Estimator, steps: Steps | None, memory: float, 
         if fits(estimator, needed):
             others = ", ".join(f"{each.setting}: {each.value}" for each in taken)
             return Fit(f"{taken[0].setting}: {about}; set {others} (about {needed / GIB:.1f} GiB)", True)
+    # Packed weights cannot be shared out.
+    shareable = [change for change in taken if change.setting != "model.train_in"]
+    for count in range(len(shareable) + 1 if shares and device.gpu and estimator.train_in is None else 0):
+        beside = shareable[:count]
+        way, how = (beside[-1].estimator, beside[-1].steps) if beside else (estimator, steps)
+        if (devices := devices_for(way, how, MOST_DEVICES)) is not None:
+            others = "".join(f", {each.setting}: {each.value}" for each in beside)
+            needed = way.altered(processes=devices).training(how).memory
+            return Fit(
+                f"execution.kind: {about}, which no other setting mends; set it to sharded, on {devices} of these devices (about "
+                f"{needed / GIB:.1f} GiB of each){others}",
+                True,
+            )
     return Fit(f"model.path: {about}, whatever is set; give a smaller model or another device", True)
+
+
+def devices_for(estimator: Estimator, steps: Steps, most: int) -> int | None:
+    """How many devices that train a model together hold it, of 2, 4, 8 .. and more than there are; None where `most` don't."""
+    devices = 2
+    while devices <= estimator.processes:
+        devices *= 2
+    while devices <= most:
+        if fits(estimator, estimator.altered(processes=devices).training(steps).memory):
+            return devices
+        devices *= 2
+    return None
 
 
 def _pieces(estimator: Estimator, steps: Steps) -> int | None:
     """How many pieces of a batch fit; None where not even single samples do."""
     pieces = 2
     while pieces < 2 * max(rows.batch for rows in steps.rows.values()):
-        if fits(estimator, estimator.training(_with_batch(steps, pieces)).memory):
+        if fits(estimator, estimator.training(shared_out(steps, pieces)).memory):
             return pieces
         pieces *= 2
     return None
-
-
-def _with_batch(steps: Steps, pieces: int) -> Steps:
-    rows = {side: replace(each, batch=-(-each.batch // pieces)) for side, each in steps.rows.items()}
-    return replace(steps, rows=rows)
 
 
 def _changes(estimator: Estimator, steps: Steps, block: str) -> Iterator[Change]:
@@ -82,13 +106,13 @@ def _changes(estimator: Estimator, steps: Steps, block: str) -> Iterator[Change]
     batch = size = steps.rows["forget"].batch
     while size > 1:
         size = -(-size // 2)
-        yield Change(f"{block}.batch_size", str(size), estimator, _with_batch(steps, batch // size))
+        yield Change(f"{block}.batch_size", str(size), estimator, shared_out(steps, batch // size))
     if not isinstance(steps.what, LoRA):
         if steps.optimizer == "adamw" and not steps.further:
             yield Change(f"{block}.optimizer", "adamw_8bit", estimator, replace(steps, optimizer="adamw_8bit"))
         if isinstance(steps.what, Everything | Selected):
             yield Change(f"{block}.trainable", "{kind: lora}", estimator, replace(steps, what=LoRA()))
-    elif estimator.train_in is None:
+    elif estimator.train_in is None and estimator.processes == 1:
         yield Change("model.train_in", "4bit", estimator.altered(train_in="4bit"), steps)
 
 
@@ -99,11 +123,11 @@ def _together(estimator: Estimator, steps: Steps, block: str) -> Iterator[Change
         estimator = estimator.altered(skeleton=replace(estimator.skeleton, recomputed=True))
         yield Change("model.checkpoint_activations", "true", estimator, steps)
     if batch > 1:
-        steps = _with_batch(steps, batch)
+        steps = shared_out(steps, batch)
         yield Change(f"{block}.batch_size", "1", estimator, steps)
     if isinstance(steps.what, Everything | Selected):
         steps = replace(steps, what=LoRA())
         yield Change(f"{block}.trainable", "{kind: lora}", estimator, steps)
-    if isinstance(steps.what, LoRA) and estimator.train_in is None:
+    if isinstance(steps.what, LoRA) and estimator.train_in is None and estimator.processes == 1:
         estimator = estimator.altered(train_in="4bit")
         yield Change("model.train_in", "4bit", estimator, steps)

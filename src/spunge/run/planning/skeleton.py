@@ -1,7 +1,7 @@
 """A model without values: its shapes from a configuration, what is trained of it, and what calls of it take."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import Base, class_of, cut
 from spunge.model.packing import hollow
+from spunge.model.recalled import JsonT, recalled
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.run.planning.tracing import Traced, Tracing, between
 from spunge.unlearning.calls import Call
@@ -41,6 +42,7 @@ class Skeleton:
     trust: bool = False
     recomputed: bool = False  # model.checkpoint_activations
     gpu: bool = False
+    shared: bool = False  # each process has a share of it, and blocks are put together in the dtype of the arithmetic
 
     @property
     def depth(self) -> int:
@@ -54,6 +56,28 @@ class Skeleton:
         """On the meta device: whole, or so many blocks of it."""
         config = self.config if blocks is None else cut(self.config, blocks)
         return hollow(class_of(config), config, self.trust).to(self.dtype)
+
+    def recalled(self, about: list[Any], find: Callable[[], JsonT]) -> JsonT:
+        """What `find` gives for this model, or gave in an earlier command. Of a model with code of its own nothing is kept: that
+        may change."""
+        if self.trust:
+            return find()
+        config = self.config
+        held = [str(self.dtype), self.recomputed, self.gpu, self.shared, torch.backends.cpu.get_cpu_capability()]
+        described = [type(config).__name__, config.to_json_string(use_diff=False), str(config._attn_implementation)]
+        return recalled(["model", described, held, about], find)
+
+    def held_entries(self, blocks: int | None = None) -> list[int]:
+        """Of the model in memory, whole, or so many blocks without an output layer; those of the blocks' matrices; and all of the
+        blocks."""
+        model = self.model(blocks)
+        head, inside = model.get_output_embeddings(), list(find_blocks(model).parameters())
+        tied = head is not None and head.weight is model.get_input_embeddings().weight
+        entries = sum(parameter.numel() for parameter in model.parameters())
+        if blocks is not None and head is not None and not tied:
+            entries -= head.weight.numel()
+        matrices = sum(weight.numel() for weight in inside if weight.ndim == 2)
+        return [entries, matrices, sum(each.numel() for each in inside)]
 
     def entries(self) -> int:
         """Of all its parameters."""
@@ -106,7 +130,7 @@ def _followed(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with _training(skeleton, skeleton.model(blocks), what) as model, FakeTensorMode(allow_non_fake_inputs=True):
-        _without_values(model)
+        _without_values(model, skeleton)
         ids = torch.zeros(texts.rows * call.samples, texts.tokens, dtype=torch.long)
         labels = torch.zeros(len(ids) * (texts.tokens - 1 if call.everywhere else texts.scored), dtype=torch.long)
         other = _reference(model, call, labels, skeleton)
@@ -165,15 +189,17 @@ def _training(skeleton: Skeleton, model: Any, what: LoRA | Selected | Everything
         yield trained.model
 
 
-def _without_values(model: nn.Module) -> None:
+def _without_values(model: Any, skeleton: Skeleton) -> None:
     """Put tensors in place of the model's that have a device and no memory, and gradients beside those that are trained."""
+    put_together = {id(each) for each in find_blocks(model).parameters()} if skeleton.shared else set()
     put: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
             if id(parameter) not in put:
-                new = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
+                dtype = skeleton.dtype if id(parameter) in put_together else parameter.dtype
+                new = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
                 new.grad = torch.empty_like(new) if new.requires_grad else None
                 put[id(parameter)] = new
             module._parameters[name] = put[id(parameter)]

@@ -1,7 +1,7 @@
 """A training's steps as a plan sees them: which calls on which texts, how many, and what is trained."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,13 @@ class Steps:
     keeps_best: bool  # and those of the best step
     further: int = 0  # float32 copies of what is trained, beside weights and gradients
     blocks: int | None = None  # of the model in memory, without an output layer; None: all of it
+
+
+def shared_out(steps: Steps, parts: int) -> Steps:
+    """The same of the largest of so many parts of each batch."""
+    return replace(
+        steps, rows={side: replace(each, batch=-(-each.batch // parts)) for side, each in steps.rows.items()}
+    )
 
 
 class Fed(NamedTuple):

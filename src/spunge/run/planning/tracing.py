@@ -54,6 +54,21 @@ class Traced:
 
         return sum(times * of(each) for each, times in self.operations.items())
 
+    def to_json(self) -> dict[str, Any]:
+        operations = [
+            [each.flops, each.nbytes, str(each.dtype).removeprefix("torch."), each.attends, times]
+            for each, times in self.operations.items()
+        ]
+        return {"operations": operations, "held": self.held, "peak": self.peak}
+
+
+def read_traced(content: dict[str, Any]) -> Traced:
+    """What `Traced.to_json` gave."""
+    operations: Counter[Operation] = Counter()
+    for flops, nbytes, dtype, attends, times in content["operations"]:
+        operations[Operation(flops, nbytes, getattr(torch, dtype), attends)] = times
+    return Traced(operations, content["held"], content["peak"])
+
 
 class Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block every operation is noted. What was there before is not counted as held."""
