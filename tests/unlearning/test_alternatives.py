@@ -19,6 +19,7 @@ from spunge.registry import METHODS
 from spunge.unlearning import alternatives as module
 from spunge.unlearning.alternatives import Alternatives, alternatives, asking, questions
 from spunge.unlearning.altpo import AltPOSettings
+from spunge.unlearning.batches import Stream
 from spunge.unlearning.loop import History, Loop
 from spunge.unlearning.method import Task
 
@@ -89,15 +90,13 @@ def test_each_pass_takes_the_next_answer_and_the_joint_control_has_the_same(
 ) -> None:
     base, seen = load("llama"), list[tuple[int, str]]()
     monkeypatch.setattr(module, "written", lambda _task, _how, ids, number: f"{'moon' if number else 'sun'} {len(ids)}")
-    from spunge.unlearning.dpo import Stream as used
-
-    batch = used.batch
+    batch = Stream.batch
 
     def watched(stream: Any, rows: Any) -> Any:
         seen.extend((row, text.completion) for row, text in zip(rows, stream.samples.texts(rows, None), strict=True))
         return batch(stream, rows)
 
-    monkeypatch.setattr(used, "batch", watched)
+    monkeypatch.setattr(Stream, "batch", watched)
 
     def run(loop: Loop) -> History:
         for number in range(loop.steps):
@@ -119,7 +118,12 @@ def test_no_more_answers_are_written_than_there_are_passes(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbers: list[int] = []
-    monkeypatch.setattr(module, "written", lambda _task, _how, _ids, number: numbers.append(number) or "moon")
+
+    def noted(_task: Task, _how: Alternatives, _ids: list[int], number: int) -> str:
+        numbers.append(number)
+        return "moon"
+
+    monkeypatch.setattr(module, "written", noted)
     monkeypatch.setattr(Loop, "run", lambda loop: History(1, {}, None, {}))
     METHODS.get("altpo").unlearn(asked(load("llama")), AltPOSettings(batch_size=1, epochs=1, alpha=0))
     assert numbers == [0, 0]
@@ -136,7 +140,7 @@ def test_a_base_that_writes_no_other_answer_is_refused(
 
 
 def test_an_answer_that_leaves_the_model_no_positions_is_refused(load: Callable[..., Any]) -> None:
-    task = asked(load("llama"))
+    task = asked(load("gpt2"))
     with pytest.raises(RecipeError, match=r"unlearn\.alternatives\.tokens: 200: .* set it to \d+ or lower"):
         alternatives(task, task.parts["a"], Alternatives(ask=HOW.ask), 1, "altpo")
 
