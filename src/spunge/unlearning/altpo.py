@@ -3,8 +3,16 @@
     forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * ((NLL_base - NLL)(other) - (NLL_base - NLL)(answer)))
 
 which is DPO's with an answer of the same kind in the refusal's place, so that the model goes on to answer as it did, and says
-something else. The other answers stand in a column of the forget rows, a row for each where a prompt has several; where there is
-no such column, the base writes them before training (`alternatives`).
+something else. The other answers stand in a column of the forget rows, `forget.refusal`, a row for each where a prompt has
+several.
+
+Without that column the base writes them before training, as `alternatives` says: asked in the authors' words for Llama 2, through
+its chat template where it has one, cut at "Question:" or "Q:", drawn at temperature 1, five a prompt ([their
+code](https://github.com/molereddy/Alternate-Preference-Optimization)). Each pass over the samples takes the next answer, so the
+authors' pass over five answers is five passes here. A draw that is empty or the answer to forget is drawn again, up to ten times;
+theirs keeps it. A base that does not follow instructions is better given a column. Plans do not count the time of the writing.
+`execution: {kind: sharded}` needs the column. The authors take beta 0.1 and alpha 1 to 5. No figure of the paper was measured again
+here.
 """
 
 from collections.abc import Mapping
