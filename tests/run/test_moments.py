@@ -88,6 +88,16 @@ def test_a_damaged_file_of_moments_is_taken_again(recipe: dict[str, Any], tmp_pa
     assert run(recipe, out, MERGE)[0] == "take moments of branch:asia"
 
 
+def test_moments_are_the_small_models_own_where_it_shifts_a_larger_one(recipe: dict[str, Any], tmp_path: Path) -> None:
+    decode = f"decode={{path: {recipe['model']['path']}, alpha: 2}}"
+    run(recipe, tmp_path / "plain", MERGE, CONTROL)
+    run(recipe, tmp_path / "shifts", MERGE, CONTROL, decode)
+    files = [file.relative_to(tmp_path / "plain") for file in (tmp_path / "plain").rglob("moments-*")]
+    assert len(files) == 8
+    for file in files:
+        assert (tmp_path / "shifts" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+
+
 def test_models_that_began_from_one_another_are_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
     control = "controls=[{name: chain, train: sequential, merge: {rule: fisher}}]"
     with pytest.raises(RecipeError, match="began from one another"):

@@ -86,6 +86,42 @@ def test_the_loss_is_how_far_the_divergence_from_the_copy_is_from_that_of_new_da
     assert seen["gradient"] > 0
 
 
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 4), (3, 2)])
+def test_accumulated_batches_on_both_sides_of_the_gap_give_the_gradient_of_one_batch(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, size: int, accumulation: int
+) -> None:
+    """The distance from the gap is that of all the step's tokens, not of each piece."""
+    base, seen = load("llama"), dict[str, Any]()
+    samples = Samples(pa.table({"text": ["the dog", "a cat runs in the city", "one two three", "the old moon sleeps"]}))
+
+    def gradient(gap: float, size: int, accumulation: int) -> Tensor:
+        order = iter(["forget", "model"])
+
+        def run(loop: Loop) -> History:
+            name = next(order)
+            moved(loop, len(name), 0.3 if name == "forget" else 0.05)
+            base.model.eval()
+            seen[name] = [logs_of(base.model, loop.streams[0].batch([row])) for row in range(4)]
+            if name == "model":
+                with base.autocast():
+                    for micro in range(accumulation):
+                        (loop.next_loss(micro).total / accumulation).backward()
+                seen["gradient"] = torch.cat([p.grad.flatten() for p in loop.parameters])
+            return History(1, {}, None, {})
+
+        monkeypatch.setattr(Loop, "run", run)
+        monkeypatch.setattr("spunge.unlearning.kga.gap_of", lambda *_: gap)
+        settings = KGASettings(alpha=0, batch_size=size, accumulation=accumulation, steps=1, trainable=WAYS["all"])
+        METHODS.get("kga").unlearn(Task(base, {"part": samples}, rows("europe", 3), {"part": 1}, common=5), settings)
+        return seen["gradient"]
+
+    gradient(0.0, 4, 1)
+    each = sorted(divergence(one, other) for one, other in zip(seen["model"], seen["forget"], strict=True))
+    gap = (each[0] + each[1]) / 2
+    whole, parts = gradient(gap, 4, 1), gradient(gap, size, accumulation)
+    assert float((parts - whole).norm() / whole.norm()) < 1e-4
+
+
 def test_new_rows_are_those_of_the_run_and_none_of_them_is_retained() -> None:
     retain, settings = rows("europe", 10), KGASettings(new_share=0.25)
     new, kept = parted(retain, settings, 1)

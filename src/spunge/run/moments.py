@@ -112,7 +112,7 @@ def take_moments(wanted: Wanted, session: Session) -> Made:
     """Of the branch as it is judged: with the values that a checkpoint of it would hold."""
     inputs, training = wanted.lineup.inputs, wanted.training
     storage = _storage(inputs.recipe.merge)
-    base = session.show(Model("branch", training.name, training.name, (training,), storage=storage))
+    base = session.itself(Model("branch", training.name, training.name, (training,), storage=storage))
     samples = [part.samples for part in training.parts]
     rows = rows_of(samples, base, wanted.settings["rows"], wanted.settings["max_length"])
     if wanted.kind == "gradients":

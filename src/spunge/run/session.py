@@ -125,6 +125,10 @@ class Session:
         as it is."""
         if self._inputs.recipe.decode is not None:
             return self._shifted(model, self._inputs.recipe.decode)
+        return self.itself(model)
+
+    def itself(self, model: Model | None) -> Base:
+        """The same of a model's own weights, also where they shift a larger one's logits."""
         alone = None if model is None else model.by_itself
         base = self._loaded(self._inputs.judged, alone or self._inputs.folder)
         if model is not self._shown or not self._placed:

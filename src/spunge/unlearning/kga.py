@@ -3,7 +3,7 @@
 Two copies of the base are trained further, A_f on the forget samples and A_n on new samples D_n. With A the model,
 
     gap = KL(base || A_n)                          mean over the tokens of D_n, once
-    forget loss = | KL(A || A_f) - gap |           KL as the mean over the batch's tokens
+    forget loss = | KL(A || A_f) - gap |           KL as the mean over the tokens of an optimizer step's batches
     retain loss = KL(base || A)
 
 D_n should be data that the base has not seen. A recipe has none, so a share of the retain rows stands for it, and is then not
@@ -11,6 +11,7 @@ retained. The authors' code (github.com/Lingzhi-WANG/KGAUnlearn) trains A_f and 
 the two divergences of the gap the other way round; here they are as the paper prints them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -57,12 +58,17 @@ def unlearn(task: Task, settings: KGASettings) -> Branch:
     with trained_further(task, settings, settings.copies, "copies", "copying-forget", steps) as copy:
         weights = [parameter.detach().clone() for parameter in copy.parameters]
 
+    sides: list[float] = []  # on which side of the gap the batches of the step that is under way are, all together
+
     def loss(session: Session, batch: Batch) -> Tensor:
         known = session.memory["gap"]
         if not known:
             known += gap
+        if batch.step and begins(batch):
+            sides[:] = [math.copysign(1, divergence_of(session, weights, batch.step) - known[0])]
         other = outputs_with(session.trained, weights, batch)
-        return (divergence_from(session.outputs(batch), other.log_probabilities) - known[0]).abs()
+        apart = divergence_from(session.outputs(batch), other.log_probabilities) - known[0]
+        return sides[0] * apart if batch.step else apart.abs()
 
     retain = retain_stream(task, settings, rows.kept) if settings.alpha else None
     branch = descend(task, settings, loss, forget=forget, retain=retain, remembered=["gap"])
@@ -108,6 +114,23 @@ def gap_of(task: Task, settings: KGASettings, new: Samples) -> float:
     return sum(far for far, _ in each) / max(1, sum(count for _, count in each))
 
 
+def begins(batch: Batch) -> bool:
+    """Whether it is the first batch, or piece, of its optimizer step."""
+    first = batch.step[0]
+    return (batch.rows, batch.start) == (first.rows, first.start)
+
+
+def divergence_of(session: Session, weights: Sequence[Tensor], batches: Sequence[Batch]) -> float:
+    """KL(A || A_f), mean over all their tokens, without gradient and without dropout."""
+    far, count = 0.0, 0
+    with torch.no_grad(), evaluation_mode(session.trained.model):
+        for batch in (each for each in batches if each.counts):
+            scored, other = session.outputs(batch), outputs_with(session.trained, weights, batch)
+            far += float(divergence_from(scored, other.log_probabilities)) * batch.learned
+            count += batch.learned
+    return far / max(1, count)
+
+
 def divergence_from(scored: Scored, other: LogProbabilities) -> Tensor:
     """Scalar: the mean over tokens of KL(this model || other)."""
 
@@ -133,6 +156,7 @@ def calls(settings: KGASettings, _depth: int) -> list[Group]:
 
 KGA = Method(
     settings=KGASettings,
+    version=2,  # the distance from the gap is that of all batches of a step
     source="Wang et al. 2023, arXiv 2305.06535",
     unlearn=unlearn,
     calls=calls,
