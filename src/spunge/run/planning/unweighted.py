@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from spunge.errors import RecipeError
-from spunge.model.loading import class_of, refused_as
+from spunge.model.loading import class_of
 from spunge.model.packing import hollow
+from spunge.model.refusing import refused_as
 from spunge.recipe.schema import Recipe
 from spunge.weights.checkpoint import ADAPTER, WHOLE, file_names
 from spunge.weights.described import described_by
