@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent / "src"
 # From the ground up. Rooms on one floor don't import each other.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"registry", "files", "progress", "stopping"},
+    {"registry", "files", "progress", "stopping", "copies"},
     {"recipe", "results"},
     {"data", "weights"},
     {"model"},

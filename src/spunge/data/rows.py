@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from spunge.copies import copies_of
 from spunge.data.arrowrows import plain_table, read_arrow
 from spunge.data.decoding import COMPRESSIONS, UnreadableError, refuse_foreign
 from spunge.data.hubrows import hub_table, text_files
@@ -198,6 +199,8 @@ def find_files(path: str, setting: str) -> list[Path]:
 
     Raises RecipeError when there are none, and for files of formats that are not read or do not go together.
     """
+    if (copies := copies_of(path)) is not None:
+        return list(copies)
     whole = Path(path)
     if path in SHIPPED:
         return [SHIPPED[path]]

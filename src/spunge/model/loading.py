@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks
@@ -183,7 +184,7 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting:
     """
     from transformers import AutoTokenizer
 
-    own = folder or Path(os.path.expanduser(settings.path))
+    own = folder or Path(os.path.expanduser(folder_here(settings.path)))
     options = {"trust_remote_code": settings.trust_remote_code}
     with refused_as(f"{setting}: {settings.path!r} has no tokenizer that can be read"):
         where, which = (own, {}) if own.is_dir() else (settings.path, {"revision": settings.revision})

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.model.hub import local_folder
 from spunge.recipe.decoding import DExperts
@@ -37,7 +38,7 @@ class Given:
     @property
     def here(self) -> bool:
         """Whether nothing is to be downloaded any more."""
-        return "folder" in vars(self) or os.path.isdir(os.path.expanduser(self.path))
+        return "folder" in vars(self) or os.path.isdir(os.path.expanduser(folder_here(self.path)))
 
     @cached_property
     def whole(self) -> bool:

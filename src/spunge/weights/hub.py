@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.files import parse_json
 from spunge.weights.checkpoint import INDEX, PICKLED, PICKLED_INDEX, WHOLE
@@ -27,7 +28,7 @@ def fetched(
     setting: the recipe's key or the option, for errors. pickles: take pickled weights where there are no others.
     only: these files and no others. Raises RecipeError, one line.
     """
-    folder = Path(os.path.expanduser(where))
+    folder = Path(os.path.expanduser(folder_here(str(where))))
     if str(where) and os.path.isdir(folder):
         return folder
     if os.path.isfile(folder):

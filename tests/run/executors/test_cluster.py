@@ -122,7 +122,8 @@ def test_what_is_finished_when_a_stop_is_asked_for_is_told_and_not_made_again(
         for task, event in zip(tasks, (made, lost), strict=True)
     ]
     step = Event(heard.given, step=(1, 2, ""))
-    for name, value in {"_events": deque([step, heard]), "_again": [], "_actors": list(actors)}.items():
+    values = {"_events": deque([step, heard]), "_again": [], "_actors": list(actors), "_courier": None}
+    for name, value in values.items():
         monkeypatch.setattr(team, name, value, raising=False)
     assert list(team.wound_down()) == [heard, made]
     assert len(killed) == 1

@@ -2,8 +2,8 @@
 
     execution: {kind: ray, address: auto, resources: {gpu: 1}}
 
-All nodes see the run's folder, and the model's, under the same path. Where an actor is gone, with its node or alone, its stage goes
-on elsewhere from the state in the run's folder.
+All nodes see the run's folder, and the model's, under the same path; or, with `artifacts: s3://bucket/folder`, what they need is
+brought to them. Where an actor is gone, with its node or alone, its stage goes on elsewhere from the state that was saved last.
 """
 
 import hashlib
@@ -21,6 +21,9 @@ from spunge import __version__
 from spunge.errors import LostError, first_line, one_line
 from spunge.files import write_text
 from spunge.progress import Watcher
+from spunge.recipe.schema import Recipe
+from spunge.run.executors.artifacts import refuse_address
+from spunge.run.executors.bringing import Brought, Courier, named_here
 from spunge.run.executors.channel import Failed, Said, Step, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.making import job_of
@@ -44,6 +47,7 @@ HANDED_ON = (
     "SPUNGE_CACHE",
     "OMP_NUM_THREADS",
 )
+OWN = ("HF_HOME", "SPUNGE_CACHE")  # folders that a node has of its own, where it shares none
 SEEN = "seen-by-nodes.part"  # in RUN, while a cluster is at work: by it a node knows the folder
 GO_ON = "the same command goes on from what is finished"
 
@@ -90,6 +94,7 @@ class Cluster:
         self._counted = (float("-inf"), 0)
         self._seen: dict[Path, Seen] = {}
         self._number = 0
+        self._courier = Courier(settings.artifacts) if settings.artifacts else None
         _end_earlier(self._mark)
         self._inbox = _inbox()
         self._news = self._inbox.take.remote()
@@ -118,19 +123,28 @@ class Cluster:
         """Have a stage made by an actor that waits, if there is one: it holds its node's resources."""
         waiting = [actor for actor in self._actors if actor.task is None]
         actor = min(waiting, key=lambda each: each.needs != task.stage.needs) if waiting else self._new()
-        folder = task.begun.graph.folder
-        if folder not in self._seen:
-            self._seen[folder] = Seen(folder / SEEN, os.urandom(8).hex(), __version__)
-            write_text(*self._seen[folder][:2])
         actor.task, actor.needs = task, task.stage.needs
         job = job_of(task.begun, task.stage.name)
-        actor.result = actor.handle.make.remote(job, task.given, self._seen[folder], self._inbox)
+        bundle = self._courier.bundle(task.begun, task.stage) if self._courier else None
+        actor.result = actor.handle.make.remote(
+            job, task.given, self._known_by(task.begun.graph.folder), bundle, self._inbox
+        )
+
+    def _known_by(self, folder: Path) -> Seen:
+        """By what a node knows that it can make stages of a run."""
+        if folder not in self._seen:
+            file = None if self._courier else folder / SEEN
+            self._seen[folder] = Seen(file, os.urandom(8).hex(), __version__)
+            if file is not None:
+                write_text(file, self._seen[folder].token)
+        return self._seen[folder]
 
     def _new(self) -> _Actor:
         needs = needed(self._settings, self._model, nodes_of())
         self._number += 1
         own = {name: amount for name, amount in needs.items() if name not in ("CPU", "GPU", "memory")}
-        environment = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
+        names = [name for name in HANDED_ON if name in os.environ and not (self._courier and name in OWN)]
+        environment = {name: os.environ[name] for name in names}
         handle = (
             node_class()
             .options(
@@ -203,10 +217,14 @@ class Cluster:
         task, actor.task = actor.task, None
         assert task is not None
         try:
-            ended = ray.get(actor.result)
-        except ray.exceptions.RayError as error:
+            ended = self._brought(task, ray.get(actor.result))
+        except (ray.exceptions.RayError, LostError) as error:
             self._end(actor)
             self._take_up_again(task, first_line(error))
+            return
+        if self._courier and isinstance(ended, Failed) and isinstance(ended.error, LostError):
+            self._end(actor)  # what it needs did not come whole
+            self._take_up_again(task, first_line(ended.error))
             return
         if isinstance(ended, Done):
             self._events.append(Event(task.given, done=ended))
@@ -217,6 +235,12 @@ class Cluster:
         else:
             stopped = LostError(f"{task.stage.title}: its process was told to stop; {GO_ON}")
             self._events.append(Event(task.given, error=stopped))
+
+    def _brought(self, task: _Task, ended: Any) -> Any:
+        """How a stage ended; what a node made that shares no folder lies in RUN then. Raises LostError where it does not come."""
+        if self._courier is None or not isinstance(ended, Brought):
+            return ended
+        return self._courier.bring(task.begun, task.stage, ended)
 
     def _take_up_again(self, task: _Task, why: str) -> None:
         """Have a stage go on elsewhere whose actor is gone, with its node or alone; or say that it was tried enough."""
@@ -245,6 +269,7 @@ class Cluster:
 
         yield from (event for event in self._events if event.done is not None)  # heard, and not told yet
         self._events.clear()
+        stopped = [*self._again, *(task for task, _ in self._busy)]
         self._again.clear()
         asked = {actor.handle.stop.options(concurrency_group=STOPPING).remote(): actor for _, actor in self._busy}
         for answer, actor in asked.items():
@@ -258,9 +283,13 @@ class Cluster:
             for task, actor in busy:
                 if actor.result in ready:
                     actor.task = None
-                    with suppress(ray.exceptions.RayError):
-                        if isinstance(ended := ray.get(actor.result), Done):
+                    with suppress(ray.exceptions.RayError, LostError):
+                        if isinstance(ended := self._brought(task, ray.get(actor.result)), Done):
                             yield Event(task.given, done=ended)
+        for task in stopped:
+            if self._courier is not None:
+                with suppress(LostError):  # they stay noted at the address
+                    self._courier.bring_states(task.begun, task.stage)
 
     def _end(self, actor: _Actor) -> None:
         import ray
@@ -275,7 +304,8 @@ class Cluster:
             self._end(actor)
         ray.kill(self._inbox)
         for seen in self._seen.values():
-            seen.file.unlink(missing_ok=True)
+            if seen.file is not None:
+                seen.file.unlink(missing_ok=True)
 
 
 def _inbox() -> Any:
@@ -316,4 +346,12 @@ def cluster(settings: RaySettings, begun: Run, watcher: Watcher) -> Iterator[Clu
             team.end()
 
 
-RAY = Executor(RaySettings, "Ray", at_once, cluster)
+def refuse(recipe: Recipe) -> None:
+    """Raises RecipeError for an address that is none, and for what cannot be brought to the nodes through one."""
+    settings = recipe.execution
+    if isinstance(settings, RaySettings) and settings.artifacts is not None:
+        refuse_address(settings.artifacts)
+        named_here(recipe)
+
+
+RAY = Executor(RaySettings, "Ray", at_once, cluster, refuse=refuse)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from spunge import __version__
 from spunge.errors import RecipeError, is_panic
+from spunge.run.executors.bringing import Brought, Bundle, Mirror
 from spunge.run.executors.channel import Failed, Forward, Ready, Said, Step, Stopped, Telling, failure
 from spunge.run.executors.executor import Done, Given
 from spunge.run.executors.making import Job, Maker
@@ -26,7 +27,7 @@ HELD = 1000  # messages that are held while nobody asks for them
 class Seen(NamedTuple):
     """By what a node knows that it sees the run's folder, and has the same spunge."""
 
-    file: Path
+    file: Path | None  # None: what it needs is brought to it
     token: str
     version: str
 
@@ -36,6 +37,8 @@ class Seen(NamedTuple):
             raise RecipeError(
                 f"execution.kind: ray: a node has spunge {__version__}, and this one {self.version}; install the same on all"
             )
+        if self.file is None:
+            return
         try:
             seen = self.file.read_text(encoding="utf-8")
         except OSError:
@@ -70,24 +73,40 @@ class AtWork:
     def __init__(self) -> None:
         self._inbox: Any = None
         self._given: Given | None = None
+        self._mirrors: dict[Path, Mirror] = {}  # of each run
         self._maker = Maker(Telling(self._say, EVERY))
         forward = Forward(self._say)
         forward.addFilter(lambda record: not record.name.startswith("ray"))
         logging.captureWarnings(True)
         logging.getLogger().addHandler(forward)
 
-    def make(self, job: Job, given: Given, seen: Seen, inbox: Any) -> Done | Failed | Stopped:
+    def make(
+        self, job: Job, given: Given, seen: Seen, bundle: Bundle | None, inbox: Any
+    ) -> Done | Brought | Failed | Stopped:
         self._given, self._inbox = given, inbox
         self._say(Ready())
         try:
             seen.refuse()
-            return self._maker.make(job)
+            return self._maker.make(job) if bundle is None else self._brought(job, bundle)
         except KeyboardInterrupt:
             return Stopped()
         except BaseException as error:
             if not (isinstance(error, Exception) or is_panic(error)):
                 raise
             return Stopped() if STOP.asked else failure(error)
+
+    def _brought(self, job: Job, bundle: Bundle) -> Brought:
+        """Make a stage in a mirror of the run's folder. What it saved of one that is stopped is put before that is told."""
+        if job.folder not in self._mirrors:
+            self._mirrors[job.folder] = Mirror()
+        mirror = self._mirrors[job.folder]
+        try:
+            with mirror.laid_out(bundle):
+                done = self._maker.make(job._replace(folder=mirror.folder))
+            return Brought(done, mirror.put_new(bundle))
+        except KeyboardInterrupt:
+            mirror.save(bundle)
+            raise
 
     def stop(self) -> bool:
         """Ask what trains to end after its step, with its state saved. Whether anything looks for that."""
@@ -107,8 +126,8 @@ def node_class() -> Any:
         def __init__(self) -> None:
             self.work = AtWork()
 
-        def make(self, job: Any, given: Any, seen: Any, inbox: Any) -> Any:
-            return self.work.make(job, given, seen, inbox)
+        def make(self, job: Any, given: Any, seen: Any, bundle: Any, inbox: Any) -> Any:
+            return self.work.make(job, given, seen, bundle, inbox)
 
         def stop(self) -> bool:
             return self.work.stop()

@@ -25,6 +25,11 @@ class RaySettings(ExecutionSettings):
         description="Of a node, for each stage: {gpu: 1}, {cpu: 4}, or names of the cluster's own. Default: one GPU where a node "
         "has one and model.device is not cpu, else one CPU.",
     )
+    artifacts: str | None = Field(
+        None,
+        description="An address that the nodes and this machine reach, as fsspec writes it (s3://bucket/folder, file:///folder): "
+        "what stages need and make is brought through it. Default: none; all nodes see the run's folder, the rows and the model.",
+    )
     retries: int = Field(3, ge=0, description="How often a stage is taken up again whose node or process is gone.")
 
 
