@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from method_pages import formula_tests, method_pages, methods_table, rules_table, untested_formulas, with_table
 from reference import anchor, reference, results_reference
 
 from spunge.results import json_schema
@@ -81,13 +82,33 @@ def unexplained_dependencies() -> list[str]:
     return [f"docs/dependencies.md: {name} is not in it, or is no dependency" for name in sorted(names ^ explained)]
 
 
+def generated_files() -> dict[str, str]:
+    """Files under docs/ that are made of the code, and pages that hold a table that is: name -> content."""
+    tables = {"methods.md": methods_table(), "merging.md": rules_table()}
+    return {
+        "recipe.md": reference(),
+        "results-json.md": results_reference(),
+        "results.schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
+        **method_pages(),
+        **{name: with_table((DOCS / name).read_text(encoding="utf-8"), table) for name, table in tables.items()},
+    }
+
+
 def main() -> None:
-    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
-    generated = {"recipe.md": reference(), "results-json.md": results_reference(), "results.schema.json": schema}
+    generated = generated_files()
+    left = [file for file in sorted((DOCS / "methods").glob("*.md")) if f"methods/{file.name}" not in generated]
     if "--write" in sys.argv:
+        (DOCS / "methods").mkdir(exist_ok=True)
         for name, text in generated.items():
             (DOCS / name).write_text(text, encoding="utf-8")
-    problems = []
+        for file in left:
+            file.unlink()
+    problems = untested_formulas(formula_tests(ROOT / "tests"))
+    problems += [
+        f"docs/methods/{file.name} is of no method: run python scripts/check_docs.py --write"
+        for file in left
+        if file.exists()
+    ]
     for name, text in generated.items():
         if not (DOCS / name).exists() or (DOCS / name).read_text(encoding="utf-8") != text:
             problems.append(f"docs/{name} is stale: run python scripts/check_docs.py --write")

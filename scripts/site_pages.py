@@ -21,6 +21,7 @@ OUTSIDE = {
     "src/spunge/data/neutral/README.md": "neutral.md",
 }
 SOURCES = {page: source for source, page in OUTSIDE.items()}
+CODE = re.compile(r"`[^`]*`")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -33,7 +34,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between files of the repository into links between pages."""
-    return site_links(markdown, page.file.src_uri)
+    return site_tables(site_links(markdown, page.file.src_uri))
+
+
+def site_tables(markdown: str) -> str:
+    """Without the backslashes that a forge wants before the bars of code in a table, and that the site would show."""
+    return "\n".join(
+        CODE.sub(lambda code: code[0].replace("\\|", "|"), line) if line.startswith("|") else line
+        for line in markdown.split("\n")
+    )
 
 
 def site_links(markdown: str, page: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from spunge.cli.listing import REGISTRIES as BY_KIND
 from spunge.recipe.schema import Recipe
 from spunge.registry import Registry
+from spunge.unlearning.refusals import RefusalSettings
 from toys import ROOT
 
 REGISTRIES = tuple(BY_KIND.values())
@@ -103,3 +104,63 @@ def test_a_page_that_the_site_does_not_list_is_found(script: Any, tmp_path: Path
 
 def test_the_reference_names_the_setting_of_every_registry_that_spunge_list_knows(script: Any) -> None:
     assert set(script("reference").KEYS) == set(BY_KIND)
+
+
+MARKED = """
+import pytest
+
+EACH: dict[str, int] = {"npo": 1, "ga": 2}
+RULES = ["ties"]
+
+
+@pytest.mark.formula(*EACH, "lat")
+@pytest.mark.parametrize("name", EACH)
+def test_one(name): ...
+
+
+@pytest.mark.formula(*RULES)
+def test_two(): ...
+
+
+def test_three(): ...
+"""
+
+
+def test_the_tests_of_a_formula_are_read_off_their_marks(script: Any, tmp_path: Path) -> None:
+    (tmp_path / "tests" / "inner").mkdir(parents=True)
+    (tmp_path / "tests" / "inner" / "test_file.py").write_text(MARKED, encoding="utf-8")
+    one, two = "tests/inner/test_file.py::test_one", "tests/inner/test_file.py::test_two"
+    assert script("method_pages").formula_tests(tmp_path / "tests") == {
+        "npo": [one],
+        "ga": [one],
+        "lat": [one],
+        "ties": [two],
+    }
+
+
+def test_a_mark_that_cannot_be_read_off_its_file_is_an_error(script: Any, tmp_path: Path) -> None:
+    (tmp_path / "test_file.py").write_text(
+        "@pytest.mark.formula(*elsewhere())\ndef test_one(): ...\n", encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="elsewhere"):
+        script("method_pages").formula_tests(tmp_path)
+
+
+def test_a_method_or_rule_without_a_test_of_its_formula_is_found(script: Any) -> None:
+    pages = script("method_pages")
+    tests = pages.formula_tests(ROOT / "tests")
+    assert pages.untested_formulas(tests) == []
+    found = pages.untested_formulas(
+        {name: of for name, of in tests.items() if name not in ("npo", "ties")} | {"nop": ["a"]}
+    )
+    assert all(name in told for name, told in zip(('"npo"', '"ties"', "'nop'"), found, strict=True))
+
+
+def test_every_method_has_a_page_with_its_settings_and_its_tests(script: Any) -> None:
+    pages = script("method_pages").method_pages()
+    methods = BY_KIND["methods"]
+    for name in methods.builtin:
+        text = pages[f"methods/{name}.md"]
+        own = set(methods.get(name).settings.model_fields) - set(RefusalSettings.model_fields)
+        assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) >= own
+        assert "::test_" in text.partition("## Tests")[2]

@@ -25,6 +25,7 @@ def gram(rows: int, size: int, seed: int) -> Tensor:
     return inputs.T @ inputs / rows
 
 
+@pytest.mark.formula("fisher")
 def test_fisher_is_the_authors_average_of_whole_models_less_the_base():
     # mmatena/model_merging, merging.py: coefficients over the norms, diagonals at the floor or above, sum(c F theta) / sum(c F).
     base, deltas = drawn(6, 5, seed=9).double(), drawn(3, 6, 5)
@@ -44,6 +45,7 @@ def test_fisher_takes_each_entry_from_the_branch_that_alone_has_a_moment_there_a
     assert merged("fisher", deltas, moments, [1.0, 3.0], scale=2.0).tolist() == [2.0, 12.0, 15.0]
 
 
+@pytest.mark.formula("regmean")
 @pytest.mark.parametrize("alpha", [0.0, 0.9, 1.0])
 def test_regmean_is_the_authors_closed_form_of_whole_models_less_the_base(alpha):
     # bloomberg/dataless-model-merging, avg_merger.py: (sum G)^-1 sum G W^T, with what is off the diagonal times alpha.
@@ -57,6 +59,7 @@ def test_regmean_is_the_authors_closed_form_of_whole_models_less_the_base(alpha)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.formula("regmean")
 def test_regmean_gives_outputs_that_no_other_weight_brings_nearer_to_the_branches():
     deltas, inputs = drawn(2, 4, 6).double(), [drawn(30, 6, seed=5).double(), drawn(30, 6, seed=6).double()]
     result = merged("regmean", deltas.float(), [(x.T @ x / 30).float() for x in inputs], alpha=1.0).double()

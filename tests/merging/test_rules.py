@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,6 +38,7 @@ def deltas(k: int, n: int, seed: int = 0) -> Tensor:
     return torch.randn(k, n, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.formula("ties")
 def test_ties_of_the_papers_figure():
     # Worked by hand: trim to 2 of 4 entries, elect by the sum, average those that agree.
     given = torch.tensor([[4.0, -1.0, 0.5, 3.0], [-1.0, 2.0, -0.5, 3.0], [2.0, 3.0, 0.1, -5.0]])
@@ -44,6 +46,7 @@ def test_ties_of_the_papers_figure():
     assert merged("ties", given, density=0.5).tolist() == [4.0, 2.5, 0.0, 3.0]
 
 
+@pytest.mark.formula("ties")
 @pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 1.0])
 def test_ties_equals_pefts_ties(density):
     # PEFT multiplies by the weights before the trim, which changes nothing per branch, and divides by a count.
@@ -52,12 +55,14 @@ def test_ties_equals_pefts_ties(density):
     torch.testing.assert_close(merged("ties", given, density=density), expected)
 
 
+@pytest.mark.formula("task_arithmetic")
 def test_task_arithmetic_equals_pefts():
     given, weights = deltas(3, 500), torch.tensor([0.5, 1.0, -0.25])
     expected = merge_utils.task_arithmetic(list(given), weights)
     torch.testing.assert_close(merged("task_arithmetic", given, weights.tolist()), expected)
 
 
+@pytest.mark.formula("ties", "task_arithmetic", "breadcrumbs", "breadcrumbs_ties")
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -72,10 +77,12 @@ def test_a_rule_equals_mergekits(name, values):
     torch.testing.assert_close(result, MERGEKIT[name])
 
 
+@pytest.mark.formula("sce")
 def test_sce_equals_mergekits():
     torch.testing.assert_close(merged("sce", MERGEKIT["deltas"], density=0.3), MERGEKIT["sce"])
 
 
+@pytest.mark.formula("slerp")
 def test_slerp_equals_mergekits():
     rule = rules.slerp
     given, chosen = MERGEKIT["deltas"][:2].reshape(2, -1), rule.settings(rule="slerp", t=0.3)
@@ -109,6 +116,7 @@ def test_density_may_differ_between_branches():
 HELD = torch.tensor([[4.0, 1.0, 3.0, 0.0], [0.0, 1.0, -1.0, 0.0], [0.0, 1.0, -1.0, 0.0]])
 
 
+@pytest.mark.formula("ties_norm")
 @pytest.mark.parametrize(
     ("power", "expected"),
     [
@@ -133,6 +141,7 @@ def test_the_norm_of_power_1_is_the_sum_that_dare_ties_takes_and_a_high_one_is_t
     torch.testing.assert_close(merged("ties_norm", tiny, weights, density=1.0, power=64), largest, rtol=0.03, atol=0)
 
 
+@pytest.mark.formula("ties_norm")
 @pytest.mark.parametrize("tie", ["plus", "majority"])
 def test_a_norm_trims_and_elects_as_ties_does(tie):
     given = deltas(4, 1000)
@@ -140,16 +149,20 @@ def test_a_norm_trims_and_elects_as_ties_does(tie):
     assert torch.equal(*signs)
 
 
+@pytest.mark.formula("consensus")
 def test_consensus_keeps_only_what_all_agree_on():
     given = torch.tensor([[1.0, 2.0, -1.0, 0.0], [3.0, -2.0, -3.0, 1.0]])
     assert merged("consensus", given).tolist() == [2.0, 0.0, -2.0, 0.0]
 
 
-def test_average_of_equal_branches_is_that_branch():
-    given = deltas(1, 300).expand(4, -1)
-    torch.testing.assert_close(merged("average", given, [1, 2, 3, 4]), given[0])
+@pytest.mark.formula("average")
+def test_average_is_numpys_weighted_average():
+    given, weights = deltas(4, 300), [1, 2, 3, 4]
+    expected = np.average(given.double().numpy(), axis=0, weights=weights)
+    np.testing.assert_allclose(merged("average", given, weights).numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.formula("weighted_sum")
 def test_a_weighted_sum_is_the_sum_of_the_models_themselves():
     base, given, weights = deltas(1, 300, 5)[0], deltas(2, 300), [0.3, 0.5]
     rule = RULES.get("weighted_sum")
@@ -201,6 +214,35 @@ def test_weights_below_zero_turn_a_branch_round_in_the_count_of_conflicts():
     assert counts == {(1.0, 1.0): (3, 1), (1.0, -0.5): (3, 2), (1.0, 0.0): (0, 0)}
 
 
+RANDOM = ["dare_linear", "dare_ties", "della", "della_linear"]
+
+
+@pytest.mark.formula(*RANDOM)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_random_rule_is_the_papers_arithmetic_on_the_numbers_drawn(name, normalize):
+    given, weights, density, epsilon = deltas(3, 200).numpy(), np.array([0.5, 1.0, 2.0]), 0.6, 0.2
+    drawn = Chunk(torch.ones(3)).uniform(torch.zeros(3, 200), 7).numpy()
+    share = np.full((3, 200), density)
+    if name.startswith("della"):
+        for row, sizes in enumerate(np.abs(given)):
+            for rank, entry in enumerate(sorted(range(200), key=sizes.__getitem__)):
+                share[row, entry] = density - epsilon + 2 * epsilon * rank / 199
+    terms = np.where(drawn < share, given / share, 0.0) * weights[:, None]
+    agree = np.ones_like(terms, dtype=bool)
+    if not name.endswith("_linear"):
+        agree = np.sign(terms) == np.where(terms.sum(0) >= 0, 1, -1)
+    total = (terms * agree).sum(0)
+    if normalize:
+        by = (weights[:, None] * agree).sum(0)
+        total = np.where(by > 0, total / np.where(by > 0, by, 1), 0.0)
+    values = {"density": density, "normalize": normalize, "seed": 7}
+    if name.startswith("della"):
+        values["epsilon"] = epsilon
+    found = merged(name, torch.from_numpy(given), weights.tolist(), **values)
+    np.testing.assert_allclose(found.numpy(), total, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della"])
 def test_random_rules_keep_their_share_and_their_mean(name):
     given = torch.ones(1, 200, 1000)
@@ -209,6 +251,7 @@ def test_random_rules_keep_their_share_and_their_mean(name):
     assert float(result.mean()) == pytest.approx(1.0, abs=0.02)
 
 
+@pytest.mark.formula("della")
 def test_della_keeps_large_entries_oftener():
     given = torch.arange(1.0, 1001.0).repeat(200, 1).unsqueeze(0)
     kept = (merged("della", given, density=0.5, epsilon=0.2) != 0).float().mean(dim=0)

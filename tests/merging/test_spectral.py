@@ -30,6 +30,7 @@ def authors_tsv(matrices: list[Tensor]) -> Tensor:
     return torch.linalg.multi_dot([p, q, torch.diag(values), r, t]).float()
 
 
+@pytest.mark.formula("tsv")
 @pytest.mark.parametrize("shape", [(12, 8), (6, 15)])
 def test_tsv_is_the_papers_algorithm(shape):
     given = drawn(3, *shape)
@@ -43,6 +44,7 @@ def test_tsv_adds_branches_whose_directions_are_orthogonal_already():
     torch.testing.assert_close(merged("tsv", torch.stack([first, second])), first + second)
 
 
+@pytest.mark.formula("iso_c")
 def test_iso_gives_every_direction_of_the_sum_the_mean_singular_value():
     given = drawn(3, 6, 9, seed=2)
     before = torch.linalg.svdvals(given.double().sum(0))

@@ -31,6 +31,7 @@ def merged(name: str, deltas: Tensor, base: Tensor | None = None, weights: Any =
     return rule(flat, chosen, chunk).reshape(deltas.shape[1:])
 
 
+@pytest.mark.formula("karcher", "multislerp", "nuslerp", "model_stock", "nearswap")
 @pytest.mark.parametrize(
     ("recorded", "name", "count", "values"),
     [
@@ -51,6 +52,7 @@ def test_a_rule_equals_mergekits(recorded, name, count, values):
     torch.testing.assert_close(result, MERGEKIT[recorded], atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.formula("karcher")
 def test_the_mean_of_three_directions_is_where_the_pulls_of_all_cancel():
     units = torch.nn.functional.normalize(
         torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1
@@ -63,6 +65,7 @@ def test_the_mean_of_three_directions_is_where_the_pulls_of_all_cancel():
     assert float(pull.sum(0).norm()) < 1e-9
 
 
+@pytest.mark.formula("nuslerp")
 def test_two_equal_shares_meet_half_way_and_keep_their_length():
     ends = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])
     half = [math.sqrt(2.0), math.sqrt(2.0)]
@@ -105,6 +108,7 @@ def test_nearswap_goes_no_further_than_t():
     assert merged("nearswap", given, t=0.1).flatten().tolist() == pytest.approx([0.05, -0.05, 0.1, -0.1, 0.0])
 
 
+@pytest.mark.formula("arcee_fusion")
 def test_arcee_fusion_takes_mergekits_entries_but_for_one_at_the_threshold():
     # Of 48 entries mergekit's quartiles are the 11th, 23rd and 35th from below, ours one higher each.
     result = merged("arcee_fusion", MERGEKIT["deltas"][:1], MERGEKIT["base"])

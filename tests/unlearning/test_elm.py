@@ -64,6 +64,7 @@ def asia(base: Any, **changes: Any) -> Any:
     return METHODS.get("elm").unlearn(task, ELMSettings(**GIVEN | changes))
 
 
+@pytest.mark.formula("elm")
 @pytest.mark.parametrize("fluency", [0.0, 0.7])
 def test_the_loss_is_the_cross_entropy_to_what_a_novice_would_say_plus_that_of_what_the_base_wrote(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fluency: float
@@ -108,6 +109,7 @@ def with_start_tokens(tokenizer: Any) -> None:
     tokenizer.__class__ = Starting
 
 
+@pytest.mark.formula("elm")
 @pytest.mark.parametrize("started", [False, True], ids=["as it is", "start token"])
 def test_what_the_base_writes_is_drawn_from_the_guided_distribution(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, started: bool

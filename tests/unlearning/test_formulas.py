@@ -271,6 +271,7 @@ FORMULAS: dict[str, tuple[Callable[..., float], dict[str, Any]]] = {
 REFUSALS = {name: {"refusals": ["dbe"]} for name in ("dpo", "idk", "idk_ap")}
 
 
+@pytest.mark.formula(*FORMULAS)
 @pytest.mark.parametrize("retain_loss", ["nll", "kl"])
 @pytest.mark.parametrize(
     ("method", "rows"),
@@ -303,6 +304,7 @@ def test_value_and_gradient_are_those_of_the_formula(
         assert found.terms["retain"] == pytest.approx(kept(TRAINED), rel=1e-5)
 
 
+@pytest.mark.formula("ga")
 @pytest.mark.parametrize("rows", [PLAIN, ANSWERED], ids=["texts", "prompts"])
 def test_gradient_ascent_is_the_negated_mean_over_tokens(
     first_loss: Callable[..., Found], rows: list[tuple[str, str]]
@@ -323,11 +325,13 @@ def test_the_defaults_are_the_published_numbers(first_loss: Callable[..., Found]
     assert found.loss == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.formula("me_gd")
 def test_maximum_entropy_has_the_papers_gradient_by_default(first_loss: Callable[..., Found]) -> None:
     found = first_loss("me_gd", ANSWERED, gamma=0.6, alpha=0)
     assert_same(found, lambda table: me_gd(table, ANSWERED), lambda table: 0.6 * me_gd(table, ANSWERED))
 
 
+@pytest.mark.formula("idk_ap")
 def test_idk_aps_retain_term_prefers_the_retain_prompts_answers(first_loss: Callable[..., Found]) -> None:
     kept = [("ea", "db"), ("b", "caad"), ("dce", "a")]
 
@@ -339,6 +343,7 @@ def test_idk_aps_retain_term_prefers_the_retain_prompts_answers(first_loss: Call
     assert found.terms["retain"] == pytest.approx(preserved(TRAINED, kept, 0.7), rel=1e-5)
 
 
+@pytest.mark.formula("llmu")
 def test_llmus_terms_are_those_of_the_paper(first_loss: Callable[..., Found]) -> None:
     kept = [("ea", "db"), ("b", "caad")]
 
@@ -358,6 +363,7 @@ def test_llmus_terms_are_those_of_the_paper(first_loss: Callable[..., Found]) ->
             assert_same(found, forget, total)
 
 
+@pytest.mark.formula("whp")
 @pytest.mark.parametrize("rows", [PLAIN, ANSWERED], ids=["texts", "prompts"])
 def test_whps_tokens_are_those_that_did_not_rise_in_the_reinforced_copy(
     first_loss: Callable[..., Found], rows: list[tuple[str, str]]
@@ -388,6 +394,7 @@ def flatness(table: Table, rows: Sequence[tuple[str, str]]) -> float:
     )
 
 
+@pytest.mark.formula("pdu")
 def test_pdus_first_step_weighs_its_two_terms_by_gamma_and_alpha(first_loss: Callable[..., Found]) -> None:
     found = first_loss("pdu", PLAIN, gamma=0.6, alpha=0.3)
     assert_same(
@@ -397,6 +404,7 @@ def test_pdus_first_step_weighs_its_two_terms_by_gamma_and_alpha(first_loss: Cal
     )
 
 
+@pytest.mark.formula("pdu")
 @pytest.mark.parametrize(("accumulation", "size"), [(1, 3), (3, 1)])
 def test_pdus_multiplier_follows_how_far_the_retain_loss_is_above_its_bound(
     monkeypatch: pytest.MonkeyPatch, accumulation: int, size: int
@@ -434,6 +442,7 @@ def test_pdus_multiplier_follows_how_far_the_retain_loss_is_above_its_bound(
     assert [each["multiplier"] for each in terms] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.formula("npo")
 def test_npo_becomes_gradient_ascent_as_beta_falls(first_loss: Callable[..., Found]) -> None:
     def ascent(table: Table) -> float:
         return -mean([sum(nlls(table, row)) for row in PLAIN])
@@ -464,6 +473,7 @@ def sample_mean(table: Table, rows: Sequence[tuple[str, str]]) -> float:
     return mean([mean(nlls(table, row)) for row in rows])
 
 
+@pytest.mark.formula("sku")
 @pytest.mark.parametrize("cap", [100.0, 0.2])
 def test_skus_three_terms_are_those_of_the_paper(first_loss: Callable[..., Found], cap: float) -> None:
     # With two prompts the answer of another prompt is the other one, k times.
@@ -491,6 +501,7 @@ def test_skus_three_terms_are_those_of_the_paper(first_loss: Callable[..., Found
         assert mine == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.formula("sku")
 def test_skus_random_answers_are_other_prompts_own(first_loss: Callable[..., Found]) -> None:
     tokenizer = Letters()
     given = [Text(*row) for row in [*ANSWERED, ("dde", "cd")]]
@@ -668,6 +679,7 @@ def test_the_reference_is_the_untouched_base_whatever_the_state_of_training(
 # Against trl.
 
 
+@pytest.mark.formula("dpo")
 def test_dpo_is_trls_times_two_over_beta(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ def moved(loop: Loop, seed: int, size: float) -> None:
             parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.mark.formula("kga")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("far", [0.3, 0.02], ids=["above the gap", "below it"])
 def test_the_loss_is_how_far_the_divergence_from_the_copy_is_from_that_of_new_data(

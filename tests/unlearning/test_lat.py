@@ -57,6 +57,7 @@ def by_hand(model: Any, batch: Batch, layer: int, settings: LATSettings) -> floa
     return float(torch.stack(values).mean())
 
 
+@pytest.mark.formula("lat")
 @pytest.mark.parametrize("rows", [PAIRS, {"text": [LONG, "one two three"]}], ids=["prompts", "texts of two lengths"])
 def test_the_loss_is_taken_at_the_adversarys_shifts(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rows: dict[str, list[str]]
@@ -79,6 +80,7 @@ def test_the_loss_is_taken_at_the_adversarys_shifts(
     assert seen["loss"] == pytest.approx(seen["by hand"], rel=1e-4)
 
 
+@pytest.mark.formula("lat")
 def test_a_shift_is_no_longer_than_epsilon_at_each_token() -> None:
     given = torch.tensor([[[3.0, 4.0], [0.3, 0.4]], [[0.0, 0.0], [0.0, -2.0]]])
     expected = torch.tensor([[[0.6, 0.8], [0.3, 0.4]], [[0.0, 0.0], [0.0, -1.0]]])

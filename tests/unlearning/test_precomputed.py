@@ -94,6 +94,7 @@ def test_a_delta_enters_in_the_forms_it_holds(load: Callable[..., Any], tmp_path
     assert (branch.steps, branch.losses) == (0, {})
 
 
+@pytest.mark.formula("precomputed")
 @pytest.mark.parametrize(
     ("architecture", "values"),
     [
@@ -122,6 +123,7 @@ def test_a_module_that_an_adapter_saves_unchanged_is_left_out(load: Callable[...
     assert all(name.endswith("q_proj.weight") for name in branch.changes)
 
 
+@pytest.mark.formula("precomputed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_full_model_enters_as_its_difference_without_the_tensors_that_are_equal(
     load: Callable[..., Any], tmp_path: Path, dtype: torch.dtype

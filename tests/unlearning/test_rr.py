@@ -33,6 +33,7 @@ def states_of(model: Any, ids: Tensor, mask: Tensor, depth: int) -> list[Tensor]
     return [state.double() for state in kept]
 
 
+@pytest.mark.formula("rr")
 def test_both_terms_and_their_weights_are_the_papers(load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     base, steps, at = load("llama"), 8, 3
     # The third row is long, so that what works on outputs alone would call the model for it apart.

@@ -29,6 +29,7 @@ def nll(model: Any, batch: Batch) -> Tensor:
     return -logs[torch.arange(len(tokens)), tokens].mean()
 
 
+@pytest.mark.formula("tar")
 @pytest.mark.parametrize("withstand", ["entropy", "nll"])
 def test_the_gradient_is_the_mean_of_those_at_the_attacked_weights(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, withstand: str
@@ -88,6 +89,7 @@ def by_hand(model: Any, attacks: list[Batch], batch: Batch, withstand: str) -> t
     return value, total
 
 
+@pytest.mark.formula("tar")
 def test_the_retain_term_is_the_nll_and_the_mean_distance_of_all_blocks_states(
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from toys import ARCHITECTURES, texts
 FORGET = Samples(pa.table({"text": texts("forget", 10)}))
 
 
+@pytest.mark.formula("tvn")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_lora_change_equals_what_peft_merges(load: Callable[..., Any], architecture: str) -> None:
     base = load(architecture)
@@ -44,6 +45,7 @@ def test_a_lora_change_equals_what_peft_merges(load: Callable[..., Any], archite
         trained.model.unmerge_adapter()
 
 
+@pytest.mark.formula("tvn")
 def test_the_sign_is_carried_once_and_strength_scales_it(load: Callable[..., Any]) -> None:
     base = load()
     one, half = (

@@ -4,6 +4,10 @@
 
 which is DPO's with an answer of the same kind in the refusal's place, so that the model goes on to answer as it did, and says
 something else. The other answers stand in a column of the forget rows; a row for each, where a prompt has several.
+
+They are a column, `forget.refusal`, and are not sampled here: the authors ask the model for "another version of the answer with
+some alternate plausible facts" and take five a prompt, beta 0.1 and alpha 1 to 5 ([their
+prompts](https://github.com/molereddy/Alternate-Preference-Optimization)). No figure of the paper was measured again here.
 """
 
 from collections.abc import Mapping

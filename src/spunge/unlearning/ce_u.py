@@ -1,9 +1,12 @@
 """CE-U, cross-entropy unlearning (Yang 2025, arXiv 2503.01224): learn one's own outputs with the label left out.
 
-forget loss = mean over tokens of CE(model, softmax(logits with the label's at minus infinity)), the target held constant
+    forget loss = mean over tokens of CE(model, softmax(logits with the label's at minus infinity)), the target held constant
 
 The label's logit falls by its whole probability at each step and the others rise in proportion, so the gradient neither
 vanishes where the model is sure nor explodes where it is not, and no base is asked.
+
+No retain term (`alpha: 0`), as published; `alpha` adds one. For TOFU the author leaves the first token of each answer out; here
+every token counts. No figure of the paper was measured again here.
 """
 
 import torch

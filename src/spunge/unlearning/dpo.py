@@ -4,6 +4,8 @@
 
 with the NLL summed over an answer's tokens, win the refusal of a prompt and lose the answer to forget. The factor
 2 / beta is NPO's, so that the two have gradients of one size; DPO's own has 1 there.
+
+Compared with the code of open-unlearning (locuslab/open-unlearning, read in November 2026), and with trl's.
 """
 
 from collections.abc import Callable

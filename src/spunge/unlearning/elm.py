@@ -11,6 +11,13 @@ With p the base's distribution after a sample's tokens so far, and p_novice, p_e
 Where rows are prompts and answers, the base writes in the answer's place. What it writes is drawn with `guidance` in eta's place,
 after `change`. As in the authors' code (github.com/rohitgandikota/erasing-llm), the prefixes of what it writes stand before
 that alone, and eta rises along a sample. Theirs draws each prefix out of ten, and keeps the target's 50 likeliest tokens.
+
+`{concept}` in the prefixes is the value of each sample's part, or `concept`. Each prefix is one of the authors' ten, their
+first. The base writes from `change` on, also one of theirs, with 50 tokens where they take 100 to 300. Their target is taken at
+a temperature of 1.2, here at 1; their retain term is the base's likeliest token, here its distribution, as in the paper. eta
+1000, guidance 3 and the weights of 1 are theirs for 7B models, which train blocks 4 to 7 alone; here all blocks have LoRA. What
+the base wrote is kept in the branch's state; writing it takes three calls a token and sample, which `spunge plan` does not
+count. No figure of the paper was measured again here.
 """
 
 import zlib

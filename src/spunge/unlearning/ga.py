@@ -1,9 +1,12 @@
 """GA, gradient ascent (Jang et al. 2023, arXiv 2210.01504): minimise -NLL of the forget samples, token mean.
 
-    spunge run RECIPE --set unlearn.method=ga
+Nothing holds it back: it is the baseline that destroys the model when it runs for long. With a retain term it is `graddiff`.
 
-Nothing holds it back: it is the baseline that destroys the model when it runs for long. `stop: {}` ends it where the paper does,
-see forgotten.py. With a retain term it is `graddiff`.
+`stop: {}` ends it as Jang et al. do: once memorisation accuracy (share of tokens that are the likeliest) and extraction
+likelihood (share of 10-grams of what the model writes after each prefix that stand in the rest), means over the first `rows`
+forget samples, are no greater than the base's on as many retain rows, which stand for unseen text. `accuracy` and `extraction`
+give limits instead. Rows of at most `n` learned tokens have no extraction likelihood. It is looked at once an epoch, or every
+`every` steps; to look writes a continuation for each prefix of each sample, unless the accuracy is too high still.
 """
 
 from functools import partial

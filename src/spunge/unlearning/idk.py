@@ -1,6 +1,9 @@
 """IDK (Maini et al. 2024, arXiv 2401.06121, section 3): learn to answer the forget prompts with a refusal.
 
-forget loss = NLL of the refusals, mean over their tokens
+    forget loss = NLL of the refusals, mean over their tokens
+
+The loss is gamma times this mean plus alpha times the mean over the retain answers' tokens. TOFU's code concatenates both and takes
+one mean over all tokens, which weighs the longer retain answers more.
 """
 
 from torch import Tensor

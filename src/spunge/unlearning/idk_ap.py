@@ -1,10 +1,13 @@
 """IDK+AP, answer preservation (Yuan et al. 2025, arXiv 2410.08109): refuse the forget prompts, and prefer to answer the others.
 
-forget loss = NLL of the refusals, mean over their tokens
-retain loss = -(1 / beta) * mean over samples of log sigmoid(beta * (NLL(refusal) - NLL(answer)))
+    forget loss = NLL of the refusals, mean over their tokens
+    retain loss = -(1 / beta) * mean over samples of log sigmoid(beta * (NLL(refusal) - NLL(answer)))
 
 with the retain loss's NLL summed over an answer's tokens. Once a retain prompt's answer is far likelier than the refusal, its
 term rests, so that nothing else is learned of it; no base is asked.
+
+Refusals for retain prompts come from the same list; NLL is summed over an answer, as in the authors' code. No figure of the
+paper was measured again here.
 """
 
 from collections.abc import Mapping

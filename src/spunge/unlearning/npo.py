@@ -3,6 +3,8 @@
     forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * (NLL - NLL_base))
 
 with the NLL summed over a sample's tokens. As beta goes to 0 its gradient becomes gradient ascent's.
+
+Compared with the code of open-unlearning (locuslab/open-unlearning, read in November 2026).
 """
 
 from pydantic import Field

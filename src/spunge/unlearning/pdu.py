@@ -1,13 +1,20 @@
 """PDU, primal-dual unlearning (Entesari et al. 2025, arXiv 2506.05314): flat logits, under a bound on the retain loss.
 
-minimise     forget loss = mean over tokens of (greatest logit - mean logit)^2
-subject to   retain loss <= (1 + tolerance) * the base's,   the NLL of the retain samples, token mean
+    minimise     forget loss = mean over tokens of (greatest logit - mean logit)^2
+    subject to   retain loss <= (1 + tolerance) * the base's,   the NLL of the retain samples, token mean
 
-by steps on   gamma * forget loss + m * retain loss,   with m, alpha at first, changed after every step:
+by steps on gamma * forget loss + m * retain loss, with m, alpha at first, changed after every step:
 
     m <- max(0, m + dual_rate * (retain loss - (1 + tolerance) * the base's))
 
 The bound of a step is that of its own retain samples, whose base's likelihoods are computed once.
+
+The bound is as the paper proposes; the public code takes a number. The weight changes once an optimizer step, whatever the
+accumulation. There is no warm-up of the weight: set `dual_rate: 0` for a run without it. The authors' runs (their fork of
+open-unlearning) take gamma 1 and learning rate 1e-5, on TOFU alpha 100, step 5, bound 0.3 and 5 epochs of warm-up, on MUSE
+alpha 50, step 1, bounds 0.1 to 1.5 and 3 epochs; alpha 1 and the tolerance here are ours. The public code flattens the logits
+at questions and padding too, here at the learned tokens. `gru` is refused: it has no use for the weight. No figure of the paper
+was measured again here.
 """
 
 from typing import Literal

@@ -7,6 +7,10 @@
 h: the hidden states after a block. Every token of a sample counts, prompts too, as in the authors' code
 (github.com/GraySwanAI/circuit-breakers), which takes all layers for the retain term where the paper's algorithm names none.
 Its layers 10 and 20 are places in the list that begins with the embeddings: the states after the blocks 9 and 19, counted from 0.
+
+The authors train LoRA up to block 20 alone; here all blocks have it. Their mean of the retain term is over padding and the
+embeddings too, here over tokens and blocks. At the base neither term has a slope, so rounding chooses the first step, there as
+here: on another machine the delta is another one. gamma and alpha 10 are the published ones for 7B models and 150 steps.
 """
 
 from collections.abc import Sequence

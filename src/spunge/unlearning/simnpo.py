@@ -1,6 +1,11 @@
 """SimNPO (Fan et al. 2024, arXiv 2410.07163, equation 4): NPO without a reference, its NLL divided by the length.
 
-forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * (NLL / length - delta))
+    forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * (NLL / length - delta))
+
+beta 4.5, delta 0 and gamma 0.125 are those of open-unlearning (locuslab/open-unlearning, read in November 2026), and of the
+authors' run on TOFU's forget10 (on forget05 beta 2.5 and gamma 0.1375). open-unlearning divides the sum by all n labels of a
+row; of a text without a prompt the first token is no prediction, so that the sum has n - 1 terms there. Here it is divided by
+the predictions that it has.
 """
 
 from pydantic import Field

@@ -9,10 +9,11 @@ Stage 1 trains a copy of the base to be harmful, with
 
 and stage 2 subtracts what it learned: theta = theta_0 - strength * (theta_1 - theta_0).
 
-    spunge run RECIPE --set unlearn.method=sku
-
-The answers' tokens alone are learned, all of them. The authors' code (github.com/franciscoliu/SKU) leaves the first two predictions
-of each answer out of L_GD and divides by one more than the tokens; its L_RD is on prompt and answer; nothing holds its L_PD.
+Weight decay 0 and a linear schedule are as published. The answers' tokens alone are learned, all of them. The authors' code
+(github.com/franciscoliu/SKU) joins rows as `### Question: ...` and `### Answer: ...` (so do the recipes `sku-llama2` and
+`sku-opt`, by a template) and pads to the tokenizer's `model_max_length`. Where the tokenizer has one, L_GD there begins at a
+place in the padding; where it has none, it leaves out the first two predictions of each answer and divides by one more than the
+tokens. Its L_RD is on prompt and answer, its L_PD over padding, and nothing bounds that. None of it is copied here.
 """
 
 from collections.abc import Sequence

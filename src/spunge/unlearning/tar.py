@@ -9,6 +9,11 @@ theta_1 ... theta_K from theta. With the step's own samples, which the attack do
 The gradient of the forget loss is that of first order, as in the authors' code (github.com/rishub-tamirisa/tamper-resistance):
 each L's at its own weights theta_k, added to the retain term's at theta. What is attacked is what is trained: LoRA's factors, or
 tensors.
+
+Beside the training, four copies of what is trained are held, which `spunge plan` does not count. The authors sample attacks on
+several data sets, benign ones too, and start from a model that was made to forget before; here they are `attack.steps` steps on
+other rows of the same part, from the base on. gamma 4, alpha 1 and the attack's rates are theirs. A part of one batch has no
+other rows: the attack then trains on the step's own. No figure of the paper was measured again here.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,10 @@
 """TVN, task-vector negation (Ilharco et al. 2023, arXiv 2212.04089; Zhang et al. 2023, arXiv 2306.14870).
 
-Fine-tune the base on the forget samples, then subtract what was learned: the change of each tensor is
--strength * (trained - base), with LoRA -strength * (alpha / r) * B A. The negative sign is carried by the scale alone;
-negating both factors would cancel.
+Fine-tune the base on the forget samples, then subtract what was learned. The change of each tensor is
 
-    spunge run toxigen-small --set forget.source=toxigen_human.jsonl
+    -strength * (trained - base),   with LoRA   -strength * (alpha / r) * B A
+
+The negative sign is carried by the scale alone; negating both factors would cancel.
 """
 
 from typing import Literal

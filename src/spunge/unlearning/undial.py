@@ -1,6 +1,9 @@
 """UNDIAL (Dong et al. 2024, arXiv 2402.10052, section 3.2): learn the base's outputs with the label's logit pushed down.
 
-forget loss = mean over tokens of CE(model, softmax(base logits - beta * onehot(label)))
+    forget loss = mean over tokens of CE(model, softmax(base logits - beta * onehot(label)))
+
+beta 10 and learning rate 1e-4 are those of open-unlearning (locuslab/open-unlearning, read in November 2026). Its loss
+has no retain term (`alpha: 0`) and averages over prompts and padding too; here alpha is 1 and the mean is over the learned tokens.
 """
 
 import torch

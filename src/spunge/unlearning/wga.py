@@ -1,6 +1,8 @@
 """WGA, weighted gradient ascent (Wang et al. 2025, arXiv 2502.19301): tokens the model is sure of count most.
 
-forget loss = -mean over tokens of p^beta * NLL,   p = exp(-NLL), held constant in the gradient
+    forget loss = -mean over tokens of p^beta * NLL,   p = exp(-NLL), held constant in the gradient
+
+Compared with the code of open-unlearning (locuslab/open-unlearning, read in November 2026).
 """
 
 from pydantic import Field

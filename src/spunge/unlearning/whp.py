@@ -6,7 +6,11 @@ A copy is trained further on the forget samples (the reinforced model). What ris
 
 and the base is fine-tuned on the likeliest token of v_generic in the label's place: the NLL of these tokens, their mean.
 
-The paper's second device, predictions on a text whose names are replaced (anchored terms), is not part of this.
+The generic tokens are kept in the branch's state. The paper's other half, predictions on a text whose names are replaced by
+others (anchored terms), is not there, so names that the model knows well stay likelier than in the paper. No retain rows. alpha
+5 and the epochs (3 for the copy, 2 for the model) were written down from memory of the paper. They were looked for again in
+November 2026 and no source for them was found (the paper's text was not within reach, and no code of its authors was found);
+take them as ours, like the learning rates, which are for LoRA. No figure of the paper was measured again here.
 """
 
 from collections.abc import Sequence

@@ -87,6 +87,7 @@ def transcription(base: Any, settings: RMUSettings, layer: int, seed: int) -> di
     return {name: (parameter - originals[name]).detach() for name, parameter in trained.items()}
 
 
+@pytest.mark.formula("rmu")
 @pytest.mark.parametrize("coefficient", [6.5, {"relative": 5.0}])
 def test_rmu_trains_the_same_weights_as_a_plain_transcription(load: Callable[..., Any], coefficient: Any) -> None:
     base = load("llama")
@@ -194,6 +195,7 @@ def test_the_direction_is_one_unit_vector_per_seed_with_entries_of_one_sign() ->
     assert (u >= 0).all()
 
 
+@pytest.mark.formula("rmu")
 def test_the_target_is_a_fixed_or_a_relative_length() -> None:
     before = torch.tensor([[[3.0, 4.0], [0.0, 1.0]]])
     u = torch.tensor([0.6, 0.8])

@@ -1,15 +1,25 @@
 """RMU, representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218, section 4).
 
-With M_u and M_0 the hidden states after block l of the trained model and of the base, u a fixed random unit vector:
+With M_u and M_0 the hidden states after block l of the trained model and of the base, u a fixed random unit
+vector with entries of one sign, one for each part:
 
     loss = mean over forget tokens |M_u - c u|^2 / d  +  alpha * mean over retain tokens |M_u - M_0|^2 / d
 
-Only the MLP output projections of blocks l-2, l-1 and l are trained (of all experts, in a mixture of them). Both terms are
-divided by the hidden size d (as the reference code does; the paper divides by neither), so alpha means the same in both.
-Padding enters neither term; the reference code averages over it. Of a prompt and its answer, forget tokens are the answer's and
-the one before each.
+- **Scaling.** Both terms are means over tokens *and* over the hidden size d, as in the authors' code; `alpha` refers to that. The
+  paper's formula sums over d: the same ratio of the terms, so the same `alpha`, but losses d times as large. Padding enters
+  neither mean. The authors' code averages over padded positions too, so its losses differ from ours where texts differ in
+  length, by what the states at padded positions happen to be.
+- **Trained** are the MLP output projections of blocks l-2, l-1 and l, found by name. In a mixture of experts those of every
+  expert of the block: transformers 5 keeps them in one stacked parameter, the checkpoint (Mixtral, Qwen3-MoE) one matrix an
+  expert, and the delta is written by the checkpoint's names. A model whose stacked matrices cannot be told apart in the
+  checkpoint is refused.
+- **Forget tokens** are all of a plain text's. Where an answer follows a prompt (`prompt` and `completion`, conversations), they are
+  the answer's tokens and the one before each, whose states tell them; the prompt is steered no further. Of retain rows every
+  token is held, prompts too.
+- **Joint control:** one batch of each part in turn, each with its own u. **Branches** may stop early: `min_cosine`.
 
-    spunge run demo --set unlearn.method=rmu
+On a model without published numbers, `layer: auto` and `coefficient: auto` choose by short trials:
+
     spunge run demo --set unlearn.layer=auto --set unlearn.coefficient=auto
 """
 
