@@ -143,6 +143,25 @@ def test_parts_may_be_made_without_labels(asked: Callable[..., Proposal]) -> Non
     assert proposal.content["controls"] == ["joint"]
 
 
+def test_a_method_that_an_override_names_is_proposed_as_the_option_proposes_it(asked: Callable[..., Proposal]) -> None:
+    named, overridden = asked(method="rmu"), asked(overrides=["unlearn.method=rmu"])
+    assert overridden.content == named.content
+    assert overridden.said == named.said
+    assert named.content["unlearn"]["learning_rate"] != asked().content["unlearn"]["learning_rate"]
+
+
+def test_rows_to_keep_are_those_that_the_overriding_method_needs(asked: Callable[..., Proposal]) -> None:
+    assert asked().recipe.retain is not None
+    assert asked(overrides=["unlearn.method=ga"]).recipe.retain is None
+
+
+def test_settings_of_training_as_a_whole_are_refused_beside_options(asked: Callable[..., Proposal]) -> None:
+    with pytest.raises(RecipeError, match="its settings are given one by one"):
+        asked(length={"steps": 3}, overrides=["unlearn={method: rmu}"])
+
+
 def test_branches_made_before_are_refused(asked: Callable[..., Proposal]) -> None:
     with pytest.raises(RecipeError, match="--method: 'precomputed' brings branches of its own"):
         asked(method="precomputed")
+    with pytest.raises(RecipeError, match="--method: 'precomputed' brings branches of its own"):
+        asked(overrides=["unlearn.method=precomputed"])

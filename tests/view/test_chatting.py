@@ -164,7 +164,7 @@ def test_one_runs_models_are_in_memory(server: Server) -> None:
         ({}, {"tokens": "²"}, 400),
         ({}, {"stage": []}, 400),
         ({}, {"stage": "branch:none"}, 422),
-        ({}, {"prompt": "x" * 70_000}, 413),
+        ({}, {"prompt": "x" * 2_000_000}, 413),
     ],
 )
 def test_a_question_that_is_not_the_pages_own_or_asks_for_too_much_is_refused(
@@ -173,6 +173,34 @@ def test_a_question_that_is_not_the_pages_own_or_asks_for_too_much_is_refused(
     got, page, _ = Talk(server).read(Talk(server).ask(headers=headers, **form))
     assert got == status
     assert "heard" not in page
+
+
+def test_a_prompt_of_any_script_that_the_form_takes_is_answered(server: Server) -> None:
+    status, page, _ = Talk(server).read(Talk(server).ask(prompt="日" * 20_000))
+    assert status == 200
+    assert "base heard 日日日" in page
+
+
+def test_an_answer_that_breaks_off_is_told_and_the_other_models_answer(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Answers.answer
+
+    def answer(self: Answers, model: Any, prompt: str, settings: Any, hear: Callable[[str], None]) -> str:
+        if model.name == "base":
+            hear("the answer is")
+            raise RuntimeError("a path of this machine")
+        return whole(self, model, prompt, settings, hear)
+
+    monkeypatch.setattr(Answers, "answer", answer)
+    status, page, _ = Talk(server).read(Talk(server).ask())
+    assert status == 200
+    assert (
+        'the answer is</bdi></p><p class="below">RuntimeError while this was answered: the answer is not whole' in page
+    )
+    assert "a path of this machine" not in page
+    assert "merged heard hello" in page
+    assert page.rstrip().endswith("</html>")
 
 
 def test_without_the_option_nothing_is_posted_and_no_page_leads_there(tmp_path: Path) -> None:

@@ -22,7 +22,17 @@ from spunge.cli.oneline import (
     means_model,
     written,
 )
-from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, print_scores, quiet, say
+from spunge.cli.terminal import (
+    JsonOption,
+    SetOption,
+    loading,
+    near,
+    print_json,
+    print_scores,
+    quiet,
+    say,
+    tell_carried,
+)
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="A recipe's YAML file, or a shipped recipe's name (spunge list recipes).")
@@ -87,6 +97,7 @@ def run(
         loaded, folder = proposed.recipe, proposed.folder
     else:
         loaded, folder = load_recipe(recipe, overrides), Path(out or default_folder(recipe))
+        tell_carried(recipe, overrides)
     try:
         results = run_recipe(loaded, folder, watcher, replace, others)
     finally:
@@ -126,7 +137,9 @@ def plan(
     from spunge.run.plan import plan_text
 
     quiet()
-    planned = plan_recipe(load_recipe(recipe, overrides), out or default_folder(recipe), device, measure)
+    loaded = load_recipe(recipe, overrides)
+    tell_carried(recipe, overrides)
+    planned = plan_recipe(loaded, out or default_folder(recipe), device, measure)
     if planned.refused and not anyway:
         raise RecipeError(planned.refused[0])
     if as_json:

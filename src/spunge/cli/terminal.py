@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,14 @@ def say(text: str) -> None:
 def tell(text: str) -> None:
     """Print a line on stderr that is no error."""
     typer.echo(one_line(text), err=True)
+
+
+def tell_carried(recipe: str, overrides: Sequence[str]) -> None:
+    """Say what a recipe's settings are to another method that an override names."""
+    from spunge.recipe.carried import carried_told
+
+    if told := carried_told(recipe, overrides):
+        tell(told)
 
 
 def say_on(text: str) -> None:

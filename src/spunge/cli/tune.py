@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from spunge.cli.run import RecipeArgument
-from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, quiet, say
+from spunge.cli.terminal import JsonOption, SetOption, loading, near, print_json, quiet, say, tell_carried
 
 
 def tune(
@@ -41,6 +41,7 @@ def tune(
     watcher = Terminal()
     quiet()
     folder = Path(out or f"{default_folder(recipe)}-tune").resolve()
+    tell_carried(recipe, overrides)
     try:
         search = tune_recipe(recipe, trials, objectives, folder, overrides, judge, seed, watcher)
     finally:

@@ -78,10 +78,10 @@ def propose(asked: Asked) -> Proposal:
 
     Raises RecipeError, with the option to give, where there is no sensible guess or more than one, and as the recipe would.
     """
-    method = METHODS.get(asked.method)
-    if not method.trains:
-        raise RecipeError(f"--method: {asked.method!r} brings branches of its own, which a recipe names; write one")
     content = _begun(asked)
+    method = METHODS.get(_method(content))
+    if not method.trains:
+        raise RecipeError(f"--method: {_method(content)!r} brings branches of its own, which a recipe names; write one")
     remarks: dict[str, str] = {}
     said: list[str] = []
     known = _without_judging(content)
@@ -92,7 +92,7 @@ def propose(asked: Asked) -> Proposal:
     _name_texts(content, query, kept, known, said)
     _name_attribute(content, asked, query, kept, said)
     entries = _entries(known)
-    _name_retain(content, asked, said)
+    _name_retain(content, said)
     parts = split_rows(_without_judging(content)).parts
     remarks["model"] = f"{entries / 1e6:.3g} million weights; the training's settings below are for this size"
     if "max_lengths" not in content["unlearn"]:
@@ -157,7 +157,14 @@ def _begun(asked: Asked) -> dict[str, Any]:
     if isinstance(asked.by, Mapping):
         content["split"] = {"by": dict(asked.by)}
     apply_overrides(content, [each for each in asked.overrides if not each.strip().startswith("evaluate")])
+    if any(each.partition("=")[0].strip() == "unlearn" for each in asked.overrides):
+        raise RecipeError("--set unlearn: with --forget its settings are given one by one, such as unlearn.method=rmu")
     return content
+
+
+def _method(content: Mapping[str, Any]) -> str:
+    """The method that is run: --method's, or that of --set unlearn.method, which comes last."""
+    return str(content["unlearn"]["method"])
 
 
 def _without_judging(content: Mapping[str, Any]) -> Recipe:
@@ -208,11 +215,11 @@ def _name_attribute(content: dict[str, Any], asked: Asked, query: Query, kept: n
             said.append(f"split: by {guessed} (guessed: few values, all words, in every row)")
 
 
-def _name_retain(content: dict[str, Any], asked: Asked, said: list[str]) -> None:
+def _name_retain(content: dict[str, Any], said: list[str]) -> None:
     """The rows to keep: some are held out of the training, to be judged by."""
-    needs = METHODS.get(asked.method).needs_retain
     if "retain" not in content:
-        if not needs(validated(METHODS.get(asked.method).settings, content["unlearn"])):
+        method = METHODS.get(_method(content))
+        if not method.needs_retain(validated(method.settings, content["unlearn"])):
             return
         content["retain"] = NEUTRAL
         said.append(

@@ -21,7 +21,7 @@ from spunge.view.pages import MOST_TOKENS, Refused, chat_page, plain
 if TYPE_CHECKING:
     from spunge.run.asking import Asking
 
-MOST_BYTES = 64 << 10  # of a question's form
+MOST_BYTES = 256 << 10  # of a question's form: 20,000 characters of any script
 SAME_ORIGIN = "same-origin"
 
 
@@ -105,6 +105,10 @@ class Chat:
                         write("<i>(nothing)</i>")
                 except RecipeError as error:
                     failed = str(error)
+                except OSError:
+                    raise  # who asked has gone
+                except Exception as error:  # else what is there so far would pass for the answer
+                    failed = f"{type(error).__name__} while this was answered: the answer is not whole."
                 write("</bdi></p>")
                 if failed:
                     write(f'<p class="below">{escape(one_line(failed))}</p>')

@@ -168,6 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind != "application/x-www-form-urlencoded" or not (length.isascii() and length.isdigit()):
             raise Refused(HTTPStatus.BAD_REQUEST, "This is no form.")
         if len(length) > 9 or int(length) > MOST_BYTES:
+            self._pass_over(int(length) if len(length) < 9 else 0)
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The prompt is too long.")
         content = self.rfile.read(int(length)).decode("ascii", "replace")
         form = parse_qs(content, keep_blank_values=True, errors="replace", max_num_fields=200)
@@ -176,6 +177,11 @@ class Handler(BaseHTTPRequestHandler):
         if not chat.is_own(origin, site, form.get("secret", [""])[0], own):
             raise Refused(HTTPStatus.FORBIDDEN, "A question comes from this server's own page; open the chat anew.")
         return form
+
+    def _pass_over(self, length: int) -> None:
+        """Read what is too long: one whose sending is cut off does not hear why."""
+        while length > 0 and (piece := self.rfile.read(min(length, MOST_BYTES))):
+            length -= len(piece)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class says of a request that it cannot read, and of a method that is not above: here every other one."""
