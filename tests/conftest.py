@@ -48,7 +48,8 @@ def _known_to_stay() -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds scores of the base that another one left."""
-    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "spunge-cache"))
+    beside = tmp_path.with_name(f"{tmp_path.name}-cache")  # not inside: tests look at all that lies in their own folder
+    monkeypatch.setenv("SPUNGE_CACHE", str(beside))
 
 
 @pytest.fixture(scope="session")

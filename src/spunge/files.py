@@ -191,6 +191,26 @@ def _acquired(folder: Path, patience: float) -> "BaseFileLock":
     return lock
 
 
+def taken(file: Path, patience: float = -1.0) -> "BaseFileLock | None":
+    """A lock that other processes of this machine ask for by the same file, taken until it is released or the process ends.
+
+    patience: seconds to wait for who holds it, or -1 to wait until it is free; None where it stayed another's.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        return None
+    return lock
+
+
+def given_name(aside: Path | str, file: Path | str) -> None:
+    """Let a whole file have its name, in one step, over what had it. A power cut may lose it: for what is checked when read."""
+    os.replace(aside, file)
+
+
 def refuse_links(folder: Path) -> None:
     """Raises RecipeError for a folder that is a link, or in which one leads out of it."""
     root = folder.parent.resolve() / folder.name

@@ -59,7 +59,7 @@ def test_a_folder_of_another_recipe_or_of_something_else_is_refused(
     assert ended.returncode == 2
     # Of a long folder's name the middle of the line is cut; tests/run/test_damage.py holds the whole of it.
     assert ended.stderr.startswith("spunge: --out: ")
-    assert "give --replace to make again what no longer fits" in ended.stderr
+    assert "or --replace to make again what no longer fits" in ended.stderr
 
 
 def test_an_unwritable_folder_is_named(recipe_file: Path) -> None:

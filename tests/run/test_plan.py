@@ -212,3 +212,27 @@ def test_steps_that_are_measured_are_the_methods_own_and_leave_nothing(
     assert measured.memory > 200 << 20
     with pytest.raises(RecipeError, match=r"^--measure: steps are taken on the device at hand"):
         spunge.plan(load_recipe(toy_recipe), tmp_path / "run", device="h100", measure=True)
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_a_plan_of_a_configuration_alone_is_the_plan_of_the_model(
+    toy_recipe: dict[str, Any], tmp_path: Path, tokenizer: bool
+) -> None:
+    whole = spunge.plan(load_recipe(toy_recipe), tmp_path / "run")
+    model, alone = Path(toy_recipe["model"]["path"]), tmp_path / "alone"
+    alone.mkdir()
+    for file in model.iterdir():
+        if file.name == "config.json" or (tokenizer and not file.name.startswith("model")):
+            (alone / file.name).symlink_to(file)
+    toy_recipe["model"] = {**toy_recipe["model"], "path": str(alone)}
+    planned = spunge.plan(load_recipe(toy_recipe), tmp_path / "run")
+    [note] = [note for note in planned.notes if "holds no weights" in note]
+    assert str(alone) in note
+    assert [stage.stage for stage in planned.stages] == [stage.stage for stage in whole.stages]
+    if tokenizer:
+        assert [(each.memory, each.disk) for each in planned.stages] == [
+            (each.memory, each.disk) for each in whole.stages
+        ]
+    else:
+        assert any("no tokenizer is there" in note for note in planned.notes)
+        assert (planned.memory or 0) >= (whole.memory or 1)

@@ -674,10 +674,14 @@ def test_methods_that_need_answers_of_the_retain_rows_refuse_plain_texts_there(m
     METHODS.get(method).refuse(parts, samples("other", answers=True), settings_of(method))
 
 
-def test_altpo_without_a_column_of_other_answers_is_refused() -> None:
+def test_altpo_with_a_column_of_other_answers_and_told_to_write_them_is_refused() -> None:
+    method, told = METHODS.get("altpo"), settings_of("altpo", alternatives={"count": 2})
+    with pytest.raises(RecipeError, match=r"unlearn\.alternatives: forget\.refusal names a column"):
+        method.refuse({"a": samples(answers=True)}, None, told)
     rows = Samples(samples(answers=True).table.drop_columns(["refusal"]))
-    with pytest.raises(RecipeError, match=r"forget\.refusal: missing, and altpo needs"):
-        METHODS.get("altpo").refuse({"a": rows}, None, settings_of("altpo"))
+    for settings in (told, settings_of("altpo")):
+        method.refuse({"a": rows}, None, settings)
+        assert set(method.given(rows, settings, None)) == {"to forget"}
 
 
 def test_a_pattern_that_matches_no_parameter_is_refused(load: Callable[..., Any]) -> None:

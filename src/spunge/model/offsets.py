@@ -220,12 +220,18 @@ def read_offsets(folder: str | Path, small: str | None = None, dtype: Any = "aut
     about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
 
     def model(where: str | Path, revision: str | None = None) -> Any:
-        return AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype).to(device).eval()
+        return _read(where, revision, dtype, device)
 
     base = model(small or about["small"]["path"], None if small else about["small"]["revision"])
     expert = model(folder / about["expert"]) if about["expert"] else None
     pairs = pairs_of(about["kind"], base, [model(folder / name) for name in about["unlearned"]], expert)
     return Offsets(pairs, Shift(**about["shift"]))
+
+
+def _read(where: str | Path, revision: str | None, dtype: Any, device: str) -> Any:
+    """A model whose code is transformers' own; one that carries code is loaded by hand, and `read_offsets` attached to it."""
+    read = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype, trust_remote_code=False)
+    return read.to(device).eval()
 
 
 def load(
@@ -235,6 +241,6 @@ def load(
     moved."""
     about = json.loads((Path(folder) / DESCRIPTION).read_text(encoding="utf-8"))
     where, revision = large or about["large"]["path"], None if large else about["large"]["revision"]
-    model = AutoModelForCausalLM.from_pretrained(where, revision=revision, dtype=dtype).to(device).eval()
+    model = _read(where, revision, dtype, device)
     read_offsets(folder, small, dtype, device).attach(model)
-    return model, AutoTokenizer.from_pretrained(where, revision=revision)
+    return model, AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)

@@ -5,7 +5,7 @@ Steps are followed on the model's shapes and the rows' lengths (`spunge.run.plan
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from spunge.run.planning.devices import device_of, shared
 from spunge.run.planning.dry import scaled
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.fitting import Fit, unfit
+from spunge.run.planning.unweighted import with_shapes
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
@@ -76,6 +77,22 @@ def plan(
     folder = Path(out or default_folder(recipe)).resolve()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     require_own(folder)
+    with with_shapes(recipe) as shaped:
+        if shaped is None:
+            return _planned(recipe, folder, device, measure)
+        if measure:
+            raise RecipeError(f"--measure: {recipe.model.path!r} holds no weights; download the model, or leave it out")
+        # Nothing that lies in the run's folder was made of a model without values.
+        planned = _planned(shaped, folder / "unmade", device, measure)
+        told = (
+            f"model.path: {recipe.model.path!r} holds no weights: planned by the shapes of its config.json, as if nothing were "
+            "done yet"
+        )
+        notes = [note.replace(shaped.model.path, recipe.model.path) for note in planned.notes]
+        return replace(planned, folder=str(folder), notes=[*notes, told])
+
+
+def _planned(recipe: Recipe, folder: Path, device: str, measure: bool) -> Plan:
     executor, settings = EXECUTORS.get(recipe.execution.kind), recipe.execution
     at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
     begun = build(recipe, folder)

@@ -3,11 +3,16 @@
     forget loss = -(2 / beta) * mean over samples of log sigmoid(beta * ((NLL_base - NLL)(other) - (NLL_base - NLL)(answer)))
 
 which is DPO's with an answer of the same kind in the refusal's place, so that the model goes on to answer as it did, and says
-something else. The other answers stand in a column of the forget rows; a row for each, where a prompt has several.
+something else. The other answers stand in a column of the forget rows, `forget.refusal`, a row for each where a prompt has
+several.
 
-They are a column, `forget.refusal`, and are not sampled here: the authors ask the model for "another version of the answer with
-some alternate plausible facts" and take five a prompt, beta 0.1 and alpha 1 to 5 ([their
-prompts](https://github.com/molereddy/Alternate-Preference-Optimization)). No figure of the paper was measured again here.
+Without that column the base writes them before training, as `alternatives` says: asked in the authors' words for Llama 2, through
+its chat template where it has one, cut at "Question:" or "Q:", drawn at temperature 1, five a prompt ([their
+code](https://github.com/molereddy/Alternate-Preference-Optimization)). Each pass over the samples takes the next answer, so the
+authors' pass over five answers is five passes here. A draw that is empty or the answer to forget is drawn again, up to ten times;
+theirs keeps it. A base that does not follow instructions is better given a column. Plans do not count the time of the writing.
+`execution: {kind: sharded}` needs the column. The authors take beta 0.1 and alpha 1 to 5. No figure of the paper was measured again
+here.
 """
 
 from collections.abc import Mapping
@@ -17,53 +22,88 @@ from pydantic import Field
 
 from spunge.data.samples import Samples
 from spunge.errors import RecipeError
-from spunge.unlearning.calls import FORGET, descending
+from spunge.unlearning.alternatives import Alternatives, alternatives
+from spunge.unlearning.batches import Stream
+from spunge.unlearning.calls import FORGET, Group, descending
 from spunge.unlearning.dpo import preferring
+from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, needs_retain
 from spunge.unlearning.refusals import prompted, refuse_plain, spaced
 from spunge.unlearning.trained import stored_entries
 
+REFUSAL = "refusal"  # the samples' column of other answers
+
 
 class AltPOSettings(OutputSettings):
     method: str = "altpo"
     beta: float = Field(0.1, gt=0, description="Inverse temperature.")
+    alternatives: Alternatives | None = Field(
+        None,
+        description="How the base writes other answers. Default: a column, forget.refusal, has them; where there is none, the base "
+        "writes them as {} says.",
+    )
 
 
 def unlearn(task: Task, settings: AltPOSettings) -> Branch:
     """Prefer another plausible answer to the answer that is to be forgotten."""
-    return preferring(task, settings, settings.beta, lambda samples: others(samples, settings, task.base.tokenizer))
+    refuse(task.parts, task.retain, settings)
+    forget = forget_stream(task, settings)
+    if REFUSAL in forget.samples.table.column_names:
+        given = [others(forget.samples, settings, task.base.tokenizer)]
+    else:
+        given = sampled(task, settings, forget)
+    return preferring(task, settings, settings.beta, forget, given)
+
+
+def sampled(task: Task, settings: AltPOSettings, forget: Stream) -> list[Samples]:
+    """The samples with answers that the base writes: one for each pass over them, at the most `count`."""
+    how, texts = settings.alternatives or Alternatives(), prompted(forget.samples, settings.method, task.base.tokenizer)
+    passes = -(-total_steps(task, settings) * settings.accumulation // forget.batches)
+    every = alternatives(task, forget.samples, how, min(how.count, passes), settings.method)
+    return [
+        forget.samples.answered([spaced(answer, text) for answer, text in zip(answers, texts, strict=True)])
+        for answers in every
+    ]
 
 
 def others(samples: Samples, settings: AltPOSettings, tokenizer: Any) -> Samples:
-    """The samples with the answers of their column. Raises RecipeError for plain texts, and where there is no such column."""
-    refuse({"": samples}, None, settings)
+    """The samples with the answers of their column. Raises RecipeError for plain texts."""
     given = prompted(samples, settings.method, tokenizer)
-    answers = samples.table["refusal"].to_pylist()
+    answers = samples.table[REFUSAL].to_pylist()
     return samples.answered([spaced(answer, text) for answer, text in zip(answers, given, strict=True)])
 
 
+def shown(samples: Samples, settings: AltPOSettings, tokenizer: Any) -> Mapping[str, Samples]:
+    """What it is given of a part's samples, as far as that is known before the base has written."""
+    refuse_plain(samples, settings.method)
+    there = REFUSAL in samples.table.column_names
+    return {"to forget": samples} | ({"to prefer": others(samples, settings, tokenizer)} if there else {})
+
+
 def refuse(parts: Mapping[str, Samples], _retain: Samples | None, settings: AltPOSettings) -> None:
-    """Raises RecipeError for plain texts, and where no column of other answers is named."""
+    """Raises RecipeError for plain texts, and where other answers are given in two ways."""
     for samples in parts.values():
         refuse_plain(samples, settings.method)
-        if "refusal" not in samples.table.column_names:
+        if settings.alternatives is not None and REFUSAL in samples.table.column_names:
             raise RecipeError(
-                "forget.refusal: missing, and altpo needs other plausible answers; name the column of the forget rows that has them"
+                "unlearn.alternatives: forget.refusal names a column of other answers already; leave one of the two out"
             )
+
+
+def calls(settings: AltPOSettings, _depth: int) -> list[Group]:
+    how = settings.alternatives
+    return descending(settings, (FORGET, FORGET), once=2 if how is None else 1 + how.count)
 
 
 ALTPO = Method(
     settings=AltPOSettings,
     source="Mekala et al. 2024, arXiv 2409.13474",
     unlearn=unlearn,
-    calls=lambda settings, depth: descending(settings, (FORGET, FORGET), once=2),
+    calls=calls,
     stored_entries=stored_entries,
     refuse=refuse,
     needs_retain=needs_retain,
-    given=lambda samples, settings, tokenizer: {
-        "to forget": samples,
-        "to prefer": others(samples, settings, tokenizer),
-    },
+    given=shown,
     shares=True,
 )

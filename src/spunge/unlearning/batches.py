@@ -119,6 +119,11 @@ class Stream:
         return encoded(self.samples, rows, self.base.tokenizer, lengths)
 
     @property
+    def batches(self) -> int:
+        """Of a pass over the samples."""
+        return -(-self.count // self.size)
+
+    @property
     def packed(self) -> bool:
         return self._packed is not None
 

@@ -8,14 +8,14 @@ with the NLL summed over an answer's tokens, win the refusal of a prompt and los
 Compared with the code of open-unlearning (locuslab/open-unlearning, read in November 2026), and with trl's.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from spunge.data.samples import Batch, Samples
-from spunge.unlearning.batches import samples_of
+from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
@@ -31,21 +31,23 @@ class DPOSettings(RefusalSettings):
 
 def unlearn(task: Task, settings: DPOSettings) -> Branch:
     """Prefer a refusal to the answer that is to be forgotten (direct preference optimisation)."""
-    return preferring(task, settings, settings.beta, lambda samples: refused(samples, settings, task.base.tokenizer))
-
-
-def preferring(task: Task, settings: OutputSettings, beta: float, others: Callable[[Samples], Samples]) -> Branch:
-    """Prefer other answers to those to forget. others: of the forget samples, the samples with the answers to prefer."""
     forget = forget_stream(task, settings)
-    wanted = forget.replaced(others(forget.samples))
+    return preferring(task, settings, settings.beta, forget, [refused(forget.samples, settings, task.base.tokenizer)])
+
+
+def preferring(task: Task, settings: OutputSettings, beta: float, forget: Stream, others: Sequence[Samples]) -> Branch:
+    """Prefer other answers to those to forget. forget: of the forget samples. others: these with the answers to prefer; where there
+    are several, each pass over the samples takes the next."""
+    every = [forget.replaced(samples) for samples in others]
 
     def loss(session: Session, lose: Batch) -> Tensor:
+        wanted = every[(forget.drawn - 1) // forget.batches % len(every)]
         win = wanted.batch(lose.rows)
         base_win, base_lose = session.base_sums(wanted, win), session.base_sums(forget, lose)
         gain, loss = base_win - session.outputs(win).sums(), base_lose - session.outputs(lose).sums()
         return preference(gain, loss, beta)
 
-    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, wanted])
+    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, *every])
 
 
 def preference(win: Tensor, lose: Tensor, beta: float) -> Tensor:

@@ -90,7 +90,7 @@ def opened(folder: Path, changed: Mapping[str, Tensor]) -> Model:
     checkpoint = Checkpoint(folder, "--gguf")
     if how := quantisation(checkpoint):
         raise RecipeError(f"--gguf: the model is quantised ({how}); only plain weights are written")
-    model = Model(checkpoint, AutoConfig.from_pretrained(folder), FAMILIES[kind], changed)
+    model = Model(checkpoint, AutoConfig.from_pretrained(folder, trust_remote_code=False), FAMILIES[kind], changed)
     _refuse_config(model)
     _refuse_tensors(model)
     return model

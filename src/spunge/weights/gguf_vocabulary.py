@@ -68,7 +68,7 @@ def vocabulary(folder: Path, rows: int) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RecipeError(one_line(f"--gguf: {str(folder)!r} has no tokenizer that can be read ({error})")) from None
     if not tokenizer.is_fast:

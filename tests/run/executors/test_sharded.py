@@ -81,6 +81,7 @@ def test_an_older_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             {"unlearn": {"method": "ga", "steps": 1, "stop": {"accuracy": 0.5, "extraction": 0.5}}},
             "unlearn.stop: a model that several",
         ),
+        ({"unlearn": {"method": "altpo", "steps": 1}}, "forget.refusal: missing, and a model that several"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused_before_anything_is_made(

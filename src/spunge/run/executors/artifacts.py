@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.errors import LostError, RecipeError, first_line
-from spunge.files import PART, checksum, parse_json, sealed, unsealed, written
+from spunge.files import PART, checksum, given_name, parse_json, sealed, taken, unsealed, written
 from spunge.merging.copying import share
 
 TRIES = 3  # how often an object is fetched that comes short, damaged or not at all
@@ -154,7 +154,7 @@ class Artifacts:
         aside = f"{target}.{os.urandom(4).hex()}{PART}"
         self._files.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copyfile(file, aside)
-        os.replace(aside, target)
+        given_name(aside, target)
 
     def _size(self, name: str) -> int:
         try:
@@ -190,7 +190,7 @@ class Cache:
             self._artifacts.put(aside, mark)
             held = self._folder / mark.name
             held.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(aside, held)
+            given_name(aside, held)
         finally:
             aside.unlink(missing_ok=True)
         self._checked.add(mark.name)
@@ -220,12 +220,14 @@ class Cache:
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """Inside the block, no other process of this machine fetches the same."""
-        from filelock import FileLock
-
         lock = self._folder / "locks" / f"{name.replace('/', '-')}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        held = taken(lock)
+        try:
             yield
+        finally:
+            if held is not None:
+                held.release()
 
 
 def _second(source: Path, target: Path) -> None:

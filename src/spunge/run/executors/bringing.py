@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from spunge.copies import know_copies
 from spunge.data.rows import SHIPPED, find_files
 from spunge.errors import LostError, RecipeError
-from spunge.files import HELD, LOCK, PART, cache_folder, fingerprint, is_inside
+from spunge.files import HELD, LOCK, PART, cache_folder, fingerprint, is_inside, taken
 from spunge.recipe.rows import Source
 from spunge.recipe.schema import Recipe
 from spunge.run.executors.artifacts import Artifacts, Cache, Mark, mark_of
@@ -200,14 +200,11 @@ class Mirror:
     """A node's own folder in RUN's place, for one actor and one run."""
 
     def __init__(self) -> None:
-        from filelock import FileLock
-
         every = cache_folder() / "mirrors"
         every.mkdir(parents=True, exist_ok=True)
         _remove_left(every)
         self.folder = every / os.urandom(8).hex()
-        self._lock = FileLock(every / f"{self.folder.name}.lock")
-        self._lock.acquire()
+        self._lock = taken(every / f"{self.folder.name}.lock")
         self.folder.mkdir()
         self._laid: dict[str, tuple[Mark, tuple[int, int]]] = {}  # path -> content, and the file's size and time
         self._kept: tuple[str, Artifacts, Cache] | None = None
@@ -322,13 +319,10 @@ def _seen(file: Path) -> tuple[int, int]:
 
 def _remove_left(folder: Path) -> None:
     """Remove the mirrors of actors that are gone: nobody holds their locks."""
-    from filelock import FileLock, Timeout
-
     for file in folder.glob("*.lock"):
-        try:
-            with FileLock(file, timeout=0):
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-                file.with_suffix(".note").unlink(missing_ok=True)
-                file.unlink(missing_ok=True)
-        except Timeout:
+        if (held := taken(file, patience=0)) is None:
             continue
+        shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+        file.with_suffix(".note").unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+        held.release()

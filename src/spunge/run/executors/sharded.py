@@ -105,6 +105,11 @@ def refuse_unshared(recipe: Recipe) -> None:
             "unlearn.stop: a model that several processes train together is not looked at on its way; leave stop out, or set "
             "execution.kind to here, processes or ray"
         )
+    if "alternatives" in dict(recipe.unlearn) and (recipe.forget is None or recipe.forget.refusal is None):
+        raise RecipeError(
+            "forget.refusal: missing, and a model that several processes train together does not write other answers; name a "
+            "column that has them, or set execution.kind to here, processes or ray"
+        )
     if recipe.watch is not None and method.trains:
         raise RecipeError(
             "watch: a model that several processes train together is not measured on its way; leave watch out, or set "

@@ -11,6 +11,7 @@ from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.skeleton import Skeleton
+from spunge.weights.checkpoint import file_names
 from spunge.weights.described import described_by
 from spunge.weights.quantised import settled
 
@@ -26,12 +27,16 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         # The small base, and what each offset is the difference to.
         experts = isinstance(decode, DExperts) and decode.expert == "retain"
         beside = (small, 1 + experts + (1 if decode.merge == "weights" else len(base.parts.parts)))
+    # Where there is a configuration alone, every row is taken to be as long as it may be.
+    named = [name for name in file_names(base.given, "model.path") if "token" in name or "vocab" in name]
+    notes = set() if named else {"model.path: no tokenizer is there: every row is taken to be as long as max_length"}
     return Estimator(
         skeleton=skeleton_of(config, model, device),
         judged=judged or small,
         beside=beside,
         device=device,
-        tokenizer=load_tokenizer(model, base.given),
+        tokenizer=load_tokenizer(model, base.given) if named else None,
+        notes=notes,
         positions=positions_of(folder, model),
         train_in=model.train_in,
         processes=processes,
