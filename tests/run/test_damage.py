@@ -190,7 +190,7 @@ def test_another_recipe_needs_replace_only_where_finished_trainings_would_go(
         spunge.run(load_recipe(recipe, ["split.by=topics"]), run)
     spunge.run(load_recipe(recipe), run)  # mended, into the same folder
     other = load_recipe(recipe, ["split.by=upper(topic)"])
-    with pytest.raises(spunge.RecipeError, match=r"split\.by there: 'topic', here: 'upper\(topic\)'.*--replace"):
+    with pytest.raises(spunge.RecipeError, match=r"split\.by was 'topic' and is now 'upper\(topic\)'.*--replace"):
         spunge.run(other, run)
     spunge.run(other, run, replace=True)
     assert json.loads((run / "split.json").read_text())["attribute"] == "upper(topic)"

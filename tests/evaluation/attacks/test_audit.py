@@ -260,7 +260,7 @@ def test_a_run_with_every_attack_says_how_much_comes_back(audited_recipe: dict[s
     results = spunge.run(load_recipe(audited_recipe), tmp_path / "run")
     measured = {(row.stage, row.subject, row.metric): row for row in results.rows}
     settings = {each.name: each.settings for each in results.evaluations}
-    assert settings["choices"] == {"description": "", "max_length": 2048, "normalize": "tokens", "orders": 1} | {
+    assert settings["choices"] == {"description": "", "max_length": 2048, "normalize": "none", "orders": 1} | {
         "separator": " ",
         "style": "cloze",
         "answers_from": "auto",

@@ -199,4 +199,8 @@ def test_a_command_that_is_asked_to_stop_leaves_the_states_of_its_branches(
     assert code == 128 + signal.SIGTERM, errors
     assert errors.splitlines()[-1].startswith("spunge: stopped; ")
     assert time.monotonic() - started < 200
-    assert len(list((tmp_path / "run" / "branches").glob("*/state-*.pt"))) == 2
+    states = {file.parent.name for file in (tmp_path / "run" / "branches").glob("*/state-*.pt")}
+    finished = {
+        file.stem for file in (tmp_path / "run" / "stamps" / "branch").glob("*.json")
+    }  # on a slow machine, before the stop
+    assert states | finished == {"asia", "europe"}
