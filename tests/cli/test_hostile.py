@@ -238,7 +238,9 @@ def test_a_key_for_which_there_is_no_setting_is_not_told(toy_recipe: dict[str, A
 def test_no_file_of_a_run_holds_a_key(hostile: Hostile, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert call("run", hostile.recipe, "--out", str(out)).returncode == 0
-    files = [file for file in [*out.rglob("*"), *(tmp_path / "spunge-cache").rglob("*")] if file.is_file()]
+    files = [
+        file for file in [*out.rglob("*"), *(tmp_path.with_name(f"{tmp_path.name}-cache")).rglob("*")] if file.is_file()
+    ]
     assert len(files) > 20
     told = {file.name for file in files for secret in SECRETS.values() if secret.encode() in file.read_bytes()}
     assert told == set()

@@ -189,13 +189,13 @@ def test_large_tables_lie_in_a_mapped_file_that_the_next_process_takes_up(
     table = read(file).table
     assert pa.total_allocated_bytes() - before < 1000
     assert table.to_pylist() == rows
-    (kept,) = (tmp_path / "spunge-cache" / "rows").iterdir()
+    (kept,) = (tmp_path.with_name(f"{tmp_path.name}-cache") / "rows").iterdir()
     keeping._recent.clear()
     monkeypatch.setattr(jsonrows, "_read", None)
     assert read(file).table.to_pylist() == rows
     keeping._recent.clear()
     monkeypatch.undo()
-    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "spunge-cache"))
+    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
     kept.write_bytes(kept.read_bytes()[:100])
     assert read(file).table.to_pylist() == rows, "a damaged file of the cache is made anew"
 

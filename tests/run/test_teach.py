@@ -125,7 +125,7 @@ def test_a_second_recipe_takes_what_was_taught_from_the_cache_and_never_a_damage
     assert told.lines[told.lines.index("teach the base") + 1] == "from the cache"
     first, second = (Checkpoint(tmp_path / name / "taught").fingerprint() for name in ("one", "two"))
     assert first == second
-    [kept] = (tmp_path / "spunge-cache" / "taught").glob("*/model.safetensors")
+    [kept] = (tmp_path.with_name(f"{tmp_path.name}-cache") / "taught").glob("*/model.safetensors")
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
     kept.unlink()
@@ -185,7 +185,7 @@ def test_a_teaching_that_was_killed_goes_on_where_it_was(
 
 def test_the_caches_copies_of_taught_models_go_when_asked(lesson: dict[str, Any], tmp_path: Path) -> None:
     run(lesson, tmp_path / "run", "evaluate=[]", "teach.steps=1")
-    kept = tmp_path / "spunge-cache" / "taught"
+    kept = tmp_path.with_name(f"{tmp_path.name}-cache") / "taught"
     assert len(list(kept.glob("*/model.safetensors"))) == 1
     ended = call("clean", str(tmp_path / "run"), "--taught")
     assert (ended.returncode, ended.stdout) == (0, "removed 1 taught models from the cache\n")

@@ -367,7 +367,7 @@ def test_copies_of_rows_in_the_cache_go_with_the_texts(
     monkeypatch.setattr(keeping, "IN_MEMORY", 0)
     monkeypatch.setattr(keeping, "_recent", OrderedDict())
     monkeypatch.setattr(keeping, "_mapped_here", set())
-    another = tmp_path / "spunge-cache" / "rows" / f"{'ab' * 32}.arrow"
+    another = tmp_path.with_name(f"{tmp_path.name}-cache") / "rows" / f"{'ab' * 32}.arrow"
     another.parent.mkdir(parents=True)
     another.write_text("of another run")
     recipe = {**kept.recipe, "keep_texts": keep, "seeds": 1, "evaluate": kept.recipe["evaluate"][:1]}
