@@ -7,15 +7,11 @@ joint control, and after an interruption.
 """
 
 import json
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from spunge.data.chat import Conversation
 from spunge.data.samples import Samples
@@ -23,10 +19,9 @@ from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.files import append_text, fingerprint, write_text
 from spunge.recipe.block import Strict
-from spunge.unlearning.forgotten import greedily
+from spunge.unlearning.drawing import drawn
 from spunge.unlearning.method import Task
 from spunge.unlearning.refusals import prompted
-from spunge.unlearning.trained import evaluation_mode
 
 ENDS = ("Question:", "Q:")  # what follows is no part of an answer
 TRIES = 10  # draws for one answer, where one is empty or the answer to forget
@@ -154,27 +149,13 @@ def asking(tokenizer: Any, settings: Alternatives, question: str, answer: str, w
 
 def written(task: Task, settings: Alternatives, ids: list[int], number: int) -> str:
     """What the base writes after the tokens: each the greatest of log-probabilities at the temperature and Gumbel noise, a draw."""
-    from transformers import LogitsProcessorList
-
     model, tokenizer = task.base.model, task.base.tokenizer
-    noise = np.random.default_rng([settings.seed, number, zlib.crc32(str(ids).encode())])
-
-    def drawn(_given: Tensor, scores: Tensor) -> Tensor:
-        gumbel = torch.from_numpy(noise.gumbel(size=scores.shape)).to(scores.device, torch.float32)
-        return scores.float() / settings.temperature + gumbel
-
-    asked = torch.tensor([ids], device=task.base.device)
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
-    with torch.no_grad(), evaluation_mode(model), task.base.autocast(), greedily(model, tokenizer):
-        out: Any = model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            max_new_tokens=settings.tokens,
-            eos_token_id=ends,
-            logits_processor=LogitsProcessorList([drawn] if settings.temperature else []),
-        )
-    text: str = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+    heat = settings.temperature
+    seeds = [settings.seed, number] if heat else None
+    out = drawn(task.base, ids, settings.tokens, seeds, lambda _given, logits: logits.float() / (heat or 1), ends)
+    text: str = tokenizer.decode(out[len(ids) :], skip_special_tokens=True)
     for end in ENDS:
         text = text.partition(end)[0]
     return text.strip()

@@ -20,11 +20,9 @@ the base wrote is kept in the branch's state; writing it takes three calls a tok
 count. No figure of the paper was measured again here.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -34,13 +32,13 @@ from spunge.data.samples import IGNORED, Batch, Encoded, collate
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.drawing import drawn
 from spunge.unlearning.feed import forget_stream
-from spunge.unlearning.forgotten import greedily
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import Scored
-from spunge.unlearning.trained import evaluation_mode, stored_entries
+from spunge.unlearning.trained import stored_entries
 
 
 class ELMSettings(OutputSettings):
@@ -199,30 +197,17 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
     """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
     is, a draw. The noise is that of the tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the start
     token where the tokens have one."""
-    from transformers import LogitsProcessorList
-
-    model, noise = task.base.model, np.random.default_rng([task.seed, zlib.crc32(str(ids).encode())])
 
     def after(prefix: list[int], so_far: Tensor) -> Tensor:
         given = torch.cat([torch.tensor([prefix], device=so_far.device, dtype=so_far.dtype), so_far], dim=1)
-        return model(input_ids=given, use_cache=False).logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+        return task.base.model(input_ids=given, use_cache=False).logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
-    def guided(given: Tensor, scores: Tensor) -> Tensor:
+    def guided(given: Tensor, logits: Tensor) -> Tensor:
         so_far = given[:, len(ids) :]
         away = after(novice, so_far) - after(expert, so_far)
-        drawn = torch.from_numpy(noise.gumbel(size=scores.shape)).to(scores.device, torch.float32)
-        return scores.float().log_softmax(-1) + settings.guidance * away + drawn
+        return logits.float().log_softmax(-1) + settings.guidance * away
 
-    asked = torch.tensor([ids], device=task.base.device)
-    with torch.no_grad(), evaluation_mode(model), task.base.autocast(), greedily(model, task.base.tokenizer):
-        out: Any = model.generate(
-            input_ids=asked,
-            attention_mask=torch.ones_like(asked),
-            max_new_tokens=settings.written_tokens,
-            logits_processor=LogitsProcessorList([guided]),
-        )
-    tokens: list[int] = out[0].tolist()
-    return tokens
+    return drawn(task.base, ids, settings.written_tokens, [task.seed], guided)
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:
