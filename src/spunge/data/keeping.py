@@ -14,13 +14,16 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 
+from spunge.data.tables import taken
 from spunge.files import cache_folder, checksum, fingerprint, writing, written
 
 VERSION = 1  # rises when the same file gives other rows
 IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
 RECENT = 4  # tables that one process keeps at hand
+AT_ONCE = 1 << 15  # rows that are taken out of a table at a time
 DAYS = 30  # after which a file that nobody read is removed
 
 _numbers = count()
@@ -102,6 +105,11 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
         table = keeper.table()
     file.unlink(missing_ok=True)  # what is mapped stays readable
     return table
+
+
+def taken_apart(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The rows with these numbers, in this order, taken some thousands at a time: the memory may not hold all of them."""
+    return together(taken(table, rows[start : start + AT_ONCE]) for start in range(0, max(1, len(rows)), AT_ONCE))
 
 
 def rows_files() -> frozenset[str]:
