@@ -8,6 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from spunge.data.mapping import give_back, mapped
 from spunge.files import cache_folder, writing
 
 IN_MEMORY = 4 << 20  # bytes of an array above which it goes to a file
@@ -18,7 +19,9 @@ _counted = np.arange(0)
 
 def blocks(count: int) -> Iterator[slice]:
     """All of so many rows, some at a time."""
-    return (slice(start, min(count, start + AT_ONCE)) for start in range(0, count, AT_ONCE))
+    for start in range(0, count, AT_ONCE):
+        give_back()
+        yield slice(start, min(count, start + AT_ONCE))
 
 
 def joined(pieces: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
@@ -38,9 +41,10 @@ def _written(pieces: Iterable[np.ndarray], dtype: np.dtype[Any]) -> np.ndarray:
         for piece in pieces:
             with writing(cache_folder(), "SPUNGE_CACHE"):
                 stream.write(np.ascontiguousarray(piece, dtype).data)
+            give_back()
         with writing(cache_folder(), "SPUNGE_CACHE"):
             stream.flush()
-        return np.asarray(np.memmap(stream, dtype, "r+"))  # what is mapped outlives its file
+        return np.frombuffer(mapped(stream, writable=True), dtype)  # what is mapped outlives its file
 
 
 def spare_file() -> IO[bytes]:

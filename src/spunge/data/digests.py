@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from spunge.data.arrays import spare_file, zeros
+from spunge.data.mapping import give_back
 from spunge.files import cache_folder, writing
 
 TOGETHER = 1 << 19  # digests that are compared at once
@@ -46,6 +47,7 @@ def _numbered(pieces: _Pieces) -> Iterator[np.ndarray]:  # of (n, 3)
 
 def _deal(pieces: _Pieces, files: list[IO[bytes]]) -> None:
     for piece in pieces:
+        give_back()
         bucket = piece[:, 0] % np.uint64(len(files))
         order = np.argsort(bucket, kind="stable")
         cuts = np.searchsorted(bucket[order], np.arange(1, len(files), dtype=np.uint64))

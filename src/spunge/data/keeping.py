@@ -17,6 +17,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.mapping import give_back, mapped
 from spunge.data.tables import taken
 from spunge.files import cache_folder, checksum, fingerprint, writing, written
 
@@ -65,6 +66,7 @@ class Keeper:
                 self._writer = pa.ipc.new_file(str(aside), table.schema)
             for each in (*self._tables, table):
                 self._writer.write_table(each)
+        give_back()
         self._tables.clear()
 
     def table(self) -> pa.Table:
@@ -85,7 +87,7 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
     try:
         table = _mapped(file)
         os.utime(file)
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):  # none is there, or one that is damaged
         table = make(lambda: Keeper(file))
         _tidy(file.parent)
     if file.exists():
@@ -129,7 +131,8 @@ def content_key(file: Path, *options: object) -> str:
 
 
 def _mapped(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    with file.open("rb") as stream:
+        return pa.ipc.open_file(pa.py_buffer(mapped(stream))).read_all()
 
 
 def _tidy(folder: Path) -> None:

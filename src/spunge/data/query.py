@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from spunge.data.arrays import counted, joined
 from spunge.data.filling import FIELD, pieces_of, text_sql
 from spunge.data.keeping import together
+from spunge.data.mapping import give_back
 from spunge.data.rows import Records
 from spunge.errors import ASKING, RecipeError, suggestion
 from spunge.files import parse_json
@@ -331,6 +332,7 @@ def _pieces(answer: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
             kinds = {"Out of Memory": duckdb.OutOfMemoryException, "INTERRUPT": duckdb.InterruptException}
             kind = next((kind for start, kind in kinds.items() if str(error).startswith(start)), duckdb.Error)
             raise kind(str(error)) from None
+        give_back()
         yield pa.table(batch)
 
 
