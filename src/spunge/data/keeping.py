@@ -87,7 +87,7 @@ def table_of(key: str, make: Callable[[Callable[[], Keeper]], pa.Table]) -> pa.T
     try:
         table = _mapped(file)
         os.utime(file)
-    except (OSError, ValueError, pa.ArrowException):  # none is there, or one that is damaged
+    except (OSError, pa.ArrowException):
         table = make(lambda: Keeper(file))
         _tidy(file.parent)
     if file.exists():

@@ -12,8 +12,11 @@ _last = time.monotonic()
 
 
 def mapped(stream: IO[bytes], writable: bool = False) -> mmap.mmap:
-    """A whole file, which may be closed then. Raises OSError or ValueError for one that cannot be mapped, such as an empty one."""
-    whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    """A whole file, which may be closed then. Raises OSError for one that cannot be mapped, such as an empty one."""
+    try:
+        whole = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    except ValueError as error:
+        raise OSError(str(error)) from error
     _maps[:] = [*(each for each in _maps if each() is not None), weakref.ref(whole)]
     return whole
 
