@@ -86,8 +86,10 @@ def _valued(valued: Valued, kept: np.ndarray, count: int) -> _Valued:
             yield np.where(asked[piece[ROW].to_numpy()], np.array([*names, -1], np.int32)[here], -1)
 
     codes = joined(coded(), np.int32)
-    counts = sum((np.bincount(codes[part] + 1, minlength=len(code_of_name) + 1) for part in blocks(len(codes))), 0)
-    present = {name: code for name, code in code_of_name.items() if np.atleast_1d(counts)[code + 1]}
+    counts = np.zeros(len(code_of_name) + 1, np.int64)  # of lines without a value first
+    for part in blocks(len(codes)):
+        counts += np.bincount(codes[part] + 1, minlength=len(counts))
+    present = {name: code for name, code in code_of_name.items() if counts[code + 1]}
     return _Valued(
         [piece[ROW].to_numpy() for piece in pieces],
         codes,
@@ -113,16 +115,16 @@ def _rows_of(valued: _Valued, codes_of: Mapping[str, Sequence[int]]) -> dict[str
         layers[: len(parts), code] = parts
     before = 0
     for piece in valued.rows:
-        codes = valued.codes[before : before + len(piece)]
+        here = valued.codes[before : before + len(piece)]
         before += len(piece)
         # The last column is of no value: -1, and those behind all that are in parts.
-        inside = np.where(codes < layers.shape[1] - 1, codes, -1)
-        part, own = layers[:, inside].ravel(), np.tile(piece, len(layers))
-        order = np.lexsort((own, part))
-        order = order[np.searchsorted(part[order], 0) :]
-        cuts = np.flatnonzero(np.diff(part[order])) + 1
+        inside = layers[:, np.where(here < layers.shape[1] - 1, here, -1)].ravel()
+        own = np.tile(piece, len(layers))
+        order = np.lexsort((own, inside))
+        order = order[np.searchsorted(inside[order], 0) :]
+        cuts = np.flatnonzero(np.diff(inside[order])) + 1
         for some in np.split(order, cuts) if len(order) else ():
-            _append(rows, room, ends, int(part[some[0]]), own[some])
+            _append(rows, room, ends, int(inside[some[0]]), own[some])
     return {name: rows[start:end] for name, start, end in zip(codes_of, room[:-1].tolist(), ends.tolist(), strict=True)}
 
 
