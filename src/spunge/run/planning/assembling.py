@@ -48,4 +48,4 @@ def skeleton_of(config: Any, model: ModelSettings, device: Device) -> Skeleton:
     # Of a card that is not here, no more is known than that it computes in bfloat16.
     where = torch.device("meta" if device.gpu else "cpu")
     dtype = pick_dtype(model.dtype, where, config)
-    return Skeleton(config, dtype, model.trust_remote_code, model.checkpoint_activations, device.gpu)
+    return Skeleton(config, dtype, model.trust_remote_code, model.checkpoint_activations, device.gpu, model.part)
