@@ -58,7 +58,7 @@ class Session:
             return
         self.close()
         self.activations, self.activations_of = {}, None
-        if base.folder != self._inputs.folder:
+        if (base.folder, base.trained) != (self._inputs.folder, self._inputs.trained):
             self._first.clear()
         self._inputs = base
 
@@ -67,8 +67,8 @@ class Session:
         held."""
         here = self._whole
         spread = device_map_of(settings, pick_device(settings.device))
-        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
-        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
+        held = (folder, arithmetic(folder, settings), settings.train_in, settings.part, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.part, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None
