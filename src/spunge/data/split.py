@@ -13,6 +13,7 @@ from spunge.data.arrays import chosen, count_of, mark, numbers_of, zeros
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
 from spunge.data.keeping import AT_ONCE, taken_apart, together
+from spunge.data.media import media_column
 from spunge.data.naming import slugs
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
@@ -52,6 +53,7 @@ class Parts:
     dropped: Mapping[str, str]  # value -> why it is no part
     rows: np.ndarray  # places in the source of all rows of parts, also of those that a limit leaves out
     notes: tuple[str, ...] = ()  # what a person should look at
+    media: str | None = None  # a column of the source that holds pictures, sound or films
 
     @property
     def values(self) -> set[str]:
@@ -119,8 +121,8 @@ def split_rows(recipe: Recipe) -> Parts:
     inside = zeros(query.rows, bool)
     for rows in members.values():
         mark(inside, rows)
-    counts = (query.rows, query.rows - len(kept), lost)
-    return Parts(by, tuple(parts), *counts, dropped, numbers_of(inside), tuple(notes))
+    media, left = media_column(query.records.table), query.rows - len(kept)
+    return Parts(by, tuple(parts), query.rows, left, lost, dropped, numbers_of(inside), tuple(notes), media)
 
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
