@@ -65,7 +65,7 @@ def test_a_base_with_new_layers_computes_what_it_did_and_with_others_what_they_a
             lambda _module, _inputs, out, down=down, up=up: out + (out @ down.T).relu() @ up.T
         )
     torch.testing.assert_close(found, logits_of(by_hand))
-    assert (found - logits_of(model)).abs().max() > 1e-2
+    assert (found - logits_of(model)).abs().max() > 1e-3
 
 
 def test_the_code_in_the_folder_is_what_computes_it_without_this_package(
