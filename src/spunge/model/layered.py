@@ -141,7 +141,8 @@ def _tensors(kind: Any, config: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in hollow.state_dict().items():
         if f".{INSIDE}.down." in name:
-            tensors[name] = first_down(*tensor.shape, generator).to(dtype)
+            size, width = tensor.shape
+            tensors[name] = first_down(size, width, generator).to(dtype)
         elif f".{INSIDE}.up." in name:
             tensors[name] = torch.zeros(tensor.shape, dtype=dtype)
     return tensors
