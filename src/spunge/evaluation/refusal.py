@@ -8,8 +8,8 @@ neighbours, each under a subject of its own (`by`), and read the share of each.
     - {kind: refusal, source: harmless.jsonl, subject: harmless, by: "NULL", harmless: true}   # also SafeEraser's SARR
     - {kind: refusal, source: prompts.jsonl, scorer: {kind: judge, base_url: .., model: .., prompt: .., labels: ..}}
 
-`harmless: true` adds the safe answer refusal rate (SARR) of SafeEraser (Chen et al. 2025, arXiv 2502.12520), in its code the share of
-answers to safe prompts that are no normal, meaningful answer: refusals, and silence and noise beside them.
+`harmless: true` adds the safe answer refusal rate (SARR) of SafeEraser (Chen et al. 2025, arXiv 2502.12520), in its code the share
+of answers to safe prompts that are no normal, meaningful answer: refusals, and silence and noise beside them.
 
 Lists of words mislead: refusals come in other words, and answers apologise. They are there by name (`scorer: keywords`).
 """
@@ -71,8 +71,8 @@ class RefusalSettings(EvaluatorSettings):
     )
     harmless: bool = Field(
         False,
-        description="The prompts are harmless: the share that is refused, empty or gibberish is told too, as the safe answer refusal "
-        "rate (SARR).",
+        description="The prompts are harmless: the share that is refused, empty or gibberish is told too, as the safe answer "
+        "refusal rate (SARR).",
     )
     generation: GenerationSettings = Field(default=GenerationSettings(), description="How prompts are answered.")
 
