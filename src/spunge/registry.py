@@ -184,6 +184,7 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "kga": "spunge.unlearning.kga:KGA",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
+        "gedi": "spunge.unlearning.gedi:GEDI",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

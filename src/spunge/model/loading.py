@@ -68,6 +68,7 @@ class Base:
     )
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+    every_place: bool = False  # what shifts them needs the logits at every place of a text (gedi)
 
     @property
     def heads(self) -> list[nn.Module]:
