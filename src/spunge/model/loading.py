@@ -16,6 +16,7 @@ from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks
+from spunge.model.board import Board
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
 from spunge.model.ranks import ALONE, Ranks
@@ -69,6 +70,7 @@ class Base:
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
     every_place: bool = False  # what shifts them needs the logits at every place of a text (gedi)
+    board: Board | None = None  # where other processes of this model take some of its batches
 
     @property
     def heads(self) -> list[nn.Module]:

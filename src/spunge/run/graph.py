@@ -63,6 +63,8 @@ class Stage(Generic[SessionT]):
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
     together: bool = False  # several processes can make it of one model; the main one of them leaves the files
+    # Shows the model whose batches other processes may take while the stage is made (`model.board`).
+    shown: Callable[[SessionT], Any] | None = None
     light: bool = False  # made at once, without a model: by whoever gives the others out
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.files import shown_size
+from spunge.model.board import Board
 from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
 from spunge.model.placing import placed
@@ -37,6 +38,7 @@ class Session:
     def __init__(self, base: BaseInputs, watcher: Watcher, ranks: Ranks = ALONE) -> None:
         self.watcher = watcher
         self.ranks = ranks
+        self.board: Board | None = None  # where other processes take batches of the stage that is made
         self.judges = Judges()
         self.activations: Store = {}  # of the base, shared by the trainings of one seed
         self.activations_of: object = None  # that seed's inputs
