@@ -11,7 +11,7 @@ from spunge.files import shown_size
 from spunge.model.board import Board
 from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
-from spunge.model.placing import placed
+from spunge.model.placing import laid_out, placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
 from spunge.recipe.model import ModelSettings
@@ -57,7 +57,7 @@ class Session:
             return
         self.close()
         self.activations, self.activations_of = {}, None
-        if base.folder != self._inputs.folder:
+        if (base.folder, base.trained) != (self._inputs.folder, self._inputs.trained):
             self._first.clear()
         self._inputs = base
 
@@ -66,8 +66,8 @@ class Session:
         held."""
         here = self._whole
         spread = device_map_of(settings, pick_device(settings.device))
-        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
-        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
+        held = (folder, arithmetic(folder, settings), settings.train_in, settings.part, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.part, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None
@@ -95,12 +95,17 @@ class Session:
         return self._loaded(self._inputs.trained, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
-        """A base with blocks 0..last at the least; None: all of it, with the output layer."""
-        if last is None or (self._whole is not None and self._whole.folder == self._inputs.folder):
+        """A base with blocks 0..last at the least, over the devices of its map; None: all of it, with the output layer, on one."""
+        settings = self._inputs.recipe.model
+        spread = device_map_of(settings, pick_device(settings.device)) is not None
+        if last is None or (not spread and self._whole is not None and self._whole.folder == self._inputs.folder):
             return self.base
         if last not in self._first:
-            self._whole = None  # if any, it is another model
-            self._first = {last: load_base(self._inputs.folder, self._inputs.trained, last)}
+            self.close()
+            self._whole = None  # if any, it is another model, or on one device
+            self._first.clear()
+            gc.collect()
+            self._first = {last: laid_out(load_base(self._inputs.folder, settings, last))}
         return self._first[last]
 
     @property

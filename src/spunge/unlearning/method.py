@@ -12,7 +12,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
-from spunge.unlearning.calls import FORGET, Group
+from spunge.unlearning.calls import FORGET, Group, Writing
 from spunge.unlearning.watching import Watch, Watched
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
@@ -83,6 +83,10 @@ class Method(Generic[S]):
     # (settings, base) -> entries that a branch stores at the most.
     calls: Callable[[S, int], list[Group]] = lambda settings, depth: [(FORGET,)]
     stored_entries: Callable[[S, Checkpoint], int] = every_entry
+    # For plans too. Float32 copies of what is trained that a step holds beside values, gradients and the optimizer's state; and
+    # (samples of a part, settings, passes over them) -> what the base writes first.
+    copies: int = 0
+    writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
     last_block: Callable[[S, int], int | None] | None = None
