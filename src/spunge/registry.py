@@ -185,6 +185,7 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "eul": "spunge.unlearning.eul:EUL",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
+        "gedi": "spunge.unlearning.gedi:GEDI",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

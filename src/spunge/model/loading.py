@@ -71,6 +71,7 @@ class Base:
     )
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+    every_place: bool = False  # what shifts them needs the logits at every place of a text (gedi)
     part: ModelPart | None = None  # which alone may be trained; None: any
     board: Board | None = None  # where other processes of this model take some of its batches
 

@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.decoding import Decode, decoding, refuse_decode
+from spunge.recipe.decoding import Decode, decoding, refuse_classes_alone, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -207,6 +207,7 @@ class Recipe(Strict):
             refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
+        refuse_classes_alone(self)
         if self.decode is not None:
             refuse_decode(self.decode, self)
             if self.model.device_map is not None:
