@@ -22,7 +22,7 @@ DECOUPLED = Samples(pa.table({"prompt": PROMPTS, "completion": ANSWERS}))
 
 
 def unlearned(
-    base: Any, method: str, decouple: Samples | None, task: dict[str, Any] | None = None, **changes: Any
+    base: Any, method: str, decoupled: Samples | None, task: dict[str, Any] | None = None, **changes: Any
 ) -> Branch:
     answers = {"prompt": texts("asked", 6), "completion": [f" {text}" for text in texts("answered", 6)]}
     kept = Samples(pa.table({"prompt": texts("kept", 6), "completion": [f" {text}" for text in texts("kept so", 6)]}))
@@ -35,15 +35,14 @@ def unlearned(
         "max_damage": None,
     }
     settings = METHODS.get(method).settings(**{"method": method, **values, "trainable": {"kind": "all"}, **changes})
-    work = Task(base, {"a": Samples(pa.table(answers))}, kept, {"a": 1}, decouple=decouple, **(task or {}))
+    work = Task(base, {"a": Samples(pa.table(answers))}, kept, {"a": 1}, decouple=decoupled, **(task or {}))
     return METHODS.get(method).unlearn(work, settings)
 
 
 def slope(base: Any) -> dict[str, torch.Tensor]:
     """The gradient of transformers' own loss on the ordinary answers, by parameter."""
-    end = base.tokenizer.eos_token_id
     asked = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
-    answered = [[*base.tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in ANSWERS]
+    answered = [base.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ANSWERS]
     most = max(len(one) + len(two) for one, two in zip(asked, answered, strict=True))
     ids, labels = torch.zeros(5, most, dtype=torch.long), torch.full((5, most), -100)
     for row, (prompt, answer) in enumerate(zip(asked, answered, strict=True)):
@@ -52,25 +51,26 @@ def slope(base: Any) -> dict[str, torch.Tensor]:
     parameters = dict(base.model.named_parameters())
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    loss = base.model(
-        input_ids=ids, attention_mask=(torch.arange(most) < (ids != 0).sum(1, keepdim=True)).long(), labels=labels
-    ).loss
+    loss = base.model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     base.model.requires_grad_(False)
     return dict(zip(parameters, gradients, strict=True))
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"alpha": 0.0, "decouple": 1.0}, {"batch_size": 2, "accumulation": 3, "retain_batch_size": 5}]
+    ("method", "changes"),
+    [
+        ("graddiff", {}),
+        ("npo", {"alpha": 0.0, "decouple": 1.0}),
+        ("npo", {"batch_size": 2, "accumulation": 3}),
+        ("idk_ap", {}),  # its retain term is its own
+    ],
 )
-@pytest.mark.parametrize("method", ["graddiff", "npo", "idk_ap"])
 def test_a_step_goes_down_the_ordinary_answers_loss_beside_the_methods_own(
     load: Callable[..., Any], method: str, changes: dict[str, Any]
 ) -> None:
     base = load("llama")
-    if method == "idk_ap" and changes:
-        pytest.skip("one method with a retain term of its own is enough")
-    given = {"retain_batch_size": 5} | changes
+    given = {"retain_batch_size": 5, **changes}
     without, beside = (unlearned(base, method, rows, **given) for rows in (None, DECOUPLED))
     weight = changes.get("decouple", 0.5)
     for name, gradient in slope(base).items():

@@ -67,7 +67,7 @@ class Recipe(Strict):
         None,
         description="Prompts like those to forget, in a harmless setting, each with its ordinary answer: these are learned beside "
         "forgetting and keeping (SafeEraser's prompt-decouple loss, weight `unlearn.decouple`). Default: none. See "
-        "[around a loss](methods.md#around-a-loss).",
+        "[around any loss](methods.md#around-any-loss).",
     )
     reference: Annotated[Reference | None, BeforeValidator(referred)] = Field(
         None,
