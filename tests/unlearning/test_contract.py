@@ -57,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "change": "moon",
         "max_length": 60,
     },
+    "eul": {"trainable": {"kind": "lora"}},
     "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
