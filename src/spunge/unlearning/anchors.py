@@ -120,8 +120,8 @@ def _term_at(ids: Sequence[int], at: int, terms: Sequence[Term], tokenizer: Any)
 
 def _goes_on(one: int, other: int, tokenizer: Any) -> bool:
     """Whether a token goes on with the word that the one before it ends with."""
-    before = tokenizer.decode([one], clean_up_tokenization_spaces=False)
-    both = tokenizer.decode([one, other], clean_up_tokenization_spaces=False)
+    before: str = tokenizer.decode([one], clean_up_tokenization_spaces=False)
+    both: str = tokenizer.decode([one, other], clean_up_tokenization_spaces=False)
     if one in tokenizer.all_special_ids or not both.startswith(before):
         return False
     return before[-1:].isalnum() and both[len(before) :][:1].isalnum()
