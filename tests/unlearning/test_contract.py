@@ -57,9 +57,11 @@ QUICK: dict[str, dict[str, Any]] = {
         "change": "moon",
         "max_length": 60,
     },
+    "eul": {"trainable": {"kind": "lora"}},
     "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
+    "gedi": {"desired": "the new moon", "undesired": "dog"},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}

@@ -99,6 +99,8 @@ class Method(Generic[S]):
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    # (settings, base): raises RecipeError for a base that it cannot train; called before anything is trained.
+    refuse_base: Callable[[S, Checkpoint], None] = lambda settings, base: None
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}

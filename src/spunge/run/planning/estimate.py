@@ -44,10 +44,21 @@ class Taken(NamedTuple):
     memory: float  # bytes: of the GPU's memory, or of the machine's where there is none
 
 
+class Beside(NamedTuple):
+    """Small models that shift the logits of what is judged."""
+
+    skeleton: Skeleton
+    models: int
+    readings_each: int = 1  # of every text
+
+    @property
+    def readings(self) -> int:
+        return self.models * self.readings_each
+
+
 @dataclass
 class Estimator:
-    """skeleton: of the base while it trains; judged: of what is judged. beside: of the small models that shift its logits, and how
-    many they are. positions: tokens that the model has positions for."""
+    """skeleton: of the base while it trains; judged: of what is judged. positions: tokens that the model has positions for."""
 
     skeleton: Skeleton
     judged: Skeleton
@@ -56,7 +67,7 @@ class Estimator:
     positions: int | None = None
     train_in: PackedIn | None = None
     processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
-    beside: tuple[Skeleton, int] | None = None
+    beside: Beside | None = None
     spread: Spread | None = None  # model.device_map
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
@@ -231,7 +242,7 @@ class Estimator:
         seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
-        logits = LOGITS * (1 + (self.beside[1] if self.beside else 0))
+        logits = LOGITS * (1 + (self.beside.readings if self.beside else 0))
         held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.judging(held))
 
@@ -243,7 +254,7 @@ class Estimator:
         calls = tokens / at_once
         cache = kv_bytes(self.judged, WRITTEN_TOKENS)
         if self.beside is not None:
-            cache += self.beside[1] * kv_bytes(self.beside[0], WRITTEN_TOKENS)
+            cache += self.beside.readings * kv_bytes(self.beside.skeleton, WRITTEN_TOKENS)
         a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
         return Taken(self.slower * calls * a_call, self.judging(2 * cache))
 
@@ -261,8 +272,8 @@ class Estimator:
         """Seconds of a call of the judged model, and of those that shift its logits."""
         if self.beside is None:
             return traced.seconds(self.device)
-        small = self.follow(self.beside[0], None, Call(gradient=False), texts)
-        return traced.seconds(self.device) + self.beside[1] * small.seconds(self.device)
+        small = self.follow(self.beside.skeleton, None, Call(gradient=False), texts)
+        return traced.seconds(self.device) + self.beside.readings * small.seconds(self.device)
 
     def judging(self, held: float) -> float:
         """Bytes of a device that judges. held: beside the weights."""
@@ -276,8 +287,8 @@ class Estimator:
         own = float(self.judged.dtype.itemsize * self._entries(self.judged))
         if self.beside is None:
             return own
-        small, count = self.beside
-        return own + count * small.dtype.itemsize * self._entries(small)
+        small = self.beside.skeleton
+        return own + self.beside.models * small.dtype.itemsize * self._entries(small)
 
     def _entries(self, skeleton: Skeleton) -> int:
         return self._counts(skeleton, ["entries"], lambda: [skeleton.entries()])[0]
