@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.decoding import Decode, decoding, refuse_decode
+from spunge.recipe.decoding import Decode, decoding, refuse_classes_alone, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -207,6 +207,7 @@ class Recipe(Strict):
             refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
+        refuse_classes_alone(self)
         if self.decode is not None:
             refuse_decode(self.decode, self)
             if self.model.device_map is not None:
@@ -222,6 +223,8 @@ class Recipe(Strict):
             _refuse_without_retain(self.unlearn)
         if self.model.train_in is not None:
             _refuse_beside_packed(self)
+        if self.model.unlearning_layers is not None:
+            _refuse_beside_layers(self)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
             if self.model.device_map is not None:
@@ -248,6 +251,25 @@ def _refuse_whole(entry: EvaluatorSettings) -> None:
         raise ValueError(
             f"model.device_map: {evaluation_name(entry)!r} ({asks}) needs the weights whole on one device; leave one of the two out"
         )
+
+
+def _refuse_beside_layers(recipe: Recipe) -> None:
+    """Raises ValueError for what does not know a model with unlearning layers."""
+    said = "model.unlearning_layers:"
+    if recipe.unlearn is None:
+        raise ValueError(f"{said} nothing is unlearned, and they would add nothing; leave them out")
+    if recipe.decode is not None:
+        raise ValueError(
+            f"{said} beside decode the weights of small models are exported without them; leave one of the two out"
+        )
+    if recipe.model.train_in is not None:
+        raise ValueError(f"{said} they are trained whole, and train_in packs them; leave one of the two out")
+    for entry in recipe.evaluate:
+        generation = dict(entry).get("generation")
+        if generation is not None and dict(generation).get("engine") == "vllm":
+            raise ValueError(
+                f"{said} vllm does not know them ({evaluation_name(entry)!r}); leave generation.engine out"
+            )
 
 
 def _refuse_beside_packed(recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from spunge.errors import RecipeError, suggestion
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
+from spunge.model.layered import base_folder
 from spunge.recipe.calibration import calibrated_by
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.model import Dtype, ModelSettings
@@ -46,7 +47,7 @@ class BaseInputs:
     @cached_property
     def given(self) -> Path:
         """The model's folder as the recipe names it, downloaded where it is a Hub id."""
-        return local_folder(self.recipe.model)
+        return base_folder(self.recipe.model)
 
     @property
     def local(self) -> bool:
