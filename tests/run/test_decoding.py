@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -397,6 +398,23 @@ def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_check
         RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
     ):
         spunge.run(decoding, tmp_path / "experts")
+
+
+@pytest.mark.thorough
+def test_the_recipe_of_the_docs_runs_as_it_stands(
+    decoding: dict[str, Any], large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows and settings, on tiny models in place of the two that it names."""
+    page = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, rows in re.findall(r"cat > (\w+\.jsonl) <<'ROWS'\n(.*?)ROWS\n", page, re.DOTALL):
+        Path(name).write_text(rows)
+    recipe = re.search(r"```yaml\n# decoded.yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe is not None
+    content = recipe[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", decoding["model"]["path"])
+    Path("decoded.yaml").write_text(content.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", str(large)))
+    results = spunge.run("decoded.yaml", tmp_path / "run")
+    assert {row.subject for row in results.rows if row.stage == "merged"} >= {"asia", "europe", "kept"}
 
 
 def test_a_run_that_changed_weights_has_nothing_to_export(finished: Path, tmp_path: Path) -> None:
