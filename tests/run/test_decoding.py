@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import spunge
 from picked import few
 from spunge.errors import RecipeError
+from spunge.recipe.decoding import BY_TEXT
 from spunge.recipe.loading import load_recipe
+from spunge.registry import ATTACKS
 from spunge.results import read_results
 from spunge.run.asking import Asking
 from spunge.run.exporting import export
@@ -306,7 +308,6 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
             "controls: class-conditional models are not trained in a row",
         ),
         ({"attack": "relearn"}, "evaluate.attack: 'relearn choices': relearn needs a model's weights or states"),
-        ({"attack": "quantise"}, "evaluate.attack: 'quantise choices': quantise needs a model's weights or states"),
         ({"scores": ["loss", "gradient"]}, "evaluate.scores: 'membership': gradient is of one model's weights"),
         ({"engine": "vllm"}, "evaluate.generation.engine: 'match': vllm cannot shift logits"),
     ],
@@ -327,6 +328,18 @@ def test_what_needs_weights_that_change_is_refused(
             decoding |= changes
     with pytest.raises(RecipeError, match=message):
         load_recipe(decoding)
+
+
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS.builtin) - set(BY_TEXT)))
+def test_every_attack_on_weights_or_states_is_refused_in_one_line(decoding: dict[str, Any], attack: str) -> None:
+    # Membership is no attack on another evaluation, and reads rows of its own.
+    unseen = {"source": decoding["evaluate"][0]["source"]}
+    decoding["evaluate"].append(
+        {"kind": "audit", "attack": attack, **(unseen if attack == "membership" else {"of": "choices"})}
+    )
+    with pytest.raises(RecipeError, match=f"{attack} needs a model's weights or states") as refused:
+        load_recipe(decoding)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_large_model_with_other_tokens_is_refused_before_anything_is_trained(
@@ -362,6 +375,9 @@ def test_a_plan_counts_the_large_model_and_those_beside_it(
     del decoding["merge"]
     decoding["decode"]["merge"] = "sum"
     assert judged() == tall + 3 * small
+    decoding["unlearn"] = CLASSES
+    decoding["decode"] |= {"kind": "gedi", "rho": 1.0}
+    assert judged() == tall + 2 * small  # a model for each part, which needs no other beside it
 
 
 def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_checkpoint_by_itself(

@@ -280,6 +280,10 @@ def _refuse_beside_layers(recipe: Recipe) -> None:
         raise ValueError(
             f"{said} beside decode the weights of small models are exported without them; leave one of the two out"
         )
+    if recipe.teach is not None:
+        raise ValueError(
+            f"{said} beside teach they would be taught too; teach by a run of its own, and give its RUN/taught as model.path"
+        )
     if recipe.model.train_in is not None:
         raise ValueError(f"{said} they are trained whole, and train_in packs them; leave one of the two out")
     for entry in recipe.evaluate:
