@@ -124,11 +124,17 @@ def as_on_a_gpu(stack: ExitStack) -> None:
     supported = torch.utils._foreach_utils._get_foreach_kernels_supported_devices()
     for name in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
         stack.enter_context(
-            patch.object(importlib.import_module(name), "_get_foreach_kernels_supported_devices", lambda: [*supported, "cpu"])
+            patch.object(
+                importlib.import_module(name), "_get_foreach_kernels_supported_devices", lambda: [*supported, "cpu"]
+            )
         )
     # The pieces of the narrow model's losses are as many as those of the model that it stands for.
     real = FORMS["cuda"]
-    stack.enter_context(patch.object(torch.nn.functional, "rms_norm", lambda x, _shape, weight, epsilon: _Norm.apply(x, weight, epsilon)))
+    stack.enter_context(
+        patch.object(
+            torch.nn.functional, "rms_norm", lambda x, _shape, weight, epsilon: _Norm.apply(x, weight, epsilon)
+        )
+    )
     scale = NARROW.vocabulary * TEXTS[0] * TEXTS[1] / (REAL.vocabulary * WHOLE)
     stack.enter_context(patch.dict(FORMS, cpu=replace(real, piece=int(real.piece * scale))))
 
@@ -257,13 +263,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--kinds", action="store_true", help="each operation's count beside")
     args = parser.parse_args()
-    lines = ["| method | starts, ours | plain | ours / plain | views, ours | plain | waits, ours | plain | host ms, ours | plain |"]
+    lines = [
+        "| method | starts, ours | plain | ours / plain | views, ours | plain | waits, ours | plain | host ms, ours | plain |"
+    ]
     lines.append("|" + "---|" * 10)
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         for method in args.methods:
-            (own, own_s), (other, other_s) = (measured(kind, method, Path(folder), args.steps) for kind in (ours, plain))
+            (own, own_s), (other, other_s) = (
+                measured(kind, method, Path(folder), args.steps) for kind in (ours, plain)
+            )
             counts = [sum(own.starts.values()), sum(other.starts.values())]
             lines.append(
                 f"| {method} | {counts[0]:,} | {counts[1]:,} | **{counts[0] / counts[1]:.2f}** | {own.views:,} | {other.views:,} | "
