@@ -12,6 +12,7 @@ found by a mask). "Host ms": processor time of the whole step, nearly all of whi
 
 import argparse
 import importlib
+import itertools
 import json
 import statistics
 import tempfile
@@ -115,6 +116,10 @@ class _Norm(torch.autograd.Function):
         return _norm_backward(gradient, *ctx.saved_tensors, ctx.epsilon), None, None
 
 
+def _norm_as_one(x: Tensor, _shape: Any, weight: Tensor, epsilon: float) -> Any:
+    return _Norm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+
+
 def as_on_a_gpu(stack: ExitStack) -> None:
     """Until the stack ends, a CPU's tensors are taken as a GPU's: by torch's choice of foreach, and by our choice of forms."""
     from unittest.mock import patch
@@ -130,11 +135,7 @@ def as_on_a_gpu(stack: ExitStack) -> None:
         )
     # The pieces of the narrow model's losses are as many as those of the model that it stands for.
     real = FORMS["cuda"]
-    stack.enter_context(
-        patch.object(
-            torch.nn.functional, "rms_norm", lambda x, _shape, weight, epsilon: _Norm.apply(x, weight, epsilon)
-        )
-    )
+    stack.enter_context(patch.object(torch.nn.functional, "rms_norm", _norm_as_one))
     scale = NARROW.vocabulary * TEXTS[0] * TEXTS[1] / (REAL.vocabulary * WHOLE)
     stack.enter_context(patch.dict(FORMS, cpu=replace(real, piece=int(real.piece * scale))))
 
@@ -241,7 +242,7 @@ def measured(kind: Callable[..., Any], method: str, folder: Path, steps: int) ->
         go = kind(method, folder, steps)
         with counted:
             go(mark)
-    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
     return taken[-1], statistics.median(seconds[steps // 2 :])
 
 

@@ -223,8 +223,9 @@ def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
 
 
 def forms(size: Size, note: Note, name: str) -> None:
-    """Seconds of an NPO step with LoRA in the forms of a GPU, with each of them left out, and by plain peft; ours with the default's
-    dropout, plain without one."""
+    """Seconds of an NPO step with LoRA in the forms of a GPU, with each of them left out, and by plain peft.
+
+    Ours is with the default's dropout and calls the base for each text, which comes once; plain is without dropout."""
     import train
 
     from spunge.unlearning.forms import FORMS

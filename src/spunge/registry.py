@@ -182,8 +182,10 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "rr": "spunge.unlearning.rr:RR",
         "elm": "spunge.unlearning.elm:ELM",
         "kga": "spunge.unlearning.kga:KGA",
+        "eul": "spunge.unlearning.eul:EUL",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
+        "gedi": "spunge.unlearning.gedi:GEDI",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

@@ -8,6 +8,14 @@ from spunge.recipe.block import Strict
 
 PackedIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"] | dict[int, str]
+ModelPart = Literal["language"]
+
+
+class UnlearningLayers(Strict):
+    """A bottleneck after the feed-forward network of every block, h + up act(down h), which adds nothing until it is trained."""
+
+    size: int | None = Field(None, ge=1, description="Width of the bottleneck. Default: a sixteenth of the model's.")
+    activation: Literal["relu", "gelu", "silu"] = Field("relu", description="act, between the two projections.")
 
 
 class ModelSettings(Strict):
@@ -22,8 +30,15 @@ class ModelSettings(Strict):
     device_map: DeviceMap | None = Field(
         None,
         description="Judge on several devices. auto: all GPUs, and what they do not hold stays in the machine's memory; or the "
-        "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Training takes no notice: "
-        "see [judging on several devices](scale.md#judging-on-several-devices). Default: one device holds all of it.",
+        "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Of trainings rmu's "
+        "alone takes notice: see [judging on several devices](scale.md#judging-on-several-devices). "
+        "Default: one device holds all of it.",
+    )
+    part: ModelPart | None = Field(
+        None,
+        description="language: of a model of texts and images nothing outside its language tower and output layer is trained, and "
+        "a branch that changes more is refused. Of a language model by itself, that is all of it. Default: what the method names. "
+        "See [models of texts and images](rows.md#models-of-texts-and-images).",
     )
     train_in: PackedIn | None = Field(
         None,
@@ -44,6 +59,11 @@ class ModelSettings(Strict):
         False,
         description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
         "packages are installed) and write what comes of it unquantised.",
+    )
+    unlearning_layers: UnlearningLayers | None = Field(
+        None,
+        description="Give the base unlearning layers, which `unlearn: {method: eul}` trains: {} or {size: 64}. What is merged "
+        "has them too, and transformers loads it with trust_remote_code=True. Default: the model as it is.",
     )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 

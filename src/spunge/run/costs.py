@@ -20,7 +20,7 @@ from spunge.run.planning.steps import Rows, Steps
 from spunge.run.teach import Teaching
 from spunge.run.train import undecided
 from spunge.run.watching import curves_of, steps_between
-from spunge.unlearning.calls import FORGET, Call, Group, Side
+from spunge.unlearning.calls import FORGET, RETAIN, Call, Group, Side
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.rmu.settings import RMUSettings
 from spunge.unlearning.rmu.tuning import FACTORS, SHARES
@@ -40,6 +40,7 @@ def expected(stage: Stage[Any]) -> Expected:
     cost = stage.takes
     tokens = cost.tokens + cost.watched + WRITING * (cost.written + cost.watched_written)
     tokens += passes(cost.steps) if cost.steps is not None else 0.0
+    tokens += sum(each.texts * each.tokens * (WRITING + each.again * each.read) for each in cost.first)
     return Expected(stage.title, "model", tokens) if tokens else Expected(stage.title, "disk", cost.nbytes)
 
 
@@ -72,8 +73,14 @@ def training_cost(training: Training, line: Lineup) -> Cost:
     read, written = _watched_tokens(training, line)
     best = 2 * DELTA if watch is not None and watch.chooses else 0
     steps = steps_of(unlearn, training.parts, training_steps(training, line), line)
+    method, batches = (
+        METHODS.get(unlearn.method),
+        sum(len(part.samples) for part in training.parts) / unlearn.batch_size,
+    )
+    over = math.ceil(steps.count * steps.accumulation / max(1, math.ceil(batches)))
     return Cost(
         steps=steps,
+        first=[method.writing(part.samples, unlearn, over) for part in training.parts],
         watched=count * read,
         watched_written=count * written,
         kept=DELTA * entries,
@@ -98,14 +105,16 @@ def steps_of(unlearn: TrainingSettings, parts: Sequence[Part], count: int, line:
     if retain is not None:
         rows["retain"] = Rows([retain], [unlearn.length_of("retain")], size, unlearn.packing and retain.plain)
     groups = [[call for call in group if call.of in rows] for group in method.calls(unlearn, depth)]
+    # The prompt-decouple term's rows are about as long as those to retain, or to forget.
+    beside: list[Group] = [] if inputs.decouple is None else [(RETAIN if retain is not None else FORGET,)]
     return Steps(
         count=count,
         accumulation=unlearn.accumulation,
-        groups=[tuple(group) for group in groups if group] + _again(unlearn, groups),
+        groups=[tuple(group) for group in groups if group] + beside + _again(unlearn, groups),
         what=dict(unlearn).get("trainable", Everything()),
         optimizer=stepper(unlearn.optimizer),
         rows=rows,
-        further=further_copies(unlearn),
+        further=further_copies(unlearn) + method.copies,
         keeps_good=unlearn.max_damage is not None and retain is not None,
         keeps_best=watch is not None and watch.chooses,
         blocks=None if last is None else last + 1,

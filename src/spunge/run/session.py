@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.files import shown_size
+from spunge.model.board import Board
 from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
-from spunge.model.placing import placed
+from spunge.model.placing import laid_out, placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
-from spunge.recipe.decoding import Decode
 from spunge.recipe.model import ModelSettings
 from spunge.run.decoding import laid_together, load_small
 from spunge.run.inputs import BaseInputs
@@ -38,6 +38,7 @@ class Session:
     def __init__(self, base: BaseInputs, watcher: Watcher, ranks: Ranks = ALONE) -> None:
         self.watcher = watcher
         self.ranks = ranks
+        self.board: Board | None = None  # where other processes take batches of the stage that is made
         self.judges = Judges()
         self.activations: Store = {}  # of the base, shared by the trainings of one seed
         self.activations_of: object = None  # that seed's inputs
@@ -56,7 +57,7 @@ class Session:
             return
         self.close()
         self.activations, self.activations_of = {}, None
-        if base.folder != self._inputs.folder:
+        if (base.folder, base.trained) != (self._inputs.folder, self._inputs.trained):
             self._first.clear()
         self._inputs = base
 
@@ -65,8 +66,8 @@ class Session:
         held."""
         here = self._whole
         spread = device_map_of(settings, pick_device(settings.device))
-        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
-        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
+        held = (folder, arithmetic(folder, settings), settings.train_in, settings.part, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.part, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None
@@ -94,12 +95,17 @@ class Session:
         return self._loaded(self._inputs.trained, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
-        """A base with blocks 0..last at the least; None: all of it, with the output layer."""
-        if last is None or (self._whole is not None and self._whole.folder == self._inputs.folder):
+        """A base with blocks 0..last at the least, over the devices of its map; None: all of it, with the output layer, on one."""
+        settings = self._inputs.recipe.model
+        spread = device_map_of(settings, pick_device(settings.device)) is not None
+        if last is None or (not spread and self._whole is not None and self._whole.folder == self._inputs.folder):
             return self.base
         if last not in self._first:
-            self._whole = None  # if any, it is another model
-            self._first = {last: load_base(self._inputs.folder, self._inputs.trained, last)}
+            self.close()
+            self._whole = None  # if any, it is another model, or on one device
+            self._first.clear()
+            gc.collect()
+            self._first = {last: laid_out(load_base(self._inputs.folder, settings, last))}
         return self._first[last]
 
     @property
@@ -124,7 +130,7 @@ class Session:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
         if self._inputs.recipe.decode is not None:
-            return self._shifted(model, self._inputs.recipe.decode)
+            return self._shifted(model)
         return self.itself(model)
 
     def itself(self, model: Model | None) -> Base:
@@ -139,7 +145,7 @@ class Session:
             self._shown, self._placed = model, True
         return base
 
-    def _shifted(self, model: Model | None, decode: Decode) -> Base:
+    def _shifted(self, model: Model | None) -> Base:
         """The same of a large model whose logits small ones shift. The large one stays in memory from model to model, and what
         shifts it is loaded anew."""
         if model is not None and model is self._shown and self._combined is not None:
@@ -149,7 +155,7 @@ class Session:
         large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
         if model is None or alone is not None:
             return large
-        self._combined, hook = laid_together(large, load_small(self._inputs), model, decode)
+        self._combined, hook = laid_together(large, load_small(self._inputs), model, self._inputs.recipe)
         self._layers.callback(hook.remove)
         self._shown = model
         return self._combined

@@ -12,7 +12,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
-from spunge.unlearning.calls import FORGET, Group
+from spunge.unlearning.calls import FORGET, Group, Writing
 from spunge.unlearning.watching import Watch, Watched
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
@@ -37,6 +37,7 @@ class Task:
     setting: str = "unlearn"  # the recipe's block that asks for it, for errors
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
+    decouple: Samples | None = None  # of the prompt-decouple term
     watch: Watch | None = None  # what it is measured by on its way
     common: int = 0  # a seed of what all branches and controls of a run begin with
 
@@ -83,6 +84,10 @@ class Method(Generic[S]):
     # (settings, base) -> entries that a branch stores at the most.
     calls: Callable[[S, int], list[Group]] = lambda settings, depth: [(FORGET,)]
     stored_entries: Callable[[S, Checkpoint], int] = every_entry
+    # For plans too. Float32 copies of what is trained that a step holds beside values, gradients and the optimizer's state; and
+    # (samples of a part, settings, passes over them) -> what the base writes first.
+    copies: int = 0
+    writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
     last_block: Callable[[S, int], int | None] | None = None
@@ -94,6 +99,8 @@ class Method(Generic[S]):
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    # (settings, base): raises RecipeError for a base that it cannot train; called before anything is trained.
+    refuse_base: Callable[[S, Checkpoint], None] = lambda settings, base: None
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}

@@ -183,10 +183,12 @@ def test_no_cast_factor_outlives_the_call_that_it_was_made_for(load: Callable[..
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.zero_()  # which torch's count of a tensor's versions does not tell
-        assert torch.equal(layer(x), layer.base_layer(x)) and not torch.equal(layer(x), between)
+        assert torch.equal(layer(x), layer.base_layer(x))
+        assert not torch.equal(layer(x), between)
         second = model(ids).logits
         with model.disable_adapter():
-            assert torch.equal(model(ids).logits, second) and not torch.equal(first, second)
+            assert torch.equal(model(ids).logits, second)
+            assert not torch.equal(first, second)
 
 
 def test_a_factor_that_no_gradient_reaches_has_none_either_way(load: Callable[..., Any], ids: Tensor) -> None:
@@ -198,7 +200,8 @@ def test_a_factor_that_no_gradient_reaches_has_none_either_way(load: Callable[..
         model.zero_grad()
         states.sum().backward()
         reached[at_once] = {name for name, each in model.named_parameters() if each.grad is not None}
-    assert reached[True] == reached[False] and 0 < len(reached[True]) < sum(p.requires_grad for p in model.parameters())
+    assert reached[True] == reached[False]
+    assert 0 < len(reached[True]) < sum(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

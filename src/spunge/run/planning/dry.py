@@ -70,13 +70,17 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
     base = base_for(unlearn, line.inputs, session)
     marks: list[tuple[float, float]] = []
 
-    def mark(_step: int = 0, _of: int = 0, _said: str = "", /) -> None:
+    def mark(step: int = 1, _of: int = 0, _said: str = "", /) -> None:
+        if step == 0:  # of what is done before the steps
+            return
         if base.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append((time.perf_counter(), time.process_time()))
 
     parts = {part.value: part.samples for part in line.trainings[0].parts}
-    task = Task(base, parts, line.inputs.retain, dict.fromkeys(parts, 0), progress=mark, kept={})
+    task = Task(
+        base, parts, line.inputs.retain, dict.fromkeys(parts, 0), progress=mark, kept={}, decouple=line.inputs.decouple
+    )
     mark()
     METHODS.get(unlearn.method).unlearn(task, unlearn)
     first = 1 if len(marks) > 2 else 0  # the first step also sets up
