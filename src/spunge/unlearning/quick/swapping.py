@@ -1,7 +1,7 @@
 """Which layers of a model have a cheaper form, told by their code, and putting these forms in their place for a while."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -24,7 +24,9 @@ def quickened(model: nn.Module, forms: Forms = FORMS["cpu"], whole: bool = True)
     if not forms.layers:
         yield
         return
-    with cast_at_each_call(model) if forms.cast_at_once and whole else nullcontext({}) as cast:
+    at_once = forms.cast_at_once and whole
+    casting: AbstractContextManager[dict[nn.Module, Cast]] = cast_at_each_call(model) if at_once else nullcontext({})
+    with casting as cast:
         replaced = {module: form for module in model.modules() if (form := _form_of(module, forms, cast)) is not None}
         for module, form in replaced.items():
             vars(module)["forward"] = form
