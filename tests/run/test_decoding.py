@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import spunge
 from picked import few
 from spunge.errors import RecipeError
+from spunge.recipe.decoding import BY_TEXT
 from spunge.recipe.loading import load_recipe
+from spunge.registry import ATTACKS
 from spunge.results import read_results
 from spunge.run.asking import Asking
 from spunge.run.exporting import export
@@ -305,7 +308,6 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
             "controls: class-conditional models are not trained in a row",
         ),
         ({"attack": "relearn"}, "evaluate.attack: 'relearn choices': relearn needs a model's weights or states"),
-        ({"attack": "quantise"}, "evaluate.attack: 'quantise choices': quantise needs a model's weights or states"),
         ({"scores": ["loss", "gradient"]}, "evaluate.scores: 'membership': gradient is of one model's weights"),
         ({"engine": "vllm"}, "evaluate.generation.engine: 'match': vllm cannot shift logits"),
     ],
@@ -326,6 +328,18 @@ def test_what_needs_weights_that_change_is_refused(
             decoding |= changes
     with pytest.raises(RecipeError, match=message):
         load_recipe(decoding)
+
+
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS.builtin) - set(BY_TEXT)))
+def test_every_attack_on_weights_or_states_is_refused_in_one_line(decoding: dict[str, Any], attack: str) -> None:
+    # Membership is no attack on another evaluation, and reads rows of its own.
+    unseen = {"source": decoding["evaluate"][0]["source"]}
+    decoding["evaluate"].append(
+        {"kind": "audit", "attack": attack, **(unseen if attack == "membership" else {"of": "choices"})}
+    )
+    with pytest.raises(RecipeError, match=f"{attack} needs a model's weights or states") as refused:
+        load_recipe(decoding)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_large_model_with_other_tokens_is_refused_before_anything_is_trained(
@@ -361,6 +375,9 @@ def test_a_plan_counts_the_large_model_and_those_beside_it(
     del decoding["merge"]
     decoding["decode"]["merge"] = "sum"
     assert judged() == tall + 3 * small
+    decoding["unlearn"] = CLASSES
+    decoding["decode"] |= {"kind": "gedi", "rho": 1.0}
+    assert judged() == tall + 2 * small  # a model for each part, which needs no other beside it
 
 
 def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_checkpoint_by_itself(
@@ -397,6 +414,23 @@ def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_check
         RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
     ):
         spunge.run(decoding, tmp_path / "experts")
+
+
+@pytest.mark.thorough
+def test_the_recipe_of_the_docs_runs_as_it_stands(
+    decoding: dict[str, Any], large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows and settings, on tiny models in place of the two that it names."""
+    page = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, rows in re.findall(r"cat > (\w+\.jsonl) <<'ROWS'\n(.*?)ROWS\n", page, re.DOTALL):
+        Path(name).write_text(rows)
+    recipe = re.search(r"```yaml\n# decoded.yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe is not None
+    content = recipe[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", decoding["model"]["path"])
+    Path("decoded.yaml").write_text(content.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", str(large)))
+    results = spunge.run("decoded.yaml", tmp_path / "run")
+    assert {row.subject for row in results.rows if row.stage == "merged"} >= {"asia", "europe", "kept"}
 
 
 def test_a_run_that_changed_weights_has_nothing_to_export(finished: Path, tmp_path: Path) -> None:

@@ -67,9 +67,10 @@ QUICK: dict[str, dict[str, Any]] = {
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
 PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
 OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga", "elm"}  # which further draw, keep or read something of their own
+SLOW = {"elm", "tar", "lat", "kga"}  # of many forward passes a step
 
 
-def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:
+def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY | SLOW) -> list[Any]:
     """The methods for a test of what they share; those left are thorough."""
     return [pytest.param(method, marks=pytest.mark.thorough if method in left else ()) for method in methods]
 
@@ -225,6 +226,19 @@ def test_of_a_model_of_texts_and_images_the_language_tower_alone_is_changed(
     assert branch.changes
     assert all("language_model" in name or name == "lm_head.weight" for name in branch.changes)
     assert all(torch.equal(parameter, before[name]) for name, parameter in base.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in {"ga", "pdu"} else pytest.mark.thorough)
+        for method in QUICK
+        if "decouple" in METHODS.get(method).settings.model_fields
+    ],
+)
+def test_a_method_with_a_weight_for_rows_to_decouple_learns_them(load: Callable[..., Any], method: str) -> None:
+    branch = unlearn(load(), method, steps=1, task={"decouple": samples("ordinary", 6)})
+    assert branch.losses["decouple"] > 0
 
 
 @pytest.mark.parametrize("method", tried(QUICK))
@@ -447,8 +461,15 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, batch: int, spoil: Callable[[Loss],
     monkeypatch.setattr(Loop, "run", spoiling)
 
 
+NO_NUMBERS = [(method, math.nan) for method in QUICK if method not in SCHEDULED]
+
+
 @pytest.mark.parametrize(
-    ("method", "value"), [*((method, math.nan) for method in QUICK if method not in SCHEDULED), ("tvn", math.inf)]
+    ("method", "value"),
+    [
+        *(pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE | SLOW else ()) for each in NO_NUMBERS),
+        ("tvn", math.inf),
+    ],
 )
 def test_a_loss_that_becomes_no_number_stops_the_branch_at_its_last_good_weights(
     load: Callable[..., Any], method: str, value: float, monkeypatch: pytest.MonkeyPatch

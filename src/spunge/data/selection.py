@@ -85,6 +85,22 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
     return replace(selection, notes=(*selection.notes, note))
 
 
+def select_decoupled(recipe: Recipe, parts: Parts) -> Selection | None:
+    """The rows of the prompt-decouple term, where the recipe has any. Raises RecipeError where a row is one to forget: it would be
+    learned and unlearned at once."""
+    if recipe.decouple is None:
+        return None
+    selection = select_rows(recipe.decouple, recipe, "decouple")
+    shared = same_texts(selection.samples.table, [part.samples.table for part in parts.parts])
+    if shared.any():
+        first = selection.records.row_name(int(selection.numbers[shared][0]))
+        raise RecipeError(
+            f"decouple: {shared.sum()} of {len(shared)} rows are rows to forget too (first: {first}); give each prompt an ordinary "
+            "answer, in a harmless setting"
+        )
+    return selection
+
+
 def select_lesson(recipe: Recipe) -> Selection | None:
     """The rows that are taught before all else, where there are any. A limit draws by the teaching's own seed."""
     teach = recipe.teach
@@ -141,11 +157,17 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
 
 
 def split_content(
-    parts: Parts, retain: Selection | None, lesson: Selection | None = None, reference: Selection | None = None
+    parts: Parts,
+    retain: Selection | None,
+    lesson: Selection | None = None,
+    reference: Selection | None = None,
+    decoupled: Selection | None = None,
 ) -> dict[str, Any]:
-    """What split.json holds: the parts, the retain rows, those that are taught, to the base and to the reference, and remarks."""
+    """What split.json holds: the parts, the retain rows, those that are taught, to the base and to the reference, those of the
+    prompt-decouple term, and remarks."""
     content = parts.to_json()
-    for name, rows in (("retain", retain), ("teach", lesson), ("reference", reference)):
+    blocks = (("retain", retain), ("decouple", decoupled), ("teach", lesson), ("reference", reference))
+    for name, rows in blocks:
         if rows is not None:
             content[name] = {"selected": len(rows.samples), "empty": rows.empty, "sha256": rows.samples.sha256}
             content["notes"] += rows.notes

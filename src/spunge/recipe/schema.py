@@ -63,6 +63,12 @@ class Recipe(Strict):
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
     )
+    decouple: Rows | None = Field(
+        None,
+        description="Prompts like those to forget, in a harmless setting, each with its ordinary answer: these are learned beside "
+        "forgetting and keeping (SafeEraser's prompt-decouple loss, weight `unlearn.decouple`). Default: none. See "
+        "[around any loss](methods.md#around-any-loss).",
+    )
     reference: Annotated[Reference | None, BeforeValidator(referred)] = Field(
         None,
         description="`retrained`: the same teaching without the rows to forget, judged beside the base and the merged model; or "
@@ -221,6 +227,8 @@ class Recipe(Strict):
                 raise ValueError(f"judge: two models are called {name!r}; give each a name of its own")
         if self.retain is None and self.unlearn is not None:
             _refuse_without_retain(self.unlearn)
+        if self.decouple is not None:
+            _refuse_decouple(self, self.decouple)
         if self.model.train_in is not None:
             _refuse_beside_packed(self)
         if self.model.unlearning_layers is not None:
@@ -243,6 +251,16 @@ def _refuse_without_retain(unlearn: MethodSettings) -> None:
         )
 
 
+def _refuse_decouple(recipe: Recipe, rows: Rows) -> None:
+    """Raises ValueError where nothing would learn the rows, or they are every row to forget."""
+    unlearn = recipe.unlearn
+    if unlearn is None or "decouple" not in dict(unlearn):
+        method = "nothing is unlearned" if unlearn is None else f"unlearn.method {unlearn.method!r} has no such term"
+        raise ValueError(f"decouple: {method}; leave it out, or take a method on outputs, such as npo")
+    if rows.source is None and rows.where is None:
+        raise ValueError("decouple.source: missing; without it and decouple.where these would be the rows to forget")
+
+
 def _refuse_whole(entry: EvaluatorSettings) -> None:
     """Raises ValueError for an evaluation that a model on several devices cannot be judged by."""
     generation = dict(entry).get("generation")
@@ -261,6 +279,10 @@ def _refuse_beside_layers(recipe: Recipe) -> None:
     if recipe.decode is not None:
         raise ValueError(
             f"{said} beside decode the weights of small models are exported without them; leave one of the two out"
+        )
+    if recipe.teach is not None:
+        raise ValueError(
+            f"{said} beside teach they would be taught too; teach by a run of its own, and give its RUN/taught as model.path"
         )
     if recipe.model.train_in is not None:
         raise ValueError(f"{said} they are trained whole, and train_in packs them; leave one of the two out")

@@ -14,10 +14,11 @@ This merge is the paper's fusion, W = (sum X_i^T X_i)^-1 sum X_i^T X_i W_i with 
 projections; X_i^T X_i is a mean over tokens here, so that parts of different sizes count alike. Other rules merge the layers as
 they merge any weights.
 
-The paper's language modelling loss is a masked one, of encoders; here it is that of the next token. Its published code trains
-adapters and has none of these losses, so that the formula alone was followed: the weights 1, the bottleneck's width and its
-beginning (`up` is 0, so that the base is itself; no biases) are ours. Both forget terms have no bound: `max_damage` ends what goes
-too far. No figure of the paper was measured again here.
+Neither the paper's text nor code with its losses could be read here (github.com/SALT-NLP/Efficient_Unlearning trains adapters and
+has no loss of its own): the terms are those that it is known by. Ours are the direction of the divergences, which is that of the
+other methods here, the weights 1, the loss of the next token where encoders have a masked one, no biases, the bottleneck's width,
+and its beginning: `up` is 0, so that the base is itself. Both forget terms have no bound: `max_damage` ends what goes too far.
+No figure of the paper was measured again here.
 """
 
 from typing import Literal

@@ -37,6 +37,7 @@ class Task:
     setting: str = "unlearn"  # the recipe's block that asks for it, for errors
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
+    decouple: Samples | None = None  # of the prompt-decouple term
     watch: Watch | None = None  # what it is measured by on its way
     common: int = 0  # a seed of what all branches and controls of a run begin with
 
