@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
-from spunge.recipe.decoding import DExperts, GeDi
+from spunge.recipe.decoding import DExperts, GeDi, through_sum
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device, spread_over
@@ -35,6 +35,7 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         skeleton=skeleton_of(config, model, device),
         judged=judged or small,
         beside=beside,
+        through=through_sum(base.recipe.decode),
         device=device,
         tokenizer=load_tokenizer(model, base.given) if named else None,
         notes=notes,
