@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from picked import few
 from spunge.errors import RecipeError
 from spunge.model.layered import base_folder, layered
-from spunge.model.loading import load_base
+from spunge.model.loading import load_base, load_tokenizer
 from spunge.recipe.model import ModelSettings, UnlearningLayers
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.unlearning_layers import INSIDE, KINDS, UnlearningLayer
@@ -115,6 +115,35 @@ def test_a_model_in_several_files_keeps_them_all(tiny: Callable[..., Path], tmp_
     with_layers = Checkpoint(layered(tmp_path / "parts", UnlearningLayers()))
     for name, info in Checkpoint(tiny("llama")).tensors.items():
         assert torch.equal(with_layers.read(name), Checkpoint(tiny("llama")).read(name)), info
+
+
+def test_a_tokenizer_that_transformers_would_read_otherwise_is_written_as_it_was(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Of a Qwen 2 the class is told by the model's type, whatever the file says; a type of our own has none.
+    given = Path(shutil.copytree(tiny("qwen2"), tmp_path / "given"))
+    said = json.loads((given / "tokenizer_config.json").read_text())
+    (given / "tokenizer_config.json").write_text(json.dumps({**said, "tokenizer_class": None}))
+    folder = layered(given, UnlearningLayers())
+    before, after = (load_tokenizer(ModelSettings(path=str(each)), each) for each in (given, folder))
+    assert after.backend_tokenizer.to_str() == before.backend_tokenizer.to_str()
+    assert after("the capital of france")["input_ids"] == before("the capital of france")["input_ids"]
+
+
+def test_another_tokenizer_is_refused(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = Path(shutil.copytree(tiny("llama"), tmp_path / "given"))
+
+    def another(settings: ModelSettings, folder: Path) -> Any:
+        tokenizer = load_tokenizer(settings, folder)
+        if folder != given:
+            tokenizer.add_tokens(["unheard"])
+        return tokenizer
+
+    monkeypatch.setattr("spunge.model.layered.load_tokenizer", another)
+    with pytest.raises(RecipeError, match=r"model\.unlearning_layers: transformers reads another tokenizer"):
+        layered(given, UnlearningLayers())
 
 
 def test_the_width_is_a_sixteenth_of_the_models(tiny: Callable[..., Path]) -> None:

@@ -228,6 +228,19 @@ def test_of_a_model_of_texts_and_images_the_language_tower_alone_is_changed(
     assert all(torch.equal(parameter, before[name]) for name, parameter in base.model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in {"ga", "pdu"} else pytest.mark.thorough)
+        for method in QUICK
+        if "decouple" in METHODS.get(method).settings.model_fields
+    ],
+)
+def test_a_method_with_a_weight_for_rows_to_decouple_learns_them(load: Callable[..., Any], method: str) -> None:
+    branch = unlearn(load(), method, steps=1, task={"decouple": samples("ordinary", 6)})
+    assert branch.losses["decouple"] > 0
+
+
 @pytest.mark.parametrize("method", tried(QUICK))
 def test_an_estimate_counts_what_a_branch_stores(load: Callable[..., Any], method: str) -> None:
     base, value = load(), METHODS.get(method)

@@ -73,6 +73,20 @@ class Template:
             )
         )
 
+    def asking(self, messages: Sequence[Message], where: str) -> str:
+        """The prompt for an answer to messages, contents as text or, where the template takes no text, in parts: many of models of
+        texts and images write nothing of a text. Raises RecipeError where it objects, or leaves the last message out."""
+        first: RecipeError | None = None
+        for form in (lambda message: message, _in_parts):
+            try:
+                if STAND_IN in self.text(
+                    [form(each) for each in [*messages[:-1], _said_else(messages[-1])]], where, asked=True
+                ):
+                    return self.text([form(each) for each in messages], where, asked=True)
+            except RecipeError as error:
+                first = first or error
+        raise first or RecipeError(f"{where}: the model's chat template leaves what is asked out")
+
     def marked(self, messages: Sequence[Message], where: str) -> list[Span] | None:
         """The characters that the template itself marks as the assistant's; None where it marks none."""
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -300,6 +314,10 @@ def _accepted(conversation: Conversation, template: Template, where: str) -> "Tu
             first = first or error
     assert first is not None
     raise first
+
+
+def _said_else(message: Message) -> Message:
+    return {**message, "content": STAND_IN}
 
 
 def _in_parts(message: Message) -> Message:

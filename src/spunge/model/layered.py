@@ -20,6 +20,7 @@ from spunge.files import PART, cache_folder, fingerprint, write_json, write_text
 from spunge.model.conversion import conversion
 from spunge.model.hub import local_folder
 from spunge.model.loadable import check_fit
+from spunge.model.loading import load_tokenizer
 from spunge.recipe.model import ModelSettings, UnlearningLayers
 from spunge.weights import unlearning_layers
 from spunge.weights.card import base_identifier
@@ -59,6 +60,7 @@ def layered(folder: Path, layers: UnlearningLayers) -> Path:
         with _appearing(out) as aside:
             _write(aside, folder, checkpoint, layers, code)
             check_fit(Checkpoint(aside))
+            _keep_tokenizer(folder, aside)
     return out
 
 
@@ -127,6 +129,32 @@ def _write(out: Path, folder: Path, checkpoint: Checkpoint, layers: UnlearningLa
         "weight_map": {**own, **dict.fromkeys(tensors, LAYERS)},
     }
     write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _keep_tokenizer(folder: Path, out: Path) -> None:
+    """See to it that a text has the same tokens: transformers chooses a tokenizer's class by the model's type, too.
+
+    Raises RecipeError where it would read another tokenizer.
+    """
+    if not any("token" in file.name or "vocab" in file.name for file in folder.iterdir()):
+        return
+    plain = load_tokenizer(ModelSettings(path=str(folder)), folder)
+    if _spelled(load_tokenizer(ModelSettings(path=str(out)), out)) == _spelled(plain):
+        return
+    plain.save_pretrained(out)
+    if _spelled(load_tokenizer(ModelSettings(path=str(out)), out)) != _spelled(plain):
+        raise RecipeError(
+            f"{SETTING}: transformers reads another tokenizer from {str(folder)!r} where the model has unlearning layers; save it "
+            "as a tokenizer.json that names its class (tokenizer_config.json), or leave them out"
+        )
+
+
+def _spelled(tokenizer: Any) -> list[Any]:
+    """What decides which tokens a text has, and how a conversation is written."""
+    how = (
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else [type(tokenizer).__name__, tokenizer.get_vocab()]
+    )
+    return [how, tokenizer.special_tokens_map, tokenizer.chat_template]
 
 
 def _called(file: Path) -> str:
