@@ -348,3 +348,14 @@ def test_what_is_asked_is_written_whichever_form_the_template_takes(template: st
 def test_a_template_that_leaves_the_question_out_is_refused() -> None:
     with pytest.raises(RecipeError, match="leaves what is asked out"):
         Template(byte_tokenizer("user: assistant:"), {}, "chat").asking([{"role": "user", "content": "Rome?"}], "chat")
+
+
+def test_a_question_is_learned_from_where_the_template_takes_it_in_parts_and_the_answer_as_text_too() -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' and m['content'] is string %}{{ m['content'] }}"
+        "{% else %}{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+        "{% endif %} {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    conversation = Conversation(said("Where is Rome?", "In Italy."), end="none")
+    rendered = render(conversation, Template(byte_tokenizer(template), {}, "chat"), "row 1")
+    assert rendered.text.startswith("user: Where is Rome? assistant: In Italy.")

@@ -199,6 +199,17 @@ class Turns:
             if without == self.text:
                 raise RecipeError(f"{self._where}: the chat template leaves the tool calls of messages[{number}] out")
 
+    def shows(self, number: int, messages: Sequence[Message]) -> bool:
+        """Whether a user's message, as it is among `messages`, is written at all; of others nothing is asked."""
+        said = messages[number]
+        if said["role"] != "user" or str(said["content"]).strip() in self.text:
+            return True
+        try:
+            self._differing(self._messages, number, self.text)
+        except RecipeError:
+            return False
+        return True
+
     def content(self, number: int) -> Span:
         """Where an assistant's message stands, without what is written around every message. Raises where it is left out."""
         if number == len(self._messages) - 1:
@@ -304,14 +315,20 @@ def _accepted(conversation: Conversation, template: Template, where: str) -> "Tu
     JSON text, or with contents in parts, as many models of text and images have it."""
     messages = conversation.messages[: conversation.learned[-1] + 1]
     first: RecipeError | None = None
+    without: Turns | None = None  # what was asked: some templates show no form of it
     for form in (lambda message: message, _with_written_arguments, _in_parts):
         try:
             turns = Turns([form(message) for message in messages], template, where)
             for number in conversation.learned:
                 turns.content(number)
-            return turns
         except RecipeError as error:
             first = first or error
+            continue
+        if all(turns.shows(number - 1, messages) for number in conversation.learned if number):
+            return turns
+        without = without or turns
+    if without is not None:
+        return without
     assert first is not None
     raise first
 

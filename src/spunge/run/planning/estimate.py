@@ -50,6 +50,10 @@ class Beside(NamedTuple):
     skeleton: Skeleton
     models: int
     readings_each: int = 1  # of every text
+    offsets: int = (
+        0  # differences of two of their logits; 0: not known, and as much is taken for each model as for the large one
+    )
+    nucleus: bool = False  # the large one's likeliest tokens are sorted out
 
     @property
     def readings(self) -> int:
@@ -252,9 +256,17 @@ class Estimator:
         seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
-        logits = LOGITS * (1 + (self.beside.readings if self.beside else 0))
-        held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
+        held = self._logit() * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.judging(held))
+
+    def _logit(self) -> int:
+        """Bytes of a place and token while texts are read: of each model's logits, of the offsets in float32, once each and once
+        laid together (`spunge.model.offsets`), and of the sums and the order that are made of them."""
+        if self.beside is None or not self.beside.offsets:
+            return LOGITS * (1 + (self.beside.readings if self.beside else 0))
+        width, offsets = self.judged.dtype.itemsize, self.beside.offsets
+        summed = width + 4 * offsets + (28 if self.beside.nucleus else 16)
+        return max(width * (1 + self.beside.readings) + 8 * offsets, summed)
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
