@@ -147,6 +147,10 @@ class Decoding:
             description="Of dexperts: what the expert learned the rows to keep by, or that it is the small model as it is."
         ),
     ] = None
+    through: Annotated[
+        Literal["sum", "alone"] | None,
+        Field(description="Of offset: whether the small model was trained through the larger one's logits, or alone."),
+    ] = None
     rho: Annotated[
         Real | None,
         Field(description="Of gedi: the mass that the likeliest desired tokens keep; 1: no token is left out."),

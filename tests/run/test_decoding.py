@@ -53,13 +53,20 @@ def decoding(toy_recipe: dict[str, Any], large: Path) -> dict[str, Any]:
     answers = {"kind": "match", "source": questions["source"], "by": "NULL", "subject": "answers", **written}
     unlearn = {**toy_recipe["unlearn"], "steps": 8, "learning_rate": 0.3, "max_damage": 1e9}
     recipe = {**toy_recipe, "unlearn": unlearn, "evaluate": [questions, texts, answers]}
-    return {**recipe, "decode": {"path": str(large), "alpha": ALPHA}}
+    return {**recipe, "decode": {"path": str(large), "alpha": ALPHA, "through": "alone"}}
 
 
 TVN = {"method": "tvn", "steps": 6, "batch_size": 4, "learning_rate": 0.02, "trainable": {"kind": "all"}}
 EXPERTS = {"kind": "dexperts", "path": "x"}
 GEDI = {"kind": "gedi", "path": "x"}
+ALONE = {"path": "x", "through": "alone"}
+NPO = {"method": "npo", "steps": 2, "batch_size": 4, "learning_rate": 0.01}
 CLASSES = TVN | {"method": "gedi", "desired": "moon", "undesired": "dog", "scale": 2.0}
+
+
+def large_alone(decoding: dict[str, Any]) -> dict[str, Any]:
+    """The block that names the large model, for another kind."""
+    return {"path": decoding["decode"]["path"], "alpha": ALPHA}
 
 
 def read(path: Path | str) -> Any:
@@ -137,7 +144,12 @@ def test_dexperts_add_what_fine_tuning_on_rows_to_keep_and_to_forget_makes_of_th
     decoding: dict[str, Any], large: Path, tmp_path: Path, merge: str
 ) -> None:
     """The experts that are judged are the small model plus what tvn learned: their logits are added in float64 here."""
-    decoding["decode"] |= {"kind": "dexperts", "alpha": 2.0, "top_p": 1.0, "merge": merge}
+    decoding["decode"] = large_alone(decoding) | {
+        "kind": "dexperts",
+        "alpha": 2.0,
+        "top_p": 1.0,
+        "merge": merge,
+    }
     decoding |= {"unlearn": TVN, "controls": [], "evaluate": decoding["evaluate"][1:2]}
     del decoding["merge"]
     if merge == "weights":
@@ -181,7 +193,12 @@ def test_gedi_judges_by_bayes_rule_of_its_class_conditional_models(
     decoding: dict[str, Any], large: Path, tmp_path: Path, merge: str
 ) -> None:
     """P(desired | text) of the models that were trained, in float64, from what the export holds."""
-    decoding["decode"] |= {"kind": "gedi", "alpha": 20.0, "rho": 1.0, "merge": merge}
+    decoding["decode"] = large_alone(decoding) | {
+        "kind": "gedi",
+        "alpha": 20.0,
+        "rho": 1.0,
+        "merge": merge,
+    }
     decoding |= {"unlearn": CLASSES, "controls": [], "evaluate": decoding["evaluate"][1:2]}
     del decoding["merge"]
     if merge == "weights":
@@ -226,7 +243,7 @@ def test_a_model_that_is_shifted_by_its_own_change_scores_as_if_its_weights_had_
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
     """With the small model for the large one and alpha 1 the sum is the unlearned model, whatever is asked of it."""
-    decode = {"path": toy_recipe["model"]["path"], "alpha": 1.0}
+    decode = {"path": toy_recipe["model"]["path"], "alpha": 1.0, "through": "alone"}
     shifted, plain = spunge.run({**toy_recipe, "decode": decode}, tmp_path / "decoded"), read_results(finished)
     assert [(row.stage, row.subject, row.metric) for row in shifted.rows] == [
         (row.stage, row.subject, row.metric) for row in plain.rows
@@ -238,7 +255,12 @@ def test_a_model_that_is_shifted_by_its_own_change_scores_as_if_its_weights_had_
 
 @pytest.mark.thorough
 def test_an_expert_that_is_made_anew_is_judged_anew(decoding: dict[str, Any], tmp_path: Path) -> None:
-    decoding["decode"] |= {"kind": "dexperts", "alpha": 4.0, "merge": "sum", "top_p": 0.6}
+    decoding["decode"] = large_alone(decoding) | {
+        "kind": "dexperts",
+        "alpha": 4.0,
+        "merge": "sum",
+        "top_p": 0.6,
+    }
     decoding |= {"unlearn": TVN, "controls": [], "evaluate": decoding["evaluate"][2:]}
     del decoding["merge"]
     spunge.run(decoding, tmp_path / "run")
@@ -273,20 +295,45 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
         package(tmp_path / "run", "me/it")
 
 
+def test_a_training_through_the_sum_depends_on_alpha_and_on_the_large_model(
+    decoding: dict[str, Any], tmp_path: Path
+) -> None:
+    decoding |= {"controls": [], "evaluate": decoding["evaluate"][1:2], "unlearn": NPO}
+    decoding["decode"] |= {"through": "sum", "alpha": 1.0}
+    through = spunge.run(decoding, tmp_path / "through")
+    merged = next(model for model in through.models if model.stage == "merged")
+    assert merged.decode is not None
+    assert merged.decode.through == "sum"
+    with pytest.raises(RecipeError, match=r"no longer fit \(branch:asia: decode.alpha was 1.0, is 0.5"):
+        spunge.run({**decoding, "decode": decoding["decode"] | {"alpha": 0.5}}, tmp_path / "through")
+    alone = spunge.run({**decoding, "decode": decoding["decode"] | {"through": "alone"}}, tmp_path / "alone")
+    values = [each.value("merged", "retain", "perplexity") for each in (through, alone)]
+    assert values[0] != pytest.approx(values[1], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"teach": {"source": "rows.jsonl", "epochs": 1}}, "teach: beside decode the small model alone"),
         ({"calibrate": {"evaluation": "perplexity", "metric": "perplexity"}}, "calibrate: beside decode"),
         ({"watch": {"evaluation": "perplexity", "metric": "perplexity", "every": 1}}, "watch: beside decode"),
-        ({"decode": {"path": "x", "density": 0.5}}, "decode.density: merge 'weights' keeps every entry"),
-        ({"decode": {"path": "x", "merge": "ties"}}, "merge: decode.merge 'ties' merges logits"),
+        ({"decode": ALONE | {"density": 0.5}}, "decode.density: merge 'weights' keeps every entry"),
+        ({"decode": ALONE | {"merge": "ties"}}, "merge: decode.merge 'ties' merges logits"),
         ({"decode": {"path": "x", "alpha": 0}}, "decode.alpha: 0"),
         (
             {"decode": {"path": "x", "kind": "offst"}},
             "decode.kind: 'offst': it should be one of 'offset', 'dexperts', 'gedi'",
         ),
         ({"decode": {"path": "x", "top_p": 0.5}}, "decode.top_p: no such setting"),
+        ({"decode": {"path": "x"}}, "decode.through: sum: 'rmu' is not trained on logits alone"),
+        (
+            {"decode": {"path": "x"}, "unlearn": NPO, "controls": ["sequential"]},
+            "decode.through: sum: sequential starts from a model that is not the small base",
+        ),
+        (
+            {"decode": {"path": "x"}, "unlearn": NPO, "execution": {"kind": "sharded", "processes": 2}},
+            "decode.through: sum: processes that train one model together",
+        ),
         ({"decode": EXPERTS}, "unlearn.method: 'rmu': the experts of dexperts are what tvn learns"),
         ({"decode": EXPERTS, "unlearn": TVN | {"strength": 2}}, "unlearn.method: 'tvn': .* with a strength of 1"),
         ({"decode": EXPERTS, "unlearn": TVN, "retain": None}, "retain: missing; the expert of dexperts is fine-tuned"),
@@ -376,8 +423,11 @@ def test_a_plan_counts_the_large_model_and_those_beside_it(
     decoding["decode"]["merge"] = "sum"
     assert judged() == tall + 3 * small
     decoding["unlearn"] = CLASSES
-    decoding["decode"] |= {"kind": "gedi", "rho": 1.0}
+    decoding["decode"] = large_alone(decoding) | {"kind": "gedi", "rho": 1.0, "merge": "sum"}
     assert judged() == tall + 2 * small  # a model for each part, which needs no other beside it
+    decoding["unlearn"], decoding["decode"] = NPO, {"path": str(large)}
+    trained = estimator_of(BaseInputs(load_recipe(decoding), tmp_path / "run"), card).weights()
+    assert trained == tall + small  # through the large model's logits
 
 
 def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_checkpoint_by_itself(
@@ -408,7 +458,7 @@ def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_check
     for stage, logits in (("model:delta", shifted), ("model:whole", lambda ids: whole(ids).logits)):
         expected = perplexity(texts, finished / "merged", logits)
         assert results.value(stage, "retain", "perplexity") == pytest.approx(expected, rel=1e-3)
-    decoding["decode"] |= {"kind": "dexperts", "top_p": 1.0}
+    decoding["decode"] = large_alone(decoding) | {"kind": "dexperts", "top_p": 1.0}
     decoding["unlearn"] = TVN
     with pytest.raises(
         RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ AFTER_PADDING = (
 SEEN = re.compile(r"(image|video|audio)_token_(id|index)")  # of a configuration: in whose place an image is put
 
 
+class Through(NamedTuple):
+    """A larger model, and what the change of a small one's logits is multiplied by before it is added to the larger one's."""
+
+    model: Any
+    alpha: float
+
+
 @dataclass(frozen=True)
 class Base:
     """The base model in memory, whole or its first blocks. Whoever changes its parameters puts them back."""
@@ -73,6 +80,7 @@ class Base:
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
     every_place: bool = False  # what shifts them needs the logits at every place of a text (gedi)
     part: ModelPart | None = None  # which alone may be trained; None: any
+    through: "Through | None" = None  # a larger model, through whose logits it is trained
     board: Board | None = None  # where other processes of this model take some of its batches
 
     @property

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from spunge.recipe.block import Strict
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name
-from spunge.registry import RULES
+from spunge.registry import METHODS, RULES
 
 if TYPE_CHECKING:
     from spunge.recipe.schema import Recipe
@@ -50,6 +50,11 @@ class Offset(DecodeSettings):
     """large + alpha * (unlearned small - small), logit by logit."""
 
     kind: Literal["offset"] = "offset"
+    through: Literal["sum", "alone"] = Field(
+        "sum",
+        description="How the small model is trained. sum: the losses are of the shifted large model's logits, as published, so the "
+        "large model is in memory too. alone: of the small model's own.",
+    )
 
 
 class DExperts(DecodeSettings):
@@ -123,6 +128,8 @@ def refuse_decode(decode: Decode, recipe: "Recipe") -> None:
     ):
         if block is not None:
             raise ValueError(f"{setting}: beside decode {instead}; leave one of the two out")
+    if through_sum(decode):
+        _refuse_through(recipe)
     if isinstance(decode, DExperts):
         _refuse_experts(decode, recipe)
     if isinstance(decode, GeDi):
@@ -136,6 +143,29 @@ def refuse_decode(decode: Decode, recipe: "Recipe") -> None:
                 )
     for entry in recipe.evaluate:
         _refuse_evaluation(entry)
+
+
+def through_sum(decode: Decode | None) -> bool:
+    """Whether the small model is trained through the large one's logits."""
+    return isinstance(decode, Offset) and decode.through == "sum"
+
+
+def _refuse_through(recipe: "Recipe") -> None:
+    method = None if recipe.unlearn is None else recipe.unlearn.method
+    if method is not None and not METHODS.get(method).through:
+        raise ValueError(
+            f"decode.through: sum: {method!r} is not trained on logits alone; set it to alone, or take another method, such as npo"
+        )
+    if recipe.execution.kind == "sharded":
+        raise ValueError(
+            "decode.through: sum: processes that train one model together do not hold the large one; set it to alone, or leave "
+            "execution out"
+        )
+    if any(control.train == "sequential" for control in recipe.controls):
+        raise ValueError(
+            "decode.through: sum: sequential starts from a model that is not the small base, and the sum would be of another; set "
+            "it to alone, or leave sequential out"
+        )
 
 
 def refuse_classes_alone(recipe: "Recipe") -> None:

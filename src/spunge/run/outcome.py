@@ -12,7 +12,7 @@ from spunge import __version__
 from spunge.data.items import Items
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json, write_json
-from spunge.recipe.decoding import Decode, DExperts, GeDi, shift_of
+from spunge.recipe.decoding import Decode, DExperts, GeDi, Offset, shift_of
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import (
@@ -159,6 +159,7 @@ def _decoding(decode: Decode, inputs: SeedInputs, model: Judgeable) -> Decoding:
         density=shift.get("density"),
         top_p=experts.top_p if experts else None,
         expert=experts.expert if experts else None,
+        through=decode.through if isinstance(decode, Offset) else None,
         rho=classes.rho if classes else None,
         tau=classes.tau if classes else None,
     )

@@ -48,6 +48,7 @@ class Session:
         self._whole: Base | None = None
         self._shown: Model | None = None  # the model that lies over the base
         self._placed = False  # whether what is shown lies on the devices of its map
+        self._larger: Base | None = None  # the large model, while small ones are trained through its logits
         self._combined: Base | None = None  # the large model with those that shift it, where the recipe decodes
         self._layers = ExitStack()
 
@@ -56,6 +57,7 @@ class Session:
         if base is self._inputs:
             return
         self.close()
+        self._larger = None
         self.activations, self.activations_of = {}, None
         if (base.folder, base.trained) != (self._inputs.folder, self._inputs.trained):
             self._first.clear()
@@ -87,6 +89,13 @@ class Session:
         """The given model, to be taught."""
         self.close()
         return self._loaded(self._inputs.trained, self._inputs.untaught)
+
+    @property
+    def larger(self) -> Base:
+        """The large model of a recipe that decodes, beside the small one that is trained through its logits."""
+        if self._larger is None:
+            self._larger = load_base(self._inputs.large, self._inputs.large_settings)
+        return self._larger
 
     @property
     def base(self) -> Base:
@@ -151,6 +160,7 @@ class Session:
         if model is not None and model is self._shown and self._combined is not None:
             return self._combined
         self.close()
+        self._larger = None  # it is loaded to be judged, and held once
         alone = None if model is None else model.by_itself
         large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
         if model is None or alone is not None:

@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
-from spunge.model.loading import Base, embeddings_of, image_tokens, load_tokenizer, model_depth, positions_of
+from spunge.model.loading import Base, Through, embeddings_of, image_tokens, load_tokenizer, model_depth, positions_of
 from spunge.model.packing import TOLD
+from spunge.recipe.decoding import through_sum
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.training import MethodSettings, refuse_optimizer, refuse_without_bitsandbytes
 from spunge.registry import METHODS
-from spunge.run.graph import Made
+from spunge.run.graph import Made, NotMadeError
 from spunge.run.inputs import BaseInputs, SeedInputs
 from spunge.run.keys import keyed
 from spunge.run.models import Lineup, Training, stacked
@@ -145,11 +147,22 @@ def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
     inputs, unlearn = lineup.inputs, training.settings(choice(lineup).settings)
     content = settle_inputs(inputs, unlearn) | trained_as(inputs.recipe.model) | watching_inputs(training, inputs)
+    content |= through_inputs(inputs)
     content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
     if (brought := METHODS.get(unlearn.method).inputs) is not None:
         every = [part.value for part in inputs.parts.parts]
         content["files"] = fingerprint(brought(unlearn, [part.value for part in training.parts], every))
     return content
+
+
+def through_inputs(inputs: SeedInputs) -> dict[str, Any]:
+    """What a training depends on where it goes through a larger model's logits."""
+    decode = inputs.recipe.decode
+    if decode is None or not through_sum(decode):
+        return {}
+    if not inputs.base.large_here:
+        raise NotMadeError(f"{decode.path!r} to be downloaded")
+    return {"decode.through": "sum", "decode.alpha": decode.alpha, "decode.model": inputs.base.large_key}
 
 
 def train(training: Training, lineup: Lineup, key: str, session: Session) -> Made:
@@ -244,6 +257,11 @@ def _told_of(base: Base) -> dict[str, str]:
 
 def base_for(settings: MethodSettings, inputs: SeedInputs, session: Session) -> Base:
     """What training needs of the base: its first blocks where the method says that these are enough."""
+    decode = inputs.recipe.decode
+    if decode is not None and through_sum(decode):
+        larger, base = session.larger, session.base
+        reached = [each.positions for each in (larger, base) if each.positions is not None]
+        return replace(base, through=Through(larger.model, decode.alpha), positions=min(reached, default=None))
     last_block = METHODS.get(settings.method).last_block
     if last_block is None or inputs.recipe.watch is not None:  # what is measured is the whole model
         return session.base

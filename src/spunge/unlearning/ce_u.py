@@ -53,4 +53,5 @@ CE_U = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
 )

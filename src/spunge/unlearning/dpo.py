@@ -68,5 +68,6 @@ DPO = Method(
         "to prefer": refused(samples, settings, tokenizer),
     },
     shares=True,
+    through=True,
     version=3,
 )

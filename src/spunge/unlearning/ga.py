@@ -56,5 +56,6 @@ GA = Method(
     calls=lambda settings, depth: descending(settings),
     stored_entries=stored_entries,
     shares=True,
+    through=True,
     version=3,
 )

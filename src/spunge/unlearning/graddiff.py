@@ -29,5 +29,6 @@ GRADDIFF = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
     version=3,
 )

@@ -42,5 +42,6 @@ IDK = Method(
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
     shares=True,
+    through=True,
     version=3,
 )

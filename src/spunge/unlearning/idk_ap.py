@@ -84,4 +84,5 @@ IDK_AP = Method(
     needs_retain=needs_retain,
     given=lambda samples, settings, tokenizer: {"refusal": refused(samples, settings, tokenizer)},
     shares=True,
+    through=True,
 )

@@ -108,4 +108,5 @@ LLMU = Method(
     refuse=refuse,
     needs_retain=lambda settings: settings.alpha > 0 or settings.random_answers is None,
     shares=True,
+    through=True,
 )

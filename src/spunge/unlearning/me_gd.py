@@ -61,4 +61,5 @@ ME_GD = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
 )

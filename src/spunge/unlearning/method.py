@@ -107,6 +107,9 @@ class Method(Generic[S]):
     # Several processes can train it together (`execution: {kind: sharded}`): it calls the model as a whole, by `outputs`, as often
     # in one process as in another, and trains what `training` gives it in the `Loop`.
     shares: bool = False
+    # It can be trained through a larger model's logits (`decode.through: sum`): its losses are of `Session.outputs` and of the
+    # base's likelihoods and distributions alone, and what was trained is what is unlearned.
+    through: bool = False
     version: int = 1  # rises when the same settings give another delta
 
     @property

@@ -49,5 +49,6 @@ NPO = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
     version=3,
 )

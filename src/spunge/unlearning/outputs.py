@@ -25,8 +25,8 @@ from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Branch, Task
-from spunge.unlearning.reference import Live, Stored, Sums
-from spunge.unlearning.scored import LogProbabilities, Scored, outputs
+from spunge.unlearning.reference import Live, Stored, Sums, trained_outputs
+from spunge.unlearning.scored import LogProbabilities, Scored
 from spunge.unlearning.trained import Trained, training, training_mode
 
 FIRST = 5  # batches whose mean retain loss stands for the base's
@@ -95,7 +95,7 @@ class Session:
 
     def outputs(self, batch: Batch, in_one: bool = False) -> Scored:
         """The trained model's outputs at the scored places of a batch. in_one: as of `scored.outputs`."""
-        return outputs(self.trained.model, batch, in_one=in_one)
+        return trained_outputs(self.trained, batch, in_one)
 
 
 ForgetLoss = Callable[[Session, Batch], Tensor]

@@ -98,4 +98,5 @@ PDU = Method(
     stored_entries=stored_entries,
     needs_retain=lambda settings: True,
     shares=True,
+    through=True,
 )

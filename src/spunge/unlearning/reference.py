@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spunge.data.samples import Batch
 from spunge.files import about, require_space
+from spunge.model.loading import Through
 from spunge.model.memory import halved
 from spunge.unlearning.batches import Stream
 from spunge.unlearning.scored import LogProbabilities, Scored, outputs
@@ -25,7 +26,54 @@ from spunge.unlearning.trained import Trained, evaluation_mode
 
 
 def base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
-    """The base's outputs at the scored places, without gradient and without dropout. in_one: as of `outputs`."""
+    """The base's outputs at the scored places, without gradient and without dropout. in_one: as of `outputs`.
+
+    Of a model that is trained through a larger one's logits they are the larger one's: a change of nothing shifts nothing.
+    """
+    if trained.through is not None:
+        return _larger_outputs(trained.through, batch)
+    return _own_base_outputs(trained, batch, in_one)
+
+
+def trained_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
+    """The trained model's outputs at the scored places; through a larger model, that one's, shifted."""
+    if trained.through is None:
+        return outputs(trained.model, batch, in_one=in_one)
+    larger, base = _larger_outputs(trained.through, batch), _own_base_outputs(trained, batch)
+    return summed(larger, outputs(trained.model, batch), base, trained.through.alpha)
+
+
+def summed(larger: Scored, own: Scored, base: Scored, alpha: float) -> Scored:
+    """larger + alpha * (own - base), logit by logit (arXiv 2404.11045, equation 2). What one vocabulary's padding has beyond the
+    other is left as it is. The states are those of all three, side by side; a gradient reaches own's alone."""
+    three = (own, base, larger)
+    widths = [each.states.shape[1] for each in three]
+
+    def logits_of(states: Tensor) -> Tensor:
+        mine, plain, large = (
+            each.logits_of(part.to(each.states.dtype))
+            for each, part in zip(three, torch.split(states, widths, dim=1), strict=True)
+        )
+        width = min(large.shape[1], mine.shape[1])
+        shifted = large[:, :width] + alpha * (mine[:, :width] - plain[:, :width])
+        return torch.cat([shifted, large[:, width:]], dim=1)
+
+    states = torch.cat([each.states.float() for each in three], dim=1)
+    return replace(own, states=states, logits_of=logits_of, piece=max(1, min(each.piece for each in three) // 3))
+
+
+def _larger_outputs(through: Through, batch: Batch) -> Scored:
+    with torch.no_grad():
+        larger = outputs(through.model, batch)
+
+    def logits_of(states: Tensor) -> Tensor:
+        with torch.no_grad():
+            return larger.logits_of(states)
+
+    return replace(larger, logits_of=logits_of, trains_head=False)
+
+
+def _own_base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> Scored:
     model, head = trained.model, trained.model.get_output_embeddings()
     learned = head is not None and any(p.requires_grad for p in head.parameters())
     adapted = learned and not trained.originals and not trained.swaps

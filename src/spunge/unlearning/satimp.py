@@ -50,4 +50,5 @@ SATIMP = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
 )

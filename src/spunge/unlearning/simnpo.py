@@ -50,5 +50,6 @@ SIMNPO = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
     version=3,
 )

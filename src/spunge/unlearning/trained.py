@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.errors import RecipeError
-from spunge.model.loading import Base
+from spunge.model.loading import Base, Through
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.activations import recomputed
 from spunge.unlearning.forms import forms_of
@@ -41,6 +41,9 @@ class Trained:
     ]  # the same -> inside it, the base with that change is the model in memory
     adapter_off: Callable[[], AbstractContextManager[Any]] = nullcontext
     swaps: bool = False  # adapter_off puts the base's shares into a sharded model
+    through: Through | None = (
+        None  # a larger model, whose logits are shifted by the change, and are what the losses are of
+    )
 
 
 def stored_entries(settings: HasTrainable, base: Checkpoint) -> int:
@@ -95,6 +98,7 @@ def training(
         with _lora(base, what, setting) as trained, recomputed(base), _quickened(trained, base):
             if shared:
                 torch.manual_seed(seed)
+            trained = replace(trained, through=base.through)
             yield _shared_out(trained, base, seed) if base.ranks.shared else trained
         return
     names = base.trainable(name for name, _ in base.model.named_parameters())
@@ -108,7 +112,7 @@ def training(
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
     own = _sharded_tensors(base, names, seed, setting) if base.ranks.shared else training_tensors(base, names, setting)
     with own as trained, recomputed(base), _quickened(trained, base):
-        yield trained
+        yield replace(trained, through=base.through)
 
 
 def _quickened(trained: Trained, base: Base) -> AbstractContextManager[None]:

@@ -59,5 +59,6 @@ UNDIAL = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
     version=3,
 )

@@ -42,5 +42,6 @@ WGA = Method(
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
+    through=True,
     version=3,
 )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
-from spunge.recipe.decoding import DExperts, GeDi
+from spunge.recipe.decoding import DExperts, GeDi, through_sum
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device, spread_over
@@ -27,7 +27,9 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         # The small base, and what each offset is the difference to. A model of gedi is the difference of its own two readings.
         experts = isinstance(decode, DExperts) and decode.expert == "retain"
         offsets = 1 if decode.merge == "weights" else len(base.parts.parts)
-        beside = Beside(small, offsets, 2) if isinstance(decode, GeDi) else Beside(small, 1 + experts + offsets)
+        sorted_out = isinstance(decode, DExperts) and decode.top_p < 1
+        beside = Beside(small, 1 + experts + offsets, offsets=offsets, nucleus=sorted_out)
+        beside = Beside(small, offsets, 2) if isinstance(decode, GeDi) else beside
     # Where there is a configuration alone, every row is taken to be as long as it may be.
     named = [name for name in file_names(base.given, "model.path") if "token" in name or "vocab" in name]
     notes = set() if named else {"model.path: no tokenizer is there: every row is taken to be as long as max_length"}
@@ -35,6 +37,7 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         skeleton=skeleton_of(config, model, device),
         judged=judged or small,
         beside=beside,
+        through=through_sum(base.recipe.decode),
         device=device,
         tokenizer=load_tokenizer(model, base.given) if named else None,
         notes=notes,

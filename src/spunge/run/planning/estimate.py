@@ -50,6 +50,10 @@ class Beside(NamedTuple):
     skeleton: Skeleton
     models: int
     readings_each: int = 1  # of every text
+    offsets: int = (
+        0  # differences of two of their logits; 0: not known, and as much is taken for each model as for the large one
+    )
+    nucleus: bool = False  # the large one's likeliest tokens are sorted out
 
     @property
     def readings(self) -> int:
@@ -68,6 +72,7 @@ class Estimator:
     train_in: PackedIn | None = None
     processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
     beside: Beside | None = None
+    through: bool = False  # the small model is trained through the logits of what is judged
     spread: Spread | None = None  # model.device_map
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
@@ -184,9 +189,10 @@ class Estimator:
         """Bytes of the model in memory: whole, or so many blocks without an output layer."""
         width: int = self.skeleton.dtype.itemsize
         entries, packed, _ = self._held_entries(blocks)
+        larger = self.judged.dtype.itemsize * self._entries(self.judged) if self.through else 0
         if self.train_in is None:
-            return float(width * entries)
-        return float(width * (entries - packed) + PACKED[self.train_in] * packed)
+            return float(width * entries + larger)
+        return float(width * (entries - packed) + PACKED[self.train_in] * packed + larger)
 
     def _group(self, steps: Steps, group: Group, sides: dict[Side, Fed]) -> tuple[float, float]:
         """Seconds of calls whose gradient is computed at once, and the bytes that they hold at the most."""
@@ -197,6 +203,14 @@ class Estimator:
             traced = self.follow(skeleton, steps.what, call, Texts(given.rows, given.tokens, given.scored))
             share = self._share_once(steps, call, given) if call.once else 1.0
             seconds += share * given.share * traced.seconds(self.device)
+            if self.through:  # each is a call of the large model too, and of the small base
+                texts, plain = Texts(given.rows, given.tokens, given.scored), call._replace(gradient=False)
+                large, base = (
+                    self.follow(self.judged, None, plain, texts),
+                    self.follow(self.skeleton, None, plain, texts),
+                )
+                seconds += share * given.share * (large.seconds(self.device) + base.seconds(self.device))
+                peak = max(peak, held + large.peak)
             peak = max(peak, held + traced.peak)
             held += traced.held if call.gradient else 0.0
         backward = [call for call in group if call.gradient]
@@ -242,9 +256,17 @@ class Estimator:
         seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
-        logits = LOGITS * (1 + (self.beside.readings if self.beside else 0))
-        held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
+        held = self._logit() * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.judging(held))
+
+    def _logit(self) -> int:
+        """Bytes of a place and token while texts are read: of each model's logits, of the offsets in float32, once each and once
+        laid together (`spunge.model.offsets`), and of the sums and the order that are made of them."""
+        if self.beside is None or not self.beside.offsets:
+            return LOGITS * (1 + (self.beside.readings if self.beside else 0))
+        width, offsets = self.judged.dtype.itemsize, self.beside.offsets
+        summed = width + 4 * offsets + (28 if self.beside.nucleus else 16)
+        return max(width * (1 + self.beside.readings) + 8 * offsets, summed)
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
