@@ -268,6 +268,9 @@ SCORERS: "Registry[Scorer[Any]]" = Registry(
         "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
         "keywords": "spunge.evaluation.scorers.keywords:KEYWORDS",
         "judge": "spunge.evaluation.scorers.judge:JUDGE",
+        "rouge": "spunge.evaluation.scorers.likeness:ROUGE",
+        "bleu": "spunge.evaluation.scorers.likeness:BLEU",
+        "similarity": "spunge.evaluation.scorers.likeness:SIMILARITY",
     },
 )
 ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(
