@@ -184,6 +184,8 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "kga": "spunge.unlearning.kga:KGA",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
+        "quark": "spunge.unlearning.quark:QUARK",
+        "demem": "spunge.unlearning.demem:DEMEM",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

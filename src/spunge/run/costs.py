@@ -65,15 +65,18 @@ def training_steps(training: Training, line: Lineup) -> int:
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
     unlearn = training.settings(inputs.unlearn)
-    entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
+    method = METHODS.get(unlearn.method)
+    entries = method.stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)
     watch, count = inputs.recipe.watch, measurements(training, line)
     read, written = _watched_tokens(training, line)
     best = 2 * DELTA if watch is not None and watch.chooses else 0
-    steps = steps_of(unlearn, training.parts, training_steps(training, line), line)
+    count_of_steps = training_steps(training, line)
+    steps = steps_of(unlearn, training.parts, count_of_steps, line)
     return Cost(
         steps=steps,
+        written=method.written(unlearn, sum(len(part.samples) for part in training.parts), count_of_steps),
         watched=count * read,
         watched_written=count * written,
         kept=DELTA * entries,

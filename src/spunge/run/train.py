@@ -40,7 +40,9 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
     refuse_optimizer(settings.optimizer, "unlearn")
     refuse_unpackable(inputs.recipe.model)
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    METHODS.get(settings.method).refuse(parts, inputs.retain, settings)
+    method = METHODS.get(settings.method)
+    method.refuse(parts, inputs.retain, settings)
+    method.check(settings)
     return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base))
 
 

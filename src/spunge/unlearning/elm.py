@@ -16,8 +16,8 @@ that alone, and eta rises along a sample. Theirs draws each prefix out of ten, a
 first. The base writes from `change` on, also one of theirs, with 50 tokens where they take 100 to 300. Their target is taken at
 a temperature of 1.2, here at 1; their retain term is the base's likeliest token, here its distribution, as in the paper. eta
 1000, guidance 3 and the weights of 1 are theirs for 7B models, which train blocks 4 to 7 alone; here all blocks have LoRA. What
-the base wrote is kept in the branch's state; writing it takes three calls a token and sample, which `spunge plan` does not
-count. No figure of the paper was measured again here.
+the base wrote is kept in the branch's state; writing it takes three calls a token and sample. No figure of the paper was measured
+again here.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def unlearn(task: Task, settings: ELMSettings) -> Branch:
             base_outputs(session.trained, each)
             for each in (batch, prefixed(forget, batch, novice), prefixed(forget, batch, expert))
         )
-        erased = sample_mean(*erasing(session.outputs(batch), base, as_novice, as_expert, settings.eta))
+        erased = erasing(session.outputs(batch), base, as_novice, as_expert, settings.eta)
         if not settings.fluency:
             return erased
         known = session.memory["written"]
@@ -98,7 +98,7 @@ def unlearn(task: Task, settings: ELMSettings) -> Branch:
             known += texts
         rows = rows_of(known)
         fluent = session.outputs(collate([rows[row] for row in batch.rows], batch.ids.device))
-        return erased + settings.fluency * sample_mean(fluent, fluent.losses())
+        return erased + settings.fluency * fluent.sample_mean(fluent.losses())
 
     return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["written"])
 
@@ -145,8 +145,8 @@ def start_of(sample: Encoded, tokenizer: Any) -> list[int]:
     return [first] if first is not None and sample.ids[:1] == [first] else []
 
 
-def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> tuple[Scored, Tensor]:
-    """(n,): the cross entropy to the target at each place."""
+def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> Tensor:
+    """Scalar: the cross entropy to the target, a mean over samples."""
     etas = rising(scored, eta)
 
     def loss(logits: Tensor, places: slice) -> Tensor:
@@ -154,7 +154,7 @@ def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: f
         target = (base.log_probabilities(places) + etas[places, None] * guided).softmax(-1)
         return cross_entropy(logits, target, reduction="none")
 
-    return scored, scored.each(loss)
+    return scored.sample_mean(scored.each(loss))
 
 
 def rising(scored: Scored, eta: float) -> Tensor:
@@ -162,11 +162,6 @@ def rising(scored: Scored, eta: float) -> Tensor:
     lengths = torch.bincount(scored.rows, minlength=scored.samples).tolist()
     ramps = [torch.linspace(1.0, eta, length, device=scored.rows.device) for length in lengths]
     return torch.cat(ramps)
-
-
-def sample_mean(scored: Scored, values: Tensor) -> Tensor:
-    """Scalar: mean over samples of the mean over their tokens."""
-    return (scored.per_sample(values) / scored.lengths()).mean()
 
 
 def written(
@@ -207,7 +202,7 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
         away = after(novice, so_far) - after(expert, so_far)
         return logits.float().log_softmax(-1) + settings.guidance * away
 
-    return drawn(task.base, ids, settings.written_tokens, [task.seed], guided)
+    return drawn(task.base, ids, settings.written_tokens, [[task.seed]], guided)[0]
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:
@@ -235,5 +230,6 @@ ELM = Method(
     calls=calls,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
+    written=lambda settings, rows, _steps: 3 * rows * settings.written_tokens if settings.fluency else 0,
     inputs=lambda settings, values, _every: {} if settings.concept else {"concepts": list(values)},
 )

@@ -94,6 +94,10 @@ class Method(Generic[S]):
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    # (settings): raises RecipeError where something beside the rows is missing, such as a scorer; called before anything is made.
+    check: Callable[[S], None] = lambda settings: None
+    # For plans. (settings, rows to forget, steps) -> tokens that the model writes before or while it is trained, at the most.
+    written: Callable[[S, int, int], float] = lambda settings, rows, steps: 0.0
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}
