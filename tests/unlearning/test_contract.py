@@ -24,7 +24,7 @@ from spunge.unlearning.watching import Reading, Readings, Watch
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank, open_delta, write_delta
 from spunge.weights.overlay import applied
-from toys import ANSWERING, ANSWERING_BOTH, ARCHITECTURES, texts
+from toys import ANSWERING, ANSWERING_BOTH, ARCHITECTURES, WORDS, texts
 
 QUICK: dict[str, dict[str, Any]] = {
     "rmu": {"layer": 2},
@@ -58,11 +58,28 @@ QUICK: dict[str, dict[str, Any]] = {
     "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
+    "quark": {
+        "scorer": {"kind": "keywords", "words": WORDS[::2]},
+        "tokens": 4,
+        "explorations": 2,
+        "quantiles": 3,
+        "labels": ["one", "two"],
+    },
+    "demem": {"tokens": 4, "samples": 2, "updates": 2},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
 PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
-OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga", "elm"}  # which further draw, keep or read something of their own
+OWN_MEMORY = {
+    "llmu",
+    "pdu",
+    "idk_ap",
+    "whp",
+    "kga",
+    "elm",
+    "quark",
+    "demem",
+}  # which further draw, keep or read something of their own
 
 
 def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:

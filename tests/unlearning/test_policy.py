@@ -128,7 +128,8 @@ def test_the_loss_of_demem_is_the_clipped_one_of_what_it_wrote_with_the_penalty_
     load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a step's first weights all ratios are 1; after the weights have moved, the same continuations are learned again."""
-    base, before, untouched, seen = load("llama"), load("llama"), load("llama"), dict[str, Any]()
+    base, untouched, seen = load("llama"), load("llama"), dict[str, Any]()
+    before, after = load("llama"), load("llama")
     settings = settings_of("demem", batch_size=2, beta=0.5)
 
     def run(loop: Loop) -> History:
@@ -136,6 +137,7 @@ def test_the_loss_of_demem_is_the_clipped_one_of_what_it_wrote_with_the_penalty_
         before.model.load_state_dict(base.model.state_dict())
         seen["first"] = float(loop.next_loss(0).total.detach())
         moved(loop)
+        after.model.load_state_dict(base.model.state_dict())
         seen["second"] = float(loop.next_loss(1).total.detach())
         seen["rollouts"] = rollouts_of(loop.memory["rollouts"])
         return History(1, {}, None, {})
@@ -156,7 +158,7 @@ def test_the_loss_of_demem_is_the_clipped_one_of_what_it_wrote_with_the_penalty_
             of = lambda model, at=at, each=each, prompt=prompt: (  # noqa: E731
                 logs_of(model, prompt + each.tokens)[at].gather(1, torch.tensor(each.tokens)[:, None])[:, 0]
             )
-            old, reference, now = of(before.model), of(untouched.model), of(base.model)
+            old, reference, now = of(before.model), of(untouched.model), of(after.model)
             values.append(each.reward - 0.5 * float((old - reference).sum()))
             olds.append((old, now))
         for number, (value, (old, now)) in enumerate(zip(values, olds, strict=True)):
@@ -207,15 +209,30 @@ def rewards_in(log: Path) -> list[float]:
     return [json.loads(line)["reward"] for line in log.open()]
 
 
+SHARE = f"""
+import numpy as np
+from spunge.evaluation.scorers.scorer import Loaded, Scorer
+from spunge.recipe.scoring import ScorerSettings
+
+def load(settings):
+    \"\"\"The share of words that are good.\"\"\"
+    return Loaded(lambda texts: np.array([np.mean([word in {GOOD} for word in text.split()]) for text in texts]))
+
+SHARE = Scorer(settings=ScorerSettings, source="made up", load=load, instrument=lambda settings: {{"scorer": "share"}})
+"""
+
+
 @pytest.mark.parametrize("method", GIVEN)
 def test_the_reward_rises(load: Callable[..., Any], tmp_path: Path, method: str) -> None:
-    own = {"quark": {"explorations": 6, "samples": 4, "labels": ["one", "two"]}, "demem": {"samples": 8, "beta": 0.0}}[
-        method
-    ]
-    words = {"scorer": {"kind": "keywords", "words": GOOD}, "steps": 30, "learning_rate": 0.003}
+    own: dict[str, Any] = {"samples": 8, "steps": 24}
+    if method == "quark":
+        own = {"explorations": 4, "samples": 16, "entropy": 0.0, "steps": 40}
+    (tmp_path / "share.py").write_text(SHARE)
+    words = {"scorer": f"{tmp_path}/share.py:SHARE", "wanted": "high", "beta": 0.0, "learning_rate": 0.005, "tokens": 6}
     log = tmp_path / "log.jsonl"
-    METHODS.get(method).unlearn(task_of(load("llama"), ASKED, log=log), settings_of(method, **own | words))
+    METHODS.get(method).unlearn(task_of(load("llama"), log=log), settings_of(method, **own | words))
     rewards = rewards_in(log)
+    print("REW", rewards[::4])
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
 
 

@@ -121,7 +121,7 @@ def made(
         penalties = own.per_sample(logs + base).tolist()
     values = [value - settings.beta * penalty for value, penalty in zip(rewards, penalties, strict=True)]
     gains = advantages(torch.tensor(values, dtype=torch.float64).view(len(rows), -1)).flatten().tolist()
-    each_logs = [each.tolist() for each in logs.split([len(each.tokens) for each in every])]
+    each_logs = [each.tolist() for each in torch.split(logs, [len(each.tokens) for each in every])]
     found: dict[int, list[Rollout]] = {row: [] for row in rows}
     for each, value, gain, own_logs in zip(every, rewards, gains, each_logs, strict=True):
         found[each.row].append(each._replace(reward=value, advantage=gain, logs=own_logs))

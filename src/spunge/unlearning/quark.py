@@ -10,12 +10,14 @@ each the mean over a text's tokens, and then over texts, p_0 the base. The rewar
 `similarity`, `rouge` or `bleu` reward what is unlike the sample's own answer. A text without a letter or digit has reward 0.
 
 The authors add K tokens to the vocabulary. A delta holds tensors of the base alone, so a label here is a text of ordinary tokens,
-one of `labels`, behind the start token where there is one; and **the best level has none**. So the model explores, and is judged and used,
-without a label, where theirs is always asked with the best token. The arithmetic is that of their code (GXimingLu/Quark, read in
-November 2026): the divergence is KL(p || p_0) there, and KL(p_0 || p) in the paper; its means are over a batch's tokens. The first
-exploration is the base's; each adds `samples` texts a prompt to the pool. beta 0.05, entropy 0.06, K 5, 20 tokens and no end before
-3 are theirs; they explore every 500 steps. An end token is learned, which theirs takes off. The pool is part of the branch's state.
-No figure of the paper was measured again here.
+one of `labels`, behind the start token where there is one; and **the best level has none**. So the model explores, is judged and
+is used without a label, where theirs is always asked with the best token. The arithmetic is that of their code (GXimingLu/Quark,
+read in November 2026): the divergence is KL(p || p_0) there, and KL(p_0 || p) in the paper. Its means are over a batch's tokens.
+
+The first exploration is the base's; each adds `samples` texts a prompt to the pool. beta 0.05, entropy 0.06, K 5, 20 tokens and no
+end before 3 are theirs; they explore every 500 steps. An end token is learned, which theirs takes off. The pool is part of the
+branch's state. Where a scorer says yes or no, equal rewards are cut into levels too, the earlier first. No figure of the paper was
+measured again here.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +74,7 @@ class QuarkSettings(PolicySettings):
     def _a_label_for_each_level(self) -> "QuarkSettings":
         if self.labels is not None and len(self.labels) != self.quantiles - 1:
             raise ValueError(
-                f"labels: {len(self.labels)} for {self.quantiles - 1} levels (quantiles - 1, as the best has none); give one for each"
+                f"labels: {len(self.labels)} for {self.quantiles - 1} levels (the best has none); give one for each"
             )
         return self
 

@@ -125,9 +125,9 @@ class Rewarding(NamedTuple):
         rewards = [0.0] * len(texts)
         with told_as(self.setting):
             prompts, references = [asked[at].prompt for at in said], [asked[at].reference for at in said]
-            scores = self.loaded.scores_of([texts[at] for at in said], prompts, references) if said else []
+            scores = self.loaded.scores_of([texts[at] for at in said], prompts, references).tolist() if said else []
         for at, score in zip(said, scores, strict=True):
-            rewards[at] = float(score) if self.wanted == "high" else 1.0 - float(score)
+            rewards[at] = score if self.wanted == "high" else 1.0 - score
         return rewards
 
 
