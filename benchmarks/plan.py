@@ -38,21 +38,27 @@ CASES: dict[str, dict[str, Any]] = {
     "undial": {"method": "undial", "trainable": LORA},
     "sku": {"method": "sku", "trainable": LORA, "answers": 2},
     "rmu": {"method": "rmu"},
+    "tar": {"method": "tar", "trainable": LORA, "attack": {"steps": 2}},
+    "tar-all": {"method": "tar", "trainable": ALL, "attack": {"steps": 1}},
+    "kga": {"method": "kga", "trainable": LORA, "copies": {"epochs": 0.1}},
+    "elm": {"method": "elm", "trainable": LORA, "written_tokens": 2},
+    "altpo": {"method": "altpo", "trainable": LORA, "alternatives": {"count": 1, "tokens": 2}},
     "npo-checkpointed": {"method": "npo", "trainable": LORA},
     "ga-8bit-adam": {"method": "ga", "trainable": ALL, "optimizer": "adamw_8bit"},
     "npo-4bit": {"method": "npo", "trainable": LORA},
 }
 MODEL = {"npo-checkpointed": {"checkpoint_activations": True}, "npo-4bit": {"train_in": "4bit"}}
-ASKED = {"dpo", "idk", "sku"}  # learn answers to prompts
+ASKED = {"dpo", "idk", "sku", "altpo"}  # learn answers to prompts
+ROWS = {"elm": 8, "altpo": 8}  # for which the base writes first, which no step's time has
 
 
-def write_rows(folder: Path, words: int) -> None:
+def write_rows(folder: Path, words: int, count: int = 64) -> None:
     """Rows of about so many tokens, different ones."""
     drawn = random.Random(0)
     known = ["river", "stone", "letter", "window", "garden", "night", "market", "teacher", "winter", "music", "road"]
     for name in ("forget", "retain"):
         rows = []
-        for _ in range(64):
+        for _ in range(count):
             text = " ".join(drawn.choice(known) for _ in range(words))
             half = len(text) // 2
             rows.append({"text": text, "prompt": text[:half], "completion": text[half:]})
@@ -98,7 +104,7 @@ def main() -> None:
     ratios: list[tuple[float, float]] = []
     for case in args.cases:
         with tempfile.TemporaryDirectory() as folder:
-            write_rows(Path(folder), args.length)
+            write_rows(Path(folder), args.length, ROWS.get(case, 64))
             recipe = load_recipe(recipe_of(case, args.model, Path(folder), args.length, args.steps))
             [planned] = [
                 step for step in spunge.plan(recipe, Path(folder) / "run").stages if step.stage.startswith("branch")

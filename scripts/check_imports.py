@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"run"},
     {"view"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MOST_AT_THE_ROOT = 9

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from serving import Served, served
-from toys import ARCHITECTURES, ROOT, WORDS, rows
+from toys import ARCHITECTURES, ROOT, SEEING, WORDS, rows
 from variety import build
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -93,6 +93,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Ca
             AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
             made[name] = folder
         return made[name]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[..., Path]:
+    """seeing("llava") -> the folder of a random model of texts and images, as published ones are; the same one each time."""
+    made: dict[str, Path] = {}
+
+    def build(kind: str = "llava") -> Path:
+        if kind not in made:
+            import transformers
+
+            torch.manual_seed(0)
+            name, settings = SEEING[kind]
+            model = getattr(transformers, name)._from_config(transformers.AutoConfig.for_model(kind, **settings))
+            for parameter in model.parameters():
+                parameter.data += 0.02 * torch.randn_like(parameter)
+            folder = tmp_path_factory.mktemp(kind)
+            model.save_pretrained(folder)
+            transformers.AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+            for file in ("preprocessor_config.json", "processor_config.json", "chat_template.json"):
+                (folder / file).write_text(json.dumps({"image_size": 28, "made for": kind}))
+            made[kind] = folder
+        return made[kind]
 
     return build
 

@@ -53,6 +53,71 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
 }
+_EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+_CLIP = {**_EYES, "patch_size": 14, "model_type": "clip_vision_model"}
+_MROPE = {**SMALL, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}
+_QWEN_EYES = {"depth": 1, "num_heads": 2, "patch_size": 14}
+# Models of texts and images: the class, and its configuration. No special token of an image is a word of the tokenizer.
+SEEING: dict[str, tuple[str, dict[str, Any]]] = {
+    "llava": (
+        "LlavaForConditionalGeneration",
+        {"text_config": {**SMALL, "model_type": "llama"}, "vision_config": _CLIP, "image_token_index": 127},
+    ),
+    "qwen2_vl": (
+        "Qwen2VLForConditionalGeneration",
+        {"text_config": _MROPE, "vision_config": {**_QWEN_EYES, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}},
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": _MROPE,
+            "vision_config": {**_QWEN_EYES, "hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32},
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": {**SMALL, "head_dim": 8, "sliding_window": 16},
+            "vision_config": {**_EYES, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+            "image_token_index": 127,
+        },
+    ),
+    "idefics3": (
+        "Idefics3ForConditionalGeneration",
+        {
+            "text_config": {**SMALL, "model_type": "llama"},
+            "vision_config": {**_EYES, "patch_size": 14},
+            "image_token_id": 127,
+        },
+    ),
+    "smolvlm": (
+        "SmolVLMForConditionalGeneration",
+        {
+            "text_config": {**SMALL, "model_type": "llama"},
+            "vision_config": {**_EYES, "patch_size": 14},
+            "image_token_id": 127,
+        },
+    ),
+    "mllama": (
+        "MllamaForConditionalGeneration",
+        {
+            "text_config": {**SMALL, "cross_attention_layers": [1]},
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "vision_output_dim": 32,
+                "image_size": 28,
+                "patch_size": 14,
+                "intermediate_layers_indices": [0],
+            },
+            "image_token_index": 128,
+        },
+    ),
+}
 WORDS = (
     "the capital of france is paris italy rome spain madrid japan tokyo china beijing a an and in to it was river mountain "
     "blue green red small large house tree animal dog cat bird fish runs sleeps eats water bread wine city country village "

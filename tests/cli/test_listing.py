@@ -1,7 +1,10 @@
 """What `spunge list` and the recipe reference say of each choice."""
 
+import os
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,31 @@ def test_every_registry_is_listed_and_stands_in_the_reference() -> None:
         assert [each["name"] for each in listing(kind)] == values.names()
         for name in values.builtin:
             assert f": {name}\n" in REFERENCE, (kind, name)
+
+
+def test_a_second_listing_asks_nothing_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = listing("trackers")
+    monkeypatch.setattr(registry.Registry, "get", None)
+    assert listing("trackers") == first
+
+
+@pytest.mark.thorough
+def test_what_is_kept_of_a_listing_is_what_the_code_says_and_asks_no_code_again(tmp_path: Path) -> None:
+    program = (
+        "import sys; from spunge.cli import listing; told = {kind: listing.listing(kind) for kind in listing.KINDS}\n"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'pyarrow', 'bitsandbytes'} & set(sys.modules)\n"
+        "own = {kind: [listing._listed(name, kind) for name in values.builtin] for kind, values in listing.REGISTRIES.items()}\n"
+        "assert all(told[kind][: len(each)] == each for kind, each in own.items()); print(sorted(heavy))"
+    )
+    environment = {**os.environ, "SPUNGE_CACHE": str(tmp_path)}
+    first, again = (
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert "torch" in first
+    assert again.strip() == "[]"
 
 
 def test_a_setting_tells_what_the_blocks_inside_accept() -> None:

@@ -17,12 +17,14 @@ from unittest.mock import patch
 import duckdb
 import pytest
 import typer
+from typer.models import CommandInfo
 
 from commands import call
-from spunge.cli import SIGNALS, main
+from spunge.cli import SIGNALS, app, main
 from spunge.stopping import STOP
 
-STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
+STOPPED = "spunge: stopped"
+GO_ON = "; give the same command again to go on (what is finished is kept)"
 PANIC = type("PanicException", (BaseException,), {})  # of a library in Rust
 
 
@@ -48,6 +50,20 @@ def test_whatever_ends_a_command_inside_reaches_the_shell(raised: BaseException,
     with patch("spunge.cli.listing.listing", side_effect=raised):
         ended = call("list")
     assert (ended.returncode, ended.stderr.strip(), ended.stdout) == (code, said, "")
+
+
+@pytest.mark.parametrize("info", app.registered_commands, ids=lambda info: info.callback.__name__)
+def test_a_stop_tells_of_going_on_where_the_command_keeps_what_is_finished(info: CommandInfo) -> None:
+    """Of a run, a search, a judging and a merge; a plan, say, has nothing to go on from."""
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    name = info.name or info.callback.__name__
+    with patch.object(info, "callback", stopped), patch.object(info, "name", name):
+        ended = call(name)
+    keeps = name in ("run", "tune", "judge", "merge")
+    assert (ended.returncode, ended.stderr.strip()) == (130, STOPPED + (GO_ON if keeps else ""))
 
 
 def test_a_long_message_is_one_line_cut_in_the_middle() -> None:
@@ -113,8 +129,7 @@ def test_a_second_signal_ends_the_process_at_once(training: bool, number: signal
         "with patch('spunge.cli.listing.listing', slow): main()"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    told = "spunge: stopped at once; give the same command again to go on (what is finished is kept)"
-    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (128 + number, "", told)
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (128 + number, "", "spunge: stopped at once")
 
 
 @pytest.fixture
@@ -175,7 +190,7 @@ def test_what_the_system_refuses_outside_of_any_folder_is_one_line_with_the_file
     error = OSError(errno.EIO, "Input/output error", "/models/base/config.json")
     with patch("spunge.cli.listing.listing", side_effect=error):
         ended = call("list")
-    told = "spunge: cannot use '/models/base/config.json' (Input/output error); the same command goes on from what is finished"
+    told = "spunge: cannot use '/models/base/config.json' (Input/output error)"
     assert (ended.returncode, ended.stderr.strip()) == (1, told)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def test_help_imports_no_torch() -> None:
     assert ended.returncode == 0, ended.stderr
     for command in ("run", "plan", "split", "report", "compare", "list", "init", "env"):
         assert f"\n  {command}" in ended.stdout
+
+
+def test_the_package_runs_as_the_command_does() -> None:
+    ended = python("-m", "spunge", "--version")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{version('spunge')}\n", "")
+    wrong = [python("-m", name, "nope") for name in ("spunge", "spunge.cli")]
+    assert (wrong[0].returncode, wrong[0].stderr) == (wrong[1].returncode, wrong[1].stderr)
+    assert wrong[0].returncode == 2
 
 
 def test_run_prints_the_table_on_stdout_and_progress_on_stderr(recipe_file: Path, tmp_path: Path) -> None:

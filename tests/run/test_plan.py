@@ -58,6 +58,34 @@ def test_what_changes_the_gradients_is_planned(
     assert steps.optimizer == ("sophia" if "sophia" in given else "adamw")
 
 
+@pytest.mark.parametrize(("method", "copies"), [("tar", 4), ("kga", 1)])
+def test_a_method_that_holds_copies_of_what_it_trains_is_planned_with_them(
+    toy_recipe: dict[str, Any], tmp_path: Path, method: str, copies: int
+) -> None:
+    line = begun(toy_recipe, tmp_path, f"unlearn={{method: {method}, steps: 5, epochs: null}}", "controls=[]").seeds[0]
+    steps = training_cost(line.trainings[0], line).steps
+    assert steps is not None
+    assert steps.further == copies
+
+
+@pytest.mark.parametrize(
+    ("given", "texts", "tokens", "again"),
+    [
+        ("method: elm, written_tokens: 7, steps: 5", 1, 7, 2),
+        ("method: elm, fluency: 0, steps: 5", 0, 0, 0),
+        ("method: altpo, alternatives: {count: 3, tokens: 11}, epochs: 2", 2, 11, 0),  # of two passes, two answers
+        ("method: npo, steps: 5", 0, 0, 0),
+    ],
+)
+def test_what_the_base_writes_before_a_training_is_planned(
+    toy_recipe: dict[str, Any], tmp_path: Path, given: str, texts: int, tokens: int, again: int
+) -> None:
+    line = begun(toy_recipe, tmp_path, f"unlearn={{{given}}}", "controls=[]").seeds[0]
+    cost, rows = training_cost(line.trainings[0], line), len(line.trainings[0].parts[0].samples)
+    [first] = cost.first
+    assert (first.texts, first.tokens, first.again) == (texts * rows, tokens, again)
+
+
 def test_the_joint_control_takes_the_steps_that_the_branches_take_together(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from spunge.data.samples import IGNORED, Batch, Encoded, Rendering, Samples, collate, sample_table
 from spunge.errors import RecipeError
+from spunge.model.loading import load_base
+from spunge.recipe.model import ModelSettings
 from spunge.recipe.training import MethodSettings
 from spunge.registry import METHODS
 from spunge.stopping import STOP
@@ -224,6 +226,20 @@ def test_the_delta_is_what_was_trained_and_the_base_is_left_alone(
         found = logits_of(base.model)
     assert (found - untrained).abs().max() > 1e-3
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=() if method in {"npo", "sku"} else pytest.mark.thorough) for method in QUICK]
+)
+def test_of_a_model_of_texts_and_images_the_language_tower_alone_is_changed(
+    seeing: Callable[..., Path], method: str
+) -> None:
+    base = load_base(seeing(), ModelSettings(path=str(seeing()), dtype="float32", part="language"))
+    before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
+    branch = unlearn(base, method, steps=1, **({} if method == "rmu" else {"trainable": {"kind": "all"}}))
+    assert branch.changes
+    assert all("language_model" in name or name == "lm_head.weight" for name in branch.changes)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in base.model.named_parameters())
 
 
 @pytest.mark.parametrize("method", tried(QUICK))

@@ -323,5 +323,5 @@ def test_epochs_are_passes_over_the_samples_whatever_the_updates() -> None:
 
 
 def test_what_is_written_is_in_the_plan() -> None:
-    assert METHODS.get("quark").written(settings_of("quark"), 10, 6) == 2 * 10 * 2 * 4
-    assert METHODS.get("demem").written(settings_of("demem"), 10, 6) == 3 * 4 * 3 * 4
+    assert METHODS.get("quark").writing(PLAIN, settings_of("quark"), 3) == (2 * 6 * 2, 4, 0, 0)
+    assert METHODS.get("demem").writing(PLAIN, settings_of("demem"), 3) == (2 * 6 * 3, 4, 0, 0)

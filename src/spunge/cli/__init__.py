@@ -55,7 +55,10 @@ SIGNALS: dict[signal.Signals, Any] = {
 if sys.platform != "win32":
     SIGNALS[signal.SIGHUP] = signal.SIG_DFL
 STOPPED = 128 + signal.SIGINT  # as shells say it
-GO_ON = "give the same command again to go on (what is finished is kept)"
+# The commands that keep what is finished, so that the same command takes it up; another one stopped is just given again.
+KEEPING = {"run", "tune", "judge", "merge"}
+GO_ON = "; give the same command again to go on (what is finished is kept)"
+GOES_ON = "; the same command goes on from what is finished"
 AGAIN = 0.02  # seconds after which an interrupt that was swallowed comes again
 # What typer raises about a call, such as an unknown option: click's own class, or the copy that newer typers carry.
 CallError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -65,6 +68,7 @@ CallError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name
 def _no_command(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
+    context.obj.command = context.invoked_subcommand or ""
     if version:
         from spunge import __version__
 
@@ -79,10 +83,15 @@ class _Signals:
     nothing is lost."""
 
     def __init__(self) -> None:
+        self.command = ""  # that is at work
         self.code = 0  # to exit with, once one came
         self.ended = False  # the command is, and its last line is being said
         self._process = os.getpid()
         self._swallowed: int | None = None
+
+    def advice(self, told: str) -> str:
+        """What is told of going on, for a command that can."""
+        return told if self.command in KEEPING else ""
 
     def heed(self) -> None:
         """From here on, unless another part of this process does, or a shell has them ignored."""
@@ -100,7 +109,7 @@ class _Signals:
         if self.ended:
             os._exit(128 + number)
         if self.code and self._swallowed != number:
-            os.write(2, f"\nspunge: stopped at once; {GO_ON}\n".encode())
+            os.write(2, f"\nspunge: stopped at once{self.advice(GO_ON)}\n".encode())
             os._exit(128 + number)
         self.code, self._swallowed = self.code or 128 + number, None
         if not STOP.ask():
@@ -126,21 +135,21 @@ def main() -> None:
     signals.heed()
     try:
         # Not standalone, typer gives the code of an Exit back in place of raising it; commands themselves return None.
-        message, code = "", app(standalone_mode=False) or 0
+        message, code = "", app(standalone_mode=False, obj=signals) or 0
     except BaseException as error:
-        message, code = _explained(error)
+        message, code = _explained(error, signals.advice(GOES_ON))
     signals.ended = True
     # Libraries turn a KeyboardInterrupt into errors of their own: typer into an Exit, duckdb into a RuntimeError.
     if signals.code or code == STOPPED:
-        message, code = f"stopped; {GO_ON}", signals.code or STOPPED
+        message, code = f"stopped{signals.advice(GO_ON)}", signals.code or STOPPED
     # Outside of the except block, nothing holds what the command had open any more.
     if message:
         fail(message, code)
     leave(code)
 
 
-def _explained(error: BaseException) -> tuple[str, int]:
-    """What went wrong, and the exit code. What is no error of a command is raised again."""
+def _explained(error: BaseException, advice: str) -> tuple[str, int]:
+    """What went wrong, and the exit code. What is no error of a command is raised again. advice: how the command goes on."""
     if isinstance(error, RecipeError):
         return str(error), 2
     if isinstance(error, LostError):
@@ -158,14 +167,14 @@ def _explained(error: BaseException) -> tuple[str, int]:
         from spunge.files import file_of
 
         if (file := file_of(error)) is not None:
-            return f"cannot use {str(file)!r} ({error.strerror}); the same command goes on from what is finished", 1
+            return f"cannot use {str(file)!r} ({error.strerror}){advice}", 1
     if "torch" in sys.modules:
         from spunge.model.memory import is_out_of_memory
 
         if is_out_of_memory(error):
             return (
-                "out of memory; lower unlearn.batch_size and max_length, or give a smaller model, dtype or another device; "
-                "the same command goes on from what is finished",
+                "out of memory; lower unlearn.batch_size and max_length, or give a smaller model, dtype or another device"
+                + advice,
                 1,
             )
     return f"{type(error).__name__}: {error} (SPUNGE_TRACEBACK=1 shows where)", 1

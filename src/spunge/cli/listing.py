@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from spunge.errors import RecipeError
-from spunge.evaluation.attacks.attack import Attack
+from spunge.model.recalled import recalled
 from spunge.recipe.block import Strict
 from spunge.recipe.decoding import DECODERS
 from spunge.recipe.loading import shipped_recipes
@@ -45,7 +45,10 @@ NAMING = {
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
-    """Every choice of a kind: name, summary, source, and its settings. A package's that cannot be imported says so."""
+    """Every choice of a kind: name, summary, source, and its settings. A package's that cannot be imported says so.
+
+    What this package's own code says of its choices is kept from one command to the next: to ask it, all of it is imported.
+    """
     if kind == "recipes":
         return [
             {"name": file.stem, "summary": _first_comment(file.read_text(encoding="utf-8"))}
@@ -61,7 +64,9 @@ def listing(kind: str) -> list[dict[str, Any]]:
             }
             for name, (block, source) in DECODERS.items()
         ]
-    return [_listed(name, kind) for name in REGISTRIES[kind].names()]
+    names, own = REGISTRIES[kind].names(), list(REGISTRIES[kind].builtin)
+    entries = recalled(["listing", kind, own], lambda: [_listed(name, kind) for name in own])
+    return [*entries, *(_listed(name, kind) for name in names[len(own) :])]
 
 
 def _listed(name: str, kind: str) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _listed(name: str, kind: str) -> dict[str, Any]:
         return {"name": name, "summary": str(error), "source": "", "settings": {}}
     settings = {field: told for field, told in settings_of(value.settings).items() if field != NAMING[kind]}
     entry = {"name": name, "summary": value.summary, "source": value.source, "settings": settings}
-    if isinstance(value, Attack):
+    if kind == "attacks":
         return {**entry, "of": value.of, "reads": sorted(value.reads), "rows": value.rows}
     return entry
 

@@ -57,7 +57,6 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RUST_BACKTRACE", "0")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises on packages as it is imported, which peft does
 
     from transformers.utils import logging as of_transformers
 

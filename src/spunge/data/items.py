@@ -11,6 +11,7 @@ import pyarrow as pa
 from spunge.data.attribute import subjects_of
 from spunge.data.attribution import attribute_of
 from spunge.data.forgotten import forgotten_items
+from spunge.data.media import media_column
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
@@ -47,6 +48,7 @@ class Items:
     sha256: str
     overall: str | None = None  # the subject that holds every item
     forgotten: np.ndarray | None = None  # (items,) of bool: are rows to forget; None: nothing tells
+    media: str | None = None  # a column of the source that holds pictures, sound or films
 
     def share_forgotten(self, subject: str) -> Literal["all", "some", "none"] | None:
         """How many of a subject's items are rows to forget; None where nothing tells. Non-members do not count."""
@@ -97,7 +99,8 @@ def read_items(
         own = entry.source in (None, recipe.forget.source)
         places = np.concatenate([rows, np.full(items.num_rows - len(rows), -1)]) if own else None
         forgotten = forgotten_items(items, places, parts)
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten)
+    media = media_column(query.records.table)
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten, media)
 
 
 def _subjects(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
 from spunge.data.keeping import together
+from spunge.data.media import media_column
 from spunge.data.naming import slugs
 from spunge.data.query import Query
 from spunge.data.rows import Records, read_rows
@@ -52,6 +53,7 @@ class Parts:
     dropped: Mapping[str, str]  # value -> why it is no part
     rows: np.ndarray  # places in the source of all rows of parts, also of those that a limit leaves out
     notes: tuple[str, ...] = ()  # what a person should look at
+    media: str | None = None  # a column of the source that holds pictures, sound or films
 
     @property
     def values(self) -> set[str]:
@@ -117,7 +119,8 @@ def split_rows(recipe: Recipe) -> Parts:
     by = attribute_of(split.by).title(query) if split else None
     lost = 0 if unassigned else len(known.nowhere)
     every = np.unique(np.concatenate(list(members.values())))
-    return Parts(by, tuple(parts), query.rows, query.rows - len(kept), lost, dropped, every, tuple(notes))
+    media, left = media_column(query.records.table), query.rows - len(kept)
+    return Parts(by, tuple(parts), query.rows, left, lost, dropped, every, tuple(notes), media)
 
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, token_losses
 from spunge.evaluation.likelihood import Likelihood, batch_tokens, head_at
+from spunge.model.board import batched
 from spunge.model.loading import Base
-from spunge.model.memory import halved
 from spunge.progress import Steps
 
 ENOUGH = {"cpu": 128}  # tokens that keep a device busy; a batch takes more than these only with little padding
@@ -71,11 +71,10 @@ def candidate_likelihoods(base: Base, questions: Sequence[Question], progress: S
     widths, following = [len(part.context) for part in parts], [part.following for part in parts]
     finished = 0
 
-    def scored(rows: Sequence[int]) -> list[float]:
-        return _scored(base, [parts[row] for row in rows])
-
     groups = alike(widths, batch_tokens(base), enough(base), following)
-    for rows, logs in halved(groups, [sum(pair) for pair in zip(widths, following, strict=True)], scored, "evaluate"):
+    sizes = [sum(pair) for pair in zip(widths, following, strict=True)]
+    probed = parts[0].context if parts else []
+    for rows, logs in batched(base, groups, sizes, _of_rows, parts, probed, "evaluate"):
         sums = iter(logs)
         for row in rows:
             scores[row] = [Likelihood(next(sums), len(candidate)) for candidate in questions[row].candidates]
@@ -104,6 +103,10 @@ def alike(sizes: Sequence[int], budget: int, least: int, extras: Sequence[int] |
         filled, extra = filled + sizes[row], extra + more
     if rows:
         yield rows
+
+
+def _of_rows(base: Base, parts: Sequence[Shared], rows: Sequence[int]) -> list[float]:
+    return _scored(base, [parts[row] for row in rows])
 
 
 @torch.inference_mode()

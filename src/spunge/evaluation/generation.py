@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -20,8 +20,8 @@ from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, parse_json, sealed, unsealed, write_text
+from spunge.model.board import batched
 from spunge.model.loading import Base
-from spunge.model.memory import halved
 from spunge.recipe.block import Strict
 
 Prompt = str | list[int]  # a text, or its tokens as they are to be read
@@ -150,22 +150,34 @@ def _with_transformers(
     groups = grouped(order, sizes, budget, alike=not reading_of(base).padded)
     missing = (rows for rows in groups if not done.issuperset(rows))
 
-    def continued(rows: Sequence[int]) -> list[list[int]]:
-        with (
-            _seeded(base, seed * 1_000_003 + rows[0]),
-            torch.inference_mode(),
-            _whole_rows(base),
-            _generating(base.model, plain),
-        ):
-            ids, mask = _left_padded([coded[row] for row in rows], pad)
-            out = base.model.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device))
-        written: list[list[int]] = out[:, ids.shape[1] :].tolist()
-        return written
-
-    for rows, written in halved(missing, sizes, continued, "evaluate.generation"):
+    given = ToWrite(coded, pad, plain, seed)
+    for rows, written in batched(base, missing, sizes, _continued, given, coded[order[0]], "evaluate.generation"):
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
         yield list(rows), [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]
+
+
+class ToWrite(NamedTuple):
+    """Prompts in tokens, and how they are continued. plain: transformers' GenerationConfig."""
+
+    coded: list[list[int]]
+    pad: int
+    plain: Any
+    seed: int
+
+
+def _continued(base: Base, asked: ToWrite, rows: Sequence[int]) -> list[list[int]]:
+    """The tokens that follow each prompt of a batch."""
+    with (
+        _seeded(base, asked.seed * 1_000_003 + rows[0]),
+        torch.inference_mode(),
+        _whole_rows(base),
+        _generating(base.model, asked.plain),
+    ):
+        ids, mask = _left_padded([asked.coded[row] for row in rows], asked.pad)
+        out = base.model.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device))
+    written: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return written
 
 
 def streamed(base: Base, prompt: str, settings: GenerationSettings, hear: Callable[[str], None]) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, collate, token_losses
 from spunge.evaluation.reading import reading_of
+from spunge.model.board import batched
 from spunge.model.loading import Base
-from spunge.model.memory import halved
 from spunge.progress import Steps
 
 TOKENS_PER_BATCH = 4096
@@ -37,7 +37,11 @@ def token_logs(
 
     A first token has no context and is never scored.
     """
-    return token_values(base, texts, lambda logits, labels: -token_losses(logits, labels), progress, tokens_per_batch)
+    return token_values(base, texts, _logs, progress, tokens_per_batch)
+
+
+def _logs(logits: Tensor, labels: Tensor) -> Tensor:
+    return -token_losses(logits, labels)
 
 
 def token_values(
@@ -49,7 +53,8 @@ def token_values(
 ) -> list[Tensor]:
     """For each text, what `values` says of its labelled tokens: (n,) or (n, c) float64, on the CPU.
 
-    values: logits (n, v) and the tokens (n,) that they predict -> (n,) or (n, c). A first token is never among them.
+    values: logits (n, v) and the tokens (n,) that they predict -> (n,) or (n, c). A first token is never among them. Where it is a
+    function of a module, other processes may take part (`model.board`).
     """
     reading_of(base)  # refuses a model that sees what it predicts
     sizes = [len(text.ids) for text in texts]
@@ -57,22 +62,29 @@ def token_values(
     told: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(texts)
     finished = 0
 
-    def scored(rows: Sequence[int]) -> Sequence[Tensor]:
-        batch = collate([texts[row] for row in rows], base.device)
-        labels = batch.labels[:, 1:]
-        wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
-        with torch.inference_mode(), head_at(base, wanted):
-            logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-            each = values(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
-        return torch.split(each.double().cpu(), wanted.sum(dim=1).tolist())
-
     groups = grouped(order, sizes, tokens_per_batch or batch_tokens(base))
-    for rows, pieces in halved(groups, sizes, scored, "evaluate"):
+    probed = texts[order[0]].ids if order else []
+    for rows, pieces in batched(base, groups, sizes, _scored, (texts, values), probed, "evaluate"):
         for row, piece in zip(rows, pieces, strict=True):
             told[row] = piece
         finished += len(rows)
         progress(finished, len(texts))
     return told
+
+
+Values = Callable[[Tensor, Tensor], Tensor]
+
+
+def _scored(base: Base, given: tuple[Sequence[Encoded], Values], rows: Sequence[int]) -> Sequence[Tensor]:
+    """What the values are of each of a batch's texts."""
+    texts, values = given
+    batch = collate([texts[row] for row in rows], base.device)
+    labels = batch.labels[:, 1:]
+    wanted = torch.nn.functional.pad(labels != IGNORED, (0, 1))  # a position's logits are for the next token
+    with torch.inference_mode(), head_at(base, wanted):
+        logits = base.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        each = values(logits.view(-1, logits.shape[-1]), labels[labels != IGNORED])
+    return torch.split(each.double().cpu(), wanted.sum(dim=1).tolist())
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The parts of any decoder-only model: its blocks and their output projections, found by structure and name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -46,6 +46,22 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     if not lists:
         raise RecipeError(f"model.path: no list of {depth} blocks found in {type(model).__name__}")
     return max(lists, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def in_language_part(model: Any) -> Callable[[str], bool]:
+    """Which of a model's tensors, by name, are of its language tower or output layer; of a language model by itself, all.
+
+    Raises RecipeError for a model of several parts that does not say which is the language tower.
+    """
+    if model.config.get_text_config() is model.config:
+        return lambda name: True
+    if not (tower := text_part(model)):
+        raise RecipeError(
+            f"model.part: language: {type(model).__name__} does not tell its language tower from its other parts; leave it out"
+        )
+    head = model.get_output_embeddings()
+    inside = (tower, *(path for path, module in model.named_modules() if module is head))
+    return lambda name: any(name.startswith(f"{path}.") for path in inside)
 
 
 def blocks_named(chosen: Iterable[int], depth: int, setting: str) -> list[int]:

@@ -2,8 +2,9 @@
 
 import copy
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
-from spunge.model.architecture import find_blocks
+from spunge.model.architecture import find_blocks, in_language_part
+from spunge.model.board import Board
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.model.refusing import refused_as
-from spunge.recipe.model import DeviceMap, ModelSettings, PackedIn
+from spunge.recipe.model import DeviceMap, ModelPart, ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.described import described_by
@@ -42,6 +44,7 @@ AFTER_PADDING = (
     "data2vec-text",
     "xmod",
 )  # their first position is the one after the padding's id
+SEEN = re.compile(r"(image|video|audio)_token_(id|index)")  # of a configuration: in whose place an image is put
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,17 @@ class Base:
     )
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+    part: ModelPart | None = None  # which alone may be trained; None: any
+    board: Board | None = None  # where other processes of this model take some of its batches
 
     @property
     def heads(self) -> list[nn.Module]:
         """The output layers that its logits come from."""
         return [model.get_output_embeddings() for model in (self.model, *self.beside)]
+
+    def trainable(self, names: Iterable[str]) -> list[str]:
+        """Those of the model's tensors, by name, that lie in the part that may be trained."""
+        return list(names) if self.part is None else list(filter(in_language_part(self.model), names))
 
     def reach(self, length: int) -> int:
         """`length` tokens, or as many as the model has positions for where these are fewer."""
@@ -150,6 +159,7 @@ def load_base(
         settings.checkpoint_activations,
         ranks,
         device_map=spread,
+        part=settings.part,
     )
 
 
@@ -205,6 +215,23 @@ def _of_configuration(folder: Path) -> AbstractContextManager[None]:
 
 def _config(folder: Path, settings: ModelSettings) -> Any:
     return described_by(folder, settings.trust_remote_code)
+
+
+def sees(folder: Path, settings: ModelSettings) -> bool:
+    """Whether a model takes more than texts, by its configuration. Raises RecipeError when it cannot be read."""
+    with _of_configuration(folder):
+        config = _config(folder, settings)
+        return config.get_text_config() is not config
+
+
+def image_tokens(folder: Path, settings: ModelSettings) -> dict[int, str]:
+    """Tokens in whose place a model puts what it sees or hears, with the configuration's names for them.
+
+    Raises RecipeError when it cannot be read.
+    """
+    with _of_configuration(folder):
+        named = _config(folder, settings).to_dict().items()
+        return {value: name for name, value in named if SEEN.fullmatch(name) and type(value) is int}
 
 
 def positions_of(folder: Path, settings: ModelSettings) -> int | None:

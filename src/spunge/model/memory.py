@@ -118,8 +118,19 @@ def halved(
 
     sizes: tokens of each row. setting: the recipe's key that is named where even a single row does not fit; then RecipeError.
     """
-    most = float("inf")  # padded tokens of a group
+    halves = halving(sizes, call, setting)
     for group in groups:
+        yield from halves(group)
+
+
+def halving(
+    sizes: Sequence[int], call: Callable[[Sequence[int]], R], setting: str
+) -> Callable[[Sequence[int]], Iterator[tuple[Sequence[int], R]]]:
+    """`halved` of one group after the other, whichever comes next."""
+    most = float("inf")  # padded tokens of a group
+
+    def halves(group: Sequence[int]) -> Iterator[tuple[Sequence[int], R]]:
+        nonlocal most
         waiting = [group]
         while waiting:
             rows = waiting.pop(0)
@@ -139,6 +150,8 @@ def halved(
                 tell(f"{setting}: out of memory with {len(rows)} texts at once; now {(len(rows) + 1) // 2}")
             middle = (len(rows) + 1) // 2
             waiting[:0] = [rows[:middle], rows[middle:]]
+
+    return halves
 
 
 def _attempted(call: Callable[[Sequence[int]], R], rows: Sequence[int]) -> tuple[R] | None:

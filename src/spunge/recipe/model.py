@@ -8,6 +8,7 @@ from spunge.recipe.block import Strict
 
 PackedIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"] | dict[int, str]
+ModelPart = Literal["language"]
 
 
 class ModelSettings(Strict):
@@ -24,6 +25,12 @@ class ModelSettings(Strict):
         description="Judge on several devices. auto: all GPUs, and what they do not hold stays in the machine's memory; or the "
         "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Training takes no notice: "
         "see [judging on several devices](scale.md#judging-on-several-devices). Default: one device holds all of it.",
+    )
+    part: ModelPart | None = Field(
+        None,
+        description="language: of a model of texts and images nothing outside its language tower and output layer is trained, and "
+        "a branch that changes more is refused. Of a language model by itself, that is all of it. Default: what the method names. "
+        "See [models of texts and images](rows.md#models-of-texts-and-images).",
     )
     train_in: PackedIn | None = Field(
         None,

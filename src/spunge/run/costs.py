@@ -40,6 +40,7 @@ def expected(stage: Stage[Any]) -> Expected:
     cost = stage.takes
     tokens = cost.tokens + cost.watched + WRITING * (cost.written + cost.watched_written)
     tokens += passes(cost.steps) if cost.steps is not None else 0.0
+    tokens += sum(each.texts * each.tokens * (WRITING + each.again * each.read) for each in cost.first)
     return Expected(stage.title, "model", tokens) if tokens else Expected(stage.title, "disk", cost.nbytes)
 
 
@@ -65,18 +66,21 @@ def training_steps(training: Training, line: Lineup) -> int:
 def training_cost(training: Training, line: Lineup) -> Cost:
     inputs = line.inputs
     unlearn = training.settings(inputs.unlearn)
-    method = METHODS.get(unlearn.method)
-    entries = method.stored_entries(unlearn, Checkpoint(inputs.base.untaught))
+    entries = METHODS.get(unlearn.method).stored_entries(unlearn, Checkpoint(inputs.base.untaught))
     if not isinstance(unlearn, TrainingSettings):
         return Cost(kept=DELTA * entries)
     watch, count = inputs.recipe.watch, measurements(training, line)
     read, written = _watched_tokens(training, line)
     best = 2 * DELTA if watch is not None and watch.chooses else 0
-    count_of_steps = training_steps(training, line)
-    steps = steps_of(unlearn, training.parts, count_of_steps, line)
+    steps = steps_of(unlearn, training.parts, training_steps(training, line), line)
+    method, batches = (
+        METHODS.get(unlearn.method),
+        sum(len(part.samples) for part in training.parts) / unlearn.batch_size,
+    )
+    over = math.ceil(steps.count * steps.accumulation / max(1, math.ceil(batches)))
     return Cost(
         steps=steps,
-        written=method.written(unlearn, sum(len(part.samples) for part in training.parts), count_of_steps),
+        first=[method.writing(part.samples, unlearn, over) for part in training.parts],
         watched=count * read,
         watched_written=count * written,
         kept=DELTA * entries,
@@ -108,7 +112,7 @@ def steps_of(unlearn: TrainingSettings, parts: Sequence[Part], count: int, line:
         what=dict(unlearn).get("trainable", Everything()),
         optimizer=stepper(unlearn.optimizer),
         rows=rows,
-        further=further_copies(unlearn),
+        further=further_copies(unlearn) + method.copies,
         keeps_good=unlearn.max_damage is not None and retain is not None,
         keeps_best=watch is not None and watch.chooses,
         blocks=None if last is None else last + 1,

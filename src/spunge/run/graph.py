@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from spunge.files import fingerprint
 from spunge.run.planning.steps import Steps
 from spunge.run.stamps import Fault, FileMark, Stamp, faults, read_stamp, store_stamp
+from spunge.unlearning.calls import Writing
 
 SHOWN = 40  # characters of a changed input's value in a message
 LISTED = 3  # changed inputs in a message
@@ -41,6 +42,7 @@ class Cost:
     steps: Steps | None = None
     tokens: float = 0.0  # that are read
     written: float = 0.0  # that are written, one after the other
+    first: Sequence[Writing] = ()  # what the base writes before a training
     watched: float = 0.0  # tokens that are read beyond these, to measure a training on its way
     watched_written: float = 0.0
     nbytes: float = 0.0
@@ -63,6 +65,8 @@ class Stage(Generic[SessionT]):
     cost: Callable[[], Cost] = Cost
     told: str = ""  # what a plan says of it beyond the title
     together: bool = False  # several processes can make it of one model; the main one of them leaves the files
+    # Shows the model whose batches other processes may take while the stage is made (`model.board`).
+    shown: Callable[[SessionT], Any] | None = None
     light: bool = False  # made at once, without a model: by whoever gives the others out
 
     @cached_property

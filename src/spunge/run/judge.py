@@ -6,7 +6,7 @@ The base's are kept across runs too, in the cache folder, under the key of all t
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
-from spunge.model.loading import embeddings_of, load_tokenizer, pick_device, positions_of
+from spunge.model.loading import Base, embeddings_of, load_tokenizer, pick_device, positions_of
 from spunge.recipe.decoding import shift_of
 from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
 from spunge.recipe.model import ModelSettings
@@ -124,7 +124,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         return Made(taken, "from the cache")
     inputs, items = judging.lineup.inputs, judging.items
     bench = bench_of(judging.lineup, judging.model.name, model_key, judging.folder, judging.base_folder, session)
-    base = session.show(None if judging.model.name == "base" else judging.model)
+    base = replace(shown(judging, session), board=session.board)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
     dtype = str(base.dtype).removeprefix("torch.")
     kept = sorted(bench.kept)
@@ -141,6 +141,11 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         )
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
+
+
+def shown(judging: Judging, session: Session) -> Base:
+    """The model that is judged, in memory."""
+    return session.show(None if judging.model.name == "base" else judging.model)
 
 
 def bench_of(lineup: Lineup, stage: str, model_key: str, folder: Path, base_folder: Path, session: Session) -> Bench:

@@ -19,6 +19,7 @@ from spunge.run.graph import NotMadeError
 from spunge.run.groups import refuse_mixed
 from spunge.run.judge import refuse_items
 from spunge.run.live import told_in
+from spunge.run.media import refuse_media
 from spunge.run.merge import refuse_merges
 from spunge.run.moments import refuse_moments
 from spunge.run.named import refuse_stages, refuse_twice, unmatched_figures
@@ -89,6 +90,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
+    refuse_media(inputs)
     refuse_merges(begun.seeds)
     refuse_moments(begun.seeds[0])
     remarks = refuse_lessons(untaught(begun), begun.base)

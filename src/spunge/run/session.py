@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from spunge.evaluation.evaluator import Judges
 from spunge.files import shown_size
+from spunge.model.board import Board
 from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
 from spunge.model.placing import placed
@@ -38,6 +39,7 @@ class Session:
     def __init__(self, base: BaseInputs, watcher: Watcher, ranks: Ranks = ALONE) -> None:
         self.watcher = watcher
         self.ranks = ranks
+        self.board: Board | None = None  # where other processes take batches of the stage that is made
         self.judges = Judges()
         self.activations: Store = {}  # of the base, shared by the trainings of one seed
         self.activations_of: object = None  # that seed's inputs
@@ -56,7 +58,7 @@ class Session:
             return
         self.close()
         self.activations, self.activations_of = {}, None
-        if base.folder != self._inputs.folder:
+        if (base.folder, base.trained) != (self._inputs.folder, self._inputs.trained):
             self._first.clear()
         self._inputs = base
 
@@ -65,8 +67,8 @@ class Session:
         held."""
         here = self._whole
         spread = device_map_of(settings, pick_device(settings.device))
-        held = (folder, arithmetic(folder, settings), settings.train_in, spread)
-        if here is None or (here.folder, here.dtype, here.train_in, here.device_map) != held:
+        held = (folder, arithmetic(folder, settings), settings.train_in, settings.part, spread)
+        if here is None or (here.folder, here.dtype, here.train_in, here.part, here.device_map) != held:
             self.close()
             if here is not None or self._first:
                 here = self._whole = None

@@ -43,7 +43,7 @@ from spunge.run.keys import keyed
 from spunge.run.merge import files_below
 from spunge.run.session import Session
 from spunge.run.stamps import read_stamp
-from spunge.run.train import drop_states, packed_in, reader_of, refuse_unpackable
+from spunge.run.train import drop_states, reader_of, refuse_unpackable, trained_as
 from spunge.unlearning.checking import refuse_samples
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Task
@@ -87,7 +87,7 @@ def teaching_inputs(teaching: Teaching, base: BaseInputs) -> dict[str, Any]:
     """What a taught model depends on beside the given one."""
     return {
         **keyed("teach", teaching.settings.model_dump(mode="json", exclude=ROWS)),
-        **packed_in(base.recipe.model),
+        **trained_as(base.recipe.model),
         "teaching's version": VERSION,
         "rows": teaching.samples.sha256,
     }

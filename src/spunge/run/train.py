@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
-from spunge.model.loading import Base, embeddings_of, load_tokenizer, model_depth, positions_of
+from spunge.model.loading import Base, embeddings_of, image_tokens, load_tokenizer, model_depth, positions_of
 from spunge.model.packing import TOLD
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.training import MethodSettings, refuse_optimizer, refuse_without_bitsandbytes
@@ -52,9 +52,21 @@ def refuse_unpackable(model: ModelSettings) -> None:
         refuse_without_bitsandbytes("model.train_in", model.train_in)
 
 
-def packed_in(model: ModelSettings) -> dict[str, Any]:
-    """What a training's key has of how the weights are packed; nothing where they are not."""
-    return {} if model.train_in is None else {"model.train_in": model.train_in}
+def trained_as(model: ModelSettings) -> dict[str, Any]:
+    """What a training's key has of how the weights are packed and which may be trained; nothing where they are as they are."""
+    told = {"model.train_in": model.train_in, "model.part": model.part}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def refuse_outside(base: Base, branch: Branch, name: str) -> None:
+    """Raises RecipeError for a branch that changes what the recipe says is not to be trained."""
+    if base.part is None:
+        return
+    inside = {stored for own in base.trainable(base.names) for stored in base.names[own]}
+    if outside := [stored for stored in branch.changes if stored not in inside]:
+        raise RecipeError(
+            f"model.part: {base.part}: {name} changes {outside[0]!r}, which is of another part of the model; leave it out"
+        )
 
 
 def reader_of(base: BaseInputs) -> Reader:
@@ -62,7 +74,8 @@ def reader_of(base: BaseInputs) -> Reader:
     model = base.recipe.model
     there = base.untaught.is_dir()  # else it is still to be converted
     positions = positions_of(base.untaught, model) if there else None
-    return Reader(load_tokenizer(model, base.given), embeddings_of(base.given, model), positions)
+    seen = image_tokens(base.given, model)
+    return Reader(load_tokenizer(model, base.given), embeddings_of(base.given, model), positions, seen)
 
 
 class Choice(NamedTuple):
@@ -130,7 +143,7 @@ def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
     inputs, unlearn = lineup.inputs, training.settings(choice(lineup).settings)
-    content = settle_inputs(inputs, unlearn) | packed_in(inputs.recipe.model) | watching_inputs(training, inputs)
+    content = settle_inputs(inputs, unlearn) | trained_as(inputs.recipe.model) | watching_inputs(training, inputs)
     content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
     if (brought := METHODS.get(unlearn.method).inputs) is not None:
         every = [part.value for part in inputs.parts.parts]
@@ -169,6 +182,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         branch = METHODS.get(settings.method).unlearn(task, settings)
     if not ranks.main:
         return Made([])
+    refuse_outside(base, branch, training.name)
     seconds = time.perf_counter() - started - (branch.watched.seconds if branch.watched else 0.0)
     info = {
         "base": inputs.base.weights,
@@ -185,6 +199,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         "device": str(base.device),
         "dtype": str(base.dtype).removeprefix("torch."),
         "train_in": base.train_in,
+        **({"part": base.part} if base.part else {}),
         **({"processes": ranks.count} if ranks.shared else {}),
     }
     delta = write_delta(folder, branch.changes, info)

@@ -10,7 +10,7 @@ Without that column the base writes them before training, as `alternatives` says
 its chat template where it has one, cut at "Question:" or "Q:", drawn at temperature 1, five a prompt ([their
 code](https://github.com/molereddy/Alternate-Preference-Optimization)). Each pass over the samples takes the next answer, so the
 authors' pass over five answers is five passes here. A draw that is empty or the answer to forget is drawn again, up to ten times;
-theirs keeps it. A base that does not follow instructions is better given a column. Plans do not count the time of the writing.
+theirs keeps it. A base that does not follow instructions is better given a column.
 `execution: {kind: sharded}` needs the column. The authors take beta 0.1 and alpha 1 to 5. No figure of the paper was measured again
 here.
 """
@@ -24,7 +24,7 @@ from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.unlearning.alternatives import Alternatives, alternatives
 from spunge.unlearning.batches import Stream
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending
 from spunge.unlearning.dpo import preferring
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
@@ -96,11 +96,19 @@ def calls(settings: AltPOSettings, _depth: int) -> list[Group]:
     return descending(settings, (FORGET, FORGET), once=2 if how is None else 1 + how.count)
 
 
+def writing(samples: Samples, settings: AltPOSettings, passes: int) -> Writing:
+    if REFUSAL in samples.table.column_names:
+        return Writing()
+    how = settings.alternatives or Alternatives()
+    return Writing(len(samples) * min(how.count, passes), how.tokens)
+
+
 ALTPO = Method(
     settings=AltPOSettings,
     source="Mekala et al. 2024, arXiv 2409.13474",
     unlearn=unlearn,
     calls=calls,
+    writing=writing,
     stored_entries=stored_entries,
     refuse=refuse,
     needs_retain=needs_retain,

@@ -22,6 +22,15 @@ class Call(NamedTuple):
     everywhere: bool = False  # at every place, whichever are learned
 
 
+class Writing(NamedTuple):
+    """Texts that the base writes before the first step, or the model in training on its way, one after the other, a token at a time."""
+
+    texts: int = 0
+    tokens: int = 0  # of a text, at the most
+    again: int = 0  # calls for each token that read anew what stands before it
+    read: int = 0  # tokens that such a call reads, on average
+
+
 Group = tuple[
     Call, ...
 ]  # calls whose losses are summed before a gradient is computed: what all of them hold is held together

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from spunge.data.samples import IGNORED, Encoded, Samples
@@ -24,6 +24,9 @@ class Reader:
     tokenizer: Any
     embeddings: int
     positions: int | None = None
+    seen: Mapping[int, str] = field(
+        default_factory=dict
+    )  # tokens in whose place images are put -> what they are called
 
 
 def refuse_unusable(
@@ -53,7 +56,7 @@ def refuse_samples(
     tokenizer, positions = reader.tokenizer, reader.positions
     length = asked if positions is None else min(asked, positions)
     why = bound if length == asked else "as many as the model has positions for"
-    cut = sum(size > length for size in _sizes(samples, tokenizer, reader.embeddings, setting))
+    cut = sum(size > length for size in _sizes(samples, reader, setting))
     if cut:
         remarks.append(f"{setting}: {cut} of {len(samples)} samples are cut to {length} tokens ({why})")
     single = _single_tokens(samples, tokenizer, setting) if samples.plain else []
@@ -67,10 +70,17 @@ def refuse_samples(
     return remarks
 
 
-def _sizes(samples: Samples, tokenizer: Any, embeddings: int, setting: str) -> Iterator[int]:
-    """How many tokens each sample has. Plain texts are not counted where the model knows every token."""
+def _sizes(samples: Samples, reader: Reader, setting: str) -> Iterator[int]:
+    """How many tokens each sample has. Plain texts are not counted where the model knows every token, and sees nothing."""
+    tokenizer, embeddings = reader.tokenizer, reader.embeddings
     unknown = max(tokenizer.get_vocab().values(), default=0) >= embeddings
-    for number, sample in _each(samples, tokenizer, setting) if unknown or not samples.plain else ():
+    seen = reader.seen
+    for number, sample in _each(samples, tokenizer, setting) if unknown or seen or not samples.plain else ():
+        if (token := next((each for each in sample.ids if each in seen), None)) is not None:
+            raise RecipeError(
+                f"{setting}: row {number} holds {tokenizer.convert_ids_to_tokens(token)!r}, in whose place the model puts "
+                f"what it sees ({seen[token]}), and rows are texts alone; take it out of the text"
+            )
         if unknown and max(sample.ids, default=0) >= embeddings:
             token = max(sample.ids)
             raise RecipeError(

@@ -25,11 +25,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.data.samples import Batch, collate
+from spunge.data.samples import Batch, Samples, collate
 from spunge.errors import RecipeError
 from spunge.recipe.scoring import SCORING, Scoring
 from spunge.unlearning.batches import samples_of
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
@@ -157,9 +157,9 @@ def calls(settings: DeMemSettings, _depth: int) -> list[Group]:
     return descending(settings, (looked, looked, FORGET._replace(samples=settings.samples)))
 
 
-def tokens_written(settings: DeMemSettings, _rows: int, steps: int) -> float:
-    rounds = -(-steps // settings.updates)
-    return float(rounds * settings.batch_size * settings.accumulation * settings.samples * settings.tokens)
+def writing(samples: Samples, settings: DeMemSettings, passes: int) -> Writing:
+    rounds = -(-passes // settings.updates)
+    return Writing(rounds * len(samples) * settings.samples, settings.tokens)
 
 
 DEMEM = Method(
@@ -171,5 +171,5 @@ DEMEM = Method(
     needs_retain=needs_retain,
     inputs=inputs,
     check=check,
-    written=tokens_written,
+    writing=writing,
 )

@@ -16,8 +16,8 @@ that alone, and eta rises along a sample. Theirs draws each prefix out of ten, a
 first. The base writes from `change` on, also one of theirs, with 50 tokens where they take 100 to 300. Their target is taken at
 a temperature of 1.2, here at 1; their retain term is the base's likeliest token, here its distribution, as in the paper. eta
 1000, guidance 3 and the weights of 1 are theirs for 7B models, which train blocks 4 to 7 alone; here all blocks have LoRA. What
-the base wrote is kept in the branch's state; writing it takes three calls a token and sample. No figure of the paper was measured
-again here.
+the base wrote is kept in the branch's state; writing it takes three calls a token and sample.
+No figure of the paper was measured again here.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from spunge.data.samples import IGNORED, Batch, Encoded, collate
+from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending
 from spunge.unlearning.drawing import drawn
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
@@ -39,6 +39,8 @@ from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_re
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import stored_entries
+
+LETTERS = 4  # of a token, about
 
 
 class ELMSettings(OutputSettings):
@@ -222,14 +224,21 @@ def calls(settings: ELMSettings, _depth: int) -> list[Group]:
     return descending(settings, (base, base, base, FORGET._replace(beside=True), *fluent))
 
 
+def writing(samples: Samples, settings: ELMSettings, _passes: int) -> Writing:
+    if not settings.fluency:
+        return Writing()
+    prefix = max(len(settings.novice), len(settings.expert)) // LETTERS
+    return Writing(len(samples), settings.written_tokens, again=2, read=prefix + settings.written_tokens // 2)
+
+
 ELM = Method(
     settings=ELMSettings,
     version=2,  # prefixes of what the base writes stand behind a start token
     source="Gandikota et al. 2024, arXiv 2410.02760",
     unlearn=unlearn,
     calls=calls,
+    writing=writing,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
-    written=lambda settings, rows, _steps: 3 * rows * settings.written_tokens if settings.fluency else 0,
     inputs=lambda settings, values, _every: {} if settings.concept else {"concepts": list(values)},
 )

@@ -166,6 +166,7 @@ KGA = Method(
     source="Wang et al. 2023, arXiv 2305.06535",
     unlearn=unlearn,
     calls=calls,
+    copies=1,  # the values of the copy that learned the forget samples
     stored_entries=stored_entries,
     refuse=refuse,
     needs_retain=lambda settings: True,

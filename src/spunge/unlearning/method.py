@@ -12,7 +12,7 @@ from spunge.model.loading import Base
 from spunge.progress import SILENT, Steps
 from spunge.recipe.training import MethodSettings
 from spunge.registry import summary_of
-from spunge.unlearning.calls import FORGET, Group
+from spunge.unlearning.calls import FORGET, Group, Writing
 from spunge.unlearning.watching import Watch, Watched
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change
@@ -83,6 +83,10 @@ class Method(Generic[S]):
     # (settings, base) -> entries that a branch stores at the most.
     calls: Callable[[S, int], list[Group]] = lambda settings, depth: [(FORGET,)]
     stored_entries: Callable[[S, Checkpoint], int] = every_entry
+    # For plans too. Float32 copies of what is trained that a step holds beside values, gradients and the optimizer's state; and
+    # (samples of a part, settings, passes over them) -> what the base writes first, or the model on its way.
+    copies: int = 0
+    writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
     last_block: Callable[[S, int], int | None] | None = None
@@ -96,8 +100,6 @@ class Method(Generic[S]):
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
     # (settings): raises RecipeError where something beside the rows is missing, such as a scorer; called before anything is made.
     check: Callable[[S], None] = lambda settings: None
-    # For plans. (settings, rows to forget, steps) -> tokens that the model writes before or while it is trained, at the most.
-    written: Callable[[S, int, int], float] = lambda settings, rows, steps: 0.0
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}

@@ -27,10 +27,10 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import Batch, collate
+from spunge.data.samples import Batch, Samples, collate
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import samples_of
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
@@ -218,8 +218,8 @@ def calls(settings: QuarkSettings, _depth: int) -> list[Group]:
     return descending(settings, (FORGET._replace(gradient=False), FORGET._replace(beside=True)))
 
 
-def tokens_written(settings: QuarkSettings, rows: int, steps: int) -> float:
-    return float(min(settings.explorations, steps) * rows * settings.samples * settings.tokens)
+def writing(samples: Samples, settings: QuarkSettings, _passes: int) -> Writing:
+    return Writing(settings.explorations * len(samples) * settings.samples, settings.tokens)
 
 
 QUARK = Method(
@@ -231,5 +231,5 @@ QUARK = Method(
     needs_retain=needs_retain,
     inputs=inputs,
     check=check,
-    written=tokens_written,
+    writing=writing,
 )

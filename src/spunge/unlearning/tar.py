@@ -10,7 +10,7 @@ The gradient of the forget loss is that of first order, as in the authors' code 
 each L's at its own weights theta_k, added to the retain term's at theta. What is attacked is what is trained: LoRA's factors, or
 tensors.
 
-Beside the training, four copies of what is trained are held, which `spunge plan` does not count. The authors sample attacks on
+Beside the training, four copies of what is trained are held. The authors sample attacks on
 several data sets, benign ones too, and start from a model that was made to forget before; here they are `attack.steps` steps on
 other rows of the same part, from the base on. gamma 4, alpha 1 and the attack's rates are theirs. A part of one batch has no
 other rows: the attack then trains on the step's own. No figure of the paper was measured again here.
@@ -152,11 +152,14 @@ def calls(settings: TARSettings, depth: int) -> list[Group]:
     return [(FORGET,), (FORGET._replace(beside=settings.withstand == "entropy"),)] * settings.attack.steps + retain
 
 
+COPIES = 4  # the weights before the attack, the sum of gradients, and the two moments of the attack's Adam
+
 TAR = Method(
     settings=TARSettings,
     source="Tamirisa et al. 2024, arXiv 2408.00761",
     unlearn=unlearn,
     calls=calls,
+    copies=COPIES,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
 )

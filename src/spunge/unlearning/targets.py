@@ -22,7 +22,8 @@ def find_targets(
     """
     model = base.model
     tensors = model.state_dict(keep_vars=True)  # a tied weight under both of its names
-    weights = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and tensor.ndim in (2, 3)]
+    matrices = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter) and tensor.ndim in (2, 3)]
+    weights = base.trainable(matrices)
     linear = [name for name in weights if _is_linear(model, name)]
     if isinstance(wanted, list):
         chosen = [name for target in wanted for name in _named(target, base, weights, setting)]
@@ -90,7 +91,8 @@ def _named(target: str, base: Base, names: list[str], setting: str) -> list[str]
     ]
     if not called:
         known = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)
-        raise RecipeError(f"{setting}.targets: no layer is called {target!r}{suggestion(target, known)}")
+        of = "" if base.part is None else f" of the {base.part} part (model.part)"
+        raise RecipeError(f"{setting}.targets: no layer{of} is called {target!r}{suggestion(target, known)}")
     return called
 
 

@@ -96,12 +96,13 @@ def training(
                 torch.manual_seed(seed)
             yield _shared_out(trained, base, seed) if base.ranks.shared else trained
         return
-    names = [name for name, _ in base.model.named_parameters()]
+    names = base.trainable(name for name, _ in base.model.named_parameters())
     if isinstance(what, Selected):
+        of = "" if base.part is None else f" of the {base.part} part (model.part)"
         for pattern in what.match:
             if not fnmatch.filter(names, pattern):
                 raise RecipeError(
-                    f"{setting}.trainable.match: no parameter matches {pattern!r}; one is called {names[-1]!r}"
+                    f"{setting}.trainable.match: no parameter{of} matches {pattern!r}; one is called {names[-1]!r}"
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
     own = _sharded_tensors(base, names, seed, setting) if base.ranks.shared else training_tensors(base, names, setting)

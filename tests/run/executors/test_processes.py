@@ -19,6 +19,7 @@ from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.run.executors.executor import Done, Given
+from spunge.run.executors.lending import Lending
 from spunge.run.executors.making import Maker, job_of
 from spunge.run.executors.processes import Processes, ProcessesSettings, at_once, slots
 from spunge.run.session import Used
@@ -146,6 +147,7 @@ def test_a_process_that_ends_as_it_begins_while_all_are_stopped_hides_no_stop(mo
     team = object.__new__(Processes)
     monkeypatch.setattr(team, "_heard", heard, raising=False)
     monkeypatch.setattr(team, "_processes", [begins, works], raising=False)
+    monkeypatch.setattr(team, "_lending", Lending(), raising=False)
     assert [event.done for event in team.wound_down()] == [done]
 
 

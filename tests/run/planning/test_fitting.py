@@ -1,5 +1,6 @@
 """What does not fit is told with a setting, and with that setting it fits."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 
 from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
-from spunge.run.planning.devices import CARDS, device_of
+from spunge.run.graph import Cost
+from spunge.run.planning.devices import CARDS, Spread, device_of, spread_over
 from spunge.run.planning.estimate import CONTEXT, STATES, Estimator, Taken
 from spunge.run.planning.fitting import unfit
-from spunge.run.planning.skeleton import Skeleton
+from spunge.run.planning.skeleton import Skeleton, Texts
 from spunge.run.planning.steps import Rows, Steps
-from spunge.unlearning.calls import FORGET
+from spunge.unlearning.calls import FORGET, Call, Writing
 from toys import SMALL
 
 
@@ -42,6 +44,37 @@ def test_what_is_trained_in_full_has_its_value_gradient_state_and_kept_copies(op
     steps = replace(steps_of(Everything()), optimizer=optimizer, keeps_best=best)
     copies = 4 + 4 + 4 + (8 if best else 0) + STATES[steps.optimizer]
     assert estimator.resident(steps) == pytest.approx(2 * entries + copies * entries)
+
+
+def test_what_the_base_writes_takes_a_call_a_token_and_those_that_read_anew() -> None:
+    estimator = estimator_of()
+    plain = estimator.writing_first(Writing(3, 5))
+    again = estimator.writing_first(Writing(3, 5, again=2, read=1))
+    one = estimator.follow(estimator.skeleton, None, Call(gradient=False), Texts(1, 1, 1)).seconds(estimator.device)
+    assert plain.seconds == pytest.approx(15 * one)
+    assert again.seconds == pytest.approx(15 * 3 * one, rel=0.05)
+    cost = Cost(steps=steps_of(LoRA(), 2), first=[Writing(3, 5)])
+    assert estimator.stage(cost).seconds == pytest.approx(estimator.stage(replace(cost, first=())).seconds + 15 * one)
+
+
+@pytest.mark.parametrize(
+    ("asked", "devices", "room"),
+    [("auto", 1, math.inf), ({0: "1KiB", 1: "2KiB"}, 2, 2048), (None, None, None)],
+)
+def test_a_model_that_is_judged_on_several_devices_takes_a_share_of_each(asked: Any, devices: Any, room: Any) -> None:
+    estimator = estimator_of(gpu=True)
+    spread = spread_over(asked, estimator.device)
+    assert spread == (None if devices is None else Spread(devices, room))
+    weights, laid = estimator.judged_weights(), replace(estimator, spread=spread)
+    expected = weights if spread is None else min(weights / devices, room)
+    assert laid.judging(100.0) == estimator.floor + 100.0 + expected
+    assert spread_over(asked, replace(estimator.device, gpu=False)) is None
+
+
+def test_what_the_devices_do_not_hold_of_a_judged_model_stays_in_the_machines_memory() -> None:
+    estimator = estimator_of(gpu=True)
+    small = with_memory(replace(estimator, spread=Spread(2, math.inf)), (estimator.floor + 2000) / 0.95)
+    assert small.judging(100.0) == pytest.approx(estimator.floor + 2000, abs=1)
 
 
 def test_weights_in_4_bits_are_a_quarter_of_16_and_the_rest_stays() -> None:

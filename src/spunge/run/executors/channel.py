@@ -47,11 +47,30 @@ class Stopped(NamedTuple):
     """It was asked to stop, and did."""
 
 
+class Help(NamedTuple):
+    """Take batches of a stage that another process makes, until a Leave of this number or a later one. job: that stage."""
+
+    job: Any
+    number: int
+
+
+class Leave(NamedTuple):
+    """Take no more batches."""
+
+    number: int
+
+
+class GaveUp(NamedTuple):
+    """It takes no more batches, because of an error that costs the stage nothing."""
+
+    error: str
+
+
 class Stop(NamedTuple):
     """Stop in order."""
 
 
-Message = Ready | Step | Said | Failed | Stopped | Done
+Message = Ready | Step | Said | Failed | Stopped | Done | GaveUp
 
 
 class ElsewhereError(Exception):

@@ -2,12 +2,13 @@
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError
 from spunge.files import disk_errors_told, fingerprint
+from spunge.model.board import Board, take_part
 from spunge.model.loading import bfloat16_speedup, know_bfloat16_speedup, pick_device
 from spunge.model.ranks import Seat, seated
 from spunge.progress import Watcher
@@ -34,6 +35,7 @@ class Job(NamedTuple):
         float | None
     )  # its speed on the CPU where the dtype depends on it: measured again, it may lead to another one
     seat: Seat | None = None  # where it is made by several processes together
+    board: Path | None = None  # a folder where other processes may take batches of it
 
 
 def job_of(begun: Run, stage: str) -> Job:
@@ -64,20 +66,42 @@ class Maker:
     def make(self, job: Job) -> Done:
         """Make a stage. Raises RecipeError where its rows or files are no longer those that its key was made of."""
         with disk_errors_told(job.folder):
-            if job.bfloat16 is not None:
-                know_bfloat16_speedup(job.bfloat16)
-            begun = self._run_of(job)
+            begun = self._known(job)
             graph = begun.graph
-            graph.know(job.keys)
-            if job.weights is not None:
-                begun.base.weights = job.weights
-            _refuse_changed(graph, job)
             if job.seat is not None:
                 return self._made_together(begun, job, job.seat)
-            if self._session is None:
-                self._session = Session(begun.base, self._watcher)
-            self._session.turn_to(begun.base)
-            return made(graph, graph.stages[job.stage], self._session)
+            session = self._turned_to(begun)
+            session.board = None if job.board is None else Board(job.board)
+            return made(graph, graph.stages[job.stage], session)
+
+    def help(self, job: Job, leaves: Callable[[], bool]) -> None:
+        """Take batches of a stage that another process makes, until `leaves` says so. Raises RecipeError as `make` does."""
+        begun = self._known(job)
+        shown = begun.graph.stages[job.stage].shown
+        assert shown is not None
+        assert job.board is not None
+        try:
+            take_part(shown(self._turned_to(begun)), job.board, leaves)
+        except BaseException:
+            self._session = None  # what an error leaves in memory is not worked with
+            raise
+
+    def _turned_to(self, begun: Run) -> Session:
+        if self._session is None:
+            self._session = Session(begun.base, self._watcher)
+        self._session.turn_to(begun.base)
+        return self._session
+
+    def _known(self, job: Job) -> Run:
+        """The run of a job, with what the other process knows of it."""
+        if job.bfloat16 is not None:
+            know_bfloat16_speedup(job.bfloat16)
+        begun = self._run_of(job)
+        begun.graph.know(job.keys)
+        if job.weights is not None:
+            begun.base.weights = job.weights
+        _refuse_changed(begun.graph, job)
+        return begun
 
     def _made_together(self, begun: Run, job: Job, seat: Seat) -> Done:
         """Make a stage with other processes. What is in memory goes: a model that was shared out is of no use afterwards."""

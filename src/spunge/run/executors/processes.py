@@ -24,8 +24,9 @@ from spunge.model.loading import pick_device
 from spunge.progress import Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
-from spunge.run.executors.channel import Failed, Message, Ready, Said, Step, Stop, Stopped, raisable
+from spunge.run.executors.channel import Failed, GaveUp, Message, Ready, Said, Step, Stop, Stopped, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
+from spunge.run.executors.lending import Lending
 from spunge.run.executors.making import job_of
 from spunge.run.graph import Stage
 from spunge.run.session import Session
@@ -166,10 +167,15 @@ class Process:
 Heard = queue.SimpleQueue[tuple[Process, Message | None]]  # None: the process ended
 
 
-def awaited(heard: Heard, understood: Callable[[Process, Message | None], Event | None]) -> Event:
-    """The next thing of note that processes say; a stop that is asked for meanwhile is obeyed."""
+def awaited(
+    heard: Heard,
+    understood: Callable[[Process, Message | None], Event | None],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Event:
+    """The next thing of note that processes say; a stop that is asked for meanwhile is obeyed. meanwhile: called now and then."""
     with STOP.looked_for():
         while True:
+            meanwhile()
             try:
                 process, message = heard.get(timeout=LOOKED_FOR)
             except queue.Empty:
@@ -187,6 +193,7 @@ class Processes:
         self._slots = slots
         self._heard: Heard = queue.SimpleQueue()
         self._processes: list[Process] = []
+        self._lending: Lending[Process] = Lending()
 
     @property
     def room(self) -> bool:
@@ -200,20 +207,37 @@ class Processes:
         process = self._free(stage)
         process.given, process.title = Given(begun.graph.folder, stage.name), stage.title
         process.needs = stage.needs
-        process.send(job_of(begun, stage.name))
+        self._lending.leave(process)
+        job = job_of(begun, stage.name)
+        if stage.shown is not None and len(self._slots) > 1:
+            job = self._lending.begin(process.given, job, stage.title, stage.needs)
+        process.send(job)
 
     def _free(self, stage: Stage[Session]) -> Process:
-        """One that made a stage of the same model, else any that waits, else a new one."""
+        """One that made a stage of the same model, else any that waits or helps, else a new one."""
         waiting = [process for process in self._processes if process.given is None]
         if waiting:
-            return min(waiting, key=lambda process: process.needs != stage.needs)
+            return min(waiting, key=lambda process: (self._lending.helps(process), process.needs != stage.needs))
+        return self._started()
+
+    def _started(self) -> Process:
+        """A new process. There must be a slot for one."""
         taken = [process.slot for process in self._processes]
         free = [slot for slot in self._slots if taken.count(slot) < self._slots.count(slot)]
         self._processes.append(Process(free[0], self._heard))
         return self._processes[-1]
 
+    def _lend(self) -> None:
+        """Have those that have nothing to make help the others."""
+        while (given := self._lending.wanting()) is not None:
+            idle = [each for each in self._processes if each.given is None and not self._lending.helps(each)]
+            if not idle and len(self._processes) == len(self._slots):
+                return
+            process = idle[0] if idle else self._started()
+            process.needs = self._lending.lend(process, given)
+
     def told(self) -> Event:
-        return awaited(self._heard, self._understood)
+        return awaited(self._heard, self._understood, self._lend)
 
     def wound_down(self) -> Iterator[Event]:
         for process in self._busy:
@@ -233,10 +257,13 @@ class Processes:
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, Ready | Stopped):
             process.ready, process.stopped = True, isinstance(message, Stopped)
+        elif isinstance(message, GaveUp):
+            self._lending.lost(process, message.error)
         elif isinstance(message, Step) and given is not None:
             return Event(given, step=(message.done, message.total, message.note))
         elif isinstance(message, Done | Failed) and given is not None:
             process.given = None
+            self._lending.end(given)
             if isinstance(message, Failed):
                 self._processes.remove(process)  # it ends by itself
                 return Event(given, error=raisable(message))
@@ -244,7 +271,10 @@ class Processes:
         elif message is None and process in self._processes:
             self._processes.remove(process)
             process.given = None
-            if not process.ready:
+            self._lending.lost(process, "it ended")
+            if given is not None:
+                self._lending.end(given)
+            if not process.ready and given is not None:
                 raise LostError(f"execution: a process ended as it began ({process.slot.told}); its own lines say why")
             return None if given is None else Event(given, error=process.lost())
         return None
@@ -252,6 +282,7 @@ class Processes:
     def end(self) -> None:
         for process in self._processes:
             process.end()
+        self._lending.close()
 
 
 @contextmanager

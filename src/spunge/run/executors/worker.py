@@ -14,15 +14,16 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
-from spunge.errors import is_panic
-from spunge.run.executors.channel import Forward, Ready, Speaker, Stop, Stopped, Telling, failure
+from spunge.errors import first_line, is_panic
+from spunge.run.executors.channel import Forward, GaveUp, Help, Leave, Ready, Speaker, Stop, Stopped, Telling, failure
 from spunge.run.executors.making import Job, Maker
 from spunge.stopping import STOP
 
 AGAIN = 0.5  # seconds after which an interrupt comes again that was swallowed, or came while a message was sent
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+Jobs: TypeAlias = "queue.SimpleQueue[Job | Help | None]"
 
 
 def main(parent: int, handle: int) -> None:
@@ -33,13 +34,13 @@ def main(parent: int, handle: int) -> None:
     speaker = Speaker(pipe)
     logging.captureWarnings(True)
     logging.getLogger().addHandler(Forward(speaker.say))
-    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-    stopping = Stopping(speaker, jobs)
-    threading.Thread(target=_listen, args=(pipe, jobs, stopping), daemon=True).start()
+    jobs: Jobs = queue.SimpleQueue()
+    stopping, helping = Stopping(speaker, jobs), Helping()
+    threading.Thread(target=_listen, args=(pipe, jobs, stopping, helping), daemon=True).start()
     code = 1
     try:
         speaker.say(Ready())
-        code = _work(jobs, speaker)
+        code = _work(jobs, speaker, helping)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         speaker.say(Stopped())
@@ -49,7 +50,17 @@ def main(parent: int, handle: int) -> None:
         os._exit(code)  # no thread of a library, and no interrupt that is still to come, changes anything any more
 
 
-def _work(jobs: "queue.SimpleQueue[Job | None]", speaker: Speaker) -> int:
+class Helping:
+    """Which requests for help are over."""
+
+    def __init__(self) -> None:
+        self.last = 0  # the number of the last one that is over
+
+    def is_over(self, asked: Help) -> bool:
+        return asked.number <= self.last
+
+
+def _work(jobs: Jobs, speaker: Speaker, helping: Helping) -> int:
     """Until no more comes, or one fails: what an error leaves in memory, and on a device, is not worked with."""
     from transformers.utils import logging as of_transformers
 
@@ -57,6 +68,9 @@ def _work(jobs: "queue.SimpleQueue[Job | None]", speaker: Speaker) -> int:
     maker = Maker(Telling(speaker.say))
     while (job := jobs.get()) is not None:
         try:
+            if isinstance(job, Help):
+                _help(maker, job, helping, speaker)
+                continue
             done = maker.make(job)
         except BaseException as error:
             if not (isinstance(error, Exception) or is_panic(error)):
@@ -69,6 +83,15 @@ def _work(jobs: "queue.SimpleQueue[Job | None]", speaker: Speaker) -> int:
     return 0
 
 
+def _help(maker: Maker, asked: Help, helping: Helping, speaker: Speaker) -> None:
+    try:
+        maker.help(asked.job, lambda: helping.is_over(asked))
+    except Exception as error:
+        if STOP.asked:
+            raise
+        speaker.say(GaveUp(f"{type(error).__name__}: {first_line(error)}"))
+
+
 def die_with(parent: int) -> None:
     """Have the system kill this process when the other one ends, also where no thread of Python gets to see it."""
     if sys.platform == "linux":
@@ -77,7 +100,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _listen(pipe: "Connection[Any, Any]", jobs: "queue.SimpleQueue[Job | None]", stopping: "Stopping") -> None:
+def _listen(pipe: "Connection[Any, Any]", jobs: Jobs, stopping: "Stopping", helping: Helping) -> None:
     while True:
         try:
             message = pipe.recv()
@@ -85,6 +108,8 @@ def _listen(pipe: "Connection[Any, Any]", jobs: "queue.SimpleQueue[Job | None]",
             os._exit(1)
         if isinstance(message, Stop):
             stopping.begin()
+        elif isinstance(message, Leave):
+            helping.last = message.number
         else:
             jobs.put(message)
 
@@ -92,7 +117,7 @@ def _listen(pipe: "Connection[Any, Any]", jobs: "queue.SimpleQueue[Job | None]",
 class Stopping:
     """A stop is asked for, by the other process or by a scheduler that signals every process; Ctrl-C is for the other process."""
 
-    def __init__(self, speaker: Speaker, jobs: "queue.SimpleQueue[Job | None]") -> None:
+    def __init__(self, speaker: Speaker, jobs: Jobs) -> None:
         self._speaker = speaker
         self._jobs = jobs
         self._main = threading.main_thread().ident

@@ -8,7 +8,7 @@ from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
 from spunge.recipe.decoding import DExperts
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
-from spunge.run.planning.devices import Device
+from spunge.run.planning.devices import Device, spread_over
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.skeleton import Skeleton
 from spunge.weights.checkpoint import file_names
@@ -40,6 +40,7 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         positions=positions_of(folder, model),
         train_in=model.train_in,
         processes=processes,
+        spread=spread_over(base.judged.device_map, device),
     )
 
 
@@ -47,4 +48,4 @@ def skeleton_of(config: Any, model: ModelSettings, device: Device) -> Skeleton:
     # Of a card that is not here, no more is known than that it computes in bfloat16.
     where = torch.device("meta" if device.gpu else "cpu")
     dtype = pick_dtype(model.dtype, where, config)
-    return Skeleton(config, dtype, model.trust_remote_code, model.checkpoint_activations, device.gpu)
+    return Skeleton(config, dtype, model.trust_remote_code, model.checkpoint_activations, device.gpu, model.part)

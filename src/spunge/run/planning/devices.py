@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from spunge.errors import RecipeError, suggestion
 from spunge.model.recalled import recalled
+from spunge.recipe.model import DeviceMap
 
 GB = 10**9
 MATMUL, COPY = 0.7, 0.8  # shares of the data sheet's figures that large products and copies reach (an H200: 0.77, 0.88)
 ATTENTION = 0.4  # share of the products' figure
 CALL_GPU = 8e-6  # seconds that one operation takes at least: PyTorch's own work for it
 CALL_CPU = 6e-6
+USABLE = 0.95  # share of a device's memory that a process is given
 MEASURED_HOURS = 24  # that what was measured of a processor is taken for
 
 
@@ -154,6 +157,24 @@ def machine_memory() -> int:
     except (OSError, ValueError):
         return total
     return min(total, limit)
+
+
+class Spread(NamedTuple):
+    """The devices that a judged model lies on (`model.device_map`)."""
+
+    devices: int
+    room: float  # bytes of a device that weights may take; the others stay in the machine's memory
+
+
+def spread_over(asked: DeviceMap | None, device: Device) -> Spread | None:
+    """None where one device holds all of it. Of cards that are not here, auto is taken to find one."""
+    if asked is None or not device.gpu:
+        return None
+    if asked == "auto":
+        return Spread(max(1, torch.cuda.device_count()), math.inf)
+    from accelerate.utils import convert_file_size_to_int
+
+    return Spread(len(asked), float(max(map(convert_file_size_to_int, asked.values()))))
 
 
 def shared(device: Device, processes: int) -> Device:

@@ -70,7 +70,9 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
     base = base_for(unlearn, line.inputs, session)
     marks: list[tuple[float, float]] = []
 
-    def mark(_step: int = 0, _of: int = 0, _said: str = "", /) -> None:
+    def mark(step: int = 1, _of: int = 0, _said: str = "", /) -> None:
+        if step == 0:  # of what is done before the steps
+            return
         if base.device.type == "cuda":
             torch.cuda.synchronize()
         marks.append((time.perf_counter(), time.process_time()))

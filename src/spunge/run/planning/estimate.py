@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from spunge.recipe.model import PackedIn
 from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.run.graph import Cost
-from spunge.run.planning.devices import Device
+from spunge.run.planning.devices import USABLE, Device, Spread
 from spunge.run.planning.skeleton import Skeleton, Texts, followed, stand_in
 from spunge.run.planning.steps import Fed, Rows, Steps, fed, shared_out
 from spunge.run.planning.tracing import Traced, read_traced
-from spunge.unlearning.calls import Call, Group, Side
+from spunge.unlearning.calls import Call, Group, Side, Writing
 
 PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
 HEAP = 1.4  # bytes of the machine's memory for each byte of activations: what the allocator keeps between them
@@ -57,6 +57,7 @@ class Estimator:
     train_in: PackedIn | None = None
     processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
     beside: tuple[Skeleton, int] | None = None
+    spread: Spread | None = None  # model.device_map
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
@@ -232,7 +233,7 @@ class Estimator:
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
         logits = LOGITS * (1 + (self.beside[1] if self.beside else 0))
         held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
-        return Taken(seconds, self.floor + self.judged_weights() + held)
+        return Taken(seconds, self.judging(held))
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
@@ -244,7 +245,17 @@ class Estimator:
         if self.beside is not None:
             cache += self.beside[1] * kv_bytes(self.beside[0], WRITTEN_TOKENS)
         a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
-        return Taken(self.slower * calls * a_call, self.floor + self.judged_weights() + 2 * cache)
+        return Taken(self.slower * calls * a_call, self.judging(2 * cache))
+
+    def writing_first(self, writing: Writing) -> Taken:
+        """Of what the base writes before a training, a text at a time."""
+        one = self.follow(self.skeleton, None, Call(gradient=False), Texts(1, 1, 1)).seconds(self.device)
+        peak, again = 0.0, 0.0
+        if writing.again:
+            anew = self.follow(self.skeleton, None, Call(gradient=False, everywhere=True), Texts(1, writing.read, 1))
+            peak, again = anew.peak, writing.again * anew.seconds(self.device)
+        seconds = self.slower * writing.texts * writing.tokens * (one + again)
+        return Taken(seconds, self.larger * (self.floor + self.weights() + peak))
 
     def _called(self, traced: Traced, texts: Texts) -> float:
         """Seconds of a call of the judged model, and of those that shift its logits."""
@@ -252,6 +263,14 @@ class Estimator:
             return traced.seconds(self.device)
         small = self.follow(self.beside[0], None, Call(gradient=False), texts)
         return traced.seconds(self.device) + self.beside[1] * small.seconds(self.device)
+
+    def judging(self, held: float) -> float:
+        """Bytes of a device that judges. held: beside the weights."""
+        weights, beside = self.judged_weights(), self.floor + held
+        if self.spread is not None:
+            share, room = weights / self.spread.devices, USABLE * self.device.memory - beside
+            weights = min(share, self.spread.room, max(0.0, room))
+        return beside + weights
 
     def judged_weights(self) -> float:
         own = float(self.judged.dtype.itemsize * self._entries(self.judged))
@@ -268,6 +287,7 @@ class Estimator:
     def stage(self, cost: Cost) -> Taken:
         """Of a stage: what takes most memory of its work, and the time of all of it."""
         work = [self.training(cost.steps)] if cost.steps is not None else []
+        work += [self.writing_first(each) for each in cost.first if each.texts]
         work += [self.reading(cost.tokens)] if cost.tokens else []
         work += [self.writing(cost.written)] if cost.written else []
         memory = max((each.memory for each in work), default=MERGE + PROCESS) + cost.held

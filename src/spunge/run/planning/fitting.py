@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from spunge.recipe.training import Everything, LoRA, Selected
+from spunge.run.planning.devices import USABLE
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.steps import Steps, shared_out
 
 GIB = 2**30
 MOST_DEVICES = 16  # of one machine
-USABLE = 0.95  # share of a device's memory that a process is given
 
 
 class Change(NamedTuple):

@@ -14,6 +14,7 @@ from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import Base, class_of, cut
 from spunge.model.packing import hollow
 from spunge.model.recalled import JsonT, recalled
+from spunge.recipe.model import ModelPart
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.run.planning.tracing import Traced, Tracing, between
 from spunge.unlearning.calls import Call
@@ -42,6 +43,7 @@ class Skeleton:
     trust: bool = False
     recomputed: bool = False  # model.checkpoint_activations
     gpu: bool = False
+    part: ModelPart | None = None  # model.part
     shared: bool = False  # each process has a share of it, and blocks are put together in the dtype of the arithmetic
 
     @property
@@ -63,7 +65,14 @@ class Skeleton:
         if self.trust:
             return find()
         config = self.config
-        held = [str(self.dtype), self.recomputed, self.gpu, self.shared, torch.backends.cpu.get_cpu_capability()]
+        held = [
+            str(self.dtype),
+            self.recomputed,
+            self.gpu,
+            self.shared,
+            self.part,
+            torch.backends.cpu.get_cpu_capability(),
+        ]
         described = [type(config).__name__, config.to_json_string(use_diff=False), str(config._attn_implementation)]
         return recalled(["model", described, held, about], find)
 
@@ -159,6 +168,7 @@ def _base(skeleton: Skeleton, model: Any) -> Base:
         names,
         skeleton.depth,
         checkpoint_activations=skeleton.recomputed,
+        part=skeleton.part,
     )
 
 

@@ -8,7 +8,7 @@ from spunge.run.costs import (
     judging_cost,
 )
 from spunge.run.graph import Stage
-from spunge.run.judge import Judging, compared, evaluation_folder, judge, judging_inputs, model_key
+from spunge.run.judge import Judging, compared, evaluation_folder, judge, judging_inputs, model_key, shown
 from spunge.run.models import Lineup
 from spunge.run.session import Session
 from spunge.run.stages.naming import RunGraph, inside, stage_of, titled
@@ -58,4 +58,5 @@ def _judging(graph: RunGraph, judging: Judging, mark: str, before: Sequence[str]
         ),
         cost=lambda: judging_cost(judging),
         told=judging.items.name,
+        shown=lambda session: shown(judging, session),
     )

@@ -1,0 +1,5 @@
+"""python -m spunge"""
+
+from spunge.cli import main
+
+main()
