@@ -1,25 +1,29 @@
 """A model that is laid over several devices to be judged."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel
 
+from picked import few
 from spunge.data.samples import Text, encode
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import token_logs
+from spunge.model import placing
 from spunge.model.architecture import find_blocks
 from spunge.model.loading import Base, device_map_of, load_base
-from spunge.model.placing import devices_of, dispatched
+from spunge.model.placing import devices_of, dispatched, laid_out, settle_on
 from spunge.progress import SILENT
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.weights.overlay import overlaid
-from toys import texts
+from toys import ARCHITECTURES, texts
 
 CPU = torch.device("cpu")
 
@@ -76,6 +80,46 @@ def test_a_model_that_is_not_held_whole_is_judged_to_the_bit_as_one_that_is(
         assert torch.equal(value, before[name])
     assert judged(model, tmp_path / "again") == plain
     assert not hasattr(model.model, "hf_device_map")
+
+
+def over_two(model: Any, one: torch.device, other: torch.device) -> dict[str, torch.device]:
+    """The second half of the blocks, and what comes after them, on another device."""
+    names = {id(each): name for name, each in model.named_modules()}
+    blocks = [names[id(block)] for block in find_blocks(model)]
+    parent = model.get_submodule(blocks[0].rpartition(".")[0].rpartition(".")[0])
+    others = [names[id(each)] for name, each in parent.named_children() if id(find_blocks(model)) != id(each)]
+    halves = {name: (one, other)[2 * at >= len(blocks)] for at, name in enumerate(blocks)}
+    return {**{name: other if name.endswith("norm") else one for name in others}, **halves}
+
+
+@pytest.mark.parametrize("architecture", few(ARCHITECTURES, 0))
+def test_the_blocks_of_a_model_for_training_meet_no_tensor_of_another_device(
+    tiny: Callable[..., Path], architecture: str
+) -> None:
+    """`meta` is a device whose tensors hold no values; torch refuses to let them meet the CPU's."""
+    model = AutoModel.from_pretrained(tiny(architecture)).eval()
+    devices = over_two(model, CPU, torch.device("meta"))
+    ids = torch.ones(2, 5, dtype=torch.long)
+    for name in (name for name, where in devices.items() if where.type == "meta"):
+        model.get_submodule(name).to("meta")  # a parameter on the CPU cannot be given such data
+    assert settle_on(model, devices) == CPU
+    last = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    assert last.device.type == "meta"
+    for block in find_blocks(model):
+        block._forward_pre_hooks.clear()
+        block._forward_pre_hooks_with_kwargs.clear()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+
+def test_what_the_gpus_do_not_hold_is_not_trained(base: Callable[..., Base], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = base()
+    assert laid_out(model) is model
+    monkeypatch.setattr(placing, "devices_of", lambda model, device_map: {"model": 0, "lm_head": "cpu"})
+    with pytest.raises(
+        RecipeError, match=r"^model.device_map: auto: the GPUs do not hold the \d+ blocks .* unlearn.layer$"
+    ):
+        laid_out(replace(model, device_map="auto"))
 
 
 def test_no_block_is_cut_in_two_and_what_the_gpus_do_not_hold_stays_in_memory(

@@ -1,12 +1,15 @@
-"""Lay a model over several devices to judge it (`model.device_map`), through accelerate.
+"""Lay a model over several devices (`model.device_map`).
 
-The model is loaded into the machine's memory, and whatever changes its values does so there. Only then is it laid over the
-devices: what they do not hold stays where it is and comes to the first of them for the time that it computes. A checkpoint's
-weights that are computed with as they are stored stay in its files until they are read.
+To judge it, through accelerate: the model is loaded into the machine's memory, and whatever changes its values does so there. Only
+then is it laid over the devices: what they do not hold stays where it is and comes to the first of them for the time that it
+computes. A checkpoint's weights that are computed with as they are stored stay in its files until they are read.
+
+To train some of its blocks, one by one: each block stays on its device, and what it is called with comes there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,6 +82,54 @@ def dispatched(model: Any, devices: Mapping[str, int | str], main: torch.device)
             vars(model).pop(name, None)
         for module, parameters, buffers in before:
             _put_back(module, parameters, buffers)
+
+
+def laid_out(base: Base) -> Base:
+    """A base whose first blocks are to be trained, on the devices of its map for good; itself where it has none.
+
+    Its `device` is then that of the embeddings. Raises RecipeError where the GPUs do not hold all of it.
+    """
+    if base.device_map is None:
+        return base
+    devices = devices_of(base.model, base.device_map)
+    if "cpu" in devices.values():
+        count = len(find_blocks(base.model))
+        raise RecipeError(
+            f"model.device_map: {base.device_map}: the GPUs do not hold the {count} blocks that training runs through, and it "
+            "takes none from the machine's memory; give more GPUs or memory, or a lower unlearn.layer"
+        )
+    home = settle_on(base.model, {name: torch.device("cuda", int(number)) for name, number in devices.items()})
+    return replace(base, device=home, device_map=None)
+
+
+def settle_on(model: Any, devices: Mapping[str, torch.device]) -> torch.device:
+    """Have each module, or tensor of the model's own, on its device; what a module is called with comes there. -> the embeddings'
+    device, where the model itself computes.
+
+    A tensor that several modules share goes where the first of them is.
+    """
+    modules, moved = dict(model.named_modules()), set[int]()
+    embeddings = model.get_input_embeddings()
+    home = next(where for name, where in devices.items() if name in modules and embeddings in modules[name].modules())
+    for name, given in devices.items():
+        own = name not in modules  # a tensor of the model's own
+        where = home if own else given
+        for module in [modules[name.rpartition(".")[0]]] if own else modules[name].modules():
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) not in moved:
+                    parameter.data = parameter.data.to(where)
+                    moved.add(id(parameter))
+            module._buffers.update({key: each.to(where) for key, each in module._buffers.items() if each is not None})
+        if not own and len(set(devices.values())) > 1:
+            modules[name].register_forward_pre_hook(_bringing(where), with_kwargs=True)
+    return home
+
+
+def _bringing(where: torch.device) -> Callable[[nn.Module, Any, Any], Any]:
+    """A hook that brings what a module is called with to its device."""
+    from accelerate.utils import send_to_device
+
+    return lambda _module, given, named: (send_to_device(given, where), send_to_device(named, where))
 
 
 def _put_back(module: nn.Module, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:

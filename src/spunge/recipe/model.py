@@ -23,8 +23,9 @@ class ModelSettings(Strict):
     device_map: DeviceMap | None = Field(
         None,
         description="Judge on several devices. auto: all GPUs, and what they do not hold stays in the machine's memory; or the "
-        "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Training takes no notice: "
-        "see [judging on several devices](scale.md#judging-on-several-devices). Default: one device holds all of it.",
+        "memory of each GPU by its number, such as {0: 20GiB}. Without a GPU, auto changes nothing. Of trainings rmu's "
+        "alone takes notice: see [judging on several devices](scale.md#judging-on-several-devices). "
+        "Default: one device holds all of it.",
     )
     part: ModelPart | None = Field(
         None,

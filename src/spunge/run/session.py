@@ -11,7 +11,7 @@ from spunge.files import shown_size
 from spunge.model.board import Board
 from spunge.model.loading import Base, arithmetic, device_map_of, load_base, pick_device
 from spunge.model.memory import held_memory, peak_memory
-from spunge.model.placing import placed
+from spunge.model.placing import laid_out, placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
 from spunge.recipe.decoding import Decode
@@ -96,12 +96,17 @@ class Session:
         return self._loaded(self._inputs.trained, self._inputs.folder)
 
     def first_blocks(self, last: int | None) -> Base:
-        """A base with blocks 0..last at the least; None: all of it, with the output layer."""
-        if last is None or (self._whole is not None and self._whole.folder == self._inputs.folder):
+        """A base with blocks 0..last at the least, over the devices of its map; None: all of it, with the output layer, on one."""
+        settings = self._inputs.recipe.model
+        spread = device_map_of(settings, pick_device(settings.device)) is not None
+        if last is None or (not spread and self._whole is not None and self._whole.folder == self._inputs.folder):
             return self.base
         if last not in self._first:
-            self._whole = None  # if any, it is another model
-            self._first = {last: load_base(self._inputs.folder, self._inputs.trained, last)}
+            self.close()
+            self._whole = None  # if any, it is another model, or on one device
+            self._first.clear()
+            gc.collect()
+            self._first = {last: laid_out(load_base(self._inputs.folder, settings, last))}
         return self._first[last]
 
     @property

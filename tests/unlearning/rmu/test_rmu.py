@@ -18,6 +18,7 @@ from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate, encod
 from spunge.errors import RecipeError
 from spunge.model.architecture import down_projections, find_blocks
 from spunge.model.loading import load_base
+from spunge.model.placing import settle_on
 from spunge.progress import Silent
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.model import ModelSettings
@@ -100,6 +101,26 @@ def test_rmu_trains_the_same_weights_as_a_plain_transcription(load: Callable[...
         assert isinstance(found, torch.Tensor)
         assert change.abs().max() > 1e-3
         torch.testing.assert_close(found, change, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_trunk_whose_blocks_have_devices_of_their_own_is_trained_to_the_same_bits(
+    load: Callable[..., Any], keep: float
+) -> None:
+    """`cpu` and `cpu:0` are one device with two names: what comes to each block is brought there."""
+    settings = RMUSettings(layer=2, steps=3, batch_size=4, alpha=10.0, keep_activations=keep)
+
+    def trained(base: Any) -> dict[str, Any]:
+        return dict(RMU.unlearn(Task(base, {"a": FORGET}, RETAIN, {"a": 7}, kept={}), settings).changes)
+
+    whole, base = trained(load("llama")), load("llama")
+    names = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu:0", "lm_head": "cpu:0"}
+    names |= {f"model.layers.{at}": ("cpu", "cpu", "cpu:0", "cpu:0")[at] for at in range(base.depth)}
+    settle_on(base.model, {name: torch.device(where) for name, where in names.items()})
+    assert all(block._forward_pre_hooks for block in find_blocks(base.model))
+    spread = trained(base)
+    assert spread.keys() == whole.keys()
+    assert all(torch.equal(spread[name], change) for name, change in whole.items())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

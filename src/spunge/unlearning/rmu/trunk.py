@@ -46,6 +46,7 @@ class Trunk:
 
     def __init__(self, base: Base, first: int, last: int, trained: Collection[str] = ()) -> None:
         self._model = base.model
+        self._device = base.device  # where batches are, and states are compared; a block may be on another
         self._recomputed = base.checkpoint_activations
         self.first, self.last = first, last
         blocks = list(find_blocks(base.model))
@@ -114,7 +115,7 @@ class Trunk:
                 else:
                     out = torch.func.functional_call(block, dict(weights[position]), (hidden, *args), kwargs)
             hidden = _hidden(out)
-        return hidden
+        return hidden.to(self._device)
 
     def _holds_nothing(self, position: int) -> bool:
         """Whether a block is computed again in the backward pass. Not the first where its front is replayed: that is gone by then,
@@ -208,7 +209,7 @@ class Trunk:
             raise RecipeError(
                 f"unlearn.method: rmu steers blocks that {type(self._model).__name__} does not run on text; take another method"
             )
-        return gives, hidden[-1]
+        return gives, hidden[-1].to(self._device)
 
 
 def _hidden(output: Any) -> Tensor:
