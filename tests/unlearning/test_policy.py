@@ -1,5 +1,6 @@
 """Quark and DeMem beside their formulas by hand, on what the model writes itself."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -204,8 +205,6 @@ def test_rollouts_are_read_back_and_one_that_is_cut_off_is_left_out() -> None:
 
 
 def rewards_in(log: Path) -> list[float]:
-    import json
-
     return [json.loads(line)["reward"] for line in log.open()]
 
 
@@ -222,18 +221,23 @@ SHARE = Scorer(settings=ScorerSettings, source="made up", load=load, instrument=
 """
 
 
-@pytest.mark.parametrize("method", GIVEN)
-def test_the_reward_rises(load: Callable[..., Any], tmp_path: Path, method: str) -> None:
-    own: dict[str, Any] = {"samples": 8, "steps": 24}
-    if method == "quark":
-        own = {"explorations": 4, "samples": 16, "entropy": 0.0, "steps": 40}
+QUICKLY = {"samples": 8, "learning_rate": 0.005, "steps": 24}
+SLOWLY = {"explorations": 4, "samples": 32, "quantiles": 2, "labels": ["one one one one"], "entropy": 0.0, "steps": 160}
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "rise"),
+    [("demem", QUICKLY, 0.05), pytest.param("quark", SLOWLY, 0.05, marks=pytest.mark.thorough)],
+)
+def test_the_reward_rises(
+    load: Callable[..., Any], tmp_path: Path, method: str, own: dict[str, Any], rise: float
+) -> None:
     (tmp_path / "share.py").write_text(SHARE)
-    words = {"scorer": f"{tmp_path}/share.py:SHARE", "wanted": "high", "beta": 0.0, "learning_rate": 0.005, "tokens": 6}
+    words = {"scorer": f"{tmp_path}/share.py:SHARE", "wanted": "high", "beta": 0.0, "tokens": 6}
     log = tmp_path / "log.jsonl"
-    METHODS.get(method).unlearn(task_of(load("llama"), log=log), settings_of(method, **own | words))
+    METHODS.get(method).unlearn(task_of(load("llama"), ASKED, log=log), settings_of(method, **words | own))
     rewards = rewards_in(log)
-    print("REW", rewards[::4])
-    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + rise
 
 
 def changes_of(branch: Branch) -> dict[str, Tensor]:
@@ -241,7 +245,9 @@ def changes_of(branch: Branch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", GIVEN)
-@pytest.mark.parametrize("stop", [3, 4], ids=["amid a batch's updates", "between two"])
+@pytest.mark.parametrize(
+    "stop", [3, pytest.param(4, marks=pytest.mark.thorough)], ids=["amid a batch's updates", "between two"]
+)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     load: Callable[..., Any], tmp_path: Path, method: str, stop: int
 ) -> None:
