@@ -64,10 +64,11 @@ QUICK: dict[str, dict[str, Any]] = {
         "scorer": {"kind": "keywords", "words": WORDS[::2]},
         "tokens": 4,
         "explorations": 2,
-        "quantiles": 3,
-        "labels": ["one", "two"],
+        "samples": 2,
+        "quantiles": 2,
+        "labels": ["one"],
     },
-    "demem": {"tokens": 4, "samples": 2, "updates": 2},
+    "demem": {"scorer": {"kind": "keywords", "words": WORDS[::2]}, "tokens": 4, "samples": 4, "updates": 1},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
