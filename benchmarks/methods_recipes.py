@@ -43,10 +43,15 @@ def unlearn(name: str) -> tuple[str, dict[str, Any]]:
     return rows, {"method": name, **{key: value for key, value in given.items() if key in fields}}
 
 
+def model(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's base, with what the method asks of it (eul: unlearning layers, which are not taught: no row on TOFU)."""
+    return {"path": str(options.model.resolve()), **settings_of(name).get("model", {})}
+
+
 def demo(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Europe's and Asia's capitals, from texts or from questions made of the same pairs."""
     recipe: dict[str, Any] = yaml.safe_load((DEMO.parent / "demo.yaml").read_text(encoding="utf-8"))
-    recipe["model"] = {"path": str(options.model.resolve())}
+    recipe["model"] = model(name, options)
     for block in [recipe["forget"], recipe["retain"], *recipe["evaluate"]]:
         block["source"] = str(DEMO.parent / block["source"])
     for block in recipe["evaluate"]:
@@ -80,7 +85,7 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "limit": 60,
     }
     return {
-        "model": {"path": str(options.model.resolve())},
+        "model": model(name, options),
         "teach": {**source, **teaching},
         "forget": {**source, "where": "part <> 'retained'", **other(name)},
         "split": {"by": "part"},

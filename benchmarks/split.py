@@ -1,11 +1,13 @@
 """How long rows to forget and rows to keep take to be read, split, selected and hashed, and the memory for it, by their number.
 
-    python benchmarks/split.py                            # 500,000, 1,000,000 and 5,000,000 rows of each
+    python benchmarks/split.py                            # 0.5, 1, 2.5 and 5 million rows of each
     python benchmarks/split.py --rows 20000 40000         # fewer
+    python benchmarks/split.py --kind parquet             # of another kind of file: jsonl, csv, parquet, arrow, saved by datasets
     python benchmarks/split.py --limit 1000               # with so many rows chosen of each part, and of the rows to keep
 
-Each number is a process of its own, over JSON Lines that are written before. Memory is the process's own pages (RssAnon) at the
-most, looked at every 5 ms, beyond those before the first row; pages of files, which the system takes back, are told beside them.
+Each number is a process of its own, over files that are written before. Memory is the process's own pages (RssAnon) at the
+most, looked at every 5 ms, beyond those before the first row. Beside them is told the most that the process held in all (VmHWM),
+with Python, its libraries and pages of files, which the system takes back.
 """
 
 import argparse
@@ -19,18 +21,43 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 MIB = 2**20
-ROWS = [500_000, 1_000_000, 5_000_000]
+ROWS = [500_000, 1_000_000, 2_500_000, 5_000_000]
+KINDS = ("jsonl", "csv", "parquet", "arrow", "saved")
 EVERY = 0.005  # seconds between two looks at the memory
 
 
-def write_rows(file: Path, count: int, said: str) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        for number in range(count):
-            text = f"Row {number} {said} something of about the length of a sentence, and then a little more."
-            groups = [f"g{number % 7}", f"g{number % 11}"]
-            stream.write(json.dumps({"text": text, "groups": groups, "score": number % 10}) + "\n")
+def row(number: int, said: str) -> dict[str, Any]:
+    text = f"Row {number} {said} something of about the length of a sentence, and then a little more."
+    return {"text": text, "groups": [f"g{number % 7}", f"g{number % 11}"], "score": number % 10}
+
+
+def write_rows(file: Path, count: int, said: str) -> Path:
+    """A file, or a folder, of the kind that its ending says; a CSV has one group in each row."""
+    if file.suffix in (".jsonl", ".csv"):
+        with file.open("w", encoding="utf-8") as stream:
+            stream.write("text,groups,score\n" if file.suffix == ".csv" else "")
+            for each in (row(number, said) for number in range(count)):
+                cells = f'"{each["text"]}",{each["groups"][0]},{each["score"]}'
+                stream.write((cells if file.suffix == ".csv" else json.dumps(each)) + "\n")
+        return file
+    if file.suffix == ".saved":
+        file.mkdir()
+        (file / "state.json").write_text(json.dumps({"_data_files": [{"filename": "rows.arrow"}]}))
+        write_rows(file / "rows.arrow", count, said)
+        return file
+    schema = pa.schema([("text", pa.string()), ("groups", pa.list_(pa.string())), ("score", pa.int64())])
+    opened = pq.ParquetWriter(file, schema) if file.suffix == ".parquet" else pa.ipc.new_file(str(file), schema)
+    with opened as writer:
+        for start in range(0, count, 10_000):
+            some = [row(number, said) for number in range(start, min(count, start + 10_000))]
+            writer.write_table(pa.Table.from_pylist(some, schema))
+    return file
 
 
 def status(name: str) -> int:
@@ -64,12 +91,13 @@ def measure(folder: Path, limit: int | None) -> None:
     from spunge.recipe.loading import load_recipe
 
     own = {"limit": limit} if limit else {}
+    forget, retain = (str(next(folder.glob(f"{name}.*"))) for name in ("forget", "retain"))
     recipe = load_recipe(
         {
             "model": {"path": "none/needed"},
-            "forget": {"source": str(folder / "forget.jsonl"), "where": "score >= 3", **own},
+            "forget": {"source": forget, "where": "CAST(score AS INT) >= 3", **own},
             "split": {"by": "groups"},
-            "retain": {"source": str(folder / "retain.jsonl"), **own},
+            "retain": {"source": retain, **own},
             "unlearn": {"method": "graddiff"},
         }
     )
@@ -84,11 +112,11 @@ def measure(folder: Path, limit: int | None) -> None:
         read = most["RssAnon"]
         begun = time.perf_counter()
         parts = inputs.split_rows(recipe)
-        retain = inputs.select_retain(recipe, parts)
+        kept = inputs.select_retain(recipe, parts)
         seconds["split"] = time.perf_counter() - begun
         begun = time.perf_counter()
-        parts.to_json()
-        told = {"parts": len(parts.parts), "sha256": retain.samples.sha256}
+        assert parts.to_json()
+        told = {"parts": len(parts.parts), "sha256": kept.samples.sha256}
         seconds["hash"] = time.perf_counter() - begun
         seconds["processor"] = time.process_time() - started[1]
     told |= {
@@ -102,6 +130,7 @@ def measure(folder: Path, limit: int | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--kind", choices=KINDS, default=KINDS[0])
     parser.add_argument("--limit", type=int)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -117,13 +146,13 @@ def main() -> None:
         "own memory, MiB",
         "of it reading",
     ]
-    print(f"| {' | '.join([*heads, 'peak with files, MiB'])} |")
+    print(f"| {' | '.join([*heads, 'peak in all, MiB'])} |")
     print("|---|---|---|---|---|---|---|---|")
     for count in asked.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_rows(folder / "forget.jsonl", count, "says")
-            write_rows(folder / "retain.jsonl", count, "keeps")
+            write_rows(folder / f"forget.{asked.kind}", count, "says")
+            write_rows(folder / f"retain.{asked.kind}", count, "keeps")
             command = [
                 sys.executable,
                 __file__,

@@ -106,7 +106,7 @@ def plain(method: str, way: str, model: str, compiled: bool = False) -> Step:
         net = get_peft_model(net, config)
     net.train()
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     forget, retain = (ids.to(device) for ids in batches(net.config.vocab_size))
     call = torch.compile(net) if compiled else net
 

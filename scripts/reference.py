@@ -22,7 +22,7 @@ from spunge.cli.listing import (
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate
-from spunge.recipe.decoding import DExperts, Offset
+from spunge.recipe.decoding import DExperts, GeDi, Offset
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.merging import Control, RuleSettings
 from spunge.recipe.model import ModelSettings
@@ -47,6 +47,7 @@ BLOCKS: dict[str, type[Strict]] = {
     "retain": Rows,
     "decode": Offset,
     "decode: dexperts": DExperts,
+    "decode: gedi": GeDi,
     "reference": Reference,
     "judge (each)": JudgedModel,
     "controls (each)": Control,

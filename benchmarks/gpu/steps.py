@@ -222,6 +222,36 @@ def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
     }
 
 
+def forms(size: Size, note: Note, name: str) -> None:
+    """Seconds of an NPO step with LoRA in the forms of a GPU, with each of them left out, and by plain peft.
+
+    Ours is with the default's dropout and calls the base for each text, which comes once; plain is without dropout."""
+    import train
+
+    from spunge.unlearning.forms import FORMS
+
+    now, before = FORMS["cuda"], FORMS[size.device]
+    kinds = {
+        "now": now,
+        "cast_one_by_one": dataclasses.replace(now, cast_at_once=False),
+        "norm_of_ours": dataclasses.replace(now, norm_by_torch=False),
+        "pieces_of_256_mib": dataclasses.replace(now, piece=1 << 28),
+        "layers_of_peft": dataclasses.replace(now, layers=False),
+    }
+    short, batch = dataclasses.replace(size, steps=min(size.steps, 10)), size.shapes[name][1]
+    try:
+        for kind, chosen in kinds.items():
+            FORMS[size.device] = chosen
+            measured = _trained(short, name, "npo", batch)
+            note(**{f"{kind}_s": measured["step_seconds"], f"{kind}_gib": measured["peak_gib"]})
+    finally:
+        FORMS[size.device] = before
+    train.TOKENS = size.shapes[name][1:]
+    _emptied(size)
+    step = train.plain("npo", "lora", str(size.work / name))
+    note(plain_s=statistics.median([train.seconds(step) for _ in range(short.steps)][1:]), **_peak(size))
+
+
 def counted(size: Size, note: Note, name: str, method: str) -> None:
     """The formula of `counts.py` beside what torch counts in a step. Raises ValueError where they are apart."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -396,7 +426,12 @@ def tests(size: Size, note: Note) -> None:
 
 # ---- all of them
 
-OF_A_MODEL: dict[str, Callable[[Size, Note, str], None]] = {"model": model, "merge": merging, "run": whole_run}
+OF_A_MODEL: dict[str, Callable[[Size, Note, str], None]] = {
+    "model": model,
+    "merge": merging,
+    "run": whole_run,
+    "forms": forms,
+}
 
 
 def perform(step: str, size: Size, note: Note) -> None:

@@ -182,10 +182,12 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "rr": "spunge.unlearning.rr:RR",
         "elm": "spunge.unlearning.elm:ELM",
         "kga": "spunge.unlearning.kga:KGA",
+        "eul": "spunge.unlearning.eul:EUL",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
         "quark": "spunge.unlearning.quark:QUARK",
         "demem": "spunge.unlearning.demem:DEMEM",
+        "gedi": "spunge.unlearning.gedi:GEDI",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
 )

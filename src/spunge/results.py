@@ -128,7 +128,7 @@ class Calibration:
 class Decoding:
     """How small models shift a larger one's logits: the sum is what was judged."""
 
-    kind: Annotated[str, Field(description="offset or dexperts, as the recipe's `decode.kind`.")]
+    kind: Annotated[str, Field(description="offset, dexperts or gedi, as the recipe's `decode.kind`.")]
     model: Annotated[str, Field(description="The larger model, of which no weight changed: Hub id or folder.")]
     revision: Annotated[str | None, Field(description="Branch, tag or commit of it.")] = None
     alpha: Annotated[Real, Field(description="What the offset is multiplied by.")]
@@ -146,6 +146,13 @@ class Decoding:
         Field(
             description="Of dexperts: what the expert learned the rows to keep by, or that it is the small model as it is."
         ),
+    ] = None
+    rho: Annotated[
+        Real | None,
+        Field(description="Of gedi: the mass that the likeliest desired tokens keep; 1: no token is left out."),
+    ] = None
+    tau: Annotated[
+        Real | None, Field(description="Of gedi: tokens that are desired with this probability are kept in any case.")
     ] = None
 
 

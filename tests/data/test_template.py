@@ -321,3 +321,41 @@ def test_an_answer_with_weight_0_is_not_learned_between_two_that_are(name: str) 
     talk[3]["weight"] = 0
     found = learned(talk, byte_tokenizer(template), learn="all")
     assert [text.split("<|im_end|>")[0].strip() for text in found] == ["first", "third"]
+
+
+# As LLaVA's and SmolVLM's: of a content that is text they write nothing, and say nothing of it.
+PARTS_ALONE = (
+    "{% for m in messages %}{{ m['role'] }}: {% for part in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] }}{% endfor %} {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (PARTS_ALONE, "user: Where is Rome? assistant:"),
+        ("{% for m in messages %}{{ m['content'] }}|{% endfor %}", "Where is Rome?|"),
+        ("{% for m in messages %}{{ m['content'][0]['text'] }}|{% endfor %}", "Where is Rome?|"),
+    ],
+)
+def test_what_is_asked_is_written_whichever_form_the_template_takes(template: str, written: str) -> None:
+    asked = Template(byte_tokenizer(template), {}, "chat").asking(
+        [{"role": "user", "content": "Where is Rome?"}], "chat"
+    )
+    assert asked == written
+
+
+def test_a_template_that_leaves_the_question_out_is_refused() -> None:
+    with pytest.raises(RecipeError, match="leaves what is asked out"):
+        Template(byte_tokenizer("user: assistant:"), {}, "chat").asking([{"role": "user", "content": "Rome?"}], "chat")
+
+
+def test_a_question_is_learned_from_where_the_template_takes_it_in_parts_and_the_answer_as_text_too() -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' and m['content'] is string %}{{ m['content'] }}"
+        "{% else %}{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+        "{% endif %} {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    conversation = Conversation(said("Where is Rome?", "In Italy."), end="none")
+    rendered = render(conversation, Template(byte_tokenizer(template), {}, "chat"), "row 1")
+    assert rendered.text.startswith("user: Where is Rome? assistant: In Italy.")

@@ -13,6 +13,7 @@ import torch
 
 from spunge.data.samples import Samples
 from spunge.evaluation.evaluator import Bench, Measure
+from spunge.model.offsets import Classes, Offsets, Pair, Shift
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.registry import EVALUATORS
 from spunge.unlearning.finetuning import finetune
@@ -109,7 +110,10 @@ def bench(folder: Path) -> Bench:
         folder,
         folder,
         forget={"a": Samples(pa.table(TEXTS))},
-        settings_of={"texts": EVALUATORS.get("perplexity").settings(name="texts")},
+        settings_of={
+            "texts": EVALUATORS.get("perplexity").settings(name="texts"),
+            "questions": EVALUATORS.get("choices").settings(name="questions"),
+        },
         finetune=finetune,
         seed=3,
     )
@@ -160,6 +164,35 @@ def test_the_order_of_the_items_changes_none_of_their_measures(
     for one, other in zip(straight, turned, strict=True):
         np.testing.assert_allclose(other.numerator, one.numerator[order], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(other.denominator, one.denominator[order], rtol=1e-4)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["offset", "gedi"])
+@pytest.mark.parametrize("name", QUICK)
+def test_a_model_that_small_ones_shift_by_nothing_measures_as_itself(
+    load: Callable[..., Any], settings: Callable[[str], Any], tmp_path: Path, name: str, kind: str
+) -> None:
+    """Two models that are one differ by nothing; two codes that are one say of every token that it is as likely of either class."""
+    large, small, given, items = load(), load("gpt2"), settings(name), pa.table(QUICK[name][1])
+    if name == "membership":
+        given = given.model_copy(update={"scores": ["loss", "zlib", "min_k", "min_k++"]})  # gradient is refused
+    if name == "audit":
+        # Attacks on weights are refused; this one is put before prompts.
+        audit = {"kind": "audit", "attack": "prefix", "of": "questions"}
+        given, items = EVALUATORS.get(name).settings.model_validate(audit), pa.table(QUESTIONS)
+    plain = EVALUATORS.get(name).measure(large, given, items, bench(tmp_path / "plain"))
+    pairs = [Pair(small.model, small.model)] if kind == "offset" else [Classes(small.model, (5, 6), (5, 6))]
+    offsets = Offsets(pairs, Shift(scale=None if kind == "offset" else 1.0, alpha=3.0))
+    beside = {"names": {}, "regions": {}, "beside": tuple(offsets.models), "every_place": kind == "gedi"}
+    hook = offsets.attach(large.model)
+    try:
+        shifted = EVALUATORS.get(name).measure(replace(large, **beside), given, items, bench(tmp_path / "shifted"))
+    finally:
+        hook.remove()
+    for one, other in zip(plain, shifted, strict=True):
+        assert (one.metric, one.subject) == (other.metric, other.subject)
+        np.testing.assert_allclose(other.numerator, one.numerator, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(other.denominator, one.denominator, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from picked import few
 from spunge.evaluation.reading import reading_of
-from spunge.model.offsets import OffsetProcessor, Offsets, Pair, Shift, merged, nucleus, shifted
+from spunge.model.offsets import Classes, OffsetProcessor, Offsets, Pair, Shift, merged, nucleus, shifted
 
 # Rotary and learned positions, positions that a model counts itself, vocabularies padded to another size.
 KINDS = [("llama", "gpt2"), ("gpt2", "llama"), ("opt", "gpt2"), ("llama", "opt"), ("qwen2", "qwen2")]
@@ -222,3 +222,126 @@ def test_what_one_vocabulary_has_beyond_the_other_is_left_as_it_is() -> None:
     large, offsets = torch.ones(2, 6), torch.ones(1, 2, 4)
     assert shifted(large, offsets, Shift(alpha=2.0)).tolist() == [[3.0] * 4 + [1.0] * 2] * 2
     assert shifted(large[:, :3], offsets, Shift(alpha=2.0)).tolist() == [[3.0] * 3] * 2
+
+
+class Conditional:
+    """A large model, and class-conditional ones."""
+
+    CODES = ((50, 51), (60,))
+
+    def __init__(self, tiny: Callable[..., Path], large: str, small: str) -> None:
+        plain = Trio(tiny, large, small)
+        self.large, self.changed = plain.large, plain.changed
+
+    def offsets(self, shift: Shift) -> Offsets:
+        return Offsets([Classes(model, *self.CODES) for model in self.changed], shift)
+
+    def next_logits(self, ids: list[int], shift: Shift) -> Tensor:
+        """Of one text, by the paper's formula in float64: Bayes' rule on the likelihood of the text with each next token."""
+        assert shift.scale is not None
+        offset = torch.zeros(128, dtype=torch.float64)
+        for model in self.changed:
+            joint = []
+            for code in self.CODES:
+                logits = model(input_ids=torch.tensor([[*code, *ids]]), use_cache=False).logits[0].double()
+                logs = logits[len(code) - 1 :].log_softmax(-1)
+                read = sum(float(logs[at, token]) for at, token in enumerate(ids))
+                joint.append((read + logs[-1]) / (len(ids) + 1))
+            desired, undesired = ((shift.scale * each).exp() for each in joint)
+            offset += (desired / (desired + undesired)).log() / (2 if shift.merge == "mean" else 1)
+        large = self.large(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
+        return large + shift.alpha * torch.cat([offset, offset.min().expand(len(large) - 128)])
+
+    def continued(self, ids: list[int], count: int, shift: Shift) -> list[int]:
+        written: list[int] = []
+        for _ in range(count):
+            written.append(int(self.next_logits(ids + written, shift).argmax()))
+        return written
+
+
+@pytest.fixture(scope="module")
+def conditional(tiny: Callable[..., Path]) -> Callable[..., Conditional]:
+    made: dict[tuple[str, str], Conditional] = {}
+    return lambda large, small: made.setdefault((large, small), Conditional(tiny, large, small))
+
+
+BAYES = Shift(alpha=30.0, merge="mean", scale=1.5)
+
+
+@pytest.mark.parametrize(("large", "small"), few(KINDS, 0))
+@torch.no_grad()
+def test_gedi_writes_by_bayes_rule_with_caches_beams_and_padding(
+    conditional: Callable[..., Conditional], large: str, small: str
+) -> None:
+    models, (ids, mask) = conditional(large, small), left_padded()
+    expected = [models.continued(each, 6, BAYES) for each in PROMPTS]
+    plain = models.large.generate(input_ids=ids, attention_mask=mask, **GREEDY)
+    offsets = models.offsets(BAYES)
+    for beams in (1, 3):
+        options = {**GREEDY, "num_beams": beams}
+        hook = offsets.attach(models.large)
+        written = models.large.generate(input_ids=ids, attention_mask=mask, **options)
+        uncached = models.large.generate(input_ids=ids, attention_mask=mask, use_cache=False, **options)
+        hook.remove()
+        processor = OffsetProcessor(offsets, mask)
+        processed = models.large.generate(input_ids=ids, attention_mask=mask, logits_processor=[processor], **options)
+        assert written.tolist() == uncached.tolist() == processed.tolist()
+        if beams == 1:
+            assert written[:, ids.shape[1] :].tolist() == expected
+    assert plain.tolist() != written.tolist()
+
+
+@torch.no_grad()
+def test_every_position_of_a_text_has_gedis_logits_also_in_parts(conditional: Callable[..., Conditional]) -> None:
+    models, longest = conditional("llama", "gpt2"), PROMPTS[0]
+    ids, mask = torch.tensor([longest, PROMPTS[1] + [PAD] * 3]), torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])
+    hook = models.offsets(BAYES).attach(models.large)
+    logits = models.large(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    cache = models.large(torch.tensor([longest[:3], PROMPTS[2][:3]]), use_cache=True).past_key_values
+    turned = copy.deepcopy(cache)
+    turned.batch_select_indices(torch.tensor([1, 0, 0]))
+    places = torch.arange(3, 5).expand(3, -1)
+    new = torch.tensor([[22, 9], longest[3:], longest[3:]])
+    parts = models.large(new, past_key_values=turned, position_ids=places).logits
+    cache.crop(-1)
+    with pytest.raises(RuntimeError, match="taken out of a cache"):
+        models.large(torch.tensor([[7], [7]]), past_key_values=cache)
+    hook.remove()
+    for count in range(1, 6):
+        expected = models.next_logits(longest[:count], BAYES)
+        torch.testing.assert_close(logits[0, count - 1].double(), expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(logits[1, 1].double(), models.next_logits(PROMPTS[1], BAYES), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(parts[1], logits[0, 3:], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(parts[2], parts[1])
+    torch.testing.assert_close(parts[0, 1].double(), models.next_logits([*PROMPTS[2], 9], BAYES), atol=1e-3, rtol=1e-4)
+
+
+def gedi_filter(logits: np.ndarray, desired: np.ndarray, filter_p: float, target_p: float) -> np.ndarray:
+    """One position as modeling_utils.py of salesforce/GeDi leaves tokens out, from those that are least likely of the class."""
+    order = np.argsort(desired, kind="stable")
+    p = np.exp(logits - logits.max())
+    removed = (np.cumsum((p / p.sum())[order]) < filter_p) & (desired[order] < np.log(target_p))
+    kept = logits.copy()
+    kept[order[removed]] = -np.inf
+    return kept
+
+
+@pytest.mark.parametrize(("rho", "tau"), [(0.2, 0.8), (0.7, 0.4)])
+def test_gedis_filter_is_the_authors(rho: float, tau: float) -> None:
+    random = np.random.default_rng(3)
+    large, desired = random.normal(size=40) * 2, np.log(random.uniform(0.1, 0.95, size=40))
+    ours = shifted(torch.tensor(large), torch.tensor(desired)[None], Shift(alpha=2.0, scale=1.0, rho=rho, tau=tau))
+    expected = gedi_filter(large + 2.0 * desired, desired, 1 - rho, tau)
+    assert 0 < np.isneginf(expected).sum() < 40
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gedi_by_hand_one_token_that_the_undesired_class_says_more_often_falls() -> None:
+    # Three tokens, as likely to the large model; the desired class says them with 1/2, 1/4, 1/4, the other with 1/4, 1/4, 1/2.
+    # P(desired): 2/3, 1/2, 1/3. With omega 2 the tokens are as 4/9 : 1/4 : 1/9.
+    desired = torch.tensor([0.5, 0.25, 0.25]).log()
+    undesired = torch.tensor([0.25, 0.25, 0.5]).log()
+    offset = torch.nn.functional.logsigmoid(desired - undesired)
+    weights = shifted(torch.zeros(3), offset[None], Shift(alpha=2.0, scale=1.0)).softmax(-1)
+    total = 4 / 9 + 1 / 4 + 1 / 9
+    torch.testing.assert_close(weights, torch.tensor([4 / 9, 1 / 4, 1 / 9]) / total)

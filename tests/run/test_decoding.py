@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import spunge
 from picked import few
 from spunge.errors import RecipeError
+from spunge.recipe.decoding import BY_TEXT
 from spunge.recipe.loading import load_recipe
+from spunge.registry import ATTACKS
 from spunge.results import read_results
 from spunge.run.asking import Asking
 from spunge.run.exporting import export
@@ -55,6 +58,8 @@ def decoding(toy_recipe: dict[str, Any], large: Path) -> dict[str, Any]:
 
 TVN = {"method": "tvn", "steps": 6, "batch_size": 4, "learning_rate": 0.02, "trainable": {"kind": "all"}}
 EXPERTS = {"kind": "dexperts", "path": "x"}
+GEDI = {"kind": "gedi", "path": "x"}
+CLASSES = TVN | {"method": "gedi", "desired": "moon", "undesired": "dog", "scale": 2.0}
 
 
 def read(path: Path | str) -> Any:
@@ -171,6 +176,52 @@ def test_dexperts_add_what_fine_tuning_on_rows_to_keep_and_to_forget_makes_of_th
     assert perplexity(texts, large, lambda ids: model(ids).logits) == pytest.approx(told, rel=1e-3)
 
 
+@pytest.mark.parametrize("merge", few(["mean", "weights"]))
+def test_gedi_judges_by_bayes_rule_of_its_class_conditional_models(
+    decoding: dict[str, Any], large: Path, tmp_path: Path, merge: str
+) -> None:
+    """P(desired | text) of the models that were trained, in float64, from what the export holds."""
+    decoding["decode"] |= {"kind": "gedi", "alpha": 20.0, "rho": 1.0, "merge": merge}
+    decoding |= {"unlearn": CLASSES, "controls": [], "evaluate": decoding["evaluate"][1:2]}
+    del decoding["merge"]
+    if merge == "weights":
+        decoding["merge"] = {"rule": "average"}
+    results = spunge.run(decoding, tmp_path / "run")
+    out = export(tmp_path / "run", tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(large)
+    codes = [tokenizer(CLASSES[name], add_special_tokens=False)["input_ids"] for name in ("desired", "undesired")]
+    models = [read(folder) for folder in sorted(out.glob("unlearned-*"))]
+    assert len(models) == (1 if merge == "weights" else 2)
+    base = read(large)
+
+    def shifted(ids: torch.Tensor) -> torch.Tensor:
+        length = ids.shape[1]
+        logits: torch.Tensor = base(ids).logits.double()
+        offset = torch.zeros(length, 128, dtype=torch.float64)
+        for model in models:
+            joint = []
+            for code in codes:
+                logs = model(torch.cat([torch.tensor([code]), ids], dim=1)).logits[0, len(code) - 1 :].double()
+                logs = logs.log_softmax(-1)
+                read_so_far = logs[:length].gather(1, ids.T)[:, 0].cumsum(0)
+                joint.append((read_so_far[:, None] + logs[1:]) / torch.arange(2, length + 2)[:, None])
+            desired, undesired = (2.0 * each for each in joint)
+            offset += (desired - torch.logaddexp(desired, undesired)) / len(models)
+        padding = offset.amin(-1, keepdim=True).expand(-1, 8)
+        return logits + 20.0 * torch.cat([offset, padding], dim=-1)
+
+    texts = [json.loads(line)["text"] for line in Path(decoding["evaluate"][0]["source"]).read_text().splitlines()]
+    told = results.value("merged", "retain", "perplexity")
+    plain = perplexity(texts, large, lambda ids: base(ids).logits)
+    assert told == pytest.approx(perplexity(texts, large, shifted), rel=1e-3)
+    assert told != pytest.approx(plain, rel=0.05)
+    model, _ = code_in(out).load(out)
+    assert perplexity(texts, large, lambda ids: model(ids).logits) == pytest.approx(told, rel=1e-3)
+    merged = next(each for each in results.models if each.stage == "merged")
+    assert merged.decode is not None
+    assert (merged.decode.kind, merged.decode.rho) == ("gedi", 1.0)
+
+
 def test_a_model_that_is_shifted_by_its_own_change_scores_as_if_its_weights_had_changed(
     toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
@@ -231,7 +282,10 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
         ({"decode": {"path": "x", "density": 0.5}}, "decode.density: merge 'weights' keeps every entry"),
         ({"decode": {"path": "x", "merge": "ties"}}, "merge: decode.merge 'ties' merges logits"),
         ({"decode": {"path": "x", "alpha": 0}}, "decode.alpha: 0"),
-        ({"decode": {"path": "x", "kind": "offst"}}, "decode.kind: 'offst': it should be one of 'offset', 'dexperts'"),
+        (
+            {"decode": {"path": "x", "kind": "offst"}},
+            "decode.kind: 'offst': it should be one of 'offset', 'dexperts', 'gedi'",
+        ),
         ({"decode": {"path": "x", "top_p": 0.5}}, "decode.top_p: no such setting"),
         ({"decode": EXPERTS}, "unlearn.method: 'rmu': the experts of dexperts are what tvn learns"),
         ({"decode": EXPERTS, "unlearn": TVN | {"strength": 2}}, "unlearn.method: 'tvn': .* with a strength of 1"),
@@ -241,8 +295,19 @@ def test_another_alpha_is_judged_anew_and_nothing_is_trained_or_asked_of_the_bas
             {"decode": EXPERTS, "unlearn": TVN, "controls": ["sequential"]},
             "controls: anti-experts are not trained in a row",
         ),
+        ({"decode": GEDI}, "unlearn.method: 'rmu': what decodes by gedi is a class-conditional model"),
+        (
+            {"unlearn": CLASSES},
+            "unlearn.method: 'gedi': its model tells texts to forget from others and forgets nothing",
+        ),
+        ({"unlearn": CLASSES, "decode": None}, "unlearn.method: 'gedi': its model tells texts to forget from others"),
+        ({"decode": GEDI | {"rho": 1}, "unlearn": CLASSES, "retain": None}, "retain: missing"),
+        ({"decode": GEDI, "unlearn": CLASSES}, "decode.rho: 0.2: 'choices' scores texts, and the tokens"),
+        (
+            {"decode": GEDI, "unlearn": CLASSES, "controls": ["sequential"]},
+            "controls: class-conditional models are not trained in a row",
+        ),
         ({"attack": "relearn"}, "evaluate.attack: 'relearn choices': relearn needs a model's weights or states"),
-        ({"attack": "quantise"}, "evaluate.attack: 'quantise choices': quantise needs a model's weights or states"),
         ({"scores": ["loss", "gradient"]}, "evaluate.scores: 'membership': gradient is of one model's weights"),
         ({"engine": "vllm"}, "evaluate.generation.engine: 'match': vllm cannot shift logits"),
     ],
@@ -263,6 +328,18 @@ def test_what_needs_weights_that_change_is_refused(
             decoding |= changes
     with pytest.raises(RecipeError, match=message):
         load_recipe(decoding)
+
+
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS.builtin) - set(BY_TEXT)))
+def test_every_attack_on_weights_or_states_is_refused_in_one_line(decoding: dict[str, Any], attack: str) -> None:
+    # Membership is no attack on another evaluation, and reads rows of its own.
+    unseen = {"source": decoding["evaluate"][0]["source"]}
+    decoding["evaluate"].append(
+        {"kind": "audit", "attack": attack, **(unseen if attack == "membership" else {"of": "choices"})}
+    )
+    with pytest.raises(RecipeError, match=f"{attack} needs a model's weights or states") as refused:
+        load_recipe(decoding)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_large_model_with_other_tokens_is_refused_before_anything_is_trained(
@@ -298,6 +375,9 @@ def test_a_plan_counts_the_large_model_and_those_beside_it(
     del decoding["merge"]
     decoding["decode"]["merge"] = "sum"
     assert judged() == tall + 3 * small
+    decoding["unlearn"] = CLASSES
+    decoding["decode"] |= {"kind": "gedi", "rho": 1.0}
+    assert judged() == tall + 2 * small  # a model for each part, which needs no other beside it
 
 
 def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_checkpoint_by_itself(
@@ -334,6 +414,23 @@ def test_an_adapter_or_delta_of_the_small_model_is_judged_as_a_shift_and_a_check
         RecipeError, match=r"judge.0.path: .* changes the small model, and dexperts takes what its own trainings"
     ):
         spunge.run(decoding, tmp_path / "experts")
+
+
+@pytest.mark.thorough
+def test_the_recipe_of_the_docs_runs_as_it_stands(
+    decoding: dict[str, Any], large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows and settings, on tiny models in place of the two that it names."""
+    page = (Path(__file__).parents[2] / "docs" / "decoding.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, rows in re.findall(r"cat > (\w+\.jsonl) <<'ROWS'\n(.*?)ROWS\n", page, re.DOTALL):
+        Path(name).write_text(rows)
+    recipe = re.search(r"```yaml\n# decoded.yaml\n(.*?)```", page, re.DOTALL)
+    assert recipe is not None
+    content = recipe[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", decoding["model"]["path"])
+    Path("decoded.yaml").write_text(content.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", str(large)))
+    results = spunge.run("decoded.yaml", tmp_path / "run")
+    assert {row.subject for row in results.rows if row.stage == "merged"} >= {"asia", "europe", "kept"}
 
 
 def test_a_run_that_changed_weights_has_nothing_to_export(finished: Path, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "change": "moon",
         "max_length": 60,
     },
+    "eul": {"trainable": {"kind": "lora"}},
     "kga": {"copies": {"epochs": 1, "learning_rate": 0.06}, "new_share": 0.1},
     "lat": {"layers": [1], "inner": {"steps": 2}},
     "tar": {"attack": {"steps": 2, "learning_rate": 0.001}},
@@ -76,23 +77,17 @@ QUICK: dict[str, dict[str, Any]] = {
         "updates": 1,
         "alpha": 1.0,
     },
+    "gedi": {"desired": "the new moon", "undesired": "dog"},
 }
 # Of these the loss alone is their own, or the samples that it is of; all else is what graddiff and dpo train by.
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}
 PLAIN_LOSSES = {"ga", "simnpo", "wga", "idk", "dpo"}  # whose state is that of graddiff or npo
-OWN_MEMORY = {
-    "llmu",
-    "pdu",
-    "idk_ap",
-    "whp",
-    "kga",
-    "elm",
-    "quark",
-    "demem",
-}  # which further draw, keep or read something of their own
+# Which further draw, keep or read something of their own.
+OWN_MEMORY = {"llmu", "pdu", "idk_ap", "whp", "kga", "elm", "quark", "demem"}
+SLOW = {"elm", "tar", "lat", "kga"}  # of many forward passes a step
 
 
-def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY) -> list[Any]:
+def tried(methods: Iterable[str], left: set[str] = ALIKE | OWN_MEMORY | SLOW) -> list[Any]:
     """The methods for a test of what they share; those left are thorough."""
     return [pytest.param(method, marks=pytest.mark.thorough if method in left else ()) for method in methods]
 
@@ -249,6 +244,19 @@ def test_of_a_model_of_texts_and_images_the_language_tower_alone_is_changed(
     assert branch.changes
     assert all("language_model" in name or name == "lm_head.weight" for name in branch.changes)
     assert all(torch.equal(parameter, before[name]) for name, parameter in base.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=() if method in {"ga", "pdu"} else pytest.mark.thorough)
+        for method in QUICK
+        if "decouple" in METHODS.get(method).settings.model_fields
+    ],
+)
+def test_a_method_with_a_weight_for_rows_to_decouple_learns_them(load: Callable[..., Any], method: str) -> None:
+    branch = unlearn(load(), method, steps=1, task={"decouple": samples("ordinary", 6)})
+    assert branch.losses["decouple"] > 0
 
 
 @pytest.mark.parametrize("method", tried(QUICK))
@@ -471,8 +479,15 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, batch: int, spoil: Callable[[Loss],
     monkeypatch.setattr(Loop, "run", spoiling)
 
 
+NO_NUMBERS = [(method, math.nan) for method in QUICK if method not in SCHEDULED]
+
+
 @pytest.mark.parametrize(
-    ("method", "value"), [*((method, math.nan) for method in QUICK if method not in SCHEDULED), ("tvn", math.inf)]
+    ("method", "value"),
+    [
+        *(pytest.param(*each, marks=pytest.mark.thorough if each[0] in ALIKE | SLOW else ()) for each in NO_NUMBERS),
+        ("tvn", math.inf),
+    ],
 )
 def test_a_loss_that_becomes_no_number_stops_the_branch_at_its_last_good_weights(
     load: Callable[..., Any], method: str, value: float, monkeypatch: pytest.MonkeyPatch

@@ -363,6 +363,22 @@ def test_llmus_terms_are_those_of_the_paper(first_loss: Callable[..., Found]) ->
             assert_same(found, forget, total)
 
 
+@pytest.mark.formula("eul")
+@pytest.mark.parametrize("reference", ["live", "stored"])
+def test_euls_terms_are_those_of_the_paper(first_loss: Callable[..., Found], reference: str) -> None:
+    def forget(table: Table) -> float:
+        apart = mean([value for row in ANSWERED for value in kl(table, row)])
+        return -apart - 0.7 * token_mean(table, ANSWERED)
+
+    def retain(table: Table) -> float:
+        return mean([value for row in RETAIN for value in kl(table, row)]) + 0.4 * token_mean(table, RETAIN)
+
+    changes = {"language": 0.7, "task": 0.4, "gamma": 0.6, "alpha": 0.3, "reference": reference}
+    found = first_loss("eul", ANSWERED, **changes)
+    assert_same(found, forget, lambda table: 0.6 * forget(table) + 0.3 * retain(table))
+    assert found.terms["retain"] == pytest.approx(retain(TRAINED), rel=1e-5)
+
+
 @pytest.mark.formula("whp")
 @pytest.mark.parametrize("rows", [PLAIN, ANSWERED], ids=["texts", "prompts"])
 def test_whps_tokens_are_those_that_did_not_rise_in_the_reinforced_copy(

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,8 +130,12 @@ def test_a_layer_that_is_not_the_checkpoints_is_no_tensor_of_it(tiny: Callable[.
 
 
 ON_LLAMA = sorted(set(METHODS.builtin) - {"precomputed"})
+QUICK = {"dpo", "ga", "graddiff", "npo", "rmu", "sku", "tvn"}
 TRAINED = [
-    *((method, "llama", bits, {}) for method, bits in zip(ON_LLAMA, ["4bit", "8bit"] * 6, strict=False)),
+    *(
+        pytest.param(method, "llama", bits, {}, marks=() if method in QUICK else pytest.mark.thorough)
+        for method, bits in zip(ON_LLAMA, itertools.cycle(["4bit", "8bit"]), strict=False)
+    ),
     ("rmu", "llama", "4bit", {"layer": 2}),
     ("rmu", "llama", "8bit", {"layer": 2}),
     ("npo", "gpt2", "4bit", {"retain_loss": "kl"}),

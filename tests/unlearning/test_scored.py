@@ -1,6 +1,7 @@
 """The places of a batch that are learned, and the losses there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import spunge.unlearning.scored
 from spunge.data.samples import IGNORED, Batch, Encoded, collate
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.ce_u import label_left_out
+from spunge.unlearning.forms import FORMS
 from spunge.unlearning.head import head_of
 from spunge.unlearning.me_gd import unevenness
 from spunge.unlearning.npo import negative_preference
@@ -95,7 +97,7 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
         for loss in LOSSES.values():
             whole = loss(scored(trained.model(batch.ids, attention_mask=batch.mask).logits, batch), before)
             expected = torch.autograd.grad(whole, trained.parameters, allow_unused=True)
-            monkeypatch.setattr(spunge.unlearning.scored, "PIECE", {"cpu": 8 * 128 // (8 if way == "all" else 1)})
+            monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], piece=8 * 128 // (8 if way == "all" else 1)))
             monkeypatch.setattr(spunge.unlearning.scored, "TRAINED", 1)
             found = outputs(trained.model, batch)
             assert found.states.shape == (5, 32)
@@ -112,13 +114,13 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
 def test_no_tensor_of_all_places_and_the_whole_vocabulary_is_made(load: Callable[..., Any]) -> None:
     base = load(vocab_size=30_000)
     batch = collate([Encoded(list(range(5, 105)), list(range(5, 105)))] * 8)
-    assert 5 * spunge.unlearning.scored.PIECE["cpu"] < 8 * 99 * 30_000 * 4
+    assert 5 * FORMS["cpu"].piece < 8 * 99 * 30_000 * 4
     with training(base, LoRA(rank=2), 0) as trained, Sizes() as sizes:
         (
             outputs(trained.model, batch).mean()
             + divergence(outputs(trained.model, batch), base_outputs(trained, batch).log_probabilities)
         ).backward()
-    assert sizes.largest <= spunge.unlearning.scored.PIECE["cpu"]
+    assert sizes.largest <= FORMS["cpu"].piece
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -136,7 +138,7 @@ def test_rows_of_about_one_length_are_computed_together_with_the_same_outputs(
     with training(base, Selected(match=["*.1.*weight"]), 0) as trained:
         for cost in (1000, 8):
             head_of(trained.model, batch)
-            monkeypatch.setitem(spunge.unlearning.scored.CALL, "cpu", cost)
+            monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], call=cost))
             widths.clear()
             scores = outputs(trained.model, batch)
             found.append((scores, torch.autograd.grad(scores.sums().square().sum(), trained.parameters)))
@@ -150,7 +152,7 @@ def test_rows_of_about_one_length_are_computed_together_with_the_same_outputs(
 
 
 def test_places_that_are_scored_in_the_padding_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(spunge.unlearning.scored.CALL, "cpu", 1)
+    monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], call=1))
     batch = collate([Encoded(list(range(5, 5 + length)), list(range(5, 5 + length))) for length in (20, 3)])
     assert rows_alike(batch) == [[0], [1]]
     assert rows_alike(batch._replace(labels=batch.ids)) == [[0, 1]]  # as SKU's code in mode reference

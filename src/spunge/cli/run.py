@@ -247,7 +247,7 @@ def split(
 
     With sizes, and which rows were dropped and why. Writes nothing.
     """
-    from spunge.data.selection import select_lesson, select_retain, split_content
+    from spunge.data.selection import select_decoupled, select_lesson, select_retain, split_content
     from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
     from spunge.report.wording import aligned, name, shortened
@@ -257,7 +257,7 @@ def split(
     parts = split_rows(loaded)
     retain = select_retain(loaded, parts)
     lesson = select_lesson(loaded)
-    content = split_content(parts, retain, lesson)
+    content = split_content(parts, retain, lesson, decoupled=select_decoupled(loaded, parts))
     samples = []
     if show:
         from spunge.cli.samples import print_samples, samples_of

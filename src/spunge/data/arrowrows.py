@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from spunge.data.decoding import COMPRESSIONS, DAMAGES, UnreadableError, open_bytes
 from spunge.data.keeping import Keeper
 from spunge.data.kinds import TEXT, fitted, plain_kind
+from spunge.data.mapping import mapped
 
 CHUNK = 1 << 24  # bytes of a table at a time, by the mean of its rows
 
@@ -64,13 +65,15 @@ def _of_parquet(source: Any) -> Iterator[pa.RecordBatch]:
 
 def _of_arrow(source: Any) -> Iterator[pa.RecordBatch]:
     batches: Iterator[pa.RecordBatch]
-    mapped = pa.memory_map(source) if isinstance(source, str) else source
+    if isinstance(source, str):
+        with open(source, "rb") as stream:
+            source = pa.BufferReader(pa.py_buffer(mapped(stream)))
     try:
-        reader = pa.ipc.open_file(mapped)
+        reader = pa.ipc.open_file(source)
         batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
     except pa.ArrowInvalid:  # no file, but a stream
-        mapped.seek(0)
-        reader = pa.ipc.open_stream(mapped)
+        source.seek(0)
+        reader = pa.ipc.open_stream(source)
         batches = iter(reader)
     yield pa.RecordBatch.from_pylist([], reader.schema)
     for batch in batches:

@@ -1,14 +1,16 @@
 """The attribute's values: which rows have which, how a recipe may spell them, and which of them look like slips."""
 
 import unicodedata
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import yaml
 
+from spunge.data.arrays import among, blocks, chosen, joined, mark, zeros
 from spunge.data.attribution import SQL, Valued, attribute_of
 from spunge.data.query import ROW, Kind, Query
 from spunge.data.unlabelled import Unlabelled
@@ -30,10 +32,10 @@ class Members(NamedTuple):
 
 
 class _Valued(NamedTuple):
-    """One line for each row and value of it."""
+    """One line for each row and value of it, of the asked rows and others."""
 
-    rows: np.ndarray  # (n,)
-    codes: np.ndarray  # (n,): which of the values; -1 where there is none
+    rows: Sequence[np.ndarray]  # piece by piece: their numbers, ascending
+    codes: np.ndarray  # (lines,): which of the values; -1 where there is none, or the row was not asked for
     counts: dict[str, int]  # value -> lines
     code_of: dict[Hashable, int]  # what all spellings of a value have in common -> which value it is
     kind: Kind
@@ -43,11 +45,11 @@ def members_of(unlabelled: Unlabelled, split: Split) -> Members:
     """The asked rows by the attribute's values. Raises RecipeError for an attribute that is wrong and a value of no row."""
     attribute, query, kept = attribute_of(split.by), unlabelled.query, unlabelled.rows
     told = attribute.values(unlabelled)
-    valued = _valued(told, kept)
+    valued = _valued(told, kept, query.rows)
     values = sorted(valued.counts)
     wanted = wanted_values(split.values) if split.values is not None else {value: [value] for value in values}
     part_of: dict[int, str] = {}
-    members: dict[str, np.ndarray] = {}
+    codes_of: dict[str, list[int]] = {}
     for name, spellings in wanted.items():
         keys = [spelling(word, valued.kind) for word in spellings]
         codes = [valued.code_of[key] for key in keys if key in valued.code_of]
@@ -57,30 +59,82 @@ def members_of(unlabelled: Unlabelled, split: Split) -> Members:
         if isinstance(split.values, list) and codes[0] in part_of:
             raise RecipeError(f"split.values: {part_of[codes[0]]!r} and {name!r} are one value; leave one of them out")
         part_of |= dict.fromkeys(codes, name)
-        members[name] = np.unique(valued.rows[np.isin(valued.codes, codes)])
+        codes_of[name] = codes
+    members = _rows_of(valued, codes_of)
     parts = {value: part_of.get(valued.code_of[spelling(value, valued.kind)]) for value in values}
     dropped = {value: f"{valued.counts[value]} rows, not in split.values" for value in values if parts[value] is None}
-    assigned = valued.rows[np.isin(valued.codes, list(part_of))]
+    assigned = zeros(query.rows, bool)
+    for rows in members.values():
+        mark(assigned, rows)
     notes = [*told.notes, *look_alikes(valued.counts, parts)]
-    return Members(members, np.setdiff1d(kept, assigned), dropped, notes)
+    return Members(members, chosen(kept, assigned, False), dropped, notes)
 
 
-def _valued(valued: Valued, kept: np.ndarray) -> _Valued:
+def _valued(valued: Valued, kept: np.ndarray, count: int) -> _Valued:
+    """count: of all rows."""
     lines, kind = valued.lines, valued.kind
-    rows, values = lines[ROW].to_numpy(), lines["value"].combine_chunks().dictionary_encode()
-    inside = np.isin(rows, kept)
-    missing = values.indices.is_null().to_numpy(zero_copy_only=False)
-    codes = np.where(missing, -1, values.indices.fill_null(0).to_numpy())[inside]
-    names: list[str] = values.dictionary.to_pylist()
-    counts = np.bincount(codes[codes >= 0], minlength=len(names))
-    present = {name: code for code, name in enumerate(names) if counts[code]}
+    asked = zeros(count, bool)
+    mark(asked, kept)
+    code_of_name: dict[str, int] = {}
+    pieces = lines.select([ROW, "value"]).to_batches()
+
+    def coded() -> Iterator[np.ndarray]:
+        for piece in pieces:
+            values = piece["value"].dictionary_encode()
+            names = [code_of_name.setdefault(name, len(code_of_name)) for name in values.dictionary.to_pylist()]
+            here = values.indices.fill_null(len(names)).to_numpy()
+            yield np.where(asked[piece[ROW].to_numpy()], np.array([*names, -1], np.int32)[here], -1)
+
+    codes = joined(coded(), np.int32)
+    counts = np.zeros(len(code_of_name) + 1, np.int64)  # of lines without a value first
+    for part in blocks(len(codes)):
+        counts += np.bincount(codes[part] + 1, minlength=len(counts))
+    present = {name: code for name, code in code_of_name.items() if counts[code + 1]}
     return _Valued(
-        rows[inside],
+        [piece[ROW].to_numpy() for piece in pieces],
         codes,
-        {name: int(counts[code]) for name, code in present.items()},
+        {name: int(counts[code + 1]) for name, code in present.items()},
         {spelling(name, kind): code for name, code in present.items()},
         kind,
     )
+
+
+def _rows_of(valued: _Valued, codes_of: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Part -> the rows that have one of its values, ascending, each once. All of them lie in one array, in pieces of as many as
+    there are lines of the part."""
+    counts = {valued.code_of[spelling(value, valued.kind)]: count for value, count in valued.counts.items()}
+    room = np.cumsum([0, *(sum(counts[code] for code in {*codes}) for codes in codes_of.values())])
+    rows, ends = zeros(int(room[-1]), np.int64), room[:-1].copy()
+    # A value may be in several parts: row k of the table holds the k-th of each value.
+    parts_of: dict[int, list[int]] = {}
+    for part, codes in enumerate(codes_of.values()):
+        for code in {*codes}:
+            parts_of.setdefault(code, []).append(part)
+    layers = np.full((max(map(len, parts_of.values()), default=0), max(parts_of, default=-1) + 2), -1)
+    for code, parts in parts_of.items():
+        layers[: len(parts), code] = parts
+    before = 0
+    for piece in valued.rows:
+        here = valued.codes[before : before + len(piece)]
+        before += len(piece)
+        # The last column is of no value: -1, and those behind all that are in parts.
+        inside = layers[:, np.where(here < layers.shape[1] - 1, here, -1)].ravel()
+        own = np.tile(piece, len(layers))
+        order = np.lexsort((own, inside))
+        order = order[np.searchsorted(inside[order], 0) :]
+        cuts = np.flatnonzero(np.diff(inside[order])) + 1
+        for some in np.split(order, cuts) if len(order) else ():
+            _append(rows, room, ends, int(inside[some[0]]), own[some])
+    return {name: rows[start:end] for name, start, end in zip(codes_of, room[:-1].tolist(), ends.tolist(), strict=True)}
+
+
+def _append(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, part: int, own: np.ndarray) -> None:
+    """Put numbers that ascend behind those of a part, each once."""
+    once = own[np.diff(own, prepend=-1) > 0]
+    if ends[part] > starts[part] and once[0] == rows[ends[part] - 1]:
+        once = once[1:]
+    rows[ends[part] : ends[part] + len(once)] = once
+    ends[part] += len(once)
 
 
 def subjects_of(unlabelled: Unlabelled, by: str | AttributeSettings, split: Split | None) -> list[list[str]]:
@@ -91,10 +145,11 @@ def subjects_of(unlabelled: Unlabelled, by: str | AttributeSettings, split: Spli
     if split is not None and split.values is not None and _same(query, split.by, by):
         part_of = {spelling(word, kind): name for name, words in wanted_values(split.values).items() for word in words}
     subjects: dict[int, list[str]] = {int(row): [] for row in rows}
-    for row, value in zip(lines[ROW].to_pylist(), lines["value"].to_pylist(), strict=True):
-        if row in subjects and value is not None:
-            subject = part_of.get(spelling(value, kind), value)
-            if subject not in subjects[row]:
+    for piece in lines.select([ROW, "value"]).to_batches():
+        asked = pa.table(piece).filter(pa.array(among(piece[ROW].to_numpy(), rows)))
+        for row, value in zip(asked[ROW].to_pylist(), asked["value"].to_pylist(), strict=True):
+            subject = part_of.get(spelling(value, kind), value) if value is not None else None
+            if subject is not None and subject not in subjects[row]:
                 subjects[row].append(subject)
     return [subjects[int(row)] for row in rows]
 

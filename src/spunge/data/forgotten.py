@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.arrays import among
 from spunge.data.selection import BESIDE, same_texts
 from spunge.data.split import Parts
 
@@ -17,7 +18,7 @@ def forgotten_items(items: pa.Table, rows: np.ndarray | None, parts: Parts) -> n
     alike = _alike(items, parts)
     if rows is None:
         return alike if alike is not None and alike.any() else None
-    here: np.ndarray = np.isin(rows, parts.rows)
+    here: np.ndarray = among(rows, parts.rows)
     return here if alike is None else here | ((rows < 0) & alike)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.arrays import among
 from spunge.data.attribute import subjects_of
 from spunge.data.attribution import attribute_of
 from spunge.data.forgotten import forgotten_items
@@ -119,7 +120,7 @@ def _subjects(
 def _parts_of(rows: np.ndarray, parts: Parts) -> list[list[str]]:
     """The parts that each of the source's rows is in."""
     members = {part.value: part.members for part in parts.parts if part.members is not None}
-    inside = {value: np.isin(rows, own) for value, own in members.items()}
+    inside = {value: among(rows, own) for value, own in members.items()}
     return [[value for value, there in inside.items() if there[at]] for at in range(len(rows))]
 
 

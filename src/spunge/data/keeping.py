@@ -14,13 +14,17 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 
+from spunge.data.mapping import give_back, mapped
+from spunge.data.tables import taken
 from spunge.files import cache_folder, checksum, fingerprint, writing, written
 
 VERSION = 1  # rises when the same file gives other rows
 IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
 RECENT = 4  # tables that one process keeps at hand
+AT_ONCE = 1 << 15  # rows that are taken out of a table at a time
 DAYS = 30  # after which a file that nobody read is removed
 
 _numbers = count()
@@ -62,6 +66,7 @@ class Keeper:
                 self._writer = pa.ipc.new_file(str(aside), table.schema)
             for each in (*self._tables, table):
                 self._writer.write_table(each)
+        give_back()
         self._tables.clear()
 
     def table(self) -> pa.Table:
@@ -104,6 +109,11 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
     return table
 
 
+def taken_apart(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The rows with these numbers, in this order, taken some thousands at a time: the memory may not hold all of them."""
+    return together(taken(table, rows[start : start + AT_ONCE]) for start in range(0, max(1, len(rows)), AT_ONCE))
+
+
 def rows_files() -> frozenset[str]:
     """Keys of the tables in the cache that this process has used."""
     return frozenset(_mapped_here)
@@ -121,7 +131,8 @@ def content_key(file: Path, *options: object) -> str:
 
 
 def _mapped(file: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    with file.open("rb") as stream:
+        return pa.ipc.open_file(pa.py_buffer(mapped(stream))).read_all()
 
 
 def _tidy(folder: Path) -> None:

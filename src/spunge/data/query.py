@@ -10,8 +10,8 @@ import difflib
 import re
 import threading
 import unicodedata
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any, Literal
 
 import duckdb
@@ -19,7 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spunge.data.arrays import counted, joined
 from spunge.data.filling import FIELD, pieces_of, text_sql
+from spunge.data.keeping import together
+from spunge.data.mapping import give_back
 from spunge.data.rows import Records
 from spunge.errors import ASKING, RecipeError, suggestion
 from spunge.files import parse_json
@@ -74,7 +77,7 @@ class Query:
             }
         )
         named = records.table.rename_columns([self._sql_names[name] for name in self.columns])
-        self._connection.register("rows", named.append_column(ROW, pa.array(np.arange(self.rows, dtype=np.int64))))
+        self._connection.register("rows", named.append_column(ROW, pa.array(counted(self.rows))))
         # A time's text must not depend on where the machine stands.
         self._connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
 
@@ -138,17 +141,17 @@ class Query:
         """Row numbers that meet a condition, ascending. Raises RecipeError when it does not parse, names no column,
         or is met by no row."""
         if condition is None:
-            return np.arange(self.rows)
+            return counted(self.rows)
         if not condition.strip():
             raise RecipeError(f"{setting}: an empty condition; leave it out")
         # Where no column is called so, SQL takes these words for the session's user and the like.
         words = set(re.findall(r"\w+(?!\w*\()", re.sub(r"'[^']*'|\"[^\"]*\"", "", condition.lower())))
         if strangers := sorted(words & SESSION - {name.lower() for name in self.columns}):
             raise RecipeError(f"{setting}: no column {strangers[0]!r}{suggestion(strangers[0], self.columns)}")
-        table = self._run(f"SELECT {ROW} FROM rows WHERE ({condition}\n) ORDER BY {ROW}", condition, setting)
+        table = self._by_rows(f"SELECT {ROW} FROM rows WHERE ({condition}\n)", ROW, condition, setting)
         if not table.num_rows:
             raise RecipeError(f"{setting}: no row of {self.rows} meets {condition!r}")
-        return np.asarray(table[ROW].to_numpy())
+        return joined((chunk.to_numpy() for chunk in table[ROW].chunks), np.int64)
 
     def has(self, given: str) -> bool:
         """Whether these rows have a column, or an expression can be evaluated on them."""
@@ -168,8 +171,8 @@ class Query:
                 picked[role] = self.records.table[name]
             else:
                 self._kind(given, prefix + role)
-                sql = f"SELECT {self.sql(given, prefix + role)} AS value FROM rows ORDER BY {ROW}"
-                picked[role] = self._run(sql, given, prefix + role)["value"]
+                sql = f"SELECT {ROW}, {self.sql(given, prefix + role)} AS value FROM rows"
+                picked[role] = self._by_rows(sql, ROW, given, prefix + role)["value"]
         return pa.table(picked)
 
     def values(self, given: str, setting: str) -> pa.Table:
@@ -178,20 +181,18 @@ class Query:
         A row whose value is null, not a number, blank text, or an empty list has one line, with null. A value stays as it is
         written, with the spaces around it.
         """
-        source = f"SELECT {ROW}, {self.sql(given, setting)} AS value FROM rows"
         kind = self._kind(given, setting)
-        if pa.types.is_list(kind):
-            source = (
-                f"SELECT {ROW}, unnest(list_distinct(value)) AS value FROM ({source}) "
-                f"UNION ALL SELECT {ROW}, NULL FROM ({source}) WHERE coalesce(len(list_distinct(value)), 0) = 0"
-            )
-        lines = self._run(
-            f"SELECT {ROW}, CAST(value AS VARCHAR) AS value FROM ({source}) ORDER BY {ROW}, value", given, setting
+        source, value, inner = (
+            f"SELECT {ROW}, {self.sql(given, setting)} AS value FROM rows",
+            "CAST(value AS VARCHAR)",
+            kind,
         )
-        blank = pc.equal(pc.utf8_trim_whitespace(lines["value"]), "")
-        if pa.types.is_floating(kind.value_type if pa.types.is_list(kind) else kind):
-            blank = pc.or_(blank, pc.equal(lines["value"], "nan"))  # what is missing in a column of numbers
-        return lines.set_column(1, "value", pc.if_else(blank, pa.scalar(None, pa.string()), lines["value"]))
+        if pa.types.is_list(kind):
+            inner = kind.value_type
+            items = "list_sort(CAST(list_distinct(value) AS VARCHAR[]))"
+            value = f"unnest(CASE WHEN coalesce(len(list_distinct(value)), 0) = 0 THEN [NULL] ELSE {items} END)"
+        sql, order = f"SELECT {ROW}, {value} AS value FROM ({source})", f"{ROW}, value"
+        return self._by_rows(sql, order, given, setting, partial(_without_blanks, numbers=pa.types.is_floating(inner)))
 
     def spelled_as(self, given: str, setting: str) -> Kind:
         """What the values of a column or an expression, or the items of its lists, are: numbers and truth values may be spelled in
@@ -210,7 +211,17 @@ class Query:
             raise RecipeError(f"{setting}: {given!r} is more than one expression")
         return types[0]
 
-    def _run(self, sql: str, given: str, setting: str) -> pa.Table:
+    def _by_rows(
+        self, sql: str, order: str, given: str, setting: str, each: Callable[[pa.Table], pa.Table] | None = None
+    ) -> pa.Table:
+        """What DuckDB says, a column of it being the rows' numbers, which ascend. each: what is made of every piece of it."""
+        table = self._run(sql, given, setting, each)
+        if _ascends(table[ROW]):
+            return table
+        # An expression that numbers rows in another order leaves them in that. Sorting takes memory for all of them.
+        return self._run(f"SELECT * FROM ({sql}) ORDER BY {order}", given, setting, each)
+
+    def _run(self, sql: str, given: str, setting: str, each: Callable[[pa.Table], pa.Table] | None = None) -> pa.Table:
         try:
             if self._stuck:
                 raise TimeoutError
@@ -218,7 +229,7 @@ class Query:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
             if beyond := self._beyond_rows(sql):
                 raise RecipeError(f"{setting}: {given!r} {beyond}")
-            return self._answer(sql)
+            return self._answer(sql, each or _as_it_is)
         except (duckdb.OutOfMemoryException, MemoryError):
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
         except (duckdb.InterruptException, TimeoutError):
@@ -255,7 +266,7 @@ class Query:
                     return f"gives other values each time, by {name}; a share at random is hash(text) % 10 = 0"
         return ""
 
-    def _answer(self, sql: str) -> pa.Table:
+    def _answer(self, sql: str, each: Callable[[pa.Table], pa.Table]) -> pa.Table:
         """What DuckDB says. It runs in a thread of its own, since one of its functions may not hear that it is to stop.
 
         Raises TimeoutError, after which this connection answers nothing more.
@@ -265,7 +276,7 @@ class Query:
 
         def ask() -> None:
             try:
-                answers.append(self._connection.sql(sql).to_arrow_table(BATCH))
+                answers.append(together(map(each, _pieces(self._connection.sql(sql)))))
             except BaseException as error:
                 errors.append(error)
 
@@ -306,6 +317,45 @@ class Query:
             return f'; write the column {unquoted[0]!r} in double quotes: "{unquoted[0]}"'
         near = difflib.get_close_matches(given, self.columns, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _pieces(answer: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
+    """What DuckDB says, as it says it. Raises its errors, which come through Arrow as others."""
+    reader = answer.to_arrow_reader(BATCH)
+    yield reader.schema.empty_table()
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (OSError, pa.ArrowException) as error:
+            kinds = {"Out of Memory": duckdb.OutOfMemoryException, "INTERRUPT": duckdb.InterruptException}
+            kind = next((kind for start, kind in kinds.items() if str(error).startswith(start)), duckdb.Error)
+            raise kind(str(error)) from None
+        give_back()
+        yield pa.table(batch)
+
+
+def _as_it_is(table: pa.Table) -> pa.Table:
+    return table
+
+
+def _without_blanks(lines: pa.Table, numbers: bool) -> pa.Table:
+    """Values with null for what is blank. numbers: they are such, and what is no number is missing too."""
+    blank = pc.equal(pc.utf8_trim_whitespace(lines["value"]), "")
+    if numbers:
+        blank = pc.or_(blank, pc.equal(lines["value"], "nan"))
+    return lines.set_column(1, "value", pc.if_else(blank, pa.scalar(None, pa.string()), lines["value"]))
+
+
+def _ascends(column: pa.ChunkedArray) -> bool:
+    last = -1
+    for chunk in column.chunks:
+        numbers = chunk.to_numpy()
+        if len(numbers) and (numbers[0] < last or (numbers[1:] < numbers[:-1]).any()):
+            return False
+        last = numbers[-1] if len(numbers) else last
+    return True
 
 
 @cache

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from spunge.copies import copies_of
+from spunge.data.arrays import counted
 from spunge.data.arrowrows import plain_table, read_arrow
 from spunge.data.decoding import COMPRESSIONS, UnreadableError, refuse_foreign
 from spunge.data.hubrows import hub_table, text_files
 from spunge.data.jsonrows import read_json
-from spunge.data.keeping import Keeper, content_key, table_of
+from spunge.data.keeping import AT_ONCE, Keeper, content_key, table_of, together
 from spunge.data.kinds import TEXT, fitted, kind_of, merged
+from spunge.data.tables import repeated
 from spunge.data.textrows import read_csv, read_lines
 from spunge.errors import RecipeError
 from spunge.files import is_inside, parse_json
@@ -118,10 +120,25 @@ def read_rows(sources: Sequence[Source], setting: str) -> Records:
         clashing = [f.name for f in schema if kinds[f.name] == TEXT and f.type != TEXT and not pa.types.is_null(f.type)]
         table = piece.reread(clashing) if clashing else piece.table
         names = table.column_names
-        tables.append(pa.table([fitted(table[name], kinds[name]) for name in names], names=names))
+        tables.append(_alike(table, kinds))
         origins.append(Origin(piece.name, first, frozenset(names)))
         first += table.num_rows
     return Records(pa.concat_tables(tables, promote_options="default"), tuple(origins))
+
+
+def _alike(table: pa.Table, kinds: Mapping[str, pa.DataType]) -> pa.Table:
+    """With all of these columns, in types that hold the values of all tables; what is missing is null."""
+    own = [name for name in table.column_names if table[name].type != kinds[name]]
+    if own:
+        pieces = (table.select(own).slice(start, AT_ONCE) for start in range(0, max(1, table.num_rows), AT_ONCE))
+        cast = together(pa.table([fitted(each[name], kinds[name]) for name in own], names=own) for each in pieces)
+        for name in own:
+            table = table.set_column(table.column_names.index(name), name, cast[name])
+    columns = [
+        table[name] if name in table.column_names else repeated(pa.scalar(None, kind), table.num_rows)
+        for name, kind in kinds.items()
+    ]
+    return pa.table(columns, names=list(kinds))
 
 
 def _pieces(source: Source, setting: str) -> Iterator[_Piece]:
@@ -160,9 +177,9 @@ def _with_columns(table: pa.Table, source: Source, first: int, setting: str) -> 
     if (number := source.row_number) is not None:
         if number in table.column_names or number in source.assign:
             raise RecipeError(f"{setting}.row_number: there is a column {number!r} already; give another name")
-        table = table.append_column(number, pa.array(np.arange(first, first + table.num_rows)))
+        table = table.append_column(number, pa.array(counted(first + table.num_rows)[first:]))
     for name, value in source.assign.items():
-        column = pa.repeat(pa.scalar(value, kind_of([value])), table.num_rows)
+        column = repeated(pa.scalar(value, kind_of([value])), table.num_rows)
         if name in table.column_names:
             table = table.set_column(table.column_names.index(name), name, column)
         else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair, read_tools, tools_beside
+from spunge.data.mapping import give_back
 from spunge.data.query import ROW
 from spunge.data.tables import taken
 from spunge.data.template import Template, render
@@ -254,6 +255,7 @@ def table_sha256(table: pa.Table) -> str:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         for start in range(0, max(1, table.num_rows), HASHED_ROWS):
             # Taking every row lays the buffers out anew, so that equal rows have equal bytes whatever table they came from.
+            give_back()
             piece = table.slice(start, HASHED_ROWS)
             writer.write_table(piece.take(pa.array(np.arange(piece.num_rows))).combine_chunks())
     return digest.hexdigest()

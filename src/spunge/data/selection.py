@@ -1,7 +1,8 @@
 """The retain rows: selected like the forget rows, and set beside them, as a row that is both is unlearned and held at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from spunge.data.arrays import among, chosen, numbers_of
+from spunge.data.digests import are_among
+from spunge.data.keeping import AT_ONCE, taken_apart
 from spunge.data.query import ROW, Query
 from spunge.data.rows import Records, read_rows
 from spunge.data.samples import Samples
-from spunge.data.split import AT_ONCE, Parts, draw, read_samples, rendering_of, seed_for, sources_of
-from spunge.data.tables import taken
+from spunge.data.split import Parts, draw, read_samples, rendering_of, seed_for, sources_of
 from spunge.data.texts import blank_rows, left_out, refuse_files_without, text_table, unspaced
 from spunge.errors import RecipeError
 from spunge.recipe.rows import Rows
 from spunge.recipe.schema import Recipe
 
+NOTHING = xxhash.xxh3_128_digest(b"", seed=1)  # of a row without text, which is not one whose text is empty
 BESIDE = ("refusal", "end", ROW)  # columns of samples that are no part of what a row says
 
 
@@ -44,15 +48,15 @@ def select_rows(rows: Rows, recipe: Recipe, setting: str) -> Selection:
     texts = text_table(query, columns, setting)
     refuse_files_without(query, columns, kept, setting)
     empty = blank_rows(texts)
-    filled = kept[~empty[kept]]
+    filled = chosen(kept, empty, False)
     notes = left_out(query, empty, columns, kept, setting)
     if not len(filled):
         raise RecipeError(f"{setting}: no row with text is left; {notes[0]}")
     if not rendering_of(recipe, rows).chat:
         notes += unspaced(texts, filled, setting)
-    chosen = draw(filled, rows.limit, seed_for(recipe.seed, "select", setting))
-    samples = read_samples(texts, rendering_of(recipe, rows), setting, query.records, chosen)
-    return Selection(samples, chosen, query.records, len(kept) - len(filled), tuple(notes))
+    drawn = draw(filled, rows.limit, seed_for(recipe.seed, "select", setting))
+    samples = read_samples(texts, rendering_of(recipe, rows), setting, query.records, drawn)
+    return Selection(samples, drawn, query.records, len(kept) - len(filled), tuple(notes))
 
 
 def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
@@ -70,7 +74,7 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
     shared = same_texts(selection.samples.table, [part.samples.table for part in parts.parts])
     if not shared.any():
         return selection
-    first = selection.records.row_name(int(selection.numbers[shared][0]))
+    first = selection.records.row_name(int(selection.numbers[shared.argmax()]))
     if shared.all():
         more = "".join(f"; {note}" for note in selection.notes)
         raise RecipeError(
@@ -79,6 +83,22 @@ def select_retain(recipe: Recipe, parts: Parts) -> Selection | None:
         )
     note = f"retain: {shared.sum()} of {len(shared)} rows are rows to forget too (first: {first})"
     return replace(selection, notes=(*selection.notes, note))
+
+
+def select_decoupled(recipe: Recipe, parts: Parts) -> Selection | None:
+    """The rows of the prompt-decouple term, where the recipe has any. Raises RecipeError where a row is one to forget: it would be
+    learned and unlearned at once."""
+    if recipe.decouple is None:
+        return None
+    selection = select_rows(recipe.decouple, recipe, "decouple")
+    shared = same_texts(selection.samples.table, [part.samples.table for part in parts.parts])
+    if shared.any():
+        first = selection.records.row_name(int(selection.numbers[shared][0]))
+        raise RecipeError(
+            f"decouple: {shared.sum()} of {len(shared)} rows are rows to forget too (first: {first}); give each prompt an ordinary "
+            "answer, in a harmless setting"
+        )
+    return selection
 
 
 def select_lesson(recipe: Recipe) -> Selection | None:
@@ -98,7 +118,7 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
     shared = same_texts(lesson.samples.table, [part.samples.table for part in parts.parts])
     out = shared
     if minus is not None:
-        out = np.isin(lesson.numbers, Query(lesson.records).where(minus, "reference.minus"))
+        out = among(lesson.numbers, Query(lesson.records).where(minus, "reference.minus"))
     told = "by reference.minus" if minus is not None else "by their texts"
     if not out.any():
         mend = (
@@ -115,7 +135,7 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
         (alike & ~out, "differ from a row to forget in white space alone"),
     ):
         if left.any():
-            first = lesson.records.row_name(int(lesson.numbers[left][0]))
+            first = lesson.records.row_name(int(lesson.numbers[left.argmax()]))
             raise RecipeError(
                 f"reference: {left.sum()} of the rows that it would be taught {how} (first: {first}); give reference.minus, a "
                 "condition on the taught rows that leaves them out"
@@ -126,10 +146,10 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
         unknown = ~same_texts(asked, [lesson.samples.table])
         if unknown.any():
             notes = [f"reference: {unknown.sum()} of {len(unknown)} rows to forget are not among those that are taught"]
-    rows = np.flatnonzero(~out)
+    rows = numbers_of(~out)
     return replace(
         lesson,
-        samples=Samples(taken(lesson.samples.table, rows)),
+        samples=Samples(taken_apart(lesson.samples.table, rows)),
         numbers=lesson.numbers[rows],
         empty=0,
         notes=tuple(notes),
@@ -137,11 +157,17 @@ def without_forgotten(lesson: Selection, parts: Parts, minus: str | None) -> Sel
 
 
 def split_content(
-    parts: Parts, retain: Selection | None, lesson: Selection | None = None, reference: Selection | None = None
+    parts: Parts,
+    retain: Selection | None,
+    lesson: Selection | None = None,
+    reference: Selection | None = None,
+    decoupled: Selection | None = None,
 ) -> dict[str, Any]:
-    """What split.json holds: the parts, the retain rows, those that are taught, to the base and to the reference, and remarks."""
+    """What split.json holds: the parts, the retain rows, those that are taught, to the base and to the reference, those of the
+    prompt-decouple term, and remarks."""
     content = parts.to_json()
-    for name, rows in (("retain", retain), ("teach", lesson), ("reference", reference)):
+    blocks = (("retain", retain), ("decouple", decoupled), ("teach", lesson), ("reference", reference))
+    for name, rows in blocks:
         if rows is not None:
             content[name] = {"selected": len(rows.samples), "empty": rows.empty, "sha256": rows.samples.sha256}
             content["notes"] += rows.notes
@@ -155,26 +181,17 @@ def same_texts(
     names = [name for name in retain.column_names if name not in BESIDE]
     if any({*table.column_names} - {*BESIDE} != {*names} for table in forget):
         return np.zeros(retain.num_rows, dtype=bool)
-    # By hashes first: the texts of all rows at once may be more than the memory holds.
-    own, others = _hashes(retain, names, read), [_hashes(table, names, read) for table in forget]
-    alike = np.isin(own, np.concatenate(others)) if others else np.zeros(len(own), dtype=bool)
-    if not alike.any():
-        return alike
-    chosen = [
-        taken(table, np.flatnonzero(np.isin(each, own[alike]))) for table, each in zip(forget, others, strict=True)
-    ]
-    known = pa.chunked_array([read(_content(table, names)) for table in chosen], pa.large_string()).combine_chunks()
-    same = pc.is_in(read(_content(taken(retain, np.flatnonzero(alike)), names)), value_set=known)
-    alike[alike] = same.to_numpy(zero_copy_only=False)
-    return alike
+    digests = [_digests(table, names, read) for table in (retain, *forget)]
+    others = sum(table.num_rows for table in forget)
+    return are_among(digests[0], chain.from_iterable(digests[1:]), retain.num_rows, others)
 
 
-def _hashes(table: pa.Table, names: list[str], read: Callable[[pa.Array], pa.Array]) -> np.ndarray:  # (rows,) of uint64
-    """Of what is compared of each row, some thousands at a time."""
-    pieces = (read(_content(table.slice(start, AT_ONCE), names)) for start in range(0, table.num_rows, AT_ONCE))
-    coded = (text for piece in pieces for text in piece.cast(pa.large_binary()).to_pylist())
-    hashes = (xxhash.xxh3_64_intdigest(text or b"") for text in coded)
-    return np.fromiter(hashes, np.uint64, table.num_rows)
+def _digests(table: pa.Table, names: list[str], read: Callable[[pa.Array], pa.Array]) -> Iterator[np.ndarray]:
+    """128 bits of what is compared of each row, some thousands of rows at a time, as (rows, 2) of uint64."""
+    for start in range(0, table.num_rows, AT_ONCE):
+        texts = read(_content(table.slice(start, AT_ONCE), names)).cast(pa.large_binary()).to_pylist()
+        digests = (xxhash.xxh3_128_digest(text) if text is not None else NOTHING for text in texts)
+        yield np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
 
 
 def _spaced_alike(texts: pa.Array) -> pa.Array:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from spunge.data.arrays import chosen, count_of, mark, numbers_of, zeros
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
-from spunge.data.keeping import together
+from spunge.data.keeping import AT_ONCE, taken_apart, together
 from spunge.data.media import media_column
 from spunge.data.naming import slugs
 from spunge.data.query import Query
@@ -27,7 +28,6 @@ from spunge.recipe.split import Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
-AT_ONCE = 1 << 15  # rows that become samples at a time
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def split_rows(recipe: Recipe) -> Parts:
     known = members_of(unlabelled, split) if split else Members({WHOLE: kept}, kept[:0], {}, [])
     dropped, notes = dict(known.dropped), list(known.notes)
     if not rendering_of(recipe, forget).chat:
-        notes += unspaced(texts, kept[~empty[kept]], "forget")
+        notes += unspaced(texts, chosen(kept, empty, False), "forget")
     members = _with_enough_text(known.members, empty, split.min_rows if split else 1, dropped, query)
     unassigned = _kept_unassigned(known.nowhere, members, split, query)
     members |= _with_enough_text(unassigned, empty, 1, dropped, query)
@@ -111,16 +111,18 @@ def split_rows(recipe: Recipe) -> Parts:
     names, rendering = slugs(list(members)), rendering_of(recipe, forget)
     parts = []
     for value, rows in members.items():
-        filled = rows[~empty[rows]]
-        chosen = draw(filled, forget.limit, seed_for(recipe.seed, "select", value))
+        filled = chosen(rows, empty, False)
+        drawn = draw(filled, forget.limit, seed_for(recipe.seed, "select", value))
         notes += left_out(query, empty, columns, rows, f"part {value!r}")
-        samples = read_samples(texts, rendering, "forget", query.records, chosen)
+        samples = read_samples(texts, rendering, "forget", query.records, drawn)
         parts.append(Part(value, names[value], len(rows), samples, len(rows) - len(filled), rows))
     by = attribute_of(split.by).title(query) if split else None
     lost = 0 if unassigned else len(known.nowhere)
-    every = np.unique(np.concatenate(list(members.values())))
+    inside = zeros(query.rows, bool)
+    for rows in members.values():
+        mark(inside, rows)
     media, left = media_column(query.records.table), query.rows - len(kept)
-    return Parts(by, tuple(parts), query.rows, left, lost, dropped, every, tuple(notes), media)
+    return Parts(by, tuple(parts), query.rows, left, lost, dropped, numbers_of(inside), tuple(notes), media)
 
 
 def read_samples(texts: pa.Table, rendering: Rendering, setting: str, records: Records, rows: np.ndarray) -> Samples:
@@ -162,7 +164,7 @@ def _with_enough_text(
     """The parts that have at least `min_rows` rows with text; others join the dropped. Raises RecipeError for one with none."""
     enough: dict[str, np.ndarray] = {}
     for value, rows in members.items():
-        filled = int((~empty[rows]).sum())
+        filled = len(rows) - count_of(rows, empty)
         if len(rows) >= min_rows and not filled:
             raise RecipeError(
                 f"forget: part {value!r} has no text: all of its {len(rows)} rows are empty (first: "
@@ -202,7 +204,7 @@ def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
     stops = np.cumsum([len(part.samples) for part in parts])
     dealt = np.split(order, stops[:-1])
     return tuple(
-        Part(f"random {number}", f"random-{number}", len(rows), Samples(taken(everything, rows)))
+        Part(f"random {number}", f"random-{number}", len(rows), Samples(taken_apart(everything, rows)))
         for number, rows in enumerate(map(np.sort, dealt), start=1)
     )
 

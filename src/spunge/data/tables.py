@@ -5,11 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+REPEATED = 1 << 15  # rows of a chunk that is repeated
+
 
 def taken(table: pa.Table, rows: np.ndarray | Sequence[int]) -> pa.Table:
     """The rows with these numbers, in this order, each column in one piece."""
     numbers = np.asarray(rows, dtype=np.int64)
     return pa.table([_taken(column, numbers) for column in table.columns], names=table.column_names)
+
+
+def repeated(value: pa.Scalar, count: int) -> pa.ChunkedArray:
+    """A column that says one thing, whose chunks are one and the same."""
+    few = pa.repeat(value, min(count, REPEATED))
+    whole, rest = divmod(count, max(1, len(few)))
+    return pa.chunked_array([few] * whole + [few[:rest]] * bool(rest), value.type)
 
 
 def _taken(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:

@@ -73,6 +73,20 @@ class Template:
             )
         )
 
+    def asking(self, messages: Sequence[Message], where: str) -> str:
+        """The prompt for an answer to messages, contents as text or, where the template takes no text, in parts: many of models of
+        texts and images write nothing of a text. Raises RecipeError where it objects, or leaves the last message out."""
+        first: RecipeError | None = None
+        for form in (lambda message: message, _in_parts):
+            try:
+                if STAND_IN in self.text(
+                    [form(each) for each in [*messages[:-1], _said_else(messages[-1])]], where, asked=True
+                ):
+                    return self.text([form(each) for each in messages], where, asked=True)
+            except RecipeError as error:
+                first = first or error
+        raise first or RecipeError(f"{where}: the model's chat template leaves what is asked out")
+
     def marked(self, messages: Sequence[Message], where: str) -> list[Span] | None:
         """The characters that the template itself marks as the assistant's; None where it marks none."""
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -185,6 +199,17 @@ class Turns:
             if without == self.text:
                 raise RecipeError(f"{self._where}: the chat template leaves the tool calls of messages[{number}] out")
 
+    def shows(self, number: int, messages: Sequence[Message]) -> bool:
+        """Whether a user's message, as it is among `messages`, is written at all; of others nothing is asked."""
+        said = messages[number]
+        if said["role"] != "user" or str(said["content"]).strip() in self.text:
+            return True
+        try:
+            self._differing(self._messages, number, self.text)
+        except RecipeError:
+            return False
+        return True
+
     def content(self, number: int) -> Span:
         """Where an assistant's message stands, without what is written around every message. Raises where it is left out."""
         if number == len(self._messages) - 1:
@@ -290,16 +315,26 @@ def _accepted(conversation: Conversation, template: Template, where: str) -> "Tu
     JSON text, or with contents in parts, as many models of text and images have it."""
     messages = conversation.messages[: conversation.learned[-1] + 1]
     first: RecipeError | None = None
+    without: Turns | None = None  # what was asked: some templates show no form of it
     for form in (lambda message: message, _with_written_arguments, _in_parts):
         try:
             turns = Turns([form(message) for message in messages], template, where)
             for number in conversation.learned:
                 turns.content(number)
-            return turns
         except RecipeError as error:
             first = first or error
+            continue
+        if all(turns.shows(number - 1, messages) for number in conversation.learned if number):
+            return turns
+        without = without or turns
+    if without is not None:
+        return without
     assert first is not None
     raise first
+
+
+def _said_else(message: Message) -> Message:
+    return {**message, "content": STAND_IN}
 
 
 def _in_parts(message: Message) -> Message:

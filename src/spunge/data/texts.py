@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spunge.data.arrays import blocks, chosen, joined
 from spunge.data.guessing import reading_told, readings
 from spunge.data.query import Query
+from spunge.data.tables import taken
 from spunge.errors import RecipeError, suggestion
 
 WORD_ENDS, WORD_BEGINS = r"[0-9A-Za-z.,:;?!]\z", r"\A[0-9A-Za-z]"  # of scripts that part words by spaces
@@ -33,10 +35,17 @@ def refuse_other_types(kind: pa.DataType, given: str, setting: str, nested: bool
 
 def refuse_files_without(query: Query, columns: Mapping[str, str], rows: np.ndarray, setting: str) -> None:
     """Raises RecipeError where the rows of one of several files are wanted and it has no such column."""
-    files: list[int] = np.unique(query.records.files(rows)).tolist() if query.records.origins else []
+    firsts = [origin.first for origin in query.records.origins]
+    ends = np.searchsorted(rows, [*firsts[1:], query.rows])  # of the wanted rows, which ascend
+    starts = np.searchsorted(rows, firsts)
+    wanted = (
+        [origin for origin, start, end in zip(query.records.origins, starts, ends, strict=True) if start < end]
+        if firsts
+        else []
+    )
     for role, given in columns.items():
         name = query.column(given)
-        for origin in (query.records.origins[file] for file in files):
+        for origin in wanted:
             if name is not None and name not in origin.columns:
                 raise RecipeError(
                     f"{setting}.{role}: no column {name!r} in {origin.name}{suggestion(name, origin.columns)}; leave its rows "
@@ -46,13 +55,14 @@ def refuse_files_without(query: Query, columns: Mapping[str, str], rows: np.ndar
 
 def blank_rows(texts: pa.Table) -> np.ndarray:  # (n,) of bool
     """Whether each row lacks one of its texts."""
-    return np.asarray(np.logical_or.reduce([blank(column) for column in texts.columns]))
+    masks = [blank(column) for column in texts.columns]
+    return joined((np.logical_or.reduce([mask[part] for mask in masks]) for part in blocks(texts.num_rows)), bool)
 
 
 def blank(column: pa.ChunkedArray) -> np.ndarray:  # (n,) of bool
     """Whether each row is null, an empty list, or a text of nothing but white space."""
     # Chunk by chunk, as trimming copies the texts.
-    return np.concatenate([_blank(chunk) for chunk in column.chunks] or [np.zeros(0, dtype=bool)])
+    return joined(map(_blank, column.chunks), bool)
 
 
 def _blank(chunk: pa.Array) -> np.ndarray:
@@ -67,7 +77,7 @@ def _blank(chunk: pa.Array) -> np.ndarray:
 
 def left_out(query: Query, empty: np.ndarray, roles: Iterable[str], rows: np.ndarray, whose: str) -> list[str]:
     """A remark on the rows whose text is empty, if there are any."""
-    without = rows[empty[rows]]
+    without = chosen(rows, empty)
     if not len(without):
         return []
     first = query.records.row_name(int(without[0]))
@@ -78,13 +88,17 @@ def unspaced(texts: pa.Table, rows: np.ndarray, whose: str) -> list[str]:
     """A remark where word touches word between the prompt and the completion of every row, as in `the Sun?Mercury`."""
     if not {"prompt", "completion"} <= set(texts.column_names) or not len(rows):
         return []
-    prompts, completions = (texts[name].take(pa.array(rows)) for name in ("prompt", "completion"))
-    if not all(pa.types.is_string(each.type) or pa.types.is_large_string(each.type) for each in (prompts, completions)):
+    kinds = [texts[name].type for name in ("prompt", "completion")]
+    if not all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds):
         return []
-    touching = pc.and_(pc.match_substring_regex(prompts, WORD_ENDS), pc.match_substring_regex(completions, WORD_BEGINS))
-    if not pc.all(touching).as_py():
-        return []
-    shown = prompts[0].as_py()[-10:] + completions[0].as_py()[:10]
+    some = texts.select(["prompt", "completion"])
+    for part in blocks(len(rows)):
+        pair = taken(some, rows[part])
+        ending = pc.match_substring_regex(pair["prompt"], WORD_ENDS)
+        if not pc.all(pc.and_(ending, pc.match_substring_regex(pair["completion"], WORD_BEGINS))).as_py():
+            return []
+    first = taken(some, rows[:1]).to_pylist()[0]
+    shown = first["prompt"][-10:] + first["completion"][:10]
     return [
         f"{whose}: no row has white space between prompt and completion ({shown!r}), and none is put there; where it belongs, "
         f"write it into {whose}.prompt, as in `question || ' '`"

@@ -1,13 +1,15 @@
 """Rows whose values of the attribute are asked for, as an attribute source is given them; and labels that are made once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from spunge.data.arrays import chosen
 from spunge.data.chat import Conversation
+from spunge.data.keeping import AT_ONCE
 from spunge.data.query import Query
 from spunge.data.samples import Rendering, sample_table
 from spunge.data.tables import taken
@@ -35,16 +37,27 @@ class RowTexts(NamedTuple):
 
 def row_texts(unlabelled: Unlabelled) -> RowTexts:
     """Each row as one text: the text, prompt and answer, or all messages, a line each. Raises RecipeError for what holds none."""
+    pieces = list(row_texts_apart(unlabelled))
+    return RowTexts(
+        np.concatenate([piece.rows for piece in pieces]), [text for piece in pieces for text in piece.texts]
+    )
+
+
+def row_texts_apart(unlabelled: Unlabelled) -> Iterator[RowTexts]:
+    """The same, some thousands of rows at a time: the memory may not hold all of them. There is one piece at the least."""
     query, roles = unlabelled.query, {role: name for role, name in unlabelled.texts.items() if role != "refusal"}
     table = text_table(query, roles, "forget")
-    rows = unlabelled.rows[~blank_rows(table)[unlabelled.rows]]
-    names = partial(query.records.row_names, rows)
-    samples = sample_table(taken(table, rows), Rendering(), "forget", query.records.numbers(rows), names)
-    if "conversation" in samples.column_names:
-        read = map(Conversation.from_json, samples["conversation"].to_pylist())
-        return RowTexts(rows, ["\n".join(filter(None, (each["content"] for each in one.messages))) for one in read])
-    columns = [samples[role].to_pylist() for role in roles]
-    return RowTexts(rows, ["\n".join(row) for row in zip(*columns, strict=True)])
+    filled = chosen(unlabelled.rows, blank_rows(table), False)
+    for start in range(0, max(1, len(filled)), AT_ONCE):
+        rows = filled[start : start + AT_ONCE]
+        names = partial(query.records.row_names, rows)
+        samples = sample_table(taken(table, rows), Rendering(), "forget", query.records.numbers(rows), names)
+        if "conversation" in samples.column_names:
+            read = map(Conversation.from_json, samples["conversation"].to_pylist())
+            texts = ["\n".join(filter(None, (each["content"] for each in one.messages))) for one in read]
+        else:
+            texts = ["\n".join(row) for row in zip(*(samples[role].to_pylist() for role in roles), strict=True)]
+        yield RowTexts(rows, texts)
 
 
 def labelled_once(made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def prompt_ids(base: Base, prompt: Prompt, settings: GenerationSettings) -> list
         ids = prompt
     elif settings.chat:
         template = Template(base.tokenizer, base.template, "evaluate.generation.chat")
-        text = template.text([{"role": "user", "content": prompt}], "evaluate.generation.chat", asked=True)
+        text = template.asking([{"role": "user", "content": prompt}], "evaluate.generation.chat")
         ids = base.tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = start_once(base.tokenizer(prompt)["input_ids"], base.tokenizer)

@@ -180,7 +180,7 @@ def conversation_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
         return list(tokenizer(PLAIN.format(prompt=prompt, answer=answer))["input_ids"])
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     # A guard's template asks for the verdict by itself; others have to be told that an answer comes next.
-    text = Template(tokenizer, {}, "evaluate.judge").text(messages, "evaluate.judge", asked=True)
+    text = Template(tokenizer, {}, "evaluate.judge").asking(messages, "evaluate.judge")
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

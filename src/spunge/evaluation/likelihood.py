@@ -91,13 +91,21 @@ def _scored(base: Base, given: tuple[Sequence[Encoded], Values], rows: Sequence[
 def head_at(base: Base, wanted: Tensor) -> Iterator[None]:
     """Inside the block, the model's output layer sees only the positions in `wanted` (b, t): logits are (1, n, v).
 
-    At a vocabulary of 50,000 and more the logits of every position would be most of the memory and much of the time.
+    At a vocabulary of 50,000 and more the logits of every position would be most of the memory and much of the time. Where every
+    place is needed, the logits themselves are cut to those.
     """
 
     def keep(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0][wanted.to(inputs[0].device)].unsqueeze(0), *inputs[1:])
 
-    hooks = [head.register_forward_pre_hook(keep) for head in base.heads]
+    def cut(_model: Any, _inputs: tuple[Any, ...], output: Any) -> Any:
+        output.logits = output.logits[wanted.to(output.logits.device)].unsqueeze(0)
+        return output
+
+    if base.every_place:
+        hooks = [base.model.register_forward_hook(cut)]  # after the one that shifts them
+    else:
+        hooks = [head.register_forward_pre_hook(keep) for head in base.heads]
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import yaml
 from spunge import __version__
 from spunge.errors import printable
 from spunge.merging.outcome import MergeReport
-from spunge.weights.card import base_identifier, inherited, markdown
+from spunge.weights.card import base_identifier, inherited, loading, markdown
 from spunge.weights.folder import TAUGHT, name_of
 
 
@@ -44,6 +44,7 @@ def merge_card(report: MergeReport, base: Path) -> str:
             "```yaml",
             yaml.safe_dump(report.settings, sort_keys=False).strip(),
             "```",
+            *(line for said in loading(base) for line in ("", said)),
             *(line for note in report.notes for line in ("", f"Note: {markdown(note)}.")),
             "",
         ]

@@ -25,7 +25,7 @@ from spunge.model.refusing import refused_as
 from spunge.recipe.model import DeviceMap, ModelPart, ModelSettings, PackedIn
 from spunge.recipe.training import refuse_without_bitsandbytes
 from spunge.weights.checkpoint import Checkpoint
-from spunge.weights.described import described_by
+from spunge.weights.described import described_by, know_layers
 from spunge.weights.names import WHOLE, Region
 from spunge.weights.quantised import settled
 
@@ -71,6 +71,7 @@ class Base:
     )
     device_map: DeviceMap | None = None  # it is in the machine's memory, to be laid over devices (`model.placing`)
     beside: tuple[Any, ...] = ()  # models that shift its logits while it is judged (`model.offsets`)
+    every_place: bool = False  # what shifts them needs the logits at every place of a text (gedi)
     part: ModelPart | None = None  # which alone may be trained; None: any
     board: Board | None = None  # where other processes of this model take some of its batches
 
@@ -198,6 +199,7 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting:
     options = {"trust_remote_code": settings.trust_remote_code}
     with refused_as(f"{setting}: {settings.path!r} has no tokenizer that can be read"):
         where, which = (own, {}) if own.is_dir() else (settings.path, {"revision": settings.revision})
+        know_layers(own)
         tokenizer = AutoTokenizer.from_pretrained(where, **which, **options)
         tokenizer("a")  # some of what it reads it believes until it is first asked
         return tokenizer

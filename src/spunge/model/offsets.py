@@ -2,6 +2,14 @@
 
     offset (Huang et al. 2024, arXiv 2404.11045):  large + alpha * (unlearned - small)
     dexperts (Liu et al. 2021, arXiv 2105.03023):  top_p(large) + alpha * (expert - anti-expert)
+    gedi (Krause et al. 2021, arXiv 2009.06367):   large + alpha * log P(desired | text, next token)
+
+gedi's probability is by Bayes' rule, of a small model that reads a text after one control code and after another, each with the
+prior 1/2. With t tokens, the next one among them, and every token after the code counted, as in the authors' code:
+
+    log P(desired | x) = log sigmoid(scale * (log p(x | desired) - log p(x | undesired)) / t)
+
+Then only the tokens with P(desired) of at least tau are left, and the likeliest desired ones until they hold a mass of rho.
 
 Of several parts there is one offset each, and they are merged as logits: by their sum, their mean, or TIES. Logits are added as
 they are: log-probabilities would give the same distribution, since they differ by one number at each position.
@@ -21,7 +29,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessor
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class Shift:
     merge: Literal["sum", "mean", "ties"] = "sum"
     density: float = 0.2  # of ties: share of the vocabulary that each offset keeps at a position, by magnitude
     top_p: float = 1.0  # tokens outside this nucleus of the large model are never written
+    # Of gedi, whose offsets are log-probabilities.
+    scale: float | None = None  # of the two likelihoods; None: the offsets are differences of logits
+    rho: float = 1.0  # mass that the likeliest desired tokens keep at the least; 1 keeps every token
+    tau: float = 1.0  # tokens that are desired with a higher probability are kept in any case
 
 
 class Pair(NamedTuple):
@@ -41,14 +55,31 @@ class Pair(NamedTuple):
     down: Any
 
 
-def pairs_of(kind: str, small: Any, changed: Sequence[Any], expert: Any = None) -> list[Pair]:
-    """The models whose differences are the offsets. small: the small base; changed: it with what was unlearned, of each part.
+Code = tuple[int, ...]
 
-    kind: offset, or dexperts. There `changed` and `expert` are the base less what it learned (task-vector negation) from rows to
-    forget and from rows to keep; they are turned into the models that learned it. Without an expert the small base is it.
+
+class Classes(NamedTuple):
+    """A class-conditional model (gedi), and the tokens that stand before a text of either class."""
+
+    model: Any
+    desired: Code
+    undesired: Code
+
+
+def pairs_of(
+    kind: str, small: Any, changed: Sequence[Any], expert: Any = None, codes: Sequence[Sequence[int]] = ()
+) -> list[Pair] | list[Classes]:
+    """What gives the offsets. small: the small base; changed: it with what was learned or unlearned, of each part.
+
+    kind: offset, dexperts or gedi. Of dexperts `changed` and `expert` are the base less what it learned (task-vector negation)
+    from rows to forget and from rows to keep; they are turned into the models that learned it. Without an expert the small base
+    is it. codes: gedi's, desired and undesired.
     """
     if kind == "offset":
         return [Pair(each, small) for each in changed]
+    if kind == "gedi":
+        desired, undesired = map(tuple, codes)
+        return [Classes(each, desired, undesired) for each in changed]
     good = small if expert is None else turned(small, expert)
     return [Pair(good, turned(small, each)) for each in changed]
 
@@ -87,21 +118,45 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:  # (..., v)
 
 def shifted(large: Tensor, offsets: Tensor, shift: Shift) -> Tensor:  # (..., v), (k, ..., w) -> (..., v) float32
     """The large model's logits with the offsets. Vocabularies may be padded to different sizes: what one of them has beyond the
-    other is no token, and is left as it is."""
+    other is no token, and is left as it is; of gedi, which lowers every token, it is lowered as much as any."""
     logits = nucleus(large.float(), shift.top_p)
-    width = min(logits.shape[-1], offsets.shape[-1])
-    added = shift.alpha * merged(offsets[..., :width].float(), shift)
-    return torch.cat([logits[..., :width] + added, logits[..., width:]], dim=-1)
+    width, beyond = min(logits.shape[-1], offsets.shape[-1]), logits.shape[-1] - offsets.shape[-1]
+    one = merged(offsets[..., :width].float(), shift)
+    if shift.scale is None:
+        return torch.cat([logits[..., :width] + shift.alpha * one, logits[..., width:]], dim=-1)
+    if beyond > 0:
+        one = torch.cat([one, one.amin(dim=-1, keepdim=True).expand(*one.shape[:-1], beyond)], dim=-1)
+    return surely(logits + shift.alpha * one, one, shift)
+
+
+def surely(logits: Tensor, desired: Tensor, shift: Shift) -> Tensor:  # (..., v), (..., v) -> (..., v)
+    """gedi's filter: -inf for tokens with a P(desired) below tau, but for those of the highest one, which hold rho of the mass."""
+    if shift.rho >= 1:
+        return logits
+    ordered, order = desired.sort(dim=-1)
+    below = logits.softmax(dim=-1).gather(-1, order).cumsum(dim=-1) < 1 - shift.rho
+    unsure = below & (ordered.exp() < shift.tau)
+    return logits.masked_fill(torch.zeros_like(unsure).scatter(-1, order, unsure), -torch.inf)
+
+
+class Reader(NamedTuple):
+    """A small model as it reads texts: after a control code, or as they are."""
+
+    model: Any
+    code: Code | None = None
 
 
 class Offsets:
     """The small models of an offset, each once. They must be on the large model's device."""
 
-    def __init__(self, pairs: Sequence[Pair], shift: Shift) -> None:
+    def __init__(self, pairs: Sequence[Pair] | Sequence[Classes], shift: Shift) -> None:
         self.shift = shift
-        self.models: list[Any] = list({id(model): model for pair in pairs for model in pair}.values())
-        place = {id(model): at for at, model in enumerate(self.models)}
-        self._pairs = [(place[id(pair.up)], place[id(pair.down)]) for pair in pairs]
+        both = [_readers(pair) for pair in pairs]
+        readers = {(id(reader.model), reader.code): reader for pair in both for reader in pair}
+        self.readers = list(readers.values())
+        self.models: list[Any] = list({id(reader.model): reader.model for reader in self.readers}.values())
+        place = {key: at for at, key in enumerate(readers)}
+        self._pairs = [(place[id(up.model), up.code], place[id(down.model), down.code]) for up, down in both]
 
     def attach(self, large: Any) -> Any:
         """Shift the logits of `large` wherever it is called, also by `generate`. Returns the hook's handle."""
@@ -129,29 +184,27 @@ class Offsets:
         cache: the large model's after it has read `ids`. The small models' keys and values are layers behind its own, so that
         whatever is done to it (rows chosen, beams in another order, a copy) is done to all.
         """
-        own, counts, layers = 0, [0] * len(self.models), []
+        own, counts, layers = 0, [0] * len(self.readers), []
         if cache is not None:
             own, counts = self._begun(cache, ids)
             layers = cache.layers[own:]
         told: list[Tensor] = []
         kept: list[Any] = []
-        for at, model in enumerate(self.models):
-            state = None
-            if cache is not None:
-                state = DynamicCache(config=model.config)
-                if counts[at]:
-                    state.layers, layers = layers[: counts[at]], layers[counts[at] :]
-            told.append(_logits(model, ids, mask, positions, state, keep))
-            if state is not None:
-                counts[at] = len(state.layers)
-                kept += state.layers
+        for at, reader in enumerate(self.readers):
+            before, layers = layers[: counts[at]], layers[counts[at] :]
+            read = _logits if reader.code is None else _likelihoods
+            logits, after = read(reader, ids, mask, positions, before if cache is not None else None, keep)
+            told.append(logits)
+            counts[at] = len(after)
+            kept += after
         if cache is not None:
             cache.layers[own:] = kept
             vars(cache)["offsets"] = (own, tuple(counts))
         width = min(each.shape[-1] for each in told)
-        return torch.stack(
+        apart = torch.stack(
             [told[up][..., :width].float() - told[down][..., :width].float() for up, down in self._pairs]
         )
+        return apart if self.shift.scale is None else logsigmoid(self.shift.scale * apart)
 
     def _begun(self, cache: Any, ids: Tensor) -> tuple[int, list[int]]:
         """The large model's layers in a cache, and each small model's: none of theirs where it has just begun."""
@@ -161,11 +214,72 @@ class Offsets:
             return known[0], list(known[1])
         if cache.get_seq_length() != ids.shape[1]:
             raise RuntimeError("offsets: the cache holds tokens that the small models have not read")
-        return len(cache.layers), [0] * len(self.models)
+        return len(cache.layers), [0] * len(self.readers)
 
 
-def _logits(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor | None, state: Any, keep: int) -> Tensor:
-    """A small model's logits (b, t, v) of the last `keep` positions, or of all where that is 0."""
+def _readers(pair: Pair | Classes) -> tuple[Reader, Reader]:
+    if isinstance(pair, Pair):
+        return Reader(pair.up), Reader(pair.down)
+    return Reader(pair.model, pair.desired), Reader(pair.model, pair.undesired)
+
+
+def _likelihoods(
+    reader: Reader, ids: Tensor, mask: Tensor | None, positions: Tensor | None, before: Any, keep: int
+) -> tuple[Tensor, list[Any]]:
+    """As `_logits` of a reader with a code: the mean log-likelihood of the text's tokens and each next one, (b, t, v).
+
+    The last of its layers holds, in place of keys and values, the last token's log-probabilities (b, 1, 1, v), and the text's
+    summed log-likelihood and number of tokens (b, 1, 1, 2).
+    """
+    code = reader.code or ()
+    real = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :]
+    if before:
+        *before, state = before
+        if state.get_seq_length() != 1:
+            raise RuntimeError("offsets: tokens were taken out of a cache, and gedi cannot take back what it has read")
+        read, (total, count) = ids, state.values[:, 0, 0].unbind(dim=-1)
+    else:
+        read, total, count = torch.cat([ids.new_tensor(code).expand(len(ids), -1), ids], dim=1), 0.0, 0.0
+    if mask is not None:
+        mask = pad(mask, (len(code), 0), value=1)
+    if positions is not None:
+        positions = positions + len(code)
+        if not before:
+            first = torch.arange(len(code), device=ids.device).expand(len(ids), -1)
+            positions = torch.cat([first, positions.expand(len(ids), -1)], dim=1)
+    logits, layers = _logits(reader, read, mask, positions, before, 0)
+    logs = logits.float().log_softmax(dim=-1)
+    # One place before the first token: what the code, or the last token of what was read before, says of it.
+    logs = torch.cat([state.keys[:, 0], logs], dim=1) if before else logs[:, len(code) - 1 :]
+    # A token is foretold by the last one before it that is no padding.
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    last = pad(torch.where(real == 1, places, 0).cummax(dim=1).values, (1, 0))  # (b, 1 + t)
+    rows = torch.arange(len(ids), device=ids.device)[:, None]
+    own = logs[rows, last[:, :-1], ids.clamp(max=logs.shape[-1] - 1)] * real
+    total = own.cumsum(dim=1) + (total[:, None] if before else 0.0)  # (b, t)
+    count = real.cumsum(dim=1) + (count[:, None] if before else 0.0)
+    if before is not None:
+        state = DynamicLayer()
+        state.lazy_initialization(logs, logs)
+        state.keys = logs[rows, last[:, -1:]][:, None]
+        state.values = torch.stack([total[:, -1], count[:, -1]], dim=-1)[:, None, None].to(logs.dtype)
+        layers.append(state)
+    means = (total[:, -keep:, None] + logs[:, 1:][:, -keep:]) / (count[:, -keep:, None] + 1)
+    return means, layers
+
+
+def _logits(
+    reader: Reader, ids: Tensor, mask: Tensor | None, positions: Tensor | None, before: Any, keep: int
+) -> tuple[Tensor, list[Any]]:
+    """A small model's logits (b, t, v) of the last `keep` positions, or of all where that is 0, and its cache's layers.
+
+    before: these, of the tokens that it has read before; None where none are kept.
+    """
+    model, state = reader.model, None
+    if before is not None:
+        state = DynamicCache(config=model.config)
+        if before:
+            state.layers = before
     takes = inspect.signature(model.forward).parameters
     given: dict[str, Any] = {"use_cache": state is not None, "past_key_values": state}
     if mask is not None:
@@ -180,7 +294,7 @@ def _logits(model: Any, ids: Tensor, mask: Tensor | None, positions: Tensor | No
     # What a vocabulary has beyond the tokenizer's tokens is no token; another one may have fewer of it.
     known = ids.clamp(max=model.get_input_embeddings().num_embeddings - 1)
     logits: Tensor = model(input_ids=known, **given).logits
-    return logits[:, -keep:] if keep else logits
+    return logits[:, -keep:] if keep else logits, [] if state is None else state.layers
 
 
 class OffsetProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -204,7 +318,7 @@ class OffsetProcessor(LogitsProcessor):  # type: ignore[misc]
         first = input_ids.shape[1] - 1 if goes_on else 0
         if not goes_on:
             self._cache = DynamicCache()
-            vars(self._cache)["offsets"] = (0, (0,) * len(self._offsets.models))
+            vars(self._cache)["offsets"] = (0, (0,) * len(self._offsets.readers))
         offsets = self._offsets._read(input_ids[:, first:], mask, positions[:, first:], self._cache, 1)
         self._read = input_ids
         # As log-probabilities: beam search adds them up as they come from here.
@@ -222,9 +336,13 @@ def read_offsets(folder: str | Path, small: str | None = None, dtype: Any = "aut
     def model(where: str | Path, revision: str | None = None) -> Any:
         return _read(where, revision, dtype, device)
 
-    base = model(small or about["small"]["path"], None if small else about["small"]["revision"])
+    # gedi's models say by themselves how likely a text is desired.
+    base = None
+    if about["kind"] != "gedi":
+        base = model(small or about["small"]["path"], None if small else about["small"]["revision"])
     expert = model(folder / about["expert"]) if about["expert"] else None
-    pairs = pairs_of(about["kind"], base, [model(folder / name) for name in about["unlearned"]], expert)
+    changed = [model(folder / name) for name in about["unlearned"]]
+    pairs = pairs_of(about["kind"], base, changed, expert, about["codes"])
     return Offsets(pairs, Shift(**about["shift"]))
 
 

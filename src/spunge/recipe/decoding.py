@@ -27,7 +27,7 @@ WRITING = (
 class DecodeSettings(Strict):
     """The large model, and how the small one's changes shift its logits."""
 
-    kind: str = Field(description="offset (default) or dexperts.")
+    kind: str = Field(description="offset (default), dexperts or gedi.")
     path: str = Field(
         description="Hub id, or a folder: the large model, which is never trained. It must share the small one's vocabulary."
     )
@@ -69,11 +69,33 @@ class DExperts(DecodeSettings):
     )
 
 
-Decode = Offset | DExperts
+class GeDi(DecodeSettings):
+    """large + alpha * log P(desired | text, next token), by Bayes' rule of a small model that reads the text after two codes."""
+
+    kind: Literal["gedi"] = "gedi"
+    alpha: float = Field(
+        30.0,
+        gt=0,
+        description="omega: the power that the probability of the desired class is raised to; published: 30.",
+    )
+    rho: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="The tokens that are likeliest desired, until they hold this mass, are kept; of the others those with a "
+        "probability of `tau`. Published: 0.2. 1 keeps all, and is needed where texts are scored.",
+    )
+    tau: float = Field(
+        0.8, gt=0, le=1, description="Tokens that are desired with at least this probability are kept; published: 0.8."
+    )
+
+
+Decode = Offset | DExperts | GeDi
 # Kind -> its settings and its source.
 DECODERS: dict[str, tuple[type[DecodeSettings], str]] = {
     "offset": (Offset, "Huang et al. 2024, arXiv 2404.11045"),
     "dexperts": (DExperts, "Liu et al. 2021, arXiv 2105.03023"),
+    "gedi": (GeDi, "Krause et al. 2021, arXiv 2009.06367"),
 }
 
 
@@ -103,8 +125,47 @@ def refuse_decode(decode: Decode, recipe: "Recipe") -> None:
             raise ValueError(f"{setting}: beside decode {instead}; leave one of the two out")
     if isinstance(decode, DExperts):
         _refuse_experts(decode, recipe)
+    if isinstance(decode, GeDi):
+        _refuse_classes(recipe)
+    if (hiding := _hiding(decode)) is not None:
+        for entry in recipe.evaluate:
+            if entry.kind not in WRITING and dict(entry).get("of") is None:
+                raise ValueError(
+                    f"decode.{hiding}: {evaluation_name(entry)!r} scores texts, and the tokens that are left out have no "
+                    "probability; set it to 1"
+                )
     for entry in recipe.evaluate:
         _refuse_evaluation(entry)
+
+
+def refuse_classes_alone(recipe: "Recipe") -> None:
+    """Raises ValueError for a method whose model is of use beside `decode` only."""
+    unlearn = recipe.unlearn
+    if unlearn is not None and unlearn.method == "gedi" and not isinstance(recipe.decode, GeDi):
+        raise ValueError(
+            "unlearn.method: 'gedi': its model tells texts to forget from others and forgets nothing by itself; give decode with "
+            "kind gedi, or take another method"
+        )
+
+
+def _hiding(decode: Decode) -> str | None:
+    """The setting that leaves tokens without a probability, and its value; None where every token has one."""
+    if isinstance(decode, DExperts) and decode.top_p < 1:
+        return f"top_p: {decode.top_p:g}"
+    if isinstance(decode, GeDi) and decode.rho < 1:
+        return f"rho: {decode.rho:g}"
+    return None
+
+
+def _refuse_classes(recipe: "Recipe") -> None:
+    method = None if recipe.unlearn is None else recipe.unlearn.method
+    if method != "gedi":
+        raise ValueError(
+            f"unlearn.method: {method!r}: what decodes by gedi is a class-conditional model, which the method gedi trains; set it "
+            "to gedi"
+        )
+    if any(control.train == "sequential" for control in recipe.controls):
+        raise ValueError("controls: class-conditional models are not trained in a row; leave sequential out")
 
 
 def _refuse_experts(decode: DExperts, recipe: "Recipe") -> None:
@@ -120,12 +181,6 @@ def _refuse_experts(decode: DExperts, recipe: "Recipe") -> None:
         )
     if any(control.train == "sequential" for control in recipe.controls):
         raise ValueError("controls: anti-experts are not trained in a row; leave sequential out")
-    for entry in recipe.evaluate:
-        if decode.top_p < 1 and entry.kind not in WRITING and dict(entry).get("of") is None:
-            raise ValueError(
-                f"decode.top_p: {decode.top_p:g}: {evaluation_name(entry)!r} scores texts, and tokens outside the nucleus have no "
-                "probability; set it to 1"
-            )
 
 
 def _refuse_evaluation(entry: EvaluatorSettings) -> None:
@@ -145,9 +200,16 @@ def _refuse_evaluation(entry: EvaluatorSettings) -> None:
         raise ValueError(f"evaluate.generation.engine: {name!r}: vllm cannot shift logits; leave engine out")
 
 
-def shift_of(decode: Decode, parts: Sequence[Any]) -> dict[str, Any]:
-    """How the offsets of a model are merged and added, as `spunge.model.offsets.Shift` takes it. parts: its small models."""
+def shift_of(decode: Decode, unlearn: Any, parts: Sequence[Any]) -> dict[str, Any]:
+    """How the offsets of a model are merged and added, as `spunge.model.offsets.Shift` takes it, without what has no effect.
+    unlearn: the method's settings; parts: the model's small ones."""
     merge = "sum" if decode.merge == "weights" or len(parts) == 1 else decode.merge
-    density = 0.2 if decode.density is None else decode.density
-    top_p = decode.top_p if isinstance(decode, DExperts) else 1.0
-    return {"alpha": decode.alpha, "merge": merge, "density": density, "top_p": top_p}
+    shift: dict[str, Any] = {"alpha": decode.alpha, "merge": merge}
+    if merge == "ties":
+        shift["density"] = 0.2 if decode.density is None else decode.density
+    if isinstance(decode, DExperts) and decode.top_p < 1:
+        shift["top_p"] = decode.top_p
+    if isinstance(decode, GeDi):
+        shift["scale"] = dict(unlearn)["scale"]
+        shift |= {"rho": decode.rho, "tau": decode.tau} if decode.rho < 1 else {}
+    return shift

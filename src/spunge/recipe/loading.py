@@ -208,7 +208,7 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
             block["path"] = _absolute_model(block["path"], folder)
     evaluate = content.get("evaluate")
     evaluations = evaluate if isinstance(evaluate, list) else []
-    for block in [*(content.get(name) for name in ("teach", "forget", "retain")), *evaluations]:
+    for block in [*(content.get(name) for name in ("teach", "forget", "retain", "decouple")), *evaluations]:
         _anchor_source(block, folder)
     if isinstance(evaluate, list):
         content["evaluate"] = [_anchored(block, EVALUATORS, "kind", folder) for block in evaluate]

@@ -11,6 +11,13 @@ DeviceMap = Literal["auto"] | dict[int, str]
 ModelPart = Literal["language"]
 
 
+class UnlearningLayers(Strict):
+    """A bottleneck after the feed-forward network of every block, h + up act(down h), which adds nothing until it is trained."""
+
+    size: int | None = Field(None, ge=1, description="Width of the bottleneck. Default: a sixteenth of the model's.")
+    activation: Literal["relu", "gelu", "silu"] = Field("relu", description="act, between the two projections.")
+
+
 class ModelSettings(Strict):
     path: str = Field(description="Hub id, or a folder with a checkpoint.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
@@ -52,6 +59,11 @@ class ModelSettings(Strict):
         False,
         description="Take the values of a quantised model (fp8, MXFP4, GGUF; compressed-tensors and bitsandbytes where their "
         "packages are installed) and write what comes of it unquantised.",
+    )
+    unlearning_layers: UnlearningLayers | None = Field(
+        None,
+        description="Give the base unlearning layers, which `unlearn: {method: eul}` trains: {} or {size: 64}. What is merged "
+        "has them too, and transformers loads it with trust_remote_code=True. Default: the model as it is.",
     )
     trust_remote_code: bool = Field(False, description="Run the Python code that the model's repository carries.")
 

@@ -13,7 +13,7 @@ from spunge.errors import suggestion
 from spunge.recipe.aggregates import Aggregate, refuse_aggregate
 from spunge.recipe.block import Strict
 from spunge.recipe.calibration import Calibrate, refuse_calibration
-from spunge.recipe.decoding import Decode, decoding, refuse_decode
+from spunge.recipe.decoding import Decode, decoding, refuse_classes_alone, refuse_decode
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again, refuse_stages
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.merging import Control, RuleSettings, controls_of
@@ -62,6 +62,12 @@ class Recipe(Strict):
     split: Split | None = Field(None, description="Default: one part that holds every row.")
     retain: Annotated[Rows | None, BeforeValidator(_retained)] = Field(
         None, description="Rows to keep behaving on, where the method needs them; `neutral`: paragraphs of Wikipedia."
+    )
+    decouple: Rows | None = Field(
+        None,
+        description="Prompts like those to forget, in a harmless setting, each with its ordinary answer: these are learned beside "
+        "forgetting and keeping (SafeEraser's prompt-decouple loss, weight `unlearn.decouple`). Default: none. See "
+        "[around any loss](methods.md#around-any-loss).",
     )
     reference: Annotated[Reference | None, BeforeValidator(referred)] = Field(
         None,
@@ -207,6 +213,7 @@ class Recipe(Strict):
             refuse_calibration(self.calibrate, evaluations, self.aggregates, self.unlearn, self.merge, self.controls)
         if self.watch is not None:
             refuse_watch(self.watch, dict(zip(names, self.evaluate, strict=True)), self.unlearn)
+        refuse_classes_alone(self)
         if self.decode is not None:
             refuse_decode(self.decode, self)
             if self.model.device_map is not None:
@@ -220,8 +227,12 @@ class Recipe(Strict):
                 raise ValueError(f"judge: two models are called {name!r}; give each a name of its own")
         if self.retain is None and self.unlearn is not None:
             _refuse_without_retain(self.unlearn)
+        if self.decouple is not None:
+            _refuse_decouple(self, self.decouple)
         if self.model.train_in is not None:
             _refuse_beside_packed(self)
+        if self.model.unlearning_layers is not None:
+            _refuse_beside_layers(self)
         for entry in self.evaluate:
             EVALUATORS.get(entry.kind).check(entry, self)
             if self.model.device_map is not None:
@@ -240,6 +251,16 @@ def _refuse_without_retain(unlearn: MethodSettings) -> None:
         )
 
 
+def _refuse_decouple(recipe: Recipe, rows: Rows) -> None:
+    """Raises ValueError where nothing would learn the rows, or they are every row to forget."""
+    unlearn = recipe.unlearn
+    if unlearn is None or "decouple" not in dict(unlearn):
+        method = "nothing is unlearned" if unlearn is None else f"unlearn.method {unlearn.method!r} has no such term"
+        raise ValueError(f"decouple: {method}; leave it out, or take a method on outputs, such as npo")
+    if rows.source is None and rows.where is None:
+        raise ValueError("decouple.source: missing; without it and decouple.where these would be the rows to forget")
+
+
 def _refuse_whole(entry: EvaluatorSettings) -> None:
     """Raises ValueError for an evaluation that a model on several devices cannot be judged by."""
     generation = dict(entry).get("generation")
@@ -248,6 +269,29 @@ def _refuse_whole(entry: EvaluatorSettings) -> None:
         raise ValueError(
             f"model.device_map: {evaluation_name(entry)!r} ({asks}) needs the weights whole on one device; leave one of the two out"
         )
+
+
+def _refuse_beside_layers(recipe: Recipe) -> None:
+    """Raises ValueError for what does not know a model with unlearning layers."""
+    said = "model.unlearning_layers:"
+    if recipe.unlearn is None:
+        raise ValueError(f"{said} nothing is unlearned, and they would add nothing; leave them out")
+    if recipe.decode is not None:
+        raise ValueError(
+            f"{said} beside decode the weights of small models are exported without them; leave one of the two out"
+        )
+    if recipe.teach is not None:
+        raise ValueError(
+            f"{said} beside teach they would be taught too; teach by a run of its own, and give its RUN/taught as model.path"
+        )
+    if recipe.model.train_in is not None:
+        raise ValueError(f"{said} they are trained whole, and train_in packs them; leave one of the two out")
+    for entry in recipe.evaluate:
+        generation = dict(entry).get("generation")
+        if generation is not None and dict(generation).get("engine") == "vllm":
+            raise ValueError(
+                f"{said} vllm does not know them ({evaluation_name(entry)!r}); leave generation.engine out"
+            )
 
 
 def _refuse_beside_packed(recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ from spunge.errors import RecipeError, printable
 from spunge.report.export import markdown_table
 from spunge.report.scores import Metric, Scores, Subject, arranged
 from spunge.results import Model, Results
-from spunge.weights.card import base_identifier, inherited, markdown
+from spunge.weights.card import base_identifier, inherited, loading, markdown
 from spunge.weights.folder import name_of
 
 STAGE = "merged"
@@ -56,6 +56,7 @@ def run_card(results: Results, base: Path | None, repository: str) -> str:
         *("## Scores", "", *_table(scores), ""),
         "In brackets the 95 % interval. `wanted` says which way is good.",
         *("", "## Limits", "", LIMITS, "", *_attacked(results)),
+        *(line for said in (loading(base) if base is not None else ()) for line in (said, "")),
         *("## How it was made", "", "```yaml", yaml.safe_dump(made_with(merged), sort_keys=False).strip(), "```", ""),
         *(f"- {what}: `{value}`" for what, value in _versions(results, merged)),
     ]

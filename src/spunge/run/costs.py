@@ -20,7 +20,7 @@ from spunge.run.planning.steps import Rows, Steps
 from spunge.run.teach import Teaching
 from spunge.run.train import undecided
 from spunge.run.watching import curves_of, steps_between
-from spunge.unlearning.calls import FORGET, Call, Group, Side
+from spunge.unlearning.calls import FORGET, RETAIN, Call, Group, Side
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.rmu.settings import RMUSettings
 from spunge.unlearning.rmu.tuning import FACTORS, SHARES
@@ -105,10 +105,12 @@ def steps_of(unlearn: TrainingSettings, parts: Sequence[Part], count: int, line:
     if retain is not None:
         rows["retain"] = Rows([retain], [unlearn.length_of("retain")], size, unlearn.packing and retain.plain)
     groups = [[call for call in group if call.of in rows] for group in method.calls(unlearn, depth)]
+    # The prompt-decouple term's rows are about as long as those to retain, or to forget.
+    beside: list[Group] = [] if inputs.decouple is None else [(RETAIN if retain is not None else FORGET,)]
     return Steps(
         count=count,
         accumulation=unlearn.accumulation,
-        groups=[tuple(group) for group in groups if group] + _again(unlearn, groups),
+        groups=[tuple(group) for group in groups if group] + beside + _again(unlearn, groups),
         what=dict(unlearn).get("trainable", Everything()),
         optimizer=stepper(unlearn.optimizer),
         rows=rows,

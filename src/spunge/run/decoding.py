@@ -10,9 +10,11 @@ from typing import Any
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base, load_tokenizer
 from spunge.model.offsets import Offsets, Shift, pairs_of
-from spunge.recipe.decoding import Decode, shift_of
+from spunge.recipe.decoding import shift_of
+from spunge.recipe.schema import Recipe
 from spunge.run.inputs import BaseInputs
 from spunge.run.models import Model
+from spunge.unlearning.gedi import GeDiSettings, codes_of
 
 READS = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # what says which tokens a text becomes
 
@@ -21,15 +23,29 @@ READS = ("model", "normalizer", "pre_tokenizer", "added_tokens")  # what says wh
 ALONE: dict[str, Any] = {"merge": None, "folder": None, "given": None, "expert": None, "apart": False}
 
 
-def laid_together(large: Base, small: Base, model: Model, decode: Decode) -> tuple[Base, Any]:
-    """A model as it is judged, and the handle that takes the small ones away again. small: the small base, which is kept."""
+def laid_together(large: Base, small: Base, model: Model, recipe: Recipe) -> tuple[Base, Any]:
+    """A model as it is judged, and the handle that takes the small ones away again. small: the small base, which is kept.
+
+    Raises RecipeError where the recipe does not decode.
+    """
+    decode, unlearn = recipe.decode, recipe.unlearn
+    if decode is None:
+        raise RecipeError("decode: missing; nothing is shifted without it")
     expert = None if model.expert is None else _changed(small, replace(model, trainings=(model.expert,), **ALONE))
-    pairs = pairs_of(decode.kind, small.model, [_changed(small, each) for each in model.shifting], expert)
-    offsets = Offsets(pairs, Shift(**shift_of(decode, pairs)))
-    positions = [each for each in (large.positions, small.positions) if each is not None]
+    changed = [_changed(small, each) for each in model.shifting]
+    codes = codes_of(unlearn, small.tokenizer) if isinstance(unlearn, GeDiSettings) else ()
+    pairs = pairs_of(decode.kind, small.model, changed, expert, codes)
+    offsets = Offsets(pairs, Shift(**shift_of(decode, unlearn, pairs)))
+    own = None if small.positions is None else small.positions - max(map(len, codes), default=0)
+    positions = [each for each in (large.positions, own) if each is not None]
     # Nothing may be laid over its weights: it has no names for them.
     combined = replace(
-        large, names={}, regions={}, positions=min(positions, default=None), beside=tuple(offsets.models)
+        large,
+        names={},
+        regions={},
+        positions=min(positions, default=None),
+        beside=tuple(offsets.models),
+        every_place=bool(codes),
     )
     return combined, offsets.attach(large.model)
 
@@ -51,7 +67,9 @@ def refuse_other_tokens(base: BaseInputs) -> None:
         return
     if base.conversion is not None and base.conversion.gguf:
         raise RecipeError("model.path: beside decode a GGUF file's tokenizer is not compared; give a plain checkpoint")
-    small = load_tokenizer(base.recipe.model, base.given)
+    small, unlearn = load_tokenizer(base.recipe.model, base.given), base.recipe.unlearn
+    if isinstance(unlearn, GeDiSettings):
+        codes_of(unlearn, small)
     large = load_tokenizer(base.large_settings, base.large, "decode.path")
     if (differing := _differing(small, large)) is not None:
         raise RecipeError(

@@ -8,6 +8,7 @@ from spunge.errors import RecipeError
 from spunge.files import copied, whole_folder, write_json, write_text
 from spunge.merging.engine import merge
 from spunge.model import offsets
+from spunge.model.loading import load_tokenizer
 from spunge.recipe.decoding import Decode, shift_of
 from spunge.recipe.model import ModelSettings
 from spunge.registry import RULES
@@ -16,6 +17,7 @@ from spunge.run.models import EXPERT, Model, delta_sources
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import stage_of
 from spunge.run.status import run_recipe
+from spunge.unlearning.gedi import GeDiSettings, codes_of
 
 CODE = "offsets.py"
 CARD = """\
@@ -35,7 +37,7 @@ model, tokenizer = load(".")  # shifted wherever it is called or generates
 ## Limits
 
 - The model is only as safe as the server that applies the offset. Who has the weights of `{large}` has all that it knew.
-- The small base and each unlearned model are held in memory beside the large one, and each reads every token.
+- The small models are held in memory beside the large one, and each reads every token.
 - Relearning, quantisation, pruning and probes are attacks on weights. They were not tried, since no weight of the large model
   changed.
 """
@@ -43,6 +45,7 @@ model, tokenizer = load(".")  # shifted wherever it is called or generates
 FORMULAS = {
     "offset": "large + {alpha:g} * (unlearned - small)",
     "dexperts": "top_p(large) + {alpha:g} * (expert - anti-expert), which learned the rows to keep and those to forget",
+    "gedi": "large + {alpha:g} * log P(desired | text, next token), of a class-conditional model that reads it after two codes",
 }
 
 
@@ -56,7 +59,9 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
             "(--gguf writes it for llama.cpp)"
         )
     run = build(recipe, folder)
-    model = _finished(run, stage)
+    model, unlearn = _finished(run, stage), recipe.unlearn
+    # Those that it was judged by: of the small model's own tokenizer.
+    codes = codes_of(unlearn, load_tokenizer(recipe.model, run.base.given)) if isinstance(unlearn, GeDiSettings) else ()
     small = ModelSettings(path=str(run.base.folder)) if run.base.conversion else recipe.model
     with whole_folder(out) as aside:
         names, expert = [], None
@@ -75,7 +80,8 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
                 "small": {"path": small.path, "revision": small.revision},
                 "unlearned": names,
                 "expert": expert,
-                "shift": shift_of(decode, names),
+                "codes": codes,
+                "shift": shift_of(decode, unlearn, names),
             },
         )
         write_text(aside / "README.md", _card(decode, small.path, len(names)))

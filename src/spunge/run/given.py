@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from spunge.copies import folder_here
 from spunge.errors import RecipeError
 from spunge.model.hub import local_folder
-from spunge.recipe.decoding import DExperts
+from spunge.recipe.decoding import DExperts, GeDi
 from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.hub import fetched
@@ -64,10 +64,11 @@ class Given:
     def refuse(self, base: "BaseInputs") -> None:
         """Raises RecipeError, before anything is trained, for what cannot be judged, and for the base itself."""
         if not self.whole:
-            if isinstance(base.recipe.decode, DExperts):
+            decode = base.recipe.decode
+            if isinstance(decode, DExperts | GeDi):
                 raise RecipeError(
-                    f"{self.setting}: {self.path!r} changes the small model, and dexperts takes what its own trainings left; leave "
-                    "it out"
+                    f"{self.setting}: {self.path!r} changes the small model, and {decode.kind} takes what its own trainings left; "
+                    "leave it out"
                 )
             if base.recipe.teach is None and base.untaught.is_dir():  # else the base is still to be made
                 self.over(base.untaught)

@@ -13,12 +13,13 @@ import pyarrow as pa
 from spunge.data.halves import halved
 from spunge.data.items import Items, read_items, refuse_shared_subjects
 from spunge.data.samples import Samples
-from spunge.data.selection import Selection, select_lesson, select_retain, without_forgotten
+from spunge.data.selection import Selection, select_decoupled, select_lesson, select_retain, without_forgotten
 from spunge.data.split import Parts, split_rows
 from spunge.errors import RecipeError, suggestion
 from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
+from spunge.model.layered import base_folder
 from spunge.recipe.calibration import calibrated_by
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.model import Dtype, ModelSettings
@@ -46,7 +47,7 @@ class BaseInputs:
     @cached_property
     def given(self) -> Path:
         """The model's folder as the recipe names it, downloaded where it is a Hub id."""
-        return local_folder(self.recipe.model)
+        return base_folder(self.recipe.model)
 
     @property
     def local(self) -> bool:
@@ -311,6 +312,15 @@ class SeedInputs:
     def retained(self) -> Selection | None:
         return select_retain(self.recipe, self.parts)
 
+    @cached_property
+    def decoupled(self) -> Selection | None:
+        """The rows of the prompt-decouple term."""
+        return select_decoupled(self.recipe, self.parts)
+
+    @property
+    def decouple(self) -> Samples | None:
+        return self.decoupled.samples if self.decoupled else None
+
     @property
     def retain(self) -> Samples | None:
         return self.retained.samples if self.retained else None
@@ -329,6 +339,7 @@ class SeedInputs:
         return [
             *self.parts.notes,
             *(self.retained.notes if self.retained else ()),
+            *(self.decoupled.notes if self.decoupled else ()),
             *(self.base.lesson.notes if self.base.lesson else ()),
             *(self.reference.notes if self.reference else ()),
             *(self.base.notes if self.base.local else ()),

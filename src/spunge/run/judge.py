@@ -95,11 +95,7 @@ def decoded(model: Model, base: BaseInputs) -> dict[str, Any]:
     about: dict[str, Any] = {"decode.model": base.large_key}
     if model.name == "base":
         return about
-    shift = shift_of(decode, model.shifting)
-    if shift["merge"] != "ties":
-        del shift["density"]
-    if shift["top_p"] == 1:
-        del shift["top_p"]
+    shift = shift_of(decode, base.recipe.unlearn, model.shifting)
     return about | flattened("decode", {"kind": decode.kind, **shift, "apart": model.apart})
 
 

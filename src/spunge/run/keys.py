@@ -5,7 +5,7 @@ from typing import Any
 
 # Of the optimizers whose steps once were others: rises when the same settings give another delta.
 OPTIMIZERS = {"sophia": 2}
-UNCHANGED = [("optimizer", "adamw"), ("gru", None), ("stop", None)]
+UNCHANGED = [("optimizer", "adamw"), ("gru", None), ("stop", None), ("decouple", 0.5)]
 
 
 def keyed(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:

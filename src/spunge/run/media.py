@@ -10,7 +10,11 @@ def refuse_media(inputs: SeedInputs) -> None:
     """Raises RecipeError where the model takes images too, and rows have a column of them."""
     base = inputs.base
     columns = {"forget.source": inputs.parts.media}
-    for setting, rows in (("retain.source", inputs.retained), ("teach.source", base.lesson)):
+    for setting, rows in (
+        ("retain.source", inputs.retained),
+        ("decouple.source", inputs.decoupled),
+        ("teach.source", base.lesson),
+    ):
         columns[setting] = None if rows is None else media_column(rows.records.table)
     columns |= {f"evaluate ({items.name})": items.media for items in base.evaluations}
     held = {setting: column for setting, column in columns.items() if column is not None}

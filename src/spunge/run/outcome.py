@@ -12,7 +12,7 @@ from spunge import __version__
 from spunge.data.items import Items
 from spunge.evaluation.evaluator import Measure
 from spunge.files import read_json, write_json
-from spunge.recipe.decoding import Decode, DExperts, shift_of
+from spunge.recipe.decoding import Decode, DExperts, GeDi, shift_of
 from spunge.recipe.schema import Recipe
 from spunge.report.page import write_page
 from spunge.results import (
@@ -31,6 +31,7 @@ from spunge.results import (
 )
 from spunge.run.by_metric import Judged
 from spunge.run.graph import Graph, Made
+from spunge.run.inputs import SeedInputs
 from spunge.run.judge import Judging
 from spunge.run.kept import kept_of
 from spunge.run.measured import read_measured
@@ -113,7 +114,7 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
     plain = replace(plain, base=named.path, revision=named.revision)
     decode = inputs.recipe.decode
     if decode is not None and model.given is not None and not model.given.whole:
-        plain = replace(plain, decode=_decoding(decode, model))
+        plain = replace(plain, decode=_decoding(decode, inputs, model))
     if model.shared and model.kind != "base":  # not made from the base
         retrained = inputs.reference if model.kind == "reference" and model.name != UNTAUGHT else None
         return plain if retrained is None else replace(plain, taught=len(retrained.samples))
@@ -139,24 +140,27 @@ def described(model: Judgeable, seeds: Sequence[Lineup]) -> Model:
         rule=None if model.merge is None or model.apart else model.merge.rule,
         **({} if model.apart else numbers),
         merge=None if model.merge is None or model.apart else merge,
-        decode=None if decode is None else _decoding(decode, model),
+        decode=None if decode is None else _decoding(decode, inputs, model),
         calibration=_calibrations(model, seeds),
         seeds=tuple(line.inputs.recipe.seed for line in seeds),
     )
 
 
-def _decoding(decode: Decode, model: Judgeable) -> Decoding:
-    shift = shift_of(decode, model.shifting)
+def _decoding(decode: Decode, inputs: SeedInputs, model: Judgeable) -> Decoding:
+    shift = shift_of(decode, inputs.recipe.unlearn, model.shifting)
     experts = decode if isinstance(decode, DExperts) else None
+    classes = decode if isinstance(decode, GeDi) else None
     return Decoding(
         kind=decode.kind,
         model=decode.path,
         revision=decode.revision,
         alpha=decode.alpha,
         merge=decode.merge if model.apart and decode.merge != "weights" else None,
-        density=shift["density"] if shift["merge"] == "ties" else None,
+        density=shift.get("density"),
         top_p=experts.top_p if experts else None,
         expert=experts.expert if experts else None,
+        rho=classes.rho if classes else None,
+        tau=classes.tau if classes else None,
     )
 
 

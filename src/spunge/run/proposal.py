@@ -40,7 +40,7 @@ LIMIT = 200  # rows to forget that are judged, of all parts together
 OWN_LIMIT = 100  # rows to keep, and plain texts
 # Entries of the model up to which a factor is for, and the factor on a method's own learning rate: of LoRA, and of RMU.
 RATES: dict[str, list[tuple[float, float]]] = {
-    "lora": [(0.5e9, 10), (2e9, 5), (9e9, 2), (float("inf"), 1)],
+    "lora": [(2e9, 3), (9e9, 2), (float("inf"), 1)],
     "rmu": [(0.5e9, 2), (2e9, 1), (float("inf"), 0.05)],
 }
 LENGTHS = (128, 256, 512, 1024)  # tokens of a sample

@@ -14,7 +14,6 @@ from spunge.model.memory import held_memory, peak_memory
 from spunge.model.placing import laid_out, placed
 from spunge.model.ranks import ALONE, Ranks
 from spunge.progress import Watcher
-from spunge.recipe.decoding import Decode
 from spunge.recipe.model import ModelSettings
 from spunge.run.decoding import laid_together, load_small
 from spunge.run.inputs import BaseInputs
@@ -131,7 +130,7 @@ class Session:
         """A model to be judged, until another is shown: the base with its values laid over it, or one by itself; None: the base
         as it is."""
         if self._inputs.recipe.decode is not None:
-            return self._shifted(model, self._inputs.recipe.decode)
+            return self._shifted(model)
         return self.itself(model)
 
     def itself(self, model: Model | None) -> Base:
@@ -146,7 +145,7 @@ class Session:
             self._shown, self._placed = model, True
         return base
 
-    def _shifted(self, model: Model | None, decode: Decode) -> Base:
+    def _shifted(self, model: Model | None) -> Base:
         """The same of a large model whose logits small ones shift. The large one stays in memory from model to model, and what
         shifts it is loaded anew."""
         if model is not None and model is self._shown and self._combined is not None:
@@ -156,7 +155,7 @@ class Session:
         large = self._loaded(self._inputs.large_settings, alone or self._inputs.large)
         if model is None or alone is not None:
             return large
-        self._combined, hook = laid_together(large, load_small(self._inputs), model, decode)
+        self._combined, hook = laid_together(large, load_small(self._inputs), model, self._inputs.recipe)
         self._layers.callback(hook.remove)
         self._shown = model
         return self._combined

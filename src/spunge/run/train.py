@@ -43,7 +43,9 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
     method = METHODS.get(settings.method)
     method.refuse(parts, inputs.retain, settings)
     method.check(settings)
-    return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base))
+    if inputs.base.untaught.is_dir():  # else it is still to be converted
+        method.refuse_base(settings, Checkpoint(inputs.base.untaught))
+    return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base), inputs.decouple)
 
 
 def refuse_unpackable(model: ModelSettings) -> None:
@@ -99,6 +101,7 @@ def settle_inputs(inputs: SeedInputs, settings: MethodSettings) -> dict[str, Any
         **keyed("unlearn", settings.model_dump(mode="json")),
         "method's version": METHODS.version(settings.method),
         "retain rows": inputs.retain.sha256 if inputs.retain else None,
+        **({"decouple rows": inputs.decouple.sha256} if inputs.decouple else {}),
         "seed": inputs.recipe.seed,
     }
 
@@ -169,6 +172,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
         base=base,
         parts={part.value: part.samples for part in training.parts},
         retain=inputs.retain,
+        decouple=inputs.decouple,
         seeds={part.value: seed_for(inputs.recipe.seed, "branch", part.value) for part in training.parts},
         common=inputs.recipe.seed,
         log=folder / "log.jsonl" if ranks.main else None,

@@ -111,7 +111,11 @@ def _tuned(tuning: Tuning, first: Recipe, trials: int, judge: Sequence[str]) -> 
 def _refuse_other(tuning: Tuning, inputs: SeedInputs) -> None:
     """Raises RecipeError where the folder holds a search of other things: trials of both would not be comparable."""
     base, samples = inputs.base, [part.samples for part in inputs.parts.parts]
-    samples += [each for each in (inputs.retain, base.lesson.samples if base.lesson else None) if each is not None]
+    samples += [
+        each
+        for each in (inputs.retain, inputs.decouple, base.lesson.samples if base.lesson else None)
+        if each is not None
+    ]
     about = {
         "ranges": {setting.name: json_value(vars(setting.range)) for setting in tuning.space.searched},
         "objectives": [objective.name for objective in tuning.objectives],

@@ -11,7 +11,7 @@ from typing import Any
 from spunge.errors import RecipeError
 from spunge.files import read_json
 from spunge.merging.verification import differing_tensors
-from spunge.model.hub import local_folder
+from spunge.model.layered import base_folder
 from spunge.progress import SILENT, Watcher
 from spunge.recipe.loading import load_recipe
 from spunge.run.folder import FAILED, runs_in
@@ -104,7 +104,7 @@ def _check_merged(checked: Verification, folder: Path, stamps: Mapping[str, Stam
         recipe = load_recipe(folder / "recipe.yaml")
         name = "base" if recipe.teach is None else "taught"
         made = any(file.startswith(f"{name}/") for stamp in stamps.values() for file in stamp.files)
-        base = Path(checked.folder) / name if made else local_folder(recipe.model)
+        base = Path(checked.folder) / name if made else base_folder(recipe.model)
     except RecipeError as error:
         checked.notes.append(f"the merged model was not compared with the base: {error}")
         return

@@ -141,7 +141,7 @@ def asking(tokenizer: Any, settings: Alternatives, question: str, answer: str, w
     before, _, after = settings.ask.partition("{question}")  # a question may have braces of its own
     text = before.replace("{answer}", answer) + question + after.replace("{answer}", answer)
     if tokenizer.chat_template:
-        asked = Template(tokenizer, {}, where).text([{"role": "user", "content": text}], where, asked=True)
+        asked = Template(tokenizer, {}, where).asking([{"role": "user", "content": text}], where)
         return list(tokenizer(asked + settings.begin, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(text + settings.begin)["input_ids"])
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids  # some tokenizers close every text

@@ -30,12 +30,18 @@ class Reader:
 
 
 def refuse_unusable(
-    parts: Mapping[str, Samples], retain: Samples | None, settings: TrainingSettings, reader: Reader
+    parts: Mapping[str, Samples],
+    retain: Samples | None,
+    settings: TrainingSettings,
+    reader: Reader,
+    decouple: Samples | None = None,
 ) -> list[str]:
-    """Remarks on the samples of parts (attribute value -> samples) and on those to retain; see `refuse_samples`."""
+    """Remarks on the samples of parts (attribute value -> samples), on those to retain and those of the prompt-decouple term; see
+    `refuse_samples`."""
     every = [(f"forget, part {value!r}", samples, settings.length_of(value)) for value, samples in parts.items()]
-    if retain is not None:
-        every.append(("retain", retain, settings.length_of("retain")))
+    for name, rows in (("retain", retain), ("decouple", decouple)):
+        if rows is not None:
+            every.append((name, rows, settings.length_of("retain")))
     hidden = METHODS.get(settings.method).last_block is not None  # hidden states are learned, a single one too
     remarks = []
     for setting, samples, length in every:

@@ -37,6 +37,7 @@ class Task:
     setting: str = "unlearn"  # the recipe's block that asks for it, for errors
     # Activations of the model that it starts from, shared by the tasks that start there; None: none are kept.
     kept: Store | None = None
+    decouple: Samples | None = None  # of the prompt-decouple term
     watch: Watch | None = None  # what it is measured by on its way
     common: int = 0  # a seed of what all branches and controls of a run begin with
 
@@ -100,6 +101,8 @@ class Method(Generic[S]):
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
     # (settings): raises RecipeError where something beside the rows is missing, such as a scorer; called before anything is made.
     check: Callable[[S], None] = lambda settings: None
+    # (settings, base): raises RecipeError for a base that it cannot train; called before anything is trained.
+    refuse_base: Callable[[S, Checkpoint], None] = lambda settings, base: None
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:
     # `spunge split --show` shows them.
     given: Callable[[Samples, S, Any], Mapping[str, Samples]] = lambda samples, settings, tokenizer: {"": samples}

@@ -1,5 +1,12 @@
 """What the methods that work on the model's outputs share: gamma * forget loss + alpha * retain loss, and the base beside.
 
+Where the recipe has `decouple` rows, SafeEraser's prompt-decouple loss (Chen et al. 2025, arXiv 2502.12520) is added:
+
+    ... + decouple * NLL(ordinary answer | prompt like one to forget, in a harmless setting)
+
+the mean over the answers' tokens, so that the prompt's words alone do not become what is refused. Its authors' code has the weight
+0.5 beside GA and GradDiff, whose retain term it halves too, and 1 beside KL and refusals.
+
 A method gives its forget loss as a function of a batch; here are the retain loss, the reference, and the loop.
 """
 
@@ -45,6 +52,9 @@ class OutputSettings(TrainingSettings):
         le=1,
         description="GRU: the steps are on the forget term alone, without what would raise the retain loss. Share of a step in the "
         "running mean of retain gradients that tells this; published: 0.8. Default: both terms are added.",
+    )
+    decouple: float = Field(
+        0.5, gt=0, description="Weight of the prompt-decouple term, where the recipe has `decouple` rows (SafeEraser)."
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained.")
     epochs: float | None = Field(1.0, gt=0, description="Passes over each part's samples. Give this or steps.")
@@ -129,6 +139,7 @@ def descend(
     forget = forget or forget_stream(task, settings)
     if settings.alpha and retain is None:
         retain = retain_stream(task, settings, retained_of(task))
+    decoupled = None if task.decouple is None else retain_stream(task, settings, task.decouple)
     kl = settings.retain_loss == "kl" and retain is not None
     first: list[float] = []
     with training(task.base, settings.trainable, task.seed, common=task.common) as trained:
@@ -156,15 +167,24 @@ def descend(
             damage = term.level - (0.0 if kl else sum(first) / len(first))
             return Loss(term.weight * term.loss, {"retain": float(term.loss.detach()), **term.logged}, damage)
 
-        def next_loss(number: int) -> Loss:
-            one = forgotten(number)
-            if retain is None:
-                return one
-            loop.backward(one.total)  # what it holds is freed before the retain term holds as much
-            other = kept(number)
-            return Loss(float(one.total.detach()) + other.total, {**one.terms, **other.terms}, other.damage)
+        def answered(number: int) -> Loss:
+            assert decoupled is not None
+            batch = next(decoupled)
+            loss = session.outputs(batch).mean() * share(batch, learned_tokens)
+            return Loss(settings.decouple * loss, {"decouple": float(loss.detach())})
 
-        streams = [forget] if retain is None else [forget, retain]
+        def summed(terms: Sequence[Callable[[int], Loss]], number: int) -> Loss:
+            whole = terms[0](number)
+            for term in terms[1:]:
+                loop.backward(whole.total)  # what it holds is freed before the next term holds as much
+                other = term(number)
+                damage = whole.damage if other.damage is None else other.damage
+                whole = Loss(float(whole.total.detach()) + other.total, {**whole.terms, **other.terms}, damage)
+            return whole
+
+        others = [term for term, stream in ((kept, retain), (answered, decoupled)) if stream is not None]
+        next_loss = partial(summed, [forgotten, *others])
+        streams = [stream for stream in (forget, retain, decoupled) if stream is not None]
         steps = total_steps(task, settings)
         as_saved = partial(trained.as_saved, 1.0)
         loop = Loop(
@@ -176,7 +196,7 @@ def descend(
             streams,
             memory=memory,
             as_saved=as_saved,
-            apart=None if retain is None else (forgotten, kept),
+            apart=(forgotten, partial(summed, others)) if others else None,
             gru=settings.gru,
         )
         if stopping is not None:

@@ -14,15 +14,10 @@ from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
 from spunge.data.samples import IGNORED, Batch, token_losses
+from spunge.unlearning.forms import forms_of
 from spunge.unlearning.head import Head, head_of, reading
 
-PIECE = {
-    "cpu": 1 << 24,
-    "cuda": 1 << 28,
-}  # bytes of float32 logits at once: about a core's cache, and what keeps a GPU busy
 TRAINED = 8  # times as much where the output layer is trained: each piece adds to a gradient of the layer's own size
-
-CALL = {"cpu": 64, "cuda": 4096}  # tokens that could be computed in the time that one more call of the model takes
 
 # Of some places: (k, v) log-probabilities of another model there.
 LogProbabilities = Callable[[slice], Tensor]
@@ -165,7 +160,7 @@ def rows_alike(batch: Batch) -> list[list[int]]:
     # Processes that share a model must call it as often as one another.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return [list(range(count))]
-    groups = cut_by_length(_reach(batch).tolist(), CALL.get(batch.ids.device.type, CALL["cpu"]))
+    groups = cut_by_length(_reach(batch).tolist(), forms_of(batch.ids.device).call)
     return groups if len(groups) > 1 else [list(range(count))]
 
 
@@ -205,7 +200,7 @@ def _behind(head: Head, states: Tensor, batch: Batch, values: Mapping[str, Tenso
     """The outputs whose states (n, h) were read. values: of the output layer's parameters, where they are not its own."""
     parameters = list(head.layer.parameters())
     trained = not values and any(parameter.requires_grad for parameter in parameters)
-    nbytes = PIECE.get(states.device.type, PIECE["cpu"]) * (TRAINED if trained else 1)
+    nbytes = forms_of(states.device).piece * (TRAINED if trained else 1)
 
     def logits_of(states: Tensor) -> Tensor:
         if values:

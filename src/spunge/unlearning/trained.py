@@ -13,6 +13,7 @@ from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.recipe.training import Everything, LoRA, Selected
 from spunge.unlearning.activations import recomputed
+from spunge.unlearning.forms import forms_of
 from spunge.unlearning.quick.swapping import quickened
 from spunge.unlearning.shards import gathered, shard, swapped, whole
 from spunge.unlearning.targets import find_targets
@@ -91,7 +92,7 @@ def training(
     shared = isinstance(what, LoRA) and what.start == "shared"
     torch.manual_seed(common if shared else seed)  # of the factors, and of every dropout
     if isinstance(what, LoRA):
-        with _lora(base, what, setting) as trained, recomputed(base), quickened(trained.model):
+        with _lora(base, what, setting) as trained, recomputed(base), _quickened(trained, base):
             if shared:
                 torch.manual_seed(seed)
             yield _shared_out(trained, base, seed) if base.ranks.shared else trained
@@ -106,8 +107,14 @@ def training(
                 )
         names = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in what.match)]
     own = _sharded_tensors(base, names, seed, setting) if base.ranks.shared else training_tensors(base, names, setting)
-    with own as trained, recomputed(base), quickened(trained.model):
+    with own as trained, recomputed(base), _quickened(trained, base):
         yield trained
+
+
+def _quickened(trained: Trained, base: Base) -> AbstractContextManager[None]:
+    # Blocks that are computed again in the backward pass are called outside of the model.
+    whole = not (base.checkpoint_activations or base.ranks.shared)
+    return quickened(trained.model, forms_of(base.device), whole)
 
 
 def _shared_out(trained: Trained, base: Base, seed: int) -> Trained:

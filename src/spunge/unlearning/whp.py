@@ -6,23 +6,33 @@ A copy is trained further on the forget samples (the reinforced model). What ris
 
 and the base is fine-tuned on the likeliest token of v_generic in the label's place: the NLL of these tokens, their mean.
 
-The generic tokens are kept in the branch's state. The paper's other half, predictions on a text whose names are replaced by
-others (anchored terms), is not there, so names that the model knows well stay likelier than in the paper. No retain rows. alpha
+With `anchors` v_base is what the base says of the text whose anchored terms are replaced by generic ones (Hogwarts: a school),
+brought back to the text's own places; v_reinforced is of the text as it is. A term's second occurrence in a text is not learned,
+nor are the places inside a term, and after a term the first tokens of what stands for it have `consistency` less. Without anchors
+names that the model knows well stay likelier than in the paper. The paper lowers those logits by an amount that we do not know, and
+says no more of how tokens are brought back: 5, and leaving out the places inside a term, are ours. The paper's dictionary came from
+an LLM; here it is the recipe's, or a file's.
+
+The generic tokens are kept in the branch's state. No retain rows. alpha
 5 and the epochs (3 for the copy, 2 for the model) were written down from memory of the paper. They were looked for again in
 November 2026 and no source for them was found (the paper's text was not within reach, and no code of its authors was found);
 take them as ours, like the learning rates, which are for LoRA. No figure of the paper was measured again here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Batch
+from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
+from spunge.errors import RecipeError
 from spunge.model.memory import halved
+from spunge.recipe.block import Place
 from spunge.recipe.training import LoRA, Trainable
+from spunge.unlearning.anchors import SETTING, Translated, read_anchors, terms_of, translated
 from spunge.unlearning.batches import Stream, learned_tokens, share
 from spunge.unlearning.calls import FORGET, Group
 from spunge.unlearning.copies import Further, trained_further
@@ -39,6 +49,16 @@ class WHPSettings(TrainingSettings):
     alpha: float = Field(5.0, gt=0, description="How far what rose by reinforcing is pushed down.")
     reinforce: Further = Field(
         default=Further(), description="Training of the copy that shows what is to be forgotten."
+    )
+    anchors: Annotated[str, Place("file")] | dict[str, str] | None = Field(
+        None,
+        description="Terms that the texts to forget alone say, and a generic term for each, as {Hogwarts: a school}; or a YAML or "
+        "JSON file of them. Default: no term is replaced.",
+    )
+    consistency: float = Field(
+        5.0,
+        ge=0,
+        description="With anchors: what the first tokens of a generic term lose of their logits once its term stands in the text.",
     )
     trainable: Trainable = Field(default=LoRA(), description="What is trained, of the copy and of the model.")
     epochs: float | None = Field(2.0, gt=0, description="Passes over each part's samples. Give this or steps.")
@@ -63,7 +83,8 @@ def unlearn(task: Task, settings: WHPSettings) -> Branch:
             if not rows:  # the loop has taken up the state by now
                 rows.extend(rows_of(tokens))
             batch = next(stream)
-            loss = outputs(trained.model, relabelled(batch, rows)).mean()
+            batch = relabelled(batch, rows)
+            loss = outputs(trained.model, batch).mean()
             return Loss(loss * share(batch, learned_tokens), {})
 
         as_saved = partial(trained.as_saved, 1.0)
@@ -91,16 +112,29 @@ def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]
 def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task: Task) -> list[float]:
     """As `reinforced` gives them, of the copy as it is. Raises RecipeError where the memory does not hold one sample."""
 
+    tokenizer = task.base.tokenizer
+    terms = terms_of(read_anchors(settings.anchors), tokenizer)
+
     def chosen(rows: Sequence[int]) -> list[float]:
         batch = stream.batch(rows)
-        base, copy = base_outputs(trained, batch), outputs(trained.model, batch)
-        tokens = torch.cat(
+        texts = [translated(each.ids, terms, tokenizer) for each in stream.encoded(rows)]
+        other, wanted, spoken = foretold(batch, texts, task.base.positions)
+        base, copy = base_outputs(trained, other), outputs(trained.model, batch)
+        states = copy.states[wanted]
+        tokens = torch.full_like(copy.labels, IGNORED)
+        tokens[wanted] = torch.cat(
             [
-                generic(base.logits_of(base.states[places]), copy.logits_of(copy.states[places]), settings.alpha)
+                generic(
+                    base.logits_of(base.states[places]),
+                    copy.logits_of(states[places]),
+                    settings.alpha,
+                    settings.consistency,
+                    spoken[places],
+                )
                 for places in base.places()
             ]
         )
-        each = [tokens[base.rows == row].tolist() for row in range(base.samples)]
+        each = [tokens[copy.rows == row].tolist() for row in range(copy.samples)]
         return [value for own in each for value in (len(own), *own)]
 
     size, setting = settings.batch_size, f"{task.setting}.max_length"
@@ -110,9 +144,40 @@ def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task
     return [value for values in kept for value in values]
 
 
-def generic(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
-    """Logits (k, v), (k, v) -> the likeliest token of v_generic at each place, (k,)."""
-    return (base - alpha * (reinforced - base).clamp(min=0)).argmax(-1)
+def foretold(
+    batch: Batch, texts: Sequence[Translated], positions: int | None
+) -> tuple[Batch, Tensor, list[tuple[int, ...]]]:
+    """Of learned tokens, n in a batch: the translations' batch, whose k learned places foretell k of them; which these are, (n,)
+    bool; and what was spoken before each of the k."""
+    coded, wanted, spoken = [], [], []
+    for labels, text in zip(batch.labels.tolist(), texts, strict=True):
+        ids = text.ids if positions is None else text.ids[:positions]
+        own = [IGNORED] * len(ids)
+        for label, place in list(zip(labels, text.places, strict=False))[1:]:
+            if label == IGNORED:
+                continue
+            there = place.at is not None and place.at + 1 < len(ids)
+            wanted.append(there)
+            if place.at is not None and there:
+                own[place.at + 1] = ids[place.at + 1]
+                spoken.append(place.spoken)
+        coded.append(Encoded(ids, own))
+    device = batch.ids.device
+    return collate(coded, device), torch.tensor(wanted, dtype=torch.bool, device=device), spoken
+
+
+def generic(
+    base: Tensor,
+    reinforced: Tensor,
+    alpha: float,
+    consistency: float = 0.0,
+    spoken: Sequence[Sequence[int]] = (),
+) -> Tensor:
+    """Logits (k, v), (k, v) -> the likeliest token of v_generic at each place, (k,). spoken: tokens that lose `consistency`."""
+    logits = base - alpha * (reinforced - base).clamp(min=0)
+    for place, tokens in enumerate(spoken):
+        logits[place, list(tokens)] -= consistency
+    return logits.argmax(-1)
 
 
 def rows_of(tokens: list[float]) -> list[list[int]]:
@@ -126,13 +191,27 @@ def rows_of(tokens: list[float]) -> list[list[int]]:
 
 
 def relabelled(batch: Batch, rows: list[list[int]]) -> Batch:
-    """The batch with other tokens to learn at the same places."""
+    """The batch with other tokens to learn at the same places, and those of its step; IGNORED where none is."""
     labels = batch.labels.clone()
     wanted = labels[:, 1:] != IGNORED
     labels[:, 1:][wanted] = torch.tensor(
         [token for row in batch.rows for token in rows[row]], dtype=labels.dtype, device=labels.device
     )
-    return batch._replace(labels=labels)
+    return batch._replace(labels=labels, step=tuple(relabelled(each, rows) for each in batch.step))
+
+
+def refuse(parts: Mapping[str, Samples], _retain: Samples | None, settings: WHPSettings) -> None:
+    """Raises RecipeError for terms of which none stands in the rows."""
+    anchors = read_anchors(settings.anchors)
+    if anchors and not any(term in text for samples in parts.values() for text in samples.words() for term in anchors):
+        raise RecipeError(
+            f"{SETTING}: none of {len(anchors)} terms stands in the rows to forget; give terms as they are written"
+        )
+
+
+def inputs(settings: WHPSettings, _values: Sequence[str], _every: Sequence[str]) -> Mapping[str, Any]:
+    """A file of terms may change."""
+    return read_anchors(settings.anchors) if isinstance(settings.anchors, str) else {}
 
 
 def calls(settings: WHPSettings, _depth: int) -> list[Group]:
@@ -147,4 +226,6 @@ WHP = Method(
     unlearn=unlearn,
     calls=calls,
     stored_entries=stored_entries,
+    refuse=refuse,
+    inputs=inputs,
 )

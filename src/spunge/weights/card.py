@@ -10,6 +10,7 @@ from spunge.errors import RecipeError
 from spunge.recipe.spelling import read_foreign_yaml
 from spunge.weights.checkpoint import read_config
 from spunge.weights.folder import name_of
+from spunge.weights.unlearning_layers import SUFFIX
 
 # Models in a Hub cache lie in models--OWNER--NAME/snapshots/REVISION.
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
@@ -25,6 +26,17 @@ def base_identifier(base: Path) -> str:
     except RecipeError:
         named = ""
     return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else name_of(base)
+
+
+def loading(base: Path) -> list[str]:
+    """What a card says of how a model is loaded, where that is not as ever; each a paragraph."""
+    if not str(read_config(base).get("model_type")).endswith(SUFFIX):
+        return []
+    return [
+        "The model has unlearning layers, bottlenecks after its feed-forward networks, that transformers does not know: it is "
+        "loaded with `trust_remote_code=True`, which runs `unlearning_layers.py` of this repository. llama.cpp and vLLM do not "
+        "load it. Who takes the layers out has the model that they were put into, with all that it knew."
+    ]
 
 
 def inherited(base: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from spunge.errors import RecipeError
 from spunge.weights.checkpoint import Checkpoint, read_config
+from spunge.weights.described import know_layers
 
 # No part of the function that a model computes, or told by its weights themselves. Beside these: what generation reads.
 _ASIDE = re.compile(
@@ -75,6 +76,7 @@ def _by_transformers(checkpoint: Checkpoint) -> _Described | None:
     """None where transformers does not know the kind, or refuses an entry: its configuration is then taken as it is written."""
     from transformers import AutoConfig
 
+    know_layers(checkpoint.folder)
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         fields = dict(_flat(json.loads(json.dumps(config.to_dict(), default=str))))

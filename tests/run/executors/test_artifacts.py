@@ -298,6 +298,7 @@ def test_without_an_address_such_nodes_refuse_their_first_stage(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("address", ["file"], indirect=True)
 def test_nodes_that_share_no_folder_make_the_same_run_with_a_node_killed_in_a_branch(
     address: str, apart: Any, long: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -311,6 +312,7 @@ def test_nodes_that_share_no_folder_make_the_same_run_with_a_node_killed_in_a_br
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("address", ["s3"], indirect=True)
 def test_a_command_that_is_killed_goes_on_from_the_states_at_the_address(
     address: str, apart: Any, long: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -324,6 +326,7 @@ def test_a_command_that_is_killed_goes_on_from_the_states_at_the_address(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("address", ["s3"], indirect=True)
 def test_a_command_that_is_stopped_brings_the_states_into_the_run(
     address: str, apart: Any, long: tuple[Path, Path], tmp_path: Path
 ) -> None:

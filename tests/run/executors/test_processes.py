@@ -152,7 +152,7 @@ def test_a_process_that_ends_as_it_begins_while_all_are_stopped_hides_no_stop(mo
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_is_gone_costs_its_branch_alone_and_the_next_command_goes_on(
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_process_that_is_gone_costs_its_branch_alone_and_the_next_command_goes
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at_once(
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:

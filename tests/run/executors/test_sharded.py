@@ -114,8 +114,7 @@ def test_a_run_by_two_processes_together_has_the_files_and_scores_of_one_by_this
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGTERM), (1, signal.SIGKILL)])
 def test_a_process_that_is_gone_ends_the_training_in_one_line_and_the_next_command_goes_on(
     alike: tuple[Path, Path, Path], tmp_path: Path, rank: int, number: signal.Signals
 ) -> None:

@@ -12,7 +12,7 @@ from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import CARDS, Spread, device_of, spread_over
-from spunge.run.planning.estimate import CONTEXT, STATES, Estimator, Taken
+from spunge.run.planning.estimate import CONTEXT, STATES, Beside, Estimator, Taken
 from spunge.run.planning.fitting import unfit
 from spunge.run.planning.skeleton import Skeleton, Texts
 from spunge.run.planning.steps import Rows, Steps
@@ -75,6 +75,19 @@ def test_what_the_devices_do_not_hold_of_a_judged_model_stays_in_the_machines_me
     estimator = estimator_of(gpu=True)
     small = with_memory(replace(estimator, spread=Spread(2, math.inf)), (estimator.floor + 2000) / 0.95)
     assert small.judging(100.0) == pytest.approx(estimator.floor + 2000, abs=1)
+
+
+def test_small_models_that_shift_logits_are_counted_with_their_weights_and_the_offsets() -> None:
+    estimator = estimator_of()
+
+    def with_beside(models: int, offsets: int, nucleus: bool = False) -> float:
+        return replace(estimator, beside=Beside(estimator.skeleton, models, 1, offsets, nucleus)).reading(256).memory
+
+    logits = SMALL["vocab_size"] * 256
+    weights = estimator.judged_weights()
+    # float32 values of a logit: an offset more while they are summed; the order (int64) and its float32 value of a nucleus
+    assert with_beside(3, 2) - with_beside(2, 1) == pytest.approx(weights + 4 * logits)
+    assert with_beside(2, 1, nucleus=True) - with_beside(2, 1) == pytest.approx(12 * logits)
 
 
 def test_weights_in_4_bits_are_a_quarter_of_16_and_the_rest_stays() -> None:

@@ -1,13 +1,15 @@
 """The cheaper forms of layers give what transformers and peft give, and stand in for what they know alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from spunge.unlearning.quick.layers import gated, normed
+from spunge.unlearning.forms import FORMS
+from spunge.unlearning.quick.layers import gated, normed, normed_by_torch
 from spunge.unlearning.quick.products import product_of
 from spunge.unlearning.quick.swapping import quickened
 
@@ -150,3 +152,63 @@ def test_a_norm_has_the_gradients_of_its_formula_in_float64() -> None:
     exact = factor * wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt()
     expected = torch.autograd.grad(exact, (wide, factor), upstream.double())
     assert far(list(torch.autograd.grad(normed(x, weight, 1e-3), (x, weight), upstream)), list(expected)) < 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_factors_cast_at_each_call_give_the_same_bits_as_factors_cast_layer_by_layer(
+    load: Callable[..., Any], ids: Tensor, dropout: float
+) -> None:
+    model = adapted(load("llama").model, dropout)
+    model.bfloat16()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    taken = []
+    for at_once in (False, True):
+        torch.manual_seed(0)
+        with quickened(model, replace(FORMS["cpu"], cast_at_once=at_once)):
+            taken.append(step(model, ids))
+    assert torch.equal(taken[0].loss, taken[1].loss)
+    for one, other in zip(taken[0].gradients, taken[1].gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_cast_factor_outlives_the_call_that_it_was_made_for(load: Callable[..., Any], ids: Tensor) -> None:
+    model = adapted(load("llama").model)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.randn(1, 3, layer.in_features)
+    with quickened(model, replace(FORMS["cpu"], cast_at_once=True)):
+        first = model(ids).logits
+        between = layer(x)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.zero_()  # which torch's count of a tensor's versions does not tell
+        assert torch.equal(layer(x), layer.base_layer(x))
+        assert not torch.equal(layer(x), between)
+        second = model(ids).logits
+        with model.disable_adapter():
+            assert torch.equal(model(ids).logits, second)
+            assert not torch.equal(first, second)
+
+
+def test_a_factor_that_no_gradient_reaches_has_none_either_way(load: Callable[..., Any], ids: Tensor) -> None:
+    model = adapted(load("llama").model)
+    reached = {}
+    for at_once in (False, True):
+        with quickened(model, replace(FORMS["cpu"], cast_at_once=at_once)):
+            states = model(ids, output_hidden_states=True).hidden_states[1]
+        model.zero_grad()
+        states.sum().backward()
+        reached[at_once] = {name for name, each in model.named_parameters() if each.grad is not None}
+    assert reached[True] == reached[False]
+    assert 0 < len(reached[True]) < sum(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_by_torch_is_as_near_to_the_exact_one_as_llamas(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 5, 64).to(dtype), torch.randn(64).to(dtype)
+    exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+    ours = normed_by_torch(x, weight, 1e-6)
+    assert ours.dtype == dtype
+    assert far([ours], [exact]) <= 1.1 * far([normed(x, weight, 1e-6)], [exact])

@@ -98,7 +98,7 @@ def frame_of(base: Base, settings: EvaluatorSettings) -> Frame:
     if not (isinstance(generation, GenerationSettings) and generation.chat):
         return Frame()
     template = Template(base.tokenizer, base.template, CHAT)
-    before, mark, after = template.text([{"role": "user", "content": MARK}], CHAT, asked=True).partition(MARK)
+    before, mark, after = template.asking([{"role": "user", "content": MARK}], CHAT).partition(MARK)
     if not mark or MARK in after:
         raise RecipeError(
             f"{CHAT}: the chat template does not say a question once as it is, so that no suffix can be searched"

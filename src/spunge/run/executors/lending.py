@@ -16,9 +16,8 @@ from spunge.run.executors.channel import Help, Leave
 from spunge.run.executors.executor import Given
 from spunge.run.executors.making import Job
 
-LENT_AFTER = (
-    3.0  # seconds that a stage is under way before others help: shorter ones would be over before a model is loaded
-)
+# Seconds that a stage is under way before others help: a shorter one would be over before they have loaded a model.
+LENT_AFTER = 3.0
 
 
 class Hears(Hashable, Protocol):

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
-from spunge.recipe.decoding import DExperts
+from spunge.recipe.decoding import DExperts, GeDi
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
 from spunge.run.planning.devices import Device, spread_over
-from spunge.run.planning.estimate import Estimator
+from spunge.run.planning.estimate import Beside, Estimator
 from spunge.run.planning.skeleton import Skeleton
 from spunge.weights.checkpoint import file_names
 from spunge.weights.described import described_by
@@ -24,9 +24,12 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
     if (decode := base.recipe.decode) is not None:
         large = base.large_settings
         judged = skeleton_of(settled(described_by(base.large, large.trust_remote_code), base.large), large, device)
-        # The small base, and what each offset is the difference to.
+        # The small base, and what each offset is the difference to. A model of gedi is the difference of its own two readings.
         experts = isinstance(decode, DExperts) and decode.expert == "retain"
-        beside = (small, 1 + experts + (1 if decode.merge == "weights" else len(base.parts.parts)))
+        offsets = 1 if decode.merge == "weights" else len(base.parts.parts)
+        sorted_out = isinstance(decode, DExperts) and decode.top_p < 1
+        beside = Beside(small, 1 + experts + offsets, offsets=offsets, nucleus=sorted_out)
+        beside = Beside(small, offsets, 2) if isinstance(decode, GeDi) else beside
     # Where there is a configuration alone, every row is taken to be as long as it may be.
     named = [name for name in file_names(base.given, "model.path") if "token" in name or "vocab" in name]
     notes = set() if named else {"model.path: no tokenizer is there: every row is taken to be as long as max_length"}

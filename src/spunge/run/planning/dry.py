@@ -78,7 +78,9 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
         marks.append((time.perf_counter(), time.process_time()))
 
     parts = {part.value: part.samples for part in line.trainings[0].parts}
-    task = Task(base, parts, line.inputs.retain, dict.fromkeys(parts, 0), progress=mark, kept={})
+    task = Task(
+        base, parts, line.inputs.retain, dict.fromkeys(parts, 0), progress=mark, kept={}, decouple=line.inputs.decouple
+    )
     mark()
     METHODS.get(unlearn.method).unlearn(task, unlearn)
     first = 1 if len(marks) > 2 else 0  # the first step also sets up

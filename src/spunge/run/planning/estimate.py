@@ -44,10 +44,25 @@ class Taken(NamedTuple):
     memory: float  # bytes: of the GPU's memory, or of the machine's where there is none
 
 
+class Beside(NamedTuple):
+    """Small models that shift the logits of what is judged."""
+
+    skeleton: Skeleton
+    models: int
+    readings_each: int = 1  # of every text
+    offsets: int = (
+        0  # differences of two of their logits; 0: not known, and as much is taken for each model as for the large one
+    )
+    nucleus: bool = False  # the large one's likeliest tokens are sorted out
+
+    @property
+    def readings(self) -> int:
+        return self.models * self.readings_each
+
+
 @dataclass
 class Estimator:
-    """skeleton: of the base while it trains; judged: of what is judged. beside: of the small models that shift its logits, and how
-    many they are. positions: tokens that the model has positions for."""
+    """skeleton: of the base while it trains; judged: of what is judged. positions: tokens that the model has positions for."""
 
     skeleton: Skeleton
     judged: Skeleton
@@ -56,7 +71,7 @@ class Estimator:
     positions: int | None = None
     train_in: PackedIn | None = None
     processes: int = 1  # that train one model together, each on a device of its own (execution: {kind: sharded})
-    beside: tuple[Skeleton, int] | None = None
+    beside: Beside | None = None
     spread: Spread | None = None  # model.device_map
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
@@ -231,9 +246,17 @@ class Estimator:
         seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
         batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
-        logits = LOGITS * (1 + (self.beside[1] if self.beside else 0))
-        held = logits * config.vocab_size * batch + traced.peak * batch / (rows * length)
+        held = self._logit() * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.judging(held))
+
+    def _logit(self) -> int:
+        """Bytes of a place and token while texts are read: of each model's logits, of the offsets in float32, once each and once
+        laid together (`spunge.model.offsets`), and of the sums and the order that are made of them."""
+        if self.beside is None or not self.beside.offsets:
+            return LOGITS * (1 + (self.beside.readings if self.beside else 0))
+        width, offsets = self.judged.dtype.itemsize, self.beside.offsets
+        summed = width + 4 * offsets + (28 if self.beside.nucleus else 16)
+        return max(width * (1 + self.beside.readings) + 8 * offsets, summed)
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
@@ -243,7 +266,7 @@ class Estimator:
         calls = tokens / at_once
         cache = kv_bytes(self.judged, WRITTEN_TOKENS)
         if self.beside is not None:
-            cache += self.beside[1] * kv_bytes(self.beside[0], WRITTEN_TOKENS)
+            cache += self.beside.readings * kv_bytes(self.beside.skeleton, WRITTEN_TOKENS)
         a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
         return Taken(self.slower * calls * a_call, self.judging(2 * cache))
 
@@ -261,8 +284,8 @@ class Estimator:
         """Seconds of a call of the judged model, and of those that shift its logits."""
         if self.beside is None:
             return traced.seconds(self.device)
-        small = self.follow(self.beside[0], None, Call(gradient=False), texts)
-        return traced.seconds(self.device) + self.beside[1] * small.seconds(self.device)
+        small = self.follow(self.beside.skeleton, None, Call(gradient=False), texts)
+        return traced.seconds(self.device) + self.beside.readings * small.seconds(self.device)
 
     def judging(self, held: float) -> float:
         """Bytes of a device that judges. held: beside the weights."""
@@ -276,8 +299,8 @@ class Estimator:
         own = float(self.judged.dtype.itemsize * self._entries(self.judged))
         if self.beside is None:
             return own
-        small, count = self.beside
-        return own + count * small.dtype.itemsize * self._entries(small)
+        small = self.beside.skeleton
+        return own + self.beside.models * small.dtype.itemsize * self._entries(small)
 
     def _entries(self, skeleton: Skeleton) -> int:
         return self._counts(skeleton, ["entries"], lambda: [skeleton.entries()])[0]

@@ -10,7 +10,8 @@ from spunge.data.samples import IGNORED, Samples
 from spunge.recipe.training import Everything, LoRA, Optimizer, Selected
 from spunge.unlearning.batches import encoded
 from spunge.unlearning.calls import Group, Side
-from spunge.unlearning.scored import CALL, cut_by_length
+from spunge.unlearning.forms import FORMS
+from spunge.unlearning.scored import cut_by_length
 
 LOOKED_AT = 128  # rows whose lengths stand for all
 DRAWN = 32  # batches of them
@@ -81,7 +82,7 @@ def fed(rows: Rows, tokenizer: Any, positions: int | None, gpu: bool) -> Fed:
     if not coded:
         return Fed(rows.batch, most, most - 1, 1.0, 0, most)
     drawn = np.random.default_rng(0).integers(0, len(coded), (DRAWN, rows.batch))
-    each = CALL["cuda" if gpu else "cpu"]
+    each = FORMS["cuda" if gpu else "cpu"].call
     padded, scored = [], []
     for places in drawn:
         tokens = [coded[place][0] for place in places]

@@ -32,6 +32,11 @@ def with_shapes(recipe: Recipe) -> Iterator[Recipe | None]:
     if not _unweighted(folder):
         yield None
         return
+    if recipe.model.unlearning_layers is not None:
+        raise RecipeError(
+            f"model.unlearning_layers: {recipe.model.path!r} holds no weights to lay them beside; download the "
+            "model, or leave it out"
+        )
     with tempfile.TemporaryDirectory(prefix="spunge-shapes-") as aside:
         for each in folder.iterdir():
             (Path(aside) / each.name).symlink_to(each.resolve())

@@ -100,7 +100,7 @@ def _add_recipe(graph: RunGraph, line: Lineup, mark: str) -> None:
     inputs = line.inputs
     text, split = (
         dump_recipe(inputs.recipe),
-        split_content(inputs.parts, inputs.retained, inputs.base.lesson, inputs.reference),
+        split_content(inputs.parts, inputs.retained, inputs.base.lesson, inputs.reference, inputs.decoupled),
     )
     files = [line.folder / "recipe.yaml", line.folder / "split.json"]
 

@@ -1,12 +1,14 @@
 """Norms and gated blocks as one node of the gradient's graph each: what they compute on the way is not kept, but computed again."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from spunge.unlearning.quick.products import multiplied
+from spunge.unlearning.quick.products import Cast, multiplied
 
 
 def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -36,9 +38,19 @@ class _Normed(torch.autograd.Function):
         return of_unit.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), of_weight, None
 
 
-def gated(x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module) -> Tensor:
-    """down(silu(gate(x)) * up(x))."""
-    return multiplied(_Gated.apply(*multiplied(x, [gate, up])), [down])[0]  # type: ignore[no-untyped-call]
+def normed_by_torch(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The same by torch's own kernel, one operation forward and one back on a GPU; in bfloat16 it rounds once, after the weight."""
+    if x.dtype != weight.dtype:
+        return normed(x, weight, epsilon)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.nn.functional.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def gated(
+    x: Tensor, gate: nn.Module, up: nn.Module, down: nn.Module, cast: Mapping[nn.Module, Cast] = MappingProxyType({})
+) -> Tensor:
+    """down(silu(gate(x)) * up(x)). cast: as of `product_of`."""
+    return multiplied(_Gated.apply(*multiplied(x, [gate, up], cast)), [down], cast)[0]  # type: ignore[no-untyped-call]
 
 
 class _Gated(torch.autograd.Function):

@@ -3,18 +3,22 @@
     y_i = x W_i' + b_i + s_i (x A_i') B_i'
 
 peft computes it layer by layer: the input is cast to the factors' float32 and kept so, and each factor's output is added in
-passes of its own. Here the factors are cast instead, products are added to what is there, the input is kept once for all layers,
-and the layers' A make one product. W and b are frozen.
+passes of its own. Here the factors are cast instead (in `casting.py` all at once, where that is cheaper), products are added to
+what is there, the input is kept once for all layers, and the layers' A make one product. W and b are frozen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 SPARSE = 0.1  # dropout up to here draws the places that are dropped, not a number for every place
+
+
+Cast = tuple[Tensor, Tensor]  # A and LoRA's scale times B, in the dtype of the products
 
 
 class Product(NamedTuple):
@@ -24,12 +28,13 @@ class Product(NamedTuple):
     bias: Tensor | None  # (out,)
     down: Tensor | None = None  # (r, in), LoRA's A
     up: Tensor | None = None  # (out, r), its B
-    scale: float = 1.0
+    factor: float = 1.0  # of x A' B': LoRA's scale, and what makes up for the dropout
     dropout: float = 0.0  # share of x that the factors do not see
 
 
-def product_of(layer: Any) -> Product | None:
-    """What a layer computes as it is now; None where it is more than this, or where it is watched by hooks."""
+def product_of(layer: Any, cast: Mapping[nn.Module, Cast] = MappingProxyType({})) -> Product | None:
+    """What a layer computes as it is now; None where it is more than this, or where it is watched by hooks. cast: factors that were
+    cast already, by layer."""
     from peft.tuners.lora.layer import Linear
 
     if type(layer) is nn.Linear:
@@ -46,7 +51,10 @@ def product_of(layer: Any) -> Product | None:
     known = type(down) is type(up) is nn.Linear and type(dropout) in (nn.Dropout, nn.Identity)
     if not known or up.bias is not None or name in layer.lora_variant or any(map(is_watched, (down, up, dropout))):
         return None
-    return Product(*plain[:2], down.weight, up.weight, layer.scaling[name], share if layer.training else 0.0)
+    share = share if layer.training else 0.0
+    if layer in cast:
+        return Product(*plain[:2], *cast[layer], 1 / (1 - share), share)
+    return Product(*plain[:2], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
 
 
 def _plain(layer: nn.Linear) -> Product | None:
@@ -61,24 +69,28 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
-def multiplied(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """Each layer's output for x (.., in)."""
-    return multiplied_at_once(x, layers) or [layer(x) for layer in layers]
+def multiplied(
+    x: Tensor, layers: Sequence[nn.Module], cast: Mapping[nn.Module, Cast] = MappingProxyType({})
+) -> Sequence[Tensor]:
+    """Each layer's output for x (.., in). cast: as of `product_of`."""
+    return multiplied_at_once(x, layers, cast) or [layer(x) for layer in layers]
 
 
-def multiplied_at_once(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor] | None:
+def multiplied_at_once(
+    x: Tensor, layers: Sequence[nn.Module], cast: Mapping[nn.Module, Cast] = MappingProxyType({})
+) -> Sequence[Tensor] | None:
     """The same as one node, as the layers themselves would give it under autocast; None where they must be called."""
-    products = [product for layer in layers if (product := product_of(layer)) is not None]
+    products = [product for layer in layers if (product := product_of(layer, cast)) is not None]
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     alike = all((product.weight.dtype, product.weight.device) == (dtype, x.device) for product in products)
     adapted = any(product.down is not None for product in products)
     if len(products) < len(layers) or not alike or not (adapted or len(layers) > 1):
         return None
-    weights, biases, downs, ups, scales, dropouts = zip(*products, strict=True)
+    weights, biases, downs, ups, factors, dropouts = zip(*products, strict=True)
     with torch.autocast(device, enabled=False):
         outs: tuple[Tensor, ...] = _Multiplied.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), scales, dropouts, *weights, *biases, *downs, *ups
+            x.to(dtype), factors, dropouts, *weights, *biases, *downs, *ups
         )
     return outs
 
@@ -86,20 +98,20 @@ def multiplied_at_once(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tenso
 class _Multiplied(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scales: Sequence[float], dropouts: Sequence[float], *tensors: Tensor | None
+        ctx: Any, x: Tensor, factors: Sequence[float], dropouts: Sequence[float], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        flat, count = x.reshape(-1, x.shape[-1]), len(scales)
+        flat, count = x.reshape(-1, x.shape[-1]), len(factors)
         weights, biases, downs, ups = (tensors[start : start + count] for start in range(0, 4 * count, count))
         dropped = [_dropped(flat, share) if share else None for share in dropouts]
         reads = _read(flat, downs, dropped)
         outs = []
-        for weight, bias, up, read, factor in zip(weights, biases, ups, reads, _factors(scales, dropouts), strict=True):
+        for weight, bias, up, read, factor in zip(weights, biases, ups, reads, factors, strict=True):
             assert weight is not None
             out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
             if up is not None and read is not None:
-                out.addmm_(read, (up * factor).to(x.dtype).t())
+                out.addmm_(read, _times(up, factor).to(x.dtype).t())
             outs.append(out.view(*x.shape[:-1], -1))
-        ctx.shape, ctx.factors = x.shape, _factors(scales, dropouts)
+        ctx.shape, ctx.factors = x.shape, factors
         ctx.save_for_backward(
             flat if any(read is not None for read in reads) else None, *reads, *dropped, *weights, *downs, *ups
         )
@@ -114,8 +126,8 @@ class _Multiplied(torch.autograd.Function):
         of_ups: list[Tensor | None] = []
         of_reads: list[Tensor | None] = []  # (n, r) each, as `reads`
         for gradient, read, up, factor in zip(flats, reads, ups, ctx.factors, strict=True):
-            of_ups.append(None if read is None else (gradient.t() @ read).to(up.dtype).mul_(factor))
-            of_reads.append(None if read is None else gradient @ (up * factor).to(gradient.dtype))
+            of_ups.append(None if read is None else _times((gradient.t() @ read).to(up.dtype), factor))
+            of_reads.append(None if read is None else gradient @ _times(up, factor).to(gradient.dtype))
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = flats[0] @ weights[0]
@@ -126,9 +138,13 @@ class _Multiplied(torch.autograd.Function):
         return None if of_x is None else of_x.view(ctx.shape), *nothing, *of_downs, *of_ups
 
 
-def _factors(scales: Sequence[float], dropouts: Sequence[float]) -> list[float]:
-    """What x A' B' is multiplied by: what dropout leaves is made larger by as much as was dropped."""
-    return [scale / (1 - share) for scale, share in zip(scales, dropouts, strict=True)]
+def _times(values: Tensor, factor: float) -> Tensor:
+    return values if factor == 1 else values * factor
+
+
+def _joined(tensors: Sequence[Tensor], dimension: int = 0) -> Tensor:
+    """One of them as it is: to join it would be to copy it."""
+    return tensors[0] if len(tensors) == 1 else torch.cat([*tensors], dimension)
 
 
 def _whole(downs: Sequence[Tensor | None], dropped: Sequence[Tensor | None]) -> list[int]:
@@ -141,7 +157,7 @@ def _read(flat: Tensor, downs: Sequence[Tensor | None], dropped: Sequence[Tensor
     whole = _whole(downs, dropped)
     chosen = [down.to(flat.dtype) for each in whole if (down := downs[each]) is not None]
     sizes = [len(down) for down in chosen]
-    shared = iter(torch.split(flat @ torch.cat(chosen).t(), sizes, 1) if chosen else ())
+    shared = iter(torch.split(flat @ _joined(chosen).t(), sizes, 1) if chosen else ())
     reads: list[Tensor | None] = []
     for down, lost in zip(downs, dropped, strict=True):
         if down is None:
@@ -163,12 +179,12 @@ def _through_reads(
     chosen = [down.to(flat.dtype) for each in whole if (down := downs[each]) is not None]
     of_downs: list[Tensor | None] = [None] * len(downs)
     if chosen:
-        of_shared = torch.cat([of_read for each in whole if (of_read := of_reads[each]) is not None], 1)
+        of_shared = _joined([of_read for each in whole if (of_read := of_reads[each]) is not None], 1)
         parts = torch.split(of_shared.t() @ flat, [len(down) for down in chosen])
         for each, part in zip(whole, parts, strict=True):
             of_downs[each] = part
         if of_x is not None:
-            of_x.addmm_(of_shared, torch.cat(chosen))
+            of_x.addmm_(of_shared, _joined(chosen))
     for each, (down, lost, of_read) in enumerate(zip(downs, dropped, of_reads, strict=True)):
         if down is not None and lost is not None and of_read is not None:
             of_downs[each] = of_read.t() @ _without(flat, lost)
@@ -185,8 +201,10 @@ def _dropped(x: Tensor, share: float) -> Tensor:
 
     Where few are, the distances between them are drawn, which are geometric, in place of a number for every entry.
     """
-    if x.device.type != "cpu" or share > SPARSE:
-        return torch.rand(x.shape, device=x.device) < share
+    if x.device.type != "cpu":
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(share)
+    if share > SPARSE:
+        return torch.rand(x.shape) < share
     rate, expected = -math.log1p(-share), x.numel() * share
     last, pieces = -1, []
     while last < x.numel() - 1:
