@@ -257,6 +257,24 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) 
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A random sentence encoder: a BERT with mean pooling."""
+    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    inner, folder = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("encoder")
+    BertModel(BertConfig(**shape, num_attention_heads=4, initializer_range=0.5)).save_pretrained(inner)
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(inner)
+    module = Transformer(str(inner))
+    SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_nli(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[..., Path]:
     """tiny_nli("neutral", "entailment") -> the folder of a random classifier with these labels."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification

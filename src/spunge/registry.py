@@ -185,6 +185,8 @@ METHODS: "Registry[Method[Any]]" = Registry(
         "eul": "spunge.unlearning.eul:EUL",
         "lat": "spunge.unlearning.lat:LAT",
         "tar": "spunge.unlearning.tar:TAR",
+        "quark": "spunge.unlearning.quark:QUARK",
+        "demem": "spunge.unlearning.demem:DEMEM",
         "gedi": "spunge.unlearning.gedi:GEDI",
         "precomputed": "spunge.unlearning.precomputed:PRECOMPUTED",
     },
@@ -270,6 +272,9 @@ SCORERS: "Registry[Scorer[Any]]" = Registry(
         "alt-profanity-check": "spunge.evaluation.scorers.profanity:PROFANITY",
         "keywords": "spunge.evaluation.scorers.keywords:KEYWORDS",
         "judge": "spunge.evaluation.scorers.judge:JUDGE",
+        "rouge": "spunge.evaluation.scorers.likeness:ROUGE",
+        "bleu": "spunge.evaluation.scorers.likeness:BLEU",
+        "similarity": "spunge.evaluation.scorers.likeness:SIMILARITY",
     },
 )
 ATTRIBUTES: "Registry[AttributeSource[Any]]" = Registry(

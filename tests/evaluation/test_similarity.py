@@ -146,24 +146,6 @@ def test_a_missing_package_tells_what_to_install(monkeypatch: pytest.MonkeyPatch
 # ---- with sentence-transformers itself
 
 
-@pytest.fixture(scope="session")
-def encoder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    """A random BERT with mean pooling."""
-    pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    inner, folder = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("encoder")
-    BertModel(BertConfig(**shape, num_attention_heads=4, initializer_range=0.5)).save_pretrained(inner)
-    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(inner)
-    module = Transformer(str(inner))
-    SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save(str(folder))
-    return folder
-
-
 def embedding(folder: Path, text: str) -> np.ndarray:
     """The mean of the last hidden states, by transformers alone."""
     from transformers import AutoModel, AutoTokenizer
@@ -175,21 +157,21 @@ def embedding(folder: Path, text: str) -> np.ndarray:
     return found
 
 
-def test_embeddings_are_those_of_the_encoder(measure: Callable[..., Any], bench: Bench, encoder: Path) -> None:
+def test_embeddings_are_those_of_the_encoder(measure: Callable[..., Any], bench: Bench, tiny_encoder: Path) -> None:
     of_base, written = texts("of base", 5), texts("written", 5)
-    measure(bench, [[text] for text in of_base], encoder=str(encoder))
-    found = measure(stage(bench), [[text] for text in written], encoder=str(encoder))["similarity to base"]
-    pairs = [(embedding(encoder, a), embedding(encoder, b)) for a, b in zip(of_base, written, strict=True)]
+    measure(bench, [[text] for text in of_base], encoder=str(tiny_encoder))
+    found = measure(stage(bench), [[text] for text in written], encoder=str(tiny_encoder))["similarity to base"]
+    pairs = [(embedding(tiny_encoder, a), embedding(tiny_encoder, b)) for a, b in zip(of_base, written, strict=True)]
     expected = [a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in pairs]
     assert found == pytest.approx(expected, abs=1e-4)
     assert np.std(expected) > 0.01  # the texts differ, or the above would say little
 
 
 def test_a_changed_model_is_less_like_the_base_than_the_base_itself(
-    load: Callable[..., Base], bench: Bench, encoder: Path
+    load: Callable[..., Base], bench: Bench, tiny_encoder: Path
 ) -> None:
     table = pa.table({"prompt": texts("prompts", 6)})
-    settings = SimilaritySettings(encoder=str(encoder), generation=GenerationSettings(max_new_tokens=8))
+    settings = SimilaritySettings(encoder=str(tiny_encoder), generation=GenerationSettings(max_new_tokens=8))
     base = load("llama", initializer_range=0.3)
     [same] = SIMILARITY.measure(base, settings, table, bench)
     assert same.numerator == pytest.approx(np.ones(6))
@@ -209,12 +191,12 @@ def test_an_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_instrument_is_the_encoders_weights(encoder: Path) -> None:
-    instrument = SIMILARITY.instrument(SimilaritySettings(encoder=str(encoder)))
+def test_the_instrument_is_the_encoders_weights(tiny_encoder: Path) -> None:
+    instrument = SIMILARITY.instrument(SimilaritySettings(encoder=str(tiny_encoder)))
     assert instrument.pop("generation")["max_new_tokens"] == 50
     assert instrument == {
-        "encoder": str(encoder),
-        "revision": fingerprint_of(str(encoder), None),
+        "encoder": str(tiny_encoder),
+        "revision": fingerprint_of(str(tiny_encoder), None),
     }
 
 

@@ -66,7 +66,8 @@ def test_signs_of_a_broken_model(text: str, empty: bool, repetitive: bool, refus
 STUB = """
 from pathlib import Path
 import numpy as np
-from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+from spunge.evaluation.scorers.scorer import Loaded, Scorer
+from spunge.recipe.scoring import ScorerSettings
 
 def load(settings):
     \"\"\"Texts with an `o` in them are toxic.\"\"\"

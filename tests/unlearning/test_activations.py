@@ -22,7 +22,7 @@ from spunge.registry import METHODS
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.trained import training
-from toys import ANSWERING, ANSWERING_BOTH, texts
+from toys import ANSWERING, ANSWERING_BOTH, WORDS, texts
 
 PLAIN = Samples(pa.table({"text": texts("a", 8)}))
 KEPT = Samples(pa.table({"text": texts("other", 8)}))
@@ -33,7 +33,11 @@ LORA = {"kind": "lora", "rank": 4, "dropout": 0.2, "targets": "all-linear"}
 EVERYTHING = {"kind": "all"}
 ALIKE = {"satimp", "ce_u", "me_gd", "altpo"}  # which call the model as graddiff and dpo do
 TRAINED = [
-    *((method, "llama", {"trainable": LORA}) for method in sorted(set(METHODS.builtin) - {"precomputed", *ALIKE})),
+    *(
+        (method, "llama", {"trainable": LORA})
+        for method in sorted(set(METHODS.builtin) - {"precomputed", "quark", "demem", *ALIKE})
+    ),
+    ("quark", "llama", {"trainable": LORA, "scorer": {"kind": "keywords", "words": WORDS[::2]}, "labels": WORDS[:4]}),
     ("npo", "gpt2", {"trainable": EVERYTHING, "retain_loss": "kl"}),  # with dropout of its own
     ("npo", "gpt2", {"trainable": {"kind": "tensors", "match": ["*.h.2.mlp.*"]}, "reference": "stored"}),
     ("rmu", "llama", {"layer": 3}),

@@ -22,11 +22,12 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.rouge import Words, refuse_unreadable, rouge_l
-from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, keep_scored, score_completions
+from spunge.evaluation.scorers.scorer import chosen_scorer, keep_scored, score_completions
 from spunge.evaluation.toxicity import is_empty
 from spunge.evaluation.wording import any_of
 from spunge.model.loading import Base
 from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.scoring import SCORING, Scoring
 
 Answers = Annotated[int, Field(ge=1)]
 

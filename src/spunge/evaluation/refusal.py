@@ -28,13 +28,14 @@ from spunge.evaluation.fluency import load_judge
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.likelihood import likelihoods
 from spunge.evaluation.scorers.classifiers import fingerprint_of
-from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, keep_scored, score_completions
+from spunge.evaluation.scorers.scorer import chosen_scorer, keep_scored, score_completions
 from spunge.evaluation.toxicity import is_empty
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base
 from spunge.recipe.block import Place
 from spunge.recipe.evaluating import EvaluatorSettings
 from spunge.recipe.model import ModelSettings
+from spunge.recipe.scoring import SCORING, Scoring
 from spunge.results import Higher
 
 LEAST = 5  # tokens of the judge: a name alone may surprise it and be right

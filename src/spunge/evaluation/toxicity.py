@@ -15,9 +15,10 @@ from pydantic import Field
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.keywords import is_refusal
-from spunge.evaluation.scorers.scorer import SCORING, Scoring, chosen_scorer, keep_scored, score_completions
+from spunge.evaluation.scorers.scorer import chosen_scorer, keep_scored, score_completions
 from spunge.model.loading import Base
 from spunge.recipe.evaluating import EvaluatorSettings
+from spunge.recipe.scoring import SCORING, Scoring
 from spunge.results import Higher
 
 REPEATED = 0.5  # of a completion's runs of four words were there before

@@ -42,9 +42,11 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
     refuse_optimizer(settings.optimizer, "unlearn")
     refuse_unpackable(inputs.recipe.model)
     parts = {part.value: part.samples for part in inputs.parts.parts}
-    METHODS.get(settings.method).refuse(parts, inputs.retain, settings)
+    method = METHODS.get(settings.method)
+    method.refuse(parts, inputs.retain, settings)
+    method.check(settings)
     if inputs.base.untaught.is_dir():  # else it is still to be converted
-        METHODS.get(settings.method).refuse_base(settings, Checkpoint(inputs.base.untaught))
+        method.refuse_base(settings, Checkpoint(inputs.base.untaught))
     return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base), inputs.decouple)
 
 

@@ -154,7 +154,7 @@ def written(task: Task, settings: Alternatives, ids: list[int], number: int) -> 
     ends = tokenizer.eos_token_id if ends is None else ends
     heat = settings.temperature
     seeds = [settings.seed, number] if heat else None
-    out = drawn(task.base, ids, settings.tokens, seeds, lambda _given, logits: logits.float() / (heat or 1), ends)
+    [out] = drawn(task.base, ids, settings.tokens, [seeds], lambda _given, logits: logits.float() / (heat or 1), ends)
     text: str = tokenizer.decode(out[len(ids) :], skip_special_tokens=True)
     for end in ENDS:
         text = text.partition(end)[0]

@@ -39,10 +39,12 @@ class Stream:
         order: str = "shuffled",
         packing: bool = False,
         accumulation: int = 1,
+        repeats: int = 1,
     ) -> None:
         """`max_length`: of all rows, or one a row; texts are cut to the model's positions where these are fewer.
 
-        `order`: shuffled, in_order or with_replacement. `accumulation`: batches of an optimizer step.
+        `order`: shuffled, in_order or with_replacement. `accumulation`: batches of an optimizer step. `repeats`: steps
+        in a row that are given the same batches.
         """
         self.samples = samples
         self.base = base
@@ -54,7 +56,7 @@ class Stream:
         self.lengths = [base.reach(length) for length in lengths]
         self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
-        self._rows = _row_numbers(self.count, size, seed, order)
+        self._rows = repeated(_row_numbers(self.count, size, seed, order), accumulation, repeats)
         self._seed, self._order, self._accumulation = seed, order, accumulation
         self._drawn_rows: list[list[int]] = []  # of the step's batches
         self._step: list[Batch] = []  # in pieces
@@ -195,6 +197,14 @@ def _row_numbers(rows: int, size: int, seed: int, order: str) -> Iterator[list[i
         yield generator.integers(0, rows, size).tolist()
     while True:
         yield from (list(range(start, min(start + size, rows))) for start in range(0, rows, size))
+
+
+def repeated(batches: Iterator[list[int]], count: int, times: int) -> Iterator[list[int]]:
+    """The batches without end, `count` of them so many times before the next."""
+    while True:
+        step = [next(batches) for _ in range(count)] if times > 1 else [next(batches)]
+        for _ in range(times):
+            yield from step
 
 
 def interleaved(steps: Mapping[str, int]) -> list[str]:

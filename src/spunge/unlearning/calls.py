@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """Texts that the base writes before the first step, one after the other, a token at a time."""
+    """Texts that the base writes before the first step, or the model on its way, one after the other, a token at a time."""
 
     texts: int = 0
     tokens: int = 0  # of a text, at the most

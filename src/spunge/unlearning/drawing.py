@@ -12,30 +12,31 @@ from spunge.model.loading import Base
 from spunge.unlearning.forgotten import greedily
 from spunge.unlearning.trained import evaluation_mode
 
-Scores = Callable[[Tensor, Tensor], Tensor]  # tokens so far (1, t), logits (1, v) -> scores (1, v), float32
+Scores = Callable[[Tensor, Tensor], Tensor]  # tokens so far (n, t), logits (n, v) -> scores (n, v), float32
 
 
 def drawn(
     base: Base,
     ids: list[int],
     most: int,
-    seeds: Sequence[int] | None,
+    seeds: Sequence[Sequence[int] | None],
     scored: Scores,
     ends: int | list[int] | None = None,
-) -> list[int]:
+) -> list[list[int]]:
     """The tokens with those that are written after them, at most `most`: each the greatest of scores and Gumbel noise, that is, a
-    draw by their softmax. seeds: of the noise, beside the tokens; None leaves it out. ends: tokens that end it."""
+    draw by their softmax. seeds: of each draw's noise, beside the tokens; None leaves it out. ends: tokens that end it; what stands
+    behind one is padding."""
     from transformers import LogitsProcessorList
 
-    noise = None if seeds is None else np.random.default_rng([*seeds, zlib.crc32(str(ids).encode())])
+    told = zlib.crc32(str(ids).encode())
+    noises = [None if each is None else np.random.default_rng([*each, told]) for each in seeds]
 
     def noisy(given: Tensor, logits: Tensor) -> Tensor:
-        scores = scored(given, logits)
-        if noise is None:
-            return scores
-        return scores + torch.from_numpy(noise.gumbel(size=logits.shape)).to(logits.device, torch.float32)
+        scores, width = scored(given, logits), logits.shape[1]
+        added = np.stack([np.zeros(width) if noise is None else noise.gumbel(size=width) for noise in noises])
+        return scores + torch.from_numpy(added).to(logits.device, torch.float32)
 
-    asked = torch.tensor([ids], device=base.device)
+    asked = torch.tensor([ids] * len(noises), device=base.device)
     with torch.no_grad(), evaluation_mode(base.model), base.autocast(), greedily(base.model, base.tokenizer):
         out: Any = base.model.generate(
             input_ids=asked,
@@ -44,5 +45,5 @@ def drawn(
             eos_token_id=ends,
             logits_processor=LogitsProcessorList([noisy]),
         )
-    tokens: list[int] = out[0].tolist()
+    tokens: list[list[int]] = out.tolist()
     return tokens

@@ -92,7 +92,7 @@ def unlearn(task: Task, settings: ELMSettings) -> Branch:
             base_outputs(session.trained, each)
             for each in (batch, prefixed(forget, batch, novice), prefixed(forget, batch, expert))
         )
-        erased = sample_mean(*erasing(session.outputs(batch), base, as_novice, as_expert, settings.eta))
+        erased = erasing(session.outputs(batch), base, as_novice, as_expert, settings.eta)
         if not settings.fluency:
             return erased
         known = session.memory["written"]
@@ -100,7 +100,7 @@ def unlearn(task: Task, settings: ELMSettings) -> Branch:
             known += texts
         rows = rows_of(known)
         fluent = session.outputs(collate([rows[row] for row in batch.rows], batch.ids.device))
-        return erased + settings.fluency * sample_mean(fluent, fluent.losses())
+        return erased + settings.fluency * fluent.sample_mean(fluent.losses())
 
     return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["written"])
 
@@ -147,8 +147,8 @@ def start_of(sample: Encoded, tokenizer: Any) -> list[int]:
     return [first] if first is not None and sample.ids[:1] == [first] else []
 
 
-def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> tuple[Scored, Tensor]:
-    """(n,): the cross entropy to the target at each place."""
+def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: float) -> Tensor:
+    """Scalar: the cross entropy to the target, a mean over samples."""
     etas = rising(scored, eta)
 
     def loss(logits: Tensor, places: slice) -> Tensor:
@@ -156,7 +156,7 @@ def erasing(scored: Scored, base: Scored, novice: Scored, expert: Scored, eta: f
         target = (base.log_probabilities(places) + etas[places, None] * guided).softmax(-1)
         return cross_entropy(logits, target, reduction="none")
 
-    return scored, scored.each(loss)
+    return scored.sample_mean(scored.each(loss))
 
 
 def rising(scored: Scored, eta: float) -> Tensor:
@@ -164,11 +164,6 @@ def rising(scored: Scored, eta: float) -> Tensor:
     lengths = torch.bincount(scored.rows, minlength=scored.samples).tolist()
     ramps = [torch.linspace(1.0, eta, length, device=scored.rows.device) for length in lengths]
     return torch.cat(ramps)
-
-
-def sample_mean(scored: Scored, values: Tensor) -> Tensor:
-    """Scalar: mean over samples of the mean over their tokens."""
-    return (scored.per_sample(values) / scored.lengths()).mean()
 
 
 def written(
@@ -209,7 +204,7 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
         away = after(novice, so_far) - after(expert, so_far)
         return logits.float().log_softmax(-1) + settings.guidance * away
 
-    return drawn(task.base, ids, settings.written_tokens, [task.seed], guided)
+    return drawn(task.base, ids, settings.written_tokens, [[task.seed]], guided)[0]
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:

@@ -19,8 +19,8 @@ def part_stream(task: Task, settings: TrainingSettings, value: str) -> Stream:
     )
 
 
-def forget_stream(task: Task, settings: TrainingSettings) -> Stream:
-    """The samples of all of a task's parts, shuffled together."""
+def forget_stream(task: Task, settings: TrainingSettings, repeats: int = 1) -> Stream:
+    """The samples of all of a task's parts, shuffled together. repeats: steps in a row that are given the same."""
     lengths = [settings.length_of(value) for value, samples in task.parts.items() for _ in range(len(samples))]
     return Stream(
         union(task.parts),
@@ -30,6 +30,7 @@ def forget_stream(task: Task, settings: TrainingSettings) -> Stream:
         task.seed,
         packing=settings.packing,
         accumulation=settings.accumulation,
+        repeats=repeats,
     )
 
 

@@ -39,9 +39,8 @@ def unlearn(task: Task, settings: GASettings) -> Branch:
     if settings.stop is None:
         return descend(task, settings, ascent)
     forget = forget_stream(task, settings)
-    return descend(
-        task, settings, ascent, forget=forget, stopping=partial(stop_of, task, settings, settings.stop, forget)
-    )
+    look = partial(stop_of, task, settings, settings.stop, forget)
+    return descend(task, settings, ascent, forget=forget, stopping=lambda _session: look())
 
 
 def ascent(session: Session, batch: Batch) -> Tensor:

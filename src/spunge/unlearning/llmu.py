@@ -26,7 +26,6 @@ from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend
 from spunge.unlearning.refusals import prompted, refuse_plain_parts, spaced
-from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import stored_entries
 
 
@@ -58,7 +57,7 @@ def unlearn(task: Task, settings: LLMUSettings) -> Branch:
         mine = zip(batch.rows, drawn[batch.start : batch.start + len(batch.rows)], strict=True)
         pairs = [(row, spaced(choices[place], given[row])) for row, places in mine for place in places]
         own, others = session.outputs(batch), session.outputs(forget.answered(pairs))
-        return -settings.ascent * _sample_mean(own) + settings.random * _sample_mean(others)
+        return -settings.ascent * own.sample_mean(own.losses()) + settings.random * others.sample_mean(others.losses())
 
     return descend(task, settings, loss, over=samples_of, forget=forget)
 
@@ -82,11 +81,6 @@ def _text(answer: Any) -> str:
             "unlearn.random_answers: an answer of the retain rows has no text; filter the row out, or give a list of answers"
         )
     return str(said).strip()
-
-
-def _sample_mean(scored: Scored) -> Tensor:
-    """Mean over samples of their mean NLL."""
-    return (scored.sums() / scored.lengths()).mean()
 
 
 def refuse(parts: Mapping[str, Samples], retain: Samples | None, settings: LLMUSettings) -> None:

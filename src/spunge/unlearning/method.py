@@ -85,7 +85,7 @@ class Method(Generic[S]):
     calls: Callable[[S, int], list[Group]] = lambda settings, depth: [(FORGET,)]
     stored_entries: Callable[[S, Checkpoint], int] = every_entry
     # For plans too. Float32 copies of what is trained that a step holds beside values, gradients and the optimizer's state; and
-    # (samples of a part, settings, passes over them) -> what the base writes first.
+    # (samples of a part, settings, passes over them) -> what the base writes first, or the model on its way.
     copies: int = 0
     writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
@@ -99,6 +99,8 @@ class Method(Generic[S]):
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such
     # as the content of files of its own. JSON-able.
     inputs: Callable[[S, Sequence[str], Sequence[str]], Mapping[str, Any]] | None = None
+    # (settings): raises RecipeError where something beside the rows is missing, such as a scorer; called before anything is made.
+    check: Callable[[S], None] = lambda settings: None
     # (settings, base): raises RecipeError for a base that it cannot train; called before anything is trained.
     refuse_base: Callable[[S, Checkpoint], None] = lambda settings, base: None
     # (samples, settings, tokenizer) -> what it is given of a part's samples, by name where that is not the samples themselves:

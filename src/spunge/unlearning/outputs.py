@@ -88,6 +88,8 @@ class Session:
         default_factory=dict
     )  # of the method's own, by name; part of the saved state
 
+    logged: dict[str, float] = field(default_factory=dict)  # terms of the method's own, of the batch that it is given
+
     def base_sums(self, stream: Stream, batch: Batch) -> Tensor:
         """(b,): the base's summed negative log-likelihood of each sample's scored tokens. Ask before the model's own outputs, which
         are held until their gradient is known."""
@@ -125,7 +127,7 @@ def descend(
     sums: Sequence[Stream] = (),
     distributions: Sequence[Stream] = (),
     remembered: Sequence[str] = (),
-    stopping: Callable[[], Callable[[int], str | None]] | None = None,
+    stopping: Callable[[Session], Callable[[int], str | None]] | None = None,
 ) -> Branch:
     """Train gamma * forget_loss + alpha * retain loss.
 
@@ -154,7 +156,7 @@ def descend(
             session.step = number // settings.accumulation
             batch = next(forget)
             loss = forget_loss(session, batch) * share(batch, over)
-            return Loss(settings.gamma * loss, {"forget": float(loss.detach())})
+            return Loss(settings.gamma * loss, {"forget": float(loss.detach()), **session.logged})
 
         def kept(number: int) -> Loss:
             assert retain is not None
@@ -198,7 +200,7 @@ def descend(
             gru=settings.gru,
         )
         if stopping is not None:
-            look = stopping()
+            look = stopping(session)
             loop.should_stop = lambda: look(loop.step)
         with training_mode(trained.model):
             history = loop.run()

@@ -71,6 +71,10 @@ class Scored:
         """(n,) -> (b,): sums over each sample's tokens."""
         return torch.zeros(self.samples, dtype=values.dtype, device=values.device).index_add(0, self.rows, values)
 
+    def sample_mean(self, values: Tensor) -> Tensor:
+        """(n,) -> scalar: the mean over samples of the mean over their tokens."""
+        return (self.per_sample(values) / self.lengths()).mean()
+
     def places(self) -> list[slice]:
         """All places, as many at once as `piece` says; at least one slice."""
         count = self.labels.numel()

@@ -18,13 +18,23 @@ from spunge.recipe.explanation import validated
 from spunge.registry import SCORERS
 from toys import texts
 
-NEEDS = {"alt-profanity-check": "profanity_check", "probe": "sklearn"}  # packages of the extra `judge`
+NEEDS = {
+    "alt-profanity-check": "profanity_check",
+    "probe": "sklearn",
+    "rouge": "rouge_score",
+    "bleu": "sacrebleu",
+    "similarity": "sentence_transformers",
+}  # packages of the extra `judge`
 TEXTS = [*texts("scored", 9), "paris", " ".join(texts("long", 6))]
 
 
 @pytest.fixture(scope="module")
 def given(
-    tiny: Callable[..., Path], tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory, server: Served
+    tiny: Callable[..., Path],
+    tiny_bert: Path,
+    tiny_encoder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    server: Served,
 ) -> dict[str, Any]:
     """Name -> what a recipe calls the scorer."""
     folder = tmp_path_factory.mktemp("probe")
@@ -37,6 +47,9 @@ def given(
         "alt-profanity-check": "alt-profanity-check",
         "keywords": "keywords",
         "judge": {"kind": "judge", "base_url": server.address, "model": "echo", "prompt": "{text}"},
+        "rouge": "rouge",
+        "bleu": "bleu",
+        "similarity": {"kind": "similarity", "encoder": str(tiny_encoder)},
     }
 
 
@@ -50,6 +63,11 @@ def chosen(given: dict[str, str]) -> Callable[[str], Chosen]:
     return choose
 
 
+def beside(loaded: Loaded, reference: str = "paris is old") -> Callable[[Sequence[str]], np.ndarray]:
+    """The scores of texts that all answer one prompt, whose answer is the reference."""
+    return lambda texts: loaded.scores_of(texts, ["so?"] * len(texts), [reference] * len(texts))
+
+
 def test_every_scorer_is_covered_here(given: dict[str, str]) -> None:
     assert set(given) == set(SCORERS.builtin)
 
@@ -58,7 +76,7 @@ def test_every_scorer_is_covered_here(given: dict[str, str]) -> None:
 def test_a_text_has_one_score_whatever_stands_beside_it(chosen: Callable[[str], Chosen], name: str) -> None:
     found = chosen(name)
     assert found.name == name
-    score = found.scorer.load(found.settings).score
+    score = beside(found.scorer.load(found.settings))
     scores = score(TEXTS)
     assert scores.shape == (len(TEXTS),)
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -89,8 +107,9 @@ def test_a_completion_is_scored_alone_and_an_empty_one_says_nothing(
     loaded = chosen(name).scorer.load(chosen(name).settings)
     bench = Bench("base", "model", tmp_path, tmp_path)
     written = [["paris", " "], [" the river ", "paris"]]
-    found = score_completions(written, [{"prompt": "a"}, {"prompt": "b"}], loaded, 0.5, bench)
-    paris, river = loaded.score(["paris", "the river"])
+    contexts = [{"prompt": prompt, "reference": "paris is old"} for prompt in ("a", "b")]
+    found = score_completions(written, contexts, loaded, 0.5, bench)
+    paris, river = beside(loaded)(["paris", "the river"])
     np.testing.assert_allclose(found, [[paris, 0], [river, paris]], rtol=1e-4, atol=1e-6)
     [rated] = bench.rated
     assert (rated.threshold, rated.count) == (0.5, 3)

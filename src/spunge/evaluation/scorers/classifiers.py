@@ -18,12 +18,13 @@ from pydantic import Field
 
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.likelihood import grouped
-from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+from spunge.evaluation.scorers.scorer import Loaded, Scorer
 from spunge.model.loading import pick_device, pick_dtype
 from spunge.model.memory import halved
 from spunge.model.refusing import refused_as
 from spunge.progress import SILENT, Steps
 from spunge.recipe.block import Place
+from spunge.recipe.scoring import ScorerSettings
 from spunge.weights.checkpoint import has_model, model_files, read_object
 from spunge.weights.described import described_by
 from spunge.weights.hub import SMALL, fetched

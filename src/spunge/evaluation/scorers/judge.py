@@ -26,8 +26,9 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from spunge.data.patterns import last_group
 from spunge.errors import RecipeError, one_line
 from spunge.evaluation.scorers.endpoint import Endpoint, Reply, key_of
-from spunge.evaluation.scorers.scorer import Answer, Loaded, Scorer, ScorerSettings
+from spunge.evaluation.scorers.scorer import Answer, Loaded, Scorer
 from spunge.files import append_text, cache_folder, fingerprint, parse_json, sealed, unsealed
+from spunge.recipe.scoring import ScorerSettings
 
 FIELDS = Answer._fields
 THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)

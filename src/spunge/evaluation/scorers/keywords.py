@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, StringConstraints
 
-from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+from spunge.evaluation.scorers.scorer import Loaded, Scorer
 from spunge.evaluation.wording import any_of, plain
+from spunge.recipe.scoring import ScorerSettings
 
 # How a model declines, in lower case with straight apostrophes.
 REFUSALS = re.compile(

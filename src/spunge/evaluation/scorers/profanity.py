@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from spunge.errors import RecipeError
-from spunge.evaluation.scorers.scorer import Loaded, Scorer, ScorerSettings
+from spunge.evaluation.scorers.scorer import Loaded, Scorer
+from spunge.recipe.scoring import ScorerSettings
 
 PACKAGE = "alt-profanity-check"
 

@@ -13,42 +13,16 @@ classifier's folder or Hub id.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from spunge.evaluation.evaluator import Bench, Rated
 from spunge.files import fingerprint, write_text
-from spunge.recipe.block import Place, Strict
-from spunge.recipe.named import named
+from spunge.recipe.block import Strict
+from spunge.recipe.scoring import ScorerSettings
 from spunge.registry import SCORERS, summary_of
 
-DEFAULT = "classifier"
-
-
-class ScorerSettings(Strict):
-    kind: str = Field(description="Name of the scorer (`spunge list scorers`), or path/to/file.py:NAME.")
-
-
-def spelled_out(given: Any) -> Any:
-    """A text that names a scorer as {kind: its name}, and what is known by a folder or a Hub id as {kind: .., path: TEXT}."""
-    if not isinstance(given, str):
-        return given
-    if ".py:" in given or given in SCORERS.names():
-        return {"kind": given}
-    kind = next((name for name, scorer in SCORERS.items() if scorer.matches(given)), DEFAULT)
-    return {"kind": kind, "path": given}
-
-
-# What an evaluator's setting `scorer` may hold; a default that is a text needs validate_default.
-Scoring = Annotated[
-    SerializeAsAny[ScorerSettings], Place("model"), named(SCORERS, "kind", texts=True), BeforeValidator(spelled_out)
-]
-SCORING = (
-    "a text-classification model (folder or Hub id), the folder of a probe (`spunge probe`), the name of a scorer "
-    "(`spunge list scorers`), path/to/file.py:NAME, or {kind: its name, ..} with its settings."
-)
 S = TypeVar("S", bound=ScorerSettings)
 
 
@@ -74,6 +48,10 @@ class Loaded(NamedTuple):
             return self.score_answers(answers)
         return self.score([answer.text for answer in answers])
 
+    def scores_of(self, texts: Sequence[str], prompts: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """(n,) in [0, 1], of texts with the prompts that they answer and the answers that were to be forgotten."""
+        return self.scores([Answer(*each) for each in zip(texts, prompts, references, strict=True)])
+
 
 @dataclass(frozen=True)
 class Scorer(Generic[S]):
@@ -88,6 +66,7 @@ class Scorer(Generic[S]):
     # (settings, which fields of an Answer the evaluator knows). Raises RecipeError where it cannot score: asked before
     # anything is trained.
     check: Callable[[S, frozenset[str]], None] = lambda settings, fields: None
+    compares: bool = False  # it scores how near a text is to its reference
     version: int = 1  # rises when the same settings give other scores
 
     @property
