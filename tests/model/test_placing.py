@@ -182,7 +182,7 @@ def test_what_reads_or_changes_the_weights_is_refused_beside_a_device_map(
 
 def test_a_device_map_is_refused_beside_decode(toy_recipe: dict[str, Any]) -> None:
     toy_recipe["model"]["device_map"] = "auto"
-    toy_recipe["decode"] = {"path": toy_recipe["model"]["path"]}
+    toy_recipe["decode"] = {"path": toy_recipe["model"]["path"], "through": "alone"}
     with pytest.raises(RecipeError, match=r"model\.device_map: beside decode"):
         load_recipe(toy_recipe)
 

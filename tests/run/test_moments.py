@@ -89,7 +89,7 @@ def test_a_damaged_file_of_moments_is_taken_again(recipe: dict[str, Any], tmp_pa
 
 
 def test_moments_are_the_small_models_own_where_it_shifts_a_larger_one(recipe: dict[str, Any], tmp_path: Path) -> None:
-    decode = f"decode={{path: {recipe['model']['path']}, alpha: 2}}"
+    decode = f"decode={{path: {recipe['model']['path']}, alpha: 2, through: alone}}"
     run(recipe, tmp_path / "plain", MERGE, CONTROL)
     run(recipe, tmp_path / "shifts", MERGE, CONTROL, decode)
     files = [file.relative_to(tmp_path / "plain") for file in (tmp_path / "plain").rglob("moments-*")]

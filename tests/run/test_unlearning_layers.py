@@ -110,7 +110,7 @@ def test_a_base_without_layers_is_refused_before_anything_is_made(recipe: dict[s
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"decode": {"path": "large"}, "merge": {"rule": "ties"}}, "beside decode"),
+        ({"decode": {"path": "large", "through": "alone"}, "merge": {"rule": "ties"}}, "beside decode"),
         ({"model": {"path": "m", "train_in": "4bit", "unlearning_layers": {}}}, "train_in"),
         ({"execution": {"kind": "sharded", "processes": 2}}, "eul does not train in several processes together"),
         ({"unlearn": None, "judge": []}, "nothing is unlearned"),

@@ -68,7 +68,8 @@ CallError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name
 def _no_command(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
-    context.obj.command = context.invoked_subcommand or ""
+    if context.obj is not None:  # it is where the command is begun by main
+        context.obj.command = context.invoked_subcommand or ""
     if version:
         from spunge import __version__
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spunge.errors import RecipeError
-from spunge.files import PART, cache_folder, fingerprint, write_json, write_text, writing
+from spunge.files import PART, cache_folder, fingerprint, given_name, write_json, write_text, writing
 from spunge.model.conversion import conversion
 from spunge.model.hub import local_folder
 from spunge.model.loadable import check_fit
@@ -92,7 +92,7 @@ def _appearing(out: Path) -> Iterator[Path]:
             aside.mkdir(parents=True)
             yield aside
             try:
-                os.rename(aside, out)
+                given_name(aside, out)
             except OSError:
                 if not out.is_dir():
                     raise
