@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import spunge
+from commands import call
 from picked import few
 from spunge.errors import RecipeError
 from spunge.recipe.decoding import BY_TEXT
@@ -479,7 +480,10 @@ def test_the_recipe_of_the_docs_runs_as_it_stands(
     assert recipe is not None
     content = recipe[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", decoding["model"]["path"])
     Path("decoded.yaml").write_text(content.replace("HuggingFaceTB/SmolLM2-1.7B-Instruct", str(large)))
-    results = spunge.run("decoded.yaml", tmp_path / "run")
+    ended = call("run", "decoded.yaml", "--out", "run", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "model:  the large one, shifted: `spunge export run --out FOLDER` writes what was judged" in ended.stdout
+    results = read_results(tmp_path / "run")
     assert {row.subject for row in results.rows if row.stage == "merged"} >= {"asia", "europe", "kept"}
 
 

@@ -107,7 +107,12 @@ def run(
         return
     print_scores(results)
     say(f"\n{short_text(results)}")
-    say(f"model:  {near(results.folder / 'merged')}\nreport: {near(results.folder / 'report.html')}")
+    if loaded.decode is None:
+        say(f"model:  {near(results.folder / 'merged')}")
+    else:
+        shown = near(results.folder)
+        say(f"model:  the large one, shifted: `spunge export {shown} --out FOLDER` writes what was judged")
+    say(f"report: {near(results.folder / 'report.html')}")
 
 
 def plan(

@@ -73,7 +73,7 @@ def _verify(folder: Path, watcher: Watcher) -> Verification:
         checked.notes.append(f"the texts of {dropped} judgings were dropped; their scores are there")
     checked.problems += _broken_chain(folder, stamps)
     if checked.problems:
-        checked.notes.append("the merged model was not compared with base + merge of the deltas: files are damaged")
+        checked.notes.append("the merged model was not compared with base + merge of the deltas: see the problems")
         return checked
     for name, stamp in stamps.items():
         if name == "merged" or name.endswith(":merged"):
