@@ -147,6 +147,12 @@ def test_a_run_that_does_not_say_what_measured_it_is_refused(write, results):
         compare([write("one", results()), write("two", old)])
 
 
+def test_a_run_that_was_judged_by_nothing_is_refused(write, results):
+    unjudged = results() | {"rows": []}
+    with pytest.raises(RecipeError, match="'two' has no scores, for its recipe judges nothing"):
+        compare([write("one", results()), write("two", unjudged)])
+
+
 def test_a_folder_without_results_and_a_single_run_are_refused(write, results, tmp_path):
     one = write("one", results())
     with pytest.raises(RecipeError, match=r"holds no results\.json"):

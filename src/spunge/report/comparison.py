@@ -138,13 +138,17 @@ class Comparison(NamedTuple):
 def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     """Read several runs and set one stage's scores beside each other.
 
-    Raises RecipeError where a folder holds no results, where a run has no such stage, where two runs start from other bases, and
+    Raises RecipeError where a folder holds no results or no scores, where a run has no such stage, where two runs start from other bases, and
     where they measured a metric with other instruments (such as another scorer, revision or threshold) or on other items.
     """
     if len(folders) < 2:
         raise RecipeError("compare: one run alone; give two or more run folders")
     runs = [_finished(folder, shown) for folder, shown in zip(folders, _names(folders), strict=True)]
     for run in runs:
+        if not run.results.rows:
+            raise RecipeError(
+                f"compare: {run.name!r} has no scores, for its recipe judges nothing (evaluate); leave it out"
+            )
         stages = [model.stage for model in run.scores.models]
         if stage not in stages:
             raise RecipeError(
