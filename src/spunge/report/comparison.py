@@ -139,7 +139,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     """Read several runs and set one stage's scores beside each other.
 
     Raises RecipeError where a folder holds no results or no scores, where a run has no such stage, where two runs start from other
-    bases, and where they measured a metric with other instruments (such as another scorer, revision or threshold) or on other items.
+    bases, and where they measured a metric with other instruments (another scorer, revision or threshold) or on other items.
     """
     if len(folders) < 2:
         raise RecipeError("compare: one run alone; give two or more run folders")
