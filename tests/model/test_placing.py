@@ -89,7 +89,7 @@ def over_two(model: Any, one: torch.device, other: torch.device) -> dict[str, to
     parent = model.get_submodule(blocks[0].rpartition(".")[0].rpartition(".")[0])
     others = [names[id(each)] for name, each in parent.named_children() if id(find_blocks(model)) != id(each)]
     halves = {name: (one, other)[2 * at >= len(blocks)] for at, name in enumerate(blocks)}
-    return {**{name: other if name.endswith("norm") else one for name in others}, **halves}
+    return {**{name: other if name.endswith(("norm", "ln_f")) else one for name in others}, **halves}
 
 
 @pytest.mark.parametrize("architecture", few(ARCHITECTURES, 0))

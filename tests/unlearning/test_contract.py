@@ -782,7 +782,7 @@ def seen(base: Any, log: list[torch.Tensor], **watch: Any) -> dict[str, Any]:
     """A task that is watched: `log` gets the logits of each measurement, whose reading is their number."""
 
     def measure(model: Any, step: int) -> Readings:
-        assert model is base
+        assert model.model is base.model
         assert not base.model.training
         torch.rand(7)  # as an evaluation may that draws
         log.append(logits_of(base.model))

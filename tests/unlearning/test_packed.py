@@ -31,7 +31,7 @@ from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta, write_delta
 from spunge.weights.overlay import applied
 from spunge.weights.packed import is_packed, unpacked
-from toys import ANSWERING, ANSWERING_BOTH, texts
+from toys import ANSWERING, ANSWERING_BOTH, WORDS, texts
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="spunge[quant]")
 PLAIN = Samples(pa.table({"text": texts("a", 8)}))
@@ -130,10 +130,14 @@ def test_a_layer_that_is_not_the_checkpoints_is_no_tensor_of_it(tiny: Callable[.
 
 
 ON_LLAMA = sorted(set(METHODS.builtin) - {"precomputed"})
+KEYWORDS = {"kind": "keywords", "words": WORDS[::2]}
+OWN: dict[str, dict[str, Any]] = {
+    "quark": {"scorer": KEYWORDS, "tokens": 4, "samples": 2, "quantiles": 2, "labels": ["one"]}
+}
 QUICK = {"dpo", "ga", "graddiff", "npo", "rmu", "sku", "tvn"}
 TRAINED = [
     *(
-        pytest.param(method, "llama", bits, {}, marks=() if method in QUICK else pytest.mark.thorough)
+        pytest.param(method, "llama", bits, OWN.get(method, {}), marks=() if method in QUICK else pytest.mark.thorough)
         for method, bits in zip(ON_LLAMA, itertools.cycle(["4bit", "8bit"]), strict=False)
     ),
     ("rmu", "llama", "4bit", {"layer": 2}),

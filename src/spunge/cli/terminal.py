@@ -1,5 +1,6 @@
 """What the commands share: options, printing, quick imports, and the line that says what went wrong."""
 
+import atexit
 import gc
 import json
 import logging
@@ -33,8 +34,15 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, also where SQL goes on in a thread that could not be stopped: nothing of it would end in order."""
-    if any(thread.name == ASKING for thread in threading.enumerate()):
+    """Exit, also where SQL goes on in a thread that could not be stopped: nothing of it would end in order.
+
+    Where a command was stopped, a library's frames may hold DuckDB's objects to the end, and DuckDB would tell of them after our
+    last line: the end is Python's own but for taking modules apart.
+    """
+    asking = any(thread.name == ASKING for thread in threading.enumerate())
+    if asking or code > 128:
+        if not asking:
+            atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
