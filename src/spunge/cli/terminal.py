@@ -34,19 +34,21 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, also where SQL goes on in a thread that could not be stopped: nothing of it would end in order.
-
-    Where a command was stopped, a library's frames may hold DuckDB's objects to the end, and DuckDB would tell of them after our
-    last line: the end is Python's own but for taking modules apart.
-    """
-    asking = any(thread.name == ASKING for thread in threading.enumerate())
-    if asking or code > 128:
-        if not asking:
-            atexit._run_exitfuncs()
+    """Exit, also where SQL goes on in a thread that could not be stopped: nothing of it would end in order."""
+    if any(thread.name == ASKING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if code > 128:
+        # Stopped: frames that a library holds may keep DuckDB's objects, and it would tell of them after our last line.
+        atexit.register(_end_quietly)
     sys.exit(code)
+
+
+def _end_quietly() -> None:
+    """Say nothing more on stderr."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @contextmanager
