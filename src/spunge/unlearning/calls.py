@@ -49,3 +49,9 @@ def descending(settings: Any, forget: Group = (FORGET,), once: int = 0) -> list[
     elif settings.alpha:
         groups.append((RETAIN,))
     return groups
+
+
+def beside_base(settings: Any, _depth: int) -> list[Group]:
+    """Of a method on outputs whose forget loss sets the model's distributions beside the base's."""
+    base = FORGET._replace(gradient=False, once=settings.reference == "stored")
+    return descending(settings, (base, FORGET._replace(beside=True)))

@@ -30,7 +30,7 @@ from spunge.data.samples import Batch
 from spunge.errors import RecipeError
 from spunge.recipe.training import Selected, Trainable
 from spunge.unlearning.batches import learned_tokens, share
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import beside_base
 from spunge.unlearning.feed import forget_stream, retain_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, Term, descend, divergence, needs_retain, retained_of
@@ -84,16 +84,11 @@ def refuse_base(settings: EULSettings, base: Checkpoint) -> None:
         )
 
 
-def calls(settings: EULSettings, _depth: int) -> list[Group]:
-    base = FORGET._replace(gradient=False, once=settings.reference == "stored")
-    return descending(settings, (base, FORGET._replace(beside=True)))
-
-
 EUL = Method(
     settings=EULSettings,
     source="Chen & Yang 2023, arXiv 2310.20150",
     unlearn=unlearn,
-    calls=calls,
+    calls=beside_base,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     refuse_base=refuse_base,

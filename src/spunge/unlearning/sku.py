@@ -152,7 +152,7 @@ class Answers:
 
 def _sample_mean(scored: Scored) -> Tensor:
     """Mean over samples of their mean NLL."""
-    return (scored.sums() / scored.lengths()).mean()
+    return scored.sample_mean(scored.losses())
 
 
 def _guided(trained: Trained, batch: Batch, settings: SKUSettings) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spunge.data.samples import Batch
-from spunge.unlearning.calls import FORGET, Group, descending
+from spunge.unlearning.calls import beside_base
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
@@ -46,16 +46,11 @@ def adjusted_distillation(scored: Scored, base: LogProbabilities, beta: float) -
     return scored.mean_of(scored.each(loss))
 
 
-def calls(settings: UNDIALSettings, _depth: int) -> list[Group]:
-    base = FORGET._replace(gradient=False, once=settings.reference == "stored")
-    return descending(settings, (base, FORGET._replace(beside=True)))
-
-
 UNDIAL = Method(
     settings=UNDIALSettings,
     source="Dong et al. 2024, arXiv 2402.10052",
     unlearn=unlearn,
-    calls=calls,
+    calls=beside_base,
     stored_entries=stored_entries,
     needs_retain=needs_retain,
     shares=True,
