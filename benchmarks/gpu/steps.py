@@ -235,6 +235,7 @@ def forms(size: Size, note: Note, name: str) -> None:
         "now": now,
         "cast_one_by_one": dataclasses.replace(now, cast_at_once=False),
         "norm_of_ours": dataclasses.replace(now, norm_by_torch=False),
+        "dropout_one_by_one": dataclasses.replace(now, one_dropout=False),
         "pieces_of_256_mib": dataclasses.replace(now, piece=1 << 28),
         "layers_of_peft": dataclasses.replace(now, layers=False),
     }

@@ -39,6 +39,15 @@ class Encoded(NamedTuple):
     labels: list[int]  # the ids of the completion, IGNORED elsewhere
 
 
+class Counted(NamedTuple):
+    """What is known of a batch without asking the device that it lies on, which would first have to end what it is at."""
+
+    mask: Tensor  # the batch's own, by which it is known again
+    labels: Tensor
+    wanted: np.ndarray  # (b, t) bool: the next token is learned or scored
+    reach: tuple[int, ...]  # (b,): places of each row up to the last that is read or scored
+
+
 class Batch(NamedTuple):
     """Right-padded. Shapes (b, t); labels are not shifted and IGNORED on prompts and padding."""
 
@@ -50,11 +59,36 @@ class Batch(NamedTuple):
     drawn: tuple[int, ...] = ()  # the rows that were drawn together, of which these begin at `start`
     start: int = 0
     counts: bool = True  # False: a piece that stands in for none, where there are fewer samples than pieces
+    collated: Counted | None = None
+
+    @property
+    def counted(self) -> Counted:
+        """Of the mask and labels that the batch has now."""
+        known = self.collated
+        if known is not None and known.mask is self.mask and known.labels is self.labels:
+            return known
+        return _counted(self.mask, self.labels, self.mask.cpu().numpy(), self.labels.cpu().numpy())
 
     @property
     def learned(self) -> int:
         """Tokens that are learned: a first one is context alone."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return int(self.counted.wanted.sum())
+
+
+def _counted(mask: Tensor, labels: Tensor, of_mask: np.ndarray, of_labels: np.ndarray) -> Counted:
+    wanted = np.zeros(of_labels.shape, bool)
+    wanted[:, :-1] = of_labels[:, 1:] != IGNORED
+    used = (of_mask != 0) | wanted
+    reach = np.where(used.any(1), used.shape[1] - used[:, ::-1].argmax(1), 0)
+    return Counted(mask, labels, wanted, tuple(reach.tolist()))
+
+
+def sent(values: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """Numbers of this process's memory on a device, which need not be there yet when this returns."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Rendering(NamedTuple):
@@ -368,14 +402,16 @@ def _pieces(text: Text) -> Iterator[tuple[str, bool]]:
 def collate(samples: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
     """Pad on the right to the longest. The padding's id is 0: it is masked out everywhere, so any id would do."""
     width = max(len(sample.ids) for sample in samples)
-    ids = torch.zeros(len(samples), width, dtype=torch.long)
-    mask = torch.zeros(len(samples), width, dtype=torch.long)
-    labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
+    made = torch.zeros(3, len(samples), width, dtype=torch.long)
+    ids, mask, labels = made
+    labels.fill_(IGNORED)
     for row, sample in enumerate(samples):
         ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
         mask[row, : len(sample.ids)] = 1
         labels[row, : len(sample.ids)] = torch.tensor(sample.labels)
-    return Batch(ids.to(device), mask.to(device), labels.to(device))
+    there = sent(made, device)
+    known = _counted(there[1], there[2], mask.numpy(), labels.numpy())
+    return Batch(there[0], known.mask, known.labels, collated=known)
 
 
 def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[list[int]]:

@@ -70,7 +70,7 @@ def unlearn(task: Task, settings: EULSettings) -> Branch:
         own = session.outputs(held)
         apart = divergence(own, base)
         total = apart + settings.task * own.mean()
-        return Term(total * share(held, learned_tokens), float(apart.detach()), settings.alpha)
+        return Term(total * share(held, learned_tokens), apart.detach(), settings.alpha)
 
     return descend(task, settings, loss, forget=forget, retain=retain, retain_term=kept, distributions=[forget])
 

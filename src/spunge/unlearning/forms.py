@@ -16,11 +16,12 @@ class Forms:
     layers: bool = True  # layers that are known compute in their cheaper forms
     cast_at_once: bool = False  # LoRA's factors are cast all at once, when the model is called
     norm_by_torch: bool = False  # RMSNorm by torch's own kernel
+    one_dropout: bool = False  # the factors of layers that read one input see what one drawing of their dropout leaves
 
 
 FORMS = {
     "cpu": Forms(piece=1 << 24, call=64),  # about a core's cache
-    "cuda": Forms(piece=1 << 30, call=4096, cast_at_once=True, norm_by_torch=True),
+    "cuda": Forms(piece=1 << 30, call=4096, cast_at_once=True, norm_by_torch=True, one_dropout=True),
 }
 
 

@@ -6,7 +6,7 @@ at. Where they are none of these, the model is called as a whole.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,13 +47,15 @@ def head_of(model: Any, batch: Batch) -> Head | None:
 
 
 @contextmanager
-def reading(layer: nn.Module, wanted: Tensor) -> Iterator[list[Tensor]]:
-    """Inside the block the output layer is given nothing; yields a list of what it would have read at the places `wanted` (b, t):
-    (n, h) for each of its calls."""
+def reading(layer: nn.Module, places: Tensor, shape: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Inside the block the output layer is given nothing; yields a list of what it would have read, of (b, t, h), at n places,
+    row * t + column: (n, h) for each of its calls. shape: b and t. Raises IndexError where the layer reads other places."""
     read: list[Tensor] = []
 
     def take(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        read.append(inputs[0][wanted])
+        if inputs[0].shape[:-1] != torch.Size(shape):
+            raise IndexError(f"the output layer reads {tuple(inputs[0].shape)}, of {tuple(shape)} places")
+        read.append(inputs[0].flatten(0, 1).index_select(0, places.to(inputs[0].device)))
         return (inputs[0][:, :0], *inputs[1:])
 
     hook = layer.register_forward_pre_hook(take)
@@ -92,8 +94,8 @@ def _tried(model: Any, layer: nn.Module, arguments: dict[str, Any]) -> Head | No
     if len(given) != 1 or given[0].shape != logits.shape or logits.ndim != 3:
         return None
     after = _after(given[0], logits.to(given[0].dtype), model.config.get_text_config())
-    everywhere = torch.ones_like(arguments["input_ids"], dtype=torch.bool)
-    with reading(layer, everywhere) as read:
+    ids = arguments["input_ids"]
+    with reading(layer, torch.arange(ids.numel(), device=ids.device), ids.shape) as read:
         model(**arguments)
     if after is None or len(read) != 1 or read[0].ndim != 2:
         return None

@@ -53,7 +53,7 @@ def unlearn(task: Task, settings: IDKAPSettings) -> Branch:
         losses = answer.losses()
         refusal = session.outputs(refusals.batch(held.rows)).sums()
         kept = preservation(answer.per_sample(losses), refusal, settings.beta)
-        return Term(kept * share(held, samples_of), float(answer.mean_of(losses.detach())), settings.alpha)
+        return Term(kept * share(held, samples_of), answer.mean_of(losses.detach()), settings.alpha)
 
     return descend(task, settings, loss, forget=wanted, retain=retain, retain_term=preserve)
 

@@ -74,9 +74,11 @@ class TrainingSettings(DescentSettings, MethodSettings):
 
 
 class Loss(NamedTuple):
+    """Numbers to log may stay where they are computed until the step's gradients are asked for: to read one is to wait for it."""
+
     total: Tensor  # scalar, to differentiate
-    terms: Mapping[str, float]  # to log
-    damage: float | None = None  # how far the retain loss has risen; see max_damage
+    terms: Mapping[str, float | Tensor]  # to log
+    damage: float | Tensor | None = None  # how far the retain loss has risen; see max_damage
 
 
 class History(NamedTuple):
@@ -277,8 +279,7 @@ class Loop:
     def _over_batches(self, next_loss: Callable[[int], Loss]) -> dict[str, float]:
         """Add up the gradients of the step's batches; their terms' means."""
         settings, batches = self.settings, self.settings.accumulation * self.pieces
-        terms: dict[str, float] = {}
-        damage: list[float] = []
+        losses: list[Loss] = []
         for micro in range(batches):
             try:
                 with self.task.base.autocast():
@@ -294,14 +295,17 @@ class Loop:
                     f"{type(self.task.base.model).__name__}; train other tensors"
                 )
             torch.autograd.backward(loss.total / batches)
-            for name, value in {"loss": float(loss.total.detach()), **loss.terms}.items():
-                terms[name] = terms.get(name, 0.0) + value / batches
-            if loss.damage is not None:
-                damage.append(loss.damage)
+            losses.append(loss._replace(total=loss.total.detach()))
         if self.ranks.shared:
             drop_unreached(self.parameters, self.ranks)
-        if damage:
-            self.damages += self.ranks.means([sum(damage) / len(damage)])
+        told = [(name, value) for loss in losses for name, value in {"loss": loss.total, **loss.terms}.items()]
+        damages = [loss.damage for loss in losses if loss.damage is not None]
+        numbers = read_at_once([*(value for _, value in told), *damages])
+        terms: dict[str, float] = {}
+        for (name, _), number in zip(told, numbers, strict=False):
+            terms[name] = terms.get(name, 0.0) + number / batches
+        if damages:
+            self.damages += self.ranks.means([sum(numbers[len(told) :]) / len(damages)])
         return terms
 
     def _gone_wrong(self, terms: Mapping[str, float]) -> str | None:
@@ -339,14 +343,16 @@ class Loop:
 
     def _update(self, terms: dict[str, float]) -> float:
         """One optimizer step; returns its learning rate."""
+        norm = None
         if self.settings.max_grad_norm is not None:
             norm = nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
             if self.ranks.shared:  # each has its shards' gradients
                 norm = norm.new_tensor(math.sqrt(self.ranks.sum(float(norm) ** 2)))
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
-            terms["grad_norm"] = float(norm)
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
+        if norm is not None:
+            terms["grad_norm"] = float(norm)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -401,6 +407,20 @@ class Loop:
         if self.watching is not None:
             self.watching.resume(content.get("watched"))
         return int(content["step"]), content["stopped"]
+
+
+def read_at_once(values: Sequence[float | Tensor]) -> list[float]:
+    """Scalars, some of them still being computed, as numbers; those of one device and dtype come in one piece."""
+    found: dict[int, float] = {}
+    alike: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+    for at, value in enumerate(values):
+        if isinstance(value, Tensor):
+            alike.setdefault((value.device, value.dtype), {})[at] = value.reshape(())
+        else:
+            found[at] = value
+    for tensors in alike.values():
+        found |= zip(tensors, torch.stack([*tensors.values()]).tolist(), strict=True)
+    return [found[at] for at in range(len(values))]
 
 
 def _begin_log(file: Path | None, steps: int) -> None:

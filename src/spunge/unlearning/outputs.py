@@ -107,9 +107,9 @@ class Term(NamedTuple):
     """The retain term of a batch."""
 
     loss: Tensor  # scalar, times what the batch counts for in its step
-    level: float  # what tells the damage: the retain samples' NLL a token, or their divergence from the base
+    level: float | Tensor  # what tells the damage: the retain samples' NLL a token, or their divergence from the base
     weight: float  # of the loss in the total
-    logged: Mapping[str, float] = {}  # beside it
+    logged: Mapping[str, float | Tensor] = {}  # beside it
 
 
 RetainTerm = Callable[[Session, Batch], Term]
@@ -156,22 +156,22 @@ def descend(
             session.step = number // settings.accumulation
             batch = next(forget)
             loss = forget_loss(session, batch) * share(batch, over)
-            return Loss(settings.gamma * loss, {"forget": float(loss.detach()), **session.logged})
+            return Loss(settings.gamma * loss, {"forget": loss.detach(), **session.logged})
 
         def kept(number: int) -> Loss:
             assert retain is not None
             session.step = number // settings.accumulation
             term = (retain_term or partial(_usual_term, retain))(session, next(retain))
             if len(first) < FIRST:
-                first.append(term.level)
+                first.append(float(term.level))
             damage = term.level - (0.0 if kl else sum(first) / len(first))
-            return Loss(term.weight * term.loss, {"retain": float(term.loss.detach()), **term.logged}, damage)
+            return Loss(term.weight * term.loss, {"retain": term.loss.detach(), **term.logged}, damage)
 
         def answered(number: int) -> Loss:
             assert decoupled is not None
             batch = next(decoupled)
             loss = session.outputs(batch).mean() * share(batch, learned_tokens)
-            return Loss(settings.decouple * loss, {"decouple": float(loss.detach())})
+            return Loss(settings.decouple * loss, {"decouple": loss.detach()})
 
         def summed(terms: Sequence[Callable[[int], Loss]], number: int) -> Loss:
             whole = terms[0](number)
@@ -179,7 +179,7 @@ def descend(
                 loop.backward(whole.total)  # what it holds is freed before the next term holds as much
                 other = term(number)
                 damage = whole.damage if other.damage is None else other.damage
-                whole = Loss(float(whole.total.detach()) + other.total, {**whole.terms, **other.terms}, damage)
+                whole = Loss(whole.total.detach() + other.total, {**whole.terms, **other.terms}, damage)
             return whole
 
         others = [term for term, stream in ((kept, retain), (answered, decoupled)) if stream is not None]
@@ -214,7 +214,7 @@ def _usual_term(retain: Stream, session: Session, held: Batch) -> Term:
     settings, kept = session.settings, session.outputs(held)
     kl = settings.retain_loss == "kl"
     loss = divergence(kept, session.distributions.log_probabilities(retain, held)) if kl else kept.mean()
-    return Term(loss * share(held, learned_tokens), float(loss.detach()), settings.alpha)
+    return Term(loss * share(held, learned_tokens), loss.detach(), settings.alpha)
 
 
 def divergence(scored: Scored, base: LogProbabilities) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spunge.data.samples import Batch
+from spunge.data.samples import Batch, sent
 from spunge.files import about, require_space
 from spunge.model.loading import Through
 from spunge.model.memory import halved
@@ -161,7 +161,7 @@ class Sums:
                 values |= {row: value for row, value in pairs.items() if row not in self._values}
             self._values.update(values)
             self._kept += [number for pair in values.items() for number in pair]
-        return torch.tensor([self._values[row] for row in batch.rows], device=batch.ids.device)
+        return sent(torch.tensor([self._values[row] for row in batch.rows]), batch.ids.device)
 
 
 class Live:

@@ -6,14 +6,15 @@ what the output layer reads is kept, and logits, losses and gradients are comput
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
-from spunge.data.samples import IGNORED, Batch, token_losses
+from spunge.data.samples import Batch, sent, token_losses
 from spunge.unlearning.forms import forms_of
 from spunge.unlearning.head import Head, head_of, reading
 
@@ -135,19 +136,37 @@ def outputs(
     call, head = call or model, head_of(model, batch)
     if head is None:
         return scored(call(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits, batch)
-    wanted, read = _wanted(batch), []
     groups = [list(range(len(batch.mask)))] if in_one else rows_alike(batch)
-    for rows in groups:
-        ids, mask = batch.ids[rows], batch.mask[rows]
-        length = int(_reach(batch)[rows].max()) if len(groups) > 1 else mask.shape[1]
-        with reading(head.layer, wanted[rows, :length]) as given:
-            call(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)
-        read += given
+    known, device, spots = batch.counted, batch.ids.device, _spots(batch)
     if len(groups) == 1:
-        return _behind(head, read[0], batch, values())
-    numbered = torch.arange(wanted.numel(), device=wanted.device).view(wanted.shape)
-    order = torch.cat([numbered[rows][wanted[rows]] for rows in groups]).argsort()
-    return _behind(head, torch.cat(read)[order], batch, values())
+        with reading(head.layer, spots.at, batch.ids.shape) as read:
+            call(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        return _behind(head, read[0], spots, len(batch.ids), values())
+    read, numbered, given = [], np.arange(known.wanted.size).reshape(known.wanted.shape), []
+    for rows in groups:
+        length = max(known.reach[row] for row in rows)
+        wanted = known.wanted[rows, :length]
+        given.append(numbered[rows, :length][wanted])
+        with reading(head.layer, sent(np.flatnonzero(wanted), device), wanted.shape) as states:
+            call(input_ids=batch.ids[rows, :length], attention_mask=batch.mask[rows, :length], use_cache=False)
+        read += states
+    order = sent(np.concatenate(given).argsort(), device)
+    return _behind(head, torch.cat(read).index_select(0, order), spots, len(batch.ids), values())
+
+
+class _Spots(NamedTuple):
+    """The scored places of a batch, row after row."""
+
+    at: Tensor  # (n,) row * t + column
+    labels: Tensor  # (n,) the token that follows
+    rows: Tensor  # (n,)
+
+
+def _spots(batch: Batch) -> _Spots:
+    wanted = batch.counted.wanted
+    at = np.flatnonzero(wanted)
+    places, rows = sent(np.stack([at, at // wanted.shape[1]]), batch.ids.device)
+    return _Spots(places, batch.labels.flatten().index_select(0, places + 1), rows)
 
 
 def rows_alike(batch: Batch) -> list[list[int]]:
@@ -160,7 +179,7 @@ def rows_alike(batch: Batch) -> list[list[int]]:
     # Processes that share a model must call it as often as one another.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return [list(range(count))]
-    groups = cut_by_length(_reach(batch).tolist(), forms_of(batch.ids.device).call)
+    groups = cut_by_length(batch.counted.reach, forms_of(batch.ids.device).call)
     return groups if len(groups) > 1 else [list(range(count))]
 
 
@@ -183,20 +202,16 @@ def cut_by_length(lengths: Sequence[int], each: int) -> list[list[int]]:
     return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
-def _reach(batch: Batch) -> Tensor:
-    """(b,): places of each row up to the last that is read or scored."""
-    used = torch.maximum(batch.mask, _wanted(batch).to(batch.mask.dtype))
-    return (used * torch.arange(1, used.shape[1] + 1, device=used.device)).amax(1)
-
-
 def scored(logits: Tensor, batch: Batch) -> Scored:
-    """Pick the scored places out of logits (b, t, v)."""
-    wanted = _wanted(batch)
-    labels, rows = _labels(batch, wanted)
-    return Scored(logits[wanted].float(), labels, rows, batch.labels.shape[0], Tensor.float, max(1, len(labels)))
+    """Pick the scored places out of logits (b, t, v). Raises IndexError where they are of other places than the batch."""
+    if logits.shape[:2] != batch.labels.shape:
+        raise IndexError(f"logits {tuple(logits.shape)} of {tuple(batch.labels.shape)} places")
+    spots = _spots(batch)
+    chosen = logits.flatten(0, 1).index_select(0, spots.at.to(logits.device)).float()
+    return Scored(chosen, spots.labels, spots.rows, batch.labels.shape[0], Tensor.float, max(1, len(spots.labels)))
 
 
-def _behind(head: Head, states: Tensor, batch: Batch, values: Mapping[str, Tensor]) -> Scored:
+def _behind(head: Head, states: Tensor, spots: _Spots, samples: int, values: Mapping[str, Tensor]) -> Scored:
     """The outputs whose states (n, h) were read. values: of the output layer's parameters, where they are not its own."""
     parameters = list(head.layer.parameters())
     trained = not values and any(parameter.requires_grad for parameter in parameters)
@@ -207,16 +222,5 @@ def _behind(head: Head, states: Tensor, batch: Batch, values: Mapping[str, Tenso
             return head.after(torch.func.functional_call(head.layer, dict(values), (states,))).float()
         return head.after(head.layer(states)).float()
 
-    labels, rows = _labels(batch, _wanted(batch))
     piece = max(1, nbytes // (4 * head.vocabulary))
-    return Scored(states, labels, rows, batch.labels.shape[0], logits_of, piece, trained)
-
-
-def _wanted(batch: Batch) -> Tensor:
-    """(b, t): the places whose next token is scored."""
-    return torch.nn.functional.pad(batch.labels[:, 1:] != IGNORED, (0, 1))
-
-
-def _labels(batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,), (n,): of each scored place the token that follows, and its row."""
-    return batch.labels[:, 1:][wanted[:, :-1]], wanted.nonzero()[:, 0]
+    return Scored(states, spots.labels, spots.rows, samples, logits_of, piece, trained)

@@ -81,7 +81,7 @@ def unlearn(task: Task, settings: TARSettings) -> Branch:
         kept = beside.outputs.mean()
         moved = distance(beside.after, beside.before, held.mask)
         total = kept * share(held, learned_tokens) + moved * share(held, tokens)
-        return Term(total, float(kept.detach()), settings.alpha, {"moved": float(moved.detach())})
+        return Term(total, kept.detach(), settings.alpha, {"moved": moved.detach()})
 
     return descend(task, settings, loss, forget=forget, retain_term=retained)
 

@@ -47,7 +47,7 @@ def _cast(layers: Sequence[nn.Module]) -> dict[nn.Module, Cast]:
             known.append((layer, product.weight.dtype))
             downs.append(product.down)
             ups.append(product.up)
-            scales.append(product.factor * (1 - product.dropout))
+            scales.append(product.factor)
     if not known:
         return {}
     dtypes = [dtype for _, dtype in known]

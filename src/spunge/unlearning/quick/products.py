@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spunge.unlearning.forms import forms_of
+
 SPARSE = 0.1  # dropout up to here draws the places that are dropped, not a number for every place
 
 
-Cast = tuple[Tensor, Tensor]  # A and LoRA's scale times B, in the dtype of the products
+Cast = tuple[
+    Tensor, Tensor
+]  # A, and B times LoRA's scale and what makes up for the dropout, in the dtype of the products
 
 
 class Product(NamedTuple):
@@ -53,7 +57,7 @@ def product_of(layer: Any, cast: Mapping[nn.Module, Cast] = MappingProxyType({})
         return None
     share = share if layer.training else 0.0
     if layer in cast:
-        return Product(*plain[:2], *cast[layer], 1 / (1 - share), share)
+        return Product(*plain[:2], *cast[layer], 1.0, share)
     return Product(*plain[:2], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
 
 
@@ -102,38 +106,58 @@ class _Multiplied(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         flat, count = x.reshape(-1, x.shape[-1]), len(factors)
         weights, biases, downs, ups = (tensors[start : start + count] for start in range(0, 4 * count, count))
-        dropped = [_dropped(flat, share) if share else None for share in dropouts]
-        reads = _read(flat, downs, dropped)
+        groups = _groups(downs, dropouts, forms_of(x.device).one_dropout)
+        joined = [
+            _joined([down.to(flat.dtype) for each in group if (down := downs[each]) is not None]) for group in groups
+        ]
+        drawn = [_drawn(flat, share) if (share := dropouts[group[0]]) else None for group in groups]
+        reads: list[Tensor | None] = [None] * count
+        for group, down, kept in zip(groups, joined, drawn, strict=True):
+            sizes = [len(each) for at in group if (each := downs[at]) is not None]
+            read = (flat if kept is None else _seen(flat, kept)) @ down.t()
+            for at, part in zip(group, torch.split(read, sizes, 1) if len(sizes) > 1 else [read], strict=True):
+                reads[at] = part
         outs = []
-        for weight, bias, up, read, factor in zip(weights, biases, ups, reads, factors, strict=True):
+        for weight, bias, up, each, factor in zip(weights, biases, ups, reads, factors, strict=True):
             assert weight is not None
             out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
-            if up is not None and read is not None:
-                out.addmm_(read, _times(up, factor).to(x.dtype).t())
+            if up is not None and each is not None:
+                out.addmm_(each, _times(up, factor).to(x.dtype).t())
             outs.append(out.view(*x.shape[:-1], -1))
-        ctx.shape, ctx.factors = x.shape, factors
-        ctx.save_for_backward(
-            flat if any(read is not None for read in reads) else None, *reads, *dropped, *weights, *downs, *ups
-        )
+        ctx.shape, ctx.factors, ctx.groups = x.shape, factors, groups
+        ctx.dtypes = [down.dtype if down is not None else None for down in downs]
+        ctx.save_for_backward(flat if groups else None, *joined, *drawn, *reads, *weights, *ups)
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flat, *saved = ctx.saved_tensors
-        count = len(gradients)
-        reads, dropped, weights, downs, ups = (saved[start : start + count] for start in range(0, 5 * count, count))
+        count, groups = len(gradients), ctx.groups
+        joined, drawn, saved = saved[: len(groups)], saved[len(groups) : 2 * len(groups)], saved[2 * len(groups) :]
+        reads, weights, ups = (saved[start : start + count] for start in range(0, 3 * count, count))
         flats = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        of_ups: list[Tensor | None] = []
-        of_reads: list[Tensor | None] = []  # (n, r) each, as `reads`
-        for gradient, read, up, factor in zip(flats, reads, ups, ctx.factors, strict=True):
-            of_ups.append(None if read is None else _times((gradient.t() @ read).to(up.dtype), factor))
-            of_reads.append(None if read is None else gradient @ _times(up, factor).to(gradient.dtype))
+        of_ups: list[Tensor | None] = [None] * count
+        of_downs: list[Tensor | None] = [None] * count
+        of_reads: list[Tensor] = [flats[0]] * count  # (n, r) of each layer that has factors
+        for at, (gradient, read, up, factor) in enumerate(zip(flats, reads, ups, ctx.factors, strict=True)):
+            if read is not None:
+                of_ups[at] = _times((gradient.t() @ read).to(up.dtype), factor)
+                of_reads[at] = gradient @ _times(up, factor).to(gradient.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = flats[0] @ weights[0]
             for gradient, weight in zip(flats[1:], weights[1:], strict=True):
                 of_x.addmm_(gradient, weight)
-        of_downs = _through_reads(flat, of_x, of_reads, downs, dropped)
+        for group, down, kept in zip(groups, joined, drawn, strict=True):
+            of_read = _joined([of_reads[at] for at in group], 1)
+            of_down = of_read.t() @ (flat if kept is None else _seen(flat, kept))
+            sizes = [of_reads[at].shape[1] for at in group]
+            for at, part in zip(group, torch.split(of_down, sizes) if len(sizes) > 1 else [of_down], strict=True):
+                of_downs[at] = part.to(ctx.dtypes[at])
+            if of_x is not None and kept is None:
+                of_x.addmm_(of_read, down)
+            elif of_x is not None:
+                of_x += _seen(of_read @ down, kept, aside=False)
         nothing = [None] * (2 + 2 * count)
         return None if of_x is None else of_x.view(ctx.shape), *nothing, *of_downs, *of_ups
 
@@ -147,64 +171,26 @@ def _joined(tensors: Sequence[Tensor], dimension: int = 0) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([*tensors], dimension)
 
 
-def _whole(downs: Sequence[Tensor | None], dropped: Sequence[Tensor | None]) -> list[int]:
-    """Which layers' factors see all of x."""
-    return [each for each, down in enumerate(downs) if down is not None and dropped[each] is None]
+def _groups(downs: Sequence[Tensor | None], dropouts: Sequence[float], one_dropout: bool) -> list[list[int]]:
+    """The layers that have factors, in groups whose factors see the same of x: all of it, or what one drawing of a dropout leaves.
+    Without `one_dropout` each layer's dropout is drawn for itself."""
+    groups: dict[tuple[float, int], list[int]] = {}
+    for at, (down, share) in enumerate(zip(downs, dropouts, strict=True)):
+        if down is not None:
+            groups.setdefault((share, 0 if one_dropout or not share else at), []).append(at)
+    return list(groups.values())
 
 
-def _read(flat: Tensor, downs: Sequence[Tensor | None], dropped: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """x A' (n, r) of each layer that has factors."""
-    whole = _whole(downs, dropped)
-    chosen = [down.to(flat.dtype) for each in whole if (down := downs[each]) is not None]
-    sizes = [len(down) for down in chosen]
-    shared = iter(torch.split(flat @ _joined(chosen).t(), sizes, 1) if chosen else ())
-    reads: list[Tensor | None] = []
-    for down, lost in zip(downs, dropped, strict=True):
-        if down is None:
-            reads.append(None)
-        else:
-            reads.append(next(shared) if lost is None else _without(flat, lost) @ down.to(flat.dtype).t())
-    return reads
-
-
-def _through_reads(
-    flat: Tensor,
-    of_x: Tensor | None,
-    of_reads: Sequence[Tensor | None],
-    downs: Sequence[Tensor | None],
-    dropped: Sequence[Tensor | None],
-) -> list[Tensor | None]:
-    """The gradients of the A, given those of x A'; adds to x's, if there is one, what reaches it through the factors."""
-    whole = _whole(downs, dropped)
-    chosen = [down.to(flat.dtype) for each in whole if (down := downs[each]) is not None]
-    of_downs: list[Tensor | None] = [None] * len(downs)
-    if chosen:
-        of_shared = _joined([of_read for each in whole if (of_read := of_reads[each]) is not None], 1)
-        parts = torch.split(of_shared.t() @ flat, [len(down) for down in chosen])
-        for each, part in zip(whole, parts, strict=True):
-            of_downs[each] = part
-        if of_x is not None:
-            of_x.addmm_(of_shared, _joined(chosen))
-    for each, (down, lost, of_read) in enumerate(zip(downs, dropped, of_reads, strict=True)):
-        if down is not None and lost is not None and of_read is not None:
-            of_downs[each] = of_read.t() @ _without(flat, lost)
-            if of_x is not None:
-                of_x += _without(of_read @ down.to(flat.dtype), lost, aside=False)
-    return [
-        None if gradient is None or down is None else gradient.to(down.dtype)
-        for gradient, down in zip(of_downs, downs, strict=True)
-    ]
-
-
-def _dropped(x: Tensor, share: float) -> Tensor:
-    """Which entries of x (n, d) are dropped, each with the probability `share`: their numbers (k,), or a mask of x's shape.
+def _drawn(x: Tensor, share: float) -> Tensor:
+    """A dropout of x (n, d), each entry with the probability `share`: the numbers of those that are dropped (k,), or a mask of x's
+    shape of those that are kept.
 
     Where few are, the distances between them are drawn, which are geometric, in place of a number for every entry.
     """
     if x.device.type != "cpu":
-        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(share)
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - share)
     if share > SPARSE:
-        return torch.rand(x.shape) < share
+        return torch.rand(x.shape) >= share
     rate, expected = -math.log1p(-share), x.numel() * share
     last, pieces = -1, []
     while last < x.numel() - 1:
@@ -216,10 +202,10 @@ def _dropped(x: Tensor, share: float) -> Tensor:
     return places[places < x.numel()]
 
 
-def _without(x: Tensor, dropped: Tensor, *, aside: bool = True) -> Tensor:
+def _seen(x: Tensor, drawn: Tensor, *, aside: bool = True) -> Tensor:
     """x with zeros where it is dropped; aside: as a copy."""
+    if drawn.dtype == torch.bool:
+        return x * drawn if aside else x.mul_(drawn)
     left = x.clone() if aside else x
-    if dropped.dtype == torch.bool:
-        return left.masked_fill_(dropped, 0)
-    left.view(-1)[dropped] = 0
+    left.view(-1)[drawn] = 0
     return left
