@@ -185,6 +185,58 @@ def test_a_model_that_makes_something_else_of_its_output_is_called_as_a_whole(lo
     assert torch.equal(outputs(base.model, batch).losses(), scored(logits, batch).losses())
 
 
+@pytest.mark.parametrize("call", [64, 1])  # in one group of rows, and in two
+def test_the_scored_places_are_found_without_waiting_for_the_device(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], call=call))
+    base = load()
+    batch = collate([Encoded(list(range(5, 5 + length)), list(range(5, 5 + length))) for length in (20, 3)])
+    groups = rows_alike(batch)
+    assert len(groups) == (2 if call == 1 else 1)
+    assert head_of(base.model, batch) is not None
+    with training(base, LoRA(rank=2, targets="all-linear"), 0) as trained:
+        with Waits() as calls:
+            for rows in groups:
+                length = max(batch.counted.reach[row] for row in rows)
+                trained.model(input_ids=batch.ids[rows, :length], attention_mask=batch.mask[rows, :length])
+        with Waits() as waits:
+            outputs(trained.model, batch).mean().backward()
+    assert waits.count == calls.count  # transformers' own look at the mask
+
+
+def test_a_batch_with_other_labels_is_counted_anew() -> None:
+    batch = collate([Encoded([5, 6, 7], [IGNORED, 6, 7]), Encoded([5, 6], [5, 6])])
+    assert (batch.learned, batch.counted.reach) == (3, (3, 2))
+    assert batch.counted is batch.collated
+    fewer = batch._replace(labels=torch.full_like(batch.labels, IGNORED), mask=batch.mask.clone())
+    assert (fewer.learned, fewer.counted.reach) == (0, (3, 2))
+    assert scored(torch.zeros(2, 3, 4), fewer).labels.numel() == 0
+    longer = batch._replace(mask=torch.zeros_like(batch.mask))
+    assert longer.counted.reach == (2, 1)  # the last that is scored is read by its place before
+    assert Batch(batch.ids, batch.mask, batch.labels).counted.wanted.tolist() == batch.counted.wanted.tolist()
+
+
+def test_logits_of_other_places_than_the_batchs_are_refused() -> None:
+    batch = collate([Encoded([5, 6, 7], [5, 6, 7])])
+    with pytest.raises(IndexError, match="of \\(1, 3\\) places"):
+        scored(torch.zeros(1, 4, 9), batch)
+
+
+class Waits(TorchDispatchMode):
+    """How often something inside the block reads a number that is computed, or finds places by a mask."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put_") and any(
+            each is not None and each.dtype == torch.bool for each in args[1]
+        )
+        self.count += by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+        return func(*args, **(kwargs or {}))
+
+
 class Sizes(TorchDispatchMode):
     """The bytes of the largest tensor that anything inside the block makes."""
 

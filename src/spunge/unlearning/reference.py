@@ -77,19 +77,14 @@ def _own_base_outputs(trained: Trained, batch: Batch, in_one: bool = False) -> S
     model, head = trained.model, trained.model.get_output_embeddings()
     learned = head is not None and any(p.requires_grad for p in head.parameters())
     adapted = learned and not trained.originals and not trained.swaps
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trained.adapter_off():
-            if trained.originals:
-                call, values = partial(_with_originals, trained), partial(_originals_of_head, trained)
-                base = outputs(model, batch, call, values, in_one)
-            elif trained.swaps and head is not None:
-                base = outputs(model, batch, values=partial(_copied, head), in_one=in_one)
-            else:
-                base = outputs(model, batch, in_one=in_one)
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluation_mode(model), trained.adapter_off():
+        if trained.originals:
+            call, values = partial(_with_originals, trained), partial(_originals_of_head, trained)
+            base = outputs(model, batch, call, values, in_one)
+        elif trained.swaps and head is not None:
+            base = outputs(model, batch, values=partial(_copied, head), in_one=in_one)
+        else:
+            base = outputs(model, batch, in_one=in_one)
 
     def logits_of(states: Tensor) -> Tensor:  # later, when the adapter is on again
         with torch.no_grad(), trained.adapter_off() if adapted else nullcontext():

@@ -146,9 +146,10 @@ def outputs(
     for rows in groups:
         length = max(known.reach[row] for row in rows)
         wanted = known.wanted[rows, :length]
+        own, ids, mask = sent(np.array(rows), device), batch.ids[:, :length], batch.mask[:, :length]
         given.append(numbered[rows, :length][wanted])
         with reading(head.layer, sent(np.flatnonzero(wanted), device), wanted.shape) as states:
-            call(input_ids=batch.ids[rows, :length], attention_mask=batch.mask[rows, :length], use_cache=False)
+            call(input_ids=ids.index_select(0, own), attention_mask=mask.index_select(0, own), use_cache=False)
         read += states
     order = sent(np.concatenate(given).argsort(), device)
     return _behind(head, torch.cat(read).index_select(0, order), spots, len(batch.ids), values())

@@ -1,11 +1,13 @@
 """Linear layers with factors beside them: gradients by finite differences, and dropout that draws as dropout does."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from spunge.unlearning.forms import FORMS
 from spunge.unlearning.quick.products import multiplied
 
 
@@ -59,3 +61,33 @@ def test_dropout_drops_its_share_from_the_factors_input_and_from_nothing_else(sh
     torch.testing.assert_close(of_down, (~dropped).float().sum(0).expand(size, size), rtol=1e-3, atol=0)
     layer.eval()
     torch.testing.assert_close(multiplied(x, [layer])[0], layer.base_layer(x) + 0.5 * x)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+@pytest.mark.parametrize("one", [True, False])
+def test_layers_that_read_one_input_see_what_one_drawing_leaves_where_the_form_is_so(
+    monkeypatch: pytest.MonkeyPatch, share: float, one: bool
+) -> None:
+    monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], one_dropout=one))
+    torch.manual_seed(0)
+    size = 48
+    layers = [with_factors(nn.Linear(size, size, bias=False), size, share).double() for _ in range(2)]
+    for layer in layers:
+        for factor in (layer.lora_A, layer.lora_B):
+            factor["default"].weight.data = torch.eye(size, dtype=torch.float64)
+    x = torch.randn(200, size, dtype=torch.float64, requires_grad=True)
+    outs = multiplied(x, layers)
+    seen = [2 * (1 - share) * (out - x @ layer.base_layer.weight.t()) for out, layer in zip(outs, layers, strict=True)]
+    kept = [(each.abs() > 1e-9).double() for each in seen]
+    assert torch.equal(kept[0], kept[1]) == one
+    weights = [torch.randn_like(out) for out in outs]
+    sum((out * weight).sum() for out, weight in zip(outs, weights, strict=True)).backward()
+    scale = 0.5 / (1 - share)
+    expected = sum(
+        weight @ layer.base_layer.weight + scale * mask * weight
+        for weight, layer, mask in zip(weights, layers, kept, strict=True)
+    )
+    torch.testing.assert_close(x.grad, expected)
+    for layer, weight, mask in zip(layers, weights, kept, strict=True):
+        torch.testing.assert_close(layer.lora_A["default"].weight.grad, scale * weight.t() @ (mask * x.detach()))
+        torch.testing.assert_close(layer.lora_B["default"].weight.grad, scale * weight.t() @ (mask * x.detach()))
