@@ -43,14 +43,23 @@ from spunge.weights.delta import Delta, open_delta, write_delta
 from spunge.weights.overlay import applied, overlaid
 from spunge.weights.packed import is_packed, unpacked
 from spunge.weights.sources import DeltaSource
-from toys import ANSWERING, ANSWERING_BOTH, texts
+from toys import ANSWERING, ANSWERING_BOTH, WORDS, texts
 
 pytestmark = pytest.mark.gpu
 
 TRAINING = sorted(set(METHODS.builtin) - {"precomputed"})  # which trains nothing
+WRITING = {"demem", "quark"}  # which draw texts of their own, other ones on each device
+# The first gradient of rr is that of a maximum: rounding alone, of which Adam makes whole steps in its direction.
+AT_A_MAXIMUM = {"rr"}
 STEPS = 4
 FEW = {"steps": STEPS, "batch_size": 4, "learning_rate": 1e-3, "max_damage": None}
-OWN: dict[str, dict[str, Any]] = {"rmu": {"layer": 2}, "sku": {"answers": 2}}
+REWARDED = {"scorer": {"kind": "keywords", "words": WORDS[::2]}, "tokens": 4, "alpha": 1.0}
+OWN: dict[str, dict[str, Any]] = {
+    "rmu": {"layer": 2},
+    "sku": {"answers": 2},
+    "quark": {**REWARDED, "explorations": 2, "samples": 2, "quantiles": 2, "labels": ["one"]},
+    "demem": {**REWARDED, "samples": 4, "updates": 1},
+}
 FACTORS = {"kind": "lora", "rank": 4, "dropout": 0.0, "targets": "all-linear"}
 TENSORS = {"kind": "tensors", "match": ["*.1.*weight"]}
 EVERYTHING = {"kind": "all"}
@@ -136,7 +145,7 @@ def logits(base: Base) -> Tensor:
 @pytest.mark.parametrize(
     ("method", "trainable"),
     [
-        *((method, TENSORS) for method in TRAINING),
+        *((method, TENSORS) for method in TRAINING if method not in WRITING),
         ("rmu", None),
         ("npo", FACTORS),
         ("tvn", FACTORS),
@@ -152,12 +161,28 @@ def test_a_method_learns_on_the_card_what_it_learns_on_the_cpu(
     before = bits_of(base.model)
     there = unlearn(base, method, tmp_path / "there", **given)
     here = unlearn(on("cpu"), method, tmp_path / "here", **given)
-    assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=5e-3)
-    assert losses(tmp_path / "there")[0] == pytest.approx(losses(tmp_path / "here")[0], rel=1e-4)
-    assert apart(dense(there), dense(here)) < 0.05
+    # kga's losses are differences of divergences, about 1e-5 here
+    assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=5e-3, abs=1e-7)
+    assert losses(tmp_path / "there")[0] == pytest.approx(losses(tmp_path / "here")[0], rel=1e-4, abs=1e-7)
+    assert method in AT_A_MAXIMUM or apart(dense(there), dense(here)) < 0.05
     after = base.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert {parameter.device.type for parameter in base.model.parameters()} == {torch.device(card).type}
+
+
+@pytest.mark.parametrize("method", sorted(WRITING))
+def test_a_method_that_writes_learns_on_the_card(
+    card: str, on: Callable[..., Base], bits_of: Callable[..., Any], method: str, tmp_path: Path
+) -> None:
+    base = on(card)
+    before = bits_of(base.model)
+    branch = unlearn(base, method, tmp_path / "log", trainable=TENSORS)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "log"))
+    changed = dense(branch)
+    assert changed
+    assert any(change.abs().max() > 0 for change in changed.values())
+    after = base.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize(("method", "trainable"), [("rmu", None), ("npo", FACTORS), ("ga", EVERYTHING)])
