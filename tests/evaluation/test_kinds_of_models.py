@@ -16,9 +16,9 @@ from spunge.evaluation.choices import all_likelihoods
 from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import likelihoods
-from spunge.evaluation.reading import Reading, reading_of
 from spunge.model.architecture import find_blocks, hidden_of
 from spunge.model.loading import Base, load_base
+from spunge.model.reading import Reading, reading_of
 from spunge.progress import SILENT
 from spunge.recipe.model import ModelSettings
 from toys import ROOT

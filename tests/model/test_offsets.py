@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from picked import few
-from spunge.evaluation.reading import reading_of
 from spunge.model.offsets import Classes, OffsetProcessor, Offsets, Pair, Shift, merged, nucleus, shifted
+from spunge.model.reading import reading_of
 
 # Rotary and learned positions, positions that a model counts itself, vocabularies padded to another size.
 KINDS = [("llama", "gpt2"), ("gpt2", "llama"), ("opt", "gpt2"), ("llama", "opt"), ("qwen2", "qwen2")]

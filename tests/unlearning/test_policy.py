@@ -13,14 +13,16 @@ from torch import Tensor
 
 from spunge.data.samples import Samples, collate
 from spunge.errors import RecipeError
+from spunge.model.reading import Reading
 from spunge.registry import METHODS
 from spunge.stopping import STOP
+from spunge.unlearning import drawing, rollouts
 from spunge.unlearning.demem import DeMemSettings, advantages, clipped
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.loop import History, Loop
 from spunge.unlearning.method import Branch, Task
 from spunge.unlearning.quark import QuarkSettings, labelled, levels, losses, starts_of
-from spunge.unlearning.rollouts import Rollout, asked_of, completed, encoded, kept, rollouts_of
+from spunge.unlearning.rollouts import Rollout, asked_of, encoded, kept, rollouts_of, writer_of
 from spunge.unlearning.scored import outputs
 from toys import WORDS, texts
 
@@ -186,14 +188,43 @@ def test_what_is_written_has_no_end_before_the_least_tokens_and_stops_behind_one
     with torch.no_grad():
         base.model.get_output_embeddings().weight.zero_()  # every token is as likely as another
         base.model.get_output_embeddings().weight[2] = 0.0
-    task, settings = task_of(base, ASKED), settings_of("demem", tokens=60, least_tokens=3)
-    [first, _] = asked_of(task, settings, forget_stream(task, settings))
-    every, said = completed(task, settings, first, [[number] for number in range(40)])
+    task, settings = task_of(base, ASKED), settings_of("demem", tokens=60, least_tokens=3, samples=40)
+    every = [each.tokens for each in writer_of(task, settings, forget_stream(task, settings)).rollouts([0], 0)]
     assert all(2 not in tokens[:3] and 2 not in tokens[:-1] for tokens in every)
     assert any(tokens[-1] == 2 and len(tokens) < 60 for tokens in every)
-    assert len({tuple(tokens) for tokens in every}) == len(said) == 40
-    again, _ = completed(task, settings, first, [[7]])
-    assert again == [every[7]]
+    assert len({tuple(tokens) for tokens in every}) == 40
+
+
+@pytest.mark.parametrize(
+    ("architecture", "padded"),
+    [("llama", False), ("llama", True), pytest.param("gpt2", True, marks=pytest.mark.thorough)],
+)
+def test_what_is_written_together_is_what_is_written_prompt_by_prompt(
+    load: Callable[..., Any], architecture: str, padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after prompts of unequal length, and of a model that may not be padded."""
+    base, widths = load(architecture), list[tuple[int, int]]()
+    if not padded:
+        monkeypatch.setattr(rollouts, "reading_of", lambda _base: Reading(False, False))
+    known = drawing.left_padded
+
+    def seen(coded: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+        ids, mask = known(coded, pad)
+        widths.append((len(coded), int((mask == 0).sum())))
+        return ids, mask
+
+    monkeypatch.setattr(drawing, "left_padded", seen)
+    prompts = ["the dog runs", "one two", "the city is old", "a dog", "one three two", "moon"]
+    task = task_of(base, Samples(pa.table({"prompt": prompts, "completion": [" in the city"] * 6})))
+    apart, together = (
+        writer_of(task, settings, forget_stream(task, settings)).rollouts([4, 0, 3, 1, 2], 1)
+        for settings in (settings_of("demem", batch_size=size, samples=2, tokens=5) for size in (1, 6))
+    )
+    assert together == apart
+    assert [each.row for each in apart] == [4, 4, 0, 0, 3, 3, 1, 1, 2, 2]
+    assert widths[:5] == [(2, 0)] * 5
+    assert len(widths[5:]) == (1 if padded else 3)
+    assert any(padding for _, padding in widths[5:]) == padded
 
 
 def test_rollouts_are_read_back_and_one_that_is_cut_off_is_left_out() -> None:
@@ -329,5 +360,5 @@ def test_epochs_are_passes_over_the_samples_whatever_the_updates() -> None:
 
 
 def test_what_is_written_is_in_the_plan() -> None:
-    assert METHODS.get("quark").writing(PLAIN, settings_of("quark"), 3) == (2 * 6 * 2, 4, 0, 0)
-    assert METHODS.get("demem").writing(PLAIN, settings_of("demem"), 3) == (2 * 6 * 3, 4, 0, 0)
+    assert METHODS.get("quark").writing(PLAIN, settings_of("quark"), 3) == (2 * 6 * 2, 4, 0, 0, 4 * 2)
+    assert METHODS.get("demem").writing(PLAIN, settings_of("demem"), 3) == (2 * 6 * 3, 4, 0, 0, 4 * 3)

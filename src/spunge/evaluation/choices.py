@@ -25,9 +25,9 @@ from spunge.errors import RecipeError
 from spunge.evaluation.candidates import candidate_likelihoods, question_of
 from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.likelihood import Likelihood, likelihoods
-from spunge.evaluation.reading import reading_of
 from spunge.files import parse_json, python_literal
 from spunge.model.loading import Base
+from spunge.model.reading import reading_of
 from spunge.progress import Steps
 from spunge.recipe.evaluating import EvaluatorSettings
 

@@ -17,11 +17,11 @@ from spunge.data.samples import start_once
 from spunge.data.template import Template
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench
-from spunge.evaluation.likelihood import grouped
-from spunge.evaluation.reading import reading_of
 from spunge.files import append_text, fingerprint, parse_json, sealed, unsealed, write_text
 from spunge.model.board import batched
 from spunge.model.loading import Base
+from spunge.model.padding import grouped, left_padded
+from spunge.model.reading import reading_of
 from spunge.recipe.block import Strict
 
 Prompt = str | list[int]  # a text, or its tokens as they are to be read
@@ -174,7 +174,7 @@ def _continued(base: Base, asked: ToWrite, rows: Sequence[int]) -> list[list[int
         _whole_rows(base),
         _generating(base.model, asked.plain),
     ):
-        ids, mask = _left_padded([asked.coded[row] for row in rows], asked.pad)
+        ids, mask = left_padded([asked.coded[row] for row in rows], asked.pad)
         out = base.model.generate(input_ids=ids.to(base.device), attention_mask=mask.to(base.device))
     written: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return written
@@ -318,17 +318,6 @@ def _decoded(base: Base, prompt: list[int], written: list[int]) -> str:
 
 def _until(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
-
-
-def _left_padded(coded: Sequence[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(b, t) ids and mask; all prompts end in the last column."""
-    width = max(map(len, coded))
-    ids = torch.full((len(coded), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(coded), width, dtype=torch.long)
-    for row, each in enumerate(coded):
-        ids[row, width - len(each) :] = torch.tensor(each)
-        mask[row, width - len(each) :] = 1
-    return ids, mask
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Evaluator, Measure, Rated
 from spunge.evaluation.fluency import load_judge
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
-from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.classifiers import (
     described,
     fingerprint_of,
@@ -29,6 +28,7 @@ from spunge.evaluation.scorers.classifiers import (
 )
 from spunge.model.loading import Base
 from spunge.model.memory import halved
+from spunge.model.padding import grouped
 from spunge.progress import Steps
 from spunge.recipe.block import Place
 from spunge.recipe.evaluating import EvaluatorSettings

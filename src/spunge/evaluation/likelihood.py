@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from spunge.data.samples import IGNORED, Encoded, collate, token_losses
-from spunge.evaluation.reading import reading_of
 from spunge.model.board import batched
 from spunge.model.loading import Base
+from spunge.model.padding import grouped
+from spunge.model.reading import reading_of
 from spunge.progress import Steps
 
 TOKENS_PER_BATCH = 4096
@@ -117,15 +118,3 @@ def batch_tokens(base: Base) -> int:
     """Tokens of a batch, such that the logits stay within their share of memory."""
     vocabulary: int = base.model.config.get_text_config().vocab_size
     return max(256, min(TOKENS_PER_BATCH, LOGITS_BYTES // (10 * vocabulary)))
-
-
-def grouped(order: Sequence[int], sizes: Sequence[int], budget: int, alike: bool = False) -> Iterator[list[int]]:
-    """Groups of texts in the given order (longest first) whose padded size stays within the budget. alike: without padding."""
-    rows: list[int] = []
-    for index in order:
-        if rows and ((len(rows) + 1) * sizes[rows[0]] > budget or (alike and sizes[index] != sizes[rows[0]])):
-            yield rows
-            rows = []
-        rows.append(index)
-    if rows:
-        yield rows

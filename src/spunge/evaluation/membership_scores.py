@@ -21,9 +21,9 @@ from torch import Tensor
 
 from spunge.data.samples import Encoded, Text, collate
 from spunge.evaluation.likelihood import token_values
-from spunge.evaluation.reading import reading_of
 from spunge.model.loading import Base
 from spunge.model.memory import halved
+from spunge.model.reading import reading_of
 from spunge.progress import Steps
 
 ScoreName = Literal["loss", "zlib", "min_k", "min_k++", "reference", "gradient"]

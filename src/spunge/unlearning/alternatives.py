@@ -154,8 +154,10 @@ def written(task: Task, settings: Alternatives, ids: list[int], number: int) -> 
     ends = tokenizer.eos_token_id if ends is None else ends
     heat = settings.temperature
     seeds = [settings.seed, number] if heat else None
-    [out] = drawn(task.base, ids, settings.tokens, [seeds], lambda _given, logits: logits.float() / (heat or 1), ends)
-    text: str = tokenizer.decode(out[len(ids) :], skip_special_tokens=True)
+    [out] = drawn(
+        task.base, [ids], settings.tokens, [seeds], lambda _written, logits: logits.float() / (heat or 1), ends
+    )
+    text: str = tokenizer.decode(out, skip_special_tokens=True)
     for end in ENDS:
         text = text.partition(end)[0]
     return text.strip()

@@ -23,12 +23,13 @@ class Call(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """Texts that the base writes before the first step, or the model on its way, one after the other, a token at a time."""
+    """Texts that the base writes before the first step, or the model on its way, a token at a time."""
 
     texts: int = 0
     tokens: int = 0  # of a text, at the most
     again: int = 0  # calls for each token that read anew what stands before it
     read: int = 0  # tokens that such a call reads, on average
+    at_once: int = 1  # texts
 
 
 Group = tuple[

@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spunge.data.samples import Batch, Samples, collate
+from spunge.data.samples import Batch, Samples
 from spunge.errors import RecipeError
 from spunge.recipe.scoring import SCORING, Scoring
 from spunge.unlearning.batches import samples_of
@@ -34,20 +34,7 @@ from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
-from spunge.unlearning.rollouts import (
-    Asked,
-    PolicySettings,
-    Rewarding,
-    Rollout,
-    asked_of,
-    check,
-    completed,
-    encoded,
-    inputs,
-    kept,
-    rewarding,
-    rollouts_of,
-)
+from spunge.unlearning.rollouts import PolicySettings, Rollout, Writer, check, inputs, kept, rollouts_of, writer_of
 from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import evaluation_mode, stored_entries
 
@@ -74,22 +61,19 @@ def unlearn(task: Task, settings: DeMemSettings) -> Branch:
             "which activations are recomputed; set it to false, or lower batch_size and raise accumulation"
         )
     forget = forget_stream(task, settings, settings.updates)
-    asked = asked_of(task, settings, forget)
-    reward = rewarding(task, settings, asked)
+    writer = writer_of(task, settings, forget)
 
     def loss(session: Session, batch: Batch) -> Tensor:
         with evaluation_mode(session.trained.model):
-            own = written(session, settings, reward, asked, batch)
+            own = written(session, settings, writer, batch)
             session.logged["reward"] = sum(each.reward for each in own) / len(own)
-            found = session.outputs(together(own, asked, batch.ids.device))
+            found = session.outputs(writer.batch(own, batch.ids.device))
         return surrogate(found, own, settings.clip)
 
     return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["rollouts"])
 
 
-def written(
-    session: Session, settings: DeMemSettings, reward: Rewarding, asked: Sequence[Asked], batch: Batch
-) -> list[Rollout]:
+def written(session: Session, settings: DeMemSettings, writer: Writer, batch: Batch) -> list[Rollout]:
     """The continuations of a batch's rows: those of this round, made at its first step and kept for the others."""
     memory, now = session.memory["rollouts"], session.step // settings.updates
     every: dict[int, list[Rollout]] = {}
@@ -98,39 +82,28 @@ def written(
             every.setdefault(each.row, []).append(each)
     whole = {row: own for row, own in every.items() if len(own) == settings.samples}
     if missing := [row for row in dict.fromkeys(batch.rows) if row not in whole]:
-        whole |= made(session, settings, reward, asked, missing, now)
+        whole |= made(session, settings, writer, missing, now)
         memory[:] = kept([each for own in whole.values() for each in own])
     return [each for row in batch.rows for each in whole[row]]
 
 
 def made(
-    session: Session, settings: DeMemSettings, reward: Rewarding, asked: Sequence[Asked], rows: Sequence[int], now: int
+    session: Session, settings: DeMemSettings, writer: Writer, rows: Sequence[int], now: int
 ) -> dict[int, list[Rollout]]:
     """New continuations of some rows, with their rewards and advantages."""
-    task, every, texts = session.task, list[Rollout](), list[str]()
-    for row in rows:
-        seeds = [[task.seed, now, row, number] for number in range(settings.samples)]
-        tokens, said = completed(task, settings, asked[row], seeds)
-        every += [Rollout(now, row, 0.0, 0.0, each, []) for each in tokens]
-        texts += said
-    rewards = reward.of(texts, [asked[each.row] for each in every])
-    together_ = together(every, asked, task.base.device)
+    every = writer.rollouts(rows, now)
+    together = writer.batch(every, session.task.base.device)
     with torch.no_grad():
-        base, own = base_outputs(session.trained, together_).losses(), session.outputs(together_)
+        base, own = base_outputs(session.trained, together).losses(), session.outputs(together)
         logs = -own.losses()
         penalties = own.per_sample(logs + base).tolist()
-    values = [value - settings.beta * penalty for value, penalty in zip(rewards, penalties, strict=True)]
+    values = [each.reward - settings.beta * penalty for each, penalty in zip(every, penalties, strict=True)]
     gains = advantages(torch.tensor(values, dtype=torch.float64).view(len(rows), -1)).flatten().tolist()
     each_logs = [each.tolist() for each in torch.split(logs, [len(each.tokens) for each in every])]
     found: dict[int, list[Rollout]] = {row: [] for row in rows}
-    for each, value, gain, own_logs in zip(every, rewards, gains, each_logs, strict=True):
-        found[each.row].append(each._replace(reward=value, advantage=gain, logs=own_logs))
+    for each, gain, own_logs in zip(every, gains, each_logs, strict=True):
+        found[each.row].append(each._replace(advantage=gain, logs=own_logs))
     return found
-
-
-def together(rollouts: Sequence[Rollout], asked: Sequence[Asked], device: torch.device) -> Batch:
-    """Rollouts as a batch."""
-    return collate([encoded(asked[each.row].ids, each.tokens) for each in rollouts], device)
 
 
 def advantages(rewards: Tensor) -> Tensor:
@@ -159,7 +132,7 @@ def calls(settings: DeMemSettings, _depth: int) -> list[Group]:
 
 def writing(samples: Samples, settings: DeMemSettings, passes: int) -> Writing:
     rounds = -(-passes // settings.updates)
-    return Writing(rounds * len(samples) * settings.samples, settings.tokens)
+    return settings.writing(rounds * len(samples))
 
 
 DEMEM = Method(

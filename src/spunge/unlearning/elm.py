@@ -199,12 +199,12 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
         given = torch.cat([torch.tensor([prefix], device=so_far.device, dtype=so_far.dtype), so_far], dim=1)
         return task.base.model(input_ids=given, use_cache=False).logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
-    def guided(given: Tensor, logits: Tensor) -> Tensor:
-        so_far = given[:, len(ids) :]
+    def guided(so_far: Tensor, logits: Tensor) -> Tensor:
         away = after(novice, so_far) - after(expert, so_far)
         return logits.float().log_softmax(-1) + settings.guidance * away
 
-    return drawn(task.base, ids, settings.written_tokens, [[task.seed]], guided)[0]
+    [own] = drawn(task.base, [ids], settings.written_tokens, [[task.seed]], guided)
+    return ids + own
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:

@@ -36,18 +36,15 @@ from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.rollouts import (
-    Asked,
     PolicySettings,
-    Rewarding,
     Rollout,
-    asked_of,
+    Writer,
     check,
-    completed,
     encoded,
     inputs,
     kept,
-    rewarding,
     rollouts_of,
+    writer_of,
 )
 from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import stored_entries
@@ -60,7 +57,6 @@ class QuarkSettings(PolicySettings):
         ge=1,
         description="How often the model writes after every forget prompt: at the start, and evenly over the steps.",
     )
-    samples: int = Field(1, ge=1, description="Texts after each prompt at an exploration.")
     quantiles: int = Field(5, ge=2, description="K: levels of reward.")
     labels: list[str] | None = Field(
         None,
@@ -83,24 +79,22 @@ def unlearn(task: Task, settings: QuarkSettings) -> Branch:
     """Learn the texts that the model writes itself, told their level of reward, and write as on the best one."""
     forget = forget_stream(task, settings)
     labels = labels_of(task, settings)
-    asked = asked_of(task, settings, forget, max(map(len, labels)))
-    if (count := len(asked) * settings.samples) < settings.quantiles:
+    writer = writer_of(task, settings, forget, max(map(len, labels)))
+    if (count := len(writer.asked) * settings.samples) < settings.quantiles:
         raise RecipeError(
             f"{task.setting}.quantiles: {settings.quantiles} of {count} texts of an exploration; lower it, or raise samples"
         )
-    reward = rewarding(task, settings, asked)
     pools: dict[int, Pool] = {}  # one, once the session is there
 
     def loss(session: Session, batch: Batch) -> Tensor:
         pool = pools[0]
         chosen = [pool.drawn(row, [task.seed, forget.drawn, row]) for row in batch.rows]
-        rows = [encoded(asked[each.row].ids, each.tokens) for each, _ in chosen]
+        start = task.base.tokenizer.bos_token_id
         told = [
-            encoded(labelled(asked[each.row].ids, labels[level], task.base.tokenizer.bos_token_id), each.tokens)
-            for each, level in chosen
+            encoded(labelled(writer.asked[each.row].ids, labels[level], start), each.tokens) for each, level in chosen
         ]
         session.logged["reward"] = pool.reward()
-        base = base_outputs(session.trained, collate(rows, batch.ids.device))
+        base = base_outputs(session.trained, writer.batch([each for each, _ in chosen], batch.ids.device))
         found = session.outputs(collate(told, batch.ids.device))
         return found.sample_mean(losses(found, base, settings.beta, settings.entropy))
 
@@ -110,7 +104,7 @@ def unlearn(task: Task, settings: QuarkSettings) -> Branch:
 
         def explore(step: int) -> None:
             if step in starts:
-                pool.numbers += kept(explored(task, settings, reward, asked, starts[step], step))
+                pool.numbers += kept(explored(writer, settings, starts[step], step))
 
         if task.state is None or not task.state.exists():  # else the pool is in the state
             explore(0)
@@ -142,23 +136,22 @@ def starts_of(steps: int, count: int) -> dict[int, int]:
     return {number * steps // rounds: number for number in range(rounds)}
 
 
-def explored(
-    task: Task, settings: QuarkSettings, reward: Rewarding, asked: Sequence[Asked], number: int, step: int
-) -> list[Rollout]:
+def explored(writer: Writer, settings: QuarkSettings, number: int, step: int) -> list[Rollout]:
     """What the model as it is writes after every prompt. Raises RecipeError where the base's texts all have one reward."""
-    every, texts = list[Rollout](), list[str]()
-    for row, each in enumerate(asked):
-        tokens, said = completed(task, settings, each, [[task.seed, number, row, at] for at in range(settings.samples)])
-        every += [Rollout(number, row, 0.0, 0.0, ids, []) for ids in tokens]
-        texts += said
-        task.progress(step, total_steps(task, settings), f"exploration {number + 1}, {row + 1} of {len(asked)} prompts")
-    rewards = reward.of(texts, [asked[each.row] for each in every])
+    task, count = writer.task, len(writer.asked)
+    steps = total_steps(task, settings)
+
+    def told(done: int) -> None:
+        task.progress(step, steps, f"exploration {number + 1}, {done} of {count} prompts")
+
+    every = writer.rollouts(range(count), number, told)
+    rewards = [each.reward for each in every]
     if number == 0 and min(rewards) == max(rewards):
         raise RecipeError(
             f"{task.setting}.scorer: every text that the base wrote has the reward {rewards[0]:g}, which tells none from another; "
             "give another scorer, or raise samples or tokens"
         )
-    return [each._replace(reward=value) for each, value in zip(every, rewards, strict=True)]
+    return every
 
 
 @dataclass
@@ -219,7 +212,7 @@ def calls(settings: QuarkSettings, _depth: int) -> list[Group]:
 
 
 def writing(samples: Samples, settings: QuarkSettings, _passes: int) -> Writing:
-    return Writing(settings.explorations * len(samples) * settings.samples, settings.tokens)
+    return settings.writing(settings.explorations * len(samples))
 
 
 QUARK = Method(

@@ -5,22 +5,28 @@ drawn from the model's own distribution by noise of the seed, the round, the row
 its state draws the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spunge.data.samples import IGNORED, Encoded
+from spunge.data.samples import IGNORED, Batch, Encoded, collate
 from spunge.errors import RecipeError
+from spunge.model.padding import grouped
+from spunge.model.reading import reading_of
 from spunge.recipe.scoring import SCORING, Scoring
 from spunge.recipe.training import LoRA, Trainable
 from spunge.registry import SCORERS
 from spunge.unlearning.batches import Stream
+from spunge.unlearning.calls import Writing
 from spunge.unlearning.drawing import drawn
 from spunge.unlearning.method import Task
 from spunge.unlearning.outputs import OutputSettings
+from spunge.unlearning.trained import evaluation_mode
 
 if TYPE_CHECKING:
     from spunge.evaluation.scorers.scorer import Loaded
@@ -39,6 +45,7 @@ class PolicySettings(OutputSettings):
     )
     tokens: int = Field(20, ge=1, description="Tokens that are written after a prompt, at the most.")
     least_tokens: int = Field(3, ge=0, description="No end is written before so many tokens.")
+    samples: int = Field(1, ge=1, description="Texts that are written after each prompt.")
     prefix: float = Field(0.5, gt=0, lt=1, description="Share of a plain text's tokens that is its prompt.")
     alpha: float = Field(0.0, ge=0, description="Weight of the retain term; 0 leaves it out.")
     trainable: Trainable = Field(default=LoRA(dropout=0.0), description="What is trained.")
@@ -52,6 +59,10 @@ class PolicySettings(OutputSettings):
                 f"least_tokens: {self.least_tokens} of at most {self.tokens} tokens; lower it, or raise tokens"
             )
         return self
+
+    def writing(self, prompts: int) -> Writing:
+        """What a plan counts where the model writes after so many prompts."""
+        return Writing(prompts * self.samples, self.tokens, at_once=self.batch_size * self.samples)
 
 
 class Asked(NamedTuple):
@@ -88,25 +99,6 @@ def asked_of(task: Task, settings: PolicySettings, forget: Stream, before: int =
     return every
 
 
-def completed(
-    task: Task, settings: PolicySettings, asked: Asked, seeds: Sequence[Sequence[int]]
-) -> tuple[list[list[int]], list[str]]:
-    """What the model as it is now writes after a prompt, once for each of the seeds: tokens, an end token among them, and texts."""
-    tokenizer, config = task.base.tokenizer, task.base.model.generation_config
-    ends = tokenizer.eos_token_id if config.eos_token_id is None else config.eos_token_id
-    ending: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-    def scored(given: Tensor, logits: Tensor) -> Tensor:
-        scores = logits.float()
-        if ending and given.shape[1] - len(asked.ids) < settings.least_tokens:
-            scores[:, ending] = float("-inf")
-        return scores
-
-    out = [ids[len(asked.ids) :] for ids in drawn(task.base, asked.ids, settings.tokens, seeds, scored, ending or None)]
-    tokens = [ids[: next((at + 1 for at, each in enumerate(ids) if each in ending), len(ids))] for ids in out]
-    return tokens, [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
-
-
 def encoded(prompt: Sequence[int], tokens: Sequence[int]) -> Encoded:
     """A prompt with what was written after it, which is learned."""
     return Encoded([*prompt, *tokens], [IGNORED] * len(prompt) + list(tokens))
@@ -131,15 +123,94 @@ class Rewarding(NamedTuple):
         return rewards
 
 
-def rewarding(task: Task, settings: PolicySettings, asked: Sequence[Asked]) -> Rewarding:
-    """The settings' scorer, loaded. Raises RecipeError where it cannot be, and for an answer that it cannot compare a text with."""
+class Rollout(NamedTuple):
+    """What was written after one sample's prompt."""
+
+    round: int
+    row: int
+    reward: float
+    advantage: float  # over the prompt's others, where that is known
+    tokens: list[int]
+    logs: list[float]  # each token's log-probability under the model that wrote it, where that is known
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The model in training, as it writes after the forget samples' prompts and is rewarded for that."""
+
+    task: Task
+    settings: PolicySettings
+    asked: Sequence[Asked]  # by row
+    reward: Rewarding
+
+    def rollouts(
+        self, rows: Sequence[int], number: int, told: Callable[[int], None] = lambda done: None
+    ) -> list[Rollout]:
+        """What the model as it is now writes after the prompts of some rows, `samples` texts each, in the rows' order.
+
+        number: of the round. told: hears after how many prompts it has written. As many are written at once as fit into the
+        tokens of `batch_size` of the longest, which is less than a step of training holds.
+        """
+        found: dict[int, list[Rollout]] = {}
+        texts: dict[int, list[str]] = {}
+        sizes = [len(self.asked[row].ids) + self.settings.tokens for row in rows]
+        order = sorted(range(len(rows)), key=lambda at: -sizes[at])
+        with evaluation_mode(self.task.base.model):
+            alike = not reading_of(self.task.base).padded
+        for batch in grouped(order, sizes, self.settings.batch_size * max(sizes), alike):
+            own = [rows[at] for at in batch]
+            written = iter(self._written([(row, at) for row in own for at in range(self.settings.samples)], number))
+            for row in own:
+                tokens = [next(written) for _ in range(self.settings.samples)]
+                found[row] = [Rollout(number, row, 0.0, 0.0, each, []) for each in tokens]
+                texts[row] = [self._text(each) for each in tokens]
+            told(len(found))
+        every = [each for row in rows for each in found[row]]
+        rewards = self.reward.of(
+            [text for row in rows for text in texts[row]], [self.asked[each.row] for each in every]
+        )
+        return [each._replace(reward=value) for each, value in zip(every, rewards, strict=True)]
+
+    def batch(self, rollouts: Sequence[Rollout], device: torch.device) -> Batch:
+        """Rollouts behind their prompts, to be scored."""
+        return collate([encoded(self.asked[each.row].ids, each.tokens) for each in rollouts], device)
+
+    def _written(self, draws: Sequence[tuple[int, int]], number: int) -> list[list[int]]:
+        """The tokens, an end token among them, of each draw: of a row, and how manieth it is."""
+        base, settings = self.task.base, self.settings
+        ends = base.model.generation_config.eos_token_id
+        ends = base.tokenizer.eos_token_id if ends is None else ends
+        ending: list[int] = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+        def scored(so_far: Tensor, logits: Tensor) -> Tensor:
+            scores = logits.float()
+            if ending and so_far.shape[1] < settings.least_tokens:
+                scores[:, ending] = float("-inf")
+            return scores
+
+        prompts = [self.asked[row].ids for row, _ in draws]
+        seeds = [[self.task.seed, number, row, at] for row, at in draws]
+        every = drawn(base, prompts, settings.tokens, seeds, scored, ending or None)
+        return [ids[: next((at + 1 for at, each in enumerate(ids) if each in ending), len(ids))] for ids in every]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.task.base.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
+
+def writer_of(task: Task, settings: PolicySettings, forget: Stream, before: int = 0) -> Writer:
+    """The writer of a training. before: tokens that may stand before a prompt.
+
+    Raises RecipeError as `asked_of` does, where the scorer cannot be loaded, and for an answer that it cannot compare a text with.
+    """
+    asked = asked_of(task, settings, forget, before)
     scorer = SCORERS.get(settings.scorer.kind)
     with told_as(task.setting):
         loaded = scorer.load(settings.scorer)
         if scorer.compares:
             answers = [each.reference for each in asked]
             loaded.scores_of(answers, [each.prompt for each in asked], answers)
-    return Rewarding(loaded, settings.wanted, task.setting)
+    return Writer(task, settings, asked, Rewarding(loaded, settings.wanted, task.setting))
 
 
 @contextmanager
@@ -162,17 +233,6 @@ def inputs(settings: PolicySettings, _values: Sequence[str], _every: Sequence[st
     with told_as("unlearn"):
         instrument = SCORERS.get(settings.scorer.kind).instrument(settings.scorer)
     return {"scorer": instrument, "version": SCORERS.version(settings.scorer.kind)}
-
-
-class Rollout(NamedTuple):
-    """What was written after one sample's prompt."""
-
-    round: int
-    row: int
-    reward: float
-    advantage: float  # over the prompt's others, where that is known
-    tokens: list[int]
-    logs: list[float]  # each token's log-probability under the model that wrote it, where that is known
 
 
 def kept(rollouts: Sequence[Rollout]) -> list[float]:

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 
 from spunge.errors import RecipeError, suggestion
-from spunge.evaluation.likelihood import grouped
 from spunge.evaluation.scorers.scorer import Loaded, Scorer
 from spunge.model.loading import pick_device, pick_dtype
 from spunge.model.memory import halved
+from spunge.model.padding import grouped
 from spunge.model.refusing import refused_as
 from spunge.progress import SILENT, Steps
 from spunge.recipe.block import Place

@@ -51,12 +51,11 @@ def load_rouge(settings: RougeSettings) -> Loaded:
     """ROUGE-L of a text with its reference."""
     overlap = rouge_l(settings.words, False, SETTING)
 
-    def compare(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        refuse_unreadable(references, range(1, len(references) + 1), settings.words, f"{SETTING}: reference")
-        pairs = zip(texts, references, strict=True)
-        return np.array([overlap(reference, text)._asdict()[settings.measure] for text, reference in pairs])
+    def score(text: str, reference: str) -> float:
+        found: float = overlap(reference, text)._asdict()[settings.measure]
+        return found
 
-    return comparing("rouge", compare)
+    return comparing("rouge", pair_by_pair(score, settings.words))
 
 
 def load_bleu(settings: BleuSettings) -> Loaded:
@@ -67,12 +66,10 @@ def load_bleu(settings: BleuSettings) -> Loaded:
         raise RecipeError(f"{SETTING}: sacrebleu is not installed; pip install 'spunge[judge]'") from None
     bleu = sacrebleu.BLEU(effective_order=True, tokenize=settings.tokenize)
 
-    def compare(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-        refuse_unreadable(references, range(1, len(references) + 1), "unicode", f"{SETTING}: reference")
-        pairs = zip(texts, references, strict=True)
-        return np.array([min(1.0, bleu.sentence_score(text, [reference]).score / 100) for text, reference in pairs])
+    def score(text: str, reference: str) -> float:
+        return min(1.0, bleu.sentence_score(text, [reference]).score / 100)
 
-    return comparing("bleu", compare)
+    return comparing("bleu", pair_by_pair(score, "unicode"))
 
 
 def load_similarity(settings: SimilaritySettings) -> Loaded:
@@ -85,6 +82,16 @@ def load_similarity(settings: SimilaritySettings) -> Loaded:
         return clipped
 
     return comparing("similarity", compare)
+
+
+def pair_by_pair(score: Callable[[str, str], float], words: Words) -> Compare:
+    """Each text beside its own reference, of which some word must be readable."""
+
+    def compare(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        refuse_unreadable(references, range(1, len(references) + 1), words, f"{SETTING}: reference")
+        return np.array([score(text, reference) for text, reference in zip(texts, references, strict=True)])
+
+    return compare
 
 
 def comparing(kind: str, compare: Compare) -> Loaded:

@@ -19,13 +19,14 @@ from safetensors.numpy import load_file
 
 from spunge.data.samples import Encoded, Text, collate, encode
 from spunge.errors import RecipeError
-from spunge.evaluation.likelihood import batch_tokens, grouped
+from spunge.evaluation.likelihood import batch_tokens
 from spunge.evaluation.scorers.scorer import Loaded, Scorer
 from spunge.files import read_json, write_json
 from spunge.model.architecture import noted
 from spunge.model.hub import judges_folder
 from spunge.model.loading import Base, load_base
 from spunge.model.memory import halved
+from spunge.model.padding import grouped
 from spunge.recipe.block import Place
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.scoring import ScorerSettings

@@ -281,13 +281,15 @@ class Estimator:
         return Taken(self.slower * calls * a_call, self.judging(2 * cache))
 
     def writing_first(self, writing: Writing) -> Taken:
-        """Of what the base writes before a training, a text at a time."""
-        one = self.follow(self.skeleton, None, Call(gradient=False), Texts(1, 1, 1)).seconds(self.device)
+        """Of what the base writes before a training, or the model on its way."""
+        at_once = max(1, min(writing.texts, writing.at_once))
+        one = self.follow(self.skeleton, None, Call(gradient=False), Texts(at_once, 1, 1)).seconds(self.device)
         peak, again = 0.0, 0.0
         if writing.again:
-            anew = self.follow(self.skeleton, None, Call(gradient=False, everywhere=True), Texts(1, writing.read, 1))
+            texts = Texts(at_once, writing.read, 1)
+            anew = self.follow(self.skeleton, None, Call(gradient=False, everywhere=True), texts)
             peak, again = anew.peak, writing.again * anew.seconds(self.device)
-        seconds = self.slower * writing.texts * writing.tokens * (one + again)
+        seconds = self.slower * -(-writing.texts // at_once) * writing.tokens * (one + again)
         return Taken(seconds, self.larger * (self.floor + self.weights() + peak))
 
     def _called(self, traced: Traced, texts: Texts) -> float:

@@ -48,13 +48,13 @@ def reading_of(base: Base) -> Reading:
     return _known[which]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference mode: a model in training may keep what it makes here
 def _tried(base: Base) -> Reading:
     whole = _run(base, [TOKENS, [*TOKENS[:-1], TOKENS[-1] + 1]])
     logits: Tensor = whole.logits[0]
     if not _close(base, whole.logits[1, :-1], logits[:-1]):
         raise RecipeError(
-            f"evaluate: {type(base.model).__name__} sees the tokens after the one that it predicts, so it gives no likelihoods "
+            f"model: {type(base.model).__name__} sees the tokens after the one that it predicts, so it gives no likelihoods "
             "and writes no texts; a BERT-like model needs is_decoder: true in its config.json"
         )
     told = "position_ids" in inspect.signature(base.model.forward).parameters
