@@ -175,23 +175,29 @@ class Terminal:
     def expect(self, stages: Sequence[Expected], /) -> None:
         with self._lock:
             self._board.expect(stages)
+            if stages:  # they are shown while what makes them is started
+                self._open()
 
     def begin(self, title: str) -> None:
         with self._lock:
             self._title = title
             self._board.begin(title, time.perf_counter())
-            if ERRORS.is_terminal and self._live is None:
-                self._live = Live(
-                    console=ERRORS,
-                    transient=True,
-                    get_renderable=self.display,
-                    refresh_per_second=4,
-                    redirect_stdout=False,
-                )
-                self._live.start()
-            elif not ERRORS.is_terminal and self._closed.is_set():
-                self._closed = threading.Event()
-                threading.Thread(target=self._lines, args=(self._closed,), daemon=True).start()
+            self._open()
+
+    def _open(self) -> None:
+        """The display; or, where there is no terminal, what writes lines."""
+        if ERRORS.is_terminal and self._live is None:
+            self._live = Live(
+                console=ERRORS,
+                transient=True,
+                get_renderable=self.display,
+                refresh_per_second=4,
+                redirect_stdout=False,
+            )
+            self._live.start()
+        elif not ERRORS.is_terminal and self._closed.is_set():
+            self._closed = threading.Event()
+            threading.Thread(target=self._lines, args=(self._closed,), daemon=True).start()
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
         with self._lock:

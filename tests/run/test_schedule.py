@@ -67,9 +67,9 @@ def stage(graph: Graph[Any], name: str, needs: tuple[str, ...] = (), after: tupl
     return Stage(name, name, needs=needs, after=after, inputs=lambda: {"name": name}, files=(file.name,), make=make)
 
 
-def scheduled(graph: Graph[Any], **more: Any) -> Schedule:
+def scheduled(graph: Graph[Any], watcher: Any = SILENT, **more: Any) -> Schedule:
     base, recipe = SimpleNamespace(untaught=graph.folder), SimpleNamespace(keep_texts="all")
-    return Schedule(Run(recipe, graph, base, [], [], True), SILENT, **more)  # type: ignore[arg-type]
+    return Schedule(Run(recipe, graph, base, [], [], True), watcher, **more)  # type: ignore[arg-type]
 
 
 def drawn(folder: Path, seed: int) -> Graph[Any]:
@@ -102,6 +102,42 @@ def test_a_stage_is_made_once_what_it_needs_is_done_and_the_files_are_the_same_i
         assert content(graphs[0].folder) == content(graphs[1].folder) == content(graphs[2].folder)
         most = max(most, teams[2].most)
     assert most == 5
+
+
+class Lines(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, title: str) -> None:
+        self.lines.append(title)
+
+    def step(self, done: int, total: int, note: str = "", /) -> None:
+        self.lines.append(f"{done}/{total}")
+
+    def end(self, outcome: str) -> None:
+        self.lines.append("end")
+
+
+def test_a_stage_begins_when_its_work_does_and_not_when_it_is_given_out(tmp_path: Path) -> None:
+    """What waits for a process to start is no part of a stage's time."""
+    graph, heard = Graph[Any](tmp_path), Lines()
+    for name in ("a", "b"):
+        graph.add(stage(graph, name))
+
+    class Slow(Team):
+        def told(self) -> Event:
+            if not heard.lines:
+                assert len(self._given) == 2
+                return Event(Given(tmp_path, "b"))
+            if heard.lines == ["b"]:
+                return Event(Given(tmp_path, "a"))
+            if heard.lines == ["b", "a"]:
+                return Event(Given(tmp_path, "b"), step=(1, 2, ""))
+            return super().told()
+
+    make_all([scheduled(graph, watcher=heard)], Slow(2), heard)
+    assert heard.lines[:4] == ["b", "a", "b", "1/2"]
+    assert sorted(heard.lines[4:]) in (["a", "end", "end"], ["a", "b", "end", "end"])
 
 
 def test_what_is_done_already_is_not_given_out(tmp_path: Path) -> None:

@@ -84,15 +84,14 @@ class Schedule:
             else:
                 yield stage
 
-    def begin(self, stage: Stage[Session]) -> None:
-        """Make room for a stage's files, and say that it begins."""
+    def make_room(self, stage: Stage[Session]) -> None:
+        """For a stage's files, and say why where it is made again."""
         refuse_full(self.begun, [stage], f"{stage.title!r}")
         state = self.begun.graph.state(stage.name)
         if state.kind in ("stale", "damaged"):
             self._watcher.begin(f"again: {stage.title}")
             self._watcher.end(state.why)
         _clear(self.begun.graph, stage, state)
-        self._watcher.begin(stage.title)
 
     def end(self, name: str, done: Done) -> None:
         """Vouch for a stage's files."""
@@ -114,6 +113,7 @@ class Schedule:
 
     def make_light(self, stage: Stage[Session], session: Session) -> None:
         """Make a stage that takes no model, in this process."""
+        self._watcher.begin(stage.title)
         session.used_elsewhere([self._used[name] for name in self.begun.graph.stages if name in self._used])
         self.end(stage.name, made(self.begun.graph, stage, session))
 
@@ -161,16 +161,16 @@ class _Work:
         """Give out what is ready, as far as there is room. Whether anybody is at work."""
         while self._next_ready() and self._team.room:
             schedule, stage = self._ready.pop(0)
-            self._told = Given(schedule.folder, stage.name)
             try:
                 self._give(schedule, stage)
-            except RecipeError as error:  # of a team that makes a stage as it is given
+            except RecipeError as error:  # of a stage that is made at once, or that the team cannot make
                 self._over(schedule, stage)
                 self._refuse(schedule, error)
         return bool(self._at)
 
     def _give(self, schedule: Schedule, stage: Stage[Session]) -> None:
-        schedule.begin(stage)
+        schedule.make_room(stage)
+        self._told = None  # this may have told of another
         if stage.light:
             schedule.make_light(stage, self._team.session)
             self._over(schedule, stage)
@@ -179,6 +179,7 @@ class _Work:
             self._team.give(schedule.begun, stage)
 
     def _over(self, schedule: Schedule, stage: Stage[Session]) -> None:
+        self._told = None  # what is taken from other runs now is told of by itself
         self._at.pop(Given(schedule.folder, stage.name), None)
         self._keys.pop(schedule.begun.graph.key(stage.name), None)
 
@@ -209,6 +210,7 @@ class _Work:
             self._told = event.given
         if event.step is not None:
             self._watcher.step(*event.step)
+        if event.error is None and event.done is None:
             return
         self._over(schedule, stage)
         if isinstance(event.error, RecipeError):

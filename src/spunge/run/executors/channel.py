@@ -22,6 +22,10 @@ class Ready(NamedTuple):
     """The process has imported what it needs."""
 
 
+class Begun(NamedTuple):
+    """The work on a stage begins."""
+
+
 class Step(NamedTuple):
     done: int
     total: int
@@ -70,7 +74,7 @@ class Stop(NamedTuple):
     """Stop in order."""
 
 
-Message = Ready | Step | Said | Failed | Stopped | Done | GaveUp
+Message = Ready | Begun | Step | Said | Failed | Stopped | Done | GaveUp
 
 
 class ElsewhereError(Exception):
@@ -95,9 +99,9 @@ class Speaker:
 
 
 class Telling:
-    """A watcher whose steps are sent, not too often. The stage itself begins and ends where it is given out."""
+    """A watcher that sends when a stage begins and its steps, these not too often. Its end is told where it is given out."""
 
-    def __init__(self, say: Callable[[Step], None], every: float = EVERY) -> None:
+    def __init__(self, say: Callable[[Begun | Step], None], every: float = EVERY) -> None:
         self._say, self._every = say, every
         self._stepped = 0.0
 
@@ -105,7 +109,7 @@ class Telling:
         pass
 
     def begin(self, title: str) -> None:
-        pass
+        self._say(Begun())
 
     def step(self, done: int, total: int, note: str = "", /) -> None:
         now = time.monotonic()

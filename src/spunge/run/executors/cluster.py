@@ -24,7 +24,7 @@ from spunge.progress import Watcher
 from spunge.recipe.schema import Recipe
 from spunge.run.executors.artifacts import refuse_address
 from spunge.run.executors.bringing import Brought, Courier, named_here
-from spunge.run.executors.channel import Failed, Said, Step, raisable
+from spunge.run.executors.channel import Begun, Failed, Said, Step, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.making import job_of
 from spunge.run.executors.node import STOPPING, Seen, inbox_class, node_class
@@ -208,7 +208,9 @@ class Cluster:
                 logging.getLogger(message.logger).log(message.level, "%s", message.text)
             elif given in at_work:
                 at_work[given].heard = True
-                if isinstance(message, Step):
+                if isinstance(message, Begun):
+                    self._events.append(Event(given))
+                elif isinstance(message, Step):
                     self._events.append(Event(given, step=(message.done, message.total, message.note)))
 
     def _hear_end(self, actor: _Actor) -> None:

@@ -40,7 +40,8 @@ class Done(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a team tells of a stage: how far it is (step, of, note), that it was made, or why it was not."""
+    """What a team tells of a stage: how far it is (step, of, note), that it was made, or why it was not; with none of these, that
+    its work begins, which is after what makes it was started."""
 
     given: Given
     step: tuple[int, int, str] | None = None

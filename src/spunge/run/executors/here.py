@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from spunge.errors import RecipeError
 from spunge.progress import Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
@@ -24,25 +25,36 @@ class HereSettings(ExecutionSettings):
 
 
 class Here:
-    """A team of one. A stage that fails raises its error at once."""
+    """A team of one. What is given is made once it was told that it begins; an error that is not of the recipe is raised."""
 
     def __init__(self, begun: Run, watcher: Watcher) -> None:
         self.session = Session(begun.base, watcher)
-        self._made: list[Event] = []
+        self._given: tuple[Run, Stage[Session]] | None = None
+        self._begun = False
 
     @property
     def room(self) -> bool:
-        return not self._made
+        return self._given is None
 
     def give(self, begun: Run, stage: Stage[Session]) -> None:
-        self.session.turn_to(begun.base)
-        self._made.append(Event(Given(begun.graph.folder, stage.name), done=made(begun.graph, stage, self.session)))
+        self._given, self._begun = (begun, stage), False
 
     def told(self) -> Event:
-        return self._made.pop()
+        assert self._given is not None
+        begun, stage = self._given
+        given = Given(begun.graph.folder, stage.name)
+        if not self._begun:
+            self._begun = True
+            return Event(given)
+        self._given = None
+        self.session.turn_to(begun.base)
+        try:
+            return Event(given, done=made(begun.graph, stage, self.session))
+        except RecipeError as error:
+            return Event(given, error=error)
 
     def wound_down(self) -> Iterator[Event]:
-        yield from self._made
+        yield from ()
 
 
 @contextmanager

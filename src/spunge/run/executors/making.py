@@ -72,6 +72,7 @@ class Maker:
                 return self._made_together(begun, job, job.seat)
             session = self._turned_to(begun)
             session.board = None if job.board is None else Board(job.board)
+            self._watcher.begin(graph.stages[job.stage].title)
             return made(graph, graph.stages[job.stage], session)
 
     def help(self, job: Job, leaves: Callable[[], bool]) -> None:
@@ -108,6 +109,7 @@ class Maker:
         self._session = None
         gc.collect()
         with seated(seat) as ranks:
+            self._watcher.begin(begun.graph.stages[job.stage].title)
             done = made(begun.graph, begun.graph.stages[job.stage], Session(begun.base, self._watcher, ranks))
         gc.collect()
         return done

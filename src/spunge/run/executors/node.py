@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from spunge import __version__
 from spunge.errors import RecipeError, is_panic
 from spunge.run.executors.bringing import Brought, Bundle, Mirror
-from spunge.run.executors.channel import Failed, Forward, Ready, Said, Step, Stopped, Telling, failure
+from spunge.run.executors.channel import Begun, Failed, Forward, Ready, Said, Step, Stopped, Telling, failure
 from spunge.run.executors.executor import Done, Given
 from spunge.run.executors.making import Job, Maker
 from spunge.stopping import STOP
 
-News = Ready | Step | Said
+News = Ready | Begun | Step | Said
 EVERY = 0.5  # seconds between two steps that are told
 STOPPING = "stopping"  # the group of calls that are heard while another is at work
 HELD = 1000  # messages that are held while nobody asks for them

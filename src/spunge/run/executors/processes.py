@@ -24,7 +24,7 @@ from spunge.model.loading import pick_device
 from spunge.progress import Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
-from spunge.run.executors.channel import Failed, GaveUp, Message, Ready, Said, Step, Stop, Stopped, raisable
+from spunge.run.executors.channel import Begun, Failed, GaveUp, Message, Ready, Said, Step, Stop, Stopped, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.lending import Lending
 from spunge.run.executors.making import job_of
@@ -259,6 +259,8 @@ class Processes:
             process.ready, process.stopped = True, isinstance(message, Stopped)
         elif isinstance(message, GaveUp):
             self._lending.lost(process, message.error)
+        elif isinstance(message, Begun) and given is not None:
+            return Event(given)
         elif isinstance(message, Step) and given is not None:
             return Event(given, step=(message.done, message.total, message.note))
         elif isinstance(message, Done | Failed) and given is not None:

@@ -25,7 +25,7 @@ from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.schema import Recipe
 from spunge.registry import METHODS
-from spunge.run.executors.channel import Failed, Message, Ready, Said, Step, Stop, Stopped, raisable
+from spunge.run.executors.channel import Begun, Failed, Message, Ready, Said, Step, Stop, Stopped, raisable
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.making import job_of
 from spunge.run.executors.processes import LOOKED_FOR, VISIBLE, Heard, Process, ProcessesSettings, Slot, awaited, slots
@@ -176,6 +176,8 @@ class Sharded:
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, Ready | Stopped):
             process.ready, process.stopped = True, isinstance(message, Stopped)
+        elif isinstance(message, Begun) and main and self._given is not None:
+            return Event(self._given)
         elif isinstance(message, Step) and main and self._given is not None:
             return Event(self._given, step=(message.done, message.total, message.note))
         elif isinstance(message, Done) and process in self._at:
