@@ -96,7 +96,7 @@ def interleaved(commands: dict[str, Sequence[str]], outs: dict[str, Path], round
 def spunge(base: Path, models: Sequence[Path], out: Path, scope: str, *more: str) -> list[str]:
     given = [word for model in models for word in ("--model", str(model))]
     settings = ["--density", str(DENSITY), "--scope", scope, "--out", str(out), *more]
-    return [sys.executable, "-m", "spunge.cli", "merge", "--base", str(base), *given, *settings]
+    return [sys.executable, "-m", "spunge", "merge", "--base", str(base), *given, *settings]
 
 
 def report(runs: dict[str, list[Run]], against: str) -> dict[str, object]:

@@ -45,7 +45,7 @@ def measure(question: str, name: str, options: argparse.Namespace) -> str | None
     file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     environment = {"SPUNGE_CACHE": str(options.work / "cache"), "OMP_NUM_THREADS": str(options.threads), **os.environ}
     with folder.with_suffix(".log").open("w") as log:
-        command = [sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(folder)]
+        command = [sys.executable, "-m", "spunge", "run", str(file), "--out", str(folder)]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         _pid, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

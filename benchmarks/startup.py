@@ -16,7 +16,7 @@ def seconds(*arguments: str) -> float:
 
 
 def main() -> None:
-    pairs = [(seconds("-m", "spunge.cli", "--help"), seconds("-c", "pass")) for _ in range(15)]
+    pairs = [(seconds("-m", "spunge", "--help"), seconds("-c", "pass")) for _ in range(15)]
     for name, taken in zip(("spunge --help", "python -c pass"), zip(*pairs, strict=True), strict=True):
         print(f"{name}: {statistics.median(taken) * 1000:.0f} ms (least {min(taken) * 1000:.0f} ms)")
 

@@ -218,7 +218,7 @@ def one(variant: Variant, options: argparse.Namespace, end: float) -> tuple[str,
         return variant.name, f"{variant.after} is not finished"
     file = options.out / f"{place.name}.yaml"
     file.write_text(yaml.safe_dump(recipe(variant, options), sort_keys=False))
-    command = [sys.executable, "-m", "spunge.cli", "run", str(file), "--out", str(place)]
+    command = [sys.executable, "-m", "spunge", "run", str(file), "--out", str(place)]
     if variant.after is not None:
         command += ["--from", str(folder(options.out, variant.after))]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]

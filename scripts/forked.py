@@ -195,7 +195,7 @@ def preload(commands: Mapping[str, Command], folder: Path) -> None:
         if ended.code:
             raise RuntimeError(f"{command.kind}: {ended.errors}")
         for name in json.loads(listed.read_text()):
-            if name not in sys.modules and not name.startswith("spunge.cli.__main__"):
+            if name not in sys.modules and name != "spunge.__main__":
                 try:
                     importlib.import_module(name)
                 except Exception:

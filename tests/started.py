@@ -32,7 +32,7 @@ class Command:
     def __init__(self, recipe: Path, out: Path, *overrides: str) -> None:
         settings = [part for override in overrides for part in ("--set", override)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "spunge.cli", "run", str(recipe), "--out", str(out), *settings],
+            [sys.executable, "-m", "spunge", "run", str(recipe), "--out", str(out), *settings],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

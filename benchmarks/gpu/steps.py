@@ -376,7 +376,7 @@ def merging(size: Size, note: Note, name: str) -> None:
     )
     out = size.work / "merged"
     given = [word for folder in models for word in ("--model", str(folder))]
-    command = [sys.executable, "-m", "spunge.cli", "merge", "--base", str(base), *given, "--out", str(out)]
+    command = [sys.executable, "-m", "spunge", "merge", "--base", str(base), *given, "--out", str(out)]
     nbytes = sum(file.stat().st_size for folder in (base, *models) for file in folder.glob("*.safetensors"))
     for which in ("first", "again"):  # the first compiles
         shutil.rmtree(out, ignore_errors=True)

@@ -109,7 +109,7 @@ def test_a_recipe_that_is_written_elsewhere_names_the_same_rows(tiny: Callable[.
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_at_a_real_terminal_a_question_is_asked_and_enter_takes_the_usual_answer(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "spunge.cli", "init"]
+    command = [sys.executable, "-m", "spunge", "init"]
     with subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs) as asking:
         os.close(theirs)
         os.write(ours, b"\n")

@@ -1,5 +1,0 @@
-"""python -m spunge.cli"""
-
-from spunge.cli import main
-
-main()
