@@ -161,17 +161,17 @@ def _watch(trace: Path) -> None:
     def note(line: str) -> None:
         os.write(handle, f"{line}\n".encode())
 
-    begin, done = schedule.Schedule.begin, output.Output.note_done
+    room, done = schedule.Schedule.make_room, output.Output.note_done
 
-    def noted_begin(self: Any, stage: Any) -> None:
+    def noted_room(self: Any, stage: Any) -> None:
         note(f"stage {self.folder.relative_to(Path.cwd())}: {stage.name}")
-        begin(self, stage)
+        room(self, stage)
 
     def noted_done(self: Any, name: str, tally: Any) -> None:
         done(self, name, tally)
         note(f"tensor {name}")
 
-    schedule.Schedule.begin = noted_begin  # type: ignore[method-assign]
+    schedule.Schedule.make_room = noted_room  # type: ignore[method-assign]
     output.Output.note_done = noted_done  # type: ignore[method-assign]
     vars(train).update(Task=functools.partial(Task, save_seconds=0.0))
     engine.BATCH = 1  # a line of the journal for each tensor

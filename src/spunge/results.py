@@ -54,6 +54,9 @@ Score = Annotated[float, BeforeValidator(_score), _NUMBER]  # null is read as Na
 Count = Annotated[int, Strict()]
 Flag = Annotated[bool, Strict()]
 SMALL_SAMPLE: Final = 10  # fewer items are called few, and their means get Student's t
+FEWEST_CERTAIN: Final = (
+    6  # items that can show a change by their signs alone: 2 * 0.5**5 is more than 0.05, 2 * 0.5**6 less
+)
 Kind = Literal["base", "reference", "model", "branch", "control", "merged", "other"]
 Group = Literal["forget", "together", "keep", "worst"]
 Wanted = Literal["up", "down", "near"]  # near: a value that lies as near as can be to a target

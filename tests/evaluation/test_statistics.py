@@ -68,6 +68,28 @@ def test_items_that_all_change_make_a_difference_certain_where_a_sign_test_does(
     assert certain == (binomtest(count, count).pvalue < 0.05)
 
 
+@pytest.mark.parametrize(("count", "certain"), [(2, False), (3, False), (5, False), (6, True), (12, True)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_difference_is_certain_of_fewer_items_than_a_sign_test_needs(count: int, certain: bool, seeds: int) -> None:
+    """Student's t takes items for normal: of two that happen to change alike it would be certain. Nor where few of many count."""
+    before, changes = np.random.default_rng(3).normal(3, 1, count), np.linspace(2.0, 2.01, count)
+    means = [Measure("mean", values, np.ones(count), "known") for values in (before, before + changes)]
+    pairs = [(perplexity(before), perplexity(before + changes)), (means[0], means[1])]
+    beside = [
+        Measure("mean", np.r_[each.numerator, np.zeros(20)], np.r_[np.ones(count), np.zeros(20)], "known")
+        for each in means
+    ]
+    for first, second in (*pairs, (beside[0], beside[1])):
+        every = range(len(first.numerator))
+        down, up = (
+            difference([first] * seeds, [second] * seeds, every),
+            difference([second] * seeds, [first] * seeds, every),
+        )
+        assert (up.certain, down.certain) == (certain, certain)
+        assert up.low <= up.value <= up.high
+    assert certain == (binomtest(count, count).pvalue < 0.05)
+
+
 def test_a_paired_difference_is_narrower_than_two_unpaired_intervals() -> None:
     before = coins(400, 0.6)
     after = before.copy()

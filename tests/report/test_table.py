@@ -59,7 +59,7 @@ def test_small_samples_are_called_that_below_the_table(results):
         if row["subject"].startswith("part"):
             row["n"] = 5
     text = text_of(found)
-    assert text.endswith("there is none.\n")
+    assert text.endswith("there is none. Of fewer than 6 none is called certain.\n")
     assert "note: Small samples, of fewer than 10 items: accuracy on part 0 (5), accuracy on part 1 (5)" in text
     assert "part 5 (5) and 3 more." in text
     assert "Small samples" in printed(found, 120)

@@ -6,6 +6,9 @@
 - Where all items agree there is no spread to go by, and 0.00 [0.00 0.00] would be certain of everything. A value within bounds gets
   the exact interval of the share of items that may be otherwise, times how far they may be (the rule of three of Hanley and
   Lippman-Hand 1983, exactly). A value without bounds has no interval.
+- Any difference of fewer than 6 items reaches no difference. Student's t is right where items vary as a normal distribution, which
+  so few cannot show; the test that takes nothing for granted, of the signs (Dixon and Mood 1946, JASA 41:557), gives five items
+  that all change a p of 0.06. So does McNemar's, which is that test on shares.
 - Any other value of few items, or of few seeds: Student's t. Of more: quantiles of bootstrap draws, further out by what few items
   make them too narrow (Hesterberg 2015, The American Statistician 69:371).
 
@@ -18,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, stdtrit
+
+from spunge.results import FEWEST_CERTAIN
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
@@ -70,6 +75,11 @@ def agreeing(value: float, count: float, least: float, most: float, tail: float 
     """Of a mean between `least` and `most` to which every item gives `value`."""
     others = exact(0, count, tail).high
     return Interval(value - others * (value - least), value + others * (most - value))
+
+
+def reaching(ends: Interval, same: float, count: int) -> Interval:
+    """A difference's interval, which reaches `same`, no difference, where there are fewer items than FEWEST_CERTAIN."""
+    return ends if count >= FEWEST_CERTAIN else Interval(min(ends.low, same), max(ends.high, same))
 
 
 def student(value: float, variances: Sequence[tuple[float, int]], tail: float = TAIL) -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 
 from spunge.evaluation.detection import detected, detected_interval
 from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.intervals import TAIL, UNKNOWN, Interval, agreeing, exact, paired, percentiles, student
+from spunge.evaluation.intervals import TAIL, UNKNOWN, Interval, agreeing, exact, paired, percentiles, reaching, student
 from spunge.results import SMALL_SAMPLE
 
 RESAMPLES = 2000
@@ -140,7 +140,7 @@ def difference(measures: Sequence[Measure], others: Sequence[Measure], items: Se
         moved = first.numerator[items] - others[0].numerator[items]
         low, high = paired(int((moved > 0).sum()), int((moved < 0).sum()), len(items))
     else:
-        low, high = _ends(linear, draws, ratio)
+        low, high = reaching(_ends(linear, draws, ratio), 1.0 if ratio else 0.0, linear.n)
     value = float(compared(*values))
     return Difference(
         first.metric, "ratio" if ratio else "difference", value, low, high, len(items), int(changed.sum())

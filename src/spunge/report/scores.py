@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from spunge.report.wording import name, number, signed
 from spunge.results import (
+    FEWEST_CERTAIN,
     SMALL_SAMPLE,
     Difference,
     Group,
@@ -316,8 +317,9 @@ def few_items(scores: Scores) -> str:
     if not counts:
         return ""
     told = [f"{name(metric)} on {name(subject)} ({count})" for (metric, subject), count in counts.items()]
+    none = f" Of fewer than {FEWEST_CERTAIN} none is called certain." if min(counts.values()) < FEWEST_CERTAIN else ""
     more = f" and {len(told) - LISTED} more" if len(told) > LISTED else ""
     return (
         f"Small samples, of fewer than {SMALL_SAMPLE} items: {', '.join(told[:LISTED])}{more}. A change there may go unseen: that "
-        "none is certain does not say that there is none."
+        f"none is certain does not say that there is none.{none}"
     )

@@ -13,7 +13,7 @@ from spunge.data.items import EVERYTHING, Items
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.aggregates import harmonic_mean, ks_distance, ks_pvalue, log_pvalue, relative_leak
 from spunge.evaluation.evaluator import Measure
-from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles, student
+from spunge.evaluation.intervals import UNKNOWN, Interval, percentiles, reaching, student
 from spunge.evaluation.statistics import drawn_weights, draws_by_seed, over_seeds, values_by_seed
 from spunge.files import fingerprint
 from spunge.recipe.aggregates import HarmonicMean, PrivLeak, RankTest, Term, figure_names, terms_of
@@ -78,7 +78,7 @@ def less(one: Figure, other: Figure) -> tuple[float, Interval]:
     """How much more one stage has than another, paired by item, and by seed where both have several."""
     with np.errstate(invalid="ignore"):  # two logs of a p-value of 0: nothing is known of how far apart they are
         values, draws = one.values - other.values, one.draws - other.draws
-    return one.value - other.value, _interval(values, draws, one.fewest)
+    return one.value - other.value, reaching(_interval(values, draws, one.fewest), 0.0, one.fewest)
 
 
 def _interval(values: np.ndarray, draws: np.ndarray, count: int) -> Interval:

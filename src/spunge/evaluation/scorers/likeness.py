@@ -67,7 +67,7 @@ def load_bleu(settings: BleuSettings) -> Loaded:
     bleu = sacrebleu.BLEU(effective_order=True, tokenize=settings.tokenize)
 
     def score(text: str, reference: str) -> float:
-        return min(1.0, bleu.sentence_score(text, [reference]).score / 100)
+        return min(1.0, float(bleu.sentence_score(text, [reference]).score) / 100)
 
     return comparing("bleu", pair_by_pair(score, "unicode"))
 
