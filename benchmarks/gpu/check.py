@@ -35,6 +35,7 @@ STEPS: dict[str, float] = {
     "npo-1b": 60,
     "ga-1b": 60,
     "forms-1b": 100,
+    "pairs-1b": 80,
     "merge-1b": 110,
     "run-1b": 90,
     "model-7b": 90,
@@ -240,7 +241,7 @@ def table(content: dict[str, Any]) -> str:
         if name in steps:
             lines.append(_row(name, steps[name], steps))
     lines.append("")
-    for name in ("tests", "model-1b", "model-7b", "forms-1b", "merge-1b", "run-1b", *COUNTS):
+    for name in ("tests", "model-1b", "model-7b", "forms-1b", "pairs-1b", "merge-1b", "run-1b", *COUNTS):
         if name in steps:
             lines.append(f"- {name}: {_line(steps[name], steps)}")
     return "\n".join(lines)

@@ -253,6 +253,26 @@ def forms(size: Size, note: Note, name: str) -> None:
     note(plain_s=statistics.median([train.seconds(step) for _ in range(short.steps)][1:]), **_peak(size))
 
 
+PAIRS = (("npo", "lora"), ("graddiff", "lora"), ("simnpo", "lora"), ("finetuning", "lora"), ("graddiff", "full"))
+
+
+def pairs(size: Size, note: Note, name: str) -> None:
+    """Seconds of a step, ours and plain transformers and peft in turn on the same batches, as `train.py` makes them; 7 pairs after 2
+    that are not counted, and the median of their ratios."""
+    import train
+
+    train.TOKENS = size.shapes[name][1:]
+    for method, way in PAIRS:
+        _emptied(size)
+        steps = [make(method, way, str(size.work / name)) for make in (train.ours, train.plain)]
+        taken = [[train.seconds(step) for step in steps] for _ in range(9)][2:]
+        ours, plain = (statistics.median(times) for times in zip(*taken, strict=True))
+        ratio = statistics.median(one / other for one, other in taken)
+        note(**{f"{method}_{way}_s": ours, f"{method}_{way}_plain_s": plain, f"{method}_{way}_ratio": ratio})
+        del steps
+        train.OPEN.close()
+
+
 def counted(size: Size, note: Note, name: str, method: str) -> None:
     """The formula of `counts.py` beside what torch counts in a step. Raises ValueError where they are apart."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -432,6 +452,7 @@ OF_A_MODEL: dict[str, Callable[[Size, Note, str], None]] = {
     "merge": merging,
     "run": whole_run,
     "forms": forms,
+    "pairs": pairs,
 }
 
 
