@@ -257,8 +257,8 @@ PAIRS = (("npo", "lora"), ("graddiff", "lora"), ("simnpo", "lora"), ("finetuning
 
 
 def pairs(size: Size, note: Note, name: str) -> None:
-    """Seconds of a step, ours and plain transformers and peft in turn on the same batches, as `train.py` makes them; 7 pairs after 2
-    that are not counted, and the median of their ratios."""
+    """Seconds of a step, ours and plain peft in turn on the same batches, as `train.py` makes them: 7 pairs after 2
+    that are left out, and the median of their ratios."""
     import train
 
     train.TOKENS = size.shapes[name][1:]
