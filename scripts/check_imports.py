@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"registry", "files", "progress", "stopping", "copies"},
     {"recipe", "results"},
-    {"data", "weights"},
+    {"data", "weights", "endpoints"},
     {"model"},
     {"unlearning", "merging", "evaluation", "report"},
     {"run"},

@@ -9,7 +9,9 @@ import pytest
 
 from spunge import registry
 from spunge.errors import RecipeError
+from spunge.recipe.block import Place
 from spunge.recipe.explanation import validated
+from spunge.recipe.loading import marks_of
 from spunge.registry import ATTACKS, ATTRIBUTES, EVALUATORS, EXECUTORS, METHODS, RULES, SCORERS, TRACKERS
 
 ALL: dict[str, Any] = {
@@ -62,6 +64,18 @@ def test_every_value_is_of_its_registrys_kind_and_says_what_it_is(kind: str) -> 
         assert value.source, name
         assert isinstance(value.version, int)
         assert ALL[kind].version(name) == str(value.version)
+
+
+def test_every_place_that_a_setting_may_hold_is_found_where_recipes_are_read() -> None:
+    marked = [
+        (f"{name}.{setting}", info)
+        for kind, name in VALUES
+        for setting, info in ALL[kind].get(name).settings.model_fields.items()
+        if "Place(" in repr((info.annotation, info.metadata))
+    ]
+    assert {"whp.anchors", "refusal.judge", "clusters.model"} <= {name for name, _ in marked}
+    for name, info in marked:
+        assert any(isinstance(mark, Place) for mark in marks_of(info, "./here")), name
 
 
 @pytest.mark.parametrize(("kind", "name"), VALUES)

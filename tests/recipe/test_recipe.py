@@ -133,11 +133,13 @@ def test_paths_in_a_file_are_relative_to_the_file_and_in_an_override_to_the_work
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy_recipe["forget"]["source"] = "rows.jsonl"
+    toy_recipe["unlearn"] = {"method": "whp", "anchors": "terms.yaml"}
     (tmp_path / "here").mkdir()
     file = tmp_path / "here" / "recipe.yaml"
     file.write_text(yaml.safe_dump(toy_recipe))
     monkeypatch.chdir(tmp_path)
     assert load_recipe(file).forget.source[0].path == str(tmp_path / "here" / "rows.jsonl")
+    assert dict(load_recipe(file).unlearn)["anchors"] == str(tmp_path / "here" / "terms.yaml")
     assert load_recipe(file, ["forget.source=there.jsonl"]).forget.source[0].path == str(tmp_path / "there.jsonl")
 
 

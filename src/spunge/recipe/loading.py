@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from spunge.errors import RecipeError, redacted, suggestion
 from spunge.recipe.block import Place
@@ -255,7 +256,7 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
         return block  # the validation that follows says so
     for setting, info in settings.model_fields.items():
         names = any(isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) for mark in info.metadata)
-        for mark in info.metadata if setting in block else ():
+        for mark in marks_of(info, block[setting]) if setting in block else ():
             # A block that names a value says itself which of its settings are places.
             if isinstance(mark, Place) and not (names and isinstance(block[setting], dict)):
                 place = _absolute_model if mark.kind == "model" else _absolute
@@ -263,6 +264,14 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
             elif isinstance(mark, BeforeValidator) and isinstance(mark.func, Named):
                 block[setting] = _anchored(block[setting], mark.func.registry, mark.func.key, folder)
     return block
+
+
+def marks_of(info: FieldInfo, value: Any) -> list[Any]:
+    """What marks a setting, and where it holds a text, what marks the texts that it may hold: `Annotated[str, mark] | None`."""
+    texts = (
+        [each for each in get_args(info.annotation) if get_args(each)[:1] == (str,)] if isinstance(value, str) else []
+    )
+    return [*info.metadata, *(mark for each in texts for mark in get_args(each)[1:])]
 
 
 def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:

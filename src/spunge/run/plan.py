@@ -28,6 +28,7 @@ from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
 from spunge.run.teach import RETRAIN, TEACH
+from spunge.run.train import asking_of, parts_of
 from spunge.run.turns import turns
 
 
@@ -121,6 +122,7 @@ def _planned(recipe: Recipe, folder: Path, device: str, measure: bool) -> Plan:
         refused=[fit.line for fit in unfitting if fit.refused],
         notes=[
             *trusted(recipe),
+            *_sent(begun),
             *begun.seeds[0].inputs.notes,
             *(fit.line for fit in unfitting if not fit.refused),
             *_replaced(begun, here),
@@ -180,6 +182,16 @@ def _replaced(begun: Run, here: bool) -> list[str]:
     lost = losing(begun) if here else ""
     told = f"the folder holds finished trainings that no longer fit ({lost}); spunge run asks for --replace"
     return [told] if lost else []
+
+
+def _sent(begun: Run) -> list[str]:
+    """What the method would send to others before it trains. Further seeds have mostly the first one's texts, whose answers are
+    kept."""
+    line = begun.seeds[0]
+    asking = asking_of(line.inputs.unlearn) if line.trainings else None
+    if asking is None or begun.graph.state(asking.name).done:
+        return []
+    return list(filter(None, [asking.sent(parts_of(line), line.inputs.unlearn)]))
 
 
 def trusted(recipe: Recipe) -> list[str]:

@@ -99,8 +99,8 @@ class Schedule:
         self._over.add(name)
         self._used[name] = done.used
         self._watcher.end(done.outcome)
-        if not self._replace and name in self.begun.makes_base:
-            refuse_losing(self.begun)  # what is made from the base is known by its content
+        if not self._replace and name in (*self.begun.makes_base, *self.begun.asks):
+            refuse_losing(self.begun)  # what is made from the base, or from an answer, is known by its content
         if (keep := self.begun.recipe.keep_texts) != "all" and "judge:" in name:
             drop_judged(self.begun, keep)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spunge.data.samples import Samples
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
@@ -23,7 +24,7 @@ from spunge.run.session import Session
 from spunge.run.watching import described, told_of, watch_of, watching_inputs
 from spunge.unlearning.checking import Reader, refuse_unusable
 from spunge.unlearning.loop import TrainingSettings
-from spunge.unlearning.method import Branch, Task
+from spunge.unlearning.method import Asking, Branch, Task
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import write_delta
 from spunge.weights.overlay import moves
@@ -47,7 +48,11 @@ def refuse_rows(inputs: SeedInputs) -> list[str]:
     method.check(settings)
     if inputs.base.untaught.is_dir():  # else it is still to be converted
         method.refuse_base(settings, Checkpoint(inputs.base.untaught))
-    return refuse_unusable(parts, inputs.retain, settings, reader_of(inputs.base), inputs.decouple)
+    asking = asking_of(settings)
+    sent = [asking.sent(parts, settings)] if asking is not None else []
+    return list(filter(None, sent)) + refuse_unusable(
+        parts, inputs.retain, settings, reader_of(inputs.base), inputs.decouple
+    )
 
 
 def refuse_unpackable(model: ModelSettings) -> None:
@@ -145,9 +150,55 @@ def read_choice(file: Path, unlearn: MethodSettings) -> Choice:
     return Choice(settings, notes)
 
 
+def asking_of(settings: MethodSettings) -> Asking[Any] | None:
+    """What the method asks of others before it trains, where the recipe asks for it."""
+    asking = METHODS.get(settings.method).asking
+    return asking if asking is not None and asking.wanted(settings) else None
+
+
+def parts_of(lineup: Lineup) -> dict[str, Samples]:
+    return {part.value: part.samples for part in lineup.inputs.parts.parts}
+
+
+def asking_inputs(lineup: Lineup, asking: Asking[Any]) -> dict[str, Any]:
+    """What an answer depends on."""
+    unlearn = lineup.inputs.unlearn
+    return {"method's version": METHODS.version(unlearn.method), **asking.inputs(parts_of(lineup), unlearn)}
+
+
+def answer_files(lineup: Lineup, asking: Asking[Any]) -> list[Path]:
+    """The answer, and how it came to be."""
+    return [lineup.folder / f"{asking.name}.json", lineup.folder / f"{asking.name}-asked.json"]
+
+
+def ask(lineup: Lineup, asking: Asking[Any], session: Session) -> Made:
+    """Ask, and keep the answer."""
+    told = asking.ask(parts_of(lineup), lineup.inputs.unlearn, session.step)
+    files = answer_files(lineup, asking)
+    for file, content in zip(files, (told.content, dict(told.about)), strict=True):
+        write_json(file, content)
+    return Made(files, told.outcome)
+
+
+def settings_of(training: Training, lineup: Lineup) -> Choice:
+    """What a training is trained with: the recipe's settings, what the method chose, and what was answered of its rows."""
+    settings, notes = choice(lineup)
+    settings = training.settings(settings)
+    if (asking := asking_of(settings)) is None:
+        return Choice(settings, notes)
+    [file, _] = answer_files(lineup, asking)
+    parts = {part.value: part.samples for part in training.parts}
+    try:
+        return Choice(asking.settled(settings, read_json(file), parts), notes)
+    except ValueError as error:
+        raise RecipeError(
+            f"--out: {str(file)!r} holds no answer as a run writes it ({error}); remove it and give the same command again"
+        ) from None
+
+
 def training_inputs(training: Training, lineup: Lineup) -> dict[str, Any]:
     """What a training's delta depends on, with the settings that the method chose."""
-    inputs, unlearn = lineup.inputs, training.settings(choice(lineup).settings)
+    inputs, unlearn = lineup.inputs, settings_of(training, lineup).settings
     content = settle_inputs(inputs, unlearn) | trained_as(inputs.recipe.model) | watching_inputs(training, inputs)
     content |= through_inputs(inputs)
     content |= {f"part {part.value}": part.samples.sha256 for part in training.parts}
@@ -171,8 +222,7 @@ def train(training: Training, lineup: Lineup, key: str, session: Session) -> Mad
     """Unlearn, and write the delta. A training that was stopped goes on where it was. Of several processes that train together the
     main one writes."""
     inputs, folder, ranks = lineup.inputs, training.folder, session.ranks
-    settings, notes = choice(lineup)
-    settings = training.settings(settings)
+    settings, notes = settings_of(training, lineup)
     base = base_for(settings, inputs, session)
     if session.activations_of is not inputs:
         session.activations.clear()

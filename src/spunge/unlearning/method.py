@@ -66,6 +66,29 @@ class Settled(NamedTuple):
     measured: list[dict[str, Any]]  # what the choice was made from, for RUN/settled.json
 
 
+class Told(NamedTuple):
+    """What others answered to a method."""
+
+    content: Any  # JSON-able
+    about: Mapping[str, Any]  # how it came to be, JSON-able too
+    outcome: str  # in a few words
+
+
+@dataclass(frozen=True)
+class Asking(Generic[S]):
+    """What a method asks of others over the network, once a run, before anything is trained; where the recipe says so and never
+    else. The answer is kept in RUN/NAME.json, and RUN/NAME-asked.json says how it came to be."""
+
+    name: str
+    wanted: Callable[[S], bool]  # whether the recipe asks for it
+    inputs: Callable[[Mapping[str, Samples], S], Mapping[str, Any]]  # what the answer depends on; JSON-able
+    sent: Callable[[Mapping[str, Samples], S], str]  # in a sentence, what would be sent where now; empty where nothing
+    ask: Callable[[Mapping[str, Samples], S, Steps], Told]  # raises RecipeError where there is no answer
+    # (settings, the answer's content, a training's parts) -> settings with what of the answer the parts need, and `wanted` no more.
+    # Raises ValueError for content that is no answer.
+    settled: Callable[[S, Any, Mapping[str, Samples]], S]
+
+
 def every_entry(_settings: Any, base: Checkpoint) -> int:
     """Of a method that may change every tensor."""
     return sum(info.numel for info in base.tensors.values())
@@ -94,6 +117,7 @@ class Method(Generic[S]):
     # (base, parts, retain, settings, seed): called once per run, before its first training, where a setting is `auto`. All
     # branches and controls then have the settings that it gives.
     settle: Callable[[Base, Mapping[str, Samples], Samples | None, S, int], Settled] | None = None
+    asking: Asking[S] | None = None
     # (parts, retain, settings): raises RecipeError for rows that it cannot be trained on; called before anything is made.
     refuse: Callable[[Mapping[str, Samples], Samples | None, S], None] = lambda parts, retain, settings: None
     # (settings, values of a training's parts, values of all parts) -> what its delta depends on beyond settings and rows, such

@@ -11,7 +11,7 @@ brought back to the text's own places; v_reinforced is of the text as it is. A t
 nor are the places inside a term, and after a term the first tokens of what stands for it have `consistency` less. Without anchors
 names that the model knows well stay likelier than in the paper. The paper lowers those logits by an amount that we do not know, and
 says no more of how tokens are brought back: 5, and leaving out the places inside a term, are ours. The paper's dictionary came from
-an LLM; here it is the recipe's, or a file's.
+GPT-4; here it is the recipe's, a file's, or what a chat model of your choice answers (`ask`).
 
 The generic tokens are kept in the branch's state. No retain rows. alpha
 5 and the epochs (3 for the copy, 2 for the model) were written down from memory of the paper. They were looked for again in
@@ -30,6 +30,7 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.model.memory import halved
+from spunge.progress import Steps
 from spunge.recipe.block import Place
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.anchors import SETTING, Translated, read_anchors, terms_of, translated
@@ -38,9 +39,11 @@ from spunge.unlearning.calls import FORGET, Group
 from spunge.unlearning.copies import Further, trained_further
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
-from spunge.unlearning.method import Branch, Method, Task
+from spunge.unlearning.method import Asking, Branch, Method, Task, Told
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import outputs
+from spunge.unlearning.terms import AskSettings, ask, sent, standing
+from spunge.unlearning.terms import inputs as asking_inputs
 from spunge.unlearning.trained import Trained, evaluation_mode, stored_entries, training, training_mode
 
 
@@ -60,6 +63,11 @@ class WHPSettings(TrainingSettings):
         ge=0,
         description="With anchors: what the first tokens of a generic term lose of their logits once its term stands in the text.",
     )
+    ask: AskSettings | None = Field(
+        None,
+        description="An OpenAI-compatible endpoint that is asked for the terms: the texts to forget are sent to it. What anchors "
+        "says of a term stands. Default: nobody is asked.",
+    )
     trainable: Trainable = Field(default=LoRA(), description="What is trained, of the copy and of the model.")
     epochs: float | None = Field(2.0, gt=0, description="Passes over each part's samples. Give this or steps.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
@@ -73,6 +81,10 @@ class WHPSettings(TrainingSettings):
 
 def unlearn(task: Task, settings: WHPSettings) -> Branch:
     """Learn generic tokens in the forget samples' place: those that do not rise where a copy learns the samples further."""
+    if settings.ask is not None:
+        raise RecipeError(
+            f"{task.setting}.ask: nobody was asked for terms before this training; give anchors in its place"
+        )
     stream = forget_stream(task, settings)
     begun = task.state is not None and task.state.exists()  # then the tokens are in the state
     tokens = [] if begun else reinforced(task, settings, stream)
@@ -203,6 +215,8 @@ def relabelled(batch: Batch, rows: list[list[int]]) -> Batch:
 def refuse(parts: Mapping[str, Samples], _retain: Samples | None, settings: WHPSettings) -> None:
     """Raises RecipeError for terms of which none stands in the rows."""
     anchors = read_anchors(settings.anchors)
+    if settings.ask is not None:
+        return  # its terms stand in the rows, or there are none and asking says so
     if anchors and not any(term in text for samples in parts.values() for text in samples.words() for term in anchors):
         raise RecipeError(
             f"{SETTING}: none of {len(anchors)} terms stands in the rows to forget; give terms as they are written"
@@ -212,6 +226,34 @@ def refuse(parts: Mapping[str, Samples], _retain: Samples | None, settings: WHPS
 def inputs(settings: WHPSettings, _values: Sequence[str], _every: Sequence[str]) -> Mapping[str, Any]:
     """A file of terms may change."""
     return read_anchors(settings.anchors) if isinstance(settings.anchors, str) else {}
+
+
+def answered(settings: WHPSettings, content: Any, parts: Mapping[str, Samples]) -> WHPSettings:
+    """With the terms that stand in some rows: the recipe's own, and those that were asked for. Raises ValueError for no terms."""
+    if not isinstance(content, Mapping):
+        raise ValueError("no terms")
+    try:
+        asked = read_anchors(content) if content else {}
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+    terms = standing({**asked, **read_anchors(settings.anchors)}, parts)
+    return settings.model_copy(update={"anchors": terms or None, "ask": None})
+
+
+def asked_of(settings: WHPSettings) -> AskSettings:
+    assert settings.ask is not None
+    return settings.ask
+
+
+def told(parts: Mapping[str, Samples], settings: WHPSettings, progress: Steps) -> Told:
+    """The terms of the parts' rows, from the endpoint."""
+    found = ask(parts, asked_of(settings), progress)
+    counts = {
+        "dropped": sum(found.told["dropped"].values()),
+        "translated in several ways": len(found.told["conflicts"]),
+    }
+    more = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return Told(found.terms, found.told, f"{len(found.terms)} terms of {found.told['passages']} passages{more}")
 
 
 def calls(settings: WHPSettings, _depth: int) -> list[Group]:
@@ -228,4 +270,12 @@ WHP = Method(
     stored_entries=stored_entries,
     refuse=refuse,
     inputs=inputs,
+    asking=Asking(
+        name="anchors",
+        wanted=lambda settings: settings.ask is not None,
+        inputs=lambda parts, settings: asking_inputs(parts, asked_of(settings)),
+        sent=lambda parts, settings: sent(parts, asked_of(settings)),
+        ask=told,
+        settled=answered,
+    ),
 )

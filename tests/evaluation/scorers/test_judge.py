@@ -14,9 +14,9 @@ import pytest
 
 import spunge
 from serving import Served, asked, completion
+from spunge.endpoints import client
+from spunge.endpoints.client import Reply
 from spunge.errors import RecipeError, redacted
-from spunge.evaluation.scorers import endpoint
-from spunge.evaluation.scorers.endpoint import Reply
 from spunge.evaluation.scorers.judge import JUDGE, Judge, JudgeSettings, body_of, read_score
 from spunge.evaluation.scorers.scorer import Answer
 from spunge.evaluation.toxicity import ToxicitySettings
@@ -31,7 +31,7 @@ YES_NO = {"labels": {"yes": 1, "no": 0}}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, server: Served) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
     server.bodies.clear()
     server.headers.clear()
     server.answer = lambda body: "0.5"

@@ -11,27 +11,27 @@ A language model as a judge: Zheng et al. 2023, arXiv 2306.05685. A text that is
 the braces goes into the prompt as it is. Scores are kept in the cache folder by what was asked, so that nothing is asked twice.
 """
 
-import json
 import logging
 import re
 import string
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import regex
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spunge.data.patterns import last_group
+from spunge.endpoints.answers import Answers
+from spunge.endpoints.client import Endpoint, Reply, key_of
+from spunge.endpoints.settings import EndpointSettings, fields_of, request_of
 from spunge.errors import RecipeError, one_line
-from spunge.evaluation.scorers.endpoint import Endpoint, Reply, key_of
 from spunge.evaluation.scorers.scorer import Answer, Loaded, Scorer
-from spunge.files import append_text, cache_folder, fingerprint, parse_json, sealed, unsealed
+from spunge.files import cache_folder, fingerprint
 from spunge.recipe.scoring import ScorerSettings
 
+SETTING = "evaluate.scorer"
 FIELDS = Answer._fields
-THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 AROUND = string.whitespace + string.punctuation.replace("-", "").replace("+", "")
 # A number alone, with no more around it than spaces, quotes, marks of emphasis, brackets and a full stop.
 NUMBER = re.compile(r"[\s\"'*_`(\[]*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[\s\"'*_`)\].]*")
@@ -39,18 +39,12 @@ SHOWN = 60  # characters of a reply in an error
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class JudgeSettings(ScorerSettings):
+class JudgeSettings(EndpointSettings, ScorerSettings):
     kind: str = "judge"
-    base_url: str = Field(
-        pattern=r"^https?://[^\s?#]+$",
-        description="Address of the endpoint, such as http://localhost:8000/v1, without credentials.",
-    )
-    model: str = Field(min_length=1, description="What the endpoint calls the model.")
     prompt: str = Field(
         description="What is asked of each text: {text} stands for the text, {prompt} for what it answers, {reference} for the "
         "evaluation's answer; {{ and }} for braces."
     )
-    system: str | None = Field(None, description="A system message before it.")
     labels: dict[str, Share] | None = Field(
         None,
         min_length=1,
@@ -67,30 +61,6 @@ class JudgeSettings(ScorerSettings):
         None, description="Score of a text whose reply is no label or number. Default: the run stops there."
     )
     max_tokens: int = Field(16, ge=1, description="Tokens of a reply. A judge that reasons first needs hundreds.")
-    temperature: float | None = Field(0.0, ge=0, description="Of the judge's sampling; null leaves it to the endpoint.")
-    request: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        description="More fields of the request, such as {seed: 1}; null takes one out, such as {max_tokens: null}.",
-    )
-    key_env: str | None = Field(
-        None, description="Name of the variable of the environment that holds the key, such as OPENAI_API_KEY."
-    )
-    timeout: float = Field(60.0, gt=0, description="Seconds that a reply may take.")
-    retries: int = Field(
-        5,
-        ge=0,
-        description="Further tries where the endpoint is busy, slow or away, after 1, 2, 4, ... s, or as long as it asks.",
-    )
-    parallel: int = Field(4, ge=1, le=256, description="Requests at a time.")
-    per_minute: float | None = Field(None, gt=0, description="Requests a minute, at most.")
-    max_calls: int | None = Field(
-        None,
-        ge=1,
-        description="Requests of one `spunge run`, at most, tries included; what is in the cache is not asked.",
-    )
-    max_total_tokens: int | None = Field(
-        None, ge=1, description="No request once the endpoint has counted so many tokens in one `spunge run`."
-    )
 
     @field_validator("prompt")
     @classmethod
@@ -101,15 +71,6 @@ class JudgeSettings(ScorerSettings):
         if "text" not in names:
             raise ValueError("it never says {text}, so every text would be judged alike")
         return prompt
-
-    @field_validator("key_env")
-    @classmethod
-    def _names_a_variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise ValueError(
-                "give the name of a variable in capitals, such as OPENAI_API_KEY, and never the key itself"
-            )
-        return name
 
     @field_validator("pattern")
     @classmethod
@@ -133,36 +94,14 @@ class JudgeSettings(ScorerSettings):
         return self
 
 
-def fields_of(template: str) -> set[str]:
-    """The names in braces. Raises ValueError for a template that does more than name fields."""
-    names = set()
-    for _, name, form, conversion in string.Formatter().parse(template):
-        if name is None:
-            continue
-        if form or conversion or not name.isidentifier():
-            raise ValueError(f"{{{name}}}: give the name of a field alone; {{{{ and }}}} stand for braces")
-        names.add(name)
-    return names
-
-
 def body_of(settings: JudgeSettings, answer: Answer) -> dict[str, Any]:
     """The request for a text."""
-    asked = settings.prompt.format_map({name: value or "" for name, value in answer._asdict().items()})
-    asked = asked.encode("utf-8", "replace").decode()  # no half of a surrogate pair can be sent
-    system = [{"role": "system", "content": settings.system}] if settings.system is not None else []
-    body = {
-        "model": settings.model,
-        "messages": [*system, {"role": "user", "content": asked}],
-        "max_tokens": settings.max_tokens,
-        "temperature": settings.temperature,
-        **settings.request,
-    }
-    return {name: value for name, value in body.items() if value is not None}
+    return request_of(settings, **{name: value or "" for name, value in answer._asdict().items()})
 
 
 def read_score(reply: Reply, settings: JudgeSettings) -> float | None:
     """The score that a reply gives, in [0, 1]; None where it is no label or number, or was cut."""
-    text = THINKING.sub("", reply.text)
+    text = reply.said
     if reply.cut:
         return None
     if settings.pattern is not None:
@@ -185,16 +124,16 @@ class Judge:
     """A judge at work: what was asked before is known, what is asked now is kept as it comes."""
 
     def __init__(self, settings: JudgeSettings) -> None:
-        self._settings, self._endpoint = settings, Endpoint(settings)
+        self._settings, self._endpoint = settings, Endpoint(settings, SETTING)
         # What the score depends on beside the request.
         self._reading = {name: dict(settings)[name] for name in ("base_url", "labels", "low", "high", "pattern")}
-        self._file = cache_folder() / "judge" / f"{fingerprint([settings.model, self._reading])[:32]}.jsonl"
-        self._known = known_scores(self._file)
+        file = cache_folder() / "judge" / f"{fingerprint([settings.model, self._reading])[:32]}.jsonl"
+        self._answers = Answers(file, "score", _score)
 
     def scores(self, answers: Sequence[Answer]) -> np.ndarray:  # (n,)
         bodies = [body_of(self._settings, answer) for answer in answers]
         keys = [fingerprint([body, self._reading]) for body in bodies]
-        missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._known}
+        missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self._answers.known}
         asked = list(missing)
         unread: dict[str, str] = {}
         for at, reply in self._endpoint.ask([missing[key] for key in asked]):
@@ -202,16 +141,9 @@ class Judge:
             if score is None:
                 unread[asked[at]] = reply.text
             else:
-                self._keep(asked[at], score)
+                self._answers.keep(asked[at], score)
         self._tell(unread, len(asked))
-        return np.array([self._known.get(key, self._settings.unreadable) for key in keys], dtype=np.float64)
-
-    def _keep(self, key: str, score: float) -> None:
-        self._known[key] = score
-        try:
-            append_text(self._file, json.dumps(sealed({"asked": key, "score": score})) + "\n")
-        except RecipeError:
-            return  # where the cache cannot be written, nothing is kept
+        return np.array([self._answers.known.get(key, self._settings.unreadable) for key in keys], dtype=np.float64)
 
     def _tell(self, unread: Mapping[str, str], asked: int) -> None:
         if not unread:
@@ -227,22 +159,8 @@ class Judge:
         )
 
 
-def known_scores(file: Path) -> dict[str, float]:
-    """Scores by what was asked. A line that is damaged is left out."""
-    known: dict[str, float] = {}
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return known
-    for line in lines:
-        try:
-            content = unsealed(parse_json(line)) or {}
-        except ValueError:
-            continue
-        key, score = content.get("asked"), content.get("score")
-        if isinstance(key, str) and isinstance(score, int | float) and 0 <= score <= 1:
-            known[key] = float(score)
-    return known
+def _score(kept: object) -> float | None:
+    return float(kept) if isinstance(kept, int | float) and 0 <= kept <= 1 else None
 
 
 def load(settings: JudgeSettings) -> Loaded:
@@ -265,9 +183,9 @@ def check(settings: JudgeSettings, fields: frozenset[str]) -> None:
             f"evaluate.scorer.prompt: this evaluation knows no {{{unknown[0]}}}; known: "
             f"{', '.join(f'{{{name}}}' for name in ('text', *sorted(fields)))}"
         )
-    key_of(settings.key_env)
+    key_of(settings.key_env, SETTING)
     plain = Answer("The weather was fine.", "How was the weather?", "It was fine.")
-    [(_, reply)] = Endpoint(settings).ask([body_of(settings, plain)], retries=min(1, settings.retries))
+    [(_, reply)] = Endpoint(settings, SETTING).ask([body_of(settings, plain)], retries=min(1, settings.retries))
     if read_score(reply, settings) is None and settings.unreadable is None:
         why = "was cut at max_tokens" if reply.cut else "is none of the labels or numbers"
         raise RecipeError(

@@ -61,11 +61,13 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
     from spunge.registry import METHODS
     from spunge.run.session import Session
     from spunge.run.stages.building import lineups
-    from spunge.run.train import base_for
+    from spunge.run.train import asking_of, base_for
     from spunge.unlearning.method import Task
 
     line = lineups(recipe, folder)[0]
     unlearn: Any = line.inputs.unlearn.model_copy(update={"steps": steps, "epochs": None, "joint_steps": None})
+    if (asking := asking_of(unlearn)) is not None:
+        unlearn = asking.settled(unlearn, {}, {})  # what others would answer changes no step's work
     session = Session(line.inputs.base, Silent())
     base = base_for(unlearn, line.inputs, session)
     marks: list[tuple[float, float]] = []

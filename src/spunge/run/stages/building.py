@@ -21,8 +21,9 @@ from spunge.run.stages.judging import add_judgings
 from spunge.run.stages.models import add_base_calibration, add_calibrations, add_models
 from spunge.run.stages.moments import add_moments
 from spunge.run.stages.naming import RunGraph, inside, mark_of, titled
-from spunge.run.stages.training import add_trainings
+from spunge.run.stages.training import add_asking, add_trainings
 from spunge.run.teach import TEACH
+from spunge.run.train import asking_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Run:
         """The stages that make the files of the base."""
         return tuple(name for name in ("conversion", TEACH) if name in self.graph.stages)
 
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The stages that ask others."""
+        pairs = ((mark_of(number, line), asking_of(line.inputs.unlearn)) for number, line in enumerate(self.seeds))
+        return tuple(f"{mark}{asking.name}" for mark, asking in pairs if asking is not None)
+
 
 def lineups(recipe: Recipe, folder: Path, written: bool = True) -> list[Lineup]:
     """What is trained and judged, for each seed: the first in RUN itself, the others in RUN/seeds/SEED. written: the merged model
@@ -58,6 +65,8 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
     graph: RunGraph = Graph(folder)
     seeds = lineups(recipe, folder, written)
     base = seeds[0].inputs.base
+    for number, line in enumerate(seeds):
+        add_asking(graph, line, mark_of(number, line))
     add_base(graph, seeds[0].inputs)
     judgings: list[list[Judging]] = []
     against = add_base_calibration(graph, seeds[0])

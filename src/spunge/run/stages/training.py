@@ -14,8 +14,36 @@ from spunge.run.graph import NotMadeError, Stage
 from spunge.run.models import Lineup, Training
 from spunge.run.session import Session
 from spunge.run.stages.naming import RunGraph, inside, titled
-from spunge.run.train import SETTLED, STATES, settle, settle_inputs, train, training_inputs, undecided
+from spunge.run.train import (
+    SETTLED,
+    STATES,
+    answer_files,
+    ask,
+    asking_inputs,
+    asking_of,
+    settle,
+    settle_inputs,
+    train,
+    training_inputs,
+    undecided,
+)
 from spunge.run.watching import watching_folder
+
+
+def add_asking(graph: RunGraph, line: Lineup, mark: str) -> None:
+    """What the method asks of others. It comes first, since it takes no model and may fail."""
+    if not line.trainings or (asking := asking_of(line.inputs.unlearn)) is None:
+        return
+    graph.add(
+        Stage(
+            f"{mark}{asking.name}",
+            titled(f"ask for {asking.name}", mark),
+            inputs=lambda: asking_inputs(line, asking),
+            files=tuple(inside(graph, answer_files(line, asking))),
+            make=lambda session: ask(line, asking, session),
+            light=True,
+        )
+    )
 
 
 def add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
@@ -42,7 +70,12 @@ def add_trainings(graph: RunGraph, line: Lineup, mark: str) -> None:
 def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, settled: str | None) -> Stage[Session]:
     name = mark + training.name
 
+    asking = asking_of(line.inputs.unlearn)
+    asked = f"{mark}{asking.name}" if asking else None
+
     def inputs() -> Mapping[str, Any]:
+        if asked is not None and not graph.state(asked).done:
+            raise NotMadeError(f"{asked} to be asked for")
         # The choice itself enters the key, not what it was made from: one that is made again may turn out otherwise.
         if settled is not None and not graph.state(settled).done:
             raise NotMadeError(f"unlearn.{', unlearn.'.join(undecided(line.inputs.unlearn))} to be chosen")
@@ -53,7 +86,7 @@ def _training(graph: RunGraph, line: Lineup, training: Training, mark: str, sett
         name,
         titled(f"unlearn {training.name}", mark),
         needs=needs,
-        after=(settled,) if settled else (),
+        after=tuple(filter(None, (settled, asked))),
         inputs=inputs,
         files=tuple(inside(graph, [training.folder / "delta.safetensors", training.folder / "delta.json"])),
         passing=tuple(inside(graph, [training.folder / STATES, watching_folder(training, line)])),

@@ -4,15 +4,17 @@ What goes wrong is a RecipeError of one line. The key comes from the environment
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
+from spunge.endpoints.settings import EndpointSettings
 from spunge.errors import HIDDEN, RecipeError, conceal
 from spunge.files import parse_json
 
@@ -22,6 +24,8 @@ LONGEST_WAIT = 120.0  # seconds before a retry; an endpoint that asks for more i
 LARGEST = 1 << 20  # bytes of a reply
 SECRET = 8  # characters of a key; a shorter one, such as EMPTY, stands for none
 SHOWN = 120  # characters of what an endpoint says
+MENDS = {401: "the key (key_env)", 403: "the key (key_env)", 404: "base_url or model"}
+THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class Reply(NamedTuple):
@@ -29,26 +33,10 @@ class Reply(NamedTuple):
     cut: bool  # it ended at max_tokens, in the middle
     tokens: int | None  # of request and reply, as the endpoint counts them
 
-
-class EndpointSettings(Protocol):
-    """What says how to ask."""
-
     @property
-    def base_url(self) -> str: ...
-    @property
-    def key_env(self) -> str | None: ...
-    @property
-    def timeout(self) -> float: ...
-    @property
-    def retries(self) -> int: ...
-    @property
-    def parallel(self) -> int: ...
-    @property
-    def per_minute(self) -> float | None: ...
-    @property
-    def max_calls(self) -> int | None: ...
-    @property
-    def max_total_tokens(self) -> int | None: ...
+    def said(self) -> str:
+        """The text without the thoughts that some models write first."""
+        return THINKING.sub("", self.text)
 
 
 class _PassingError(Exception):
@@ -62,10 +50,10 @@ class _PassingError(Exception):
 class Endpoint:
     """Counts the calls and tokens of all that is asked through it. Its methods may be called by one thread at a time."""
 
-    def __init__(self, settings: EndpointSettings) -> None:
-        """Raises RecipeError where the environment lacks the key."""
-        self._settings = settings
-        self._key = key_of(settings.key_env)
+    def __init__(self, settings: EndpointSettings, setting: str) -> None:
+        """setting: the recipe's block, for errors. Raises RecipeError where the environment lacks the key."""
+        self._settings, self._setting = settings, setting
+        self._key = key_of(settings.key_env, setting)
         self._lock = threading.Lock()
         self._next = 0.0  # when the next call may begin
         self._stop = threading.Event()  # one of the requests has failed for good
@@ -122,7 +110,7 @@ class Endpoint:
 
     def _given_up(self, told: str) -> RecipeError:
         return RecipeError(
-            f"evaluate.scorer.base_url: {self._settings.base_url!r} {told}; what it answered is kept: start it or mend the "
+            f"{self._setting}.base_url: {self._settings.base_url!r} {told}; what it answered is kept: start it or mend the "
             "address, and run again"
         )
 
@@ -131,9 +119,9 @@ class Endpoint:
         settings = self._settings
         with self._lock:
             if settings.max_calls is not None and self.calls >= settings.max_calls:
-                raise _spent("max_calls", settings.max_calls, "calls")
+                raise self._spent("max_calls", settings.max_calls, "calls")
             if settings.max_total_tokens is not None and self.tokens >= settings.max_total_tokens:
-                raise _spent("max_total_tokens", settings.max_total_tokens, "tokens")
+                raise self._spent("max_total_tokens", settings.max_total_tokens, "tokens")
             self.calls += 1
             now = time.monotonic()
             begin = max(now, self._next)
@@ -145,7 +133,7 @@ class Endpoint:
     def _count(self, reply: Reply) -> None:
         if reply.tokens is None and self._settings.max_total_tokens is not None:
             raise RecipeError(
-                f"evaluate.scorer.max_total_tokens: {self._settings.base_url!r} does not say how many tokens it took; give "
+                f"{self._setting}.max_total_tokens: {self._settings.base_url!r} does not say how many tokens it took; give "
                 "max_calls in its place"
             )
         with self._lock:
@@ -175,10 +163,16 @@ class Endpoint:
             raise _PassingError(f"answers {response.status_code}{self._said(bytes(content))}", wait)
         if response.status_code != 200:
             raise RecipeError(
-                f"evaluate.scorer: {self._settings.base_url!r} answers {response.status_code}{self._said(bytes(content))}; mend "
-                f"{_mend(response.status_code)}"
+                f"{self._setting}: {self._settings.base_url!r} answers {response.status_code}{self._said(bytes(content))}; mend "
+                f"{MENDS.get(response.status_code, 'its settings')}"
             )
-        return _reply(bytes(content), self._settings.base_url)
+        return _reply(bytes(content), self._settings.base_url, self._setting)
+
+    def _spent(self, name: str, most: int, what: str) -> RecipeError:
+        return RecipeError(
+            f"{self._setting}.{name}: {most} {what} are spent and some answers are still to come; those that came are kept: "
+            "raise it and run again"
+        )
 
     def _said(self, content: bytes) -> str:
         """What an endpoint says of an error, without the key, which some repeat."""
@@ -192,33 +186,18 @@ class Endpoint:
         return f" ({text[:SHOWN]})" if text else ""
 
 
-def key_of(variable: str | None) -> str | None:
+def key_of(variable: str | None, setting: str) -> str | None:
     """The key in a variable of the environment. Raises RecipeError, without it, where it is missing or cannot be sent."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise RecipeError(f"evaluate.scorer.key_env: the environment has no {variable}; set it, or leave key_env out")
+        raise RecipeError(f"{setting}.key_env: the environment has no {variable}; set it, or leave key_env out")
     if len(key) >= SECRET:
         conceal(key)
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise RecipeError(
-            f"evaluate.scorer.key_env: what {variable} holds is no key: it has spaces or other characters"
-        )
+        raise RecipeError(f"{setting}.key_env: what {variable} holds is no key: it has spaces or other characters")
     return key
-
-
-def _spent(setting: str, most: int, what: str) -> RecipeError:
-    return RecipeError(
-        f"evaluate.scorer.{setting}: {most} {what} are spent and some answers are still to be scored; those that came are kept: "
-        "raise it and run again"
-    )
-
-
-def _mend(status: int) -> str:
-    return {401: "the key (key_env)", 403: "the key (key_env)", 404: "base_url or model"}.get(
-        status, "the recipe's scorer"
-    )
 
 
 def _seconds(header: str | None) -> float | None:
@@ -229,7 +208,7 @@ def _seconds(header: str | None) -> float | None:
         return None
 
 
-def _reply(content: bytes, base_url: str) -> Reply:
+def _reply(content: bytes, base_url: str, setting: str) -> Reply:
     try:
         told = parse_json(content)
         choice = told["choices"][0]
@@ -238,7 +217,7 @@ def _reply(content: bytes, base_url: str) -> Reply:
     except (ValueError, LookupError, TypeError):
         shown = content[:SHOWN].decode("utf-8", "replace")
         raise RecipeError(
-            f"evaluate.scorer.base_url: {base_url!r} answers with no chat completion ({shown!r}); give the address of an "
+            f"{setting}.base_url: {base_url!r} answers with no chat completion ({shown!r}); give the address of an "
             "OpenAI-compatible endpoint, such as http://localhost:8000/v1"
         ) from None
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
