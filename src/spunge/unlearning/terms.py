@@ -35,10 +35,11 @@ SHOWN = 60  # characters of a reply in an error
 LETTERS_PER_TOKEN = 4
 FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 PROMPT = (
-    "Below is a passage of a text. List the expressions, names and entities in it that are unique to this text, so that one who knows "
-    "the text could tell by them where the passage is from. For each, give an alternative expression that keeps the passage coherent "
-    "and is unique to no text. Reply with one JSON object and nothing else: its keys are the expressions, spelled as in the passage, "
-    'its values are the alternatives, such as {{"Hogwarts": "the academy"}}. Reply {{}} where there is none. The passage: {text}'
+    "Below is a passage of a text. List the expressions, names and entities in it that are unique to this text, so that one who "
+    "knows the text could tell by them where the passage is from. For each, give an alternative expression that keeps the passage "
+    "coherent and is unique to no text. Reply with one JSON object and nothing else: its keys are the expressions, spelled as in "
+    'the passage, its values are the alternatives, such as {{"Hogwarts": "the academy"}}. Reply {{}} where there is none. '
+    "The passage: {text}"
 )
 
 Terms = dict[str, str]  # term -> generic term
