@@ -73,7 +73,7 @@ def test_every_place_that_a_setting_may_hold_is_found_where_recipes_are_read() -
         for setting, info in ALL[kind].get(name).settings.model_fields.items()
         if "Place(" in repr((info.annotation, info.metadata))
     ]
-    assert {"whp.anchors", "refusal.judge", "clusters.model"} <= {name for name, _ in marked}
+    assert {"whp.anchors", "refusal.judge", "clusters.model", "leakage.scorer"} <= {name for name, _ in marked}
     for name, info in marked:
         assert any(isinstance(mark, Place) for mark in marks_of(info, "./here")), name
 

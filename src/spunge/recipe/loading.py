@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BeforeValidator
@@ -255,8 +255,9 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
     except RecipeError:
         return block  # the validation that follows says so
     for setting, info in settings.model_fields.items():
-        names = any(isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) for mark in info.metadata)
-        for mark in marks_of(info, block[setting]) if setting in block else ():
+        marks = marks_of(info, block[setting]) if setting in block else []
+        names = any(isinstance(mark, BeforeValidator) and isinstance(mark.func, Named) for mark in marks)
+        for mark in marks:
             # A block that names a value says itself which of its settings are places.
             if isinstance(mark, Place) and not (names and isinstance(block[setting], dict)):
                 place = _absolute_model if mark.kind == "model" else _absolute
@@ -267,11 +268,11 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
 
 
 def marks_of(info: FieldInfo, value: Any) -> list[Any]:
-    """What marks a setting, and where it holds a text, what marks the texts that it may hold: `Annotated[str, mark] | None`."""
-    texts = (
-        [each for each in get_args(info.annotation) if get_args(each)[:1] == (str,)] if isinstance(value, str) else []
-    )
-    return [*info.metadata, *(mark for each in texts for mark in get_args(each)[1:])]
+    """What marks a setting that holds a value: its own marks, and those of what else it may be, as in `Annotated[str, mark] | None`.
+    Marks of texts are of no other value's."""
+    choices = [get_args(each) for each in get_args(info.annotation) if get_origin(each) is Annotated]
+    inner = [mark for what, *marks in choices if what is not str or isinstance(value, str) for mark in marks]
+    return [*info.metadata, *inner]
 
 
 def _placed(value: Any, absolute: Callable[[str, Path], str], folder: Path) -> Any:
