@@ -268,8 +268,8 @@ def _anchored(block: Any, registry: Registry[Any], key: str, folder: Path) -> An
 
 
 def marks_of(info: FieldInfo, value: Any) -> list[Any]:
-    """What marks a setting that holds a value: its own marks, and those of what else it may be, as in `Annotated[str, mark] | None`.
-    Marks of texts are of no other value's."""
+    """What marks a setting that holds a value: its own marks, and those inside, as in
+    `Annotated[str, mark] | None`. Marks of texts are of no other value."""
     choices = [get_args(each) for each in get_args(info.annotation) if get_origin(each) is Annotated]
     inner = [mark for what, *marks in choices if what is not str or isinstance(value, str) for mark in marks]
     return [*info.metadata, *inner]
