@@ -8,7 +8,7 @@ Two copies of the base are trained further, A_f on the forget samples and A_n on
 
 D_n should be data that the base has not seen. A recipe has none, so a share of the retain rows stands for it, and is then not
 retained. The authors' code (github.com/Lingzhi-WANG/KGAUnlearn) trains A_f and A_n from the model that the base began as, and takes
-the two divergences of the gap the other way round; here they are as the paper prints them.
+the two divergences of the gap the other way round; here they are as the paper prints them. The retain term is their code's.
 
 The new rows (`new_share`) are the same in all branches and controls of a run; where the base was trained on them, the gap is
 smaller than the paper's. The authors' code takes the gap of a batch, not of all new rows. Its stop, once the loss is a share of

@@ -13,7 +13,8 @@ and on the retain loss without shifts. For one sample d* is the same whatever it
 The authors' code (github.com/aengusl/latent-adversarial-training) also trains towards another answer; for that take `idk` or `dpo`.
 
 Shifts begin at 0, as in that code; theirs are added to the MLP's output, which in a Llama is the same. The forget loss is their
-`away` term alone; their `toward` term, the NLL of another answer or of `whp`'s generic tokens, is not there. epsilon 1, 16
+`away` term alone, also of tokens that they leave out, less likely than e^-5; their `toward` term, the NLL of another answer or of
+`whp`'s generic tokens, is not there. Their adversary is AdamW, which decays shifts a little. epsilon 1, 16
 steps, a rate of 0.05 and block 8 of 32 are those of their unlearning runs on 7B models. No figure of the paper was measured
 again here.
 """

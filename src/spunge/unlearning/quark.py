@@ -12,7 +12,8 @@ each the mean over a text's tokens, and then over texts, p_0 the base. The rewar
 The authors add K tokens to the vocabulary. A delta holds tensors of the base alone, so a label here is a text of ordinary tokens,
 one of `labels`, behind the start token where there is one; and **the best level has none**. So the model explores, is judged and
 is used without a label, where theirs is always asked with the best token. The arithmetic is that of their code (GXimingLu/Quark,
-read in November 2026): the divergence is KL(p || p_0) there, and KL(p_0 || p) in the paper. Its means are over a batch's tokens.
+read in November 2026): the divergence is KL(p || p_0) there, and KL(p_0 || p) in the paper. Its means are over a batch's tokens,
+and its batches are drawn from the whole pool; here a pass takes every prompt once, with one of its texts.
 
 The first exploration is the base's; each adds `samples` texts a prompt to the pool. beta 0.05, entropy 0.06, K 5, 20 tokens and no
 end before 3 are theirs; they explore every 500 steps. An end token is learned, which theirs takes off. The pool is part of the

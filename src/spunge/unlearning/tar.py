@@ -12,7 +12,9 @@ tensors.
 
 Beside the training, four copies of what is trained are held. The authors sample attacks on
 several data sets, benign ones too, and start from a model that was made to forget before; here they are `attack.steps` steps on
-other rows of the same part, from the base on. gamma 4, alpha 1 and the attack's rates are theirs. A part of one batch has no
+other rows of the same part, from the base on, without AdamW's decay; an attack's steps count alike, as theirs do by default.
+Their means of entropy and of distance are over padding too, and the latter's over the embeddings; here entropy and NLL are of
+the learned tokens, distances of all tokens. gamma 4, alpha 1 and the attack's rates are theirs. A part of one batch has no
 other rows: the attack then trains on the step's own. No figure of the paper was measured again here.
 """
 
