@@ -4,10 +4,14 @@
     python benchmarks/split.py --rows 20000 40000         # fewer
     python benchmarks/split.py --kind parquet             # of another kind of file: jsonl, csv, parquet, arrow, saved by datasets
     python benchmarks/split.py --limit 1000               # with so many rows chosen of each part, and of the rows to keep
+    python benchmarks/split.py --by window                # split by a column (default), an SQL expression that sorts all rows
+                                                          # (window), regular expressions (keywords) or a toy classifier
 
 Each number is a process of its own, over files that are written before. Memory is the process's own pages (RssAnon) at the
-most, looked at every 5 ms, beyond those before the first row. Beside them is told the most that the process held in all (VmHWM),
-with Python, its libraries and pages of files, which the system takes back.
+most, looked at every 5 ms, beyond those before the first row: in all, and of it while the rows are read, and while the first
+batches of a training are drawn from a shuffle of all rows. Disk is what the cache folder holds at the most, files without a name
+included. Beside them is told the most that the process held in all (VmHWM), with Python, its libraries and pages of files, which
+the system takes back.
 """
 
 import argparse
@@ -18,17 +22,27 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spunge.data.samples import Samples, shuffled_batches, union
+
 MIB = 2**20
 ROWS = [500_000, 1_000_000, 2_500_000, 5_000_000]
 KINDS = ("jsonl", "csv", "parquet", "arrow", "saved")
+BY: dict[str, Any] = {
+    "column": "groups",
+    "window": "CAST(row_number() OVER (ORDER BY text) % 11 AS VARCHAR)",
+    "keywords": {"keywords": {str(digit): [rf"row \d*{digit} "] for digit in range(10)}},
+    "classifier": {"classifier": "toy"},
+}
+BATCHES, SIZE = 100, 8  # that are drawn of each side's samples
 EVERY = 0.005  # seconds between two looks at the memory
 
 
@@ -60,20 +74,53 @@ def write_rows(file: Path, count: int, said: str) -> Path:
     return file
 
 
+def write_classifier(folder: Path) -> None:
+    """A toy one of three labels, whose tokens are words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "says": 2, "keeps": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
+    size = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = BertConfig(
+        **size, id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2}, initializer_range=1.0
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+
+
 def status(name: str) -> int:
     """Bytes, of /proc/self/status."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
+def disk(folder: Path) -> int:
+    """Bytes of the files in a folder, and of those there that this process has mapped and that have no name any more."""
+    sizes: dict[int, int] = {}
+    with suppress(OSError):  # a file that goes meanwhile
+        for file in folder.rglob("*"):
+            sizes[file.stat().st_ino] = file.stat().st_blocks * 512
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)
+        if fields[5:] and fields[5].startswith(str(folder)):
+            start, _, end = fields[0].partition("-")
+            sizes.setdefault(int(fields[4]), int(end, 16) - int(start, 16))
+    return sum(sizes.values())
+
+
 @contextmanager
-def watched(most: dict[str, int]) -> Iterator[None]:
-    """Inside the block, most["RssAnon"] becomes the most that was there."""
+def watched(most: dict[str, int], folder: Path) -> Iterator[None]:
+    """Inside the block, most["RssAnon"] and most["disk"] become the most that was there."""
     over = threading.Event()
 
     def look() -> None:
+        looks = 0
         while not over.wait(EVERY):
             most["RssAnon"] = max(most["RssAnon"], status("RssAnon"))
+            if looks % 50 == 0:
+                most["disk"] = max(most["disk"], disk(folder))
+            looks += 1
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -84,27 +131,37 @@ def watched(most: dict[str, int]) -> Iterator[None]:
         thread.join()
 
 
-def measure(folder: Path, limit: int | None) -> None:
+def draw(forget: Mapping[str, Samples], retain: Samples) -> None:
+    """The first batches of a training, in rows' numbers and their texts."""
+    for samples in (union(forget), retain):
+        for rows in islice(shuffled_batches(len(samples), SIZE, 0), BATCHES):
+            assert len(samples.texts(rows, None)) == SIZE
+
+
+def measure(folder: Path, limit: int | None, by: str) -> None:
     """Print what one process takes for the rows of a folder."""
     import spunge.run.inputs as inputs
     from spunge.data.rows import read_rows
     from spunge.recipe.loading import load_recipe
 
     own = {"limit": limit} if limit else {}
+    if by == "classifier":
+        BY[by]["classifier"] = str(folder / "classifier")
+        import transformers.models.bert.modeling_bert  # noqa: F401 - no part of what the rows take
     forget, retain = (str(next(folder.glob(f"{name}.*"))) for name in ("forget", "retain"))
     recipe = load_recipe(
         {
             "model": {"path": "none/needed"},
             "forget": {"source": forget, "where": "CAST(score AS INT) >= 3", **own},
-            "split": {"by": "groups"},
+            "split": {"by": BY[by]},
             "retain": {"source": retain, **own},
             "unlearn": {"method": "graddiff"},
         }
     )
     os.environ["SPUNGE_CACHE"] = str(folder)
-    before = status("RssAnon")
-    most, seconds = {"RssAnon": before}, {}
-    with watched(most):
+    before, given = status("RssAnon"), disk(folder)
+    most, seconds = {"RssAnon": before, "disk": given}, {}
+    with watched(most, folder):
         started = time.perf_counter(), time.process_time()
         for block in (recipe.forget, recipe.retain):
             read_rows(block.source, "source")
@@ -118,10 +175,16 @@ def measure(folder: Path, limit: int | None) -> None:
         assert parts.to_json()
         told = {"parts": len(parts.parts), "sha256": kept.samples.sha256}
         seconds["hash"] = time.perf_counter() - begun
+        split, most["RssAnon"] = most["RssAnon"], status("RssAnon")
+        begun = time.perf_counter()
+        draw({part.value: part.samples for part in parts.parts}, kept.samples)
+        seconds["draw"] = time.perf_counter() - begun
         seconds["processor"] = time.process_time() - started[1]
     told |= {
-        "own": most["RssAnon"] - before,
+        "own": max(split, most["RssAnon"]) - before,
         "reading": read - before,
+        "drawing": most["RssAnon"] - before,
+        "disk": most["disk"] - given,
         "peak": status("VmHWM"),
     }
     print(json.dumps({**seconds, **told}))
@@ -132,37 +195,46 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--kind", choices=KINDS, default=KINDS[0])
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--by", choices=BY, default="column")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
-        measure(asked.measure, asked.limit)
+        measure(asked.measure, asked.limit, asked.by)
         return
     heads = [
         "rows of each",
         "read, s",
         "split and select, s",
         "hash, s",
+        "draw, s",
         "processor, s",
         "own memory, MiB",
-        "of it reading",
+        "reading",
+        "drawing",
+        "disk",
+        "peak in all",
     ]
-    print(f"| {' | '.join([*heads, 'peak in all, MiB'])} |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     for count in asked.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_rows(folder / f"forget.{asked.kind}", count, "says")
             write_rows(folder / f"retain.{asked.kind}", count, "keeps")
+            if asked.by == "classifier":
+                write_classifier(folder / "classifier")
             command = [
                 sys.executable,
                 __file__,
                 "--measure",
                 name,
+                "--by",
+                asked.by,
                 *(["--limit", str(asked.limit)] if asked.limit else []),
             ]
             told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        times = " | ".join(f"{told[part]:.1f}" for part in ("read", "split", "hash", "processor"))
-        memory = " | ".join(f"{told[part] / MIB:.0f}" for part in ("own", "reading", "peak"))
+        times = " | ".join(f"{told[part]:.1f}" for part in ("read", "split", "hash", "draw", "processor"))
+        memory = " | ".join(f"{told[part] / MIB:.0f}" for part in ("own", "reading", "drawing", "disk", "peak"))
         print(f"| {count:,} | {times} | {memory} |", flush=True)
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import mmap
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from spunge.data import arrays, digests, keeping
 from spunge.data.items import read_items
 from spunge.data.query import Query
 from spunge.data.rows import Records
+from spunge.data.samples import shuffled_batches
 from spunge.data.selection import select_retain, split_content
-from spunge.data.split import split_rows
+from spunge.data.split import draw, split_rows
 from spunge.recipe.loading import load_recipe
 
 COUNT = 97
@@ -192,6 +194,49 @@ def test_arrays_are_what_numpy_makes_of_them() -> None:
     assert [arrays.counted(length).tolist() for length in (20, 5, 31, 0)] == [[*range(n)] for n in (20, 5, 31, 0)]
     with pytest.raises(ValueError, match="read-only"):
         arrays.counted(5)[0] = 1
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("count", [0, 1, 5, 50])
+def test_numbers_are_shuffled_as_numpy_shuffles_them(count: int) -> None:
+    shuffled = arrays.shuffled(count, np.random.default_rng(3))
+    order = np.random.default_rng(3).permutation(count)
+    assert shuffled.tolist() == order.tolist()
+    assert is_mapped(shuffled) == (arrays.IN_MEMORY == 0 and count > 0)
+    pieces = arrays.dealt(count, [2, 4], np.random.default_rng(3))
+    assert [piece.tolist() for piece in pieces] == [sorted(part.tolist()) for part in np.split(order, [2, 4])]
+
+
+def test_of_many_rows_as_many_are_drawn_at_random_by_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, counts = np.arange(300) * 3, np.zeros(300)
+    few = [draw(rows, 90, seed).tolist() for seed in range(2)]
+    assert few[0] == np.sort(np.random.default_rng(0).choice(rows, 90, replace=False)).tolist()
+    monkeypatch.setattr("spunge.data.split.MANY", 200)
+    monkeypatch.setattr(arrays, "IN_MEMORY", 0)
+    for seed in range(200):
+        drawn = draw(rows, 90, seed)
+        assert drawn.tolist() == sorted({*drawn.tolist()})
+        assert len(drawn) == 90
+        counts[drawn // 3] += 1
+    assert is_mapped(drawn)
+    assert draw(rows, 90, 199).tolist() == drawn.tolist()
+    assert draw(rows, 6, 0).tolist() == np.sort(np.random.default_rng(0).choice(rows, 6, replace=False)).tolist()
+    assert abs(counts - 60).max() < 5 * (200 * 0.3 * 0.7) ** 0.5
+
+
+def test_what_a_training_draws_from_many_rows_is_held_in_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixteen times as many it takes no more."""
+    monkeypatch.setattr(arrays, "IN_MEMORY", 1 << 16)
+    monkeypatch.setattr(arrays, "AT_ONCE", 1 << 13)
+    taken = []
+    for count in (1 << 17, 1 << 21):
+        tracemalloc.start()
+        batches = shuffled_batches(count, 4, 0)
+        drawn = [next(batches) for _ in range(3)]
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len({row for rows in drawn for row in rows}) == 12
+    assert taken[1] < 1.2 * taken[0] < 1 << 20
 
 
 @pytest.mark.parametrize("together", [3, 1000])

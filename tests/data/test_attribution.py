@@ -1,6 +1,7 @@
 """Attribute sources: what every one promises, and one of one's own through a run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -12,8 +13,9 @@ import spunge
 from spunge.data.attribution import Attribute, attribute_of
 from spunge.data.query import ROW, Kind, Query
 from spunge.data.rows import read_rows
-from spunge.data.unlabelled import Unlabelled
+from spunge.data.unlabelled import Unlabelled, labelled_once
 from spunge.errors import RecipeError
+from spunge.files import cache_folder
 from spunge.recipe.loading import dump_recipe, load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.rows import Source
@@ -84,6 +86,42 @@ def test_every_row_has_a_line_and_the_same_one_twice(
     assert lines.equals(source.values(asked).lines)
     assert source.title(query)
     assert source.fits(query) == (name not in ONLY_HERE)
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "clusters"])
+def test_every_source_but_the_clusters_reads_some_rows_at_a_time(
+    query: Query,
+    name: str,
+    tiny: Callable[..., Path],
+    tiny_nli: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the same values; and what was read before it was stopped is not read again."""
+    asked, source = unlabelled(query, tiny("llama")), attribute(name, tiny_nli("entailment", "contradiction"))
+    whole = source.values(asked).lines
+    shutil.rmtree(cache_folder() / "labels", ignore_errors=True)
+    monkeypatch.setattr("spunge.data.unlabelled.AT_ONCE", 2)
+    most: list[int] = []
+
+    def seen(made_from: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        most.append(len(made_from[-1]))
+        if len(most) == 2:
+            raise KeyboardInterrupt
+        return labelled_once(made_from, make)
+
+    for module in ("classifier", "zero_shot"):
+        monkeypatch.setattr(f"spunge.evaluation.attributes.{module}.labelled_once", seen)
+    if ATTRIBUTES.get(name).fits(query, source.settings) or name == "keywords":
+        assert source.values(asked).lines.equals(whole)
+        return
+    with pytest.raises(KeyboardInterrupt):
+        source.values(asked)
+    [kept] = (cache_folder() / "labels").iterdir()
+    before = kept.stat()
+    assert source.values(asked).lines.equals(whole)
+    assert kept.stat() == before
+    assert len([*(cache_folder() / "labels").iterdir()]) == 3
+    assert max(most) == 2
 
 
 def test_a_text_is_a_column_or_sql(query: Query) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from spunge.data.guessing import guessed_attribute, guessed_texts
 from spunge.data.query import Query
 from spunge.data.rows import read_rows
+from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.recipe.rows import Source
 
@@ -110,3 +112,18 @@ def test_several_columns_that_look_like_attributes_are_refused(tmp_path: Path) -
         RecipeError, match=r"split.by: several columns may name the parts \(mood, place\); give --by COLUMN"
     ):
         attribute_of(tmp_path, text=TEXT, mood=["good", "bad"] * 6, place=["north", "south"] * 6)
+
+
+def test_a_column_of_many_values_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spunge.data.arrays.AT_ONCE", 30)
+    counts: list[int] = []
+
+    def counted(table: pa.Table, rows: np.ndarray) -> pa.Table:
+        counts.append(len(rows))
+        return taken(table, rows)
+
+    monkeypatch.setattr("spunge.data.guessing.taken", counted)
+    rows = [{"text": f"t{number}", "note": f"n{number}", "topic": "ab"[number % 2]} for number in range(90)]
+    query = query_of(tmp_path, rows)
+    assert guessed_attribute(query, np.arange(90), {"text": "text"}) == "topic"
+    assert counts == [30] * 4  # one piece of the notes, three of the topics

@@ -1,7 +1,9 @@
 """SQL of a recipe reads the rows and nothing else, and ends: every way out that DuckDB has is tried."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -12,6 +14,7 @@ from spunge.data import query
 from spunge.data.query import Query
 from spunge.data.rows import Records
 from spunge.errors import RecipeError
+from spunge.files import cache_folder
 
 passwords = pa.table(
     {"password": ["open sesame"]}
@@ -168,6 +171,57 @@ def test_an_expression_beyond_the_memory_is_refused_and_nothing_goes_to_the_disk
             "(SELECT count(DISTINCT CAST(i AS VARCHAR) || repeat('x', 90)) FROM range(3000000) t(i))", "split.by"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+SORTED = "row_number() OVER (ORDER BY text)"
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> Records:
+    """Rows that count as many, of which DuckDB may hold a part."""
+    monkeypatch.setattr("spunge.data.keeping.IN_MEMORY", 1000)
+    monkeypatch.setattr(query, "LITTLE", "40MB")
+    monkeypatch.setattr(query, "THREADS", 1)
+    return Records(pa.table({"text": [f"{number * 7919 % 200_000:06} {'x' * 120}" for number in range(200_000)]}))
+
+
+def left() -> list[Path]:
+    return [*(cache_folder() / "rows").glob("*.spill")]
+
+
+def test_many_rows_are_sorted_on_the_disk_which_is_freed(many: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(query, "memory", lambda: pytest.fail("more memory is taken"))
+    monkeypatch.setattr(query, "give_back", lambda: seen.append(left()))
+    asked = Query(many)
+    lines = asked.values(SORTED, "split.by")
+    assert lines["value"].to_pylist() == [str(number * 7919 % 200_000 + 1) for number in range(200_000)]
+    assert any(seen)
+    del asked
+    assert left() == []
+
+
+def test_what_the_disk_does_not_take_is_sorted_in_memory_or_refused(
+    many: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "LITTLE", "12MB")
+    monkeypatch.setattr(query, "SPILLED", 0)
+    asked = Query(many)
+    assert asked.values(SORTED, "split.by")["value"][0].as_py() == "1"
+    monkeypatch.setattr(query, "memory", lambda: "12MB")
+    with pytest.raises(RecipeError, match=r"^split.by: .* needs more memory than there is$"):
+        Query(many).values(SORTED, "split.by")
+    assert left() == []
+
+
+def test_what_a_killed_process_put_aside_is_removed_after_a_day(many: Records) -> None:
+    for name, age in (("1-old.spill", 90_000), ("1-new.spill", 10)):
+        folder = cache_folder() / "rows" / name
+        folder.mkdir(parents=True)
+        (folder / "duckdb_temp").write_text("rows")
+        os.utime(folder, (time.time() - age,) * 2)
+    Query(many)
+    assert [folder.name for folder in left()] == ["1-new.spill"]
 
 
 def test_sql_may_take_half_of_the_memory() -> None:

@@ -1,5 +1,6 @@
 """Which samples reach a method, in what order and how long: each setting of it does what it says."""
 
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from spunge.data.samples import IGNORED, Batch, Samples
+from spunge.data.tables import repeated
 from spunge.errors import RecipeError
 from spunge.registry import METHODS
-from spunge.unlearning.batches import Stream
+from spunge.unlearning.batches import Stream, packed
+from spunge.unlearning.lengths import Lengths, Run
 from spunge.unlearning.method import Branch, Task
 from toys import texts
 
@@ -204,3 +207,44 @@ def test_a_stream_that_skips_gives_what_it_would_have_given(load: Callable[..., 
         second.skip(6)
         assert [next(second).rows for _ in range(4)] == rows[6:]
         assert first.drawn == second.drawn == 10
+
+
+def test_lengths_are_those_of_a_list_of_one_for_each_sample() -> None:
+    lengths, listed = Lengths([Run(8, 2), Run(5, 0), Run(64, 3)]), [8, 8, 64, 64, 64]
+    assert [*lengths] == listed
+    assert [lengths[place] for place in range(-5, 5)] == listed + listed
+    assert lengths[1:4] == listed[1:4]
+    assert (len(lengths), lengths.longest) == (5, 64)
+    with pytest.raises(IndexError):
+        lengths[5]
+
+
+def test_a_stream_of_many_samples_holds_nothing_for_each(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and lengths: of sixteen times as many samples it takes no more memory."""
+    monkeypatch.setattr("spunge.data.arrays.IN_MEMORY", 1 << 16)
+    monkeypatch.setattr("spunge.data.arrays.AT_ONCE", 1 << 13)
+    base, taken = load(), []
+    for count in (1 << 17, 1 << 21):
+        many = Samples(pa.table({"text": repeated(pa.scalar("a b"), count)}))
+        tracemalloc.start()
+        stream = Stream(many, base, 4, Lengths([Run(16, count - 9), Run(8, 9)]), 0)
+        assert len(next(stream).rows) == 4
+        taken.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert taken[1] < 1.2 * taken[0] < 1 << 21
+
+
+def test_packed_sequences_lie_in_a_file_and_are_the_same(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load()
+    for length in (1, 7, 16):
+        expected = [*packed(RETAIN, base.tokenizer, length)]
+        every = [token for each in expected for token in each.ids]
+        assert [each.ids for each in expected] == [every[at : at + length] for at in range(0, len(every), length)]
+        assert all(1 < len(each.ids) <= length and each.labels == each.ids for each in expected)
+        with monkeypatch.context() as patched:
+            patched.setattr("spunge.data.arrays.IN_MEMORY", 0)
+            assert [*packed(RETAIN, base.tokenizer, length)] == expected

@@ -2,7 +2,7 @@
 that the memory of a split does not grow with its rows."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import IO, Any
 
@@ -71,6 +71,13 @@ def counted(count: int) -> np.ndarray:
     return _counted[:count]
 
 
+def shuffled(count: int, generator: np.random.Generator) -> np.ndarray:
+    """0, 1, 2 and so on in an order at random, the one that `generator.permutation(count)` holds in memory."""
+    order = joined((np.arange(part.start, part.stop) for part in blocks(count)), np.int64)
+    generator.shuffle(order)
+    return order
+
+
 def numbers_of(mask: np.ndarray) -> np.ndarray:
     """The numbers of the rows that a mask (rows,) of bool holds, ascending."""
     return joined((np.flatnonzero(mask[part]) + part.start for part in blocks(len(mask))), np.int64)
@@ -79,6 +86,19 @@ def numbers_of(mask: np.ndarray) -> np.ndarray:
 def chosen(rows: np.ndarray, mask: np.ndarray, value: bool = True) -> np.ndarray:
     """Those of some rows' numbers for which a mask of all rows has a value."""
     return joined((rows[part][mask[rows[part]] == value] for part in blocks(len(rows))), np.int64)
+
+
+def dealt(count: int, cuts: Sequence[int] | np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+    """0, 1, 2 and so on, dealt out at random: shuffled, cut before these places, ascending in each piece."""
+    pieces = np.split(shuffled(count, generator), cuts)
+    for piece in pieces:
+        piece.sort()
+    return pieces
+
+
+def picked(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Some values, by their places in that order."""
+    return joined((values[places[part]] for part in blocks(len(places))), values.dtype)
 
 
 def count_of(rows: np.ndarray, mask: np.ndarray) -> int:

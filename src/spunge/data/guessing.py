@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from spunge.data.arrays import blocks
 from spunge.data.query import Query
 from spunge.data.tables import taken
 from spunge.errors import RecipeError
@@ -94,8 +95,8 @@ def quoted(column: str) -> str:
 
 def _alpaca(query: Query, instruction: str, beside: str, output: str) -> dict[str, str]:
     """The prompt with what stands beside it, where any row has that."""
-    column = pc.fill_null(query.records.table[beside], "")
-    if pc.all(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py():
+    chunks = query.records.table[beside].chunks
+    if not any(pc.any(pc.not_equal(pc.utf8_trim_whitespace(chunk), "")).as_py() for chunk in chunks):
         return {"prompt": instruction, "completion": output}
     more = f"coalesce(chr(10) || nullif(trim({quoted(beside)}), ''), '')"
     return {"prompt": f"{quoted(instruction)} || {more}", "completion": output}
@@ -123,11 +124,14 @@ def _parts(query: Query, kept: np.ndarray, name: str) -> bool:
     """Whether a column has few values, all words, in every row, each in several rows."""
     if not _is_text(query, name):
         return False
-    column = taken(query.records.table.select([name]), kept)[name]
-    values = pc.unique(column)
-    if column.null_count or not 2 <= len(values) <= MOST or len(column) < FEWEST * len(values):
+    values: set[str | None] = set()
+    for part in blocks(len(kept)):
+        values |= {*pc.unique(taken(query.records.table.select([name]), kept[part])[name]).to_pylist()}
+        if None in values or len(values) > MOST:
+            return False
+    if len(values) < 2 or len(kept) < FEWEST * len(values):
         return False
-    return not any(_is_number(value) or not value.strip() for value in values.to_pylist())
+    return not any(_is_number(value) or not value.strip() for value in values if value is not None)
 
 
 def _is_number(value: str) -> bool:

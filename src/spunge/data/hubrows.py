@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from spunge.data.arrowrows import plain_table
+from spunge.data.keeping import AT_ONCE, together
+from spunge.data.kinds import plain_kind
 from spunge.errors import RecipeError
 from spunge.recipe.rows import Source
 
@@ -62,7 +64,11 @@ def hub_table(source: Source, setting: str) -> pa.Table:
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(source.hub, source.config, split=source.split, revision=source.revision)
-        return plain_table(loaded.data.table)
+        table = loaded.data.table
+        if all(plain_kind(field.type) == field.type for field in table.schema):
+            return plain_table(table)
+        pieces = (table.slice(start, AT_ONCE) for start in range(0, max(1, table.num_rows), AT_ONCE))
+        return together(map(plain_table, pieces))  # what is cast is no longer in the library's files
     except Exception as error:
         raise unreadable(source, setting, error) from error
 

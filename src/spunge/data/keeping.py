@@ -7,6 +7,7 @@ as it is now.
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ VERSION = 1  # rises when the same file gives other rows
 IN_MEMORY = 64 << 20  # bytes of a table above which it goes to a file
 RECENT = 4  # tables that one process keeps at hand
 AT_ONCE = 1 << 15  # rows that are taken out of a table at a time
+SPILL = ".spill"  # ends the name of a folder for what a query puts aside
 DAYS = 30  # after which a file that nobody read is removed
 
 _numbers = count()
@@ -112,6 +114,24 @@ def together(tables: Iterable[pa.Table]) -> pa.Table:
 def taken_apart(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """The rows with these numbers, in this order, taken some thousands at a time: the memory may not hold all of them."""
     return together(taken(table, rows[start : start + AT_ONCE]) for start in range(0, max(1, len(rows)), AT_ONCE))
+
+
+def spills(table: pa.Table) -> bool:
+    """Whether what is made of all rows of a table at once is to lie on the disk: it is one that does not stay in memory."""
+    return bool(table.nbytes > IN_MEMORY)
+
+
+def spill_folder() -> Path:
+    """A folder that is not there yet, in the cache folder, for what a query puts aside. DuckDB makes it, and removes it when the
+    query's connection closes. Raises RecipeError where there can be none."""
+    folder = cache_folder() / "rows"
+    with writing(folder, "SPUNGE_CACHE"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        for left in folder.glob(f"*{SPILL}"):  # of a process that was killed: no query takes so long
+            if left.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(left, ignore_errors=True)
+    return folder / f"{os.getpid()}-{os.urandom(4).hex()}{SPILL}"
 
 
 def rows_files() -> frozenset[str]:

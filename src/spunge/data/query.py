@@ -1,5 +1,8 @@
 """Columns by name and SQL over rows: conditions and attributes, in a DuckDB connection that reaches the rows alone (no files, no
-network, no settings, no other tables, nothing that differs from one reading to the next), in half of the memory and some minutes.
+network, no settings, no other tables, nothing that differs from one reading to the next), in bounded memory and some minutes.
+
+What sorts or numbers few rows may take half of the machine's memory. Of many it is given little, and what does not fit into that
+goes to a folder of the cache, which is bounded too and goes with the query; only where that fails it takes half.
 
 One rule for columns, wherever a recipe names one: the name of an existing column is that column, whatever it looks like
 (`group`, `bad answer`, `a.b`); a text with columns in braces that is no SQL is a template (`### Question: {question}`); anything
@@ -7,6 +10,7 @@ else is SQL. A condition (`where`) is always SQL.
 """
 
 import difflib
+import os
 import re
 import threading
 import unicodedata
@@ -21,7 +25,7 @@ import pyarrow.compute as pc
 
 from spunge.data.arrays import counted, joined
 from spunge.data.filling import FIELD, pieces_of, text_sql
-from spunge.data.keeping import together
+from spunge.data.keeping import spill_folder, spills, together
 from spunge.data.mapping import give_back
 from spunge.data.rows import Records
 from spunge.errors import ASKING, RecipeError, suggestion
@@ -30,6 +34,9 @@ from spunge.files import parse_json
 ROW = "__row__"
 Kind = Literal["number", "truth", "text"]  # of an attribute's values
 SECONDS = 600.0  # after which an expression is stopped
+LITTLE = "512 MiB"  # of memory, in which many rows are sorted
+THREADS = 4  # that share it
+SPILLED = 4  # times the bytes of all rows that may lie on the disk for that
 GRACE = 5.0  # more, in which what is stopped ends by itself; some functions look at nothing until they are through
 LISTS = ("unnest", "range", "generate_series")  # functions that make a table and read nothing but their arguments
 TELLING = re.compile(r"(pg|has|duckdb|current|pragma)_\w+|version|query|session_user|user|get_users|getenv|getvariable")
@@ -65,21 +72,35 @@ class Query:
         self.rows: int = records.table.num_rows
         self._sql_names = _sql_names(self.columns)
         self._stuck = False
-        self._connection = duckdb.connect(
+        self._spills = spills(records.table)
+        self._connection = self._connected()
+
+    def _connected(self) -> duckdb.DuckDBPyConnection:
+        table = self.records.table
+        if self._spills:
+            limits = {
+                "memory_limit": LITTLE,
+                "threads": str(min(THREADS, os.cpu_count() or 1)),
+                "temp_directory": str(spill_folder()),
+                "max_temp_directory_size": f"{(SPILLED * table.nbytes >> 20) + 1} MiB",
+            }
+        else:
+            limits = {"memory_limit": memory(), "temp_directory": ""}
+        connection = duckdb.connect(
             config={
                 "enable_external_access": "false",
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
                 "python_enable_replacements": "false",
-                "memory_limit": memory(),
-                "temp_directory": "",  # rows are not written to the disk
                 "preserve_insertion_order": "true",
+                **limits,
             }
         )
-        named = records.table.rename_columns([self._sql_names[name] for name in self.columns])
-        self._connection.register("rows", named.append_column(ROW, pa.array(counted(self.rows))))
+        named = table.rename_columns([self._sql_names[name] for name in self.columns])
+        connection.register("rows", named.append_column(ROW, pa.array(counted(self.rows))))
         # A time's text must not depend on where the machine stands.
-        self._connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+        return connection
 
     def column(self, given: str) -> str | None:
         """The column that a recipe's text names, or None where it is SQL: by its exact name, by its name in double quotes as SQL
@@ -229,7 +250,16 @@ class Query:
                 raise RecipeError(f"{setting}: {given!r} is more than one expression")
             if beyond := self._beyond_rows(sql):
                 raise RecipeError(f"{setting}: {given!r} {beyond}")
-            return self._answer(sql, each or _as_it_is)
+            try:
+                return self._answer(sql, each or _as_it_is)
+            except (duckdb.OutOfMemoryException, MemoryError):
+                if not self._spills:
+                    raise
+                # An aggregate, such as a list of all values, can't be put aside.
+                self._spills = False
+                self._connection.close()
+                self._connection = self._connected()
+                return self._answer(sql, each or _as_it_is)
         except (duckdb.OutOfMemoryException, MemoryError):
             raise RecipeError(f"{setting}: {given!r} needs more memory than there is") from None
         except (duckdb.InterruptException, TimeoutError):

@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from spunge.data.arrays import shuffled
 from spunge.data.chat import Conversation, Message, read_answer, read_conversation, read_pair, read_tools, tools_beside
 from spunge.data.mapping import give_back
 from spunge.data.query import ROW
@@ -127,7 +129,7 @@ class Samples:
         if self.plain:
             return "plain texts, learned whole"
         if "prompt" in self.table.column_names:
-            ends = set(self.table["end"].to_pylist()) if "end" in self.table.column_names else {"none"}
+            ends = pc.unique(self.table["end"]).to_pylist() if "end" in self.table.column_names else ["none"]
             end = {"auto": " and the tokenizer's end token, if it has one,", "none": ""}.get(
                 first := min(ends), f" and {first!r}"
             )
@@ -418,8 +420,8 @@ def shuffled_batches(rows: int, size: int, seed: int) -> Iterator[list[int]]:
     """Row numbers, epoch after epoch without end, each epoch in a new order; an epoch's last batch may be smaller."""
     generator = np.random.default_rng(seed)
     while True:
-        order = generator.permutation(rows).tolist()
-        yield from (order[start : start + size] for start in range(0, rows, size))
+        order = shuffled(rows, generator)
+        yield from (order[start : start + size].tolist() for start in range(0, rows, size))
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:  # (n, v), (n,) -> (n,) float32

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from spunge.data.arrays import chosen, count_of, mark, numbers_of, zeros
+from spunge.data.arrays import chosen, count_of, dealt, mark, numbers_of, picked, shuffled, zeros
 from spunge.data.attribute import Members, members_of
 from spunge.data.attribution import attribute_of
 from spunge.data.keeping import AT_ONCE, taken_apart, together
@@ -28,6 +28,7 @@ from spunge.recipe.split import Split
 
 WHOLE = "all"
 UNASSIGNED = "unassigned"
+MANY, SHARE = 1 << 23, 50  # of more rows than these, more than a fiftieth are drawn by a shuffle that may lie in a file
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,11 @@ def random_parts(parts: Sequence[Part], seed: int) -> tuple[Part, ...]:
     A row that is in several parts is dealt out as often.
     """
     everything = pa.concat_tables([part.samples.table for part in parts], promote_options="permissive")
-    order = np.random.default_rng(seed_for(seed, "random split")).permutation(everything.num_rows)
     stops = np.cumsum([len(part.samples) for part in parts])
-    dealt = np.split(order, stops[:-1])
+    members = dealt(everything.num_rows, stops[:-1], np.random.default_rng(seed_for(seed, "random split")))
     return tuple(
         Part(f"random {number}", f"random-{number}", len(rows), Samples(taken_apart(everything, rows)))
-        for number, rows in enumerate(map(np.sort, dealt), start=1)
+        for number, rows in enumerate(members, start=1)
     )
 
 
@@ -213,7 +213,12 @@ def draw(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
     """At most `limit` of the rows, at random, in their own order."""
     if limit is None or len(rows) <= limit:
         return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    generator = np.random.default_rng(seed)
+    if len(rows) <= MANY or limit <= len(rows) // SHARE:
+        return np.sort(generator.choice(rows, limit, replace=False))
+    drawn = zeros(len(rows), bool)
+    mark(drawn, shuffled(len(rows), generator)[-limit:])
+    return picked(rows, numbers_of(drawn))
 
 
 def seed_for(seed: int, *names: str) -> int:

@@ -1,16 +1,17 @@
 """Rows whose values of the attribute are asked for, as an attribute source is given them; and labels that are made once."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from spunge.data.arrays import chosen
+from spunge.data.arrays import blocks, chosen
 from spunge.data.chat import Conversation
-from spunge.data.keeping import AT_ONCE
-from spunge.data.query import Query
+from spunge.data.keeping import AT_ONCE, together
+from spunge.data.query import ROW, Query
 from spunge.data.samples import Rendering, sample_table
 from spunge.data.tables import taken
 from spunge.data.texts import blank_rows, text_table
@@ -33,6 +34,31 @@ class RowTexts(NamedTuple):
 
     rows: np.ndarray  # (n,)
     texts: list[str]
+
+
+def lines_of(unlabelled: Unlabelled, values_of: Callable[[list[str]], Iterable[Sequence[str]]]) -> pa.Table:
+    """Columns `__row__` and `value`: a line for each asked row and value of it, or one with null where it has none.
+
+    values_of: of each of some thousands of texts, its values. It is called again and again, as the memory may not hold all rows.
+    """
+
+    def lines() -> Iterator[pa.Table]:
+        after = 0  # of the asked rows, which ascend; those that say nothing are between the others
+        for rows, texts in row_texts_apart(unlabelled):
+            end = int(np.searchsorted(unlabelled.rows, rows[-1:], side="right").max(initial=after))
+            values = dict(zip(rows.tolist(), values_of(texts), strict=True))
+            yield _lines({row: values.get(row) or [None] for row in unlabelled.rows[after:end].tolist()})
+            after = end
+        for part in blocks(len(unlabelled.rows) - after):
+            yield _lines({row: [None] for row in unlabelled.rows[after:][part].tolist()})
+
+    return together(lines())
+
+
+def _lines(values_of: Mapping[int, Sequence[str | None]]) -> pa.Table:
+    rows = [row for row, values in values_of.items() for _ in values]
+    said = [value for values in values_of.values() for value in values]
+    return pa.table({ROW: pa.array(rows, pa.int64()), "value": pa.array(said, pa.string())})
 
 
 def row_texts(unlabelled: Unlabelled) -> RowTexts:

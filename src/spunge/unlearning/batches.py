@@ -1,10 +1,11 @@
 """In what order samples reach a method: batches of one part, parts in turn, or all parts as one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from spunge.data.arrays import joined
 from spunge.data.samples import (
     PROMPT_SHARE,
     Answer,
@@ -19,6 +20,7 @@ from spunge.data.samples import (
 from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
+from spunge.unlearning.lengths import Lengths, Run
 
 
 class Stream:
@@ -33,7 +35,7 @@ class Stream:
         samples: Samples,
         base: Base,
         size: int,
-        max_length: int | Sequence[int],
+        max_length: int | Lengths,
         seed: int,
         *,
         order: str = "shuffled",
@@ -52,9 +54,9 @@ class Stream:
         self.drawn = 0
         self.tokens = 0  # of all batches that were put together, without padding
         self.pieces = 1
-        lengths = [max_length] * len(samples) if isinstance(max_length, int) else max_length
-        self.lengths = [base.reach(length) for length in lengths]
-        self._packed = packed(samples, base.tokenizer, max(self.lengths)) if packing else None
+        given = max_length if isinstance(max_length, Lengths) else Lengths([Run(max_length, len(samples))])
+        self.lengths = Lengths(Run(base.reach(run.tokens), run.samples) for run in given.runs)
+        self._packed = packed(samples, base.tokenizer, self.lengths.longest) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = repeated(_row_numbers(self.count, size, seed, order), accumulation, repeats)
         self._seed, self._order, self._accumulation = seed, order, accumulation
@@ -126,6 +128,11 @@ class Stream:
         return -(-self.count // self.size)
 
     @property
+    def longest(self) -> Lengths:
+        """For each sample, or packed sequence, the tokens that any of them may have."""
+        return Lengths([Run(self.lengths.longest, self.count)])
+
+    @property
     def packed(self) -> bool:
         return self._packed is not None
 
@@ -169,8 +176,31 @@ def answered(
     return [encode(text, tokenizer, lengths[row], PROMPT_SHARE) for text, (row, _) in zip(texts, pairs, strict=True)]
 
 
-def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:
-    """All texts in a row, an end token between two, cut into sequences of `length` tokens; the last is shorter.
+class Packed(Sequence[Encoded]):
+    """Sequences of so many tokens each, cut from one row of tokens (n,); the last may be shorter, and has two at the least."""
+
+    def __init__(self, ids: np.ndarray, length: int) -> None:
+        self._ids, self._length = ids, length
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._ids), self._length)
+        return (whole if self._length > 1 else 0) + (rest > 1)
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Encoded]: ...
+    def __getitem__(self, place: int | slice) -> Encoded | Sequence[Encoded]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        start = range(len(self))[place] * self._length
+        ids = self._ids[start : start + self._length].tolist()
+        return Encoded(ids, list(ids))
+
+
+def packed(samples: Samples, tokenizer: Any, length: int) -> Packed:
+    """All texts in a row, an end token between two, cut into sequences of `length` tokens; the last is shorter. Of many texts the
+    tokens lie in a file.
 
     Raises RecipeError for prompts, and where the tokenizer has no end token.
     """
@@ -179,14 +209,16 @@ def packed(samples: Samples, tokenizer: Any, length: int) -> list[Encoded]:
     if tokenizer.eos_token_id is None:
         raise RecipeError("unlearn.packing: the tokenizer has no end token to part the texts; set it to false")
     end = [tokenizer.eos_token_id]
-    ids: list[int] = []
-    for start in range(0, len(samples), 1000):
-        rows = range(start, min(start + 1000, len(samples)))
-        for text in samples.texts(rows, tokenizer):
-            own = start_once(tokenizer(text.completion)["input_ids"], tokenizer)
-            ids += own if own[-1:] == end else own + end  # some tokenizers close every text themselves
-    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
+
+    def pieces() -> Iterator[np.ndarray]:
+        for start in range(0, len(samples), 1000):
+            ids: list[int] = []
+            for text in samples.texts(range(start, min(start + 1000, len(samples))), tokenizer):
+                own = start_once(tokenizer(text.completion)["input_ids"], tokenizer)
+                ids += own if own[-1:] == end else own + end  # some tokenizers close every text themselves
+            yield np.array(ids, np.int32)
+
+    return Packed(joined(pieces(), np.int32), length)
 
 
 def _row_numbers(rows: int, size: int, seed: int, order: str) -> Iterator[list[int]]:

@@ -122,10 +122,10 @@ def refuse_prefixes(
     if any(one == other for one, other in zip(novice, expert, strict=True)):
         raise RecipeError(f"{setting}.novice: the same tokens as those of {setting}.expert; give other words")
     longest = max(map(len, [*novice, *expert]))
-    length = max(forget.lengths) + longest
+    length = forget.lengths.longest + longest
     if forget.base.reach(length) < length:
         raise RecipeError(
-            f"{setting}.max_length: {max(forget.lengths)}: with {longest} tokens of a prefix before it, such a sample has "
+            f"{setting}.max_length: {forget.lengths.longest}: with {longest} tokens of a prefix before it, such a sample has "
             f"more tokens than the model has positions; set it to {max(2, forget.base.reach(length) - longest)} or lower"
         )
 

@@ -2,6 +2,7 @@
 
 from spunge.data.samples import Samples, union
 from spunge.unlearning.batches import Stream
+from spunge.unlearning.lengths import Lengths, Run
 from spunge.unlearning.loop import TrainingSettings
 from spunge.unlearning.method import Task
 
@@ -21,7 +22,7 @@ def part_stream(task: Task, settings: TrainingSettings, value: str) -> Stream:
 
 def forget_stream(task: Task, settings: TrainingSettings, repeats: int = 1) -> Stream:
     """The samples of all of a task's parts, shuffled together. repeats: steps in a row that are given the same."""
-    lengths = [settings.length_of(value) for value, samples in task.parts.items() for _ in range(len(samples))]
+    lengths = Lengths(Run(settings.length_of(value), len(samples)) for value, samples in task.parts.items())
     return Stream(
         union(task.parts),
         task.base,

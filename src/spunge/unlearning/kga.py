@@ -27,8 +27,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from spunge.data.arrays import dealt
+from spunge.data.keeping import taken_apart
 from spunge.data.samples import Batch, Samples
-from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.model.memory import halved
 from spunge.unlearning.calls import FORGET, Group, descending
@@ -97,8 +98,8 @@ def parted(retain: Samples, settings: KGASettings, seed: int) -> Rows:
             f"retain: {count} row, and kga takes a share of them for new data (unlearn.new_share); give at least two"
         )
     chosen = min(count - 1, max(1, round(settings.new_share * count)))
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    return Rows(*(Samples(taken(retain.table, sorted(rows))) for rows in (order[:chosen], order[chosen:])))
+    pieces = dealt(count, [chosen], np.random.default_rng(seed))
+    return Rows(*(Samples(taken_apart(retain.table, rows)) for rows in pieces))
 
 
 def gap_of(task: Task, settings: KGASettings, new: Samples) -> float:
@@ -116,7 +117,7 @@ def gap_of(task: Task, settings: KGASettings, new: Samples) -> float:
             return float(far.sum()), far.numel()
 
         with torch.no_grad(), evaluation_mode(copy.model), task.base.autocast():
-            each = [given for _, given in halved(groups, [max(stream.lengths)] * stream.count, summed, setting)]
+            each = [given for _, given in halved(groups, stream.longest, summed, setting)]
     return sum(far for far, _ in each) / max(1, sum(count for _, count in each))
 
 

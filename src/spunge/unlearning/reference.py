@@ -189,7 +189,7 @@ def _each(trained: Trained, stream: Stream, size: int) -> Iterator[Scored]:
         return base_outputs(trained, stream.batch(rows))
 
     groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
-    for _, each in halved(groups, [max(stream.lengths)] * stream.count, given, "unlearn.reference"):
+    for _, each in halved(groups, stream.longest, given, "unlearn.reference"):
         yield each
 
 

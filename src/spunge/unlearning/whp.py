@@ -152,7 +152,7 @@ def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task
     size, setting = settings.batch_size, f"{task.setting}.max_length"
     groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
     with torch.no_grad(), evaluation_mode(trained.model), task.base.autocast():
-        kept = [values for _, values in halved(groups, [max(stream.lengths)] * stream.count, chosen, setting)]
+        kept = [values for _, values in halved(groups, stream.longest, chosen, setting)]
     return [value for values in kept for value in values]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from pydantic import Field
 
+from spunge.data.arrays import counted
 from spunge.data.samples import PROMPT_SHARE, Samples, encode
 from spunge.data.split import draw, seed_for
 from spunge.data.tables import taken
@@ -74,7 +75,7 @@ def run(base: Base, attack: MembershipSettings, target: Target, bench: Bench) ->
 
 
 def _drawn(samples: Samples, attack: MembershipSettings, seed: int, value: str) -> Samples:
-    rows = draw(np.arange(len(samples)), attack.rows, seed_for(seed, "membership", value))
+    rows = draw(counted(len(samples)), attack.rows, seed_for(seed, "membership", value))
     return Samples(taken(samples.table, rows))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from spunge.data.arrays import counted
 from spunge.data.samples import Samples, table_sha256, union
 from spunge.data.split import draw, seed_for
 from spunge.data.tables import taken
@@ -140,7 +141,7 @@ def chosen(attack: RelearnSettings, target: Target, bench: Bench) -> Samples:
 
 
 def _drawn(samples: Samples, count: int, seed: int) -> Samples:
-    rows = draw(np.arange(len(samples)), count, seed) if count else np.arange(0)
+    rows = draw(counted(len(samples)), count, seed) if count else np.arange(0)
     return Samples(taken(samples.table, rows))
 
 

@@ -3,14 +3,15 @@
 split: {by: {classifier: tomh/toxigen_roberta, threshold: 0.8}}
 """
 
+from functools import cache
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from spunge.data.attribution import AttributeSource, Valued
-from spunge.data.unlabelled import Unlabelled, labelled_once, row_texts
-from spunge.evaluation.attributes.scored import DIGITS, labelled
+from spunge.data.unlabelled import Unlabelled, labelled_once, lines_of
+from spunge.evaluation.attributes.scored import DIGITS, held_labels
 from spunge.evaluation.scorers.classifiers import fingerprint_of, load_classifier
 from spunge.recipe.block import Place
 from spunge.recipe.split import AttributeSettings
@@ -33,16 +34,20 @@ class ClassifierSettings(AttributeSettings):
 
 def values(unlabelled: Unlabelled, settings: ClassifierSettings) -> Valued:
     """The label that a text-classification model gives to a row's texts."""
-    path, setting, read = settings.classifier, f"{unlabelled.setting}.classifier", row_texts(unlabelled)
+    path, setting = settings.classifier, f"{unlabelled.setting}.classifier"
+    revision = fingerprint_of(path, settings.revision, setting)
+    loaded = cache(lambda: load_classifier(path, settings.revision, setting))
 
-    def rated() -> dict[str, Any]:
-        loaded = load_classifier(path, settings.revision, setting)
-        scores = np.round(loaded.probabilities(read.texts), DIGITS).tolist()
-        return {"labels": loaded.labels, "several": loaded.separate, "scores": scores}
+    def rated(texts: list[str]) -> dict[str, Any]:
+        classifier = loaded()
+        scores = np.round(classifier.probabilities(texts), DIGITS).tolist()
+        return {"labels": classifier.labels, "several": classifier.separate, "scores": scores}
 
-    made_from = ["classifier", CLASSIFIER.version, fingerprint_of(path, settings.revision, setting), read.texts]
-    known = labelled_once(made_from, rated)
-    return Valued(labelled(unlabelled, read, known["labels"], known["scores"], settings.threshold, known["several"]))
+    def labels_of(texts: list[str]) -> list[list[str]]:
+        known = labelled_once(["classifier", CLASSIFIER.version, revision, texts], lambda: rated(texts))
+        return held_labels(known["labels"], known["scores"], settings.threshold, known["several"])
+
+    return Valued(lines_of(unlabelled, labels_of))
 
 
 CLASSIFIER = AttributeSource(

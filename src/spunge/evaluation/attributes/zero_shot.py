@@ -4,14 +4,16 @@ arXiv 1909.00161), through transformers' own pipeline.
     split: {by: {zero_shot: [biology, chemistry, computer security], threshold: 0.6}}
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator
 
 from spunge.data.attribution import AttributeSource, Valued
-from spunge.data.unlabelled import Unlabelled, labelled_once, row_texts
+from spunge.data.unlabelled import Unlabelled, labelled_once, lines_of
 from spunge.errors import RecipeError
-from spunge.evaluation.attributes.scored import DIGITS, labelled
+from spunge.evaluation.attributes.scored import DIGITS, held_labels
 from spunge.evaluation.scorers.classifiers import fingerprint_of, load_classifier
 from spunge.recipe.block import Place
 from spunge.recipe.split import AttributeSettings
@@ -55,19 +57,22 @@ class ZeroShotSettings(AttributeSettings):
 
 def values(unlabelled: Unlabelled, settings: ZeroShotSettings) -> Valued:
     """Which of some labels in words a text entails, by a model of natural language inference."""
-    setting, read, labels = f"{unlabelled.setting}.model", row_texts(unlabelled), settings.zero_shot
+    setting, labels = f"{unlabelled.setting}.model", settings.zero_shot
     revision = fingerprint_of(settings.model, settings.revision, setting)
-    made_from = ["zero_shot", ZERO_SHOT.version, revision, labels, settings.hypothesis, settings.several, read.texts]
-    known = labelled_once(made_from, lambda: {"scores": _scores(read.texts, settings, setting)})
-    return Valued(labelled(unlabelled, read, labels, known["scores"], settings.threshold, settings.several))
+    pipeline = cache(lambda: _pipeline(settings, setting))
+
+    def labels_of(texts: list[str]) -> list[list[str]]:
+        made_from = ["zero_shot", ZERO_SHOT.version, revision, labels, settings.hypothesis, settings.several, texts]
+        known = labelled_once(made_from, lambda: {"scores": _scores(texts, settings, pipeline)})
+        return held_labels(labels, known["scores"], settings.threshold, settings.several)
+
+    return Valued(lines_of(unlabelled, labels_of))
 
 
-def _scores(texts: list[str], settings: ZeroShotSettings, setting: str) -> list[list[float]]:
-    """(n, labels): the share of each label's entailment, or its own probability. Raises RecipeError."""
+def _pipeline(settings: ZeroShotSettings, setting: str) -> Any:
+    """Raises RecipeError for a model of anything else than natural language inference."""
     from transformers import ZeroShotClassificationPipeline
 
-    if not texts:
-        return []
     loaded = load_classifier(settings.model, settings.revision, setting)
     numbered = {label: at for at, label in enumerate(loaded.labels)}
     entailment, known = (
@@ -80,8 +85,14 @@ def _scores(texts: list[str], settings: ZeroShotSettings, setting: str) -> list[
             "natural language inference, such as one trained on MNLI"
         )
     loaded.tokenizer.model_max_length = loaded.max_length  # a longer text loses its end
-    asked = ZeroShotClassificationPipeline(model=loaded.model, tokenizer=loaded.tokenizer, device=loaded.model.device)
-    answers: Any = asked(
+    return ZeroShotClassificationPipeline(model=loaded.model, tokenizer=loaded.tokenizer, device=loaded.model.device)
+
+
+def _scores(texts: list[str], settings: ZeroShotSettings, pipeline: Callable[[], Any]) -> list[list[float]]:
+    """(n, labels): the share of each label's entailment, or its own probability. Raises RecipeError."""
+    if not texts:
+        return []
+    answers = pipeline()(
         texts,
         candidate_labels=list(settings.zero_shot),
         hypothesis_template=settings.hypothesis,

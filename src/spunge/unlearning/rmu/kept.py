@@ -53,7 +53,7 @@ class Activations:
         self._coded = _fitting(stream, most / max(1, len(kinds)) / (config.hidden_size * dtype.itemsize))
         if self._coded is None:
             return
-        what = (stream.samples.sha256, max(stream.lengths), stream.packed, trunk.first, trunk.last)
+        what = (stream.samples.sha256, stream.lengths.longest, stream.packed, trunk.first, trunk.last)
         self._kept = {kind: store.setdefault((*what, kind), {}) for kind in kinds}
 
     def of(self, batch: Batch) -> Frozen:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from spunge.data.arrays import dealt
+from spunge.data.keeping import taken_apart
 from spunge.data.samples import Samples
-from spunge.data.tables import taken
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.unlearning.batches import Stream
@@ -94,11 +95,10 @@ def divided(parts: Mapping[str, Samples], retain: Samples, seed: int) -> Rows:
 
 def held_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples]:
     """Rows to train on and rows to judge by; the same rows where there are fewer than four times `count`."""
-    order = np.random.default_rng(seed).permutation(len(samples))
-    judged = Samples(taken(samples.table, np.sort(order[:count])))
+    judged, others = dealt(len(samples), [count], np.random.default_rng(seed))
     if len(samples) < 4 * count:
-        return samples, judged
-    return Samples(taken(samples.table, np.sort(order[count:]))), judged
+        return samples, Samples(taken_apart(samples.table, judged))
+    return Samples(taken_apart(samples.table, others)), Samples(taken_apart(samples.table, judged))
 
 
 def rises(base: Base, rows: Rows, settings: RMUSettings, before: tuple[float, float], seed: int) -> tuple[float, float]:
