@@ -6,17 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from experts import EXPERTS, build_experts
+from spunge.data.chat import Conversation
+from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.files import cache_folder
 from spunge.model import loading
 from spunge.model.architecture import find_blocks
 from spunge.model.hub import local_folder
-from spunge.model.loading import load_base, model_depth, pick_device
+from spunge.model.loading import load_base, load_tokenizer, model_depth, pick_device
 from spunge.model.names import stored_names
 from spunge.recipe.model import ModelSettings
 from spunge.weights.checkpoint import Checkpoint
@@ -233,3 +236,47 @@ def test_a_machine_that_is_busy_later_chooses_the_dtype_that_it_chose_before(mon
     assert speedup(1.1) == 1.1
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     assert speedup(1.4) == 1.4
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"chat_template.json": "LEGACY"}, "LEGACY"),
+        ({"chat_template.json": "LEGACY", "processor_config.json": "OWN"}, "OWN"),
+        ({"chat_template.json": None, "processor_config.json": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_chat_template_that_only_the_processor_has_is_the_models(
+    tokenizer_folder: Path, tmp_path: Path, files: dict[str, str | None], found: str | None
+) -> None:
+    from transformers import ProcessorMixin
+
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "model"))
+    wording = "{% for each in messages %}NAME {{ each['content'] }}{% endfor %}"
+    for name, word in files.items():
+        template = word and wording.replace("NAME", word)
+        (folder / name).write_text(json.dumps({"chat_template": template, "image_size": 28}))
+    tokenizer = load_tokenizer(ModelSettings(path=str(folder)))
+    assert tokenizer.chat_template == (found and wording.replace("NAME", found))
+    if found is None:
+        return
+    assert ProcessorMixin.get_processor_dict(folder)[0]["chat_template"] == tokenizer.chat_template
+    conversation = Conversation([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "rome"}])
+    samples = Samples(pa.table({"conversation": [conversation.to_json()]}))
+    [text] = samples.texts([0], tokenizer)
+    assert (text.prompt + text.completion, "rome" in text.completion) == (f"{found} hi{found} rome", True)
+
+
+def test_a_tokenizers_own_chat_template_stands_and_a_broken_file_beside_it_is_no_template(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "model"))
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ 1')
+    assert load_tokenizer(ModelSettings(path=str(folder))).chat_template is None
+    (folder / "chat_template.json").write_text('{"chat_template": "theirs"}')
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "mine"}))
+    assert load_tokenizer(ModelSettings(path=str(folder))).chat_template == "mine"
+    (folder / "chat_template.jinja").write_text("the file's")
+    assert load_tokenizer(ModelSettings(path=str(folder))).chat_template == "the file's"

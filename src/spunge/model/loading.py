@@ -210,7 +210,23 @@ def load_tokenizer(settings: ModelSettings, folder: Path | None = None, setting:
         know_layers(own)
         tokenizer = AutoTokenizer.from_pretrained(where, **which, **options)
         tokenizer("a")  # some of what it reads it believes until it is first asked
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _processors_template(str(where), which)
         return tokenizer
+
+
+def _processors_template(where: str, which: Mapping[str, Any]) -> str | None:
+    """The chat template of a model's processor: older models of texts and images keep it there, beside a tokenizer without one."""
+    from transformers.utils import cached_file
+
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+    for name in ("processor_config.json", "chat_template.json"):  # of two that differ, transformers takes the first
+        file = cached_file(where, name, **which, **quiet)
+        content = read_json(Path(file)) if file is not None else None
+        template = content.get("chat_template") if isinstance(content, dict) else None
+        if isinstance(template, str):
+            return template
+    return None
 
 
 def model_depth(folder: Path, settings: ModelSettings) -> int:
