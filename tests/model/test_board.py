@@ -1,6 +1,7 @@
 """Batches that several processes compute: the results of one, in its order, whoever is killed or holds another model."""
 
 import copy
+import errno
 import os
 import pickle
 import signal
@@ -24,7 +25,7 @@ from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.generation import GenerationSettings, completions
 from spunge.evaluation.likelihood import token_logs, token_values
 from spunge.evaluation.reproduction import likeliest
-from spunge.files import written
+from spunge.files import taken, written
 from spunge.model import board
 from spunge.model.board import OFFER, Board, Taking, take_part
 from spunge.model.loading import Base
@@ -154,6 +155,29 @@ def test_a_batch_that_another_cannot_compute_is_computed_by_the_first(
     assert len(tried) >= 1
 
 
+@pytest.mark.parametrize("fault", ["another stands still at a batch", "no lock can be had"])
+def test_who_offers_waits_for_nobody_for_ever(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    folder = tmp_path / "board"
+    folder.mkdir()
+    alone = measured(base, tmp_path / "alone")
+    if fault == "no lock can be had":
+
+        def full(file: Path, patience: float) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(board, "taken", full)
+        assert measured(replace(base, board=Board(folder)), tmp_path / "shared") == alone
+        return
+    monkeypatch.setattr(board, "LEAST", 0.05)
+    held = [taken(folder / f"{offer:04}.{place}.lock") for offer in range(4) for place in (0, 2)]
+    assert measured(replace(base, board=Board(folder)), tmp_path / "shared") == alone
+    for lock in held:
+        assert lock is not None
+        lock.release()
+
+
 def test_the_batch_of_a_process_that_was_killed_is_anybodys_again(tmp_path: Path) -> None:
     file = tmp_path / f"0000{OFFER}"
     holder = (
@@ -165,18 +189,18 @@ def test_the_batch_of_a_process_that_was_killed_is_anybodys_again(tmp_path: Path
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     taking = Taking(file, 2)
-    held, lock = taking.next() or (None, None)
+    held, give_back = taking.next() or (None, None)
     assert held == 1
-    assert lock is not None
+    assert give_back is not None
     taking.mark(1)
-    lock.release()
+    give_back()
     assert taking.next() is None
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     again = taking.next()
     assert again is not None
     assert again[0] == 0
-    again[1].release()
+    again[1]()
 
 
 def test_a_function_that_no_other_process_can_import_is_called_here_alone(base: Base, tmp_path: Path) -> None:

@@ -135,8 +135,9 @@ def test_rows_with_images_are_refused_before_training_as_they_would_be_texts_alo
         spunge.run({**recipe, "evaluate": []}, tmp_path / "blind")
 
 
+@pytest.mark.parametrize("block", ["forget", "evaluate"])
 def test_a_text_with_the_token_of_an_image_is_refused(
-    seeing: Callable[..., Path], toy_recipe: dict[str, Any], tmp_path: Path
+    seeing: Callable[..., Path], toy_recipe: dict[str, Any], tmp_path: Path, block: str
 ) -> None:
     folder = tmp_path / "base"
     shutil.copytree(seeing(), folder)
@@ -148,6 +149,9 @@ def test_a_text_with_the_token_of_an_image_is_refused(
     rows.write_text(
         "".join(json.dumps({"topic": "a", "text": text}) + "\n" for text in ("the city is old", f"a {word} is new"))
     )
-    recipe = {**recipe_of(toy_recipe, folder, method="graddiff"), "forget": {"source": str(rows)}}
+    recipe = recipe_of(toy_recipe, folder, method="graddiff")
+    given = {"source": str(rows)}
+    recipe[block] = given if block == "forget" else [{"kind": "perplexity", "name": "seen", "by": "NULL", **given}]
+    recipe["retain"] = recipe["retain"] if block == "forget" else None
     with pytest.raises(RecipeError, match=rf"row 2 holds '{word}', in whose place the model puts what it sees"):
         spunge.run(recipe, tmp_path / "run")

@@ -14,7 +14,7 @@ from picked import few
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
-from spunge.run.plan import plan_text
+from spunge.run.plan import plan, plan_text
 from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
@@ -264,3 +264,26 @@ def test_a_plan_of_a_configuration_alone_is_the_plan_of_the_model(
     else:
         assert any("no tokenizer is there" in note for note in planned.notes)
         assert (planned.memory or 0) >= (whole.memory or 1)
+
+
+@pytest.mark.parametrize("fault", ["a column of images", "a row without a token to learn", "a stage that is none"])
+def test_what_a_run_refuses_of_rows_and_items_its_plan_refuses_in_the_same_words(
+    toy_recipe: dict[str, Any], seeing: Callable[..., Path], tmp_path: Path, fault: str
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"topic": "a", "text": "the city is old", "image": "1.png"}\n')
+    given = {"source": str(rows)}
+    recipe = {**toy_recipe, "unlearn": {"method": "ga", "steps": 1}, "controls": []}
+    if fault == "a column of images":
+        recipe |= {"model": {"path": str(seeing()), "part": "language"}, "forget": given}
+    elif fault == "a row without a token to learn":
+        rows.write_text('{"topic": "a", "text": "city"}\n')
+        recipe |= {"forget": given}
+    else:
+        recipe["evaluate"] = [{"kind": "perplexity", **toy_recipe["retain"], "by": "NULL", "stages": ["nowhere"]}]
+    told = []
+    for refuse in (spunge.run, plan):
+        with pytest.raises(RecipeError) as error:
+            refuse(load_recipe(recipe), tmp_path / "run")
+        told.append(str(error.value))
+    assert told[0] == told[1]

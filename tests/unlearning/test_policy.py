@@ -173,6 +173,27 @@ def test_the_loss_of_demem_is_the_clipped_one_of_what_it_wrote_with_the_penalty_
     assert seen["second"] == pytest.approx(second, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "mend"),
+    [
+        (
+            "demem",
+            {"scorer": {"kind": "keywords", "words": ["nowhere"]}, "beta": 0.0},
+            "had the same reward; raise samples",
+        ),
+        ("ga", {"gamma": 0.0}, "give a term of it a weight above 0"),
+        ("ga", {"gamma": 0.0, "max_grad_norm": None, "weight_decay": 0.1}, "give a term of it a weight above 0"),
+    ],
+)
+def test_a_loss_without_a_slope_is_told_as_that_and_not_as_too_low_a_learning_rate(
+    load: Callable[..., Any], method: str, changes: dict[str, Any], mend: str
+) -> None:
+    few = {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "trainable": {"kind": "all"}}
+    settings = METHODS.get(method).settings(**few | GIVEN.get(method, {}) | changes)
+    with pytest.raises(RecipeError, match=f"the loss had no slope at any step, .*{mend}"):
+        METHODS.get(method).unlearn(task_of(load("llama")), settings)
+
+
 def test_a_plain_texts_first_part_is_its_prompt(load: Callable[..., Any]) -> None:
     base = load("llama")
     task, text = task_of(base, Samples(pa.table({"text": ["the dog runs in the city"]}))), "the dog runs in the city"

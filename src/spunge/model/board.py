@@ -1,13 +1,15 @@
 """Batches that several processes compute together: one offers them in a folder, and others that hold the same model take some.
 
 The process that offers keeps what each batch gives in its own order, so whoever computed a batch, the result is the same. A batch
-is taken by a lock, which the system takes back from a process that ends: the batch is then anybody's again.
+is taken by a lock, which the system takes back from a process that ends: the batch is then anybody's again. One that stands still
+without ending is not waited for longer than a batch may take.
 """
 
 import hashlib
 import pickle  # of what this program wrote itself, in a folder that this user alone can write to
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -19,14 +21,14 @@ from spunge.files import taken, written
 from spunge.model.memory import halving, is_out_of_memory, release
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
     from spunge.model.loading import Base
 
 R = TypeVar("R")
 G = TypeVar("G")
 
 WAIT = 0.02  # seconds until a process looks again whether another is done
+PATIENCE = 2.0  # how often as long as its own slowest batch another's is waited for, before it is computed here too
+LEAST = 5.0  # seconds that it is waited for at least
 OFFER = ".offer"
 TOLD_BY = 32  # tokens that a model is told from another by
 
@@ -99,17 +101,24 @@ def _with_others(
     listed: Sequence[list[int]], halves: Callable[[Sequence[int]], Iterator[tuple[Sequence[int], R]]], taking: "Taking"
 ) -> Iterator[tuple[Sequence[int], R]]:
     pieces: dict[int, list[tuple[Sequence[int], R]]] = {}
+    slowest = 0.0  # seconds of a batch of its own
     for place, rows in enumerate(listed):
+        since = time.monotonic()
         while place not in pieces:
             if (theirs := taking.result(place)) is not None:
                 pieces[place] = [(rows, theirs[0])]
             elif (mine := taking.next()) is not None:
-                number, lock = mine
+                number, give_back = mine
+                began = time.monotonic()
                 try:
                     pieces[number] = list(halves(listed[number]))
                     taking.mark(number)
                 finally:
-                    lock.release()
+                    give_back()
+                since = time.monotonic()
+                slowest = max(slowest, since - began)
+            elif time.monotonic() - since > max(LEAST, PATIENCE * slowest):
+                pieces[place] = list(halves(rows))
             else:
                 time.sleep(WAIT)
         yield from pieces.pop(place)
@@ -122,22 +131,31 @@ class Taking:
         self._file = file
         self._open = dict.fromkeys(range(count))  # those that nobody is known to be done with
 
-    def next(self) -> "tuple[int, BaseFileLock] | None":
-        """The first batch that nobody is at or done with, and the lock that says so; None where there is none now."""
+    def next(self) -> tuple[int, Callable[[], None]] | None:
+        """The first batch that nobody is at or done with, and what gives it back, which is held by a lock; None where there is none
+        now.
+
+        Where the disk takes no lock, a batch is computed all the same: at the worst twice.
+        """
         for place in list(self._open):
             if not self._result(place).exists():
-                lock = taken(self._file.with_suffix(f".{place}.lock"), 0)
+                try:
+                    lock = taken(self._file.with_suffix(f".{place}.lock"), 0)
+                except OSError:
+                    del self._open[place]
+                    return place, lambda: None
                 if lock is None:
                     continue
                 if not self._result(place).exists():
-                    return place, lock
+                    return place, lock.release
                 lock.release()
             del self._open[place]
         return None
 
     def mark(self, place: int) -> None:
-        """Say that a batch is done, whose result this process keeps."""
-        self._result(place).touch()
+        """Say that a batch is done, whose result this process keeps. On a full disk others may compute it in vain."""
+        with suppress(OSError):
+            self._result(place).touch()
 
     def store(self, place: int, result: Any) -> None:
         """Leave a result to the process that offers."""
@@ -145,11 +163,14 @@ class Taking:
             aside.write_bytes(pickle.dumps(result))
 
     def result(self, place: int) -> tuple[Any] | None:
-        """What another process left; then it goes from the disk."""
+        """What another process left; then it goes from the disk. None where there is nothing, or nothing that can be read."""
         file = self._result(place)
-        if not file.exists() or not (content := file.read_bytes()):
+        try:
+            if not file.exists() or not (content := file.read_bytes()):
+                return None
+            file.write_bytes(b"")
+        except OSError:
             return None
-        file.write_bytes(b"")
         return (pickle.loads(content),)  # noqa: S301 - see above
 
     def _result(self, place: int) -> Path:
@@ -184,7 +205,7 @@ def _take_from(base: "Base", file: Path, leaves: Callable[[], bool]) -> bool:
         if (mine := taking.next()) is None:
             time.sleep(WAIT)
             continue
-        place, lock = mine
+        place, give_back = mine
         try:
             result = _fitting(offer, base, place)
             if result is None:
@@ -192,7 +213,7 @@ def _take_from(base: "Base", file: Path, leaves: Callable[[], bool]) -> bool:
             taking.store(place, result[0])
             computed = True
         finally:
-            lock.release()
+            give_back()
     return computed
 
 

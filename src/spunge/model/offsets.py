@@ -165,6 +165,8 @@ class Offsets:
     def _hook(self, _large: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
         ids = args[0] if args else given.get("input_ids")
         mask = given.get("attention_mask")
+        if isinstance(output, tuple):
+            raise ValueError("offsets: the model gives no tuple; leave return_dict out")
         if ids is None or len(args) > 1 or given.get("labels") is not None:
             raise ValueError("offsets: the model takes input_ids, and other arguments by name; it gives no loss")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
@@ -352,6 +354,12 @@ def _read(where: str | Path, revision: str | None, dtype: Any, device: str) -> A
     return read.to(device).eval()
 
 
+def _refuse_saving(*given: Any, **named: Any) -> None:
+    raise ValueError(
+        "offsets: this would save the large model alone, unshifted; copy the folder that it was loaded from"
+    )
+
+
 def load(
     folder: str | Path, large: str | None = None, small: str | None = None, dtype: Any = "auto", device: str = "cpu"
 ) -> tuple[Any, Any]:
@@ -361,4 +369,5 @@ def load(
     where, revision = large or about["large"]["path"], None if large else about["large"]["revision"]
     model = _read(where, revision, dtype, device)
     read_offsets(folder, small, dtype, device).attach(model)
+    model.save_pretrained = _refuse_saving  # push_to_hub too calls it
     return model, AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)

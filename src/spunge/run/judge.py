@@ -5,7 +5,7 @@ The base's are kept across runs too, in the cache folder, under the key of all t
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from spunge.data.query import ROW
 from spunge.errors import RecipeError
 from spunge.evaluation.evaluator import Bench, Limits, Measure
 from spunge.files import cache_folder, checksum, copied, fingerprint, is_inside, read_json, sealed, unsealed, write_json
-from spunge.model.loading import Base, embeddings_of, load_tokenizer, pick_device, positions_of
+from spunge.model.loading import Base, embeddings_of, image_tokens, load_tokenizer, pick_device, positions_of
 from spunge.recipe.decoding import shift_of
 from spunge.recipe.evaluating import ITEM_SETTINGS, measured_again
 from spunge.recipe.model import ModelSettings
@@ -29,6 +29,7 @@ from spunge.run.measured import Measured, from_json, to_json
 from spunge.run.models import Lineup, Model
 from spunge.run.named import missing
 from spunge.run.session import Session
+from spunge.unlearning.checking import refuse_token
 from spunge.unlearning.finetuning import finetune
 from spunge.weights.rounding import Storage
 
@@ -187,14 +188,20 @@ def refuse_items(evaluations: Iterable[Items], base: BaseInputs) -> None:
         both = [each for each in (positions, positions_of(base.large, base.large_settings)) if each is not None]
         positions = min(both, default=None)
     limits = Limits(load_tokenizer(model, given), embeddings, positions)
+    seen = image_tokens(given, model)
+    if base.recipe.decode is not None:
+        seen |= image_tokens(base.large, base.large_settings)
     for items in differing.values():
         EVALUATORS.get(items.settings.kind).check_items(items.settings, items.table, limits)
-        refuse_unknown_tokens(items, limits)
+        refuse_tokens(items, limits, seen)
 
 
-def refuse_unknown_tokens(items: Items, limits: Limits) -> None:
-    """Raises RecipeError for a text with a token that the model has no embedding for."""
-    if max(limits.tokenizer.get_vocab().values(), default=0) < limits.embeddings:
+def refuse_tokens(items: Items, limits: Limits, seen: Mapping[int, str]) -> None:
+    """Raises RecipeError for a text with a token that the model has no embedding for, or in whose place it puts an image.
+
+    seen: these tokens, with the configuration's names for them.
+    """
+    if max(limits.tokenizer.get_vocab().values(), default=0) < limits.embeddings and not seen:
         return
     count = items.table.num_rows
     numbers = items.table[ROW].to_pylist() if ROW in items.table.column_names else range(count)
@@ -202,12 +209,7 @@ def refuse_unknown_tokens(items: Items, limits: Limits) -> None:
         for row, value in zip(numbers, items.table[column].to_pylist(), strict=True):
             texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
             for ids in limits.tokenizer(texts)["input_ids"] if texts else ():
-                if (token := max(ids, default=0)) >= limits.embeddings:
-                    raise RecipeError(
-                        f"evaluate.{items.name}: row {row} holds the token {limits.tokenizer.convert_ids_to_tokens(token)!r} "
-                        f"(number {token}), and the model has {limits.embeddings} embeddings; take it out of the text, or give "
-                        "a model that knows it"
-                    )
+                refuse_token(ids, limits.tokenizer, limits.embeddings, seen, f"evaluate.{items.name}: row {row}")
 
 
 def compared(judging: Judging) -> list[str]:

@@ -90,21 +90,7 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
     for name in begun.graph.stages:
         with suppress(NotMadeError):
             begun.graph.key(name)
-    refuse_media(inputs)
-    refuse_merges(begun.seeds)
-    refuse_moments(begun.seeds[0])
-    remarks = refuse_lessons(untaught(begun), begun.base)
-    remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
-    watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
-    refuse_items([*(judging.items for judging in unjudged(begun)), *watched, *begun.base.calibration_items], begun.base)
-    stages = [model.name for model in begun.seeds[0].models]
-    refuse_stages(begun.base.evaluations, stages)
-    refuse_twice(begun.base.evaluations, stages)
-    refuse_aggregates(recipe.aggregates, begun.base.evaluations, stages)
-    refuse_seen(begun.base.evaluations, begun.base)
-    remarks += refuse_mixed(begun.base.evaluations, inputs.parts.values)
-    remarks += unmatched_figures(recipe, begun.base.evaluations, stages)
-    remarks += unwatched(begun)
+    remarks = refuse_wrong(begun)
     there = begun.graph.state("base").done
     watcher.end(begun.base.weights[:12] if there else "")
     note_rows(folder)
@@ -113,6 +99,27 @@ def begin(recipe: Recipe, folder: Path, watcher: Watcher, written: bool = True) 
         watcher.begin("note")
         watcher.end(remark)
     return begun
+
+
+def refuse_wrong(begun: Run) -> list[str]:
+    """Remarks on the rows, items and stages of a run. Raises RecipeError for those that cannot be what they are given for. The
+    model must be here; no weights are loaded."""
+    recipe, base, inputs = begun.recipe, begun.base, begun.seeds[0].inputs
+    refuse_media(inputs)
+    refuse_merges(begun.seeds)
+    refuse_moments(begun.seeds[0])
+    remarks = refuse_lessons(untaught(begun), base)
+    remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
+    watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
+    refuse_items([*(judging.items for judging in unjudged(begun)), *watched, *base.calibration_items], base)
+    stages = [model.name for model in begun.seeds[0].models]
+    refuse_stages(base.evaluations, stages)
+    refuse_twice(base.evaluations, stages)
+    refuse_aggregates(recipe.aggregates, base.evaluations, stages)
+    refuse_seen(base.evaluations, base)
+    remarks += refuse_mixed(base.evaluations, inputs.parts.values)
+    remarks += unmatched_figures(recipe, base.evaluations, stages)
+    return remarks + list(unwatched(begun))
 
 
 def team_of(begun: Run, watcher: Watcher) -> AbstractContextManager[Team]:

@@ -4,7 +4,7 @@ Steps are followed on the model's shapes and the rows' lengths (`spunge.run.plan
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
 from spunge.registry import EXECUTORS
 from spunge.report.wording import aligned
+from spunge.run.decoding import refuse_other_tokens
 from spunge.run.executors.sharded import refuse_unshared
 from spunge.run.folder import default_folder, require_own
+from spunge.run.media import refuse_media
+from spunge.run.pipeline import refuse_wrong
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import device_of, shared
 from spunge.run.planning.dry import scaled
@@ -80,11 +83,13 @@ def plan(
     require_own(folder)
     with with_shapes(recipe) as shaped:
         if shaped is None:
-            return _planned(recipe, folder, device, measure)
+            return _planned(recipe, folder, device, measure, refuse_wrong)
         if measure:
             raise RecipeError(f"--measure: {recipe.model.path!r} holds no weights; download the model, or leave it out")
         # Nothing that lies in the run's folder was made of a model without values.
-        planned = _planned(shaped, folder / "unmade", device, measure)
+        planned = _planned(
+            shaped, folder / "unmade", device, measure, lambda begun: refuse_media(begun.seeds[0].inputs)
+        )
         told = (
             f"model.path: {recipe.model.path!r} holds no weights: planned by the shapes of its config.json, as if nothing were "
             "done yet"
@@ -93,7 +98,9 @@ def plan(
         return replace(planned, folder=str(folder), notes=[*notes, told])
 
 
-def _planned(recipe: Recipe, folder: Path, device: str, measure: bool) -> Plan:
+def _planned(
+    recipe: Recipe, folder: Path, device: str, measure: bool, refuse: Callable[[Run], Sequence[str] | None]
+) -> Plan:
     executor, settings = EXECUTORS.get(recipe.execution.kind), recipe.execution
     at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
     begun = build(recipe, folder)
@@ -102,6 +109,9 @@ def _planned(recipe: Recipe, folder: Path, device: str, measure: bool) -> Plan:
     where = shared(where, _on_one(recipe, 1 if where.gpu else together))
     here = base.local and (base.conversion is None or graph.state("conversion").done)
     here = here and (recipe.decode is None or base.large_here)
+    if here:
+        refuse_other_tokens(base)
+        refuse(begun)
     size = estimator_of(base, where, together) if here else None
     if measure:
         size = _measured(begun, size, device)

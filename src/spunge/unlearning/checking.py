@@ -82,20 +82,27 @@ def _sizes(samples: Samples, reader: Reader, setting: str) -> Iterator[int]:
     unknown = max(tokenizer.get_vocab().values(), default=0) >= embeddings
     seen = reader.seen
     for number, sample in _each(samples, tokenizer, setting) if unknown or seen or not samples.plain else ():
-        if (token := next((each for each in sample.ids if each in seen), None)) is not None:
-            raise RecipeError(
-                f"{setting}: row {number} holds {tokenizer.convert_ids_to_tokens(token)!r}, in whose place the model puts "
-                f"what it sees ({seen[token]}), and rows are texts alone; take it out of the text"
-            )
-        if unknown and max(sample.ids, default=0) >= embeddings:
-            token = max(sample.ids)
-            raise RecipeError(
-                f"{setting}: row {number} holds the token {tokenizer.convert_ids_to_tokens(token)!r} (number {token}), and the "
-                f"model has {embeddings} embeddings; take it out of the text, or give a model that knows it"
-            )
+        refuse_token(sample.ids, tokenizer, embeddings, seen, f"{setting}: row {number}")
         if not samples.plain and all(label == IGNORED for label in sample.labels[1:]):
             raise RecipeError(f"{setting}: row {number} has no token to learn; filter the row out")
         yield len(sample.ids)
+
+
+def refuse_token(ids: Sequence[int], tokenizer: Any, embeddings: int, seen: Mapping[int, str], where: str) -> None:
+    """Raises RecipeError for a token in whose place the model puts an image, and for one that it has no embedding for.
+
+    where: the setting and the row, for the error. The others are as in `Reader`.
+    """
+    if (token := next((each for each in ids if each in seen), None)) is not None:
+        raise RecipeError(
+            f"{where} holds {tokenizer.convert_ids_to_tokens(token)!r}, in whose place the model puts what it sees "
+            f"({seen[token]}), and rows are texts alone; take it out of the text"
+        )
+    if (token := max(ids, default=0)) >= embeddings:
+        raise RecipeError(
+            f"{where} holds the token {tokenizer.convert_ids_to_tokens(token)!r} (number {token}), and the model has "
+            f"{embeddings} embeddings; take it out of the text, or give a model that knows it"
+        )
 
 
 def _single_tokens(samples: Samples, tokenizer: Any, setting: str) -> list[int]:

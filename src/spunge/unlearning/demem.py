@@ -38,6 +38,8 @@ from spunge.unlearning.rollouts import PolicySettings, Rollout, Writer, check, i
 from spunge.unlearning.scored import Scored
 from spunge.unlearning.trained import evaluation_mode, stored_entries
 
+IF_FLAT = "all continuations of each prompt had the same reward; raise samples or tokens, or take another scorer"
+
 
 class DeMemSettings(PolicySettings):
     method: str = "demem"
@@ -70,7 +72,7 @@ def unlearn(task: Task, settings: DeMemSettings) -> Branch:
             found = session.outputs(writer.batch(own, batch.ids.device))
         return surrogate(found, own, settings.clip)
 
-    return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["rollouts"])
+    return descend(task, settings, loss, over=samples_of, forget=forget, remembered=["rollouts"], if_flat=IF_FLAT)
 
 
 def written(session: Session, settings: DeMemSettings, writer: Writer, batch: Batch) -> list[Rollout]:

@@ -108,6 +108,9 @@ class Loop:
     apart: tuple[Callable[[int], Loss], Callable[[int], Loss]] | None = None
     gru: float | None = None  # see rectifying.py; with `apart`
     rate_setting: str | None = None  # where the learning rate stands, for errors; None: in the task's block
+    # What to do where the loss is flat at every step, for the error.
+    if_flat: str = "give a term of it a weight above 0, or other rows"
+    sloped: bool = field(default=False, init=False)  # whether any step had a gradient
     retained: list[Tensor] = field(default_factory=list, init=False)  # GRU's running mean of retain gradients
 
     def run(self) -> History:
@@ -141,6 +144,10 @@ class Loop:
                     saved = time.monotonic()
                 if asked:
                     raise KeyboardInterrupt
+        if self.step and not self.sloped:
+            raise RecipeError(
+                f"{self.task.setting}: the loss had no slope at any step, so that nothing was learned; {self.if_flat}"
+            )
         means, watched = self._means(), None
         if self.watching is not None:
             watched, means = self.watching.ended(self.step, means)
@@ -343,16 +350,20 @@ class Loop:
 
     def _update(self, terms: dict[str, float]) -> float:
         """One optimizer step; returns its learning rate."""
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
         norm = None
         if self.settings.max_grad_norm is not None:
-            norm = nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+            norm = nn.utils.get_total_norm(gradients)
             if self.ranks.shared:  # each has its shards' gradients
                 norm = norm.new_tensor(math.sqrt(self.ranks.sum(float(norm) ** 2)))
             nn.utils.clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+        elif not self.sloped:
+            self.sloped = self.ranks.any(any(bool(each.any()) for each in gradients))
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         if norm is not None:
             terms["grad_norm"] = float(norm)
+            self.sloped = self.sloped or terms["grad_norm"] != 0
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -374,6 +385,7 @@ class Loop:
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "recent": list(self.recent),
             "damages": list(self.damages),
+            "sloped": self.sloped,
             "memory": self.memory,
             "retained": [value.cpu() for value in self.retained],
             "watched": self.watching and self.watching.state(),
@@ -402,6 +414,7 @@ class Loop:
         self.retained = [value.to(device) for value, device in zip(content.get("retained", []), devices, strict=False)]
         self.recent.extend(content["recent"])
         self.damages.extend(content["damages"])
+        self.sloped = content.get("sloped", True)
         for name, values in content["memory"].items():
             self.memory[name][:] = values
         if self.watching is not None:

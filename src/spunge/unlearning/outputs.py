@@ -128,13 +128,14 @@ def descend(
     distributions: Sequence[Stream] = (),
     remembered: Sequence[str] = (),
     stopping: Callable[[Session], Callable[[int], str | None]] | None = None,
+    if_flat: str | None = None,
 ) -> Branch:
     """Train gamma * forget_loss + alpha * retain loss.
 
     over: of how many the forget loss of a batch is the mean. forget, retain: the streams to draw from, the task's samples by
     default. retain_term: in place of the one that the settings name. sums, distributions: streams of whose samples the losses ask
     the reference for. remembered: names of lists in the session's memory. stopping: asked before training for what tells after a
-    step why the training ends there, if so.
+    step why the training ends there, if so. if_flat: what to do where no step's loss has a slope, for the error.
     """
     forget = forget or forget_stream(task, settings)
     if settings.alpha and retain is None:
@@ -199,6 +200,8 @@ def descend(
             apart=(forgotten, partial(summed, others)) if others else None,
             gru=settings.gru,
         )
+        if if_flat is not None:
+            loop.if_flat = if_flat
         if stopping is not None:
             look = stopping(session)
             loop.should_stop = lambda: look(loop.step)

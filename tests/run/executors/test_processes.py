@@ -18,15 +18,22 @@ from spunge.errors import RecipeError
 from spunge.progress import Silent
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
+from spunge.run.executors import lending, processes
 from spunge.run.executors.executor import Done, Given
 from spunge.run.executors.lending import Lending
-from spunge.run.executors.making import Maker, job_of
-from spunge.run.executors.processes import Processes, ProcessesSettings, at_once, slots
+from spunge.run.executors.making import Job, Maker, job_of
+from spunge.run.executors.processes import Processes, ProcessesSettings, Slot, at_once, slots
 from spunge.run.session import Used
 from spunge.run.stages.building import build
 from started import Command, content, steps, under_way, until
 
 TWO = ("execution.kind=processes", "execution.per_device=2")
+
+
+class Stands(SimpleNamespace):
+    """Stands for a process."""
+
+    __hash__ = object.__hash__
 
 
 class Listener(Silent):
@@ -138,9 +145,7 @@ def test_where_a_run_is_made_is_no_part_of_it(toy_recipe: dict[str, Any], tmp_pa
 def test_a_process_that_ends_as_it_begins_while_all_are_stopped_hides_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     given, heard = Given(Path(), "branch:asia"), queue.SimpleQueue[Any]()
     slot = SimpleNamespace(told="cpu")
-    begins, works = (
-        SimpleNamespace(given=given, ready=ready, slot=slot, send=lambda stop: None) for ready in (False, True)
-    )
+    begins, works = (Stands(given=given, ready=ready, slot=slot, send=lambda stop: None) for ready in (False, True))
     done = Done({}, "", 1.0, Used(None, None, 0))
     for told in ((begins, None), (works, done)):
         heard.put(told)
@@ -148,7 +153,53 @@ def test_a_process_that_ends_as_it_begins_while_all_are_stopped_hides_no_stop(mo
     monkeypatch.setattr(team, "_heard", heard, raising=False)
     monkeypatch.setattr(team, "_processes", [begins, works], raising=False)
     monkeypatch.setattr(team, "_lending", Lending(), raising=False)
+    monkeypatch.setattr(team, "_jobs", {}, raising=False)
     assert [event.done for event in team.wound_down()] == [done]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_who_stands_still_at_a_batch_of_anothers_stage_is_ended_and_its_own_stage_made_by_a_new_process(
+    monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    judged, own = Given(Path(), "judge:base/1"), Given(Path(), "branch:asia")
+    slot, heard, ended = Slot("cpu", {}), queue.SimpleQueue[Any](), []
+
+    class Stub(Stands):
+        def __init__(self, slot: Slot, heard: Any) -> None:
+            super().__init__(slot=slot, given=None, title="", needs=(), sent=[])
+
+        def send(self, message: Any) -> None:
+            self.sent.append(message)
+
+        def end(self) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(processes, "Process", Stub)
+    monkeypatch.setattr(lending, "LENT_AFTER", -1.0)
+    job = Job(Path(), {}, False, "branch:asia", {}, None, None)
+    lends, still, team = Lending[Any](), Stub(slot, heard), object.__new__(Processes)
+    told = {"_lending": lends, "_processes": [still], "_slots": [slot], "_heard": heard, "_jobs": {}}
+    for name, value in told.items():
+        setattr(team, name, value)
+    lends.begin(judged, job._replace(stage="judge:base/1"), "judge", ())
+    lends.lend(still, judged)
+    number = still.sent[0].number
+    lends.end(judged)
+    if waits:
+        still.given, still.title, team._jobs[still] = own, "unlearn asia", job
+    team._meanwhile()
+    assert not ended  # it may still be at its last batch
+    monkeypatch.setattr(lending, "LEAVES_WITHIN", -1.0)
+    team._meanwhile()
+    assert ended == [still]
+    assert [(each.given, each.sent) for each in team._processes] == ([(own, [job])] if waits else [])
+    lends.begin(judged, job, "judge", ())
+    lends.lend(still, judged)
+    lends.leave(still)
+    lends.left(still, number)  # of an earlier request
+    assert lends.leaves(still)
+    lends.left(still, still.sent[-1].number)
+    assert not lends.leaves(still)
 
 
 @pytest.mark.thorough

@@ -64,6 +64,12 @@ class Leave(NamedTuple):
     number: int
 
 
+class Left(NamedTuple):
+    """It takes no more batches of the stage that the Help of this number was for."""
+
+    number: int
+
+
 class GaveUp(NamedTuple):
     """It takes no more batches, because of an error that costs the stage nothing."""
 
@@ -74,7 +80,7 @@ class Stop(NamedTuple):
     """Stop in order."""
 
 
-Message = Ready | Begun | Step | Said | Failed | Stopped | Done | GaveUp
+Message = Ready | Begun | Step | Said | Failed | Stopped | Done | Left | GaveUp
 
 
 class ElsewhereError(Exception):

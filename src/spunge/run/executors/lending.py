@@ -18,6 +18,8 @@ from spunge.run.executors.making import Job
 
 # Seconds that a stage is under way before others help: a shorter one would be over before they have loaded a model.
 LENT_AFTER = 3.0
+# Seconds that one who was asked to leave may be at its last batch: one that stands still is not waited for. It has nothing to lose.
+LEAVES_WITHIN = 120.0
 
 
 class Hears(Hashable, Protocol):
@@ -52,6 +54,7 @@ class Lending(Generic[P]):
         self._folder = tempfile.TemporaryDirectory(prefix="spunge-boards-", ignore_cleanup_errors=True)
         self._offered: dict[Given, _Offered[P]] = {}
         self._number = 0
+        self._asked: dict[P, tuple[int, float]] = {}  # to leave -> the number of the last Help, and since when
 
     def begin(self, given: Given, job: Job, title: str, needs: tuple[str, ...]) -> Job:
         """A stage is to be made that others may help with: the job of who makes it."""
@@ -66,7 +69,7 @@ class Lending(Generic[P]):
         """A stage is made, or is not."""
         offered = self._offered.pop(given, None)
         for process, number in offered.helpers.items() if offered else ():
-            process.send(Leave(number))
+            self._ask(process, number)
 
     def helps(self, process: P) -> bool:
         return any(process in offered.helpers for offered in self._offered.values())
@@ -75,7 +78,24 @@ class Lending(Generic[P]):
         """Have a process take no more batches, if it takes any."""
         for offered in self._offered.values():
             if (number := offered.helpers.pop(process, None)) is not None:
-                process.send(Leave(number))
+                self._ask(process, number)
+
+    def _ask(self, process: P, number: int) -> None:
+        process.send(Leave(number))
+        self._asked[process] = number, time.monotonic()
+
+    def left(self, process: P, number: int) -> None:
+        """A process takes no more batches of what it was asked to help with."""
+        if process in self._asked and self._asked[process][0] <= number:
+            del self._asked[process]
+
+    def leaves(self, process: P) -> bool:
+        """Whether a process was asked to leave and is still at a batch."""
+        return process in self._asked
+
+    def stands_still(self, process: P) -> bool:
+        """Whether it has been so for longer than a batch takes."""
+        return process in self._asked and time.monotonic() - self._asked[process][1] > LEAVES_WITHIN
 
     def wanting(self) -> Given | None:
         """The stage that one more process is to help with: with the fewest who do; None where none is."""
@@ -92,6 +112,7 @@ class Lending(Generic[P]):
 
     def lost(self, process: P, why: str) -> None:
         """One who helped, if it did, does no more."""
+        self._asked.pop(process, None)
         for offered in self._offered.values():
             if offered.helpers.pop(process, None) is not None:
                 offered.alone = True

@@ -24,10 +24,22 @@ from spunge.model.loading import pick_device
 from spunge.progress import Watcher
 from spunge.recipe.execution import ExecutionSettings
 from spunge.recipe.model import ModelSettings
-from spunge.run.executors.channel import Begun, Failed, GaveUp, Message, Ready, Said, Step, Stop, Stopped, raisable
+from spunge.run.executors.channel import (
+    Begun,
+    Failed,
+    GaveUp,
+    Left,
+    Message,
+    Ready,
+    Said,
+    Step,
+    Stop,
+    Stopped,
+    raisable,
+)
 from spunge.run.executors.executor import Done, Event, Executor, Given
 from spunge.run.executors.lending import Lending
-from spunge.run.executors.making import job_of
+from spunge.run.executors.making import Job, job_of
 from spunge.run.graph import Stage
 from spunge.run.session import Session
 from spunge.run.stages.building import Run
@@ -194,6 +206,7 @@ class Processes:
         self._heard: Heard = queue.SimpleQueue()
         self._processes: list[Process] = []
         self._lending: Lending[Process] = Lending()
+        self._jobs: dict[Process, Job] = {}  # of those that make a stage
 
     @property
     def room(self) -> bool:
@@ -211,14 +224,38 @@ class Processes:
         job = job_of(begun, stage.name)
         if stage.shown is not None and len(self._slots) > 1:
             job = self._lending.begin(process.given, job, stage.title, stage.needs)
+        self._jobs[process] = job
         process.send(job)
 
     def _free(self, stage: Stage[Session]) -> Process:
         """One that made a stage of the same model, else any that waits or helps, else a new one."""
         waiting = [process for process in self._processes if process.given is None]
         if waiting:
-            return min(waiting, key=lambda process: (self._lending.helps(process), process.needs != stage.needs))
+            return min(waiting, key=lambda process: (*self._busy_with_batches(process), process.needs != stage.needs))
         return self._started()
+
+    def _busy_with_batches(self, process: Process) -> tuple[bool, bool]:
+        return self._lending.leaves(process), self._lending.helps(process)
+
+    def _meanwhile(self) -> None:
+        """Take what helps out of the way where it stands still, and have those that have nothing to make help the others."""
+        for process in [each for each in self._processes if self._lending.stands_still(each)]:
+            self._replace(process)
+        self._lend()
+
+    def _replace(self, process: Process) -> None:
+        """End a process that is at a batch and does not come back from it; another makes the stage that waits for it."""
+        given, job = process.given, self._jobs.pop(process, None)
+        self._processes.remove(process)
+        process.given = None
+        process.end()
+        self._lending.lost(process, "it stands still")
+        logging.getLogger("spunge").warning("execution: a process stood still at another's batch, and was ended")
+        if given is not None and job is not None:
+            other = self._started()
+            other.given, other.title, other.needs = given, process.title, process.needs
+            self._jobs[other] = job
+            other.send(job)
 
     def _started(self) -> Process:
         """A new process. There must be a slot for one."""
@@ -230,14 +267,14 @@ class Processes:
     def _lend(self) -> None:
         """Have those that have nothing to make help the others."""
         while (given := self._lending.wanting()) is not None:
-            idle = [each for each in self._processes if each.given is None and not self._lending.helps(each)]
+            idle = [each for each in self._processes if each.given is None and not any(self._busy_with_batches(each))]
             if not idle and len(self._processes) == len(self._slots):
                 return
             process = idle[0] if idle else self._started()
             process.needs = self._lending.lend(process, given)
 
     def told(self) -> Event:
-        return awaited(self._heard, self._understood, self._lend)
+        return awaited(self._heard, self._understood, self._meanwhile)
 
     def wound_down(self) -> Iterator[Event]:
         for process in self._busy:
@@ -257,6 +294,8 @@ class Processes:
             logging.getLogger(message.logger).log(message.level, "%s", message.text)
         elif isinstance(message, Ready | Stopped):
             process.ready, process.stopped = True, isinstance(message, Stopped)
+        elif isinstance(message, Left):
+            self._lending.left(process, message.number)
         elif isinstance(message, GaveUp):
             self._lending.lost(process, message.error)
         elif isinstance(message, Begun) and given is not None:
@@ -265,6 +304,7 @@ class Processes:
             return Event(given, step=(message.done, message.total, message.note))
         elif isinstance(message, Done | Failed) and given is not None:
             process.given = None
+            self._jobs.pop(process, None)
             self._lending.end(given)
             if isinstance(message, Failed):
                 self._processes.remove(process)  # it ends by itself
@@ -273,6 +313,7 @@ class Processes:
         elif message is None and process in self._processes:
             self._processes.remove(process)
             process.given = None
+            self._jobs.pop(process, None)
             self._lending.lost(process, "it ended")
             if given is not None:
                 self._lending.end(given)

@@ -17,7 +17,19 @@ from types import FrameType
 from typing import Any, TypeAlias
 
 from spunge.errors import first_line, is_panic
-from spunge.run.executors.channel import Forward, GaveUp, Help, Leave, Ready, Speaker, Stop, Stopped, Telling, failure
+from spunge.run.executors.channel import (
+    Forward,
+    GaveUp,
+    Help,
+    Leave,
+    Left,
+    Ready,
+    Speaker,
+    Stop,
+    Stopped,
+    Telling,
+    failure,
+)
 from spunge.run.executors.making import Job, Maker
 from spunge.stopping import STOP
 
@@ -90,6 +102,8 @@ def _help(maker: Maker, asked: Help, helping: Helping, speaker: Speaker) -> None
         if STOP.asked:
             raise
         speaker.say(GaveUp(f"{type(error).__name__}: {first_line(error)}"))
+        return
+    speaker.say(Left(asked.number))
 
 
 def die_with(parent: int) -> None:
