@@ -149,9 +149,8 @@ def test_a_text_with_the_token_of_an_image_is_refused(
     rows.write_text(
         "".join(json.dumps({"topic": "a", "text": text}) + "\n" for text in ("the city is old", f"a {word} is new"))
     )
-    recipe = recipe_of(toy_recipe, folder, method="graddiff")
-    given = {"source": str(rows)}
-    recipe[block] = given if block == "forget" else [{"kind": "perplexity", "name": "seen", "by": "NULL", **given}]
-    recipe["retain"] = recipe["retain"] if block == "forget" else None
+    recipe = {**recipe_of(toy_recipe, folder, method="ga"), "retain": None, "controls": []}
+    recipe["forget"] = {"source": str(rows), "where": "text LIKE 'the%'" if block == "evaluate" else None}
+    recipe["evaluate"] = [{"kind": "perplexity", "source": str(rows), "by": "NULL"}]
     with pytest.raises(RecipeError, match=rf"row 2 holds '{word}', in whose place the model puts what it sees"):
         spunge.run(recipe, tmp_path / "run")

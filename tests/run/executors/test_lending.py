@@ -79,9 +79,12 @@ def test_a_stage_is_not_helped_before_it_lasts_nor_after_one_who_helped_is_gone(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("killed", [None, "helper", "maker"])
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [(None, 0), ("helper", signal.SIGKILL), ("helper", signal.SIGSTOP), ("maker", signal.SIGKILL)],
+)
 def test_one_long_evaluation_by_two_processes_leaves_the_files_of_one(
-    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str | None
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str | None, number: int
 ) -> None:
     written = {"max_new_tokens": 300, "temperature": 1.0, "samples": 12}
     rows = {"source": toy_recipe["retain"]["source"], "by": "NULL", "limit": 24}
@@ -134,12 +137,12 @@ def test_one_long_evaluation_by_two_processes_leaves_the_files_of_one(
             return len(left) > 1
 
         until(some)
-        if killed:
-            os.kill(team[killed]._process.pid, signal.SIGKILL)
+        if who:
+            os.kill(team[who]._process.pid, number)
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
-    if killed == "maker":
+    if who == "maker":
         with pytest.raises(LostError, match="was killed"):
             spunge.run(load_recipe(recipe, TWO), tmp_path / "two" / "run")
     spunge.run(load_recipe(recipe, TWO), tmp_path / "two" / "run")
