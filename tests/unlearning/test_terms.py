@@ -15,7 +15,6 @@ from spunge.endpoints.client import Reply
 from spunge.errors import RecipeError
 from spunge.progress import SILENT
 from spunge.recipe.loading import dump_recipe, load_recipe
-from spunge.run.pipeline import begin
 from spunge.run.plan import plan
 from spunge.unlearning.terms import PROMPT, AskSettings, ask, merged, passages, read_terms
 from toys import Told
@@ -205,10 +204,15 @@ def test_a_run_asks_once_says_so_before_and_trains_each_part_with_its_own_terms(
     planned = plan(recipe, run, device="h100")
     assert sent in planned.notes
     assert not server.bodies, "a plan sends nothing"
-    begin(load_recipe(recipe), run, heard)
-    assert not server.bodies
-    assert sent in str(heard.lines)
-    spunge.run(recipe, run)
+    said_before = []
+
+    def answer(body: dict[str, Any]) -> str:
+        said_before.append(sent in heard.lines)
+        return said_of(passage_of(body))
+
+    server.answer = answer
+    spunge.run(recipe, run, heard)
+    assert said_before == [True] * 4
     assert sorted(map(passage_of, server.bodies)) == sorted(
         ["paris is in france", "rome is in italy", "japan has tokyo", "japan is far"]
     )
@@ -225,10 +229,11 @@ def test_a_run_asks_once_says_so_before_and_trains_each_part_with_its_own_terms(
     stamps = {name: (run / f"stamps/branch/{name}.json").read_bytes() for name in ("europe", "asia")}
     (run / "anchors.json").write_text('{"france": "x"}')
     recipe["unlearn"]["ask"].pop("key_env")
-    spunge.run(recipe, run)
+    again = Told()
+    spunge.run(recipe, run, again)
     assert json.loads((run / "anchors.json").read_text()) == TERMS, "made again, from the answers that are kept"
     assert len(server.bodies) == 4
-    assert not [note for note in plan(recipe, run, device="h100").notes if "unlearn.ask" in note]
+    assert not [line for line in again.lines if "unlearn.ask" in line]
 
     forget = [{"topic": "europe", "text": "france has paris"}] + [
         json.loads(line) for line in Path(recipe["forget"]["source"]).read_text().splitlines()[1:]
