@@ -390,15 +390,19 @@ def _ascends(column: pa.ChunkedArray) -> bool:
 
 @cache
 def _keywords() -> frozenset[str]:
-    rows = duckdb.connect().execute("SELECT keyword_name FROM duckdb_keywords()").fetchall()
-    return frozenset(word for (word,) in rows)
+    return _words("SELECT keyword_name FROM duckdb_keywords()")
 
 
 @cache
 def _changing() -> frozenset[str]:
     """Functions whose value is another each time or each day."""
     told = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-    return frozenset(word for (word,) in duckdb.connect().execute(told).fetchall())
+    return _words(told)
+
+
+def _words(sql: str) -> frozenset[str]:
+    with duckdb.connect() as connection:
+        return frozenset(word for (word,) in connection.execute(sql).fetchall())
 
 
 def _is_keyword(name: str) -> bool:
