@@ -1,17 +1,22 @@
 """The docs against the code: every setting stands in the reference, and a link that leads nowhere is found."""
 
 import importlib
+import json
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import spunge
 from spunge.cli.listing import REGISTRIES as BY_KIND
+from spunge.recipe.loading import load_recipe
 from spunge.recipe.schema import Recipe
-from spunge.registry import Registry
+from spunge.registry import METHODS, RULES, Registry
 from spunge.unlearning.refusals import RefusalSettings
-from toys import ROOT
+from toys import ROOT, Told
 
 REGISTRIES = tuple(BY_KIND.values())
 NAMING = {"kind", "method", "rule"}
@@ -154,6 +159,65 @@ def test_a_method_or_rule_without_a_test_of_its_formula_is_found(script: Any) ->
         {name: of for name, of in tests.items() if name not in ("npo", "ties")} | {"nop": ["a"]}
     )
     assert all(name in told for name, told in zip(('"npo"', '"ties"', "'nop'"), found, strict=True))
+
+
+@pytest.fixture
+def page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]
+) -> Callable[[str], list[list[str]]]:
+    """page("requests") -> the stages that begin under each `spunge run` of a how-to page, given in a folder with the page's recipe
+    and some of the demo's rows, to a toy model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    for file in (ROOT / "src/spunge/recipes/demo").glob("*.jsonl"):
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        (tmp_path / "demo" / file.name).write_text(
+            "".join(lines[:: 20 if file.stem == "forget" else 60]), encoding="utf-8"
+        )
+
+    def given(name: str) -> list[list[str]]:
+        text = (ROOT / f"docs/how-to/{name}.md").read_text(encoding="utf-8")
+        [recipe] = re.findall(rf"^```yaml\n# {name}\.yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        (tmp_path / f"{name}.yaml").write_text(recipe, encoding="utf-8")
+        heard = []
+        for line in re.findall(rf"^    spunge run ({name}\.yaml .*)", text, flags=re.MULTILINE):
+            file, *options = shlex.split(line)
+            told = dict(zip(options[::2], options[1::2], strict=True))
+            overrides = [f"model.path={tiny('llama')}", "unlearn.layer=1", "unlearn.steps=2"]
+            loaded = load_recipe(file, [*overrides, *([told["--set"]] if "--set" in told else [])])
+            watcher = Told()
+            spunge.run(loaded, tmp_path / told["--out"], watcher=watcher)
+            heard.append(watcher.lines)
+        return heard
+
+    return given
+
+
+def test_the_page_on_requests_trains_what_is_new_alone(page: Callable[[str], list[list[str]]]) -> None:
+    trained = [[line for line in lines if line.startswith("unlearn")] for lines in page("requests")]
+    assert trained == [["unlearn branch:europe"], ["unlearn branch:asia"], []]
+
+
+def test_the_page_on_rows_without_labels_has_a_recipe_that_runs(
+    page: Callable[[str], list[list[str]]], tmp_path: Path
+) -> None:
+    page("no-labels")
+    split = json.loads((tmp_path / "runs/no-labels/split.json").read_text())
+    assert {part["value"] for part in split["parts"]} == {"north", "gulf"}
+
+
+def test_the_readme_counts_and_names_what_the_registries_have() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    [(methods, named)] = re.findall(
+        r"(\d+) \[methods\]\([^)]*\) come with it: (.*?), and branches that other tools made", text
+    )
+    [rules] = re.findall(r"on its own, with (\d+) rules\.", text)
+    [architectures] = re.findall(r"\[(\d+) architectures\]", text)
+    assert int(methods) == len(METHODS.builtin)
+    names = {re.sub(r"\W", "", name).lower() for name in named.split(", ")}
+    assert names == {re.sub(r"_", "", name) for name in METHODS.builtin} - {"precomputed"}
+    assert int(rules) == len(RULES.builtin)
+    assert f"on {architectures} everything" in (ROOT / "docs/architectures.md").read_text(encoding="utf-8")
 
 
 def test_every_method_has_a_page_with_its_settings_and_its_tests(script: Any) -> None:
