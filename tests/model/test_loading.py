@@ -87,6 +87,12 @@ def test_swapped_puts_another_checkpoints_tensors_in_and_out(
     assert torch.equal(base.parameters[name], before)
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda:99"])
+def test_a_device_that_is_not_here_or_holds_no_values_is_refused(tiny: Callable[..., Path], device: str) -> None:
+    with pytest.raises(RecipeError, match=f"^model.device: '{device}' cannot be used here"):
+        load_base(tiny("llama"), ModelSettings(path=str(tiny("llama")), device=device))
+
+
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(RecipeError, match=r"model\.device: 'gpu7'"):
         pick_device("gpu7")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.copies import folder_here
-from spunge.errors import RecipeError
+from spunge.errors import RecipeError, first_line
 from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks, in_language_part
 from spunge.model.board import Board
@@ -129,7 +129,7 @@ def load_base(
     model gives hidden states alone; an architecture that cannot be cut is loaded whole. setting: for errors.
     ranks: that are to train it together.
     """
-    device = pick_device(settings.device)
+    device = usable_device(settings.device)
     trust, packed_in = settings.trust_remote_code, settings.train_in
     if packed_in is not None:
         refuse_without_bitsandbytes("model.train_in", packed_in)
@@ -381,6 +381,18 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name, which must be here and hold values. Raises RecipeError for another."""
+    device = pick_device(name)
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        raise RecipeError(
+            f"model.device: {name!r} cannot be used here ({first_line(error)}); give auto, or a device of this machine"
+        ) from error
+    return device
 
 
 def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from spunge.errors import RecipeError, suggestion
 from spunge.evaluation.scorers.scorer import Loaded, Scorer
-from spunge.model.loading import pick_device, pick_dtype
+from spunge.model.loading import pick_dtype, usable_device
 from spunge.model.memory import halved
 from spunge.model.padding import grouped
 from spunge.model.refusing import refused_as
@@ -95,7 +95,7 @@ def load_classifier(path: str, revision: str | None, setting: str, device: str =
 
     refuse_unclassifying(described(path, revision, setting).config, path, setting)
     folder = fetched(path, setting, revision, pickles=True)
-    target = pick_device(device)
+    target = usable_device(device)
     with refused_as(f"{setting}: {path!r} cannot be loaded as a text classifier"):
         config = described_by(folder)
         dtype = torch.float32 if target.type == "cpu" else pick_dtype("auto", target, config)
