@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -176,13 +177,18 @@ def test_an_expression_beyond_the_memory_is_refused_and_nothing_goes_to_the_disk
 SORTED = "row_number() OVER (ORDER BY text)"
 
 
+@cache
+def unsorted() -> pa.Table:
+    return pa.table({"text": [f"{number * 7919 % 200_000:06} {'x' * 120}" for number in range(200_000)]})
+
+
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> Records:
     """Rows that count as many, of which DuckDB may hold a part."""
     monkeypatch.setattr("spunge.data.keeping.IN_MEMORY", 1000)
     monkeypatch.setattr(query, "LITTLE", "40MB")
     monkeypatch.setattr(query, "THREADS", 1)
-    return Records(pa.table({"text": [f"{number * 7919 % 200_000:06} {'x' * 120}" for number in range(200_000)]}))
+    return Records(unsorted())
 
 
 def left() -> list[Path]:
@@ -212,6 +218,15 @@ def test_what_the_disk_does_not_take_is_sorted_in_memory_or_refused(
     with pytest.raises(RecipeError, match=r"^split.by: .* needs more memory than there is$"):
         Query(many).values(SORTED, "split.by")
     assert left() == []
+
+
+def test_where_the_disk_takes_nothing_memory_does(
+    many: Records, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(query, "LITTLE", "12MB")
+    monkeypatch.setattr(query, "spill_folder", lambda: tmp_path / "file" / "aside.spill")
+    assert Query(many).values(SORTED, "split.by")["value"][0].as_py() == "1"
 
 
 def test_what_a_killed_process_put_aside_is_removed_after_a_day(many: Records) -> None:

@@ -252,10 +252,10 @@ class Query:
                 raise RecipeError(f"{setting}: {given!r} {beyond}")
             try:
                 return self._answer(sql, each or _as_it_is)
-            except (duckdb.OutOfMemoryException, MemoryError):
+            except (duckdb.OutOfMemoryException, duckdb.IOException, MemoryError):
                 if not self._spills:
                     raise
-                # An aggregate, such as a list of all values, can't be put aside.
+                # An aggregate, such as a list of all values, can't be put aside, and nothing can where the disk is full.
                 self._spills = False
                 self._connection.close()
                 self._connection = self._connected()
@@ -359,7 +359,11 @@ def _pieces(answer: duckdb.DuckDBPyRelation) -> Iterator[pa.Table]:
         except StopIteration:
             return
         except (OSError, pa.ArrowException) as error:
-            kinds = {"Out of Memory": duckdb.OutOfMemoryException, "INTERRUPT": duckdb.InterruptException}
+            kinds = {
+                "Out of Memory": duckdb.OutOfMemoryException,
+                "INTERRUPT": duckdb.InterruptException,
+                "IO": duckdb.IOException,
+            }
             kind = next((kind for start, kind in kinds.items() if str(error).startswith(start)), duckdb.Error)
             raise kind(str(error)) from None
         give_back()
