@@ -45,6 +45,8 @@ class Run:
     @property
     def asks(self) -> tuple[str, ...]:
         """The stages that ask others."""
+        if self.recipe.unlearn is None:
+            return ()
         pairs = ((mark_of(number, line), asking_of(line.inputs.unlearn)) for number, line in enumerate(self.seeds))
         return tuple(f"{mark}{asking.name}" for mark, asking in pairs if asking is not None)
 
