@@ -106,11 +106,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_rows(Path(folder), args.length, ROWS.get(case, 64))
             recipe = load_recipe(recipe_of(case, args.model, Path(folder), args.length, args.steps))
-            [planned] = [
-                step for step in spunge.plan(recipe, Path(folder) / "run").stages if step.stage.startswith("branch")
-            ]
+            steps = (args.steps, 2 * args.steps)
+            planned, longer = (
+                step
+                for count in steps
+                for step in spunge.plan(
+                    load_recipe(recipe_of(case, args.model, Path(folder), args.length, count)), Path(folder) / "run"
+                ).stages
+                if step.stage.startswith("branch")
+            )
             measured = dry_steps(recipe, args.steps)
-        memory, seconds = (planned.memory or 0) / GIB, (planned.seconds or 0) / args.steps
+        memory = (planned.memory or 0) / GIB
+        # What comes before the first step is in both, and no step.
+        seconds = ((longer.seconds or 0) - (planned.seconds or 0)) / (steps[1] - steps[0])
         ratios.append((measured.memory / GIB / memory, measured.processor / seconds))
         lines.append(
             f"| {case} | {memory:.2f} | {measured.memory / GIB:.2f} | **{ratios[-1][0]:.2f}** | {seconds:.2f} | "

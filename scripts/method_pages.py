@@ -27,6 +27,7 @@ from spunge.unlearning.method import Method
 
 ROOT = Path(__file__).parent.parent
 DEPTH = 32  # blocks of the model that costs are told of: a 7B Llama's
+ROWS = 1000  # to forget and to retain, for what is trained before
 PLAIN = Samples(pa.table({"text": ["a text", "another", "a third"]}))
 ANSWERED = Samples(pa.table({"prompt": ["a?", "b?", "c?"], "completion": [" d", " e", " f"]}))
 REFUSING = Samples(ANSWERED.table.append_column("refusal", pa.array([" g", " h", " i"])))
@@ -176,7 +177,15 @@ def cost(method: Method[Any]) -> list[str]:
         "of the whole model, in this order. The calls on a line are held in memory together; `spunge plan` tells the memory.",
         "",
         *(f"- {line}" for line in counted("; ".join(counted(map(call_told, group))) for group in groups)),
+        *copied(method),
     ]
+
+
+def copied(method: Method[Any]) -> list[str]:
+    """That copies of the base are trained before the first step."""
+    steps = method.copying(settled(method), {"": ROWS}, ROWS)
+    told = f"Before the first step copies of the base are trained: {steps} steps for {ROWS} rows to forget and {ROWS} to retain."
+    return ["", told] if steps else []
 
 
 def counted(told: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Estimates: costs by hand, what is done, what is not known yet."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_a_method_that_holds_copies_of_what_it_trains_is_planned_with_them(
     steps = training_cost(line.trainings[0], line).steps
     assert steps is not None
     assert steps.further == copies
+
+
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [("kga, copies: {epochs: 2}, new_share: 0.5", 3), ("whp, reinforce: {epochs: 2}", 2), ("npo", 0)],
+)
+def test_copies_that_are_trained_first_are_planned_by_their_own_steps(
+    toy_recipe: dict[str, Any], tmp_path: Path, given: str, rows: int
+) -> None:
+    told = f"unlearn={{method: {given}, steps: 5, epochs: null, batch_size: 2}}"
+    line = begun(toy_recipe, tmp_path, told, "controls=[]").seeds[0]
+    cost = training_cost(line.trainings[0], line)
+    forget, retain = len(line.trainings[0].parts[0].samples), len(line.inputs.retain)
+    passes = {0: [], 2: [forget], 3: [forget, round(retain / 2)]}[rows]
+    assert cost.steps is not None
+    assert cost.steps.count == 5
+    assert (cost.copying.count if cost.copying else 0) == sum(-(-2 * each // 2) for each in passes)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +213,15 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     assert two.elapsed is not None
     assert alone.elapsed / 2 <= two.elapsed < 0.9 * alone.elapsed
     assert "stages at once" not in plan_text(alone)
-    assert "up to 2 stages at once, each with memory of its own: about " in plan_text(two)
+    assert re.search(
+        r"up to 2 stages at once, each with memory of its own, about [\d.]+ GiB together: about ", plan_text(two)
+    )
+    # Judging is what both hold in the end: one makes it, the other helps.
+    judging = max(step.memory or 0 for step in two.stages if step.work.startswith("judge"))
+    assert alone.together is None
+    assert two.memory is not None
+    assert two.together is not None
+    assert 2 * judging <= two.together <= 2 * two.memory
     assert plan_text(two).endswith("; first branch:asia, branch:europe")
 
 

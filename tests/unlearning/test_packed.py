@@ -22,11 +22,13 @@ from spunge.model.loading import Base, load_base
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.recipe.teaching import TeachSettings
+from spunge.recipe.training import LoRA as LoRASettings
 from spunge.registry import EVALUATORS, METHODS
 from spunge.run.stages.building import build
 from spunge.unlearning.finetuning import teach
 from spunge.unlearning.method import Branch, Task
-from spunge.unlearning.trained import training_tensors
+from spunge.unlearning.quick.products import is_adapted, product_of
+from spunge.unlearning.trained import training, training_tensors
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import open_delta, write_delta
 from spunge.weights.overlay import applied
@@ -127,6 +129,18 @@ def test_a_layer_that_is_not_the_checkpoints_is_no_tensor_of_it(tiny: Callable[.
     found = stored_names(packed.model, Checkpoint(tiny()), plain.model).names
     odd = {f"model.layers.1.self_attn.{name}.weight" for name in ("q_proj", "o_proj")}
     assert set(plain.names) - set(found) == odd
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_factors_beside_4_bits_compute_in_the_form_that_holds_the_inputs_once(
+    pair: Callable[..., tuple[Base, Base]], architecture: str
+) -> None:
+    base, _ = pair(architecture, "4bit")
+    with training(base, LoRASettings(rank=4, targets="all-linear"), 0) as trained:
+        adapted = [module for module in trained.model.modules() if is_adapted(module)]
+        assert len(adapted) == sum(map(is_packed, base.model.modules())) > 0
+        assert all("forward" in vars(module) and product_of(module) is not None for module in adapted)
 
 
 ON_LLAMA = sorted(set(METHODS.builtin) - {"precomputed"})

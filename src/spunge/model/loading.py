@@ -18,6 +18,7 @@ from spunge.errors import RecipeError, first_line
 from spunge.files import cache_folder, fingerprint, read_json, sealed, unsealed, write_json
 from spunge.model.architecture import find_blocks, in_language_part
 from spunge.model.board import Board
+from spunge.model.memory import heap_given_back
 from spunge.model.names import stored_names
 from spunge.model.packing import hollow, load_packed
 from spunge.model.ranks import ALONE, Ranks
@@ -37,6 +38,7 @@ LEARNED_POSITIONS = (
     "position_embedding.weight",
     "positions_embed.weight",
 )
+SLOW = 0.1  # seconds of a small product on a processor that has no arithmetic of its type: once is enough
 TABLED_POSITIONS = ("gptj", "codegen", "ctrl", "mpt", "reformer")  # computed, into a table of a fixed length
 AFTER_PADDING = (
     "roberta",
@@ -142,7 +144,8 @@ def load_base(
         model = None if last is None or whole else _first_blocks(folder, config, dtype, trust, last + 1)
         if packed_in is not None:
             plain = hollow(kind, config, trust)
-            model = load_packed(kind, folder, config, dtype, trust, device, packed_in)
+            with heap_given_back():  # what is packed would leave as much room in the heap as it had unpacked
+                model = load_packed(kind, folder, config, dtype, trust, device, packed_in)
         elif model is None:
             model = kind.from_pretrained(folder, config=config, dtype=dtype, trust_remote_code=trust)
         tokenizer = load_tokenizer(settings, folder, setting)
@@ -446,6 +449,8 @@ def _bfloat16_speedup() -> float:
             started = time.perf_counter()
             left @ right
             taken.append(time.perf_counter() - started)
+            if taken[-1] > SLOW:
+                break
         return min(taken)
 
     return seconds(torch.float32) / seconds(torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from spunge.data.items import Items
@@ -39,7 +40,7 @@ def expected(stage: Stage[Any]) -> Expected:
     """What the others of a run are told of a stage that is to come: its passes of tokens through the model, or bytes."""
     cost = stage.takes
     tokens = cost.tokens + cost.watched + WRITING * (cost.written + cost.watched_written)
-    tokens += passes(cost.steps) if cost.steps is not None else 0.0
+    tokens += sum(passes(each) for each in (cost.steps, cost.copying) if each is not None)
     tokens += sum(each.texts * each.tokens * (WRITING + each.again * each.read) for each in cost.first)
     return Expected(stage.title, "model", tokens) if tokens else Expected(stage.title, "disk", cost.nbytes)
 
@@ -78,8 +79,11 @@ def training_cost(training: Training, line: Lineup) -> Cost:
         sum(len(part.samples) for part in training.parts) / unlearn.batch_size,
     )
     over = math.ceil(steps.count * steps.accumulation / max(1, math.ceil(batches)))
+    rows = {part.value: len(part.samples) for part in training.parts}
+    copying = method.copying(unlearn, rows, 0 if inputs.retain is None else len(inputs.retain))
     return Cost(
         steps=steps,
+        copying=replace(steps, count=copying, groups=[(FORGET,)], further=0) if copying else None,
         first=[method.writing(part.samples, unlearn, over) for part in training.parts],
         watched=count * read,
         watched_written=count * written,

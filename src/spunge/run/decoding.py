@@ -9,7 +9,6 @@ from typing import Any
 
 from spunge.errors import RecipeError
 from spunge.model.loading import Base, load_base, load_tokenizer
-from spunge.model.offsets import Offsets, Shift, pairs_of
 from spunge.recipe.decoding import shift_of
 from spunge.recipe.schema import Recipe
 from spunge.run.inputs import BaseInputs
@@ -28,6 +27,12 @@ def laid_together(large: Base, small: Base, model: Model, recipe: Recipe) -> tup
 
     Raises RecipeError where the recipe does not decode.
     """
+    from spunge.model.offsets import (
+        Offsets,
+        Shift,
+        pairs_of,
+    )  # brings transformers' classes, which a plan may do without
+
     decode, unlearn = recipe.decode, recipe.unlearn
     if decode is None:
         raise RecipeError("decode: missing; nothing is shifted without it")

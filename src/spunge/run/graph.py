@@ -40,6 +40,7 @@ class Cost:
     """About what a stage takes: a training's steps, tokens through the whole model without gradient, bytes read or written."""
 
     steps: Steps | None = None
+    copying: Steps | None = None  # of copies of the base that are trained before it
     tokens: float = 0.0  # that are read
     written: float = 0.0  # that are written, one after the other
     first: Sequence[Writing] = ()  # what the base writes before a training

@@ -32,7 +32,7 @@ from spunge.run.stages.naming import RunGraph
 from spunge.run.stages.unfinished import losing
 from spunge.run.teach import RETRAIN, TEACH
 from spunge.run.train import asking_of, parts_of
-from spunge.run.turns import turns
+from spunge.run.turns import Turn, held_together, turns
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Plan:
     disk: int | None  # bytes that the run's folder takes
     seconds: float | None  # of what is not done yet, one stage after the other
     at_once: int  # stages that are made at once, at the most
+    together: int | None  # bytes of one device that its processes hold together (`execution: {kind: processes}`)
     first: list[str]  # those that are made at once first
     elapsed: float | None  # seconds of what is not done yet, with so many at once
     refused: list[str]  # what does not fit into the device's memory, and the setting that would make it fit
@@ -106,7 +107,8 @@ def _planned(
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
     where = device_of(device, pick_device(recipe.model.device), anew=measure)
-    where = shared(where, _on_one(recipe, 1 if where.gpu else together))
+    on_one = _on_one(recipe, 1 if where.gpu else together)
+    where = shared(where, on_one)
     here = base.local and (base.conversion is None or graph.state("conversion").done)
     here = here and (recipe.decode is None or base.large_here)
     if here:
@@ -127,6 +129,9 @@ def _planned(
         disk=round(sum(stage.takes.kept for stage in graph.stages.values())) if size else None,
         seconds=round(sum(step.seconds or 0 for step in steps if not step.done), 1) if size else None,
         at_once=at_once,
+        together=round(_together(graph, size, taken, at_once, on_one))
+        if size and settings.kind == "processes"
+        else None,
         first=[turn.stage for turn in taken if turn.start == 0.0],
         elapsed=round(max((turn.end for turn in taken), default=0.0), 1) if size else None,
         refused=[fit.line for fit in unfitting if fit.refused],
@@ -156,6 +161,13 @@ def _measured(begun: Run, size: Estimator | None, device: str) -> Estimator:
         if name.startswith(("branch:", "control:")) and (steps := stage.takes.steps) is not None:
             return scaled(size, begun.recipe, steps, name)
     raise RecipeError("--measure: nothing is trained by this recipe; leave it out")
+
+
+def _together(graph: RunGraph, size: Estimator, taken: Sequence[Turn], at_once: int, on_one: int) -> float:
+    """Bytes of a device that its processes hold together, those that help with judging included."""
+    memory = {turn.stage: size.stage(graph.stages[turn.stage].takes).memory for turn in taken}
+    on_each = at_once if not size.device.gpu else min(at_once, on_one)
+    return held_together(graph, taken, memory, at_once) * on_each / max(1, at_once)
 
 
 def _on_one(recipe: Recipe, together: int) -> int:
@@ -287,7 +299,10 @@ def plan_text(planned: Plan) -> str:
     if planned.at_once > 1 and planned.first:
         about = "" if planned.elapsed is None else f"about {duration(planned.elapsed)} for what is to do; "
         first = ", ".join(planned.first[: planned.at_once])
-        lines.append(f"up to {planned.at_once} stages at once, each with memory of its own: {about}first {first}")
+        all_of_it = "" if planned.together is None else f", about {planned.together / 2**30:.1f} GiB together"
+        lines.append(
+            f"up to {planned.at_once} stages at once, each with memory of its own{all_of_it}: {about}first {first}"
+        )
     return "\n".join([*lines, *(f"note: {note}" for note in (*planned.refused, *planned.notes))])
 
 

@@ -1,6 +1,6 @@
 """A copy of the base that is trained further on some samples, for methods that look at what it has learned."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
@@ -30,6 +30,16 @@ class Trains(Protocol):
     def trainable(self) -> LoRA | Selected | Everything: ...
 
 
+def further_steps(settings: Trains, how: Further, rows: Mapping[str, int]) -> int:
+    """Optimizer steps in which a copy is trained further on parts of so many samples."""
+    return sum(_settings(settings, how).steps_of(rows).values())
+
+
+def _settings(settings: Trains, how: Further) -> FinetuningSettings:
+    own = {each: vars(settings)[each] for each in (*DescentSettings.model_fields, "max_lengths", "max_damage")}
+    return FinetuningSettings(**own | dict(how) | {"steps": None})
+
+
 @contextmanager
 def trained_further(task: Task, settings: Trains, how: Further, name: str, stage: str, steps: int) -> Iterator[Trained]:
     """Inside the block the base is trained further on a task's samples, from the factors that the model's own training begins with.
@@ -37,8 +47,7 @@ def trained_further(task: Task, settings: Trains, how: Further, name: str, stage
     name: of the method's setting that is `how`. stage: what is told meanwhile; where the task has a state, the copy has one of its
     own of this name. steps: of the model's own training. Raises RecipeError where the copy's goes wrong.
     """
-    own = {each: vars(settings)[each] for each in (*DescentSettings.model_fields, "max_lengths", "max_damage")}
-    told = FinetuningSettings(**own | dict(how) | {"steps": None})
+    told = _settings(settings, how)
 
     def progress(step: int, of: int, note: str = "") -> None:
         task.progress(0, steps, f"{stage}, step {step} of {of}: {note}")

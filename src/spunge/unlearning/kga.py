@@ -33,7 +33,7 @@ from spunge.data.samples import Batch, Samples
 from spunge.errors import RecipeError
 from spunge.model.memory import halved
 from spunge.unlearning.calls import FORGET, Group, descending
-from spunge.unlearning.copies import Further, trained_further
+from spunge.unlearning.copies import Further, further_steps, trained_further
 from spunge.unlearning.feed import forget_stream, retain_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, retained_of
@@ -97,9 +97,14 @@ def parted(retain: Samples, settings: KGASettings, seed: int) -> Rows:
         raise RecipeError(
             f"retain: {count} row, and kga takes a share of them for new data (unlearn.new_share); give at least two"
         )
-    chosen = min(count - 1, max(1, round(settings.new_share * count)))
+    chosen = new_rows(count, settings)
     pieces = dealt(count, [chosen], np.random.default_rng(seed))
     return Rows(*(Samples(taken_apart(retain.table, rows)) for rows in pieces))
+
+
+def new_rows(count: int, settings: KGASettings) -> int:
+    """How many of so many retain rows stand for new data."""
+    return min(count - 1, max(1, round(settings.new_share * count)))
 
 
 def gap_of(task: Task, settings: KGASettings, new: Samples) -> float:
@@ -155,10 +160,13 @@ def refuse(_parts: Mapping[str, Samples], retain: Samples | None, settings: KGAS
 
 
 def calls(settings: KGASettings, _depth: int) -> list[Group]:
-    """The copies' steps are counted as further calls of the model's own."""
-    ratio = settings.copies.epochs / settings.epochs if settings.epochs else 1.0
-    copies: list[Group] = [(FORGET,)] * (2 * max(1, round(ratio)))
-    return copies + descending(settings, (FORGET._replace(gradient=False), FORGET._replace(beside=True)))
+    return descending(settings, (FORGET._replace(gradient=False), FORGET._replace(beside=True)))
+
+
+def copying(settings: KGASettings, rows: Mapping[str, int], retain: int) -> int:
+    """Steps of both copies."""
+    each = (rows, {"retain": new_rows(retain, settings)})
+    return sum(further_steps(settings, settings.copies, learned) for learned in each)
 
 
 KGA = Method(
@@ -167,6 +175,7 @@ KGA = Method(
     source="Wang et al. 2023, arXiv 2305.06535",
     unlearn=unlearn,
     calls=calls,
+    copying=copying,
     copies=1,  # the values of the copy that learned the forget samples
     stored_entries=stored_entries,
     refuse=refuse,

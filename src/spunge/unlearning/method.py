@@ -111,6 +111,8 @@ class Method(Generic[S]):
     # (samples of a part, settings, passes over them) -> what the base writes first, or the model on its way.
     copies: int = 0
     writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
+    # (settings, samples of each part, retain samples) -> optimizer steps in which copies of the base are trained before the first.
+    copying: Callable[[S, Mapping[str, int], int], int] = lambda settings, rows, retain: 0
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without
     # its output layer. None: all of the model.
     last_block: Callable[[S, int], int | None] | None = None

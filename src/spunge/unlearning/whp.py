@@ -35,8 +35,7 @@ from spunge.recipe.block import Place
 from spunge.recipe.training import LoRA, Trainable
 from spunge.unlearning.anchors import SETTING, Translated, read_anchors, terms_of, translated
 from spunge.unlearning.batches import Stream, learned_tokens, share
-from spunge.unlearning.calls import FORGET, Group
-from spunge.unlearning.copies import Further, trained_further
+from spunge.unlearning.copies import Further, further_steps, trained_further
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.loop import Loop, Loss, TrainingSettings
 from spunge.unlearning.method import Asking, Branch, Method, Task, Told
@@ -256,17 +255,11 @@ def told(parts: Mapping[str, Samples], settings: WHPSettings, progress: Steps) -
     return Told(found.terms, found.told, f"{len(found.terms)} terms of {found.told['passages']} passages{more}")
 
 
-def calls(settings: WHPSettings, _depth: int) -> list[Group]:
-    """The copy's steps are counted as further calls of the model's own."""
-    ratio = settings.reinforce.epochs / settings.epochs if settings.epochs else 1.0
-    return [(FORGET,)] * (1 + max(1, round(ratio)))
-
-
 WHP = Method(
     settings=WHPSettings,
     source="Eldan and Russinovich 2023, arXiv 2310.02238",
     unlearn=unlearn,
-    calls=calls,
+    copying=lambda settings, rows, retain: further_steps(settings, settings.reinforce, rows),
     stored_entries=stored_entries,
     refuse=refuse,
     inputs=inputs,

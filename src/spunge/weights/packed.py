@@ -1,13 +1,37 @@
 """Linear layers whose weights bitsandbytes has packed into 4 or 8 bits."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
 def is_packed(module: nn.Module) -> bool:
     """Whether a module is a linear layer of bitsandbytes'."""
     return isinstance(module, nn.Linear) and type(module).__module__.startswith("bitsandbytes.")
+
+
+class Values(NamedTuple):
+    """What a layer that is packed in 4 bits multiplies by."""
+
+    dtype: torch.dtype
+    unpack: Callable[[], Tensor]  # (out, in)
+
+
+def in_four_bits(module: Any) -> Values | None:
+    """Of a packed layer as bitsandbytes computes it now; None where it does so in another way, or is packed otherwise."""
+    from bitsandbytes import functional
+    from bitsandbytes.nn import Linear4bit
+
+    if type(module) is not Linear4bit or (state := module.weight.quant_state) is None:
+        return None
+    other_way = module.support_avx512bf16_for_cpu or getattr(state, "packing_format_for_cpu", False)
+    turned = tuple(state.shape) != (module.out_features, module.in_features)
+    if other_way or turned or module.compute_dtype != state.dtype:
+        return None
+    packed = module.weight.data
+    return Values(state.dtype, lambda: functional.dequantize_4bit(packed, state))
 
 
 def is_turned(module: Any) -> bool:

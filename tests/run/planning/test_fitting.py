@@ -46,6 +46,24 @@ def test_what_is_trained_in_full_has_its_value_gradient_state_and_kept_copies(op
     assert estimator.resident(steps) == pytest.approx(2 * entries + copies * entries)
 
 
+def test_8_bit_moments_take_longer_on_a_cpu_and_less_of_a_gpus_bandwidth() -> None:
+    for gpu, longer in ((False, True), (True, False)):
+        estimator = estimator_of(gpu)
+        plain, packed = (
+            estimator.training(replace(steps_of(Everything(), 1), optimizer=optimizer)).seconds
+            for optimizer in ("adamw", "adamw_8bit")
+        )
+        assert (packed > plain) == longer
+
+
+def test_copies_that_are_trained_first_are_counted() -> None:
+    estimator, steps = estimator_of(), steps_of(LoRA(), 2)
+    alone = estimator.stage(Cost(steps=steps))
+    both = estimator.stage(Cost(steps=steps, copying=replace(steps, count=3)))
+    assert both.seconds == pytest.approx(4 * alone.seconds)
+    assert both.memory == alone.memory
+
+
 def test_what_the_base_writes_takes_a_call_a_token_and_those_that_read_anew() -> None:
     estimator = estimator_of()
     plain = estimator.writing_first(Writing(3, 5))

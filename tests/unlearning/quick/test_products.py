@@ -1,5 +1,7 @@
 """Linear layers with factors beside them: gradients by finite differences, and dropout that draws as dropout does."""
 
+import copy
+import importlib.util
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 from spunge.unlearning.forms import FORMS
-from spunge.unlearning.quick.products import multiplied
+from spunge.unlearning.quick.products import multiplied, multiplied_at_once
 
 
 def with_factors(layer: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
@@ -16,7 +18,9 @@ def with_factors(layer: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=rank / 2, lora_dropout=dropout, target_modules=["0"])
-    wrapped: Any = inject_adapter_in_model(config, nn.Sequential(layer))[0]
+    around = nn.Sequential(layer)
+    around.is_loaded_in_4bit = type(layer).__module__.startswith("bitsandbytes.")  # type: ignore[assignment]
+    wrapped: Any = inject_adapter_in_model(config, around)[0]
     for factor in (wrapped.lora_A, wrapped.lora_B):
         nn.init.normal_(factor["default"].weight)
     return wrapped.train()
@@ -91,3 +95,36 @@ def test_layers_that_read_one_input_see_what_one_drawing_leaves_where_the_form_i
     for layer, weight, mask in zip(layers, weights, kept, strict=True):
         torch.testing.assert_close(layer.lora_A["default"].weight.grad, scale * weight.t() @ (mask * x.detach()))
         torch.testing.assert_close(layer.lora_B["default"].weight.grad, scale * weight.t() @ (mask * x.detach()))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="spunge[quant]")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_packed_in_4_bits_are_multiplied_by_the_values_that_they_stand_for(dtype: torch.dtype) -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    from spunge.weights.packed import unpacked
+
+    torch.manual_seed(0)
+    packed = Linear4bit(64, 48, compute_dtype=dtype, quant_type="nf4", compress_statistics=True, device="cpu")
+    packed.load_state_dict({"weight": torch.randn(48, 64), "bias": torch.randn(48)})
+    packed = packed.to(dtype).to("cpu").requires_grad_(False)
+    packed.support_avx512bf16_for_cpu, packed.source_cls = False, nn.Linear
+    layer = with_factors(packed, 4).float()
+    packed.bias.data = packed.bias.data.to(dtype)
+    plain = nn.Linear(64, 48).requires_grad_(False).to(dtype)
+    plain.weight.data, plain.bias.data = unpacked(packed), packed.bias.data
+    beside = copy.deepcopy(layer)  # peft's own way, its values those that the packed ones stand for
+    beside.base_layer = plain
+    x = torch.randn(2, 5, 64, dtype=dtype)
+    results = []
+    for each, way in ((layer, multiplied_at_once), (beside, lambda x, layers: [layers[0](x)])):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outs = way(given, [each])
+        assert outs is not None
+        (outs[0].float() ** 2).sum().backward()
+        factors = (each.lora_A["default"].weight.grad, each.lora_B["default"].weight.grad)
+        results.append([outs[0].float(), given.grad.float(), *factors])
+    for quick, own in zip(*results, strict=True):
+        apart = (quick - own).norm() / own.norm()
+        assert apart < (1e-5 if dtype == torch.float32 else 0.02)

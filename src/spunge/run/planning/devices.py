@@ -23,6 +23,9 @@ ATTENTION = 0.4  # share of the products' figure
 CALL_GPU = 8e-6  # seconds that one operation takes at least: PyTorch's own work for it
 CALL_CPU = 6e-6
 USABLE = 0.95  # share of a device's memory that a process is given
+# Operations a second of a processor that has none for a type and works it out of others: no larger product is faster, and
+# many of them take minutes.
+EMULATED = 1e10
 MEASURED_HOURS = 24  # that what was measured of a processor is taken for
 
 
@@ -115,6 +118,12 @@ def _measured_processor() -> Device:
 
 def _products(dtype: torch.dtype, size: int, count: int, where: torch.device) -> float:
     """Operations a second of a layer's product and that of its gradient."""
+    if where.type == "cpu" and (rate := _rate(dtype, size // 4, 1, where)) < EMULATED:
+        return rate
+    return _rate(dtype, size, count, where)
+
+
+def _rate(dtype: torch.dtype, size: int, count: int, where: torch.device) -> float:
     pairs = [tuple(torch.ones(size, size, dtype=dtype, device=where) for _ in range(2)) for _ in range(count)]
     return 4 * count * size**3 / _shortest(lambda: [(left @ right.t(), left @ right)[0] for left, right in pairs])
 

@@ -5,10 +5,13 @@
 peft computes it layer by layer: the input is cast to the factors' float32 and kept so, and each factor's output is added in
 passes of its own. Here the factors are cast instead (in `casting.py` all at once, where that is cheaper), products are added to
 what is there, the input is kept once for all layers, and the layers' A make one product. W and b are frozen.
+
+On a CPU the same of layers that are packed in 4 bits: each is unpacked for the time of a product, forward and backward, as
+bitsandbytes does it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.unlearning.forms import forms_of
+from spunge.weights.packed import in_four_bits, is_packed
 
 SPARSE = 0.1  # dropout up to here draws the places that are dropped, not a number for every place
 
@@ -25,10 +29,15 @@ Cast = tuple[
 ]  # A, and B times LoRA's scale and what makes up for the dropout, in the dtype of the products
 
 
+Unpack = Callable[[], Tensor]
+
+
 class Product(NamedTuple):
     """A linear layer, and the factors beside it if there are any."""
 
-    weight: Tensor  # (out, in)
+    dtype: torch.dtype  # of the weight's values
+    weight: Tensor  # (out, in); as it is packed where `unpack` is given
+    unpack: Unpack | None  # the weight's values (out, in)
     bias: Tensor | None  # (out,)
     down: Tensor | None = None  # (r, in), LoRA's A
     up: Tensor | None = None  # (out, r), its B
@@ -39,11 +48,9 @@ class Product(NamedTuple):
 def product_of(layer: Any, cast: Mapping[nn.Module, Cast] = MappingProxyType({})) -> Product | None:
     """What a layer computes as it is now; None where it is more than this, or where it is watched by hooks. cast: factors that were
     cast already, by layer."""
-    from peft.tuners.lora.layer import Linear
-
-    if type(layer) is nn.Linear:
+    if not is_adapted(layer):
         return _plain(layer)
-    if type(layer) is not Linear or is_watched(layer) or type(layer.base_layer) is not nn.Linear or layer.merged:
+    if is_watched(layer) or layer.merged:
         return None
     plain = _plain(layer.base_layer)
     if layer.disable_adapters or plain is None:
@@ -57,13 +64,31 @@ def product_of(layer: Any, cast: Mapping[nn.Module, Cast] = MappingProxyType({})
         return None
     share = share if layer.training else 0.0
     if layer in cast:
-        return Product(*plain[:2], *cast[layer], 1.0, share)
-    return Product(*plain[:2], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
+        return Product(*plain[:4], *cast[layer], 1.0, share)
+    return Product(*plain[:4], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
 
 
-def _plain(layer: nn.Linear) -> Product | None:
-    frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-    return Product(layer.weight, layer.bias) if frozen and not is_watched(layer) else None
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer is peft's around a linear one, or around one that is packed in 4 bits."""
+    from peft.tuners.lora.layer import Linear
+
+    kind = type(layer)
+    return kind is Linear or (kind.__name__ == "Linear4bit" and kind.__module__ == "peft.tuners.lora.bnb")
+
+
+def _plain(layer: Any) -> Product | None:
+    """Of a frozen layer without factors."""
+    if type(layer) is not nn.Linear and not is_packed(layer):
+        return None
+    if is_watched(layer) or any(parameter.requires_grad for parameter in layer.parameters()):
+        return None
+    if type(layer) is nn.Linear:
+        return Product(layer.weight.dtype, layer.weight, None, layer.bias)
+    # On a GPU nothing is gained that was measured.
+    values = in_four_bits(layer) if layer.weight.device.type == "cpu" else None
+    if values is None or (layer.bias is not None and layer.bias.dtype != values.dtype):
+        return None
+    return Product(values.dtype, layer.weight, values.unpack, layer.bias)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -87,14 +112,14 @@ def multiplied_at_once(
     products = [product for layer in layers if (product := product_of(layer, cast)) is not None]
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    alike = all((product.weight.dtype, product.weight.device) == (dtype, x.device) for product in products)
+    alike = all((product.dtype, product.weight.device) == (dtype, x.device) for product in products)
     adapted = any(product.down is not None for product in products)
     if len(products) < len(layers) or not alike or not (adapted or len(layers) > 1):
         return None
-    weights, biases, downs, ups, factors, dropouts = zip(*products, strict=True)
+    _, weights, unpacks, biases, downs, ups, factors, dropouts = zip(*products, strict=True)
     with torch.autocast(device, enabled=False):
         outs: tuple[Tensor, ...] = _Multiplied.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), factors, dropouts, *weights, *biases, *downs, *ups
+            x.to(dtype), factors, dropouts, unpacks, *weights, *biases, *downs, *ups
         )
     return outs
 
@@ -102,7 +127,12 @@ def multiplied_at_once(
 class _Multiplied(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, factors: Sequence[float], dropouts: Sequence[float], *tensors: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        factors: Sequence[float],
+        dropouts: Sequence[float],
+        unpacks: Sequence[Unpack | None],
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         flat, count = x.reshape(-1, x.shape[-1]), len(factors)
         weights, biases, downs, ups = (tensors[start : start + count] for start in range(0, 4 * count, count))
@@ -118,13 +148,14 @@ class _Multiplied(torch.autograd.Function):
             for at, part in zip(group, torch.split(read, sizes, 1) if len(sizes) > 1 else [read], strict=True):
                 reads[at] = part
         outs = []
-        for weight, bias, up, each, factor in zip(weights, biases, ups, reads, factors, strict=True):
+        for stored, unpack, bias, up, each, factor in zip(weights, unpacks, biases, ups, reads, factors, strict=True):
+            weight = stored if unpack is None else unpack()
             assert weight is not None
             out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
             if up is not None and each is not None:
                 out.addmm_(each, _times(up, factor).to(x.dtype).t())
             outs.append(out.view(*x.shape[:-1], -1))
-        ctx.shape, ctx.factors, ctx.groups = x.shape, factors, groups
+        ctx.shape, ctx.factors, ctx.groups, ctx.unpacks = x.shape, factors, groups, unpacks
         ctx.dtypes = [down.dtype if down is not None else None for down in downs]
         ctx.save_for_backward(flat if groups else None, *joined, *drawn, *reads, *weights, *ups)
         return tuple(outs)
@@ -145,9 +176,9 @@ class _Multiplied(torch.autograd.Function):
                 of_reads[at] = gradient @ _times(up, factor).to(gradient.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = flats[0] @ weights[0]
-            for gradient, weight in zip(flats[1:], weights[1:], strict=True):
-                of_x.addmm_(gradient, weight)
+            for gradient, stored, unpack in zip(flats, weights, ctx.unpacks, strict=True):
+                weight = stored if unpack is None else unpack()
+                of_x = gradient @ weight if of_x is None else of_x.addmm_(gradient, weight)
         for group, down, kept in zip(groups, joined, drawn, strict=True):
             of_read = _joined([of_reads[at] for at in group], 1)
             of_down = of_read.t() @ (flat if kept is None else _seen(flat, kept))
@@ -158,7 +189,7 @@ class _Multiplied(torch.autograd.Function):
                 of_x.addmm_(of_read, down)
             elif of_x is not None:
                 of_x += _seen(of_read @ down, kept, aside=False)
-        nothing = [None] * (2 + 2 * count)
+        nothing = [None] * (3 + 2 * count)
         return None if of_x is None else of_x.view(ctx.shape), *nothing, *of_downs, *of_ups
 
 

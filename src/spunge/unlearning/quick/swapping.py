@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spunge.unlearning.forms import FORMS, Forms
 from spunge.unlearning.quick.casting import cast_at_each_call
 from spunge.unlearning.quick.layers import gated, normed, normed_by_torch
-from spunge.unlearning.quick.products import Cast, is_watched, multiplied_at_once
+from spunge.unlearning.quick.products import Cast, is_adapted, is_watched, multiplied_at_once
 
 
 @contextmanager
@@ -40,12 +40,11 @@ def quickened(model: nn.Module, forms: Forms = FORMS["cpu"], whole: bool = True)
 def _form_of(module: nn.Module, forms: Forms, cast: Mapping[nn.Module, Cast]) -> Callable[..., Any] | None:
     """A module's forward in its cheaper form; None where the module is not known, or its forward is no longer its class's. cast: as
     of `product_of`."""
-    from peft.tuners.lora.layer import Linear
     from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
     if "forward" in vars(module):
         return None
-    if type(module) is Linear:
+    if is_adapted(module):
         return partial(_lora, module, cast)
     if _computes_as(module, LlamaRMSNorm):
         return partial(_torch_norm if forms.norm_by_torch else _norm, module)
