@@ -106,14 +106,14 @@ def _planned(
     at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
+    here = base.local and (base.conversion is None or graph.state("conversion").done)
+    here = here and (recipe.decode is None or base.large_here)
+    if here:  # before the machine is measured
+        refuse_other_tokens(base)
+        refuse(begun)
     where = device_of(device, pick_device(recipe.model.device), anew=measure)
     on_one = _on_one(recipe, 1 if where.gpu else together)
     where = shared(where, on_one)
-    here = base.local and (base.conversion is None or graph.state("conversion").done)
-    here = here and (recipe.decode is None or base.large_here)
-    if here:
-        refuse_other_tokens(base)
-        refuse(begun)
     size = estimator_of(base, where, together) if here else None
     if measure:
         size = _measured(begun, size, device)
