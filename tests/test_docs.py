@@ -193,6 +193,7 @@ def page(
     return given
 
 
+@pytest.mark.thorough  # three whole runs
 def test_the_page_on_requests_trains_what_is_new_alone(page: Callable[[str], list[list[str]]]) -> None:
     trained = [[line for line in lines if line.startswith("unlearn")] for lines in page("requests")]
     assert trained == [["unlearn branch:europe"], ["unlearn branch:asia"], []]
