@@ -68,7 +68,7 @@ def stage(graph: Graph[Any], name: str, needs: tuple[str, ...] = (), after: tupl
 
 
 def scheduled(graph: Graph[Any], watcher: Any = SILENT, **more: Any) -> Schedule:
-    base, recipe = SimpleNamespace(untaught=graph.folder), SimpleNamespace(keep_texts="all")
+    base, recipe = SimpleNamespace(untaught=graph.folder), SimpleNamespace(keep_texts="all", unlearn=None)
     return Schedule(Run(recipe, graph, base, [], [], True), watcher, **more)  # type: ignore[arg-type]
 
 

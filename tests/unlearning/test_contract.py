@@ -678,11 +678,10 @@ def test_a_method_that_changed_nothing_is_an_error(
     assert not (tmp_path / "delta").exists()
 
 
-def test_terms_without_weight_change_nothing_and_that_is_an_error(load: Callable[..., Any], tmp_path: Path) -> None:
+def test_terms_without_weight_change_nothing_and_that_is_an_error(load: Callable[..., Any]) -> None:
     for way in ("lora", "all"):
-        branch = unlearn(load(), "graddiff", gamma=0, alpha=0, **WAYS[way])
-        with pytest.raises(RecipeError, match="nothing was changed"):
-            write_delta(tmp_path / way, branch.changes, {"base": "x"})
+        with pytest.raises(RecipeError, match="the loss had no slope at any step"):
+            unlearn(load(), "graddiff", gamma=0, alpha=0, **WAYS[way])
 
 
 # What the rows may be.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,7 +48,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # Architectures with dropout of their own, without it.
 STILL = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
-CLOSE = 1e-5  # float32, of changes of about 0.01
+CLOSE = 1e-3  # of the change; Adam makes whole steps of gradients that are rounding alone, which differs by processor
 
 Ran = tuple[dict[str, np.ndarray], list[dict[str, float]]]
 
@@ -93,8 +94,9 @@ def assert_alike(one: Ran, several: Ran) -> None:
         terms = mine.keys() - {"seconds"}
         assert [theirs[term] for term in terms] == pytest.approx([mine[term] for term in terms], rel=1e-4, abs=1e-5)
     assert one[0].keys() == several[0].keys()
-    furthest = max(float(np.abs(one[0][name] - several[0][name]).max()) for name in one[0])
-    assert furthest < CLOSE < 1e-2 * max(float(np.abs(value).max()) for value in one[0].values())
+    apart = math.sqrt(sum(float(np.square(one[0][name] - several[0][name]).sum()) for name in one[0]))
+    length = math.sqrt(sum(float(np.square(value).sum()) for value in one[0].values()))
+    assert apart < CLOSE * length
 
 
 def compare(base: Any, count: int, tries: list[tuple[str, dict[str, Any]]], folder: Path) -> None:
