@@ -56,6 +56,20 @@ def test_what_was_not_measured_is_not_passed_over(results: Any, missing: str, to
     assert told in said(content)
 
 
+@pytest.mark.parametrize(
+    ("spread", "told"),
+    [
+        (None, "forgot 1 of 1 part measured for certain (Europe)"),
+        (0.7, "forgot none of the 1 part measured for certain"),
+    ],
+)
+def test_a_part_that_was_not_measured_is_named(results: Any, pair: Any, spread: float | None, told: str) -> None:
+    content = results() if spread is None else pair(results(), spread=spread)
+    for key in ("rows", "differences"):
+        content[key] = [row for row in content[key] if row["subject"] != "Asia"]
+    assert f"{told}; Asia was not measured on both base and merged" in said(content)
+
+
 def test_without_paired_differences_nothing_is_said_to_be_forgotten(results: Any) -> None:
     assert said(results() | {"differences": []}).startswith("Whether anything was forgotten cannot be said")
 

@@ -37,20 +37,25 @@ def headline(scores: Scores) -> str:
     forgotten, kept = (_told(scores, group) for group in ("forget", "keep"))
     over = sorted({pair.subject.name for metric in scores.metrics for pair in pairs(metric, "forget") if pair.over})
     below = f", {listed(over)} to below chance" if over else ""
-    return f"{_of_forgetting(forgotten, below)} {_of_keeping(kept)}"
+    named = {name for names in forgotten for name in names}
+    # A part that was not measured must not pass for one that is not there. Where no part is named, other rows stand for them.
+    missing = [part for part in scores.parts if part not in named] if named & {*scores.parts} else []
+    return f"{_of_forgetting(forgotten, below, missing)} {_of_keeping(kept)}"
 
 
-def _of_forgetting(told: _Told, below: str) -> str:
+def _of_forgetting(told: _Told, below: str, missing: Sequence[str]) -> str:
     if not told.every:
         return "What the merged model forgot was not measured;"
     also = f"; {listed(told.mixed)} only by some measures and the opposite by others" if told.mixed else ""
     also += f"; it knows more for certain of {listed(told.worse)}" if told.worse else ""
     also += f"; of {listed(told.absent)} the base showed nothing to forget" if told.absent else ""
+    also += f"; {listed(missing)} was not measured on both base and merged" if missing else ""
+    parts = f"{_parts(told.every)}{' measured' if missing else ''}"
     if not told.better:
-        return f"The merged model forgot none of the {_parts(told.every)} for certain{also}{below};"
+        return f"The merged model forgot none of the {parts} for certain{also}{below};"
     some = "both" if told.every == 2 else f"all {told.every}"
-    count = f"{some} parts" if len(told.better) == told.every > 1 else f"{len(told.better)} of {told.every} parts"
-    count = "what it was to forget" if told.every == 1 else f"{count} for certain ({listed(told.better)})"
+    count = f"{some} parts" if len(told.better) == told.every > 1 and not missing else f"{len(told.better)} of {parts}"
+    count = "what it was to forget" if told.every == 1 and not missing else f"{count} for certain ({listed(told.better)})"
     return f"The merged model forgot {count}{also}{below};"
 
 
