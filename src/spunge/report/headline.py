@@ -55,7 +55,9 @@ def _of_forgetting(told: _Told, below: str, missing: Sequence[str]) -> str:
         return f"The merged model forgot none of the {parts} for certain{also}{below};"
     some = "both" if told.every == 2 else f"all {told.every}"
     count = f"{some} parts" if len(told.better) == told.every > 1 and not missing else f"{len(told.better)} of {parts}"
-    count = "what it was to forget" if told.every == 1 and not missing else f"{count} for certain ({listed(told.better)})"
+    count = (
+        "what it was to forget" if told.every == 1 and not missing else f"{count} for certain ({listed(told.better)})"
+    )
     return f"The merged model forgot {count}{also}{below};"
 
 
