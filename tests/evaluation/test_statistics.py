@@ -53,6 +53,13 @@ def test_items_that_all_agree_have_an_interval_where_the_metric_has_bounds_and_n
     assert np.isnan([found.low, found.high]).all()
 
 
+def test_the_interval_of_a_perplexity_begins_at_1_at_the_least() -> None:
+    found = score([perplexity(np.array([2.0, 4.0]))], range(2))
+    assert (found.low, found.high) == (1.0, pytest.approx(np.exp(stats.t.interval(0.95, 1, 3, 1)[1])))
+    other = score([Measure("other", np.array([-2.0, 4.0]), np.ones(2), "unknown", "exp")], range(2))
+    assert other.low < 1  # of logarithms that may be below 0
+
+
 def test_items_that_agree_but_weigh_unlike_count_as_fewer() -> None:
     weights = np.array([97.0, 1.0, 1.0, 1.0])
     found = score([Measure("m", weights, weights, "known")], range(4))

@@ -273,7 +273,11 @@ def _interval(measures: Sequence[Measure], items: np.ndarray, draws: Draws, tail
         return Interval(min(ends.low for ends in each), max(ends.high for ends in each))
     if len(measures) == 1 and _is_share(measures[0], items):
         return exact(float(measures[0].numerator[items].sum()), len(items), tail)
-    return _ends(_linear(measures, items), draws, measures[0].transform == "exp", tail)
+    exponent = measures[0].transform == "exp"
+    ends = _ends(_linear(measures, items), draws, exponent, tail)
+    # Student's t knows no bounds; a perplexity, of likelihoods of tokens, is never under 1.
+    positive = exponent and all((one.numerator[items] >= 0).all() for one in measures)
+    return ends._replace(low=1.0) if positive and ends.low < 1 <= ends.high else ends
 
 
 def _ends(linear: Linear, draws: Draws, exponent: bool, tail: float = TAIL) -> Interval:
