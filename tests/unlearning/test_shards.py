@@ -48,7 +48,7 @@ OWN: dict[str, dict[str, Any]] = {
 }
 # Architectures with dropout of their own, without it.
 STILL = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "opt": {"dropout": 0.0}}
-CLOSE = 1e-3  # of the change; Adam makes whole steps of gradients that are rounding alone, which differs by processor
+CLOSE = 3e-3  # of the change; Adam makes whole steps of gradients that are rounding alone, which differs by processor
 
 Ran = tuple[dict[str, np.ndarray], list[dict[str, float]]]
 
@@ -92,7 +92,7 @@ def assert_alike(one: Ran, several: Ran) -> None:
     for mine, theirs in zip(one[1], several[1], strict=True):
         assert mine.keys() == theirs.keys()
         terms = mine.keys() - {"seconds"}
-        assert [theirs[term] for term in terms] == pytest.approx([mine[term] for term in terms], rel=1e-4, abs=1e-5)
+        assert [theirs[term] for term in terms] == pytest.approx([mine[term] for term in terms], rel=1e-3, abs=1e-5)
     assert one[0].keys() == several[0].keys()
     apart = math.sqrt(sum(float(np.square(one[0][name] - several[0][name]).sum()) for name in one[0]))
     length = math.sqrt(sum(float(np.square(value).sum()) for value in one[0].values()))
