@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # With another number of threads torch adds up in another order: also in the processes that tests start.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.fsync = lambda file: None  # no test's files have to outlive a power cut
 
 

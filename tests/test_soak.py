@@ -1,7 +1,6 @@
 """The harness that kills commands: a small portion of what `make soak` does."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ from toys import ROOT
 
 def figures(script: str, *arguments: str) -> Any:
     command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     content = json.loads(ended.stdout)
     assert (ended.returncode, content["told"]) == (0, []), ended.stderr[-2000:]
     return content

@@ -16,7 +16,6 @@ import yaml
 from commands import call
 
 STOPPED = "spunge: stopped; give the same command again to go on (what is finished is kept)"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def heeding_ctrl_c() -> None:
@@ -26,9 +25,7 @@ def heeding_ctrl_c() -> None:
 
 def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, timeout=120, preexec_fn=heeding_ctrl_c
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, preexec_fn=heeding_ctrl_c)
 
 
 def test_help_imports_no_torch() -> None:
@@ -86,7 +83,6 @@ def test_a_run_stopped_while_it_trains_keeps_every_step_and_says_how_to_go_on(
     with subprocess.Popen(
         [sys.executable, "-m", "spunge", *arguments],
         cwd=tmp_path,
-        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -149,10 +149,9 @@ def _stopped(recipe: dict[str, Any], out: Path, after: int, trials: int = 2, ove
 
 @pytest.mark.thorough
 def test_trials_at_once_train_nothing_twice_and_go_on_where_they_were_stopped(
-    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     two = ["execution.kind=processes", "execution.per_device=2"]
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     told = Told()
     whole = tune(recipe, 5, OBJECTIVES, tmp_path / "whole", two, watcher=told)
     stamps = [

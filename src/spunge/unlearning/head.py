@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.data.samples import Batch
+from spunge.unlearning.trained import evaluation_mode
 
 CLOSE = 1e-5  # relative, in float32
 FAR = 60.0  # the known numbers reach from minus this to this
@@ -68,15 +69,11 @@ def reading(layer: nn.Module, places: Tensor, shape: Sequence[int]) -> Iterator[
 def _measured(model: Any, layer: nn.Module, batch: Batch) -> Head | None:
     ids, mask = batch.ids[:1], batch.mask[:1]
     devices = [ids.device] if ids.device.type == "cuda" else []
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), evaluation_mode(model):
             return _tried(model, layer, {"input_ids": ids, "attention_mask": mask, "use_cache": False})
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return None  # a model that cannot do without its logits
-    finally:
-        model.train(was_training)
 
 
 def _tried(model: Any, layer: nn.Module, arguments: dict[str, Any]) -> Head | None:

@@ -24,11 +24,8 @@ from spunge.weights.packed import in_four_bits, is_packed
 SPARSE = 0.1  # dropout up to here draws the places that are dropped, not a number for every place
 
 
-Cast = tuple[
-    Tensor, Tensor
-]  # A, and B times LoRA's scale and what makes up for the dropout, in the dtype of the products
-
-
+# A, and B times LoRA's scale and what makes up for the dropout, in the dtype of the products.
+Cast = tuple[Tensor, Tensor]
 Unpack = Callable[[], Tensor]
 
 
