@@ -1,10 +1,11 @@
 """Time the branches of a run and its judging, by one process and by several, and the time that a process takes to begin.
 
 python benchmarks/execution.py --model models/smollm2-135m-instruct --processes 2
+python benchmarks/execution.py --threads 1    # so many for each process, as if each had a device of its own
 
-One process has as many threads as there are cores; several share them. The stage of the branches lasts from the first branch's
-beginning, when no process was started yet, to the last one's end. Then base, branches and merged model are judged, by likelihoods
-and by what they write, from the first evaluation's beginning to the last one's end. Needs a quiet machine.
+Without --threads one process has as many threads as there are cores, and several share them. The stage of the branches lasts
+from the first branch's beginning, when no process was started yet, to the last one's end. Then base, branches and merged model are
+judged, by likelihoods and by what they write, from the first evaluation's beginning to the last one's end. Needs a quiet machine.
 """
 
 import argparse
@@ -50,14 +51,14 @@ def recipe(model: str, folder: Path, steps: int) -> dict[str, object]:
 
 
 EVALUATE = [
-    {"kind": "perplexity", "subject": "texts", "by": "NULL"},
+    {"kind": "perplexity", "subject": "texts", "by": "NULL", "limit": 48},
     {
         "kind": "match",
         "subject": "written",
         "by": "NULL",
         "prompt": "substr(text, 1, 60)",
         "unwanted": "text",
-        "limit": 32,
+        "limit": 16,
         "generation": {"max_new_tokens": 32},
     },
 ]
@@ -103,13 +104,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
 
     import spunge
     from spunge.recipe.loading import load_recipe
 
-    print(f"{len(os.sched_getaffinity(0))} cores, {options.steps} steps a branch, {options.model}")
+    threads = options.threads or "auto"
+    print(f"{len(os.sched_getaffinity(0))} cores, threads {threads}, {options.steps} steps a branch, {options.model}")
     best: dict[int, float] = {}
     judged: dict[int, float] = {}
     for number in range(options.repeat):

@@ -1,13 +1,15 @@
 """What a training step costs: ours beside plain transformers + peft, and beside plain ones compiled, in turn.
 
     OMP_NUM_THREADS=1 python benchmarks/train.py                       # writes the table into docs/benchmarks/training.md
+    OMP_NUM_THREADS=1 python benchmarks/train.py --dtype float32       # the page's other table: CPUs without bfloat16 arithmetic
     python benchmarks/train.py --methods npo --ways lora --compiled    # some of them, and torch.compile beside
 
 Every pair of steps is of the same batches, 4 x 256 random tokens that are all scored, ours and plain in turn, so that what else
 the machine does meets both; the ratio is the median of the pairs'. Times are processor seconds on a CPU and seconds on a GPU.
-Plain is what one would write: LoRA as peft makes it beside a bfloat16 base (r = 16 on every linear layer, no dropout), or
-float32 weights under autocast, losses of whole logits, the reference with the adapter switched off at each step. Full
-fine-tuning takes the methods without a reference, which plainly would need a second model. Peak memory is of a process of its own.
+Plain is what one would write: LoRA as peft makes it beside a base in --dtype (r = 16 on every linear layer, no dropout), or
+float32 weights (under autocast for bfloat16), losses of whole logits, the reference with the adapter switched off at each step.
+Full fine-tuning takes the methods without a reference, which plainly would need a second model. Peak memory is that of a process
+of its own.
 """
 
 import argparse
@@ -28,7 +30,11 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "benchmarks" / "training.md"
-START, END = "<!-- table: python benchmarks/train.py -->", "<!-- end of table -->"
+START = {
+    "bfloat16": "<!-- table: python benchmarks/train.py -->",
+    "float32": "<!-- table: python benchmarks/train.py --dtype float32 -->",
+}
+END = "<!-- end of table -->"
 CASES = {"lora": ("finetuning", "graddiff", "npo", "simnpo"), "full": ("finetuning", "graddiff", "simnpo")}
 TOKENS = (4, 256)
 RATE = 1e-5
@@ -44,7 +50,7 @@ def batches(vocabulary: int) -> list[Tensor]:
     return [drawn[0], drawn[1]]
 
 
-def ours(method: str, way: str, model: str) -> Step:
+def ours(method: str, way: str, model: str, dtype: str) -> Step:
     """A step as the product's loop makes it."""
     from spunge.data.samples import Encoded, collate
     from spunge.model.loading import load_base
@@ -57,7 +63,7 @@ def ours(method: str, way: str, model: str) -> Step:
     from spunge.unlearning.scored import outputs
     from spunge.unlearning.trained import training, training_mode
 
-    base = load_base(Path(model), ModelSettings(path=model))
+    base = load_base(Path(model), ModelSettings(path=model, dtype=dtype))
     forget, retain = (
         collate([Encoded(row, list(row)) for row in ids.tolist()], base.device)
         for ids in batches(base.model.config.vocab_size)
@@ -93,14 +99,14 @@ def ours(method: str, way: str, model: str) -> Step:
     return step
 
 
-def plain(method: str, way: str, model: str, compiled: bool = False) -> Step:
+def plain(method: str, way: str, model: str, dtype: str, compiled: bool = False) -> Step:
     """The same step with transformers and peft alone."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if way == "lora" else torch.float32
-    net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
+    stored = dtype if way == "lora" else "float32"
+    net: Any = AutoModelForCausalLM.from_pretrained(model, dtype=stored).to(device)
     if way == "lora":
         config = LoraConfig(r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         net = get_peft_model(net, config)
@@ -129,7 +135,7 @@ def plain(method: str, way: str, model: str, compiled: bool = False) -> Step:
         return forgotten + losses(retain).mean()
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=way == "full"):
+        with torch.autocast(device, torch.bfloat16, enabled=way == "full" and dtype == "bfloat16"):
             total = loss()
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -139,7 +145,7 @@ def plain(method: str, way: str, model: str, compiled: bool = False) -> Step:
     return step
 
 
-KINDS: dict[str, Callable[[str, str, str], Step]] = {
+KINDS: dict[str, Callable[[str, str, str, str], Step]] = {
     "ours": ours,
     "plain": plain,
     "compiled": partial(plain, compiled=True),
@@ -158,15 +164,16 @@ def seconds(step: Step) -> float:
     return time.process_time() - started
 
 
-def peak(kind: str, method: str, way: str, model: str) -> int:
+def peak(kind: str, method: str, way: str, model: str, dtype: str) -> int:
     """Bytes that two steps take at the most, in a process of its own."""
     command = [sys.executable, __file__, "--peak", kind, "--methods", method, "--ways", way, "--model", model]
+    command += ["--dtype", dtype]
     return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
 
-def measured(kinds: list[str], method: str, way: str, model: str, pairs: int) -> str:
+def measured(kinds: list[str], method: str, way: str, model: str, dtype: str, pairs: int) -> str:
     """A line of the table."""
-    steps = {kind: KINDS[kind](method, way, model) for kind in kinds}
+    steps = {kind: KINDS[kind](method, way, model, dtype) for kind in kinds}
     taken: dict[str, list[float]] = {kind: [] for kind in kinds}
     for pair in range(pairs + 1):
         for kind, step in steps.items():
@@ -177,7 +184,7 @@ def measured(kinds: list[str], method: str, way: str, model: str, pairs: int) ->
     for kind in kinds[1:]:
         ratio = statistics.median(a / b for a, b in zip(taken["ours"], taken[kind], strict=True))
         cells.append(f"**{ratio:.2f}**")
-    memory = [peak(kind, method, way, model) / 2**30 for kind in kinds]
+    memory = [peak(kind, method, way, model, dtype) / 2**30 for kind in kinds]
     cells += [f"{each:.2f} GiB" for each in memory]
     return f"| {method} | {way} | {' | '.join(cells)} |"
 
@@ -187,6 +194,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "models" / "smollm2-135m-instruct"))
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--ways", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--dtype", choices=list(START), default="bfloat16")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="torch.compile beside; it takes minutes to compile")
     parser.add_argument("--peak", choices=KINDS, help=argparse.SUPPRESS)
@@ -194,7 +202,7 @@ def main() -> None:
     if args.peak:
         from spunge.model.memory import peak_memory
 
-        step = KINDS[args.peak](args.methods[0], args.ways[0], args.model)
+        step = KINDS[args.peak](args.methods[0], args.ways[0], args.model, args.dtype)
         step()
         step()
         print(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory())
@@ -212,12 +220,14 @@ def main() -> None:
     for way in args.ways:
         for method in CASES[way]:
             if args.methods is None or method in args.methods:
-                lines.append(measured(kinds, method, way, args.model, args.pairs))
+                lines.append(measured(kinds, method, way, args.model, args.dtype, args.pairs))
                 print(lines[-1], flush=True)
     if args.methods is None and len(args.ways) == len(CASES) and not args.compiled:
         text = PAGE.read_text(encoding="utf-8")
-        before, rest = text.split(START)
-        PAGE.write_text(f"{before}{START}\n{chr(10).join(lines)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        before, rest = text.split(START[args.dtype])
+        PAGE.write_text(
+            f"{before}{START[args.dtype]}\n{chr(10).join(lines)}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def forms(size: Size, note: Note, name: str) -> None:
         FORMS[size.device] = before
     train.TOKENS = size.shapes[name][1:]
     _emptied(size)
-    step = train.plain("npo", "lora", str(size.work / name))
+    step = train.plain("npo", "lora", str(size.work / name), "bfloat16")
     note(plain_s=statistics.median([train.seconds(step) for _ in range(short.steps)][1:]), **_peak(size))
 
 
@@ -264,7 +264,7 @@ def pairs(size: Size, note: Note, name: str) -> None:
     train.TOKENS = size.shapes[name][1:]
     for method, way in PAIRS:
         _emptied(size)
-        steps = [make(method, way, str(size.work / name)) for make in (train.ours, train.plain)]
+        steps = [make(method, way, str(size.work / name), "bfloat16") for make in (train.ours, train.plain)]
         taken = [[train.seconds(step) for step in steps] for _ in range(9)][2:]
         ours, plain = (statistics.median(times) for times in zip(*taken, strict=True))
         ratio = statistics.median(one / other for one, other in taken)
