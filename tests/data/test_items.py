@@ -91,6 +91,46 @@ def test_subjects_spelled_as_numbers_go_by_the_part_s_name(
     assert items_of(rows, CHOICES).subjects.keys() == {"one", "two", "3.0"}
 
 
+MIXED = [{**GOOD, "topic": "asia" if row % 10 == 0 else None, "question": f"city {row}"} for row in range(40)]
+
+
+def test_rows_of_no_part_are_left_out_before_a_limit_is_drawn(items_of: Callable[..., Items]) -> None:
+    items = items_of(MIXED, CHOICES, limit=3)
+    assert {name: len(own) for name, own in items.subjects.items()} == {"asia": 3}
+    assert items.table.num_rows == 3
+    assert items.left == 36
+    assert str(items.note).startswith("evaluate: 'choices': 36 rows in no part are left out")
+    without = items_of([row for row in MIXED if row["topic"]], CHOICES, limit=3)
+    assert items.table.drop_columns(["__row__"]) == without.table.drop_columns(["__row__"])
+    assert without.note is None
+
+
+def test_rows_of_no_part_are_measured_under_a_subject_of_their_own(items_of: Callable[..., Items]) -> None:
+    assert len(items_of(MIXED, CHOICES, subject="cities").subjects["cities"]) == 40
+    assert len(items_of([{**row, "topic": None} for row in MIXED], CHOICES).subjects["all"]) == 40
+
+
+def test_non_members_count_for_every_part_and_are_in_none(items_of: Callable[..., Items]) -> None:
+    """Rows 0 and 20 are members of a part, 10 and 30 members of none."""
+    rows = [{**row, "topic": "asia" if at % 20 == 0 else None, "member": at % 10 == 0} for at, row in enumerate(MIXED)]
+    items = items_of(rows, {**CHOICES, "member": "member"})
+    assert [len(own) for own in items.subjects.values()] == [2 + 36]
+    assert (items.table.num_rows, items.left) == (38, 2)
+
+
+@pytest.mark.parametrize("by", ["topic", {"keywords": {"first": ["old"]}}])
+def test_what_a_split_keeps_as_a_part_of_its_own_is_judged_as_that(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], by: Any
+) -> None:
+    rows = [{**FIRST, "topic": "first"}, SECOND, {**OTHER, "topic": None}]
+    toy_recipe["forget"] = {"source": str(write_rows("own.jsonl", rows))}
+    toy_recipe["split"] = {"by": by, "unassigned": "keep"} | ({"values": ["first"]} if by == "topic" else {})
+    toy_recipe["evaluate"] = [{"kind": "perplexity", "text": "text"}]
+    recipe = load_recipe(toy_recipe)
+    items = read_items(recipe, recipe.evaluate[0], {"text": "text"}, "evaluate", parts=split_rows(recipe))
+    assert {name: own.tolist() for name, own in items.subjects.items()} == {"first": [0], "unassigned": [1, 2]}
+
+
 FIRST, SECOND, OTHER = (
     {"text": f"paris is {word}", "topic": topic} for word, topic in (("old", "a"), ("new", "b"), ("red", "c"))
 )

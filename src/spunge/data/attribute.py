@@ -137,24 +137,26 @@ def _append(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, part: int, o
     ends[part] += len(once)
 
 
-def subjects_of(unlabelled: Unlabelled, by: str | AttributeSettings, split: Split | None) -> list[list[str]]:
-    """The subjects of each asked row: its values of `by`, with the split's spellings under their part's name."""
-    query, rows = unlabelled.query, unlabelled.rows
-    lines, kind, _ = attribute_of(by).values(unlabelled)
+def subjects_of(
+    valued: Valued, query: Query, rows: np.ndarray, by: str | AttributeSettings, split: Split | None
+) -> list[list[str]]:
+    """The subjects of each of some rows, ascending: its values of `by`, with the split's spellings under their part's name."""
     part_of: dict[Hashable, str] = {}
-    if split is not None and split.values is not None and _same(query, split.by, by):
-        part_of = {spelling(word, kind): name for name, words in wanted_values(split.values).items() for word in words}
+    if split is not None and split.values is not None and same_attribute(query, split.by, by):
+        part_of = {
+            spelling(word, valued.kind): name for name, words in wanted_values(split.values).items() for word in words
+        }
     subjects: dict[int, list[str]] = {int(row): [] for row in rows}
-    for piece in lines.select([ROW, "value"]).to_batches():
+    for piece in valued.lines.select([ROW, "value"]).to_batches():
         asked = pa.table(piece).filter(pa.array(among(piece[ROW].to_numpy(), rows)))
         for row, value in zip(asked[ROW].to_pylist(), asked["value"].to_pylist(), strict=True):
-            subject = part_of.get(spelling(value, kind), value) if value is not None else None
+            subject = part_of.get(spelling(value, valued.kind), value) if value is not None else None
             if subject is not None and subject not in subjects[row]:
                 subjects[row].append(subject)
     return [subjects[int(row)] for row in rows]
 
 
-def _same(query: Query, one: str | AttributeSettings, other: str | AttributeSettings) -> bool:
+def same_attribute(query: Query, one: str | AttributeSettings, other: str | AttributeSettings) -> bool:
     """Whether two settings mean one attribute; a column has several spellings."""
     first, second = attribute_of(one), attribute_of(other)
     return first == second or (first.source is second.source is SQL and first.title(query) == second.title(query))

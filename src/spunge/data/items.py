@@ -1,6 +1,6 @@
 """The rows that an evaluation measures, and the subjects that each of them counts for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -8,15 +8,14 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from spunge.data.arrays import among
-from spunge.data.attribute import subjects_of
-from spunge.data.attribution import attribute_of
+from spunge.data.arrays import chosen
 from spunge.data.forgotten import forgotten_items
 from spunge.data.media import media_column
 from spunge.data.query import ROW, Query
 from spunge.data.rows import read_rows
 from spunge.data.samples import sample_table, table_sha256
 from spunge.data.split import Parts, draw, rendering_of, seed_for, sources_of, tools_of
+from spunge.data.subjects import Subjects, told_subjects
 from spunge.data.tables import taken
 from spunge.data.texts import blank, refuse_files_without, refuse_other_types
 from spunge.data.unlabelled import Unlabelled
@@ -24,7 +23,6 @@ from spunge.errors import RecipeError
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name
 from spunge.recipe.rows import Source
 from spunge.recipe.schema import Recipe
-from spunge.recipe.split import AttributeSettings
 
 EVERYTHING = "all"
 MEMBER = "member"  # the role that says whether a row is one of those whose knowledge is measured, or to compare with
@@ -50,6 +48,18 @@ class Items:
     overall: str | None = None  # the subject that holds every item
     forgotten: np.ndarray | None = None  # (items,) of bool: are rows to forget; None: nothing tells
     media: str | None = None  # a column of the source that holds pictures, sound or films
+    left: int = 0  # rows that count for no subject, and so are not among the items
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know of the rows that are not measured."""
+        if not self.left:
+            return None
+        one = self.left == 1
+        return (
+            f"evaluate: {self.name!r}: {self.left} row{'' if one else 's'} in no part {'is' if one else 'are'} left out; give it a "
+            "subject to measure all rows"
+        )
 
     def share_forgotten(self, subject: str) -> Literal["all", "some", "none"] | None:
         """How many of a subject's items are rows to forget; None where nothing tells. Non-members do not count."""
@@ -75,14 +85,16 @@ def read_items(
     parts: the rows to forget, which tell those among the items. others: the source of rows that are no members, as against the
     evaluation's own. They, or those that the role `member` says are
     none, count for every subject, and name none. Raises RecipeError for a bad source, condition or expression, and when no row
-    is left.
+    is left. Rows that would be reported under no subject are left out before any is drawn.
     """
     query = Query(read_rows(sources_of(entry.source, recipe, f"{setting}.source"), f"{setting}.source"))
-    rows = query.where(entry.where, f"{setting}.where")
+    asked = query.where(entry.where, f"{setting}.where")
+    told = told_subjects(recipe, entry, Unlabelled(query, asked, columns, recipe.model, f"{setting}.by"), parts)
+    kept = asked if entry.subject is not None else _reported(query, asked, columns, told, setting)
     # Two evaluations of the same rows draw the same ones, so that one may judge what the other generated.
-    rows = draw(rows, entry.limit, seed_for(0, "items"))
+    rows = draw(kept, entry.limit, seed_for(0, "items"))
     items = _items(recipe, query, rows, columns, setting)
-    named = _subjects(recipe, entry, Unlabelled(query, rows, columns, recipe.model, f"{setting}.by"), parts)
+    named = told.of(rows)
     if others is not None:
         items = _with_others(recipe, entry, items, others, columns, setting)
     members = _members(items, setting)
@@ -101,27 +113,23 @@ def read_items(
         places = np.concatenate([rows, np.full(items.num_rows - len(rows), -1)]) if own else None
         forgotten = forgotten_items(items, places, parts)
     media = media_column(query.records.table)
-    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten, media)
+    left = len(asked) - len(kept)
+    return Items(evaluation_name(entry), entry, items, arrays, table_sha256(items), overall, forgotten, media, left)
 
 
-def _subjects(
-    recipe: Recipe, entry: EvaluatorSettings, unlabelled: Unlabelled, parts: Parts | None
-) -> Sequence[Sequence[str]]:
-    """Each row's subjects. By an attribute that only the forget rows have, these have their parts, and others none."""
-    by: str | AttributeSettings | None = entry.by
-    if by is None and recipe.split is not None:
-        by = recipe.split.by
-        if not attribute_of(by).fits(unlabelled.query):
-            own = recipe.forget is not None and entry.source in (None, recipe.forget.source) and parts is not None
-            return _parts_of(unlabelled.rows, parts) if own and parts is not None else [()] * len(unlabelled.rows)
-    return subjects_of(unlabelled, by, recipe.split) if by is not None else [()] * len(unlabelled.rows)
-
-
-def _parts_of(rows: np.ndarray, parts: Parts) -> list[list[str]]:
-    """The parts that each of the source's rows is in."""
-    members = {part.value: part.members for part in parts.parts if part.members is not None}
-    inside = {value: among(rows, own) for value, own in members.items()}
-    return [[value for value, there in inside.items() if there[at]] for at in range(len(rows))]
+def _reported(
+    query: Query, rows: np.ndarray, columns: Mapping[str, str], told: Subjects, setting: str
+) -> np.ndarray:  # (n,)
+    """The rows whose measurements are reported: those that count for a subject, and all where none does, as of these a subject is
+    made. Non-members, which count for every subject, are among them."""
+    counted = chosen(rows, told.counted)
+    if not len(counted) or len(counted) == len(rows):
+        return rows
+    if MEMBER not in columns:
+        return counted
+    members = taken(query.project({MEMBER: columns[MEMBER]}, f"{setting}."), rows)[MEMBER].to_pylist()
+    outside = np.array([member == 0 for member in members], dtype=bool)
+    return np.asarray(rows[told.counted[rows] | outside])
 
 
 def _with_others(

@@ -24,7 +24,8 @@ class EvaluatorSettings(Strict):
     limit: int | None = Field(
         None,
         ge=1,
-        description="At most so many rows, drawn at random: the same ones whatever the seed, in every evaluation of the same rows.",
+        description="At most so many rows, drawn at random of those that count for a subject: the same ones whatever the seed, in "
+        "every evaluation of the same rows.",
     )
     half: Half | None = Field(
         None,
@@ -37,7 +38,8 @@ class EvaluatorSettings(Strict):
     )
     subject: str | None = Field(
         None,
-        description="Name under which all rows together are reported. Default: `all` where the rows have no subjects.",
+        description="Name under which all rows together are reported. Default: `all` where the rows have no subjects; where some "
+        "have, the others are not measured.",
     )
     group: Literal["forget", "keep"] | None = Field(
         None,

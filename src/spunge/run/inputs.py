@@ -335,13 +335,15 @@ class SeedInputs:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep."""
+        """What a person should look at: rows that are left out, values that look like slips, rows to forget and to keep, rows that
+        are not measured."""
         return [
             *self.parts.notes,
             *(self.retained.notes if self.retained else ()),
             *(self.decoupled.notes if self.decoupled else ()),
             *(self.base.lesson.notes if self.base.lesson else ()),
             *(self.reference.notes if self.reference else ()),
+            *(items.note for items in self.base.evaluations if items.note and measured_again(items.settings) is None),
             *(self.base.notes if self.base.local else ()),
         ]
 
