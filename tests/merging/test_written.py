@@ -10,6 +10,7 @@ from making import delta_source, noise, read, weights, write_checkpoint
 from spunge.errors import RecipeError
 from spunge.merging.command import merge_command, summary
 from spunge.merging.engine import merge
+from spunge.merging.outcome import Written, rounding_notes
 from spunge.merging.rules import TaskArithmeticSettings, TiesSettings
 from spunge.merging.values import merged_values
 from spunge.registry import RULES
@@ -72,6 +73,27 @@ def test_a_change_below_half_a_step_survives_by_default(tmp_path):
     assert "at random" in report.notes[0]
     merge(base, [source], TaskArithmeticSettings(rounding="nearest"), tmp_path / "nearest")
     assert lost(base, tmp_path / "nearest", changes)[1] < 0.4
+
+
+@pytest.mark.parametrize(
+    ("rounding", "lost", "arrived", "said"),
+    [
+        ("stochastic", 2.75, 1.0, "so 100% of it arrives"),
+        ("stochastic", 0.05, 1.0, ""),
+        ("stochastic", 9.0, 0.4, "rounded at random 40% of it arrives, and what is written is not what was merged"),
+        (
+            "nearest",
+            0.83,
+            0.449,
+            "55% of the change is lost in rounding to bfloat16, and 68% of the changed entries stay",
+        ),
+        ("nearest", 0.3, 0.95, ""),
+    ],
+)
+def test_a_note_on_rounding_says_whether_the_change_is_lost_and_what_to_do(rounding, lost, arrived, said):
+    notes = rounding_notes(Written("bfloat16", rounding, lost, arrived, 0.68))
+    assert len(notes) == bool(said)
+    assert all(said in note and "float32" in note and "275%" not in note for note in notes)
 
 
 def test_a_random_rounding_keeps_the_mean_of_many_entries(tmp_path):

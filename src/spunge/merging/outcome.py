@@ -10,9 +10,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from spunge.weights.rounding import KEPT
 from spunge.weights.sources import Source
 
-WARNED = 0.1  # share of the change's norm that rounding may lose without a word
+WARNED = 0.1  # share of the change's norm that random rounding may add without a word
 
 
 @dataclass
@@ -207,19 +208,26 @@ def _shares(tallies: Sequence[Tally]) -> dict[str, float]:
 
 
 def rounding_notes(written: Written) -> list[str]:
-    """What a person must know of the rounding: that it is random, or that it loses more than a tenth."""
+    """What a person must know of the rounding: that it is random, or that more than a tenth of the change is lost in it."""
+    share, whole = f"{written.arrived:.0%}", "merge.dtype float32 (--dtype float32) writes it whole"
+    if written.rounding == "stochastic" and abs(written.arrived - 1) <= 1 - KEPT:
+        if written.lost <= WARNED:
+            return []
+        return [
+            f"the change is smaller than the steps of {written.dtype} and was rounded up or down at random, by fixed draws: so "
+            f"{share} of it arrives, spread over many entries, and what is judged is the model as it was written; {whole}"
+        ]
     if written.rounding == "stochastic":
         return [
-            f"rounded to {written.dtype} at random, by fixed draws: {written.arrived:.0%} of the change arrives in the mean over "
-            f"its entries, with noise of {written.lost:.0%} of its norm; dtype float32 (merge.dtype, --dtype) writes it whole"
+            f"the change is too small for {written.dtype}: rounded at random {share} of it arrives, and what is written is not "
+            f"what was merged; {whole}"
         ]
-    if written.lost > WARNED:
-        return [
-            f"rounding to {written.dtype} loses {written.lost:.0%} of the change's norm, and {written.stayed:.0%} of the changed "
-            f"entries stay as they were ({written.arrived:.0%} of the change arrives along its own direction); dtype "
-            "float32 (merge.dtype, --dtype) writes it whole, merge.rounding: stochastic keeps it in the mean"
-        ]
-    return []
+    if written.arrived >= KEPT:
+        return []
+    return [
+        f"{1 - written.arrived:.0%} of the change is lost in rounding to {written.dtype}, and {written.stayed:.0%} of the changed "
+        f"entries stay as the base has them; {whole}, and merge.rounding stochastic keeps it in the mean over many entries"
+    ]
 
 
 def _rounded(value: float) -> float:

@@ -61,9 +61,14 @@ def _written(told: Any) -> str:
     if not arrived or not lost:
         return ""
     dtype, rounding = printable(told.get("dtype", "")), printable(told.get("rounding", ""))
+    evens = (
+        ", of random sign from entry to entry, so that it evens out in sums over many"
+        if rounding == "stochastic"
+        else ""
+    )
     return (
         f"Written in {dtype}, rounding {rounding}: {_percent(arrived[0])} of the merged change arrives along its own direction, "
-        f"and what rounding takes away or adds has {_percent(lost[0])} of its norm."
+        f"and what rounding takes away or adds has {_percent(lost[0])} of its norm{evens}."
     )
 
 
