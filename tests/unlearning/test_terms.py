@@ -116,11 +116,14 @@ def test_what_was_asked_before_is_not_asked_again(server: Served) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((503, {}, b"loading"), r"^unlearn\.ask\.base_url: 'http.*' answers 503 \(loading\); what it answered is kept"),
+        (
+            (503, {}, b"loading"),
+            r"^unlearn\.ask\.base_url: 'http.*' answers 503 \(loading\); start it or mend the address",
+        ),
         ((401, {}, {"error": f"bad {KEY}"}), r"^unlearn\.ask: 'http.*' answers 401 \(bad \[secret\]\); mend the key"),
         (
             "none",
-            r"^unlearn\.ask: 2 of 2 replies are no JSON object of texts by texts \(first: 'none'\); what was read",
+            r"^unlearn\.ask: 2 of 2 replies are no JSON object of texts by texts \(first: 'none'\); mend prompt",
         ),
         (completion("{", finish="length"), r"\(first: was cut at max_tokens\)"),
         (

@@ -57,7 +57,7 @@ class Endpoint:
         self._lock = threading.Lock()
         self._next = 0.0  # when the next call may begin
         self._stop = threading.Event()  # one of the requests has failed for good
-        self.calls = self.tokens = 0
+        self.calls = self.tokens = self.answered = 0
 
     def ask(self, bodies: Sequence[Mapping[str, Any]], retries: int | None = None) -> Iterator[tuple[int, Reply]]:
         """The index and the reply of each request, as they come. Raises RecipeError where one fails for good; the replies that
@@ -109,9 +109,9 @@ class Endpoint:
         raise self._given_up(told) from None
 
     def _given_up(self, told: str) -> RecipeError:
+        kept = "what it answered is kept: " if self.answered else ""
         return RecipeError(
-            f"{self._setting}.base_url: {self._settings.base_url!r} {told}; what it answered is kept: start it or mend the "
-            "address, and run again"
+            f"{self._setting}.base_url: {self._settings.base_url!r} {told}; {kept}start it or mend the address, and run again"
         )
 
     def _enter(self) -> None:
@@ -138,6 +138,7 @@ class Endpoint:
             )
         with self._lock:
             self.tokens += reply.tokens or 0
+            self.answered += 1
 
     def _called(self, client: httpx.Client, body: Mapping[str, Any]) -> Reply:
         deadline = time.monotonic() + self._settings.timeout
@@ -170,8 +171,8 @@ class Endpoint:
 
     def _spent(self, name: str, most: int, what: str) -> RecipeError:
         return RecipeError(
-            f"{self._setting}.{name}: {most} {what} are spent and some answers are still to come; those that came are kept: "
-            "raise it and run again"
+            f"{self._setting}.{name}: {most} {what} are spent and some answers are still to come"
+            f"{'; those that came are kept' if self.answered else ''}: raise it and run again"
         )
 
     def _said(self, content: bytes) -> str:

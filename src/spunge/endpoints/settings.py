@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import Field, JsonValue, field_validator
 
 from spunge.recipe.block import Strict
+from spunge.recipe.patterns import ADDRESS
 
 
 class EndpointSettings(Strict):
     base_url: str = Field(
-        pattern=r"^https?://[^\s?#]+$",
+        pattern=ADDRESS,
         description="Address of the endpoint, such as http://localhost:8000/v1, without credentials.",
     )
     model: str = Field(min_length=1, description="What the endpoint calls the model.")

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from spunge.errors import RecipeError, suggestion
 from spunge.recipe.block import SettingsT, Strict
 from spunge.recipe.named import Named
+from spunge.recipe.patterns import SPELLED
 
 
 def validated(settings: type[SettingsT], content: Any) -> SettingsT:
@@ -45,6 +46,8 @@ def _explained(error: ValidationError, settings: type[Strict], content: Any) -> 
         return f"{name}: {_shown(given)}: it should be a list{such}"
     if kind == "string_type" and isinstance(given, bool | int | float):
         return f"{name}: {_shown(given)}: it should be a text; in quotes it is one"
+    if kind == "string_pattern_mismatch" and first["ctx"]["pattern"] in SPELLED:
+        return f"{name}: {_shown(given)}: it should be {SPELLED[first['ctx']['pattern']]}"
     if kind == "union_tag_invalid":
         return f"{name}.kind: {first['ctx']['tag']!r}: it should be one of {first['ctx']['expected_tags']}"
     return f"{name}: {_shown(given)}: {first['msg'].lower().replace('input should', 'it should')}"

@@ -10,7 +10,7 @@ from spunge.files import is_device
 from spunge.recipe.block import Strict
 from spunge.recipe.model import Dtype
 from spunge.recipe.named import named
-from spunge.recipe.reference import STAGE_NAME
+from spunge.recipe.patterns import STAGE_NAME
 from spunge.registry import RULES
 
 

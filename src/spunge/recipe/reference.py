@@ -5,8 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from spunge.recipe.block import Strict
-
-STAGE_NAME = r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$"  # also names a folder
+from spunge.recipe.patterns import STAGE_NAME
 
 
 class Reference(Strict):

@@ -178,7 +178,8 @@ def _refuse_unread(unread: Sequence[Reply], asked: int, settings: AskSettings) -
     told = f"{len(unread)} of {asked} replies are no JSON object of texts by texts (first: {first})"
     if settings.unreadable == "stop" or 2 * len(unread) > asked:
         raise RecipeError(
-            f"{SETTING}: {told}; what was read is kept: mend prompt, model or max_tokens, or set unreadable to skip, and run again"
+            f"{SETTING}: {told}; {'what was read is kept: ' if len(unread) < asked else ''}mend prompt, model or max_tokens, or "
+            "set unreadable to skip, and run again"
         )
     logging.getLogger("spunge").warning(one_line(f"{SETTING}: {told}; their passages give no terms"))
 

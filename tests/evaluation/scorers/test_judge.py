@@ -186,7 +186,7 @@ def test_what_passes_is_tried_again(settings: Callable[..., JudgeSettings], serv
     [
         (
             (500, {}, {"error": {"message": "out of memory"}}),
-            r"answers 500 \(out of memory\); what it answered is kept",
+            r"answers 500 \(out of memory\); start it or mend the address, and run again$",
         ),
         ((429, {"Retry-After": "86400"}, b""), r"answers 429, and asks to wait 86400 s"),
         ((401, {}, {"error": {"message": f"bad key {KEY}"}}), r"answers 401 \(bad key \[secret\]\); mend the key"),
@@ -198,7 +198,7 @@ def test_what_passes_is_tried_again(settings: Callable[..., JudgeSettings], serv
         (b'"' + b"x" * (1 << 20) + b'"', r"answers with more than 1 MiB"),
         (
             "certainly! \x1b[2Jit is 0.7",
-            r"1 of 1 replies of the judge are none of the labels or numbers \(first: 'certainly!",
+            r"1 of 1 replies of the judge are none of the labels or numbers \(first: 'certainly!.*'\); mend prompt",
         ),
         (completion(None), r"none of the labels or numbers"),
         (completion("0", finish="length"), r"none of the labels or numbers"),

@@ -152,7 +152,8 @@ class Judge:
         told = f"{len(unread)} of {asked} replies of the judge are none of the labels or numbers (first: {first[:SHOWN]!r})"
         if self._settings.unreadable is None or 2 * len(unread) > asked:
             raise RecipeError(
-                f"evaluate.scorer: {told}; what was read is kept: mend prompt, labels, pattern or max_tokens, and run again"
+                f"evaluate.scorer: {told}; {'what was read is kept: ' if len(unread) < asked else ''}mend prompt, labels, pattern "
+                "or max_tokens, and run again"
             )
         logging.getLogger("spunge").warning(
             one_line(f"evaluate.scorer: {told}; each counts {self._settings.unreadable:g}")
