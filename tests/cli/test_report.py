@@ -52,7 +52,7 @@ def test_report_and_compare_show_finished_runs(recipe_file: Path, finished: Path
     assert "measured with different instruments: (scorer: another) in 'one', none in 'two'" in ended.stderr
 
 
-@pytest.mark.parametrize("command", [["report", "run"], ["compare", "two", "run"]])
+@pytest.mark.parametrize("command", [["report", "run"], ["report", "run/results.json"], ["compare", "two", "run"]])
 def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
     finished: Path, tmp_path: Path, command: list[str]
 ) -> None:
@@ -70,7 +70,7 @@ def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
     (finished / "stamps" / "merged.json").unlink()
     ended = call(*command, cwd=tmp_path)
     assert (ended.returncode, ended.stderr.count("\n")) == (0, 1)
-    assert "run: results.json is of before: stamps/merged.json is missing" in ended.stderr
+    assert f"{command[-1]}: results.json is of before: stamps/merged.json is missing" in ended.stderr
 
 
 def test_a_page_written_anew_is_whole_to_verify(

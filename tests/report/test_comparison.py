@@ -161,6 +161,13 @@ def test_a_folder_without_results_and_a_single_run_are_refused(write, results, t
         compare([one])
 
 
+def test_a_run_s_results_file_stands_for_its_folder(write, results):
+    runs = [write("one", results()), write("two", results())]
+    for run, steps in zip(runs, (80, 40), strict=True):
+        (run / "recipe.yaml").write_text(f"unlearn: {{steps: {steps}}}\n")
+    assert compare([run / "results.json" for run in runs]).to_json() == compare(runs).to_json()
+
+
 def test_folders_of_one_name_are_told_apart_by_their_paths(write, results):
     runs = [write("a/run", results()), write("b/run", results())]
     assert [run.name for run in compare(runs).runs] == [str(run) for run in runs]

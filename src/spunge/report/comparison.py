@@ -143,6 +143,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     """
     if len(folders) < 2:
         raise RecipeError("compare: one run alone; give two or more run folders")
+    folders = [_folder(folder) for folder in folders]
     runs = [_finished(folder, shown) for folder, shown in zip(folders, _names(folders), strict=True)]
     for run in runs:
         if not run.results.rows:
@@ -159,6 +160,11 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
         _refuse_others(one, other)
         _refuse_subjects(one, other)
     return Comparison(stage, tuple(runs), tuple(differing(folders)))
+
+
+def _folder(place: Path) -> Path:
+    """A run's folder, also where its results.json is named."""
+    return place.parent if place.is_file() else place
 
 
 def _finished(folder: Path, shown: str) -> Finished:
