@@ -396,7 +396,10 @@ class Results:
     )
     device: Annotated[str | None, Field(description="Where the model was.")] = None
     dtype: Annotated[str | None, Field(description="Its arithmetic.")] = None
-    seconds: Annotated[Real | None, Field(description="What all of the run took, whenever it was done.")] = None
+    seconds: Annotated[
+        Real | None,
+        Field(description="What all stages took that this run made, whenever; those taken from other runs took none."),
+    ] = None
     peak_memory: Annotated[Count | None, Field(description="Bytes of the process at its peak.")] = None
     rows: Annotated[tuple[Row, ...], Field(description="The scores.")]
     differences: Annotated[

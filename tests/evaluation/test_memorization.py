@@ -317,3 +317,9 @@ def test_a_list_of_wrong_answers_may_be_json_text(load: Callable[..., Any], tmp_
     assert values(load(), {**PAIRS, **written}, tmp_path, metrics=["truth_ratio"])["truth ratio"] == pytest.approx(
         listed["truth ratio"]
     )
+
+
+def test_a_chat_setting_that_has_no_say_is_not_told_as_what_it_was_measured_with() -> None:
+    """Questions are put as forget's rows are, which the items hold."""
+    assert MEMORIZATION.instrument is not None
+    assert "chat" not in MEMORIZATION.instrument(MemorizationSettings())["generation"]

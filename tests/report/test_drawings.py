@@ -134,7 +134,7 @@ def test_the_command_names_the_recipe_whatever_the_folder_is_called(tmp_path: Pa
     run = tmp_path / "a run; $(rm -rf) 'x'"
     run.mkdir()
     words = shlex.split(making(run, Results(rows=()), None).command)
-    assert words == ["spunge", "run", f"{run.name}/recipe.yaml", "--out", f"{run.name}-again"]
+    assert words == ["spunge", "run", "recipe.yaml", "--out", f"../{run.name}-again"]
 
 
 def test_measures_that_are_zero_everywhere_are_folded_away(tmp_path: Path, write_run: Any) -> None:

@@ -15,7 +15,9 @@ from spunge.errors import RecipeError
 from spunge.files import alone, sealed, write_json
 from spunge.progress import SILENT
 from spunge.registry import EVALUATORS
+from spunge.report.making import making
 from spunge.report.search import Goal, Score, Search, Trial, search_text
+from spunge.results import Results
 from spunge.run.objectives import Way
 from spunge.run.sharing import take
 from spunge.run.stages.building import build
@@ -427,6 +429,14 @@ def test_a_stage_whose_files_are_damaged_is_not_taken(done: Done, tmp_path: Path
     assert not list((tmp_path / "mine").rglob("*.*"))
     assert take(graph, "branch:asia", [other, trial], SILENT)
     assert graph.state("branch:asia").done
+    stamp = graph.state("branch:asia").stamp
+    assert stamp is not None
+    assert (stamp.seconds, stamp.taken) == (0.0, "trials/0"), "its time is the other run's"
+    told = dict(making(tmp_path / "mine", Results(rows=(), seconds=0.0), None).facts)
+    assert told == {
+        "Time of all stages that were made here": "0.0 s",
+        "Stages taken from other runs": "1 from trials/0",
+    }
 
 
 def test_what_is_taken_again_after_a_stop_leaves_the_run_that_it_is_taken_from_whole(

@@ -311,13 +311,19 @@ def written_tokens(settings: MemorizationSettings) -> int:
     return times * settings.generation.samples * settings.generation.max_new_tokens
 
 
+def instrument(settings: MemorizationSettings) -> dict[str, Any]:
+    """How answers are written. Whether a template holds the questions is in the items: they are put as forget's rows are."""
+    generation = {key: value for key, value in told(settings)["generation"].items() if key != "chat"}
+    return {"generation": generation}
+
+
 MEMORIZATION = Evaluator(
     settings=MemorizationSettings,
     source="Maini et al. 2024, arXiv 2401.06121",
     measure=measure,
     columns=columns,
     metrics=metrics,
-    instrument=told,
+    instrument=instrument,
     check_items=check_items,
     written_tokens=written_tokens,
 )

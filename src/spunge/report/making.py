@@ -1,9 +1,10 @@
 """How a run was made: the command that makes it again, what results depend on, and what each stage took."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spunge.errors import printable
 from spunge.files import fingerprint, read_json
@@ -29,17 +30,19 @@ class Making(NamedTuple):
 
 def making(run: Path, results: Results, split: SplitFacts | None) -> Making:
     """From the run's own files; what they do not say is left out."""
-    folder = run.resolve().name
-    again = f"spunge run {shlex.quote(f'{folder}/recipe.yaml')} --out {shlex.quote(f'{folder}-again')}"
+    again = f"spunge run recipe.yaml --out {shlex.quote(f'../{run.resolve().name}-again')}"
     times = sorted(_times(run, results), key=lambda stage: -stage[1])[:STAGES]
     longest = max((seconds for _, seconds in times), default=1.0)
     stages = tuple(StageTime(name, seconds, round(100 * seconds / longest)) for name, seconds in times)
-    return Making(printable(again), tuple(_facts(results, split)), stages)
+    return Making(printable(again), tuple(_facts(run, results, split)), stages)
 
 
-def _facts(results: Results, split: SplitFacts | None) -> Iterator[tuple[str, str]]:
+def _facts(run: Path, results: Results, split: SplitFacts | None) -> Iterator[tuple[str, str]]:
+    taken = Counter(str(stamp["taken"]) for stamp in _stamps(run) if stamp.get("taken"))
     if results.seconds is not None:
-        yield "Time of all stages", duration(results.seconds)
+        yield f"Time of all stages{' that were made here' if taken else ''}", duration(results.seconds)
+    if taken:
+        yield "Stages taken from other runs", printable(", ".join(f"{n} from {name}" for name, n in taken.items()))
     if results.peak_memory is not None:
         yield "Memory at the peak", size(results.peak_memory)
     if results.device:
@@ -70,9 +73,15 @@ def _facts(results: Results, split: SplitFacts | None) -> Iterator[tuple[str, st
 def _times(run: Path, results: Results) -> Iterator[tuple[str, float]]:
     """What each stage took, as its stamp says. A judging's stage is known by its evaluation's file: here by its name."""
     evaluations = {fingerprint(each.name)[:12]: each.name for each in results.evaluations}
-    for file in sorted((run / "stamps").rglob("*.json")):
-        stamp = read_json(file)
-        if isinstance(stamp, dict) and isinstance(stamp.get("seconds"), int | float) and stamp["seconds"] >= SHORTEST:
-            stage, _, judged = str(stamp.get("stage", file.stem)).rpartition("/")
+    for stamp in _stamps(run):
+        if isinstance(stamp.get("seconds"), int | float) and stamp["seconds"] >= SHORTEST:
+            stage, _, judged = str(stamp.get("stage", "")).rpartition("/")
             name = f"{stage}: {evaluations[judged]}" if judged in evaluations else f"{stage}/{judged}".lstrip("/")
             yield printable(name), float(stamp["seconds"])
+
+
+def _stamps(run: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted((run / "stamps").rglob("*.json")):
+        stamp = read_json(file)
+        if isinstance(stamp, dict):
+            yield {"stage": file.stem, **stamp}

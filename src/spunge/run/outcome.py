@@ -217,7 +217,7 @@ def stored_measures(judgings: Sequence[Judging]) -> dict[str, dict[str, list[Mea
 
 
 def _seconds(graph: Graph[Session]) -> float:
-    """What all stages took, whenever they were made."""
+    """What all stages took that were made here, whenever."""
     stamps = [read_stamp(graph.folder, name) for name in graph.stages if name not in ("results", "page")]
     return round(sum(stamp.seconds for stamp in stamps if stamp), 1)
 

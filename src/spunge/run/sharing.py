@@ -5,6 +5,7 @@ The files get a second name, or share their blocks: each stage writes its files 
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from spunge.merging.copying import share
@@ -24,15 +25,16 @@ def take(graph: RunGraph, name: str, others: Sequence[Path], watcher: Watcher) -
         return False
     for folder in others:
         stamp = read_stamp(folder, name)
-        if stamp is not None and stamp.key == key and not stamp.dropped and _taken(graph, folder, stamp):
+        told = f"{folder.parent.name}/{folder.name}"
+        if stamp is not None and stamp.key == key and not stamp.dropped and _taken(graph, folder, stamp, told):
             watcher.begin(graph.stages[name].title)
-            watcher.end(f"from {folder.parent.name}/{folder.name}")
+            watcher.end(f"from {told}")
             return True
     return False
 
 
-def _taken(graph: RunGraph, folder: Path, stamp: Stamp) -> bool:
-    """The checksums are those of the other run: what arrives is held against them."""
+def _taken(graph: RunGraph, folder: Path, stamp: Stamp, told: str) -> bool:
+    """The checksums are those of the other run: what arrives is held against them. The time that it took is that run's alone."""
     stamp_file(graph.folder, stamp.stage).unlink(missing_ok=True)
     try:
         for path, mark in stamp.files.items():
@@ -47,6 +49,5 @@ def _taken(graph: RunGraph, folder: Path, stamp: Stamp) -> bool:
         for path in stamp.files:
             (graph.folder / path).unlink(missing_ok=True)  # nothing vouches for it
         return False
-    store_stamp(graph.folder, stamp)
-    graph.renewed(stamp)
+    graph.renewed(store_stamp(graph.folder, replace(stamp, seconds=0.0, taken=told)))
     return True

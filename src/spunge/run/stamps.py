@@ -32,8 +32,9 @@ class Stamp:
     key: str
     inputs: Mapping[str, Any]  # what the key is made of: name -> value or fingerprint
     files: Mapping[str, FileMark]  # path relative to RUN -> its mark
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # that making it took in this folder
     dropped: tuple[str, ...] = ()  # files with texts that it made and that were removed since, see run.texts
+    taken: str = ""  # the run's folder that it was taken from, as people read it; "": made here
 
     @property
     def size(self) -> int:
@@ -136,6 +137,7 @@ def doubts(folder: str | Path) -> str:
     """Why the results of a run's folder may not be of what lies there now; nothing where they are, and where no stamps lie beside
     them. Raises RecipeError where they are not as the run wrote them."""
     folder = Path(folder).resolve()
+    folder = folder.parent if folder.is_file() else folder  # its results.json
     if not (folder / "stamps").is_dir():
         return ""
     stamps = {stamp.stage: stamp for stamp in stamps_in(folder)}

@@ -17,8 +17,9 @@ class StageStatus:
     title: str
     state: str  # done, stale, damaged, missing or unknown
     why: str  # which input changed, or which file is not as it was
-    seconds: float | None  # what making it took
+    seconds: float | None  # what making it took here
     size: int | None  # bytes of its files
+    taken: str  # the run that it was taken from; "": made here
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -37,7 +38,8 @@ def status(folder: str | Path) -> list[StageStatus]:
             continue
         state = graph.state(name)
         seconds, size = (state.stamp.seconds, state.stamp.size) if state.stamp else (None, None)
-        listed.append(StageStatus(name, stage.title, state.kind, state.why, seconds, size))
+        taken = state.stamp.taken if state.stamp else ""
+        listed.append(StageStatus(name, stage.title, state.kind, state.why, seconds, size, taken))
     return listed
 
 
@@ -60,7 +62,7 @@ def status_rows(stages: Sequence[StageStatus]) -> list[list[str]]:
         [
             each.state,
             each.title,
-            "" if each.seconds is None else f"{each.seconds:.1f} s",
+            f"from {each.taken}" if each.taken else "" if each.seconds is None else f"{each.seconds:.1f} s",
             "" if each.size is None else shown_size(each.size),
             each.why,
         ]
