@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent / "src"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"registry", "files", "progress", "stopping", "copies"},
-    {"recipe", "results"},
+    {"recipe", "results", "temporary"},
     {"data", "weights", "endpoints"},
     {"model"},
     {"unlearning", "merging", "evaluation", "report"},

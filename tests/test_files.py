@@ -294,9 +294,11 @@ def test_there_is_one_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_else_in_the_package_renames_locks_or_asks_for_the_cache() -> None:
-    """One atomic write, one lock, one cache folder. A merge's own folder is renamed by merging/output.py, with its journal."""
+    """One atomic write, one lock, one cache folder, one kind of temporary folder.
+
+    A merge's own folder is renamed by merging/output.py, with its journal."""
     root = Path(__file__).parent.parent / "src" / "spunge"
-    allowed = {root / "files.py", root / "merging" / "output.py"}
+    allowed = {root / "files.py", root / "temporary.py", root / "merging" / "output.py"}
     words = (
         "os.replace",
         "os.rename",
@@ -305,6 +307,8 @@ def test_nothing_else_in_the_package_renames_locks_or_asks_for_the_cache() -> No
         "XDG_CACHE_HOME",
         "NamedTemporaryFile",
         "mkstemp",
+        "mkdtemp",
+        "TemporaryDirectory",
     )
     odd = [
         f"{file.relative_to(root)}: {word}"

@@ -23,6 +23,7 @@ from spunge.model.loading import Base
 from spunge.model.padding import grouped, left_padded
 from spunge.model.reading import reading_of
 from spunge.recipe.block import Strict
+from spunge.temporary import TemporaryFolder
 
 Prompt = str | list[int]  # a text, or its tokens as they are to be read
 TOKENS_PER_BATCH = 6144  # prompts and what is written after them, padding included
@@ -240,18 +241,16 @@ def _with_vllm(
     base: Base, prompts: Sequence[Prompt], settings: GenerationSettings, seed: int, done: set[int]
 ) -> Written:
     """The judged weights, written to a folder of their own for vllm to load."""
-    import tempfile
-
     try:
         from vllm import LLM, SamplingParams
     except ImportError:
         raise RecipeError(
             "evaluate.generation.engine: vllm is not installed; pip install vllm, or leave engine out"
         ) from None
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryFolder("judged") as folder:
         base.model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
-        engine = LLM(model=folder, dtype=str(base.dtype).removeprefix("torch."), seed=seed)
+        engine = LLM(model=str(folder), dtype=str(base.dtype).removeprefix("torch."), seed=seed)
         parameters = SamplingParams(
             n=settings.samples,
             max_tokens=settings.max_new_tokens,

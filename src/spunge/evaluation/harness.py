@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import random
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 
 from spunge.errors import RecipeError, suggestion
 from spunge.model.loading import Base
+from spunge.temporary import TemporaryFolder
 
 SEED = 1234  # of the harness's command line, for few-shot draws and sampling
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -190,13 +190,15 @@ def _uncached(changes: dict[str, Any]) -> dict[str, Any]:
     """With the copies that datasets makes of local files in a folder that goes with this process."""
     options = changes.get("dataset_kwargs") or {}
     return (
-        {**changes, "dataset_kwargs": {**options, "cache_dir": _copies().name}} if "data_files" in options else changes
+        {**changes, "dataset_kwargs": {**options, "cache_dir": str(_copies().path)}}
+        if "data_files" in options
+        else changes
     )
 
 
 @functools.cache
-def _copies() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="spunge-")
+def _copies() -> TemporaryFolder:
+    return TemporaryFolder("questions")
 
 
 def local_files(

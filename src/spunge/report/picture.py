@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from spunge.errors import RecipeError, one_line
 from spunge.files import written
+from spunge.temporary import TemporaryFolder
 
 BROWSERS = (
     "chromium",
@@ -22,6 +22,7 @@ BROWSERS = (
     "microsoft-edge",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
+
 WIDTH = 1280
 HIGHEST = 16_000  # pixels: browsers draw no higher picture in one piece
 SMALLEST = 0.5  # of its size at which a page can still be read
@@ -39,16 +40,16 @@ def picture(page: Path, file: Path) -> int:
         raise RecipeError(
             "--format png: no browser is installed that draws it; install Chromium, or open report.html and print it"
         )
-    with tempfile.TemporaryDirectory() as folder, written(file) as part:
-        height = _height(browser, page, Path(folder))
+    with TemporaryFolder("picture") as folder, written(file) as part:
+        height = _height(browser, page, folder)
         if height * SMALLEST > HIGHEST:
             raise RecipeError(
                 f"--format png: the page is {height} pixels high, too much for a picture that can be read; give --format html"
             )
-        drawn = Path(folder) / "drawn.png"
+        drawn = folder / "drawn.png"
         options = [f"--screenshot={drawn}", f"--window-size={WIDTH},{height}"]
         options += [f"--force-device-scale-factor={HIGHEST / height:.4f}"] if height > HIGHEST else []
-        told = _run(browser, Path(folder), options, page)
+        told = _run(browser, folder, options, page)
         if not drawn.is_file():
             raise RecipeError(one_line(f"--format png: {browser!r} drew nothing ({told.strip()[-200:]})"))
         shutil.copyfile(drawn, part)

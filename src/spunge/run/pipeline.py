@@ -36,6 +36,7 @@ from spunge.run.tracking import refuse_tracker, tracked
 from spunge.run.train import refuse_rows
 from spunge.run.unseen import refuse_seen
 from spunge.run.watching import refuse_watch
+from spunge.temporary import remove_left
 
 
 def run(
@@ -57,6 +58,7 @@ def run(
     runs = [Path(other).resolve() for other in others]
     for other in runs:
         recipe_file(other)  # not loaded: a recipe may name code, and what is taken is told by its key
+    remove_left()
     with disk_errors_told(folder), claimed(folder), told_in(folder, watcher) as watcher:
         if not replace:
             refuse_replacing(folder, recipe)

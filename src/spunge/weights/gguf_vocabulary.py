@@ -5,12 +5,12 @@ those does is written; another would give other tokens without a word.
 """
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spunge.errors import RecipeError, one_line
+from spunge.temporary import TemporaryFolder
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -54,9 +54,9 @@ class Vocabulary:
         writer.add_tokenizer_pre(self.way)
         writer.add_token_list(list(self.tokens))
         writer.add_token_types(list(self.kinds))
-        with tempfile.TemporaryDirectory() as aside:
+        with TemporaryFolder("vocabulary") as aside:
             self.tokenizer.save_pretrained(aside)
-            special = gguf.SpecialVocab(aside, load_merges=True, n_vocab=len(self.tokens))
+            special = gguf.SpecialVocab(str(aside), load_merges=True, n_vocab=len(self.tokens))
         # What gguf reads out of the post-processor is a guess; this was tried on a text.
         special.add_special_token = {"bos": self.begins, "eos": self.ends}
         special.add_to_gguf(writer, quiet=True)

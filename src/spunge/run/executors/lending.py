@@ -5,16 +5,15 @@ of them. Whoever helps may be gone at any time: its batch alone is computed agai
 """
 
 import logging
-import tempfile
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from spunge.run.executors.channel import Help, Leave
 from spunge.run.executors.executor import Given
 from spunge.run.executors.making import Job
+from spunge.temporary import TemporaryFolder
 
 # Seconds that a stage is under way before others help: a shorter one would be over before they have loaded a model.
 LENT_AFTER = 3.0
@@ -51,7 +50,7 @@ class Lending(Generic[P]):
     """Who helps with what."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="spunge-boards-", ignore_cleanup_errors=True)
+        self._folder = TemporaryFolder("boards")
         self._offered: dict[Given, _Offered[P]] = {}
         self._number = 0
         self._asked: dict[P, tuple[int, float]] = {}  # to leave -> the number of the last Help, and since when
@@ -59,7 +58,7 @@ class Lending(Generic[P]):
     def begin(self, given: Given, job: Job, title: str, needs: tuple[str, ...]) -> Job:
         """A stage is to be made that others may help with: the job of who makes it."""
         self._number += 1
-        board = Path(self._folder.name) / str(self._number)
+        board = self._folder.path / str(self._number)
         board.mkdir()
         offered: _Offered[P] = _Offered(job._replace(board=board), title, needs, time.monotonic())
         self._offered[given] = offered
@@ -123,4 +122,4 @@ class Lending(Generic[P]):
                 )
 
     def close(self) -> None:
-        self._folder.cleanup()
+        self._folder.close()

@@ -5,13 +5,10 @@ execution: {kind: sharded, processes: 2}
 
 import logging
 import queue
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -32,6 +29,7 @@ from spunge.run.executors.processes import LOOKED_FOR, VISIBLE, Heard, Process, 
 from spunge.run.graph import Stage
 from spunge.run.session import Session
 from spunge.run.stages.building import Run
+from spunge.temporary import TemporaryFolder
 
 SINCE = (2, 13)  # torch, whose FSDP2 counts a parameter without a gradient as one of zeros
 PATIENCE = 5.0  # seconds after the end of one process in which the others may end by themselves
@@ -128,7 +126,7 @@ class Sharded:
         self._at: list[Process] = []  # those that are not done with the stage
         self._given: Given | None = None
         self._done: Done | None = None  # what the main one left
-        self._folder = Path(tempfile.mkdtemp(prefix="spunge-meeting-"))
+        self._folder = TemporaryFolder("meeting")
         self._meetings = 0
 
     @property
@@ -144,7 +142,7 @@ class Sharded:
             self._processes.append(Process(self._slots[len(self._processes)], self._heard))
         self._given, self._done, self._at = Given(begun.graph.folder, stage.name), None, self._processes[:count]
         self._meetings += 1
-        meeting = self._folder / str(self._meetings)
+        meeting = self._folder.path / str(self._meetings)
         job = job_of(begun, stage.name)
         for rank, process in enumerate(self._at):
             process.given, process.title = self._given, stage.title
@@ -224,7 +222,7 @@ class Sharded:
     def close(self) -> None:
         """End all, and leave nothing behind."""
         self.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 @contextmanager

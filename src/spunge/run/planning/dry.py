@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from spunge.recipe.loading import dump_recipe
 from spunge.recipe.schema import Recipe
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.steps import Steps
+from spunge.temporary import TemporaryFolder
 
 STEPS = 4  # the first is to warm up
 
@@ -29,8 +29,8 @@ class Measured(NamedTuple):
 
 def dry_steps(recipe: Recipe, steps: int = STEPS) -> Measured:
     """Take steps of the first training of a recipe. Raises RecipeError where they cannot be taken."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.yaml"
+    with TemporaryFolder("recipe") as folder:
+        file = folder / "recipe.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
         command = [sys.executable, "-m", "spunge.run.planning.dry", str(file), str(steps)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
@@ -94,8 +94,8 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
 def main() -> None:
     from spunge.recipe.loading import load_recipe
 
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(_take(load_recipe(sys.argv[1]), int(sys.argv[2]), Path(folder))._asdict()))
+    with TemporaryFolder("steps") as folder:
+        print(json.dumps(_take(load_recipe(sys.argv[1]), int(sys.argv[2]), folder)._asdict()))
 
 
 if __name__ == "__main__":

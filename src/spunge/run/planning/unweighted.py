@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from spunge.model.loading import class_of
 from spunge.model.packing import hollow
 from spunge.model.refusing import refused_as
 from spunge.recipe.schema import Recipe
+from spunge.temporary import TemporaryFolder
 from spunge.weights.checkpoint import ADAPTER, WHOLE, file_names
 from spunge.weights.described import described_by
 
@@ -37,16 +37,16 @@ def with_shapes(recipe: Recipe) -> Iterator[Recipe | None]:
             f"model.unlearning_layers: {recipe.model.path!r} holds no weights to lay them beside; download the "
             "model, or leave it out"
         )
-    with tempfile.TemporaryDirectory(prefix="spunge-shapes-") as aside:
+    with TemporaryFolder("shapes") as aside:
         for each in folder.iterdir():
-            (Path(aside) / each.name).symlink_to(each.resolve())
+            (aside / each.name).symlink_to(each.resolve())
         with refused_as(f"model.path: no model can be built of the configuration in {recipe.model.path!r}"):
-            _write_shapes(folder, recipe.model.trust_remote_code, Path(aside) / WHOLE)
-        model = recipe.model.model_copy(update={"path": aside})
+            _write_shapes(folder, recipe.model.trust_remote_code, aside / WHOLE)
+        model = recipe.model.model_copy(update={"path": str(aside)})
         try:
             yield recipe.model_copy(update={"model": model})
         except RecipeError as error:
-            raise RecipeError(str(error).replace(aside, recipe.model.path)) from None
+            raise RecipeError(str(error).replace(str(aside), recipe.model.path)) from None
 
 
 def _unweighted(folder: Path) -> bool:
