@@ -25,6 +25,7 @@ from spunge.unlearning.method import Task
 
 QUESTIONS = ["the capital of france is", "the old dog"]
 ANSWERS = [" paris", " runs in the city"]
+ROWS = range(len(QUESTIONS))
 HOW = Alternatives(count=2, seed=5, tokens=4, ask="one {question} two {answer} three", begin=" four")
 
 
@@ -54,7 +55,7 @@ def test_the_base_writes_draws_from_its_distribution_at_the_temperature(
     base, count = load("llama"), 2 if temperature else 1
     how = HOW.model_copy(update={"temperature": temperature, "count": count})
     task = asked(base)
-    found = alternatives(task, task.parts["a"], how, count, "altpo")
+    found = alternatives(task, task.parts["a"], how, count, "altpo", ROWS)
     for row, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
         text = f"one {question} two{answer} three four"
         assert [each[row] for each in found] == [by_hand(base, text, number, temperature) for number in range(count)]
@@ -73,16 +74,16 @@ def test_what_was_written_is_kept_and_written_on_after_half_a_line(
 
     monkeypatch.setattr(module, "written", counted)
     task = asked(base, tmp_path / "state.pt")
-    found = alternatives(task, task.parts["a"], HOW, 2, "altpo")
+    found = alternatives(task, task.parts["a"], HOW, 2, "altpo", ROWS)
     [file] = tmp_path.iterdir()
     whole, made = file.read_bytes(), len(calls)
-    assert alternatives(task, task.parts["a"], HOW, 2, "altpo") == found
+    assert alternatives(task, task.parts["a"], HOW, 2, "altpo", ROWS) == found
     assert len(calls) == made
     file.write_bytes(whole[:-5])  # of the last answer
-    assert alternatives(task, task.parts["a"], HOW, 2, "altpo") == found
+    assert alternatives(task, task.parts["a"], HOW, 2, "altpo", ROWS) == found
     assert (len(calls), file.read_bytes()) == (made + 1, whole)
     other = HOW.model_copy(update={"seed": 6})
-    assert alternatives(task, task.parts["a"], other, 2, "altpo") != found
+    assert alternatives(task, task.parts["a"], other, 2, "altpo", ROWS) != found
 
 
 def test_each_pass_takes_the_next_answer_and_the_joint_control_has_the_same(
@@ -136,13 +137,13 @@ def test_a_base_that_writes_no_other_answer_is_refused(
     monkeypatch.setattr(module, "written", lambda *_: text)
     task = asked(load("llama"))
     with pytest.raises(RecipeError, match=r"unlearn\.alternatives: row 0: in 10 draws"):
-        alternatives(task, task.parts["a"], HOW, 1, "altpo")
+        alternatives(task, task.parts["a"], HOW, 1, "altpo", ROWS)
 
 
 def test_an_answer_that_leaves_the_model_no_positions_is_refused(load: Callable[..., Any]) -> None:
     task = asked(load("gpt2"))
     with pytest.raises(RecipeError, match=r"unlearn\.alternatives\.tokens: 200: .* set it to \d+ or lower"):
-        alternatives(task, task.parts["a"], Alternatives(ask=HOW.ask), 1, "altpo")
+        alternatives(task, task.parts["a"], Alternatives(ask=HOW.ask), 1, "altpo", ROWS)
 
 
 def test_a_conversation_is_asked_about_by_its_last_question_through_the_chat_template(

@@ -382,4 +382,5 @@ def test_epochs_are_passes_over_the_samples_whatever_the_updates() -> None:
 
 def test_what_is_written_is_in_the_plan() -> None:
     assert METHODS.get("quark").writing(PLAIN, settings_of("quark"), 3) == (2 * 6 * 2, 4, 0, 0, 4 * 2)
-    assert METHODS.get("demem").writing(PLAIN, settings_of("demem"), 3) == (2 * 6 * 3, 4, 0, 0, 4 * 3)
+    assert METHODS.get("quark").writing(PLAIN, settings_of("quark"), 0.5) == (2 * 3 * 2, 4, 0, 0, 4 * 2)
+    assert METHODS.get("demem").writing(PLAIN, settings_of("demem"), 3) == (9 * 3, 4, 0, 0, 4 * 3)

@@ -78,7 +78,7 @@ def training_cost(training: Training, line: Lineup) -> Cost:
         METHODS.get(unlearn.method),
         sum(len(part.samples) for part in training.parts) / unlearn.batch_size,
     )
-    over = math.ceil(steps.count * steps.accumulation / max(1, math.ceil(batches)))
+    over = steps.count * steps.accumulation / max(1, math.ceil(batches))
     rows = {part.value: len(part.samples) for part in training.parts}
     copying = method.copying(unlearn, rows, 0 if inputs.retain is None else len(inputs.retain))
     return Cost(

@@ -7,7 +7,7 @@ joint control, and after an interruption.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,18 @@ class Alternatives(Strict):
         return self
 
 
-def alternatives(task: Task, samples: Samples, settings: Alternatives, count: int, method: str) -> list[list[str]]:
-    """`count` other answers of the base to each of the samples: a list for each answer's number, in the samples' order.
+def alternatives(
+    task: Task, samples: Samples, settings: Alternatives, count: int, method: str, rows: Sequence[int]
+) -> list[list[str]]:
+    """`count` other answers of the base to each of some rows of the samples: a list for each answer's number, in the rows' order.
 
     What is written is kept beside the task's state by what it is made of. Raises RecipeError, which names the row, where the base
     writes nothing, or nothing but the answer to forget.
     """
     where = f"{task.setting}.alternatives"
     known = Known(task.state)
-    pairs = questions(samples, method, task.base.tokenizer)
+    every_pair = questions(samples, method, task.base.tokenizer)
+    pairs = [every_pair[row] for row in rows]
     asked = [asking(task.base.tokenizer, settings, *pair, where) for pair in pairs]
     if (room := task.base.reach(1 << 40) - settings.tokens) < (longest := max(map(len, asked))):
         raise RecipeError(
@@ -79,10 +82,10 @@ def alternatives(task: Task, samples: Samples, settings: Alternatives, count: in
         return known.texts[key]
 
     every: list[list[str]] = [[] for _ in range(count)]
-    for row, (ids, (_, answer)) in enumerate(zip(asked, pairs, strict=True)):
+    for done, (row, ids, (_, answer)) in enumerate(zip(rows, asked, pairs, strict=True), 1):
         for number in range(count):
             every[number].append(_other(draw, ids, number, answer, f"{where}: row {samples.number(row)}", settings))
-        task.progress(0, 1, f"other answers of the base, {row + 1} of {len(asked)}")
+        task.progress(0, 1, f"other answers of the base, {done} of {len(asked)}")
     return every
 
 

@@ -15,6 +15,7 @@ theirs keeps it. A base that does not follow instructions is better given a colu
 here.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from spunge.data.samples import Samples
 from spunge.errors import RecipeError
 from spunge.unlearning.alternatives import Alternatives, alternatives
 from spunge.unlearning.batches import Stream
-from spunge.unlearning.calls import FORGET, Group, Writing, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.dpo import preferring
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
@@ -50,21 +51,25 @@ def unlearn(task: Task, settings: AltPOSettings) -> Branch:
     refuse(task.parts, task.retain, settings)
     forget = forget_stream(task, settings)
     if REFUSAL in forget.samples.table.column_names:
-        given = [others(forget.samples, settings, task.base.tokenizer)]
+        given = [forget.replaced(others(forget.samples, settings, task.base.tokenizer))]
     else:
         given = sampled(task, settings, forget)
     return preferring(task, settings, settings.beta, forget, given)
 
 
-def sampled(task: Task, settings: AltPOSettings, forget: Stream) -> list[Samples]:
-    """The samples with answers that the base writes: one for each pass over them, at the most `count`."""
+def sampled(task: Task, settings: AltPOSettings, forget: Stream) -> list[Stream]:
+    """Streams of the samples with answers that the base writes: one for each pass over them, at the most `count`. Rows that no
+    step learns have none."""
     how, texts = settings.alternatives or Alternatives(), prompted(forget.samples, settings.method, task.base.tokenizer)
-    passes = -(-total_steps(task, settings) * settings.accumulation // forget.batches)
-    every = alternatives(task, forget.samples, how, min(how.count, passes), settings.method)
-    return [
-        forget.samples.answered([spaced(answer, text) for answer, text in zip(answers, texts, strict=True)])
-        for answers in every
-    ]
+    steps = total_steps(task, settings)
+    passes, learned = -(-steps * settings.accumulation // forget.batches), forget.learned(steps)
+    streams = []
+    for answers in alternatives(task, forget.samples, how, min(how.count, passes), settings.method, learned):
+        every = [text.completion for text in texts]
+        for row, answer in zip(learned, answers, strict=True):
+            every[row] = spaced(answer, texts[row])
+        streams.append(forget.replaced(forget.samples.answered(every), learned))
+    return streams
 
 
 def others(samples: Samples, settings: AltPOSettings, tokenizer: Any) -> Samples:
@@ -96,11 +101,11 @@ def calls(settings: AltPOSettings, _depth: int) -> list[Group]:
     return descending(settings, (FORGET, FORGET), once=2 if how is None else 1 + how.count)
 
 
-def writing(samples: Samples, settings: AltPOSettings, passes: int) -> Writing:
+def writing(samples: Samples, settings: AltPOSettings, passes: float) -> Writing:
     if REFUSAL in samples.table.column_names:
         return Writing()
     how = settings.alternatives or Alternatives()
-    return Writing(len(samples) * min(how.count, passes), how.tokens)
+    return Writing(learned_rows(samples, passes) * min(how.count, math.ceil(passes)), how.tokens)
 
 
 ALTPO = Method(

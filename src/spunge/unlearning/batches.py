@@ -1,6 +1,7 @@
 """In what order samples reach a method: batches of one part, parts in turn, or all parts as one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, overload
 
 import numpy as np
@@ -59,7 +60,8 @@ class Stream:
         self._packed = packed(samples, base.tokenizer, self.lengths.longest) if packing else None
         self.count = len(samples) if self._packed is None else len(self._packed)  # samples, or packed sequences
         self._rows = repeated(_row_numbers(self.count, size, seed, order), accumulation, repeats)
-        self._seed, self._order, self._accumulation = seed, order, accumulation
+        self._seed, self._order, self._accumulation, self._repeats = seed, order, accumulation, repeats
+        self._known: Collection[int] | None = None  # rows that it may give; None: all
         self._drawn_rows: list[list[int]] = []  # of the step's batches
         self._step: list[Batch] = []  # in pieces
         self._left: list[Batch] = []  # of the step, still to be given
@@ -100,10 +102,32 @@ class Stream:
             next(self._rows)
         self.drawn += count
 
-    def replaced(self, samples: Samples) -> "Stream":
-        """A stream of other samples, row for row in place of these: it gives the same rows in the same order."""
-        order, accumulation = self._order, self._accumulation
-        return Stream(samples, self.base, self.size, self.lengths, self._seed, order=order, accumulation=accumulation)
+    def learned(self, steps: int) -> list[int]:
+        """The rows that so many optimizer steps draw from the start, in their order among the samples: what is made for each row
+        before the first step is made for these."""
+        numbers = _row_numbers(self.count, self.size, self._seed, self._order)
+        found: set[int] = set()
+        for drawn in islice(repeated(numbers, self._accumulation, self._repeats), steps * self._accumulation):
+            found.update(drawn)
+            if len(found) == self.count:
+                break
+        return sorted(found)
+
+    def replaced(self, samples: Samples, known: Collection[int] | None = None) -> "Stream":
+        """A stream of other samples, row for row in place of these: it gives the same rows in the same order. known: the rows that
+        have another sample; to ask for others is an error. None: all."""
+        other = Stream(
+            samples,
+            self.base,
+            self.size,
+            self.lengths,
+            self._seed,
+            order=self._order,
+            accumulation=self._accumulation,
+            repeats=self._repeats,
+        )
+        other._known = None if known is None else frozenset(known)
+        return other
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows as a batch."""
@@ -117,6 +141,8 @@ class Stream:
 
     def encoded(self, rows: Sequence[int]) -> list[Encoded]:
         """The given rows' tokens."""
+        if self._known is not None and (unknown := [row for row in rows if row not in self._known]):
+            raise IndexError(f"rows {unknown} have no sample in place of their own")
         if self._packed is not None:
             return [self._packed[row] for row in rows]
         lengths = [self.lengths[row] for row in rows]

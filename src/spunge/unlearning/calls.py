@@ -1,6 +1,7 @@
 """The calls of a model that make up a method's step: for plans, which follow them on shapes alone."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sized
 from typing import Any, Literal, NamedTuple
 
 Side = Literal["forget", "retain"]
@@ -30,6 +31,11 @@ class Writing(NamedTuple):
     again: int = 0  # calls for each token that read anew what stands before it
     read: int = 0  # tokens that such a call reads, on average
     at_once: int = 1  # texts
+
+
+def learned_rows(samples: Sized, passes: float) -> int:
+    """Of a part's samples those that are learned at least once in so many passes over them."""
+    return math.ceil(len(samples) * min(1.0, passes))
 
 
 Group = tuple[

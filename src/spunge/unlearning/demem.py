@@ -19,6 +19,7 @@ all tokens. Ratios are taken without dropout, so activations are not recomputed.
 many steps. The numbers are no figures of the paper's, and none of these was measured again here.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -132,9 +133,8 @@ def calls(settings: DeMemSettings, _depth: int) -> list[Group]:
     return descending(settings, (looked, looked, FORGET._replace(samples=settings.samples)))
 
 
-def writing(samples: Samples, settings: DeMemSettings, passes: int) -> Writing:
-    rounds = -(-passes // settings.updates)
-    return settings.writing(rounds * len(samples))
+def writing(samples: Samples, settings: DeMemSettings, passes: float) -> Writing:
+    return settings.writing(math.ceil(len(samples) * passes / settings.updates))
 
 
 DEMEM = Method(

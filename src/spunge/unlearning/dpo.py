@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from spunge.data.samples import Batch, Samples
+from spunge.data.samples import Batch
 from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, descending
 from spunge.unlearning.feed import forget_stream
@@ -32,22 +32,22 @@ class DPOSettings(RefusalSettings):
 def unlearn(task: Task, settings: DPOSettings) -> Branch:
     """Prefer a refusal to the answer that is to be forgotten (direct preference optimisation)."""
     forget = forget_stream(task, settings)
-    return preferring(task, settings, settings.beta, forget, [refused(forget.samples, settings, task.base.tokenizer)])
+    wanted = forget.replaced(refused(forget.samples, settings, task.base.tokenizer))
+    return preferring(task, settings, settings.beta, forget, [wanted])
 
 
-def preferring(task: Task, settings: OutputSettings, beta: float, forget: Stream, others: Sequence[Samples]) -> Branch:
-    """Prefer other answers to those to forget. forget: of the forget samples. others: these with the answers to prefer; where there
-    are several, each pass over the samples takes the next."""
-    every = [forget.replaced(samples) for samples in others]
+def preferring(task: Task, settings: OutputSettings, beta: float, forget: Stream, others: Sequence[Stream]) -> Branch:
+    """Prefer other answers to those to forget. forget: of the forget samples. others: in their place those with the answers to
+    prefer; where there are several, each pass over the samples takes the next."""
 
     def loss(session: Session, lose: Batch) -> Tensor:
-        wanted = every[(forget.drawn - 1) // forget.batches % len(every)]
+        wanted = others[(forget.drawn - 1) // forget.batches % len(others)]
         win = wanted.batch(lose.rows)
         base_win, base_lose = session.base_sums(wanted, win), session.base_sums(forget, lose)
         gain, loss = base_win - session.outputs(win).sums(), base_lose - session.outputs(lose).sums()
         return preference(gain, loss, beta)
 
-    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, *every])
+    return descend(task, settings, loss, over=samples_of, forget=forget, sums=[forget, *others])
 
 
 def preference(win: Tensor, lose: Tensor, beta: float) -> Tensor:

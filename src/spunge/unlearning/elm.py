@@ -31,9 +31,9 @@ from torch.nn.functional import cross_entropy
 from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import Stream, samples_of
-from spunge.unlearning.calls import FORGET, Group, Writing, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.drawing import drawn
-from spunge.unlearning.feed import forget_stream
+from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
@@ -170,8 +170,8 @@ def written(
     task: Task, settings: ELMSettings, forget: Stream, novice: list[list[int]], expert: list[list[int]]
 ) -> list[float]:
     """What the base writes after each sample, one after the other: two numbers, of all tokens and of those before `change`, and
-    then all tokens."""
-    base, every = task.base, list[float]()
+    then all tokens; 0 and 0 for a sample that no step learns."""
+    base, every, done = task.base, list[float](), 0
     change = list(base.tokenizer(f" {settings.change}", add_special_tokens=False)["input_ids"])
     most, longest = base.reach(1 << 40), 1 + max(map(len, [*novice, *expert]))  # a start token and a prefix
     room = most - len(change) - settings.written_tokens
@@ -179,14 +179,19 @@ def written(
         raise RecipeError(
             f"{task.setting}.written_tokens: {settings.written_tokens}: the model has no positions for so many; lower it"
         )
+    learned = dict.fromkeys(forget.learned(total_steps(task, settings)))
     for row in range(forget.count):
+        if row not in learned:
+            every += [0, 0]
+            continue
         sample = forget.encoded([row])[0]
         first = next((place for place, label in enumerate(sample.labels) if label != IGNORED), 0)
         given = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
         start = start_of(sample, base.tokenizer)
         own = continued(task, settings, [*given, *change], [*start, *novice[row]], [*start, *expert[row]])
         every += [len(own), len(given), *own]
-        task.progress(0, 1, f"texts of the base, {row + 1} of {forget.count}")
+        done += 1
+        task.progress(0, 1, f"texts of the base, {done} of {len(learned)}")
     return every
 
 
@@ -224,11 +229,13 @@ def calls(settings: ELMSettings, _depth: int) -> list[Group]:
     return descending(settings, (base, base, base, FORGET._replace(beside=True), *fluent))
 
 
-def writing(samples: Samples, settings: ELMSettings, _passes: int) -> Writing:
+def writing(samples: Samples, settings: ELMSettings, passes: float) -> Writing:
     if not settings.fluency:
         return Writing()
     prefix = max(len(settings.novice), len(settings.expert)) // LETTERS
-    return Writing(len(samples), settings.written_tokens, again=2, read=prefix + settings.written_tokens // 2)
+    return Writing(
+        learned_rows(samples, passes), settings.written_tokens, again=2, read=prefix + settings.written_tokens // 2
+    )
 
 
 ELM = Method(

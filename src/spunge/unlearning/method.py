@@ -110,7 +110,7 @@ class Method(Generic[S]):
     # For plans too. Float32 copies of what is trained that a step holds beside values, gradients and the optimizer's state; and
     # (samples of a part, settings, passes over them) -> what the base writes first, or the model on its way.
     copies: int = 0
-    writing: Callable[[Samples, S, int], Writing] = lambda samples, settings, passes: Writing()
+    writing: Callable[[Samples, S, float], Writing] = lambda samples, settings, passes: Writing()
     # (settings, samples of each part, retain samples) -> optimizer steps in which copies of the base are trained before the first.
     copying: Callable[[S, Mapping[str, int], int], int] = lambda settings, rows, retain: 0
     # (settings, depth) -> the last block that training needs: `task.base` may then be the model's first blocks alone, without

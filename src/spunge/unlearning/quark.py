@@ -1,8 +1,8 @@
 """Quark (Lu et al. 2022, arXiv 2205.13636): learn what the model writes itself, told how good it is, and ask for the best.
 
-Now and then the model writes after every forget prompt. All that was written so far is a pool, and is cut by its rewards into K
-equal levels, the best first; what is left over is of the last. A step learns texts y of the pool after their prompts x, with a
-label r of the level before the prompt:
+Now and then the model writes after every forget prompt that its steps learn. All that was written so far is a pool, and is cut by
+its rewards into K equal levels, the best first; what is left over is of the last. A step learns texts y of the pool after their
+prompts x, with a label r of the level before the prompt:
 
     loss = -log p(y | r, x) + beta * KL(p(. | r, x) || p_0(. | x)) - entropy * H(p(. | r, x))
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from spunge.data.samples import Batch, Samples, collate
 from spunge.errors import RecipeError
 from spunge.unlearning.batches import samples_of
-from spunge.unlearning.calls import FORGET, Group, Writing, descending
+from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.feed import forget_stream, total_steps
 from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import Session, descend, needs_retain
@@ -56,7 +56,8 @@ class QuarkSettings(PolicySettings):
     explorations: int = Field(
         4,
         ge=1,
-        description="How often the model writes after every forget prompt: at the start, and evenly over the steps.",
+        description="How often the model writes after every forget prompt that its steps learn: at the start, and evenly over "
+        "the steps.",
     )
     quantiles: int = Field(5, ge=2, description="K: levels of reward.")
     labels: list[str] | None = Field(
@@ -81,7 +82,8 @@ def unlearn(task: Task, settings: QuarkSettings) -> Branch:
     forget = forget_stream(task, settings)
     labels = labels_of(task, settings)
     writer = writer_of(task, settings, forget, max(map(len, labels)))
-    if (count := len(writer.asked) * settings.samples) < settings.quantiles:
+    learned = forget.learned(total_steps(task, settings))
+    if (count := len(learned) * settings.samples) < settings.quantiles:
         raise RecipeError(
             f"{task.setting}.quantiles: {settings.quantiles} of {count} texts of an exploration; lower it, or raise samples"
         )
@@ -105,7 +107,7 @@ def unlearn(task: Task, settings: QuarkSettings) -> Branch:
 
         def explore(step: int) -> None:
             if step in starts:
-                pool.numbers += kept(explored(writer, settings, starts[step], step))
+                pool.numbers += kept(explored(writer, settings, learned, starts[step], step))
 
         if task.state is None or not task.state.exists():  # else the pool is in the state
             explore(0)
@@ -137,15 +139,15 @@ def starts_of(steps: int, count: int) -> dict[int, int]:
     return {number * steps // rounds: number for number in range(rounds)}
 
 
-def explored(writer: Writer, settings: QuarkSettings, number: int, step: int) -> list[Rollout]:
-    """What the model as it is writes after every prompt. Raises RecipeError where the base's texts all have one reward."""
-    task, count = writer.task, len(writer.asked)
+def explored(writer: Writer, settings: QuarkSettings, rows: Sequence[int], number: int, step: int) -> list[Rollout]:
+    """What the model as it is writes after some rows' prompts. Raises RecipeError where the base's texts all have one reward."""
+    task = writer.task
     steps = total_steps(task, settings)
 
     def told(done: int) -> None:
-        task.progress(step, steps, f"exploration {number + 1}, {done} of {count} prompts")
+        task.progress(step, steps, f"exploration {number + 1}, {done} of {len(rows)} prompts")
 
-    every = writer.rollouts(range(count), number, told)
+    every = writer.rollouts(rows, number, told)
     rewards = [each.reward for each in every]
     if number == 0 and min(rewards) == max(rewards):
         raise RecipeError(
@@ -212,12 +214,13 @@ def calls(settings: QuarkSettings, _depth: int) -> list[Group]:
     return descending(settings, (FORGET._replace(gradient=False), FORGET._replace(beside=True)))
 
 
-def writing(samples: Samples, settings: QuarkSettings, _passes: int) -> Writing:
-    return settings.writing(settings.explorations * len(samples))
+def writing(samples: Samples, settings: QuarkSettings, passes: float) -> Writing:
+    return settings.writing(settings.explorations * learned_rows(samples, passes))
 
 
 QUARK = Method(
     settings=QuarkSettings,
+    version=2,  # explores after the prompts that its steps learn, no others
     source="Lu et al. 2022, arXiv 2205.13636",
     unlearn=unlearn,
     calls=calls,

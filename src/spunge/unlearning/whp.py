@@ -111,7 +111,7 @@ def unlearn(task: Task, settings: WHPSettings) -> Branch:
 
 
 def reinforced(task: Task, settings: WHPSettings, stream: Stream) -> list[float]:
-    """The generic tokens of all samples, one after the other, each sample's number of them before it.
+    """The generic tokens of all samples, one after the other, each sample's number of them before it: 0 where no step learns it.
 
     Raises RecipeError where the copy's training goes wrong.
     """
@@ -126,7 +126,7 @@ def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task
     tokenizer = task.base.tokenizer
     terms = terms_of(read_anchors(settings.anchors), tokenizer)
 
-    def chosen(rows: Sequence[int]) -> list[float]:
+    def chosen(rows: Sequence[int]) -> list[list[float]]:
         batch = stream.batch(rows)
         texts = [translated(each.ids, terms, tokenizer) for each in stream.encoded(rows)]
         other, wanted, spoken = foretold(batch, texts, task.base.positions)
@@ -145,14 +145,17 @@ def generic_tokens(trained: Trained, stream: Stream, settings: WHPSettings, task
                 for places in base.places()
             ]
         )
-        each = [tokens[copy.rows == row].tolist() for row in range(copy.samples)]
-        return [value for own in each for value in (len(own), *own)]
+        return [tokens[copy.rows == place].tolist() for place in range(copy.samples)]
 
-    size, setting = settings.batch_size, f"{task.setting}.max_length"
-    groups = (range(start, min(start + size, stream.count)) for start in range(0, stream.count, size))
+    size, setting, steps = settings.batch_size, f"{task.setting}.max_length", total_steps(task, settings)
+    learned, found = stream.learned(steps), dict[int, list[float]]()
+    groups = (learned[start : start + size] for start in range(0, len(learned), size))
     with torch.no_grad(), evaluation_mode(trained.model), task.base.autocast():
-        kept = [values for _, values in halved(groups, stream.longest, chosen, setting)]
-    return [value for values in kept for value in values]
+        for rows, each in halved(groups, stream.longest, chosen, setting):
+            found |= zip(rows, each, strict=True)
+            task.progress(0, steps, f"generic tokens, {len(found)} of {len(learned)} samples")
+    every = (found.get(row, []) for row in range(stream.count))
+    return [value for own in every for value in (len(own), *own)]
 
 
 def foretold(
