@@ -229,3 +229,10 @@ def test_every_method_has_a_page_with_its_settings_and_its_tests(script: Any) ->
         own = set(methods.get(name).settings.model_fields) - set(RefusalSettings.model_fields)
         assert set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)) >= own
         assert "::test_" in text.partition("## Tests")[2]
+
+
+def test_the_first_page_leads_to_every_other() -> None:
+    docs = ROOT / "docs"
+    linked = set(re.findall(r"\]\(([^)#]+\.md)", (docs / "index.md").read_text(encoding="utf-8")))
+    pages = {file.relative_to(docs).as_posix() for file in docs.rglob("*.md") if file.parent.name != "methods"}
+    assert pages - linked == {"index.md"}
