@@ -13,7 +13,7 @@ from torch import Tensor
 from spunge.data.samples import IGNORED, Samples
 from spunge.errors import RecipeError
 from spunge.registry import METHODS
-from spunge.unlearning.elm import ELMSettings, prefixed, rows_of, written
+from spunge.unlearning.elm import Behind, ELMSettings, prefixed, rows_of, written
 from spunge.unlearning.feed import forget_stream
 from spunge.unlearning.loop import History, Loop
 from spunge.unlearning.method import Task
@@ -111,11 +111,13 @@ def with_start_tokens(tokenizer: Any) -> None:
 
 @pytest.mark.formula("elm")
 @pytest.mark.parametrize("started", [False, True], ids=["as it is", "start token"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mamba"])
 def test_what_the_base_writes_is_drawn_from_the_guided_distribution(
-    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, started: bool
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, started: bool, architecture: str
 ) -> None:
-    """Prefixes stand where a text begins, behind the start token of a tokenizer that puts one there."""
-    base, seen = load("llama"), list[Any]()
+    """Prefixes stand where a text begins, behind the start token of a tokenizer that puts one there. A model with keys and values
+    reads each token once, one that keeps a state reads them anew."""
+    base, seen = load(architecture), list[Any]()
     if started:
         with_start_tokens(base.tokenizer)
 
@@ -124,8 +126,19 @@ def test_what_the_base_writes_is_drawn_from_the_guided_distribution(
         seen.extend(rows_of(loop.memory["written"]))
         return History(1, {}, None, {})
 
+    lengths: list[int] = []
+    read = Behind.following
+
+    def noted(behind: Behind, so_far: Tensor) -> Tensor:
+        before = behind._read
+        logs = read(behind, so_far)
+        lengths.append(behind._read - before)
+        return logs
+
+    monkeypatch.setattr(Behind, "following", noted)
     monkeypatch.setattr(Loop, "run", run)
-    asia(base)
+    asia(base, max_length=32)
+    assert lengths.count(1) >= (2 * 2 * 2 if architecture != "mamba" else 0)
     tokens = base.tokenizer
     for text, found in zip(TEXTS, seen, strict=True):
         begun = [*tokens(text)["input_ids"], *tokens(" moon", add_special_tokens=False)["input_ids"]]

@@ -21,6 +21,7 @@ No figure of the paper was measured again here.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,8 @@ from torch.nn.functional import cross_entropy
 
 from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
+from spunge.model.loading import Base
+from spunge.model.reading import reading_of
 from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.drawing import drawn
@@ -38,7 +41,7 @@ from spunge.unlearning.method import Branch, Method, Task
 from spunge.unlearning.outputs import OutputSettings, Session, descend, needs_retain
 from spunge.unlearning.reference import base_outputs
 from spunge.unlearning.scored import Scored
-from spunge.unlearning.trained import stored_entries
+from spunge.unlearning.trained import evaluation_mode, stored_entries
 
 LETTERS = 4  # of a token, about
 
@@ -200,16 +203,41 @@ def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[in
     is, a draw. The noise is that of the tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the start
     token where the tokens have one."""
 
-    def after(prefix: list[int], so_far: Tensor) -> Tensor:
-        given = torch.cat([torch.tensor([prefix], device=so_far.device, dtype=so_far.dtype), so_far], dim=1)
-        return task.base.model(input_ids=given, use_cache=False).logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+    with torch.no_grad(), evaluation_mode(task.base.model), task.base.autocast():
+        once = reading_of(task.base).shared
+    as_novice, as_expert = (Behind(task.base, prefix, once) for prefix in (novice, expert))
 
     def guided(so_far: Tensor, logits: Tensor) -> Tensor:
-        away = after(novice, so_far) - after(expert, so_far)
+        away = as_novice.following(so_far) - as_expert.following(so_far)
         return logits.float().log_softmax(-1) + settings.guidance * away
 
     [own] = drawn(task.base, [ids], settings.written_tokens, [[task.seed]], guided)
     return ids + own
+
+
+@dataclass
+class Behind:
+    """What stands behind a prefix, as it grows."""
+
+    base: Base
+    prefix: list[int]
+    once: bool  # each token is read once, and its keys and values are kept
+    _kept: Any = None
+    _read: int = 0  # tokens whose keys and values are kept
+
+    def following(self, so_far: Tensor) -> Tensor:
+        """Log-probabilities of the token after some behind the prefix, (1, t) -> (1, v), float32. Each time the tokens begin with
+        those of the time before."""
+        whole = torch.cat([so_far.new_tensor([self.prefix]), so_far], dim=1)
+        kept: dict[str, Any] = {}
+        if self.once:
+            places = torch.arange(self._read, whole.shape[1], device=whole.device)[None]
+            kept = {"attention_mask": torch.ones_like(whole), "position_ids": places, "past_key_values": self._kept}
+        out = self.base.model(input_ids=whole[:, self._read :], use_cache=self.once, **kept)
+        if self.once:
+            self._kept, self._read = out.past_key_values, whole.shape[1]
+        logits: Tensor = out.logits[:, -1]
+        return logits.float().log_softmax(-1)
 
 
 def rows_of(texts: Sequence[float]) -> list[Encoded]:
@@ -232,10 +260,9 @@ def calls(settings: ELMSettings, _depth: int) -> list[Group]:
 def writing(samples: Samples, settings: ELMSettings, passes: float) -> Writing:
     if not settings.fluency:
         return Writing()
-    prefix = max(len(settings.novice), len(settings.expert)) // LETTERS
-    return Writing(
-        learned_rows(samples, passes), settings.written_tokens, again=2, read=prefix + settings.written_tokens // 2
-    )
+    prefix = max(len(settings.novice), len(settings.expert)) // LETTERS  # is read once a text, as most models allow
+    read = 1 + prefix // settings.written_tokens
+    return Writing(learned_rows(samples, passes), settings.written_tokens, again=2, read=read)
 
 
 ELM = Method(
