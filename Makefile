@@ -11,7 +11,10 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 JUDGE := models/gemma3-270m
 
-.PHONY: demo test test-thorough results results-tofu gpu-check lint types docs site package lock audit oldest soak faults fuzz clean
+# Also where the environment says otherwise: else every process that imports the package, or collects the tests, compiles them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-thorough test-all results results-tofu gpu-check lint types docs site package lock audit oldest soak faults fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/config.json
@@ -23,6 +26,10 @@ test: $(MODEL)/config.json $(VENV)/encoder
 # The cases that `make test` leaves out: more of the same kinds, and minutes of hostile input.
 test-thorough: $(MODEL)/config.json $(VENV)/encoder $(VENV)/browser
 	$(OFFLINE) $(BIN)/python -m pytest -n auto -m thorough -rs
+
+# Both in one go, which starts and collects once.
+test-all: $(MODEL)/config.json $(VENV)/encoder $(VENV)/browser
+	$(OFFLINE) $(BIN)/python -m pytest -n auto -m 'thorough or not thorough' -rs
 
 # docs/results.md: hours; goes on where it stopped. Needs ../shared/data.
 results: $(MODEL)/config.json $(JUDGE)/config.json
