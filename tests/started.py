@@ -1,13 +1,43 @@
-"""Runs in processes of their own, which tests kill and start again, and what is the same of two runs."""
+"""Runs in processes of their own, which tests kill and start again, and what is the same of two runs.
 
+They are forks of a process that has imported what they need: to import it takes each longer than its run. That a command, and a
+process that makes stages for one, starts from nothing is held by tests/cli/test_process.py and by test_processes.py, where this
+process gives the stages out.
+"""
+
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "spunge.cli",
+        "spunge.run.executors.worker",
+        "spunge.run.pipeline",
+        "spunge.unlearning.npo",
+        "spunge.evaluation.perplexity",
+        "spunge.merging.engine",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.llama.modeling_llama",
+        "transformers.tokenization_utils_tokenizers",
+    ]
+)
+# How many processes a command starts; those of a sharded training are all started anew where one is gone.
+STARTS = {"execution.kind=processes": 2, "execution.kind=sharded": 4}
 # What two undisturbed runs differ in: what they took.
 TOOK = re.compile(
     r'"(seconds|peak_memory)": [0-9.e-]+,?|"(xxh3|check|key)": "[0-9a-f]+"|"size": \d+|([0-9.]+ (h|min|s|GiB|MiB)\b ?)+'
@@ -31,13 +61,15 @@ class Command:
 
     def __init__(self, recipe: Path, out: Path, *overrides: str) -> None:
         settings = [part for override in overrides for part in ("--set", override)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "spunge", "run", str(recipe), "--out", str(out), *settings],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
+        arguments = ["run", str(recipe), "--out", str(out), *settings]
+        self._errors = out.with_name(f"{out.name}-{time.monotonic_ns()}.stderr")
+        self._errors.parent.mkdir(parents=True, exist_ok=True)
+        self._errors.touch()
+        spares = sum(STARTS.get(override, 0) for override in overrides)
+        self.process = FORKS.Process(
+            target=_called, args=(arguments, dict(os.environ), self._errors, spares), daemon=True
         )
+        self.process.start()
 
     def children(self) -> list[int]:
         """The processes that it started."""
@@ -52,8 +84,108 @@ class Command:
         return found
 
     def ended(self, within: float = 300.0) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=within)
-        return self.process.returncode, errors
+        self.process.join(within)
+        assert self.process.exitcode is not None, self._errors.read_text()
+        return self.process.exitcode, self._errors.read_text()
+
+
+def _called(arguments: list[str], environment: Mapping[str, str], errors: Path, spares: int) -> None:
+    """The command, in a session of its own as in a terminal; what it prints is thrown away, what it says goes to a file."""
+    os.setsid()
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _settled(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.argv = ["spunge", *arguments]
+    from spunge.cli import main
+
+    with spared(spares):
+        main()
+
+
+@contextmanager
+def spared(count: int) -> Iterator[None]:
+    """Inside the block so many of the processes that make stages for this one are forks of it, as it is now."""
+    from spunge.run.executors import processes
+
+    waiting = [_spare() for _ in range(count)]
+
+    def started(command: list[str], **how: Any) -> Any:
+        return Spare(*waiting.pop(0), command[-1], how) if waiting else subprocess.Popen(command, **how)
+
+    vars(processes)["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": started})
+    try:
+        yield
+    finally:
+        vars(processes)["subprocess"] = subprocess
+        for pid, pipe in reversed(waiting):  # the later one holds what ends the earlier one
+            pipe.close()
+            os.waitpid(pid, 0)
+
+
+def _settled(environment: Mapping[str, str]) -> None:
+    """Make this process one of that environment."""
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+
+
+def _spare() -> "tuple[int, Connection[Any, Any]]":
+    """A fork of this process that waits to be given a program; it ends with this one, or when its pipe is closed."""
+    mine, theirs = FORKS.Pipe()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, mine
+    try:
+        mine.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        program, environment, number = theirs.recv()
+        handle = recv_handle(theirs)
+        theirs.close()
+        if handle != number:
+            os.dup2(handle, number)
+            os.close(handle)
+        os.dup2(2, 1)
+        _settled(environment)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+        exec(program, {})
+    except EOFError:  # it is not needed
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+class Spare:
+    """Stands for a subprocess.Popen of Python: a spare fork that is given the program."""
+
+    def __init__(self, pid: int, pipe: "Connection[Any, Any]", program: str, how: Mapping[str, Any]) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = threading.Event()
+        (number,) = how["pass_fds"]
+        pipe.send((program, how["env"], number))
+        send_handle(pipe, number, pid)
+        pipe.close()
+        threading.Thread(target=self._reap, daemon=True).start()
+
+    def _reap(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        if not self._ended.wait(timeout):
+            raise subprocess.TimeoutExpired("spare", timeout or 0.0)
+
+    def kill(self) -> None:
+        if not self._ended.is_set():
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def until(holds: Callable[[], Any], seconds: float = 200.0) -> Any:

@@ -1,7 +1,6 @@
 """A run that takes long enough to be disturbed."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,8 @@ import pytest
 import spunge
 
 
-@pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Path, Path]]:
+@pytest.fixture(scope="session")
+def long(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, Path]:
     """A recipe's file whose branches take some seconds, and the folder of an undisturbed run of it here."""
     folder = tmp_path_factory.mktemp("long")
     tiny, rows = request.getfixturevalue("tiny"), request.getfixturevalue("_toy_rows")
@@ -28,4 +27,4 @@ def long(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
         spunge.run(folder / "recipe.yaml", folder / "run")
-        yield folder / "recipe.yaml", folder / "run"
+    return folder / "recipe.yaml", folder / "run"

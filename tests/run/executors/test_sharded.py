@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"sharded training needs torch {SINCE[0]}.{SINCE[1]}",
 )
 
+FEW = "unlearn.steps=20"  # each takes several times what one takes in one process
 TWO = ("execution.kind=sharded", "execution.processes=2")
 
 
@@ -96,10 +97,12 @@ def test_what_cannot_be_trained_together_is_refused_before_anything_is_made(
 @pytest.fixture(scope="module")
 def alike(long: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A recipe's file, the folder of an undisturbed run of it by two processes together, and of one by this process."""
-    recipe, here = long
-    folder = tmp_path_factory.mktemp("sharded") / "run"
-    assert Command(recipe, folder, *TWO).ended()[0] == 0
-    return recipe, folder, here
+    recipe, folder = long[0], tmp_path_factory.mktemp("sharded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
+        spunge.run(load_recipe(recipe, [FEW]), folder / "here" / "run")
+        assert Command(recipe, folder / "two" / "run", *TWO, FEW).ended()[0] == 0
+    return recipe, folder / "two" / "run", folder / "here" / "run"
 
 
 @pytest.mark.thorough
@@ -120,7 +123,7 @@ def test_a_process_that_is_gone_ends_the_training_in_one_line_and_the_next_comma
 ) -> None:
     recipe, undisturbed, _ = alike
     run = tmp_path / "run"
-    command = Command(recipe, run, *TWO)
+    command = Command(recipe, run, *TWO, FEW)
     until(lambda: (run / "branches" / "asia" / "log.jsonl").exists())
     os.kill(sorted(command.children())[rank], number)
     code, errors = command.ended()
@@ -129,7 +132,7 @@ def test_a_process_that_is_gone_ends_the_training_in_one_line_and_the_next_comma
         r"unlearn branch:asia: its process on cpu was (killed|told to stop).*; the same command goes on", errors
     )
     assert "Traceback" not in errors
-    assert Command(recipe, run, *TWO).ended()[0] == 0
+    assert Command(recipe, run, *TWO, FEW).ended()[0] == 0
     assert content(run) == content(undisturbed)
 
 
@@ -139,15 +142,15 @@ def test_ctrl_c_stops_all_processes_in_order_and_the_next_command_goes_on_from_t
 ) -> None:
     recipe, undisturbed, _ = alike
     run = tmp_path / "run"
-    command = Command(recipe, run, *TWO)
+    command = Command(recipe, run, *TWO, FEW)
     log = run / "branches" / "asia" / "log.jsonl"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
-    command.process.send_signal(signal.SIGINT)
+    os.kill(command.process.pid, signal.SIGINT)
     code, _ = command.ended()
     assert code == 130
     done = len(log.read_text().splitlines())
     assert len(list((run / "branches" / "asia").glob(f"state-*.{done}-[01].pt"))) == 2
-    again = Command(recipe, run, "execution.kind=here")
+    again = Command(recipe, run, "execution.kind=here", FEW)
     assert "was begun by 2 processes" in again.ended()[1]
-    assert Command(recipe, run, *TWO).ended()[0] == 0
+    assert Command(recipe, run, *TWO, FEW).ended()[0] == 0
     assert content(run) == content(undisturbed)
