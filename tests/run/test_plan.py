@@ -15,7 +15,7 @@ from picked import few
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
-from spunge.run.plan import plan, plan_text
+from spunge.run.plan import Plan, plan, plan_text
 from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
@@ -223,6 +223,20 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     assert two.together is not None
     assert 2 * judging <= two.together <= 2 * two.memory
     assert plan_text(two).endswith("; first branch:asia, branch:europe")
+
+
+def test_more_processes_than_a_device_holds_are_refused_with_how_many_it_holds(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    def planned(count: int) -> Plan:
+        overrides = ["execution.kind=processes", f"execution.per_device={count}"]
+        return spunge.plan(load_recipe(toy_recipe, overrides), tmp_path / "run")
+
+    (told,) = planned(100_000).refused
+    assert told.startswith("execution.per_device: 100000 processes share the ")
+    most = re.search(r"give (\d+) at the most", told)
+    assert most
+    assert not [line for line in planned(int(most[1])).refused if "per_device" in line]
 
 
 @pytest.mark.thorough

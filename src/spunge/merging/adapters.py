@@ -19,6 +19,7 @@ from spunge.weights.adapters import WEIGHTS
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank
 from spunge.weights.fitting import ROOT, MisfitError, put_in
+from spunge.weights.importing import import_peft
 from spunge.weights.matching import value_of
 from spunge.weights.names import Layout, UnbuildableError, layout_of, skeletons
 from spunge.weights.writing import write_tensors
@@ -85,6 +86,7 @@ def write_adapter(
 
 def _require_loadable(out: Path, base: Checkpoint, kind: type[nn.Module], parts: Parts) -> None:
     """Raises RecipeError where peft, loading the adapter, would change something else: it translates the names of some models."""
+    import_peft()
     from peft import PeftConfig
 
     model = next(made for make in skeletons(base.folder) if type(made := make()) is kind)
@@ -173,6 +175,7 @@ def _factored_each(change: Tensor, rank: int) -> Factors:
 
 
 def _write(out: Path, model: nn.Module, parts: Parts, rank: int, base: str) -> None:
+    import_peft()
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spunge.recipe.model import PackedIn
+from spunge.weights.importing import import_peft
 
 TOLD: dict[PackedIn, str] = {"4bit": "4 bits (nf4, its scales in 8 bits)", "8bit": "8 bits (int8)"}
 
@@ -21,6 +22,7 @@ def load_packed(
     4bit: nf4 in blocks, their scales quantised again (Dettmers et al. 2023, arXiv 2305.14314). 8bit: int8 by rows, inputs beyond
     6 apart in 16 bits (Dettmers et al. 2022, arXiv 2208.07339).
     """
+    import_peft()  # and bitsandbytes with it
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells each cast of each layer

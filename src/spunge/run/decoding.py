@@ -72,7 +72,7 @@ def refuse_other_tokens(base: BaseInputs) -> None:
         return
     if base.conversion is not None and base.conversion.gguf:
         raise RecipeError("model.path: beside decode a GGUF file's tokenizer is not compared; give a plain checkpoint")
-    small, unlearn = load_tokenizer(base.recipe.model, base.given), base.recipe.unlearn
+    small, unlearn = base.tokenizer, base.recipe.unlearn
     if isinstance(unlearn, GeDiSettings):
         codes_of(unlearn, small)
     large = load_tokenizer(base.large_settings, base.large, "decode.path")

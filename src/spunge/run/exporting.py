@@ -8,7 +8,6 @@ from spunge.errors import RecipeError
 from spunge.files import copied, whole_folder, write_json, write_text
 from spunge.merging.engine import merge
 from spunge.model import offsets
-from spunge.model.loading import load_tokenizer
 from spunge.recipe.decoding import Decode, shift_of
 from spunge.recipe.model import ModelSettings
 from spunge.registry import RULES
@@ -61,7 +60,7 @@ def export(folder: str | Path, out: str | Path, stage: str = "merged") -> Path:
     run = build(recipe, folder)
     model, unlearn = _finished(run, stage), recipe.unlearn
     # Those that it was judged by: of the small model's own tokenizer.
-    codes = codes_of(unlearn, load_tokenizer(recipe.model, run.base.given)) if isinstance(unlearn, GeDiSettings) else ()
+    codes = codes_of(unlearn, run.base.tokenizer) if isinstance(unlearn, GeDiSettings) else ()
     small = ModelSettings(path=str(run.base.folder)) if run.base.conversion else recipe.model
     with whole_folder(out) as aside:
         names, expert = [], None

@@ -20,6 +20,7 @@ from spunge.files import checksum, fingerprint
 from spunge.model.conversion import Conversion, conversion
 from spunge.model.hub import local_folder
 from spunge.model.layered import base_folder
+from spunge.model.loading import load_tokenizer
 from spunge.recipe.calibration import calibrated_by
 from spunge.recipe.evaluating import EvaluatorSettings, evaluation_name, measured_again
 from spunge.recipe.model import Dtype, ModelSettings
@@ -77,6 +78,11 @@ class BaseInputs:
     def folder(self) -> Path:
         """The folder of the base: the given model, or what comes of teaching it."""
         return self.untaught if self.recipe.teach is None else self.taught
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The given model's. Raises RecipeError where there is none that can be read."""
+        return load_tokenizer(self.recipe.model, self.given)
 
     @cached_property
     def weights(self) -> str:

@@ -187,7 +187,7 @@ def refuse_items(evaluations: Iterable[Items], base: BaseInputs) -> None:
         embeddings = min(embeddings, embeddings_of(base.large, base.large_settings))
         both = [each for each in (positions, positions_of(base.large, base.large_settings)) if each is not None]
         positions = min(both, default=None)
-    limits = Limits(load_tokenizer(model, given), embeddings, positions)
+    limits = Limits(base.tokenizer if given == base.given else load_tokenizer(model, given), embeddings, positions)
     seen = image_tokens(given, model)
     if base.recipe.decode is not None:
         seen |= image_tokens(base.large, base.large_settings)

@@ -22,9 +22,9 @@ from spunge.run.folder import default_folder, require_own
 from spunge.run.media import refuse_media
 from spunge.run.pipeline import refuse_wrong
 from spunge.run.planning.assembling import estimator_of
-from spunge.run.planning.devices import device_of, shared
+from spunge.run.planning.devices import USABLE, Device, device_of, shared
 from spunge.run.planning.dry import scaled
-from spunge.run.planning.estimate import Estimator
+from spunge.run.planning.estimate import Estimator, floor_of
 from spunge.run.planning.fitting import Fit, unfit
 from spunge.run.planning.unweighted import with_shapes
 from spunge.run.stages.building import Run, build
@@ -119,7 +119,8 @@ def _planned(
         size = _measured(begun, size, device)
     steps = list(_steps(graph, size))
     taken = turns(graph, _to_make(graph, size), at_once)
-    unfitting = list(_unfitting(recipe, graph, size)) if size else []
+    crowded = _crowded(recipe, where, on_one)
+    unfitting = list(_unfitting(recipe, graph, size)) if size and not crowded else []
     return Plan(
         folder=str(folder),
         device=where.name,
@@ -134,7 +135,7 @@ def _planned(
         else None,
         first=[turn.stage for turn in taken if turn.start == 0.0],
         elapsed=round(max((turn.end for turn in taken), default=0.0), 1) if size else None,
-        refused=[fit.line for fit in unfitting if fit.refused],
+        refused=[*crowded, *(fit.line for fit in unfitting if fit.refused)],
         notes=[
             *trusted(recipe),
             *_sent(begun),
@@ -173,6 +174,18 @@ def _together(graph: RunGraph, size: Estimator, taken: Sequence[Turn], at_once: 
 def _on_one(recipe: Recipe, together: int) -> int:
     """Processes that share a device. together: of those that train one model."""
     return int(dict(recipe.execution).get("per_device", 1)) * together
+
+
+def _crowded(recipe: Recipe, share: Device, processes: int) -> list[str]:
+    """A line where a process's share of a device does not even hold the libraries. share: the device as a process has it."""
+    if processes == 1 or USABLE * share.memory >= (floor := floor_of(share)):
+        return []
+    whole, setting = share.memory * processes, "per_device" if recipe.execution.kind == "processes" else "processes"
+    most = max(1, int(USABLE * whole / floor))
+    return [
+        f"execution.{setting}: {processes} processes share the {shown_size(whole)} of {share.name}, and each takes "
+        f"{shown_size(round(floor))} before there is a model; give {most} at the most"
+    ]
 
 
 def _shares(recipe: Recipe) -> bool:

@@ -10,7 +10,7 @@ from spunge.data.samples import Samples
 from spunge.data.split import seed_for
 from spunge.errors import RecipeError
 from spunge.files import fingerprint, read_json, write_json
-from spunge.model.loading import Base, Through, embeddings_of, image_tokens, load_tokenizer, model_depth, positions_of
+from spunge.model.loading import Base, Through, embeddings_of, image_tokens, model_depth, positions_of
 from spunge.model.packing import TOLD
 from spunge.recipe.decoding import through_sum
 from spunge.recipe.model import ModelSettings
@@ -84,7 +84,7 @@ def reader_of(base: BaseInputs) -> Reader:
     there = base.untaught.is_dir()  # else it is still to be converted
     positions = positions_of(base.untaught, model) if there else None
     seen = image_tokens(base.given, model)
-    return Reader(load_tokenizer(model, base.given), embeddings_of(base.given, model), positions, seen)
+    return Reader(base.tokenizer, embeddings_of(base.given, model), positions, seen)
 
 
 class Choice(NamedTuple):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spunge.errors import RecipeError, suggestion
 from spunge.model.loading import Base
 from spunge.weights.adapted import Targets, is_plain_layer, targets_of
+from spunge.weights.importing import import_peft
 from spunge.weights.names import text_part
 
 
@@ -60,6 +61,7 @@ def _is_linear(model: Any, name: str) -> bool:
 
 def _refusal(model: Any, path: str) -> str | None:
     """Why peft does not adapt a layer that it could: some projections of state-space models are used past their layer."""
+    import_peft()
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
@@ -72,6 +74,7 @@ def _refusal(model: Any, path: str) -> str | None:
 
 def _usual(model: Any) -> list[str]:
     """The layers that peft adapts by default in a model of this kind."""
+    import_peft()
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     known = KNOWN.get(model.config.model_type) or KNOWN.get(model.config.get_text_config().model_type) or []

@@ -20,6 +20,7 @@ from spunge.unlearning.targets import find_targets
 from spunge.weights.adapted import adapted_parameter, factors_of
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import Change, LowRank
+from spunge.weights.importing import import_peft
 from spunge.weights.names import WHOLE
 
 
@@ -236,6 +237,7 @@ def _sharded_tensors(base: Base, names: list[str], seed: int, setting: str) -> I
 
 @contextmanager
 def _lora(base: Base, what: LoRA, setting: str) -> Iterator[Trained]:
+    import_peft()
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
 

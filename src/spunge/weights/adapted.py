@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spunge.weights.delta import LowRank
+from spunge.weights.importing import import_peft
 from spunge.weights.packed import is_packed, is_turned
 
 NAME = "default"  # peft's name of the adapter in the model
@@ -26,6 +27,7 @@ class Changes:
 
 def changes_of(wrapped: Any) -> Changes:
     """What the adapter that peft has put into a hollow model changes; nothing where there is no such model."""
+    import_peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 

@@ -9,6 +9,7 @@ from spunge.errors import RecipeError
 from spunge.weights.checkpoint import ADAPTER, read_object
 from spunge.weights.checkpoint import read_config as read_base_config
 from spunge.weights.expressions import Expression, refuse_no_expressions
+from spunge.weights.importing import import_peft
 
 # Of no consequence for the weights, or read by peft itself when it puts the adapter into the model.
 _COMMON = frozenset(
@@ -51,6 +52,7 @@ def read_config(folder: Path, who: str) -> dict[str, Any]:
 
     Raises RecipeError where they are no JSON object, or say something that is not understood, naming the field.
     """
+    import_peft()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     content = read_object(folder / ADAPTER, who.partition(":")[0])

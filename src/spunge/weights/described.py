@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spunge.files import read_json
+from spunge.weights.importing import import_models
 from spunge.weights.unlearning_layers import KINDS, SUFFIX, classes_of
 
 MOST_BLOCKS = (
@@ -25,6 +26,7 @@ def know_layers(folder: Path | str) -> None:
 def described_by(folder: Path | str, trust_remote_code: bool = False, **options: Any) -> Any:
     """The configuration of the model in a folder. Raises what transformers raises, and ValueError for a depth that no model has:
     building one would not end."""
+    import_models()
     from transformers import AutoConfig
 
     know_layers(folder)

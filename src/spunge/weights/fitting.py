@@ -19,6 +19,7 @@ from spunge.weights.adapter_config import expressions
 from spunge.weights.checkpoint import Checkpoint
 from spunge.weights.delta import LowRank
 from spunge.weights.expressions import Expression, refuse_endless
+from spunge.weights.importing import import_peft
 from spunge.weights.names import Layout, UnbuildableError, layout_of, module_names, skeletons, text_part
 
 ROOT = "base_model.model."
@@ -38,6 +39,7 @@ def fitted(folder: Path, tensors: Mapping[str, Tensor], base: Checkpoint, who: s
 
     Raises RecipeError naming what fits nowhere. `who` begins its errors: the setting and the adapter's name.
     """
+    import_peft()
     from peft import PeftConfig
 
     try:

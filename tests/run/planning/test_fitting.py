@@ -12,7 +12,7 @@ from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import CARDS, Spread, device_of, spread_over
-from spunge.run.planning.estimate import CONTEXT, STATES, Beside, Estimator, Taken
+from spunge.run.planning.estimate import CONTEXT, PROCESS, STATES, Beside, Estimator, Taken
 from spunge.run.planning.fitting import unfit
 from spunge.run.planning.skeleton import Skeleton, Texts
 from spunge.run.planning.steps import Rows, Steps
@@ -155,6 +155,19 @@ def test_what_no_setting_makes_fit_is_told_so() -> None:
     told = unfit("branch:asia", estimator, steps, estimator.training(steps).memory)
     assert told is not None
     assert "whatever is set" in told.line
+
+
+def test_what_the_weights_alone_do_not_leave_room_for_is_refused_without_following_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    estimator, steps = estimator_of(), steps_of(LoRA())
+    needed = estimator.training(steps).memory
+    crowded = with_memory(estimator, PROCESS)
+    monkeypatch.setattr("spunge.run.planning.estimate._followed", lambda *_: pytest.fail("followed"))
+    monkeypatch.setattr("spunge.run.planning.estimate.read_traced", lambda *_: pytest.fail("recalled"))
+    told = unfit("branch:asia", crowded, steps, needed)
+    assert told is not None
+    assert told.refused
 
 
 def test_a_device_that_is_not_known_is_refused_with_those_that_are() -> None:

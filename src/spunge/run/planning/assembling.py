@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from spunge.model.loading import load_tokenizer, pick_dtype, positions_of
+from spunge.model.loading import pick_dtype, positions_of
 from spunge.recipe.decoding import DExperts, GeDi, through_sum
 from spunge.recipe.model import ModelSettings
 from spunge.run.inputs import BaseInputs
@@ -39,7 +39,7 @@ def estimator_of(base: BaseInputs, device: Device, processes: int = 1) -> Estima
         beside=beside,
         through=through_sum(base.recipe.decode),
         device=device,
-        tokenizer=load_tokenizer(model, base.given) if named else None,
+        tokenizer=base.tokenizer if named else None,
         notes=notes,
         positions=positions_of(folder, model),
         train_in=model.train_in,

@@ -111,7 +111,7 @@ def _processor() -> Device:
 def _measured_processor() -> Device:
     """Measured as training has it: more tensors in turn than the caches hold, every result in memory of its own."""
     where = torch.device("cpu")
-    bf16, fp32 = (_products(dtype, 1024, 8, where) for dtype in (torch.bfloat16, torch.float32))
+    bf16, fp32 = (_products(dtype, 1024, 16 // dtype.itemsize, where) for dtype in (torch.bfloat16, torch.float32))
     attention, bandwidth = _attention(where), _bandwidth(2**20, 16, where)
     return Device("cpu", machine_memory(), bandwidth, bf16, fp32, attention, CALL_CPU, "measured here", gpu=False)
 

@@ -18,7 +18,9 @@ from spunge.run.planning.tracing import Traced, read_traced
 from spunge.unlearning.calls import Call, Group, Side, Writing
 
 PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
-HEAP = 1.4  # bytes of the machine's memory for each byte of activations: what the allocator keeps between them
+# Bytes of the machine's memory for each byte of activations: what the allocator keeps between them. In float32 a step of NPO with
+# LoRA held 2.0 times the bytes of its tensors (`spunge.run.planning.tracing`), steps of full training less.
+HEAP, HEAP_FLOAT32 = 1.4, 1.7
 CONTEXT = 600 * 2**20  # a GPU's driver, its libraries' workspaces, what its allocator cannot use
 MERGE = 400 * 2**20  # a merge's own memory, whatever the size of the models
 # Bytes of an optimizer's state for a trained entry (docs/memory.md).
@@ -90,7 +92,7 @@ class Estimator:
     @property
     def floor(self) -> float:
         """Bytes that are taken before there is a model."""
-        return CONTEXT if self.device.gpu else PROCESS
+        return floor_of(self.device)
 
     def follow(self, skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:
         """What a call takes; the same one is followed once, and kept for later plans (`spunge.model.recalled`)."""
@@ -149,9 +151,14 @@ class Estimator:
         seconds = self.slower * steps.count * (steps.accumulation * a_step + trained * self._update(steps.optimizer))
         # Processes that share a CPU share its cores, and give what they free back to the system.
         seconds *= 1 if self.device.gpu else self.processes
-        held *= 1.0 if self.device.gpu or self.processes > 1 else HEAP
-        resident = self.resident(steps) / self.processes + self.gathered(steps)
-        return Taken(seconds, self.larger * (self.floor + resident + held + self._kept(steps, sides)))
+        heap = HEAP_FLOAT32 if self.skeleton.dtype == torch.float32 else HEAP
+        held *= 1.0 if self.device.gpu or self.processes > 1 else heap
+        memory = self.before_calls(steps) + self.larger * (held + self._kept(steps, sides))
+        return Taken(seconds, memory)
+
+    def before_calls(self, steps: Steps) -> float:
+        """Bytes that a training's process holds whatever its calls take."""
+        return self.larger * (self.floor + self.resident(steps) / self.processes + self.gathered(steps))
 
     def _update(self, optimizer: Optimizer) -> float:
         """Seconds of an optimizer's update of an entry: it reads and writes a value, a gradient and its state, and the gradients'
@@ -348,6 +355,11 @@ class Estimator:
     def altered(self, **changes: Any) -> "Estimator":
         """The same with another model or another way to hold it."""
         return replace(self, _followed={}, _counted={}, _fed=self._fed, **changes)
+
+
+def floor_of(device: Device) -> float:
+    """Bytes that a process takes of a device's memory before there is a model."""
+    return CONTEXT if device.gpu else PROCESS
 
 
 def _followed(skeleton: Skeleton, what: LoRA | Selected | Everything | None, call: Call, texts: Texts) -> Traced:

@@ -33,6 +33,14 @@ def fits(estimator: Estimator, memory: float) -> bool:
     return memory <= USABLE * estimator.device.memory
 
 
+def _fitting(estimator: Estimator, steps: Steps) -> float | None:
+    """Bytes that a training takes, where they fit. No call is followed where what lies in memory before one does not fit."""
+    if not fits(estimator, estimator.before_calls(steps)):
+        return None
+    needed = estimator.training(steps).memory
+    return needed if fits(estimator, needed) else None
+
+
 def unfit(
     stage: str, estimator: Estimator, steps: Steps | None, memory: float, block: str = "unlearn", shares: bool = False
 ) -> Fit | None:
@@ -50,13 +58,11 @@ def unfit(
         return Fit(f"{about}: each batch would be taken in {pieces} pieces, with the same gradient", False)
     taken: list[Change] = []
     for change in _changes(estimator, steps, block):
-        needed = change.estimator.training(change.steps).memory
-        if fits(estimator, needed):
+        if (needed := _fitting(change.estimator, change.steps)) is not None:
             return Fit(f"{change.setting}: {about}; set it to {change.value} (about {needed / GIB:.1f} GiB)", True)
     for change in _together(estimator, steps, block):
         taken.append(change)
-        needed = change.estimator.training(change.steps).memory
-        if fits(estimator, needed):
+        if (needed := _fitting(change.estimator, change.steps)) is not None:
             others = ", ".join(f"{each.setting}: {each.value}" for each in taken)
             return Fit(f"{taken[0].setting}: {about}; set {others} (about {needed / GIB:.1f} GiB)", True)
     # Packed weights cannot be shared out.
@@ -81,7 +87,7 @@ def devices_for(estimator: Estimator, steps: Steps, most: int) -> int | None:
     while devices <= estimator.processes:
         devices *= 2
     while devices <= most:
-        if fits(estimator, estimator.altered(processes=devices).training(steps).memory):
+        if _fitting(estimator.altered(processes=devices), steps) is not None:
             return devices
         devices *= 2
     return None
@@ -91,7 +97,7 @@ def _pieces(estimator: Estimator, steps: Steps) -> int | None:
     """How many pieces of a batch fit; None where not even single samples do."""
     pieces = 2
     while pieces < 2 * max(rows.batch for rows in steps.rows.values()):
-        if fits(estimator, estimator.training(shared_out(steps, pieces)).memory):
+        if _fitting(estimator, shared_out(steps, pieces)) is not None:
             return pieces
         pieces *= 2
     return None
