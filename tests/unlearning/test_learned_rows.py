@@ -55,7 +55,7 @@ def test_the_delta_is_that_of_all_rows_made_and_the_others_are_not_made(
     made: list[int] = []
     module, name, count = {
         "whp": (whp, "foretold", lambda batch, *_: len(batch.rows)),
-        "elm": (elm, "continued", lambda *_: 1),
+        "elm": (elm, "continued", lambda _task, _settings, texts, *_: len(texts)),
         "altpo": (alternatives, "written", lambda *_: 1),
         "quark": (quark, "explored", lambda _writer, _settings, rows, *_: len(rows)),
     }[method]

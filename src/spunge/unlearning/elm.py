@@ -32,7 +32,8 @@ from torch.nn.functional import cross_entropy
 from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
-from spunge.model.reading import reading_of
+from spunge.model.padding import grouped
+from spunge.model.reading import Reading, reading_of
 from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.drawing import drawn
@@ -174,7 +175,7 @@ def written(
 ) -> list[float]:
     """What the base writes after each sample, one after the other: two numbers, of all tokens and of those before `change`, and
     then all tokens; 0 and 0 for a sample that no step learns."""
-    base, every, done = task.base, list[float](), 0
+    base, every = task.base, list[float]()
     change = list(base.tokenizer(f" {settings.change}", add_special_tokens=False)["input_ids"])
     most, longest = base.reach(1 << 40), 1 + max(map(len, [*novice, *expert]))  # a start token and a prefix
     room = most - len(change) - settings.written_tokens
@@ -182,37 +183,50 @@ def written(
         raise RecipeError(
             f"{task.setting}.written_tokens: {settings.written_tokens}: the model has no positions for so many; lower it"
         )
-    learned = dict.fromkeys(forget.learned(total_steps(task, settings)))
-    for row in range(forget.count):
-        if row not in learned:
-            every += [0, 0]
-            continue
+    learned, known = forget.learned(total_steps(task, settings)), dict[int, list[int]]()
+    begun, guided = dict[int, list[int]](), dict[tuple[tuple[int, ...], ...], list[int]]()
+    for row in learned:
         sample = forget.encoded([row])[0]
         first = next((place for place, label in enumerate(sample.labels) if label != IGNORED), 0)
-        given = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
+        begun[row] = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
         start = start_of(sample, base.tokenizer)
-        own = continued(task, settings, [*given, *change], [*start, *novice[row]], [*start, *expert[row]])
-        every += [len(own), len(given), *own]
-        done += 1
-        task.progress(0, 1, f"texts of the base, {done} of {len(learned)}")
+        guided.setdefault(((*start, *novice[row]), (*start, *expert[row])), []).append(row)
+    with torch.no_grad(), evaluation_mode(base.model), base.autocast():
+        reading = reading_of(base)
+    for (as_novice, as_expert), rows in guided.items():
+        sizes = [len(begun[row]) for row in rows]
+        order = sorted(range(len(rows)), key=lambda at, sizes=sizes: -sizes[at])  # type: ignore[misc]
+        for batch in grouped(order, sizes, settings.batch_size * max(sizes), not reading.padded):
+            own = [rows[at] for at in batch]
+            asked = [[*begun[row], *change] for row in own]
+            known |= zip(own, continued(task, settings, asked, list(as_novice), list(as_expert), reading), strict=True)
+            task.progress(0, 1, f"texts of the base, {len(known)} of {len(learned)}")
+    for row in range(forget.count):
+        text = known.get(row, [])
+        every += [len(text), len(begun.get(row, [])), *text]
     return every
 
 
-def continued(task: Task, settings: ELMSettings, ids: list[int], novice: list[int], expert: list[int]) -> list[int]:
-    """The tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
-    is, a draw. The noise is that of the tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the start
-    token where the tokens have one."""
-
-    with torch.no_grad(), evaluation_mode(task.base.model), task.base.autocast():
-        once = reading_of(task.base).shared
+def continued(
+    task: Task,
+    settings: ELMSettings,
+    texts: Sequence[list[int]],
+    novice: list[int],
+    expert: list[int],
+    reading: Reading,
+) -> list[list[int]]:
+    """Texts' tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
+    is, a draw. The noise is that of a text's tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the
+    start token where the tokens have one. reading: of texts of unequal length the model leaves padding out of account."""
+    once = reading.shared
     as_novice, as_expert = (Behind(task.base, prefix, once) for prefix in (novice, expert))
 
     def guided(so_far: Tensor, logits: Tensor) -> Tensor:
         away = as_novice.following(so_far) - as_expert.following(so_far)
         return logits.float().log_softmax(-1) + settings.guidance * away
 
-    [own] = drawn(task.base, [ids], settings.written_tokens, [[task.seed]], guided)
-    return ids + own
+    own = drawn(task.base, texts, settings.written_tokens, [[task.seed]] * len(texts), guided)
+    return [[*ids, *new] for ids, new in zip(texts, own, strict=True)]
 
 
 @dataclass
@@ -226,12 +240,12 @@ class Behind:
     _read: int = 0  # tokens whose keys and values are kept
 
     def following(self, so_far: Tensor) -> Tensor:
-        """Log-probabilities of the token after some behind the prefix, (1, t) -> (1, v), float32. Each time the tokens begin with
+        """Log-probabilities of the token after some behind the prefix, (n, t) -> (n, v), float32. Each time the tokens begin with
         those of the time before."""
-        whole = torch.cat([so_far.new_tensor([self.prefix]), so_far], dim=1)
+        whole = torch.cat([so_far.new_tensor([self.prefix] * len(so_far)), so_far], dim=1)
         kept: dict[str, Any] = {}
         if self.once:
-            places = torch.arange(self._read, whole.shape[1], device=whole.device)[None]
+            places = torch.arange(self._read, whole.shape[1], device=whole.device).expand(len(whole), -1)
             kept = {"attention_mask": torch.ones_like(whole), "position_ids": places, "past_key_values": self._kept}
         out = self.base.model(input_ids=whole[:, self._read :], use_cache=self.once, **kept)
         if self.once:
@@ -262,7 +276,9 @@ def writing(samples: Samples, settings: ELMSettings, passes: float) -> Writing:
         return Writing()
     prefix = max(len(settings.novice), len(settings.expert)) // LETTERS  # is read once a text, as most models allow
     read = 1 + prefix // settings.written_tokens
-    return Writing(learned_rows(samples, passes), settings.written_tokens, again=2, read=read)
+    return Writing(
+        learned_rows(samples, passes), settings.written_tokens, again=2, read=read, at_once=settings.batch_size
+    )
 
 
 ELM = Method(
