@@ -65,17 +65,22 @@ def asked(question: str, name: str, threads: int) -> dict[str, Any]:
     """What a row was measured with."""
     if name == BASE:
         return {"settings": settings_of("tofu") if question == "tofu" else {}}
-    return {"version": METHODS.version(name), "settings": settings_of(name), "threads": threads}
+    taught = {"taught": settings_of("tofu")} if question == "tofu" else {}
+    return {"version": METHODS.version(name), "settings": settings_of(name), "threads": threads, **taught}
 
 
 def costs(folder: Path, name: str) -> dict[str, Any]:
-    """Seconds of the joint run's training, and the median of its steps."""
+    """Seconds of the joint run's training, the median of its steps, and whose training stopped itself, after which step."""
     if name == BASE:
         return {}
     log = (folder / "controls" / "joint" / "log.jsonl").read_text().splitlines()
     steps = [json.loads(line)["seconds"] for line in log]
     stamp = json.loads((folder / "stamps" / "control" / "joint.json").read_text())
-    return {"step": statistics.median(steps), "seconds": stamp["seconds"]}
+    files = {"joint": folder / "controls" / "joint" / "delta.json"}
+    files |= {file.parent.name: file for file in sorted(folder.glob("branches/*/delta.json"))}
+    told = {stage: json.loads(file.read_text()) for stage, file in files.items()}
+    stopped = {stage: delta["steps"] for stage, delta in told.items() if delta["stopped"]}
+    return {"step": statistics.median(steps), "seconds": stamp["seconds"], **({"stopped": stopped} if stopped else {})}
 
 
 def scores(folder: Path, stages: list[str]) -> dict[str, dict[str, list[float]]]:

@@ -47,9 +47,11 @@ def table(question: str, rows: Mapping[str, Any], names: list[str]) -> str:
         if name in rows:
             row = rows[name]
             cost = f"{row['step']:.2f} s | {row['seconds']:.0f} s | {row['memory'] / 2**30:.1f} GiB"
-            joint, merged = (cells(question, row["scores"][stage]) for stage in ("control:joint", "merged"))
-            lines.append(f"| {name} | joint | {' | '.join(joint)} | {cost} |")
-            lines.append(f"| | SPUNGE | {' | '.join(merged)} | | | |")
+            of_joint, of_merged = (cells(question, row["scores"][stage]) for stage in ("control:joint", "merged"))
+            stopped = [f"{stage} stopped at {step}" for stage, step in row.get("stopped", {}).items()]
+            own, parts = ([each for each in stopped if each.startswith("joint ") is joint] for joint in (True, False))
+            lines.append(f"| {name} | {', '.join(own) or 'joint'} | {' | '.join(of_joint)} | {cost} |")
+            lines.append(f"| | {', '.join(['SPUNGE', *parts])} | {' | '.join(of_merged)} | | | |")
     return "\n".join(lines)
 
 

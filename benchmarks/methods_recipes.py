@@ -71,7 +71,7 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
     rows = written(options.work / "tofu" / "rows.jsonl", authors(options.data, given["retained"], given["forgotten"]))
     source = {"source": str(rows), **ANSWERED}
     teaching = {key: given[key] for key in ("epochs", "batch_size", "learning_rate", "max_length")}
-    judged = {"kind": "memorization", "source": str(rows), **ANSWERED, "by": "NULL"}
+    judged = {"kind": "memorization", "source": str(rows), **ANSWERED, "by": "NULL", "limit": given["limit"]}
     facts = {
         "kind": "memorization",
         "name": "world facts",
@@ -82,7 +82,7 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "by": "NULL",
         "subject": "world facts",
         "metrics": ["options"],
-        "limit": 60,
+        "limit": given["limit"],
     }
     return {
         "model": model(name, options),
