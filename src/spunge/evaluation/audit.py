@@ -125,6 +125,7 @@ AUDIT = Evaluator(
     unseen=lambda settings: ATTACKS.get(settings.attack.kind).unseen,
     check=check,
     whole=lambda settings: f"attack {settings.attack.kind}" if ATTACKS.get(settings.attack.kind).whole else "",
+    rereads=True,
     uses_samples=True,
     version=2,  # measures say which attack they are under
 )

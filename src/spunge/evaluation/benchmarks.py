@@ -310,4 +310,5 @@ BENCHMARKS = Evaluator(
     columns=columns,
     instrument=instrument,
     reads_rows=False,
+    rereads=True,
 )

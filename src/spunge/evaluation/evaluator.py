@@ -166,6 +166,7 @@ class Evaluator(Generic[S]):
     # What of it reads or changes the weights themselves, and so needs them whole on one device; "" where nothing does.
     whole: Callable[[S], str] = lambda settings: ""
     reads_rows: bool = True  # False: it brings items of its own, and every measure names its subject
+    rereads: bool = False  # True: as it measures it reads files of its own, which its instrument tells the content of
     uses_samples: bool = False  # True: its scores depend on the forget and retain rows too
     compares_texts: bool = False  # True: what other models write is compared with what the base wrote
     version: int = 1  # rises when the same settings give other measurements

@@ -123,6 +123,7 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
     bench = bench_of(judging.lineup, judging.model.name, model_key, judging.folder, judging.base_folder, session)
     base = replace(shown(judging, session), board=session.board)
     measures = EVALUATORS.get(items.settings.kind).measure(base, items.settings, items.table, bench)
+    _refuse_changed(items, inputs.base)
     dtype = str(base.dtype).removeprefix("torch.")
     kept = sorted(bench.kept)
     texts = tuple(file.name for file in kept)
@@ -138,6 +139,17 @@ def judge(judging: Judging, key: str, model_key: str, session: Session) -> Made:
         )
     outcome = f"{items.table.num_rows} items" if items.table.num_rows else f"{len(measures)} measures"
     return Made([judging.file, *kept], outcome)
+
+
+def _refuse_changed(items: Items, base: BaseInputs) -> None:
+    """Raises RecipeError where files that were read as it was measured are no longer those that the key was made of."""
+    evaluator = EVALUATORS.get(items.settings.kind)
+    if not evaluator.rereads or evaluator.instrument is None:
+        return
+    if evaluator.instrument(items.settings) != base.instruments[items.name]:
+        raise RecipeError(
+            f"evaluate.{items.name}: its rows or files changed while the run was at work; give the same command again"
+        )
 
 
 def shown(judging: Judging, session: Session) -> Base:

@@ -18,7 +18,7 @@ from spunge.evaluation.evaluator import Bench
 from spunge.evaluation.perplexity import PerplexitySettings
 from spunge.recipe.loading import load_recipe
 from spunge.unlearning.finetuning import finetune
-from toys import texts
+from toys import Told, rows, texts
 
 ITEMS = pa.table({"text": texts("forget", 4)})
 TARGET = Target(PerplexitySettings(name="texts"), ITEMS)
@@ -139,3 +139,24 @@ def test_a_run_relearns_unrelated_text(toy_recipe: dict[str, Any], tmp_path: Pat
     assert metrics == {f"perplexity after relearning on 4 source rows, {at} steps" for at in (0, 1)}
     [told] = [each.instrument for each in results.evaluations if each.kind == "audit"]
     assert len(told["learned texts"]) == 64
+
+
+def test_a_source_that_changes_while_it_is_measured_is_refused_and_not_vouched_for(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The key says the rows that were there when the run began."""
+    source = write_rows("learned.jsonl", rows(["other"]))
+
+    class Changing(Told):
+        def begin(self, title: str) -> None:
+            if title.startswith("judge base: audit"):
+                write_rows("learned.jsonl", rows(["another"]))
+            super().begin(title)
+
+    attack = {"kind": "relearn", "on": "source", "steps": [0, 1], "samples": 4, "batch_size": 2, "max_length": 32}
+    toy_recipe["evaluate"].append({"kind": "audit", "of": "perplexity", "attack": attack, "source": str(source)})
+    toy_recipe["evaluate"][-1] |= {"name": "audit", "stages": ["base"]}
+    recipe = load_recipe(toy_recipe, ["controls=[]", "unlearn.steps=1"])
+    with pytest.raises(RecipeError, match=r"^evaluate\.audit: its rows or files changed while the run was at work"):
+        spunge.run(recipe, tmp_path / "run", Changing())
+    assert not [name for name in (tmp_path / "run" / "stamps").rglob("*.json") if "audit" in name.read_text()]
