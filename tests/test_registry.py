@@ -95,7 +95,10 @@ def test_settings_are_written_out_read_back_and_refuse_what_they_do_not_know(kin
     assert [field for field, info in settings.model_fields.items() if not info.description] in ([], [NAMING[kind]])
 
 
-def test_a_file_is_read_as_it_is_now_and_its_version_is_its_content(tmp_path: Path) -> None:
+def test_a_file_is_read_as_it_is_now_and_its_version_is_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", False)  # Python's loader would take compiled code of the same second
     file = tmp_path / "own.py"
     versions, sources = [], []
     for source in ("one", "two", "one"):

@@ -123,7 +123,8 @@ class Registry(Generic[T]):
 
     def _module(self, file: Path, path: str) -> ModuleType:
         """The file as a module. Its name holds its content, so that an edited file is never taken for what it was."""
-        digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()
+        source = file.read_bytes()
+        digest = hashlib.sha256(str(file).encode() + b"\0" + source).hexdigest()
         name = f"spunge_file_{digest[:16]}"
         if name in sys.modules:
             return sys.modules[name]
@@ -133,7 +134,8 @@ class Registry(Generic[T]):
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            # Not by the loader: it would take compiled code of the same size and second for this file's.
+            exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))  # noqa: S102 - the user named it
         except Exception as error:
             del sys.modules[name]
             raise RecipeError(f"{self.setting}: {path!r} cannot be imported ({_told(error)})") from error

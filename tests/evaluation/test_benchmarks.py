@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -490,7 +490,7 @@ def test_copies_of_local_questions_go_with_the_process(
     import datasets.config
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache-of-datasets")
-    monkeypatch.setattr("spunge.evaluation.harness._copies", functools.cache(lambda: TemporaryDirectory(dir=tmp_path)))
+    monkeypatch.setattr("spunge.evaluation.harness._copies", functools.cache(lambda: SimpleNamespace(path=tmp_path)))
     measured(load(), local, bench)
     kept = list(tmp_path.rglob("*.arrow"))
     assert kept

@@ -119,9 +119,9 @@ def test_what_nearest_loses_is_a_note_in_the_output_and_the_card(tmp_path):
         tmp_path / "out", str(base), [str(tmp_path / "delta")], settings={"rounding": "nearest", "density": 1}
     )
     told = "\n".join(summary(made))
-    assert "rounding to bfloat16 loses" in told
-    assert "stay as they were" in told
-    assert "rounding to bfloat16 loses" in (tmp_path / "out" / "README.md").read_text()
+    assert "is lost in rounding to bfloat16" in told
+    assert "entries stay as the base has them" in told
+    assert "is lost in rounding to bfloat16" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -259,18 +259,21 @@ def tar(hand: Hand, _step: int) -> list[Tensor]:
     return [4 * one + two for one, two in zip(total, kept, strict=True)]
 
 
-CONTINUED = [[5, 9, 11], [20], [30, 31], [7, 8, 9, 10]]  # what elm's base writes
+def continued(ids: Sequence[int]) -> list[int]:
+    """What elm's base writes after a text."""
+    return [[5, 9, 11], [20], [30, 31], [7, 8, 9, 10]][sum(ids) % 4]
 
 
 def erased(hand: Hand, _step: int) -> Tensor:
     novice, expert, change = hand.ids("bad wine"), hand.ids("good wine bread"), hand.ids("one two")
     erase, fluent = [], []
-    for row, written in zip(hand.forget, CONTINUED, strict=True):
+    for row in hand.forget:
+        begun = [*row.prompt, *change]
         plain, low, high = (logs(hand.base, row, before) for before in ((), novice, expert))
         last = max(1, len(row.answer) - 1)
         etas = torch.tensor([[1 + (4 - 1) * at / last] for at in range(len(row.answer))])
         erase.append(-((plain + etas * (low - high)).softmax(-1) * logs(hand.model, row)).sum(-1))
-        fluent.append(nlls(hand.model, Row(row.prompt, [*change, *written])))
+        fluent.append(nlls(hand.model, Row(row.prompt, [*change, *continued(begun)])))
     return over_samples(erase) + 0.7 * over_samples(fluent) + 2 * hand.kept()
 
 
@@ -455,8 +458,9 @@ def test_what_a_training_changes_is_the_formulas(
     given = dict(BATCHES[batches])
     if case == "kga":  # a retain row of three stands for new data
         given["retain_batch_size"] = 2
-    written = iter(CONTINUED)
-    monkeypatch.setattr(elm, "continued", lambda _task, _settings, ids, _novice, _expert: [*ids, *next(written)])
+    monkeypatch.setattr(
+        elm, "continued", lambda _task, _settings, texts, *_: [[*ids, *continued(ids)] for ids in texts]
+    )
     base = load("llama", **SIZE)
     untouched = replace(base, model=copy.deepcopy(base.model))
     run = train(base, method, way, 0.0 if case in FROM_THE_BASE else 0.05, **given, **changes)

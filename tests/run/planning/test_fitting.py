@@ -202,6 +202,7 @@ def test_sharding_is_named_where_nothing_else_fits_and_the_method_can_be_shared_
     estimator, steps = estimator_of(gpu=True), steps_of(LoRA(), 1)
     # Every setting takes as much; each device more halves it.
     monkeypatch.setattr(Estimator, "training", lambda self, steps: Taken(1.0, 4000 / self.processes + 100))
+    monkeypatch.setattr(Estimator, "before_calls", lambda self, steps: 0.0)
     told = unfit("branch:asia", with_memory(estimator, 1200 / 0.95), steps, 4100, shares=shares)
     assert told is not None
     assert told.refused
