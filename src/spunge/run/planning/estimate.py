@@ -19,7 +19,7 @@ from spunge.unlearning.calls import Call, Group, Side, Writing
 
 PROCESS = 600 * 2**20  # Python, torch, transformers and peft themselves
 # Bytes of the machine's memory for each byte of activations: what the allocator keeps between them. In float32 a step of NPO with
-# LoRA held 2.0 times the bytes of its tensors (`spunge.run.planning.tracing`), steps of full training less.
+# LoRA held 2.0 times the bytes of its tensors (`spunge.run.planning.tracing`), one of full training fewer (docs/planning.md).
 HEAP, HEAP_FLOAT32 = 1.4, 1.7
 CONTEXT = 600 * 2**20  # a GPU's driver, its libraries' workspaces, what its allocator cannot use
 MERGE = 400 * 2**20  # a merge's own memory, whatever the size of the models
