@@ -142,17 +142,16 @@ def _with_transformers(
 ) -> Written:
     coded = [prompt_ids(base, prompt, settings) for prompt in prompts]
     sizes = [len(ids) + settings.max_new_tokens for ids in coded]
-    order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pad, ends = _special(base)
     plain = plain_generation(settings, pad, ends)
     # Batches are the same whatever is done, each with a seed of its own: a run that goes on where it stopped
     # writes what it would have written.
     budget = max(max(sizes), TOKENS_PER_BATCH // settings.samples)
-    groups = grouped(order, sizes, budget, alike=not reading_of(base).padded)
+    groups = grouped(sizes, budget, alike=not reading_of(base).padded)
     missing = (rows for rows in groups if not done.issuperset(rows))
 
     given = ToWrite(coded, pad, plain, seed)
-    for rows, written in batched(base, missing, sizes, _continued, given, coded[order[0]], "evaluate.generation"):
+    for rows, written in batched(base, missing, sizes, _continued, given, max(coded, key=len), "evaluate.generation"):
         owners = [coded[row] for row in rows for _ in range(settings.samples)]
         texts = [_decoded(base, ids, _until(new, ends)) for ids, new in zip(owners, written, strict=True)]
         yield list(rows), [texts[at : at + settings.samples] for at in range(0, len(texts), settings.samples)]

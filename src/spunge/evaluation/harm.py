@@ -165,8 +165,7 @@ def guarded(guard: Base, pairs: Sequence[tuple[str, str]], progress: Steps) -> n
     def verdicts(rows: Sequence[int]) -> list[str]:
         return _written(guard, [coded[row] for row in rows])
 
-    groups = grouped(sorted(range(len(pairs)), key=lambda row: -sizes[row]), sizes, TOKENS_PER_BATCH)
-    for rows, texts in halved(groups, sizes, verdicts, "evaluate.judge"):
+    for rows, texts in halved(grouped(sizes, TOKENS_PER_BATCH), sizes, verdicts, "evaluate.judge"):
         for row, text in zip(rows, texts, strict=True):
             harmful[row] = float(is_unsafe(text))
         done += len(rows)

@@ -59,12 +59,11 @@ def token_values(
     """
     reading_of(base)  # refuses a model that sees what it predicts
     sizes = [len(text.ids) for text in texts]
-    order = sorted(range(len(texts)), key=lambda index: -sizes[index])
     told: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(texts)
     finished = 0
 
-    groups = grouped(order, sizes, tokens_per_batch or batch_tokens(base))
-    probed = texts[order[0]].ids if order else []
+    groups = grouped(sizes, tokens_per_batch or batch_tokens(base))
+    probed = max((text.ids for text in texts), key=len, default=[])
     for rows, pieces in batched(base, groups, sizes, _scored, (texts, values), probed, "evaluate"):
         for row, piece in zip(rows, pieces, strict=True):
             told[row] = piece

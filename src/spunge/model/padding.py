@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def grouped(order: Sequence[int], sizes: Sequence[int], budget: int, alike: bool = False) -> Iterator[list[int]]:
-    """Groups of texts in the given order (longest first) whose padded size stays within the budget. alike: without padding."""
+def grouped(sizes: Sequence[int], budget: int, alike: bool = False) -> Iterator[list[int]]:
+    """Groups of texts, the longest first, whose padded size stays within the budget. alike: without padding."""
     rows: list[int] = []
-    for index in order:
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         if rows and ((len(rows) + 1) * sizes[rows[0]] > budget or (alike and sizes[index] != sizes[rows[0]])):
             yield rows
             rows = []

@@ -13,7 +13,18 @@ from spunge.report.reading import shown
 from spunge.report.scores import Metric, Scores, Shift, arranged, interval, way_of
 from spunge.report.settings import Setting, differing
 from spunge.report.wording import MISSING
-from spunge.results import SUBJECTS, Difference, Evaluation, Model, Results, Row, Wanted, json_value, read_results
+from spunge.results import (
+    SUBJECTS,
+    Difference,
+    Evaluation,
+    Model,
+    Results,
+    Row,
+    Wanted,
+    json_value,
+    read_results,
+    run_folder,
+)
 
 
 class Finished(NamedTuple):
@@ -143,7 +154,7 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
     """
     if len(folders) < 2:
         raise RecipeError("compare: one run alone; give two or more run folders")
-    folders = [_folder(folder) for folder in folders]
+    folders = [run_folder(folder) for folder in folders]
     runs = [_finished(folder, shown) for folder, shown in zip(folders, _names(folders), strict=True)]
     for run in runs:
         if not run.results.rows:
@@ -160,11 +171,6 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
         _refuse_others(one, other)
         _refuse_subjects(one, other)
     return Comparison(stage, tuple(runs), tuple(differing(folders)))
-
-
-def _folder(place: Path) -> Path:
-    """A run's folder, also where its results.json is named."""
-    return place.parent if place.is_file() else place
 
 
 def _finished(folder: Path, shown: str) -> Finished:

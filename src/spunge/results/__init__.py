@@ -14,6 +14,7 @@ from spunge.results.reading import (
     parse_results,
     read_results,
     results_json,
+    run_folder,
     write_results,
 )
 from spunge.results.rows import (
@@ -69,6 +70,7 @@ __all__ = [
     "read_results",
     "real",
     "results_json",
+    "run_folder",
     "wanted",
     "write_results",
 ]

@@ -30,6 +30,11 @@ def results_json(results: Results) -> str:
     return redacted(json.dumps(results.content, indent=2, ensure_ascii=False)) + "\n"
 
 
+def run_folder(place: str | Path) -> Path:
+    """A run's folder, also where its results.json is named."""
+    return Path(place).parent if os.path.isfile(place) else Path(place)
+
+
 def read_results(place: str | Path) -> Results:
     """Read a run's results; `place`: its folder, or the file. Files of older versions are read as well.
 

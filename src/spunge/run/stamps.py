@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from spunge.errors import RecipeError
 from spunge.files import checksum, is_inside, read_json, sealed, unsealed, write_json
-from spunge.results import FILE
+from spunge.results import FILE, run_folder
 
 FORMAT = 1
 
@@ -136,8 +136,7 @@ def other_making(folder: Path, stamps: dict[str, Stamp], last: str) -> Iterator[
 def doubts(folder: str | Path) -> str:
     """Why the results of a run's folder may not be of what lies there now; nothing where they are, and where no stamps lie beside
     them. Raises RecipeError where they are not as the run wrote them."""
-    folder = Path(folder).resolve()
-    folder = folder.parent if folder.is_file() else folder  # its results.json
+    folder = run_folder(Path(folder).resolve())
     if not (folder / "stamps").is_dir():
         return ""
     stamps = {stamp.stage: stamp for stamp in stamps_in(folder)}

@@ -28,7 +28,7 @@ class Writing(NamedTuple):
 
     texts: int = 0
     tokens: int = 0  # of a text, at the most
-    again: int = 0  # calls for each token that read anew what stands before it
+    again: int = 0  # further calls for each token, which guide it
     read: int = 0  # tokens that such a call reads, on average
     at_once: int = 1  # texts
 

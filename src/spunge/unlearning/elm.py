@@ -33,7 +33,7 @@ from spunge.data.samples import IGNORED, Batch, Encoded, Samples, collate
 from spunge.errors import RecipeError
 from spunge.model.loading import Base
 from spunge.model.padding import grouped
-from spunge.model.reading import Reading, reading_of
+from spunge.model.reading import reading_of
 from spunge.unlearning.batches import Stream, samples_of
 from spunge.unlearning.calls import FORGET, Group, Writing, descending, learned_rows
 from spunge.unlearning.drawing import drawn
@@ -195,11 +195,12 @@ def written(
         reading = reading_of(base)
     for (as_novice, as_expert), rows in guided.items():
         sizes = [len(begun[row]) for row in rows]
-        order = sorted(range(len(rows)), key=lambda at, sizes=sizes: -sizes[at])  # type: ignore[misc]
-        for batch in grouped(order, sizes, settings.batch_size * max(sizes), not reading.padded):
+        for batch in grouped(sizes, settings.batch_size * max(sizes), not reading.padded):
             own = [rows[at] for at in batch]
             asked = [[*begun[row], *change] for row in own]
-            known |= zip(own, continued(task, settings, asked, list(as_novice), list(as_expert), reading), strict=True)
+            known |= zip(
+                own, continued(task, settings, asked, list(as_novice), list(as_expert), reading.shared), strict=True
+            )
             task.progress(0, 1, f"texts of the base, {len(known)} of {len(learned)}")
     for row in range(forget.count):
         text = known.get(row, [])
@@ -213,12 +214,11 @@ def continued(
     texts: Sequence[list[int]],
     novice: list[int],
     expert: list[int],
-    reading: Reading,
+    once: bool,
 ) -> list[list[int]]:
     """Texts' tokens with those that are written after them: each the greatest of log-probabilities, guidance and Gumbel noise, that
     is, a draw. The noise is that of a text's tokens, wherever among the rows they stand. novice, expert: the prefixes, behind the
-    start token where the tokens have one. reading: of texts of unequal length the model leaves padding out of account."""
-    once = reading.shared
+    start token where the tokens have one. once: each token of theirs is read once (`Behind`)."""
     as_novice, as_expert = (Behind(task.base, prefix, once) for prefix in (novice, expert))
 
     def guided(so_far: Tensor, logits: Tensor) -> Tensor:

@@ -154,10 +154,9 @@ class Writer:
         found: dict[int, list[Rollout]] = {}
         texts: dict[int, list[str]] = {}
         sizes = [len(self.asked[row].ids) + self.settings.tokens for row in rows]
-        order = sorted(range(len(rows)), key=lambda at: -sizes[at])
         with evaluation_mode(self.task.base.model):
             alike = not reading_of(self.task.base).padded
-        for batch in grouped(order, sizes, self.settings.batch_size * max(sizes), alike):
+        for batch in grouped(sizes, self.settings.batch_size * max(sizes), alike):
             own = [rows[at] for at in batch]
             written = iter(self._written([(row, at) for row in own for at in range(self.settings.samples)], number))
             for row in own:

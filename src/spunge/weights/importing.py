@@ -3,8 +3,6 @@
 bitsandbytes, which peft imports, has functions that torch is to compile when they are first called; torch loads its compiler for
 that at once, 536 modules, which takes longer than transformers and peft together. Here it is loaded with the first call. Python's
 search for circles of garbage takes a sixth of an import, and finds none.
-
-    python benchmarks/startup.py
 """
 
 import gc

@@ -61,7 +61,6 @@ class Classifier:
         """(n, classes) in [0, 1], float64: softmax over the classes, or each class's own sigmoid."""
         rated = np.zeros((len(texts), len(self.labels)))
         sizes = [len(ids) for ids in self._coded(texts)["input_ids"]] if texts else []
-        order = sorted(range(len(texts)), key=lambda index: -sizes[index])
         done = 0
 
         def scored(rows: Sequence[int]) -> np.ndarray:
@@ -72,7 +71,7 @@ class Classifier:
             own: np.ndarray = scores.cpu().numpy()
             return own
 
-        for rows, scores in halved(grouped(order, sizes, TOKENS_PER_BATCH), sizes, scored, "evaluate.scorer"):
+        for rows, scores in halved(grouped(sizes, TOKENS_PER_BATCH), sizes, scored, "evaluate.scorer"):
             rated[rows] = scores
             done += len(rows)
             progress(done, len(texts))

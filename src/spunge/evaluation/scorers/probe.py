@@ -139,7 +139,6 @@ def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], l
     """Hidden states after each of the blocks, averaged over a text's tokens, or of its last one:
     (n, len(blocks) * hidden size) float32."""
     sizes = [len(text.ids) for text in coded]
-    order = sorted(range(len(coded)), key=lambda index: -sizes[index])
     pooled: dict[int, np.ndarray] = {}
 
     def means(rows: Sequence[int]) -> np.ndarray:
@@ -159,7 +158,7 @@ def pooled_states(base: Base, coded: Sequence[Encoded], blocks: Sequence[int], l
         return mean
 
     with noted(base.model, blocks) as seen:
-        for rows, states in halved(grouped(order, sizes, batch_tokens(base)), sizes, means, "evaluate"):
+        for rows, states in halved(grouped(sizes, batch_tokens(base)), sizes, means, "evaluate"):
             pooled.update(zip(rows, states, strict=True))
     return np.stack([pooled[row] for row in range(len(coded))])
 
