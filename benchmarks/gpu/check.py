@@ -34,6 +34,7 @@ STEPS: dict[str, float] = {
     "tvn-1b": 60,
     "npo-1b": 60,
     "ga-1b": 60,
+    "head-1b": 60,
     "forms-1b": 100,
     "pairs-1b": 80,
     "merge-1b": 110,
@@ -41,6 +42,10 @@ STEPS: dict[str, float] = {
     "model-7b": 90,
     "rmu-7b": 100,
     "npo-7b": 100,
+    "npo_4bit-7b": 100,
+    "npo_4bit_again-7b": 100,
+    "npo_8bit-7b": 100,
+    "ga_adam_8bit-7b": 120,
 }
 COUNTS = {f"count-{method}": 60.0 for method in ("rmu", "tvn", "npo", "ga")}  # at toy size alone
 COLUMNS = "model | method | batch | s a step | tokens/s | share of matmul rate | peak GiB | planned GiB (over it) | time over plan"
@@ -237,13 +242,10 @@ def table(content: dict[str, Any]) -> str:
     steps = content["steps"]
     lines = [_card_line(steps.get("card", {})), ""]
     lines += [f"| {COLUMNS} |", "|---" * len(COLUMNS.split(" | ")) + "|"]
-    for name in [f"{method}-{model}" for model in ("1b", "7b") for method in ("rmu", "tvn", "npo", "ga")]:
-        if name in steps:
-            lines.append(_row(name, steps[name], steps))
-    lines.append("")
-    for name in ("tests", "model-1b", "model-7b", "forms-1b", "pairs-1b", "merge-1b", "run-1b", *COUNTS):
-        if name in steps:
-            lines.append(f"- {name}: {_line(steps[name], steps)}")
+    trained = [name for name in STEPS if "planned_gib" in steps.get(name, {})]
+    lines += [_row(name, steps[name], steps) for name in trained]
+    others = [name for name in (*STEPS, *COUNTS) if name in steps and name not in ("card", *trained)]
+    lines += ["", *(f"- {name}: {_line(steps[name], steps)}" for name in others)]
     return "\n".join(lines)
 
 

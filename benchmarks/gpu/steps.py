@@ -117,15 +117,36 @@ def model(size: Size, note: Note, name: str) -> None:
         (size.work / f"{name}-{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _recipe(size: Size, name: str, method: str, batch: int, **changes: Any) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A method, and settings of a recipe beside it."""
+
+    method: str
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unlearn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+AGAIN = {"checkpoint_activations": True}
+WAYS = {
+    **{method: Way(method) for method in ("rmu", "tvn", "npo", "ga")},
+    "npo_4bit": Way("npo", {"train_in": "4bit"}),
+    "npo_8bit": Way("npo", {"train_in": "8bit"}),
+    "npo_4bit_again": Way("npo", {"train_in": "4bit", **AGAIN}),
+    "ga_adam_8bit": Way("ga", AGAIN, {"optimizer": "adamw_8bit"}),
+}
+
+
+def _recipe(size: Size, name: str, chosen: str, batch: int, **changes: Any) -> dict[str, Any]:
     """A recipe as a user would write it."""
-    length = size.shapes[name][2]
+    way, length = WAYS[chosen], size.shapes[name][2]
+    method = way.method
     unlearn: dict[str, Any] = {
         "method": method,
         "steps": size.steps,
         "batch_size": batch,
         "max_length": length,
         "max_damage": None,  # random weights have nothing to lose: every step is taken
+        **way.unlearn,
     }
     if method == "rmu":
         unlearn["layer"] = _layer(size.shape(name))
@@ -133,7 +154,7 @@ def _recipe(size: Size, name: str, method: str, batch: int, **changes: Any) -> d
         factors = {"kind": "lora", "rank": size.rank, "targets": "all-linear"}
         unlearn["trainable"] = {"kind": "all"} if method == "ga" else factors
     return {
-        "model": {"path": str(size.work / name), "dtype": "bfloat16", "device": size.device},
+        "model": {"path": str(size.work / name), "dtype": "bfloat16", "device": size.device, **way.model},
         "forget": {"source": str(size.work / f"{name}-forget.jsonl")},
         "retain": {"source": str(size.work / f"{name}-retain.jsonl")},
         "unlearn": unlearn,
@@ -149,12 +170,12 @@ def _layer(shape: Shape) -> int:
 # ---- training
 
 
-def training(size: Size, note: Note, name: str, method: str) -> None:
+def training(size: Size, note: Note, name: str, chosen: str) -> None:
     """Steps of a method through the code that `spunge run` runs, and what `spunge plan` says of them."""
     batch = size.shapes[name][1]
-    planned = _planned(size, _recipe(size, name, method, batch))
+    planned = _planned(size, _recipe(size, name, chosen, batch))
     note(batch=batch, **planned)
-    measured = _trained(size, name, method, batch)
+    measured = _trained(size, name, chosen, batch)
     note(**measured)
     note(
         memory_over_plan=measured["peak_gib"] / planned["planned_gib"],
@@ -170,7 +191,7 @@ def _planned(size: Size, recipe: dict[str, Any]) -> dict[str, float]:
     return {"planned_gib": (planned.memory or 0) / GIB, "planned_seconds": max(seconds, 1e-3)}
 
 
-def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
+def _trained(size: Size, name: str, chosen: str, batch: int) -> dict[str, Any]:
     from spunge.data.samples import Samples
     from spunge.model.loading import load_base, model_depth
     from spunge.recipe.loading import load_recipe
@@ -178,7 +199,7 @@ def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
     from spunge.run.inputs import BaseInputs, SeedInputs
     from spunge.unlearning.method import Task
 
-    recipe = load_recipe(_recipe(size, name, method, batch))
+    recipe, method = load_recipe(_recipe(size, name, chosen, batch)), WAYS[chosen].method
     inputs, way = SeedInputs(recipe, BaseInputs(recipe, size.work / "planned")), METHODS.get(method)
     folder = inputs.base.folder
     last = None if way.last_block is None else way.last_block(recipe.unlearn, model_depth(folder, recipe.model))
@@ -194,7 +215,7 @@ def _trained(size: Size, name: str, method: str, batch: int) -> dict[str, Any]:
         marks.append(time.perf_counter())
 
     parts: dict[str, Samples] = {part.value: part.samples for part in inputs.parts.parts}
-    log = size.work / f"{name}-{method}.jsonl"
+    log = size.work / f"{name}-{chosen}.jsonl"
     task = Task(base, parts, inputs.retain, dict.fromkeys(parts, 0), log, progress=progress, kept={})
     marks.append(time.perf_counter())
     branch = way.unlearn(task, recipe.unlearn)
@@ -251,6 +272,60 @@ def forms(size: Size, note: Note, name: str) -> None:
     _emptied(size)
     step = train.plain("npo", "lora", str(size.work / name), "bfloat16")
     note(plain_s=statistics.median([train.seconds(step) for _ in range(short.steps)][1:]), **_peak(size))
+
+
+def heads(size: Size, note: Note, name: str) -> None:
+    """The cross-entropy behind an output layer, forward and backward, by our pieces and by liger-kernel's fused one:
+    milliseconds, the memory beside states and weights, and how far loss and gradient are from float64's."""
+    from torch.nn.functional import cross_entropy
+
+    from spunge.data.samples import token_losses
+    from spunge.unlearning.forms import forms_of
+    from spunge.unlearning.scored import Scored
+
+    shape, (batch, length) = size.shape(name), size.shapes[name][1:]
+    _emptied(size)
+    weight = torch.randn(shape.vocabulary, shape.hidden, device=size.device).mul_(0.02).bfloat16()
+    states = torch.randn(batch * length, shape.hidden, device=size.device).bfloat16().requires_grad_(True)
+    labels = torch.randint(0, shape.vocabulary, (len(states),), device=size.device)
+    piece = max(1, forms_of(states.device).piece // (4 * shape.vocabulary))
+
+    def in_pieces(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def logits_of(some: torch.Tensor) -> torch.Tensor:
+            return (some @ weight.t()).float()
+
+        scored = Scored(states, labels, torch.zeros_like(labels), 1, logits_of, piece)
+        return scored.each(lambda logits, places: token_losses(logits, labels[places])).mean()
+
+    def whole(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy((states @ weight.t()).float(), labels)
+
+    losses: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"pieces": in_pieces, "whole": whole}
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as fused
+    except ImportError:
+        note(liger="not installed")
+    else:
+        losses["liger"] = lambda states, labels: fused(states, weight, labels)
+    exact = states[:256].detach().double().requires_grad_(True)
+    oracle = cross_entropy(exact @ weight.t().double(), labels[:256])
+    (wanted,) = torch.autograd.grad(oracle, exact)
+    for kind, loss in losses.items():
+        few = states[:256].detach().requires_grad_(True)
+        value = loss(few, labels[:256])
+        (gradient,) = torch.autograd.grad(value, few)
+        off = (
+            abs(value.item() - oracle.item()) / oracle.item(),
+            ((gradient.double() - wanted).norm() / wanted.norm()).item(),
+        )
+        note(**dict(zip((f"{kind}_loss_off", f"{kind}_gradient_off"), off, strict=True)))
+        _emptied(size)
+        before = torch.cuda.memory_allocated() if size.device == "cuda" else 0
+        note(
+            **{f"{kind}_ms": 1000 * _seconds(size, lambda loss=loss: torch.autograd.grad(loss(states, labels), states))}
+        )
+        if size.device == "cuda":
+            note(**{f"{kind}_gib": (torch.cuda.max_memory_allocated() - before) / GIB})
 
 
 PAIRS = (("npo", "lora"), ("graddiff", "lora"), ("simnpo", "lora"), ("finetuning", "lora"), ("graddiff", "full"))
@@ -452,6 +527,7 @@ OF_A_MODEL: dict[str, Callable[[Size, Note, str], None]] = {
     "merge": merging,
     "run": whole_run,
     "forms": forms,
+    "head": heads,
     "pairs": pairs,
 }
 
