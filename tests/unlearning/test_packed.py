@@ -132,11 +132,12 @@ def test_a_layer_that_is_not_the_checkpoints_is_no_tensor_of_it(tiny: Callable[.
 
 
 @needs_bitsandbytes
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_factors_beside_4_bits_compute_in_the_form_that_holds_the_inputs_once(
-    pair: Callable[..., tuple[Base, Base]], architecture: str
+def test_factors_beside_a_packed_base_compute_in_the_form_that_holds_the_inputs_once(
+    pair: Callable[..., tuple[Base, Base]], architecture: str, bits: str
 ) -> None:
-    base, _ = pair(architecture, "4bit")
+    base, _ = pair(architecture, bits)
     with training(base, LoRASettings(rank=4, targets="all-linear"), 0) as trained:
         adapted = [module for module in trained.model.modules() if is_adapted(module)]
         assert len(adapted) == sum(map(is_packed, base.model.modules())) > 0

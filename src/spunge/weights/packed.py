@@ -13,14 +13,20 @@ def is_packed(module: nn.Module) -> bool:
 
 
 class Values(NamedTuple):
-    """What a layer that is packed in 4 bits multiplies by."""
+    """What a packed layer computes with."""
 
-    dtype: torch.dtype
-    unpack: Callable[[], Tensor]  # (out, in)
+    dtype: torch.dtype | None  # of the values; None: of what the layer is given
+    unpack: Callable[[torch.dtype], Tensor]  # (out, in): what a gradient is multiplied by, and x
+    multiply: Callable[[Tensor], Tensor] | None = None  # (n, in) -> (n, out): x's product, where it is another
+
+
+def packed_values(module: Any) -> Values | None:
+    """Of a packed layer as bitsandbytes computes it now; None where it does so in another way."""
+    return in_four_bits(module) or in_eight_bits(module)
 
 
 def in_four_bits(module: Any) -> Values | None:
-    """Of a packed layer as bitsandbytes computes it now; None where it does so in another way, or is packed otherwise."""
+    """Of a layer that is packed in 4 bits; None where it is computed in another way, or is packed otherwise."""
     from bitsandbytes import functional
     from bitsandbytes.nn import Linear4bit
 
@@ -31,7 +37,23 @@ def in_four_bits(module: Any) -> Values | None:
     if other_way or turned or module.compute_dtype != state.dtype:
         return None
     packed = module.weight.data
-    return Values(state.dtype, lambda: functional.dequantize_4bit(packed, state))
+    return Values(state.dtype, lambda _: functional.dequantize_4bit(packed, state))
+
+
+def in_eight_bits(module: Any) -> Values | None:
+    """Of a layer that is packed in 8 bits, whose inputs are rounded to 8 bits as well; None where the weights are held twice, or
+    are packed otherwise."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    if type(module) is not Linear8bitLt or module.state.has_fp16_weights:
+        return None
+
+    def unpack(dtype: torch.dtype) -> Tensor:
+        scales = module.weight.SCB if module.state.SCB is None else module.state.SCB  # moved there by the first call
+        values: Tensor = module.weight.data.to(dtype)
+        return values.mul_((scales / 127).unsqueeze(1))
+
+    return Values(None, unpack, module)
 
 
 def is_turned(module: Any) -> bool:

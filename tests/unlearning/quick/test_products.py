@@ -19,7 +19,8 @@ def with_factors(layer: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
 
     config = LoraConfig(r=rank, lora_alpha=rank / 2, lora_dropout=dropout, target_modules=["0"])
     around = nn.Sequential(layer)
-    around.is_loaded_in_4bit = type(layer).__module__.startswith("bitsandbytes.")  # type: ignore[assignment]
+    around.is_loaded_in_4bit = type(layer).__name__ == "Linear4bit"  # type: ignore[assignment]
+    around.is_loaded_in_8bit = type(layer).__name__ == "Linear8bitLt"  # type: ignore[assignment]
     wrapped: Any = inject_adapter_in_model(config, around)[0]
     for factor in (wrapped.lora_A, wrapped.lora_B):
         nn.init.normal_(factor["default"].weight)
@@ -124,6 +125,38 @@ def test_layers_packed_in_4_bits_are_multiplied_by_the_values_that_they_stand_fo
         assert outs is not None
         (outs[0].float() ** 2).sum().backward()
         factors = (each.lora_A["default"].weight.grad, each.lora_B["default"].weight.grad)
+        results.append([outs[0].float(), given.grad.float(), *factors])
+    for quick, own in zip(*results, strict=True):
+        apart = (quick - own).norm() / own.norm()
+        assert apart < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="spunge[quant]")
+@pytest.mark.parametrize("called", [False, True])  # before its first call a layer holds its scales elsewhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_packed_in_8_bits_give_what_bitsandbytes_gives_and_its_gradients(
+    dtype: torch.dtype, called: bool
+) -> None:
+    from bitsandbytes.nn import Linear8bitLt
+
+    def made() -> Any:
+        torch.manual_seed(0)
+        packed = Linear8bitLt(64, 48, has_fp16_weights=False, threshold=6.0)
+        packed.load_state_dict({"weight": torch.randn(48, 64), "bias": torch.randn(48)})
+        return with_factors(packed.to("cpu").requires_grad_(False), 4).float()
+
+    x = torch.randn(2, 5, 64, dtype=dtype)
+    results = []
+    for way in (multiplied_at_once, lambda x, layers: [layers[0](x)]):
+        layer, given = made(), x.clone().requires_grad_()
+        layer.base_layer.bias.data = layer.base_layer.bias.data.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            if called:
+                layer(x)
+            outs = way(given, [layer])
+        assert outs is not None
+        (outs[0].float() ** 2).sum().backward()
+        factors = (layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad)
         results.append([outs[0].float(), given.grad.float(), *factors])
     for quick, own in zip(*results, strict=True):
         apart = (quick - own).norm() / own.norm()

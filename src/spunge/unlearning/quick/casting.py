@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spunge.unlearning.quick.products import Cast, product_of
+from spunge.unlearning.quick.products import Cast, is_adapted, product_of
 
 
 @contextmanager
 def cast_at_each_call(model: nn.Module) -> Iterator[dict[nn.Module, Cast]]:
     """Yields a mapping of layers to their factors, which is filled while the model is called, and empty otherwise: between two
     calls an optimizer may write into the factors, and none tells so."""
-    from peft.tuners.lora.layer import Linear
-
-    layers = [module for module in model.modules() if type(module) is Linear]
+    layers = [module for module in model.modules() if is_adapted(module)]
     cast: dict[nn.Module, Cast] = {}
 
     def fill(*_: Any) -> None:
@@ -44,7 +42,7 @@ def _cast(layers: Sequence[nn.Module]) -> dict[nn.Module, Cast]:
     for layer in layers:
         product = product_of(layer)
         if product is not None and product.down is not None and product.up is not None:
-            known.append((layer, product.weight.dtype))
+            known.append((layer, product.dtype or _read(product.weight.device)))
             downs.append(product.down)
             ups.append(product.up)
             scales.append(product.factor)
@@ -53,6 +51,11 @@ def _cast(layers: Sequence[nn.Module]) -> dict[nn.Module, Cast]:
     dtypes = [dtype for _, dtype in known]
     made = _Cast.apply(dtypes, scales, *downs, *ups)  # type: ignore[no-untyped-call]
     return {layer: (made[at], made[at + len(known)]) for at, (layer, _) in enumerate(known)}
+
+
+def _read(device: torch.device) -> torch.dtype:
+    """What a layer is given that computes in any dtype."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 class _Cast(torch.autograd.Function):

@@ -6,8 +6,8 @@ peft computes it layer by layer: the input is cast to the factors' float32 and k
 passes of its own. Here the factors are cast instead (in `casting.py` all at once, where that is cheaper), products are added to
 what is there, the input is kept once for all layers, and the layers' A make one product. W and b are frozen.
 
-On a CPU the same of layers that are packed in 4 bits: each is unpacked for the time of a product, forward and backward, as
-bitsandbytes does it.
+The same of layers that are packed: each is unpacked for the time of a product, as bitsandbytes does it. One in 8 bits computes its
+own product, forward, for it rounds x as well. On an H200 NPO at the shape of a 7B took ... (`npo_4bit-7b` of benchmarks/gpu).
 """
 
 import math
@@ -19,22 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from spunge.unlearning.forms import forms_of
-from spunge.weights.packed import in_four_bits, is_packed
+from spunge.weights.packed import is_packed, packed_values
 
 SPARSE = 0.1  # dropout up to here draws the places that are dropped, not a number for every place
 
 
 # A, and B times LoRA's scale and what makes up for the dropout, in the dtype of the products.
 Cast = tuple[Tensor, Tensor]
-Unpack = Callable[[], Tensor]
+Unpack = Callable[[torch.dtype], Tensor]
+Multiply = Callable[[Tensor], Tensor]
 
 
 class Product(NamedTuple):
     """A linear layer, and the factors beside it if there are any."""
 
-    dtype: torch.dtype  # of the weight's values
+    dtype: torch.dtype | None  # of the weight's values; None: x's
     weight: Tensor  # (out, in); as it is packed where `unpack` is given
     unpack: Unpack | None  # the weight's values (out, in)
+    multiply: Multiply | None  # x W' + b by the layer's own way, where it is not by these values
     bias: Tensor | None  # (out,)
     down: Tensor | None = None  # (r, in), LoRA's A
     up: Tensor | None = None  # (out, r), its B
@@ -61,16 +63,17 @@ def product_of(layer: Any, cast: Mapping[nn.Module, Cast] = MappingProxyType({})
         return None
     share = share if layer.training else 0.0
     if layer in cast:
-        return Product(*plain[:4], *cast[layer], 1.0, share)
-    return Product(*plain[:4], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
+        return Product(*plain[:5], *cast[layer], 1.0, share)
+    return Product(*plain[:5], down.weight, up.weight, layer.scaling[name] / (1 - share), share)
 
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Whether a layer is peft's around a linear one, or around one that is packed in 4 bits."""
+    """Whether a layer is peft's around a linear one, or around one that is packed."""
     from peft.tuners.lora.layer import Linear
 
     kind = type(layer)
-    return kind is Linear or (kind.__name__ == "Linear4bit" and kind.__module__ == "peft.tuners.lora.bnb")
+    packed = kind.__module__ == "peft.tuners.lora.bnb" and kind.__name__ in ("Linear4bit", "Linear8bitLt")
+    return kind is Linear or packed
 
 
 def _plain(layer: Any) -> Product | None:
@@ -80,12 +83,11 @@ def _plain(layer: Any) -> Product | None:
     if is_watched(layer) or any(parameter.requires_grad for parameter in layer.parameters()):
         return None
     if type(layer) is nn.Linear:
-        return Product(layer.weight.dtype, layer.weight, None, layer.bias)
-    # On a GPU nothing is gained that was measured.
-    values = in_four_bits(layer) if layer.weight.device.type == "cpu" else None
-    if values is None or (layer.bias is not None and layer.bias.dtype != values.dtype):
+        return Product(layer.weight.dtype, layer.weight, None, None, layer.bias)
+    values = packed_values(layer)
+    if values is None or (layer.bias is not None and values.dtype not in (layer.bias.dtype, None)):
         return None
-    return Product(values.dtype, layer.weight, values.unpack, layer.bias)
+    return Product(values.dtype, layer.weight, values.unpack, values.multiply, layer.bias)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -109,14 +111,14 @@ def multiplied_at_once(
     products = [product for layer in layers if (product := product_of(layer, cast)) is not None]
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    alike = all((product.dtype, product.weight.device) == (dtype, x.device) for product in products)
+    alike = all(product.dtype in (dtype, None) and product.weight.device == x.device for product in products)
     adapted = any(product.down is not None for product in products)
     if len(products) < len(layers) or not alike or not (adapted or len(layers) > 1):
         return None
-    _, weights, unpacks, biases, downs, ups, factors, dropouts = zip(*products, strict=True)
+    _, weights, unpacks, ways, biases, downs, ups, factors, dropouts = zip(*products, strict=True)
     with torch.autocast(device, enabled=False):
         outs: tuple[Tensor, ...] = _Multiplied.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), factors, dropouts, unpacks, *weights, *biases, *downs, *ups
+            x.to(dtype), factors, dropouts, unpacks, ways, *weights, *biases, *downs, *ups
         )
     return outs
 
@@ -129,6 +131,7 @@ class _Multiplied(torch.autograd.Function):
         factors: Sequence[float],
         dropouts: Sequence[float],
         unpacks: Sequence[Unpack | None],
+        ways: Sequence[Multiply | None],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         flat, count = x.reshape(-1, x.shape[-1]), len(factors)
@@ -145,10 +148,15 @@ class _Multiplied(torch.autograd.Function):
             for at, part in zip(group, torch.split(read, sizes, 1) if len(sizes) > 1 else [read], strict=True):
                 reads[at] = part
         outs = []
-        for stored, unpack, bias, up, each, factor in zip(weights, unpacks, biases, ups, reads, factors, strict=True):
-            weight = stored if unpack is None else unpack()
-            assert weight is not None
-            out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        for stored, unpack, way, bias, up, each, factor in zip(
+            weights, unpacks, ways, biases, ups, reads, factors, strict=True
+        ):
+            if way is None:
+                weight = stored if unpack is None else unpack(x.dtype)
+                assert weight is not None
+                out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+            else:
+                out = way(flat)
             if up is not None and each is not None:
                 out.addmm_(each, _times(up, factor).to(x.dtype).t())
             outs.append(out.view(*x.shape[:-1], -1))
@@ -174,7 +182,7 @@ class _Multiplied(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             for gradient, stored, unpack in zip(flats, weights, ctx.unpacks, strict=True):
-                weight = stored if unpack is None else unpack()
+                weight = stored if unpack is None else unpack(gradient.dtype)
                 of_x = gradient @ weight if of_x is None else of_x.addmm_(gradient, weight)
         for group, down, kept in zip(groups, joined, drawn, strict=True):
             of_read = _joined([of_reads[at] for at in group], 1)
@@ -186,7 +194,7 @@ class _Multiplied(torch.autograd.Function):
                 of_x.addmm_(of_read, down)
             elif of_x is not None:
                 of_x += _seen(of_read @ down, kept, aside=False)
-        nothing = [None] * (3 + 2 * count)
+        nothing = [None] * (4 + 2 * count)
         return None if of_x is None else of_x.view(ctx.shape), *nothing, *of_downs, *of_ups
 
 
