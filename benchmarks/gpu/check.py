@@ -42,6 +42,7 @@ STEPS: dict[str, float] = {
     "model-7b": 90,
     "rmu-7b": 100,
     "npo-7b": 100,
+    "npo_again-7b": 100,
     "npo_4bit-7b": 100,
     "npo_4bit_again-7b": 100,
     "npo_8bit-7b": 100,

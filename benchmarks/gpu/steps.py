@@ -129,6 +129,7 @@ class Way:
 AGAIN = {"checkpoint_activations": True}
 WAYS = {
     **{method: Way(method) for method in ("rmu", "tvn", "npo", "ga")},
+    "npo_again": Way("npo", AGAIN),
     "npo_4bit": Way("npo", {"train_in": "4bit"}),
     "npo_8bit": Way("npo", {"train_in": "8bit"}),
     "npo_4bit_again": Way("npo", {"train_in": "4bit", **AGAIN}),
@@ -257,7 +258,7 @@ def forms(size: Size, note: Note, name: str) -> None:
         "cast_one_by_one": dataclasses.replace(now, cast_at_once=False),
         "norm_of_ours": dataclasses.replace(now, norm_by_torch=False),
         "dropout_one_by_one": dataclasses.replace(now, one_dropout=False),
-        "pieces_of_256_mib": dataclasses.replace(now, piece=1 << 28),
+        "pieces_of_1_gib": dataclasses.replace(now, piece=1 << 30),
         "layers_of_peft": dataclasses.replace(now, layers=False),
     }
     short, batch = dataclasses.replace(size, steps=min(size.steps, 10)), size.shapes[name][1]

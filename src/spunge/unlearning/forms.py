@@ -21,7 +21,7 @@ class Forms:
 
 FORMS = {
     "cpu": Forms(piece=1 << 24, call=64),  # about a core's cache
-    "cuda": Forms(piece=1 << 30, call=4096, cast_at_once=True, norm_by_torch=True, one_dropout=True),
+    "cuda": Forms(piece=1 << 28, call=4096, cast_at_once=True, norm_by_torch=True, one_dropout=True),
 }
 
 
