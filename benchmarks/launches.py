@@ -61,11 +61,11 @@ NOTHING = {  # gives memory or another look at it, and starts nothing
 }
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is called inside it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.starts: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.views = 0
@@ -94,7 +94,8 @@ class Counted(TorchDispatchMode):
 @torch.library.custom_op("gpu::rms_norm", mutates_args=())
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """As one operation, which it is on a GPU; a CPU's torch takes it apart."""
-    return torch.ops.aten._fused_rms_norm(x, weight.shape, weight, epsilon)[0]
+    out: Tensor = torch.ops.aten._fused_rms_norm(x, weight.shape, weight, epsilon)[0]
+    return out
 
 
 @torch.library.custom_op("gpu::rms_norm_backward", mutates_args=())
@@ -109,7 +110,8 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.epsilon = epsilon
-        return _norm(x, weight, epsilon)
+        out: Tensor = _norm(x, weight, epsilon)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -184,7 +186,7 @@ def plain(method: str, folder: Path, steps: int) -> Callable[[Callable[[], None]
     import train
 
     train.TOKENS = TEXTS
-    step = plain_rmu(folder) if method == "rmu" else train.plain(method, "lora", str(folder))
+    step = plain_rmu(folder) if method == "rmu" else train.plain(method, "lora", str(folder), "bfloat16")
 
     def go(mark: Callable[[], None]) -> None:
         for _ in range(steps):
@@ -220,7 +222,7 @@ def plain_rmu(folder: Path) -> Callable[[], None]:
         with torch.no_grad():
             before = states(models[1], texts[1])
         loss = forget + 100 * torch.nn.functional.mse_loss(after, before)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 

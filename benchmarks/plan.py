@@ -47,7 +47,10 @@ CASES: dict[str, dict[str, Any]] = {
     "ga-8bit-adam": {"method": "ga", "trainable": ALL, "optimizer": "adamw_8bit"},
     "npo-4bit": {"method": "npo", "trainable": LORA},
 }
-MODEL = {"npo-checkpointed": {"checkpoint_activations": True}, "npo-4bit": {"train_in": "4bit"}}
+MODEL: dict[str, dict[str, Any]] = {
+    "npo-checkpointed": {"checkpoint_activations": True},
+    "npo-4bit": {"train_in": "4bit"},
+}
 ASKED = {"dpo", "idk", "sku", "altpo"}  # learn answers to prompts
 ROWS = {"elm": 8, "altpo": 8}  # for which the base writes first, which no step's time has
 

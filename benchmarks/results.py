@@ -57,7 +57,7 @@ class Arm(NamedTuple):
 
 def arms(scales: dict[str, list[float]]) -> tuple[list[Arm], list[dict[str, Any] | str]]:
     """The arms of a toxicity run and the controls that a recipe needs for them. `merged` is SPUNGE at scale 1."""
-    rules = {
+    rules: dict[str, tuple[str, dict[str, Any]]] = {
         "joint": ("joint", {"rule": "task_arithmetic"}),  # of the one delta: it times the scale
         "SPUNGE": ("parts", {"rule": "ties", "density": 0.2}),
         "random split": ("random", {"rule": "ties", "density": 0.2}),
@@ -286,8 +286,8 @@ UTILITIES = (
 def points(name: str, work: Path, utility: Utility) -> dict[str, Point]:
     """Stage -> what was measured on the hateful prompts and the utility's texts, item by item."""
     import spunge
+    from spunge.run.by_metric import measured
     from spunge.run.outcome import stored_measures
-    from spunge.run.scoring import measured
     from spunge.run.stages.building import build
 
     begun = build(spunge.load_recipe(toxicity_recipe(name, work)), work / name)
@@ -359,10 +359,12 @@ def compare(one: Arm, other: Arm, found: dict[str, Point], factor: float) -> Com
         curves = [curve(list(arm.stages.values()), base, found, drawn) for arm in (one, other)]
         return at(curves[0], factor) - at(curves[1], factor)
 
+    def drawn(count: int) -> np.ndarray:
+        return generator.integers(0, count, count)
+
     def anew() -> Draw:
-        items = generator.integers(0, prompts, prompts)
-        others = items if texts == prompts else generator.integers(0, texts, texts)
-        return Draw(items, others, generator.integers(0, seeds, seeds))
+        items = drawn(prompts)
+        return Draw(items, items if texts == prompts else drawn(texts), drawn(seeds))
 
     draws = np.array([gap(anew()) for _ in range(RESAMPLES)])
     draws = draws[np.isfinite(draws)]
@@ -525,7 +527,8 @@ def write_page(work: Path) -> None:
         content = capitals_section(work) if name == "capitals" else toxicity_section(name, work)
         start, end = f"<!-- {name}: python benchmarks/results.py -->", f"<!-- end of {name} -->"
         fresh = f"{start}\n{content}\n{end}"
-        page = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, fresh=fresh: fresh, page, flags=re.DOTALL)
+        old = re.search(f"{re.escape(start)}.*?{re.escape(end)}", page, flags=re.DOTALL)
+        page = page.replace(old[0], fresh) if old else page
     PAGE.write_text(page, encoding="utf-8")
 
 

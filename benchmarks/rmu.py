@@ -243,6 +243,7 @@ def prepared(job: dict[str, Any]) -> Any:
     from spunge.unlearning.rmu.settings import RMUSettings
 
     settings = our_settings(job)
+    assert RMU.last_block is not None
     folder = Path(job.get("model") or MODEL)
     base = load_base(
         folder, ModelSettings(path=str(folder), dtype=job["dtype"]), RMU.last_block(settings, depth_of(folder))

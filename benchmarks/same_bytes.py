@@ -125,7 +125,8 @@ def results(out: Path) -> dict[tuple[str, ...], dict[str, Any]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         for kind in RESULTS:
             for entry in content[kind]:
-                entries[(file.parent.name, kind, *(str(entry.get(name)) for name in NAMES))] = entry
+                about = (file.parent.name, kind, *(str(entry.get(name)) for name in NAMES))
+                entries[about] = entry
     return entries
 
 

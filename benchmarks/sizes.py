@@ -17,9 +17,9 @@ import torch
 
 from spunge.data.samples import Samples
 from spunge.recipe.training import Everything, LoRA
-from spunge.run.planning.devices import CARDS
+from spunge.run.planning.devices import CARDS, USABLE
 from spunge.run.planning.estimate import Estimator
-from spunge.run.planning.fitting import USABLE, devices_for
+from spunge.run.planning.fitting import devices_for
 from spunge.run.planning.skeleton import Skeleton
 from spunge.run.planning.steps import Rows, Steps
 from spunge.unlearning.calls import descending
@@ -50,8 +50,7 @@ def steps_of(way: str, depth: int) -> Steps:
         return Steps(1, 1, RMU.calls(settings, depth), None, "adamw", sides, True, False, blocks=blocks)
     full = "full" in way
     what = Everything() if full else LoRA(targets="all-linear")
-    optimizer = "adamw_8bit" if full else "adamw"
-    return Steps(1, 1, descending(NPOSettings()), what, optimizer, sides, True, False)
+    return Steps(1, 1, descending(NPOSettings()), what, "adamw_8bit" if full else "adamw", sides, True, False)
 
 
 def row(name: str, shape: dict[str, Any], device: str) -> str:

@@ -140,8 +140,9 @@ def draw(forget: Mapping[str, Samples], retain: Samples) -> None:
 
 def measure(folder: Path, limit: int | None, by: str) -> None:
     """Print what one process takes for the rows of a folder."""
-    import spunge.run.inputs as inputs
     from spunge.data.rows import read_rows
+    from spunge.data.selection import select_retain
+    from spunge.data.split import split_rows
     from spunge.recipe.loading import load_recipe
 
     own = {"limit": limit} if limit else {}
@@ -164,15 +165,18 @@ def measure(folder: Path, limit: int | None, by: str) -> None:
     with watched(most, folder):
         started = time.perf_counter(), time.process_time()
         for block in (recipe.forget, recipe.retain):
+            assert block is not None
+            assert block.source is not None
             read_rows(block.source, "source")
         seconds["read"] = time.perf_counter() - started[0]
         read = most["RssAnon"]
         begun = time.perf_counter()
-        parts = inputs.split_rows(recipe)
-        kept = inputs.select_retain(recipe, parts)
+        parts = split_rows(recipe)
+        kept = select_retain(recipe, parts)
         seconds["split"] = time.perf_counter() - begun
         begun = time.perf_counter()
         assert parts.to_json()
+        assert kept is not None
         told = {"parts": len(parts.parts), "sha256": kept.samples.sha256}
         seconds["hash"] = time.perf_counter() - begun
         split, most["RssAnon"] = most["RssAnon"], status("RssAnon")

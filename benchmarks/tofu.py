@@ -132,8 +132,10 @@ def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, An
     merged = dict(settings)
     for key, value in changes.items():
         old = merged.get(key)
-        deeper = isinstance(old, dict) and isinstance(value, dict) and value and "method" not in value
-        merged[key] = laid_over(old, value) if deeper else value
+        if isinstance(old, dict) and isinstance(value, dict) and value and "method" not in value:
+            merged[key] = laid_over(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

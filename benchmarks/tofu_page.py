@@ -86,9 +86,8 @@ class Run:
 
     def seconds(self, prefix: str) -> float:
         """What the training of a stage, or of all below it, took."""
-        return sum(
-            taken for name, taken in self.content["seconds"].items() if name == prefix or name.startswith(f"{prefix}/")
-        )
+        seconds: dict[str, float] = self.content["seconds"]
+        return sum(taken for name, taken in seconds.items() if name == prefix or name.startswith(f"{prefix}/"))
 
     def over(self, stage: str, authors: list[str], metric: str) -> float:
         """The mean over some authors."""
@@ -369,5 +368,6 @@ def write_page() -> None:
         lines = "\n".join(section(runs))
         if lines:
             fresh = f"{start}\n{lines}\n{end}"
-            text = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _, put=fresh: put, text, flags=re.DOTALL)
+            old = re.search(f"{re.escape(start)}.*?{re.escape(end)}", text, flags=re.DOTALL)
+            text = text.replace(old[0], fresh) if old else text
     PAGE.write_text(text)

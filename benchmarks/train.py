@@ -54,7 +54,7 @@ def ours(method: str, way: str, model: str, dtype: str) -> Step:
     """A step as the product's loop makes it."""
     from spunge.data.samples import Encoded, collate
     from spunge.model.loading import load_base
-    from spunge.recipe.schema import ModelSettings
+    from spunge.recipe.model import ModelSettings
     from spunge.recipe.training import Everything, LoRA
     from spunge.unlearning.npo import negative_preference
     from spunge.unlearning.optimizers import optimizer_of
@@ -91,7 +91,7 @@ def ours(method: str, way: str, model: str, dtype: str) -> Step:
         for term in terms():
             with base.autocast():
                 loss = term()
-            loss.backward()
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -137,7 +137,7 @@ def plain(method: str, way: str, model: str, dtype: str, compiled: bool = False)
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=way == "full" and dtype == "bfloat16"):
             total = loss()
-        total.backward()
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import math
@@ -322,11 +323,13 @@ def heads(size: Size, note: Note, name: str) -> None:
         note(**dict(zip((f"{kind}_loss_off", f"{kind}_gradient_off"), off, strict=True)))
         _emptied(size)
         before = torch.cuda.memory_allocated() if size.device == "cuda" else 0
-        note(
-            **{f"{kind}_ms": 1000 * _seconds(size, lambda loss=loss: torch.autograd.grad(loss(states, labels), states))}
-        )
+        note(**{f"{kind}_ms": 1000 * _seconds(size, functools.partial(_learned, loss, states, labels))})
         if size.device == "cuda":
             note(**{f"{kind}_gib": (torch.cuda.max_memory_allocated() - before) / GIB})
+
+
+def _learned(loss: Callable[..., torch.Tensor], states: torch.Tensor, labels: torch.Tensor) -> None:
+    torch.autograd.grad(loss(states, labels), states)
 
 
 PAIRS = (("npo", "lora"), ("graddiff", "lora"), ("simnpo", "lora"), ("finetuning", "lora"), ("graddiff", "full"))
