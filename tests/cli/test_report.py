@@ -73,6 +73,19 @@ def test_results_that_are_not_of_what_the_run_holds_are_refused_or_told(
     assert f"{command[-1]}: results.json is of before: stamps/merged.json is missing" in ended.stderr
 
 
+def test_a_copy_of_results_under_another_name_is_not_paired_with_what_the_run_holds_now(
+    finished: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(finished / "results.json", finished / "before.json")
+    ended = call("compare", "run/before.json", "run", "--json", cwd=tmp_path)
+    told = json.loads(ended.stdout)
+    assert told["differences"] == []
+    assert any(note.startswith("nothing is paired by item") for note in told["notes"])
+    ended = call("report", "run/before.json", cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "'run/before.json' is not a run's results.json" in ended.stderr
+
+
 def test_a_page_written_anew_is_whole_to_verify(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spunge.errors import RecipeError
-from spunge.evaluation.benchmarks import BENCHMARKS, PRESETS, BenchmarksSettings, evened
+from spunge.evaluation.benchmarks import BENCHMARKS, PRESETS, BenchmarksSettings, Outcome, evened
 from spunge.evaluation.choices import CHOICES, ChoicesSettings
 from spunge.evaluation.evaluator import Bench, Measure
 from spunge.evaluation.statistics import score
@@ -384,6 +384,26 @@ def test_settings_that_cannot_be_meant_are_refused(
     toy_recipe["evaluate"] = [{"kind": "lm_eval", **settings}]
     with pytest.raises(RecipeError, match=message):
         load_recipe(toy_recipe)
+
+
+def test_what_was_measured_on_a_file_that_changed_meanwhile_is_not_kept_as_of_the_file_before(
+    bench: Bench, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BenchmarksSettings(tasks=["piqa"], files={"piqa": str(write_rows("own.jsonl", PIQA))})
+    meanwhile, asked = [PIQA[:5], PIQA], list[int]()
+
+    def run(*_: Any) -> list[Outcome]:
+        write_rows("own.jsonl", meanwhile.pop(0))
+        asked.append(len(meanwhile))
+        return [Outcome("piqa", "acc", [float(len(meanwhile))], [1.0], "known", "none", None)]
+
+    monkeypatch.setattr("spunge.evaluation.benchmarks.run", run)
+    with pytest.raises(RecipeError, match=r"^evaluate\.tasks: 'piqa': files of it changed while it was asked"):
+        BENCHMARKS.measure(None, settings, NOTHING, bench)  # type: ignore[arg-type]
+    write_rows("own.jsonl", PIQA)
+    for _ in range(2):  # the second time it is kept
+        assert BENCHMARKS.measure(None, settings, NOTHING, bench)[0].numerator.tolist() == [0.0]  # type: ignore[arg-type]
+    assert asked == [1, 0]
 
 
 def test_a_missing_package_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,19 @@ def test_a_run_s_results_file_stands_for_its_folder(write, results):
     assert compare([run / "results.json" for run in runs]).to_json() == compare(runs).to_json()
 
 
+def test_a_copy_of_results_under_another_name_is_not_taken_for_those_beside_it(write, results):
+    """Neither for the scores nor for what the run's folder holds by now."""
+    run, before = write("one", results()), results()
+    before["rows"][0]["value"] += 0.01
+    (run / "before.json").write_text(json.dumps(before))
+    (run / "recipe.yaml").write_text("unlearn: {steps: 80}\n")
+    found = compare([run / "before.json", run])
+    first, second = (each.results.rows[0].value for each in found.runs)
+    assert first == pytest.approx(second + 0.01)
+    assert [one.name for one in found.runs] == ["before.json", "one"]
+    assert [line.values for line in found.settings] == [(None, "80")]
+
+
 def test_folders_of_one_name_are_told_apart_by_their_paths(write, results):
     runs = [write("a/run", results()), write("b/run", results())]
     assert [run.name for run in compare(runs).runs] == [str(run) for run in runs]

@@ -1,5 +1,6 @@
 """The whole run on tiny models: what it writes, what it takes up again, what it refuses."""
 
+import itertools
 import json
 import os
 import platform
@@ -386,6 +387,22 @@ def test_another_scale_of_a_runs_branches_trains_nothing(
     assert any(title.startswith("unlearn") for title in taken)
     assert not any("merged" in title for title in taken)
     assert fingerprints(out) == fingerprints(alone)
+
+
+def test_what_tells_how_a_run_was_made_is_not_taken_from_another(
+    toy_recipe: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    told, out = Told(), tmp_path / "out"
+    results = spunge.run(toy_recipe, out, told, others=[finished])
+    made = [line for line, after in itertools.pairwise(told.lines) if not after.startswith("from ")]
+    assert "results" in made
+    assert not any(line.startswith(("unlearn", "judge", "merge")) for line in made)
+    assert results.rows == read_results(finished).rows
+    assert results.seconds == 0.0, "all stages were the other run's"
+    page = (out / "report.html").read_text()
+    assert "--out ../out-again" in page
+    assert "Stages taken from other runs" in page
+    assert "Stages taken from other runs" not in (finished / "report.html").read_text()
 
 
 def test_branches_that_another_run_trained_otherwise_are_trained(

@@ -179,6 +179,16 @@ def test_prefixes_of_the_same_tokens_are_refused(load: Callable[..., Any]) -> No
         asia(load("llama"), novice="the dog", expert="the dog")
 
 
+@pytest.mark.parametrize("name", ["novice", "expert"])
+def test_an_empty_prefix_needs_a_start_token_where_the_base_writes(load: Callable[..., Any], name: str) -> None:
+    base = load("llama")
+    with pytest.raises(RecipeError, match=rf"unlearn\.{name}: it is empty, .* set fluency to 0"):
+        asia(base, max_length=32, **{name: ""})
+    assert asia(base, max_length=32, fluency=0, steps=1, epochs=None, **{name: ""}).steps == 1
+    with_start_tokens(base.tokenizer)
+    assert asia(base, max_length=32, steps=1, epochs=None, **{name: ""}).steps == 1
+
+
 def test_a_sample_that_has_no_place_behind_a_prefix_is_refused(load: Callable[..., Any]) -> None:
     base = load("gpt2")
     assert base.positions == 128

@@ -1,5 +1,6 @@
 """Commands on finished runs: report one, compare several."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spunge.cli.terminal import JsonOption, loading, near, print_json, print_scores, quiet, say, tell
+from spunge.errors import RecipeError
 
 if TYPE_CHECKING:
     from spunge.results import Results
@@ -40,9 +42,13 @@ def report(
     """
     from spunge.report.export import csv_text, markdown_text
     from spunge.report.picture import HIGHEST, picture
-    from spunge.results import read_results
+    from spunge.results import FILE, read_results, run_folder
     from spunge.run.texts import write_page_anew
 
+    if os.path.isfile(folder) and run_folder(folder) == Path(folder):
+        raise RecipeError(
+            f"report: {folder!r} is not a run's {FILE}, and the page would be another's; give a run's folder"
+        )
     _tell_doubts([folder])
     results = read_results(folder)
     page = write_page_anew(results.folder)

@@ -125,7 +125,7 @@ def columns(settings: BenchmarksSettings, forget: Mapping[str, str]) -> dict[str
     return {}
 
 
-def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
+def instrument_of(settings: BenchmarksSettings) -> dict[str, Any]:
     """Version, tasks with their shots, limit, and the content of local files. Nothing is loaded."""
     content: dict[str, Any] = {
         "lm_eval": harness.installed(),
@@ -139,7 +139,7 @@ def instrument(settings: BenchmarksSettings) -> dict[str, Any]:
 
 def measure(base: Base, settings: BenchmarksSettings, items: pa.Table, bench: Bench) -> list[Measure]:
     """Tasks of lm-evaluation-harness: accuracy of each, and its plain mean over them."""
-    described = instrument(settings)
+    described = instrument_of(settings)
     every: list[Outcome] = []
     for number, entry in enumerate(settings.benchmarks):
         every += outcomes(base, entry, settings, described, bench)
@@ -203,6 +203,10 @@ def outcomes(
         return [Outcome(**outcome) for outcome in kept["outcomes"]]
     made = run(base, entry, settings, bench)
     samples = sorted(other.name for other in bench.kept if other.name.startswith("samples-"))
+    if instrument != instrument_of(settings):  # else a file that is put back would have what was measured on another
+        raise RecipeError(
+            f"evaluate.tasks: {entry.task!r}: files of it changed while it was asked; give the same command again"
+        )
     write_json(file, sealed({"outcomes": [outcome._asdict() for outcome in made], "samples": samples}))
     return made
 
@@ -308,7 +312,7 @@ BENCHMARKS = Evaluator(
     source="lm-evaluation-harness",
     measure=measure,
     columns=columns,
-    instrument=instrument,
+    instrument=instrument_of,
     reads_rows=False,
     rereads=True,
 )

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def load_packed(
     """A model of the auto class `kind`, its linear layers packed as they are read, its output layer and the rest in `dtype`.
 
     4bit: nf4 in blocks, their scales quantised again (Dettmers et al. 2023, arXiv 2305.14314). 8bit: int8 by rows, inputs beyond
-    6 apart in 16 bits (Dettmers et al. 2022, arXiv 2208.07339).
+    6 apart in 16 bits (Dettmers et al. 2022, arXiv 2208.07339); on a CPU all inputs as they are.
     """
     import_peft()  # and bitsandbytes with it
     from transformers import BitsAndBytesConfig
@@ -43,19 +44,31 @@ def load_packed(
         quantization_config=how,
         device_map={"": device},
     )
-    if packed_in == "4bit":
-        _compute_alike(model)
+    _compute_alike(model)
     return model
 
 
 def _compute_alike(model: nn.Module) -> None:
-    """Some CPUs have a way of their own for passes without gradient, in bfloat16 whatever is asked for: a reference computed so
-    would not be the model that is trained."""
-    from bitsandbytes.nn import Linear4bit
+    """A CPU has a way of its own for passes outside of training: in 4 bits, on some, in bfloat16 whatever is asked for; in 8 bits
+    with what a layer is given rounded too. A reference computed so would not be the model that is trained."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, Linear8bitLt):
+            module.state.__class__ = _always_in_training()
+
+
+@cache
+def _always_in_training() -> type:
+    """What bitsandbytes knows of a layer in 8 bits: that it is in training, whatever mode it is in."""
+    from bitsandbytes import MatmulLtState
+
+    class AlwaysInTraining(MatmulLtState):  # type: ignore[misc]
+        is_training = property(lambda self: True, lambda self, mode: None)
+
+    return AlwaysInTraining
 
 
 def hollow(kind: Any, config: Any, trust: bool) -> Any:

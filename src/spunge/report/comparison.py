@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,8 @@ def compare(folders: Sequence[Path], stage: str = "merged") -> Comparison:
 
 
 def _finished(folder: Path, shown: str) -> Finished:
-    results = read_results(folder)
+    # Beneath a file that is no run's lies nothing, and what lies beside it is not its own.
+    results = replace(read_results(folder), folder=folder)
     return Finished(shown, results, arranged(results))
 
 

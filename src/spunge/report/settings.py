@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
 def differing(runs: Sequence[Path]) -> list[Setting]:
     """The settings that not all of the runs' recipes give the same value. Raises RecipeError for a recipe that cannot be read."""
-    recipes = [dict(flat(recipe_of(run))) for run in runs]
+    recipes = [dict(flat(recipe)) if (recipe := recipe_of(run)) else {} for run in runs]
     names = dict.fromkeys(name for recipe in recipes for name in recipe)
     every = [Setting(name, tuple(recipe.get(name) for recipe in recipes)) for name in names]
     differ = [setting for setting in every if len(set(setting.values)) > 1]
@@ -38,7 +38,7 @@ def recipe_of(run: Path) -> Mapping[str, Any]:
     file = run / RECIPE
     try:
         content = read_yaml(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise RecipeError(

@@ -31,8 +31,9 @@ def results_json(results: Results) -> str:
 
 
 def run_folder(place: str | Path) -> Path:
-    """A run's folder, also where its results.json is named."""
-    return Path(place).parent if os.path.isfile(place) else Path(place)
+    """A run's folder, also where its results.json is named. A file of another name, such as a copy of before, is no run's."""
+    place = Path(place)
+    return place.parent if place.name == FILE and place.is_file() else place
 
 
 def read_results(place: str | Path) -> Results:

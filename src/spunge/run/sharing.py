@@ -17,7 +17,7 @@ from spunge.run.stamps import Stamp, faults, read_stamp, stamp_file, store_stamp
 
 def take(graph: RunGraph, name: str, others: Sequence[Path], watcher: Watcher) -> bool:
     """Take a stage's files and stamp from the first of the folders that holds them whole. Whether one did."""
-    if not others or graph.stages[name].make is None:
+    if not others or graph.stages[name].make is None or graph.stages[name].own:
         return False
     try:
         key = graph.key(name)

@@ -191,6 +191,12 @@ def written(
         begun[row] = (sample.ids if forget.samples.plain else sample.ids[:first] or sample.ids)[-room:]
         start = start_of(sample, base.tokenizer)
         guided.setdefault(((*start, *novice[row]), (*start, *expert[row])), []).append(row)
+    for name, prefix in zip(("novice", "expert"), zip(*guided, strict=True), strict=True):
+        if () in prefix:
+            raise RecipeError(
+                f"{task.setting}.{name}: it is empty, and nothing stands before the first token that is written; give words, or "
+                "set fluency to 0"
+            )
     with torch.no_grad(), evaluation_mode(base.model), base.autocast():
         reading = reading_of(base)
     for (as_novice, as_expert), rows in guided.items():

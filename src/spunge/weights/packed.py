@@ -41,7 +41,7 @@ def in_four_bits(module: Any) -> Values | None:
 
 
 def in_eight_bits(module: Any) -> Values | None:
-    """Of a layer that is packed in 8 bits, whose inputs are rounded to 8 bits as well; None where the weights are held twice, or
+    """Of a layer that is packed in 8 bits, whose inputs a GPU rounds to 8 bits as well; None where the weights are held twice, or
     are packed otherwise."""
     from bitsandbytes.nn import Linear8bitLt
 

@@ -91,6 +91,7 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
             files=("results.json", SUBJECTS),
             make=lambda session: write_scores(recipe, graph, seeds, judgings, session.used),
             light=True,
+            own=True,
         )
     )
     graph.add(
@@ -101,6 +102,7 @@ def build(recipe: Recipe, folder: Path, written: bool = True) -> Run:
             files=("report.html",),
             make=lambda session: write_report(folder),
             light=True,
+            own=True,
         )
     )
     return Run(recipe, graph, base, seeds, judgings, written)

@@ -7,7 +7,7 @@ passes of its own. Here the factors are cast instead (in `casting.py` all at onc
 what is there, the input is kept once for all layers, and the layers' A make one product. W and b are frozen.
 
 The same of layers that are packed: each is unpacked for the time of a product, as bitsandbytes does it. One in 8 bits computes its
-own product forward, for it rounds x as well.
+own product forward, for a GPU rounds x as well.
 """
 
 import math
