@@ -176,7 +176,7 @@ def cost(method: Method[Any]) -> list[str]:
         f"For each row of a batch, with the defaults and {DEPTH} blocks: {forward:.3g} forward and {backward:.3g} backward passes "
         "of the whole model, in this order. The calls on a line are held in memory together; `spunge plan` tells the memory.",
         "",
-        *(f"- {line}" for line in counted("; ".join(counted(map(call_told, group))) for group in groups)),
+        *(f"- {line}" for line in counted("; ".join(counted(map(call_told, group), ", {} times")) for group in groups)),
         *copied(method),
     ]
 
@@ -188,9 +188,11 @@ def copied(method: Method[Any]) -> list[str]:
     return ["", told] if steps else []
 
 
-def counted(told: Iterable[str]) -> list[str]:
-    """Texts, those that follow one another and are equal as one."""
-    return [f"{count} times: {each}" if (count := len(list(same))) > 1 else each for each, same in groupby(told)]
+def counted(told: Iterable[str], behind: str = "") -> list[str]:
+    """Texts, those that follow one another and are equal as one, with how many before it, or in the words of `behind` behind it."""
+    texts = [(each, len(list(same))) for each, same in groupby(told)]
+    many = (lambda each, count: each + behind.format(count)) if behind else (lambda each, count: f"{count} times: {each}")
+    return [many(each, count) if count > 1 else each for each, count in texts]
 
 
 def call_told(call: Call) -> str:

@@ -261,11 +261,21 @@ def _refuse_decouple(recipe: Recipe, rows: Rows) -> None:
         raise ValueError("decouple.source: missing; without it and decouple.where these would be the rows to forget")
 
 
-def _refuse_whole(entry: EvaluatorSettings) -> None:
-    """Raises ValueError for an evaluation that a model on several devices cannot be judged by."""
+def can_be_spread(recipe: Recipe) -> bool:
+    """Whether its models can be judged on several devices (model.device_map)."""
+    return recipe.decode is None and not any(map(_asks_whole, recipe.evaluate))
+
+
+def _asks_whole(entry: EvaluatorSettings) -> str | None:
+    """What of an evaluation needs a model's weights on one device."""
     generation = dict(entry).get("generation")
     written = "engine vllm" if generation is not None and dict(generation).get("engine") == "vllm" else ""
-    if asks := EVALUATORS.get(entry.kind).whole(entry) or written:
+    return EVALUATORS.get(entry.kind).whole(entry) or written or None
+
+
+def _refuse_whole(entry: EvaluatorSettings) -> None:
+    """Raises ValueError for an evaluation that a model on several devices cannot be judged by."""
+    if asks := _asks_whole(entry):
         raise ValueError(
             f"model.device_map: {evaluation_name(entry)!r} ({asks}) needs the weights whole on one device; leave one of the two out"
         )

@@ -6,6 +6,7 @@ Steps are followed on the model's shapes and the rows' lengths (`spunge.run.plan
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ from spunge.errors import RecipeError
 from spunge.files import shown_size
 from spunge.model.loading import pick_device
 from spunge.recipe.loading import load_recipe
-from spunge.recipe.schema import Recipe
+from spunge.recipe.schema import Recipe, can_be_spread
 from spunge.registry import EXECUTORS
 from spunge.report.wording import aligned
 from spunge.run.decoding import refuse_other_tokens
 from spunge.run.executors.sharded import refuse_unshared
 from spunge.run.folder import default_folder, require_own
+from spunge.run.graph import Cost
 from spunge.run.media import refuse_media
 from spunge.run.pipeline import refuse_wrong
 from spunge.run.planning.assembling import estimator_of
 from spunge.run.planning.devices import USABLE, Device, device_of, shared
 from spunge.run.planning.dry import scaled
 from spunge.run.planning.estimate import Estimator, floor_of
-from spunge.run.planning.fitting import Fit, unfit
+from spunge.run.planning.fitting import Fit, unfit, unjudged
 from spunge.run.planning.unweighted import with_shapes
 from spunge.run.stages.building import Run, build
 from spunge.run.stages.naming import RunGraph
@@ -200,16 +202,24 @@ def _shares(recipe: Recipe) -> bool:
 def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit]:
     """What does not fit; of several stages that need the same mend, the first."""
     told: set[str] = set()
-    shares = _shares(recipe)
+    shares, spreads = _shares(recipe), can_be_spread(recipe)
     for name, stage in graph.stages.items():
         if stage.make is None or stage.light or graph.state(name).done:
             continue
         cost = stage.takes
         block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
-        fit = unfit(name, size, cost.steps, size.stage(cost).memory, block, shares)
+        memory = size.stage(cost).memory
+        if cost.steps is None:
+            fit = unjudged(stage.title, size, memory, partial(_bytes, cost), spreads)
+        else:
+            fit = unfit(name, size, cost.steps, memory, block, shares)
         if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
             told.add(mend)
             yield fit
+
+
+def _bytes(cost: Cost, size: Estimator) -> float:
+    return size.stage(cost).memory
 
 
 def _replaced(begun: Run, here: bool) -> list[str]:

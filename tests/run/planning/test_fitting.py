@@ -13,7 +13,7 @@ from spunge.recipe.training import Everything, LoRA
 from spunge.run.graph import Cost
 from spunge.run.planning.devices import CARDS, Spread, device_of, spread_over
 from spunge.run.planning.estimate import CONTEXT, PROCESS, STATES, Beside, Estimator, Taken
-from spunge.run.planning.fitting import unfit
+from spunge.run.planning.fitting import unfit, unjudged
 from spunge.run.planning.skeleton import Skeleton, Texts
 from spunge.run.planning.steps import Rows, Steps
 from spunge.unlearning.calls import FORGET, Call, Writing
@@ -146,6 +146,34 @@ def test_a_batch_that_a_gpu_takes_in_pieces_is_no_refusal() -> None:
     assert told is not None
     assert not told.refused
     assert "in 2 pieces" in told.line
+
+
+def test_judging_that_does_not_fit_goes_in_pieces_then_spread_and_is_else_refused() -> None:
+    estimator = estimator_of(gpu=True)
+
+    def judged(size: Estimator) -> float:
+        return max(size.reading(1e6).memory, size.writing(1e4).memory)
+
+    whole, half = judged(estimator), judged(estimator.altered(pieces=2))
+    least = judged(estimator.altered(pieces=16))
+    assert whole > half > least
+    assert unjudged("judge base: kept", with_memory(estimator, whole / 0.9), whole, judged) is None
+    told = unjudged("judge base: kept", with_memory(estimator, (half + 1000) / 0.95), whole, judged)
+    assert told is not None
+    assert not told.refused
+    assert told.line.startswith("judge base: kept takes about ")
+    assert "in 2 pieces" in told.line
+
+    small = with_memory(estimator, (least - 1000) / 0.95)
+    told = unjudged("judge base: kept", small, whole, lambda size: whole if size.spread is None else least - 2000, True)
+    assert told is not None
+    assert told.refused
+    assert told.line.startswith("model.device_map: judge base: kept takes about ")
+    assert "set it to auto" in told.line
+    told = unjudged("judge base: kept", small, whole, judged)
+    assert told is not None
+    assert told.refused
+    assert told.line.startswith("model.path: ")
 
 
 @pytest.mark.thorough

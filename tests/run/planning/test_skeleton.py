@@ -133,6 +133,15 @@ def test_a_vocabulary_adds_a_piece_of_logits_to_what_is_held_and_never_all() -> 
     assert 0 < large - small < whole / 2
 
 
+def test_of_a_model_that_is_only_read_nothing_is_held_from_block_to_block() -> None:
+    """Nor are weights held a second time: a model of bfloat16 is judged as it is."""
+    shallow, deep = (
+        followed(skeleton(dtype=torch.bfloat16, num_hidden_layers=blocks), None, Call(gradient=False), TEXTS).peak
+        for blocks in (2, 12)
+    )
+    assert deep == shallow
+
+
 def test_keys_and_values_take_the_bytes_that_transformers_cache_takes() -> None:
     from transformers import AutoModelForCausalLM
 

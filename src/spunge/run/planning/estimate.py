@@ -82,6 +82,7 @@ class Estimator:
     beside: Beside | None = None
     through: bool = False  # the small model is trained through the logits of what is judged
     spread: Spread | None = None  # model.device_map
+    pieces: int = 1  # in which a batch is judged
     slower: float = 1.0  # measured over planned time of steps on the real model
     larger: float = 1.0  # the same of memory
     notes: set[str] = field(default_factory=set)  # what a plan tells of its figures
@@ -273,7 +274,8 @@ class Estimator:
         traced = self.follow(self.judged, None, Call(gradient=False), texts)
         seconds = self.slower * self._called(traced, texts) * tokens / (rows * length)
         config = self.judged.config.get_text_config()
-        batch = max(256, min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size), round(tokens)))
+        whole = min(READ_TOKENS, 2**30 // (LOGITS * config.vocab_size))
+        batch = max(256, min(whole // self.pieces, round(tokens)))
         held = self._logit() * config.vocab_size * batch + traced.peak * batch / (rows * length)
         return Taken(seconds, self.judging(held))
 
@@ -288,13 +290,14 @@ class Estimator:
 
     def writing(self, tokens: float, longest: int = 64) -> Taken:
         """Of tokens that are written one after the other, in batches. longest: tokens of a text."""
-        at_once = max(1, WRITTEN_TOKENS // max(64, 2 * longest))
+        together = WRITTEN_TOKENS // self.pieces
+        at_once = max(1, together // max(64, 2 * longest))
         texts = Texts(at_once, 1, 1)
         traced = self.follow(self.judged, None, Call(gradient=False), texts)
         calls = tokens / at_once
-        cache = kv_bytes(self.judged, WRITTEN_TOKENS)
+        cache = kv_bytes(self.judged, together)
         if self.beside is not None:
-            cache += self.beside.readings * kv_bytes(self.beside.skeleton, WRITTEN_TOKENS)
+            cache += self.beside.readings * kv_bytes(self.beside.skeleton, together)
         a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
         return Taken(self.slower * calls * a_call, self.judging(2 * cache))
 

@@ -1,16 +1,18 @@
 """Whether a stage fits into a device's memory, and the setting that would make it fit."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from spunge.recipe.training import Everything, LoRA, Selected
-from spunge.run.planning.devices import USABLE
+from spunge.run.planning.devices import USABLE, Spread
 from spunge.run.planning.estimate import Estimator
 from spunge.run.planning.steps import Steps, shared_out
 
 GIB = 2**30
 MOST_DEVICES = 16  # of one machine
+MOST_PIECES = 16  # of a batch that is judged
 
 
 class Change(NamedTuple):
@@ -41,18 +43,41 @@ def _fitting(estimator: Estimator, steps: Steps) -> float | None:
     return needed if fits(estimator, needed) else None
 
 
-def unfit(
-    stage: str, estimator: Estimator, steps: Steps | None, memory: float, block: str = "unlearn", shares: bool = False
+def unjudged(
+    stage: str, estimator: Estimator, memory: float, again: Callable[[Estimator], float], spreads: bool = False
 ) -> Fit | None:
-    """None for a stage that fits. steps: of one that trains; block: the recipe's, that says how. shares: whether several devices
-    can train it together (execution: {kind: sharded})."""
+    """None for a stage of judging that fits. again: its bytes by another estimator. spreads: whether a judged model can lie on
+    several devices and the machine's memory (model.device_map)."""
     if fits(estimator, memory):
         return None
+    device, about = estimator.device, _about(stage, estimator, memory)
+    pieces = 2
+    while device.gpu and pieces <= MOST_PIECES:
+        if fits(way := estimator.altered(pieces=pieces), needed := again(way)):
+            return Fit(f"{about}: its batches would be taken in {pieces} pieces (about {needed / GIB:.1f} GiB)", False)
+        pieces *= 2
+    if device.gpu and spreads and estimator.spread is None:
+        way = estimator.altered(spread=Spread(1, math.inf))
+        if fits(way, needed := again(way)):
+            rest = "what the device does not hold of the model stays in the machine's memory"
+            return Fit(f"model.device_map: {about}; set it to auto (about {needed / GIB:.1f} GiB): {rest}", True)
+    setting = "model.path" if estimator.beside is None else "decode.path"
+    return Fit(f"{setting}: {about}; give a smaller model or another device", True)
+
+
+def _about(stage: str, estimator: Estimator, memory: float) -> str:
     device = estimator.device
-    about = f"{stage} takes about {memory / GIB:.1f} GiB, and {device.name} has {device.memory / GIB:.1f} GiB"
-    if steps is None:
-        setting = "model.path" if estimator.beside is None else "decode.path"
-        return Fit(f"{setting}: {about} for judging; give a smaller model or another device", True)
+    return f"{stage} takes about {memory / GIB:.1f} GiB, and {device.name} has {device.memory / GIB:.1f} GiB"
+
+
+def unfit(
+    stage: str, estimator: Estimator, steps: Steps, memory: float, block: str = "unlearn", shares: bool = False
+) -> Fit | None:
+    """None for a training that fits. block: the recipe's, that says how. shares: whether several devices can train it together
+    (execution: {kind: sharded})."""
+    if fits(estimator, memory):
+        return None
+    device, about = estimator.device, _about(stage, estimator, memory)
     pieces = _pieces(estimator, steps) if device.gpu and estimator.processes == 1 else None
     if pieces is not None:
         return Fit(f"{about}: each batch would be taken in {pieces} pieces, with the same gradient", False)

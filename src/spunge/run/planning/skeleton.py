@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,7 +139,12 @@ def _followed(
 ) -> Traced:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with _training(skeleton, skeleton.model(blocks), what) as model, FakeTensorMode(allow_non_fake_inputs=True):
+    made = skeleton.model(blocks)
+    only_read = (
+        what is None and call.blocks is None and not call.gradient
+    )  # judged, or writing: nothing of it is trained
+    held = nullcontext(_base(skeleton, made).model) if only_read else _training(skeleton, made, what)
+    with held as model, FakeTensorMode(allow_non_fake_inputs=True):
         _without_values(model, skeleton)
         ids = torch.zeros(texts.rows * call.samples, texts.tokens, dtype=torch.long)
         labels = torch.zeros(len(ids) * (texts.tokens - 1 if call.everywhere else texts.scored), dtype=torch.long)
