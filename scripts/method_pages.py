@@ -191,10 +191,10 @@ def copied(method: Method[Any]) -> list[str]:
 def counted(told: Iterable[str], behind: str = "") -> list[str]:
     """Texts, those that follow one another and are equal as one, with how many before it, or in the words of `behind` behind it."""
     texts = [(each, len(list(same))) for each, same in groupby(told)]
-    many = (
-        (lambda each, count: each + behind.format(count)) if behind else (lambda each, count: f"{count} times: {each}")
-    )
-    return [many(each, count) if count > 1 else each for each, count in texts]
+    return [
+        each if count == 1 else each + behind.format(count) if behind else f"{count} times: {each}"
+        for each, count in texts
+    ]
 
 
 def call_told(call: Call) -> str:
