@@ -7,7 +7,7 @@ prompts x, with a label r of the level before the prompt:
     loss = -log p(y | r, x) + beta * KL(p(. | r, x) || p_0(. | x)) - entropy * H(p(. | r, x))
 
 each the mean over a text's tokens, and then over texts, p_0 the base. The reward is 1 - score of a scorer, toxicity by default;
-`similarity`, `rouge` or `bleu` reward what is unlike the sample's own answer: knowledge is forgotten by these (`scorer: rouge`), and
+`similarity`, `rouge` or `bleu` reward what is unlike the sample's own answer: knowledge is forgotten by these (`scorer: rouge`),
 not by the default. A text without a letter or digit has reward 0.
 
 The authors add K tokens to the vocabulary. A delta holds tensors of the base alone, so a label here is a text of ordinary tokens,
