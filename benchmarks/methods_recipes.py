@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def unlearn(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def model(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's base, with what the method asks of it (eul: unlearning layers, which are not taught: no row on TOFU)."""
+    """The recipe's base, with what the method asks of it."""
     return {"path": str(options.model.resolve()), **settings_of(name).get("model", {})}
 
 
@@ -84,9 +85,11 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "metrics": ["options"],
         "limit": given["limit"],
     }
+    base = {"model": model(name, options), "teach": {**source, **teaching}}
+    if "unlearning_layers" in base["model"]:  # are not taught: they are put into the base that was
+        base = {"model": {**base["model"], "path": str(taught(options))}}
     return {
-        "model": model(name, options),
-        "teach": {**source, **teaching},
+        **base,
         "forget": {**source, "where": "part <> 'retained'", **other(name)},
         "split": {"by": "part"},
         "retain": {**source, "where": "part = 'retained'"},
@@ -102,6 +105,15 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
         ],
         "seed": 0,
     }
+
+
+def taught(options: argparse.Namespace) -> Path:
+    """The base that the other rows of TOFU had taught. Raises SystemExit where there is none, or several."""
+    folders = [folder for folder in (options.work / "cache" / "taught").glob("*") if folder.is_dir()]
+    if len(folders) != 1:
+        where = options.work / "cache" / "taught"
+        sys.exit(f"{where} has {len(folders)} taught bases, not 1: measure another row of TOFU first")
+    return folders[0].resolve()
 
 
 def other(name: str) -> dict[str, str]:
