@@ -109,7 +109,7 @@ def tofu(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def taught(options: argparse.Namespace) -> Path:
     """The base that the other rows of TOFU had taught. Raises SystemExit where there is none, or several."""
-    folders = [folder for folder in (options.work / "cache" / "taught").glob("*") if folder.is_dir()]
+    folders: list[Path] = [folder for folder in (options.work / "cache" / "taught").glob("*") if folder.is_dir()]
     if len(folders) != 1:
         where = options.work / "cache" / "taught"
         sys.exit(f"{where} has {len(folders)} taught bases, not 1: measure another row of TOFU first")
