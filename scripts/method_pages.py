@@ -176,7 +176,10 @@ def cost(method: Method[Any]) -> list[str]:
         f"For each row of a batch, with the defaults and {DEPTH} blocks: {forward:.3g} forward and {backward:.3g} backward passes "
         "of the whole model, in this order. The calls on a line are held in memory together; `spunge plan` tells the memory.",
         "",
-        *(f"- {line}" for line in counted("; ".join(counted(map(call_told, group), ", {} times")) for group in groups)),
+        *(
+            f"- {line}"
+            for line in counted("; ".join(counted(map(call_told, group), "{each}, {count} times")) for group in groups)
+        ),
         *copied(method),
     ]
 
@@ -188,13 +191,10 @@ def copied(method: Method[Any]) -> list[str]:
     return ["", told] if steps else []
 
 
-def counted(told: Iterable[str], behind: str = "") -> list[str]:
-    """Texts, those that follow one another and are equal as one, with how many before it, or in the words of `behind` behind it."""
+def counted(told: Iterable[str], words: str = "{count} times: {each}") -> list[str]:
+    """Texts, those that follow one another and are equal as one, in these words."""
     texts = [(each, len(list(same))) for each, same in groupby(told)]
-    return [
-        each if count == 1 else each + behind.format(count) if behind else f"{count} times: {each}"
-        for each, count in texts
-    ]
+    return [words.format(each=each, count=count) if count > 1 else each for each, count in texts]
 
 
 def call_told(call: Call) -> str:

@@ -69,9 +69,8 @@ class Stage(Generic[SessionT]):
     # Shows the model whose batches other processes may take while the stage is made (`model.board`).
     shown: Callable[[SessionT], Any] | None = None
     light: bool = False  # made at once, without a model: by whoever gives the others out
-    own: bool = (
-        False  # tells how its very folder was made: another run's of the same key says what is not so of this one
-    )
+    # Tells how its very folder was made: another run's of the same key says what is not so of this one.
+    own: bool = False
 
     @cached_property
     def takes(self) -> Cost:

@@ -208,7 +208,7 @@ def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit
             continue
         cost = stage.takes
         block = "teach" if name in (TEACH, RETRAIN) else "unlearn"
-        memory = size.stage(cost).memory
+        memory = _bytes(cost, size)
         if cost.steps is None:
             fit = unjudged(stage.title, size, memory, partial(_bytes, cost), spreads)
         else:

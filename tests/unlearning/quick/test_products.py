@@ -27,6 +27,17 @@ def with_factors(layer: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
     return wrapped.train()
 
 
+def learned(layer: Any, x: torch.Tensor, way: Any) -> list[torch.Tensor]:
+    """What a layer gives for x by this way, under autocast where x is bfloat16, and the gradients of the sum of its squares."""
+    given = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
+        outs = way(given, [layer])
+    assert outs is not None
+    (outs[0].float() ** 2).sum().backward()
+    factors = (layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad)
+    return [outs[0].float(), given.grad.float(), *factors]
+
+
 def test_layers_that_share_an_input_have_the_gradients_of_finite_differences() -> None:
     torch.manual_seed(0)
     layers = [
@@ -119,13 +130,7 @@ def test_layers_packed_in_4_bits_are_multiplied_by_the_values_that_they_stand_fo
     x = torch.randn(2, 5, 64, dtype=dtype)
     results = []
     for each, way in ((layer, multiplied_at_once), (beside, lambda x, layers: [layers[0](x)])):
-        given = x.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            outs = way(given, [each])
-        assert outs is not None
-        (outs[0].float() ** 2).sum().backward()
-        factors = (each.lora_A["default"].weight.grad, each.lora_B["default"].weight.grad)
-        results.append([outs[0].float(), given.grad.float(), *factors])
+        results.append(learned(each, x, way))
     for quick, own in zip(*results, strict=True):
         apart = (quick - own).norm() / own.norm()
         assert apart < (1e-5 if dtype == torch.float32 else 0.02)
@@ -148,16 +153,12 @@ def test_layers_packed_in_8_bits_give_what_bitsandbytes_gives_and_its_gradients(
     x = torch.randn(2, 5, 64, dtype=dtype)
     results = []
     for way in (multiplied_at_once, lambda x, layers: [layers[0](x)]):
-        layer, given = made(), x.clone().requires_grad_()
+        layer = made()
         layer.base_layer.bias.data = layer.base_layer.bias.data.to(dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            if called:
+        if called:
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 layer(x)
-            outs = way(given, [layer])
-        assert outs is not None
-        (outs[0].float() ** 2).sum().backward()
-        factors = (layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad)
-        results.append([outs[0].float(), given.grad.float(), *factors])
+        results.append(learned(layer, x, way))
     for quick, own in zip(*results, strict=True):
         apart = (quick - own).norm() / own.norm()
         assert apart < (1e-5 if dtype == torch.float32 else 0.02)

@@ -140,9 +140,8 @@ def _followed(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     made = skeleton.model(blocks)
-    only_read = (
-        what is None and call.blocks is None and not call.gradient
-    )  # judged, or writing: nothing of it is trained
+    # A model that is judged, or that writes: nothing of it is trained.
+    only_read = what is None and call.blocks is None and not call.gradient
     held = nullcontext(_base(skeleton, made).model) if only_read else _training(skeleton, made, what)
     with held as model, FakeTensorMode(allow_non_fake_inputs=True):
         _without_values(model, skeleton)

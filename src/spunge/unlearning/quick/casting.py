@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spunge.unlearning.quick.products import Cast, is_adapted, product_of
+from spunge.unlearning.quick.products import Cast, dtype_of_products, is_adapted, product_of
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def _cast(layers: Sequence[nn.Module]) -> dict[nn.Module, Cast]:
     for layer in layers:
         product = product_of(layer)
         if product is not None and product.down is not None and product.up is not None:
-            known.append((layer, product.dtype or _read(product.weight.device)))
+            known.append((layer, product.dtype or dtype_of_products(product.weight.device.type, torch.float32)))
             downs.append(product.down)
             ups.append(product.up)
             scales.append(product.factor)
@@ -51,11 +51,6 @@ def _cast(layers: Sequence[nn.Module]) -> dict[nn.Module, Cast]:
     dtypes = [dtype for _, dtype in known]
     made = _Cast.apply(dtypes, scales, *downs, *ups)  # type: ignore[no-untyped-call]
     return {layer: (made[at], made[at + len(known)]) for at, (layer, _) in enumerate(known)}
-
-
-def _read(device: torch.device) -> torch.dtype:
-    """What a layer is given that computes in any dtype."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 class _Cast(torch.autograd.Function):

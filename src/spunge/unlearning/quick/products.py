@@ -90,6 +90,11 @@ def _plain(layer: Any) -> Product | None:
     return Product(values.dtype, layer.weight, values.unpack, values.multiply, layer.bias)
 
 
+def dtype_of_products(device: str, otherwise: torch.dtype) -> torch.dtype:
+    """Of what layers multiply on a kind of device: autocast's inside it."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else otherwise
+
+
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks are called with what a module is given or gives."""
     return bool(
@@ -110,7 +115,7 @@ def multiplied_at_once(
     """The same as one node, as the layers themselves would give it under autocast; None where they must be called."""
     products = [product for layer in layers if (product := product_of(layer, cast)) is not None]
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    dtype = dtype_of_products(device, x.dtype)
     alike = all(product.dtype in (dtype, None) and product.weight.device == x.device for product in products)
     adapted = any(product.down is not None for product in products)
     if len(products) < len(layers) or not alike or not (adapted or len(layers) > 1):
