@@ -15,12 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from spunge.stopping import STOP
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -36,6 +38,8 @@ FORKS.set_forkserver_preload(
         "transformers.tokenization_utils_tokenizers",
     ]
 )
+HELD = "HELD_BY_A_TEST"  # names a file: while it is there, no training goes on after STEPS_HELD steps until it is told to stop
+STEPS_HELD = 6
 # How many processes a command starts; those of a sharded training are all started anew where one is gone.
 STARTS = {"execution.kind=processes": 2, "execution.kind=sharded": 4}
 # What two undisturbed runs differ in: what they took.
@@ -57,18 +61,17 @@ def content(run: Path) -> dict[str, bytes | str]:
 
 
 class Command:
-    """`spunge run` in a process of its own."""
+    """`spunge run` in a process of its own. held: HELD, or none."""
 
-    def __init__(self, recipe: Path, out: Path, *overrides: str) -> None:
+    def __init__(self, recipe: Path, out: Path, *overrides: str, held: Path | None = None) -> None:
         settings = [part for override in overrides for part in ("--set", override)]
         arguments = ["run", str(recipe), "--out", str(out), *settings]
         self._errors = out.with_name(f"{out.name}-{time.monotonic_ns()}.stderr")
         self._errors.parent.mkdir(parents=True, exist_ok=True)
         self._errors.touch()
         spares = sum(STARTS.get(override, 0) for override in overrides)
-        self.process = FORKS.Process(
-            target=_called, args=(arguments, dict(os.environ), self._errors, spares), daemon=True
-        )
+        environment = {**os.environ, **({HELD: str(held)} if held else {})}
+        self.process = FORKS.Process(target=_called, args=(arguments, environment, self._errors, spares), daemon=True)
         self.process.start()
 
     def children(self) -> list[int]:
@@ -131,6 +134,26 @@ def _settled(environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if HELD in environment:
+        from spunge.unlearning import loop
+
+        vars(loop)["STOP"] = Holding(Path(environment[HELD]))
+
+
+class Holding:
+    """Stands for the STOP that a training looks for after each step."""
+
+    def __init__(self, held: Path) -> None:
+        self.looked_for = STOP.looked_for
+        self._held = held
+        self._steps = 0
+
+    @property
+    def asked(self) -> bool:
+        self._steps += 1
+        while self._steps >= STEPS_HELD and self._held.exists() and not STOP.asked:
+            time.sleep(0.02)
+        return STOP.asked
 
 
 def _spare() -> "tuple[int, Connection[Any, Any]]":
@@ -184,8 +207,9 @@ class Spare:
             raise subprocess.TimeoutExpired("spare", timeout or 0.0)
 
     def kill(self) -> None:
-        if not self._ended.is_set():
-            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # waited for, and not yet told
+            if not self._ended.is_set():
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def until(holds: Callable[[], Any], seconds: float = 200.0) -> Any:
@@ -207,8 +231,10 @@ def at_work(run: Path) -> bool:
     return steps(run, "asia") > 3 and steps(run, "europe") > 3
 
 
-def under_way(recipe: Path, run: Path, *overrides: str, within: float = 200.0) -> Command:
-    """A command both of whose branches are in training."""
-    command = Command(recipe, run, *overrides)
+def under_way(recipe: Path, run: Path, *overrides: str, held: Path | None = None, within: float = 200.0) -> Command:
+    """A command both of whose branches are in training. held: a file that is made; until it is removed, they stay there."""
+    if held is not None:
+        held.touch()
+    command = Command(recipe, run, *overrides, held=held)
     until(lambda: at_work(run), within)
     return command

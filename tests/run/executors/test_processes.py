@@ -25,7 +25,7 @@ from spunge.run.executors.making import Job, Maker, job_of
 from spunge.run.executors.processes import Processes, ProcessesSettings, Slot, at_once, slots
 from spunge.run.session import Used
 from spunge.run.stages.building import build
-from started import Command, content, steps, under_way, until
+from started import STEPS_HELD, Command, content, steps, under_way, until
 
 TWO = ("execution.kind=processes", "execution.per_device=2")
 
@@ -208,8 +208,9 @@ def test_a_process_that_is_gone_costs_its_branch_alone_and_the_next_command_goes
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe, undisturbed = long
-    command = under_way(recipe, tmp_path / "run", *TWO)
+    command = under_way(recipe, tmp_path / "run", *TWO, held=tmp_path / "held")
     os.kill(command.children()[0], number)
+    (tmp_path / "held").unlink()
     code, errors = command.ended()
     assert code == 1
     last = errors.splitlines()[-1]
@@ -229,7 +230,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at
     long: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     recipe, undisturbed = long
-    command = under_way(recipe, tmp_path / "run", *TWO)
+    command = under_way(recipe, tmp_path / "run", *TWO, held=tmp_path / "held")
     children = command.children()
     assert len(children) == 2
     # A terminal signals the whole group; a kill is of the one process.
@@ -245,7 +246,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at
         assert errors.splitlines()[-1].startswith("spunge: stopped; ")
         for branch, count in done.items():
             assert list((tmp_path / "run" / "branches" / branch).glob("state-*.pt")), branch
-            assert count < 60
+            assert count == STEPS_HELD
     assert again.ended()[0] == 0
     assert content(tmp_path / "run") == content(undisturbed)
 

@@ -15,7 +15,7 @@ from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
 from spunge.recipe.model import ModelSettings
 from spunge.run.executors.sharded import SINCE, ShardedSettings, seats
-from started import Command, content, until
+from started import STEPS_HELD, Command, content, steps, until
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < SINCE,
@@ -122,10 +122,12 @@ def test_a_process_that_is_gone_ends_the_training_in_one_line_and_the_next_comma
     alike: tuple[Path, Path, Path], tmp_path: Path, rank: int, number: signal.Signals
 ) -> None:
     recipe, undisturbed, _ = alike
-    run = tmp_path / "run"
-    command = Command(recipe, run, *TWO, FEW)
-    until(lambda: (run / "branches" / "asia" / "log.jsonl").exists())
+    run, held = tmp_path / "run", tmp_path / "held"
+    held.touch()
+    command = Command(recipe, run, *TWO, FEW, held=held)
+    until(lambda: steps(run, "asia") == STEPS_HELD)
     os.kill(sorted(command.children())[rank], number)
+    held.unlink()
     code, errors = command.ended()
     assert code == 1
     assert re.search(
@@ -142,14 +144,13 @@ def test_ctrl_c_stops_all_processes_in_order_and_the_next_command_goes_on_from_t
 ) -> None:
     recipe, undisturbed, _ = alike
     run = tmp_path / "run"
-    command = Command(recipe, run, *TWO, FEW)
-    log = run / "branches" / "asia" / "log.jsonl"
-    until(lambda: log.exists() and len(log.read_text().splitlines()) > 3)
+    (tmp_path / "held").touch()
+    command = Command(recipe, run, *TWO, FEW, held=tmp_path / "held")
+    until(lambda: steps(run, "asia") == STEPS_HELD)
     os.kill(command.process.pid, signal.SIGINT)
     code, _ = command.ended()
     assert code == 130
-    done = len(log.read_text().splitlines())
-    assert len(list((run / "branches" / "asia").glob(f"state-*.{done}-[01].pt"))) == 2
+    assert len(list((run / "branches" / "asia").glob(f"state-*.{STEPS_HELD}-[01].pt"))) == 2
     again = Command(recipe, run, "execution.kind=here", FEW)
     assert "was begun by 2 processes" in again.ended()[1]
     assert Command(recipe, run, *TWO, FEW).ended()[0] == 0
