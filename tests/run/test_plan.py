@@ -14,8 +14,10 @@ import spunge
 from picked import few
 from spunge.errors import RecipeError
 from spunge.recipe.loading import load_recipe
+from spunge.registry import EXECUTORS
 from spunge.run.costs import LETTERS_PER_TOKEN, judging_cost, merging_cost, training_cost
 from spunge.run.plan import Plan, plan, plan_text
+from spunge.run.planning.devices import CARDS
 from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
@@ -239,6 +241,50 @@ def test_more_processes_than_a_device_holds_are_refused_with_how_many_it_holds(
     assert not [line for line in planned(int(most[1])).refused if "per_device" in line]
 
 
+@pytest.mark.parametrize(
+    ("execution", "wanted"),
+    [
+        ({"kind": "processes", "devices": [0, 5]}, (2, 1)),
+        ({"kind": "processes", "devices": [0, 1, 2], "per_device": 2}, (6, 1)),
+        ({"kind": "processes", "per_device": 3}, (3, 1)),
+        ({"kind": "sharded", "processes": 8}, (1, 8)),
+        ({"kind": "here"}, (1, 1)),
+        ({"kind": "processes", "devices": [1, 1]}, "execution.devices"),
+        ({"kind": "sharded"}, "execution.processes"),
+    ],
+)
+def test_for_a_card_by_name_the_devices_are_those_that_are_asked_for(
+    toy_recipe: dict[str, Any], tmp_path: Path, execution: dict[str, Any], wanted: tuple[int, int] | str
+) -> None:
+    unlearn = {"method": "npo", "steps": 1}
+    recipe = load_recipe({**toy_recipe, "unlearn": unlearn, "execution": execution})
+    executor = EXECUTORS.get(recipe.execution.kind)
+    if isinstance(wanted, str):
+        with pytest.raises(RecipeError, match=f"^{wanted}"):
+            spunge.plan(recipe, tmp_path / "run", device="rtx4090")
+        return
+    assert executor.planned(recipe, elsewhere=True) == wanted
+    assert spunge.plan(recipe, tmp_path / "run", device="rtx4090").at_once == wanted[0]
+
+
+def test_stages_that_do_not_fit_alike_are_told_in_a_line(
+    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CARDS, "h100", replace(CARDS["h100"], memory=10_000_000))
+    told = spunge.plan(load_recipe(toy_recipe), tmp_path / "run", device="h100").refused
+    assert len(told) == len({line.rpartition(": ")[2].partition("(")[0] for line in told})
+    assert any(re.search(r"; \d+ more stages? likewise$", line) for line in told)
+
+
+def test_what_an_evaluation_measures_with_and_cannot_be_had_is_refused_by_a_plan_too(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    toy_recipe["evaluate"] = [{"kind": "similarity", "prompt": "text", "encoder": str(tmp_path / "none")}]
+    for made in (spunge.plan, spunge.run):
+        with pytest.raises(RecipeError, match=r"^evaluate\.encoder: "):
+            made(load_recipe(toy_recipe), tmp_path / "run")
+
+
 @pytest.mark.thorough
 def test_a_plan_refuses_what_does_not_fit_unless_it_is_asked_for_anyway(
     toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +292,6 @@ def test_a_plan_refuses_what_does_not_fit_unless_it_is_asked_for_anyway(
     from typer.testing import CliRunner
 
     from spunge.cli import app
-    from spunge.run.planning.devices import CARDS
 
     monkeypatch.setitem(CARDS, "h100", replace(CARDS["h100"], memory=10_000_000))
     recipe = tmp_path / "recipe.yaml"

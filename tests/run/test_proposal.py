@@ -1,6 +1,8 @@
 """A recipe for a model and rows: what it guesses, how it trains by size, and what it judges by."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,23 @@ def test_a_break_is_put_between_words_that_would_touch(asked: Callable[..., Prop
 def test_plain_texts_are_judged_by_perplexity_and_extraction(asked: Callable[..., Proposal]) -> None:
     kinds = [(entry.name, entry.kind) for entry in asked(texts={"text": "question"}).recipe.evaluate]
     assert kinds == [("forget", "memorization"), ("forget texts", "perplexity"), ("keep", "perplexity")]
+
+
+def test_a_configuration_without_weights_is_proposed_for_by_its_shapes(
+    asked: Callable[..., Proposal], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = asked(by="topic")
+    described = tmp_path / "described"
+    described.mkdir()
+    shutil.copyfile(tiny("llama") / "config.json", described / "config.json")
+    with pytest.raises(RecipeError, match=re.escape(str(described))):
+        asked(by="topic", model=str(described))  # without a tokenizer no length is known
+    for file in tiny("llama").glob("*token*"):
+        shutil.copyfile(file, described / file.name)
+    proposed = asked(by="topic", model=str(described))
+    assert proposed.content["model"].pop("path") == str(described)
+    assert {**proposed.content, "model": {}} == {**whole.content, "model": {}}
+    assert proposed.remarks == whole.remarks
 
 
 @pytest.mark.parametrize("method", [name for name, value in METHODS.items() if value.trains and name != "dpo"])

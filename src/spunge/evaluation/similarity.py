@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 
 from spunge.data.query import ROW
 from spunge.errors import RecipeError
-from spunge.evaluation.evaluator import Bench, Evaluator, Measure
+from spunge.evaluation.evaluator import Bench, Evaluator, Limits, Measure
 from spunge.evaluation.generation import GenerationSettings, completions, told, written_tokens
 from spunge.evaluation.scorers.classifiers import fingerprint_of
 from spunge.files import fingerprint, is_inside, parse_json, read_json, write_text
@@ -81,6 +82,11 @@ def measure(base: Base, settings: SimilaritySettings, items: pa.Table, bench: Be
     return [Measure(metric, values, ones, higher="known") for metric, values in zip(wanted, cosines, strict=True)]
 
 
+def check_items(settings: SimilaritySettings, items: pa.Table, limits: Limits) -> None:
+    """Raises RecipeError where the encoder cannot be had."""
+    refuse_encoder(settings.encoder, "evaluate.encoder")
+
+
 def metrics(settings: SimilaritySettings, items: pa.Table) -> dict[str, Higher]:
     one: dict[str, Higher] = {"similarity to base": "known"}
     return one | {"similarity to reference": "known"} if settings.reference else one
@@ -108,18 +114,23 @@ def similarities(
 
 def load_encoder(path: str, revision: str | None, device: str | None, setting: str = "evaluate.encoder") -> Any:
     """A SentenceTransformer. Raises RecipeError when the package is missing or the model cannot be loaded."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise RecipeError(f"{setting}: sentence-transformers is not installed; pip install 'spunge[judge]'") from None
-    if path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
-        raise RecipeError(f"{setting}: no folder {path!r}; give a sentence-transformers model's folder or Hub id")
-    _refuse_code(Path(os.path.expanduser(path)), path, setting)
+    refuse_encoder(path, setting)
+    from sentence_transformers import SentenceTransformer
+
     try:
         return SentenceTransformer(os.path.expanduser(path), revision=revision, device=device, trust_remote_code=False)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(f"{setting}: {path!r} cannot be loaded as a sentence encoder: {first}") from error
+
+
+def refuse_encoder(path: str, setting: str) -> None:
+    """Raises RecipeError where the package is missing, and for a folder that is not there or brings code of its own."""
+    if find_spec("sentence_transformers") is None:
+        raise RecipeError(f"{setting}: sentence-transformers is not installed; pip install 'spunge[judge]'")
+    if path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
+        raise RecipeError(f"{setting}: no folder {path!r}; give a sentence-transformers model's folder or Hub id")
+    _refuse_code(Path(os.path.expanduser(path)), path, setting)
 
 
 def _refuse_code(folder: Path, path: str, setting: str) -> None:
@@ -175,6 +186,7 @@ SIMILARITY = Evaluator(
     columns=columns,
     metrics=metrics,
     instrument=instrument,
+    check_items=check_items,
     written_tokens=written_tokens,
     compares_texts=True,
     version=2,  # under an attack the base is compared with what it wrote before it

@@ -113,6 +113,7 @@ def refuse_wrong(begun: Run) -> list[str]:
     remarks = refuse_lessons(untaught(begun), base)
     remarks += [remark for line in untrained(begun) for remark in refuse_rows(line.inputs)]
     watched = [items for line in untrained(begun) for items in refuse_watch(line.inputs, line.trainings)]
+    _ = base.instruments  # a scorer or an encoder that cannot be had is refused
     refuse_items([*(judging.items for judging in unjudged(begun)), *watched, *base.calibration_items], base)
     stages = [model.name for model in begun.seeds[0].models]
     refuse_stages(base.evaluations, stages)

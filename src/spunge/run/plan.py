@@ -24,7 +24,7 @@ from spunge.run.graph import Cost
 from spunge.run.media import refuse_media
 from spunge.run.pipeline import refuse_wrong
 from spunge.run.planning.assembling import estimator_of
-from spunge.run.planning.devices import USABLE, Device, device_of, shared
+from spunge.run.planning.devices import CARDS, USABLE, Device, device_of, shared
 from spunge.run.planning.dry import scaled
 from spunge.run.planning.estimate import Estimator, floor_of
 from spunge.run.planning.fitting import Fit, unfit, unjudged
@@ -105,7 +105,7 @@ def _planned(
     recipe: Recipe, folder: Path, device: str, measure: bool, refuse: Callable[[Run], Sequence[str] | None]
 ) -> Plan:
     executor, settings = EXECUTORS.get(recipe.execution.kind), recipe.execution
-    at_once, together = executor.room(recipe), executor.together(settings, recipe.model)
+    at_once, together = executor.planned(recipe, elsewhere=device in CARDS)
     begun = build(recipe, folder)
     base, graph = begun.base, begun.graph
     here = base.local and (base.conversion is None or graph.state("conversion").done)
@@ -200,8 +200,8 @@ def _shares(recipe: Recipe) -> bool:
 
 
 def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit]:
-    """What does not fit; of several stages that need the same mend, the first."""
-    told: set[str] = set()
+    """What does not fit; of several stages that need the same mend, the first, which says how many more there are."""
+    told: dict[str, list[Fit]] = {}
     shares, spreads = _shares(recipe), can_be_spread(recipe)
     for name, stage in graph.stages.items():
         if stage.make is None or stage.light or graph.state(name).done:
@@ -213,9 +213,11 @@ def _unfitting(recipe: Recipe, graph: RunGraph, size: Estimator) -> Iterator[Fit
             fit = unjudged(stage.title, size, memory, partial(_bytes, cost), spreads)
         else:
             fit = unfit(name, size, cost.steps, memory, block, shares)
-        if fit is not None and (mend := fit.line.rpartition(";")[2].partition("(")[0]) not in told:
-            told.add(mend)
-            yield fit
+        if fit is not None:
+            told.setdefault(fit.mend, []).append(fit)
+    for first, *others in told.values():
+        more = f"; {len(others)} more {'stages' if len(others) > 1 else 'stage'} likewise" if others else ""
+        yield first._replace(line=f"{first.line}{more}")
 
 
 def _bytes(cost: Cost, size: Estimator) -> float:

@@ -7,6 +7,7 @@ The defaults are our choice, not a paper's; they stand in the recipe, to be chan
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from spunge.model.hub import local_folder
 from spunge.model.loading import load_tokenizer
 from spunge.recipe.explanation import validated
 from spunge.recipe.loading import apply_overrides, load_recipe
+from spunge.recipe.model import ModelSettings
 from spunge.recipe.rows import NEUTRAL
 from spunge.recipe.schema import Recipe
-from spunge.recipe.training import DescentSettings, LoRA
+from spunge.recipe.training import DescentSettings, LoRA, MethodSettings
 from spunge.registry import METHODS
+from spunge.run.planning.unweighted import with_shapes
 from spunge.weights.checkpoint import Checkpoint, model_files
 
 METHOD = "npo"
@@ -82,24 +85,31 @@ def propose(asked: Asked) -> Proposal:
     method = METHODS.get(_method(content))
     if not method.trains:
         raise RecipeError(f"--method: {_method(content)!r} brings branches of its own, which a recipe names; write one")
+    known = _without_judging(content)
+    with with_shapes(known) as shaped:  # where there is a configuration and no weights
+        return _proposed(asked, content, method.settings, known, (shaped or known).model)
+
+
+def _proposed(
+    asked: Asked, content: dict[str, Any], settings: type[MethodSettings], known: Recipe, model: ModelSettings
+) -> Proposal:
+    """model: the recipe's, or the one of its shapes."""
     remarks: dict[str, str] = {}
     said: list[str] = []
-    known = _without_judging(content)
     query = Query(read_rows(known.forget.source, "forget.source")) if known.forget else None
     if query is None:
         raise RecipeError("--forget: missing; give the rows to forget")
     kept = query.where(known.forget.where, "forget.where") if known.forget else np.arange(query.rows)
-    _name_texts(content, query, kept, known, said)
+    _name_texts(content, query, kept, model, said)
     _name_attribute(content, asked, query, kept, said)
-    entries = _entries(known)
+    folder = local_folder(model)
+    entries = _entries(folder)
     _name_retain(content, said)
     parts = split_rows(_without_judging(content)).parts
     remarks["model"] = f"{entries / 1e6:.3g} million weights; the training's settings below are for this size"
     if "max_lengths" not in content["unlearn"]:
-        content["unlearn"].setdefault(
-            "max_length", _length(parts, load_tokenizer(known.model, local_folder(known.model)))
-        )
-    _set_training(content, method.settings, entries, [len(part.samples) for part in parts])
+        content["unlearn"].setdefault("max_length", _length(parts, load_tokenizer(model, folder)))
+    _set_training(content, settings, entries, [len(part.samples) for part in parts])
     remarks["unlearn"] = "our choice for a model of this size and parts of these sizes, no paper's"
     if len(parts) == 1:
         content.setdefault("merge", {"rule": "task_arithmetic"})
@@ -184,12 +194,12 @@ def _guess_texts(content: dict[str, Any], query: Query, said: list[str]) -> dict
     return texts
 
 
-def _name_texts(content: dict[str, Any], query: Query, kept: np.ndarray, known: Recipe, said: list[str]) -> None:
+def _name_texts(content: dict[str, Any], query: Query, kept: np.ndarray, model: ModelSettings, said: list[str]) -> None:
     """The columns of the texts, and how they are put to the model."""
     forget, texts = content["forget"], _guess_texts(content, query, said)
     if "prompt" not in texts or "chat" in forget:
         return
-    if load_tokenizer(known.model, local_folder(known.model)).chat_template:
+    if load_tokenizer(model, local_folder(model)).chat_template:
         forget["chat"] = True
         said.append("forget: the model has a chat template, and prompts are put as a user's message (forget.chat)")
     elif unspaced(text_table(query, texts, "forget"), kept, "forget"):
@@ -353,9 +363,8 @@ def _is_neutral(source: Any) -> bool:
     return source == NEUTRAL or (isinstance(source, Mapping) and source.get("path") == NEUTRAL)
 
 
-def _entries(known: Recipe) -> int:
+def _entries(folder: Path) -> int:
     """How many weights the model has; of pickled ones about."""
-    folder = local_folder(known.model)
     files = model_files(folder)
     if files.pickled:
         return sum(file.stat().st_size for file in files.files) // 2

@@ -82,6 +82,8 @@ class Executor(Generic[S]):
     # How many processes train one model together, each with a share of its weights.
     together: Callable[[S, ModelSettings], int] = lambda settings, model: 1
     refuse: Callable[[Recipe], None] = lambda recipe: None  # raises RecipeError for what its teams cannot make
+    # Both of these on a machine that is not this one; None where the settings leave it to the machine.
+    elsewhere: Callable[[S, ModelSettings], tuple[int, int] | None] = lambda settings, model: None
     version: int = 1
 
     def room(self, recipe: Recipe) -> int:
@@ -89,6 +91,14 @@ class Executor(Generic[S]):
         self.refuse(recipe)
         settings: Any = recipe.execution
         return self.at_once(settings, recipe.model)
+
+    def planned(self, recipe: Recipe, elsewhere: bool) -> tuple[int, int]:
+        """How many stages are made at once, and how many processes train one model together. elsewhere: not on this machine."""
+        settings: Any = recipe.execution
+        if elsewhere and (there := self.elsewhere(settings, recipe.model)) is not None:
+            self.refuse(recipe)
+            return there
+        return self.room(recipe), self.together(settings, recipe.model)
 
     @property
     def summary(self) -> str:

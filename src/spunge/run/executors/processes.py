@@ -342,4 +342,11 @@ def at_once(settings: ProcessesSettings, model: ModelSettings) -> int:
     return len(slots(settings, model))
 
 
-PROCESSES = Executor(ProcessesSettings, "spunge", at_once, processes)
+def elsewhere(settings: ProcessesSettings, model: ModelSettings) -> tuple[int, int] | None:
+    devices = settings.devices
+    if devices == "auto" or len(set(devices)) < max(1, len(devices)):  # what is wrong anywhere is refused as here
+        return None
+    return len(devices) * settings.per_device, 1
+
+
+PROCESSES = Executor(ProcessesSettings, "spunge", at_once, processes, elsewhere=elsewhere)

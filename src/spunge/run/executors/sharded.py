@@ -49,11 +49,7 @@ class ShardedSettings(ExecutionSettings):
 def seats(settings: ShardedSettings, model: ModelSettings) -> list[Slot]:
     """Where the processes are, the main one first. Raises RecipeError for more than there are GPUs."""
     _refuse_torch()
-    if model.train_in is not None:
-        raise RecipeError(
-            f"model.train_in: {model.train_in}: packed weights cannot be shared out; leave it out, or set execution.kind to "
-            "here or processes"
-        )
+    _refuse_packed(model)
     device = str(pick_device(model.device))
     if device not in ("cpu", "cuda"):
         raise RecipeError(
@@ -77,6 +73,14 @@ def seats(settings: ShardedSettings, model: ModelSettings) -> list[Slot]:
         visible = ",".join(slot.environment[VISIBLE] for slot in there)
         first = first._replace(environment={**first.environment, VISIBLE: visible})
     return [first, *others]
+
+
+def _refuse_packed(model: ModelSettings) -> None:
+    if model.train_in is not None:
+        raise RecipeError(
+            f"model.train_in: {model.train_in}: packed weights cannot be shared out; leave it out, or set execution.kind to "
+            "here or processes"
+        )
 
 
 def _refuse_torch() -> None:
@@ -244,4 +248,11 @@ def together(settings: ShardedSettings, model: ModelSettings) -> int:
     return len(seats(settings, model))
 
 
-SHARDED = Executor(ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded, together, refuse_unshared)
+def elsewhere(settings: ShardedSettings, model: ModelSettings) -> tuple[int, int] | None:
+    _refuse_packed(model)
+    return None if settings.processes == "auto" else (1, settings.processes)
+
+
+SHARDED = Executor(
+    ShardedSettings, "Zhao et al. 2023, arXiv 2304.11277", at_once, sharded, together, refuse_unshared, elsewhere
+)

@@ -30,6 +30,11 @@ class Fit(NamedTuple):
     line: str
     refused: bool
 
+    @property
+    def mend(self) -> str:
+        """What would mend it, or how it runs, without figures: alike for stages of which one line is enough."""
+        return self.line.rpartition("; " if self.refused else ": ")[2].partition("(")[0]
+
 
 def fits(estimator: Estimator, memory: float) -> bool:
     return memory <= USABLE * estimator.device.memory
