@@ -75,8 +75,7 @@ docs: $(VENV)/ready
 	$(BIN)/python scripts/check_docs.py
 
 # The pages of docs/ as a site, build/site/index.html; warnings are errors.
-site: $(VENV)/ready
-	$(INSTALL) --group site
+site: $(VENV)/mkdocs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # constraints.txt made anew from pyproject.toml; UPGRADE=1 takes the newest versions.
@@ -135,6 +134,11 @@ $(VENV)/encoder: | $(VENV)/ready
 # What drives a browser, for the tests alone; the browser is the system's.
 $(VENV)/browser: | $(VENV)/ready
 	$(INSTALL) --group browser
+	touch $@
+
+# What makes the site of docs/.
+$(VENV)/mkdocs: | $(VENV)/ready
+	$(INSTALL) --group site
 	touch $@
 
 clean:

@@ -56,11 +56,9 @@ def unjudged(
     if fits(estimator, memory):
         return None
     device, about = estimator.device, _about(stage, estimator, memory)
-    pieces = 2
-    while device.gpu and pieces <= MOST_PIECES:
+    for pieces in doublings(MOST_PIECES if device.gpu else 0):
         if fits(way := estimator.altered(pieces=pieces), needed := again(way)):
             return Fit(f"{about}: its batches would be taken in {pieces} pieces (about {needed / GIB:.1f} GiB)", False)
-        pieces *= 2
     if device.gpu and spreads and estimator.spread is None:
         way = estimator.altered(spread=Spread(1, math.inf))
         if fits(way, needed := again(way)):
@@ -68,6 +66,11 @@ def unjudged(
             return Fit(f"model.device_map: {about}; set it to auto (about {needed / GIB:.1f} GiB): {rest}", True)
     setting = "model.path" if estimator.beside is None else "decode.path"
     return Fit(f"{setting}: {about}; give a smaller model or another device", True)
+
+
+def doublings(most: int) -> Iterator[int]:
+    """2, 4, 8 .. up to `most`."""
+    return (2**power for power in range(1, most.bit_length()))
 
 
 def _about(stage: str, estimator: Estimator, memory: float) -> str:
@@ -113,24 +116,14 @@ def unfit(
 
 def devices_for(estimator: Estimator, steps: Steps, most: int) -> int | None:
     """How many devices that train a model together hold it, of 2, 4, 8 .. and more than there are; None where `most` don't."""
-    devices = 2
-    while devices <= estimator.processes:
-        devices *= 2
-    while devices <= most:
-        if _fitting(estimator.altered(processes=devices), steps) is not None:
-            return devices
-        devices *= 2
-    return None
+    more = (devices for devices in doublings(most) if devices > estimator.processes)
+    return next((each for each in more if _fitting(estimator.altered(processes=each), steps) is not None), None)
 
 
 def _pieces(estimator: Estimator, steps: Steps) -> int | None:
     """How many pieces of a batch fit; None where not even single samples do."""
-    pieces = 2
-    while pieces < 2 * max(rows.batch for rows in steps.rows.values()):
-        if _fitting(estimator, shared_out(steps, pieces)) is not None:
-            return pieces
-        pieces *= 2
-    return None
+    most = 2 * max(rows.batch for rows in steps.rows.values()) - 1
+    return next((each for each in doublings(most) if _fitting(estimator, shared_out(steps, each)) is not None), None)
 
 
 def _changes(estimator: Estimator, steps: Steps, block: str) -> Iterator[Change]:
