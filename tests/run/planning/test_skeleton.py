@@ -1,6 +1,7 @@
 """What calls of a model take, followed without values: against real models, counted by hand, and depth by depth."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from spunge.recipe.training import Everything, LoRA, Selected
-from spunge.run.planning.devices import CARDS
+from spunge.run.planning import devices
+from spunge.run.planning.devices import CARDS, Device, Rates, device_of
 from spunge.run.planning.estimate import Estimator, kv_bytes
 from spunge.run.planning.skeleton import Skeleton, Texts, _training, followed
-from spunge.run.planning.tracing import Tracing
+from spunge.run.planning.tracing import Operation, Traced, Tracing
 from spunge.unlearning.calls import FORGET, Call
 from toys import ARCHITECTURES, SMALL
 
@@ -166,3 +168,31 @@ def test_models_are_followed_without_memory_of_their_size() -> None:
     shape = {name: value for name, value in SIZES["Llama-3.1-405B"].items() if name not in ("entries", "model_type")}
     traced = followed(Skeleton(config_of("llama", **shape), torch.bfloat16), LoRA(), FORGET, TEXTS)
     assert traced.held > 1e8
+
+
+def test_an_operation_has_the_rates_of_its_type() -> None:
+    device = Device("by hand", 1, bf16=Rates(10.0, 5.0, 2.0), fp32=Rates(4.0, 1.0, 3.0), call=0.5, source="")
+    taken = {
+        Operation(20, 0, torch.bfloat16): 2.0,
+        Operation(20, 0, torch.float32): 5.0,
+        Operation(20, 0, torch.bfloat16, attends=True): 4.0,
+        Operation(20, 0, torch.float32, attends=True): 20.0,
+        Operation(1, 6, torch.bfloat16): 3.0,
+        Operation(1, 6, torch.float32): 2.0,
+        Operation(0, 0, torch.float32): 0.5,
+    }
+    for operation, seconds in taken.items():
+        assert Traced(Counter([operation, operation])).seconds(device) == 2 * seconds
+
+
+def test_a_processor_is_measured_in_each_type_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path))
+    cpu = torch.device("cpu")
+    devices._processor.cache_clear()
+    measured = device_of("cpu", cpu)
+    devices._processor.cache_clear()
+    monkeypatch.setattr(devices, "_measured_processor", lambda: pytest.fail("it is remembered"))
+    assert device_of("cpu", cpu) == measured
+    devices._processor.cache_clear()
+    assert all(rate > 0 for rates in (measured.bf16, measured.fp32) for rate in rates)
+    assert isinstance(measured.fp32, Rates)

@@ -29,21 +29,27 @@ EMULATED = 1e10
 MEASURED_HOURS = 24  # that what was measured of a processor is taken for
 
 
+class Rates(NamedTuple):
+    """What is reached in one type, not what a data sheet says."""
+
+    products: float  # floating-point operations a second of large products
+    attention: float  # the same of attention
+    bandwidth: float  # bytes a second of operations entry by entry
+
+
 @dataclass(frozen=True)
 class Device:
-    """A processor. Rates are those that are reached, not the data sheet's."""
+    """A processor."""
 
     name: str
     memory: int  # bytes
-    bandwidth: float  # bytes a second
-    bf16: float  # floating-point operations a second of large products
-    fp32: float
-    attention: float  # the same of attention
+    bf16: Rates
+    fp32: Rates
     call: float  # seconds of an operation, at least
     source: str
     gpu: bool = True
 
-    def rate(self, dtype: torch.dtype) -> float:
+    def rates(self, dtype: torch.dtype) -> Rates:
         return self.fp32 if dtype == torch.float32 else self.bf16
 
 
@@ -52,10 +58,8 @@ def _card(name: str, gigabytes: float, bandwidth: float, bf16: float, fp32: floa
     return Device(
         name,
         round(gigabytes * GB),
-        COPY * bandwidth * GB,
-        MATMUL * bf16 * 1e12,
-        MATMUL * fp32 * 1e12,
-        ATTENTION * bf16 * 1e12,
+        Rates(MATMUL * bf16 * 1e12, ATTENTION * bf16 * 1e12, COPY * bandwidth * GB),
+        Rates(MATMUL * fp32 * 1e12, ATTENTION * fp32 * 1e12, COPY * bandwidth * GB),
         CALL_GPU,
         source,
     )
@@ -92,9 +96,10 @@ def device_of(name: str, at_hand: torch.device, anew: bool = False) -> Device:
 @cache
 def _card_here(where: torch.device) -> Device:
     found = torch.cuda.get_device_properties(where)
-    bf16, fp32 = (_products(dtype, 8192, 1, where) for dtype in (torch.bfloat16, torch.float32))
-    bandwidth = _bandwidth(2**28, 1, where)
-    return Device(found.name, found.total_memory, bandwidth, bf16, fp32, 0.5 * bf16, CALL_GPU, "measured here")
+    bandwidth = _bandwidth(torch.bfloat16, 2**28, 1, where)
+    products = [_products(dtype, 8192, 1, where) for dtype in (torch.bfloat16, torch.float32)]
+    bf16, fp32 = (Rates(each, 0.5 * each, bandwidth) for each in products)
+    return Device(found.name, found.total_memory, bf16, fp32, CALL_GPU, "measured here")
 
 
 @cache
@@ -105,15 +110,22 @@ def _processor() -> Device:
     except OSError:
         return _measured_processor()
     about = ["processor", start, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads(), machine_memory()]
-    return Device(**recalled(about, lambda: asdict(_measured_processor()), days=MEASURED_HOURS / 24))
+    known = recalled(about, lambda: asdict(_measured_processor()), days=MEASURED_HOURS / 24)
+    return Device(**{**known, "bf16": Rates(*known["bf16"]), "fp32": Rates(*known["fp32"])})
 
 
 def _measured_processor() -> Device:
     """Measured as training has it: more tensors in turn than the caches hold, every result in memory of its own."""
     where = torch.device("cpu")
-    bf16, fp32 = (_products(dtype, 1024, 16 // dtype.itemsize, where) for dtype in (torch.bfloat16, torch.float32))
-    attention, bandwidth = _attention(where), _bandwidth(2**20, 16, where)
-    return Device("cpu", machine_memory(), bandwidth, bf16, fp32, attention, CALL_CPU, "measured here", gpu=False)
+    bf16, fp32 = (
+        Rates(
+            _products(dtype, 1024, 16 // dtype.itemsize, where),
+            _attention(dtype, where),
+            _bandwidth(dtype, 2**21 // dtype.itemsize, 16, where),
+        )
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    return Device("cpu", machine_memory(), bf16, fp32, CALL_CPU, "measured here", gpu=False)
 
 
 def _products(dtype: torch.dtype, size: int, count: int, where: torch.device) -> float:
@@ -128,10 +140,10 @@ def _rate(dtype: torch.dtype, size: int, count: int, where: torch.device) -> flo
     return 4 * count * size**3 / _shortest(lambda: [(left @ right.t(), left @ right)[0] for left, right in pairs])
 
 
-def _attention(where: torch.device) -> float:
-    """The same of causal attention in bfloat16 and its gradient."""
+def _attention(dtype: torch.dtype, where: torch.device) -> float:
+    """The same of causal attention and its gradient."""
     rows, heads, tokens, width = 2, 8, 256, 64
-    read = torch.ones(rows, heads, tokens, width, dtype=torch.bfloat16, device=where, requires_grad=True)
+    read = torch.ones(rows, heads, tokens, width, dtype=dtype, device=where, requires_grad=True)
 
     def both() -> list[Tensor]:
         out = scaled_dot_product_attention(read, read, read, is_causal=True)
@@ -140,10 +152,10 @@ def _attention(where: torch.device) -> float:
     return 14 * rows * heads * tokens**2 * width / _shortest(both)
 
 
-def _bandwidth(entries: int, count: int, where: torch.device) -> float:
+def _bandwidth(dtype: torch.dtype, entries: int, count: int, where: torch.device) -> float:
     """Bytes a second that operations entry by entry read and write."""
-    values = [torch.ones(entries, dtype=torch.bfloat16, device=where) for _ in range(count)]
-    return 6 * entries * count / _shortest(lambda: [each * each for each in values])
+    values = [torch.ones(entries, dtype=dtype, device=where) for _ in range(count)]
+    return 3 * dtype.itemsize * entries * count / _shortest(lambda: [each * each for each in values])
 
 
 def _shortest(call: Callable[[], Sequence[Tensor]]) -> float:

@@ -165,8 +165,8 @@ class Estimator:
         """Seconds of an optimizer's update of an entry: it reads and writes a value, a gradient and its state, and the gradients'
         norm is taken before."""
         if not self.device.gpu and optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-            return (4 + QUANTISED_BYTES) / self.device.bandwidth + QUANTISED_SECONDS / torch.get_num_threads()
-        return (4 * 3 + 4 * 2 + 2 * STATES[optimizer]) / self.device.bandwidth
+            return (4 + QUANTISED_BYTES) / self.device.fp32.bandwidth + QUANTISED_SECONDS / torch.get_num_threads()
+        return (4 * 3 + 4 * 2 + 2 * STATES[optimizer]) / self.device.fp32.bandwidth
 
     def gathered(self, steps: Steps) -> float:
         """Bytes of what a process that holds a share of a model has whole for a time (`spunge.unlearning.shards`): the block that
@@ -298,7 +298,7 @@ class Estimator:
         cache = kv_bytes(self.judged, together)
         if self.beside is not None:
             cache += self.beside.readings * kv_bytes(self.beside.skeleton, together)
-        a_call = self._called(traced, texts) + cache / 2 / self.device.bandwidth
+        a_call = self._called(traced, texts) + cache / 2 / self.device.rates(self.judged.dtype).bandwidth
         return Taken(self.slower * calls * a_call, self.judging(2 * cache))
 
     def writing_first(self, writing: Writing) -> Taken:

@@ -49,8 +49,9 @@ class Traced:
         """An operation takes as long as its arithmetic or its bytes, whichever is more, and no less than a call."""
 
         def of(each: Operation) -> float:
-            rate = device.attention if each.attends else device.rate(each.dtype)
-            return max(each.flops / rate, each.nbytes / device.bandwidth, device.call)
+            rates = device.rates(each.dtype)
+            rate = rates.attention if each.attends else rates.products
+            return max(each.flops / rate, each.nbytes / rates.bandwidth, device.call)
 
         return sum(times * of(each) for each, times in self.operations.items())
 
