@@ -60,6 +60,19 @@ def content(run: Path) -> dict[str, bytes | str]:
     }
 
 
+def children(parent: int) -> list[int]:
+    """The processes that one started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.append(int(entry.parent.name))
+    return found
+
+
 class Command:
     """`spunge run` in a process of its own. held: HELD, or none."""
 
@@ -75,16 +88,7 @@ class Command:
         self.process.start()
 
     def children(self) -> list[int]:
-        """The processes that it started."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = entry.read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                found.append(int(entry.parent.name))
-        return found
+        return children(self.process.pid or 0)
 
     def ended(self, within: float = 300.0) -> tuple[int, str]:
         self.process.join(within)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from spunge.run.planning.devices import CARDS
 from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
+from started import children, until
 
 
 def begun(recipe: dict[str, Any], folder: Path, *overrides: str) -> Any:
@@ -325,6 +328,25 @@ def test_steps_that_are_measured_are_the_methods_own_and_leave_nothing(
     assert measured.memory > 200 << 20
     with pytest.raises(RecipeError, match=r"^--measure: steps are taken on the device at hand"):
         spunge.plan(load_recipe(toy_recipe), tmp_path / "run", device="h100", measure=True)
+
+
+@pytest.mark.thorough
+def test_steps_that_are_measured_end_with_the_plan_that_asked_for_them(
+    toy_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(toy_recipe))
+    program = (
+        "from spunge.recipe.loading import load_recipe; from spunge.run.planning.dry import dry_steps; "
+        f"dry_steps(load_recipe({str(recipe)!r}), 10_000_000)"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        [taking] = until(lambda: children(asking.pid))
+    finally:
+        asking.kill()
+        asking.wait()
+    until(lambda: not Path(f"/proc/{taking}").exists(), 60)
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])

@@ -1,6 +1,7 @@
 """A few steps of a recipe's first training on the real model, in a process of its own: what they take, and nothing is written."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ def dry_steps(recipe: Recipe, steps: int = STEPS) -> Measured:
     with TemporaryFolder("recipe") as folder:
         file = folder / "recipe.yaml"
         file.write_text(dump_recipe(recipe), encoding="utf-8")
-        command = [sys.executable, "-m", "spunge.run.planning.dry", str(file), str(steps)]
+        command = [sys.executable, "-m", "spunge.run.planning.dry", str(file), str(steps), str(os.getpid())]
         made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very Python
     if made.returncode:
         last = (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
@@ -93,7 +94,9 @@ def _take(recipe: Recipe, steps: int, folder: Path) -> Measured:
 
 def main() -> None:
     from spunge.recipe.loading import load_recipe
+    from spunge.run.executors.worker import die_with
 
+    die_with(int(sys.argv[3]))  # a model in memory for a plan that nobody reads any more
     with TemporaryFolder("steps") as folder:
         print(json.dumps(_take(load_recipe(sys.argv[1]), int(sys.argv[2]), folder)._asdict()))
 
