@@ -20,10 +20,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from spunge.stopping import STOP
 
+T = TypeVar("T")
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -109,6 +110,32 @@ def _called(arguments: list[str], environment: Mapping[str, str], errors: Path, 
 
     with spared(spares):
         main()
+
+
+def forked(call: Callable[..., T], *given: Any, spares: int = 0, within: float = 300.0) -> T:
+    """What a call gives in a fork of the process that has imported what it needs. spares: how many of the processes that make
+    stages for it are forks too."""
+    mine, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_answered, args=(theirs, call, given, dict(os.environ), spares), daemon=True)
+    process.start()
+    theirs.close()
+    assert mine.poll(within), "it gives nothing"
+    good, value = mine.recv()
+    process.join(within)
+    assert good, value
+    return value
+
+
+def _answered(
+    pipe: "Connection[Any, Any]", call: Callable[..., Any], given: Any, environment: Mapping[str, str], spares: int
+) -> None:
+    _settled(environment)
+    try:
+        with spared(spares):
+            value = True, call(*given)
+    except BaseException:
+        value = False, traceback.format_exc()
+    pipe.send(value)
 
 
 @contextmanager

@@ -1,25 +1,22 @@
 """Processes that have nothing to make take batches of the judging that others are at."""
 
-import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import spunge
-from spunge.errors import LostError
+from lent import judged
 from spunge.recipe.loading import load_recipe
 from spunge.run.executors import lending
 from spunge.run.executors.channel import Help, Leave
 from spunge.run.executors.executor import Given
 from spunge.run.executors.lending import Lending
 from spunge.run.executors.making import Job
-from spunge.run.executors.processes import Process
-from started import content, until
+from started import content, forked
 
-TWO = ("execution.kind=processes", "execution.per_device=2")
+TOKENS = 200  # long enough for more batches than one to be another process's
 GIVEN, OTHER = Given(Path("run"), "judge:base/1"), Given(Path("run"), "judge:base/2")
 JOB = Job(Path("run"), {}, False, "judge:base/1", {}, None, None)
 
@@ -78,75 +75,47 @@ def test_a_stage_is_not_helped_before_it_lasts_nor_after_one_who_helped_is_gone(
     )
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[dict[str, Any], Path]:
+    """A recipe with an evaluation that is long enough to be shared, and the folder of its run by this process."""
+    folder = tmp_path_factory.mktemp("lasting")
+    retain = request.getfixturevalue("_toy_rows")["retain"]
+    rows = {"source": str(retain), "by": "NULL", "limit": 24}
+    written = {
+        "kind": "match",
+        "subject": "written",
+        "prompt": "text",
+        "unwanted": "text",
+        "generation": {"max_new_tokens": TOKENS, "temperature": 1.0, "samples": 12},
+    }
+    recipe = {
+        "model": {"path": str(request.getfixturevalue("tiny")("llama")), "dtype": "float32"},
+        "judge": [],
+        "evaluate": [{**written, **rows}, {"kind": "perplexity", "subject": "read", **rows}],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPUNGE_CACHE", str(folder / "cache"))
+        spunge.run(load_recipe(recipe), folder / "here" / "run")
+    return recipe, folder / "here" / "run"
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("who", "number"),
     [(None, 0), ("helper", signal.SIGKILL), ("helper", signal.SIGSTOP), ("maker", signal.SIGKILL)],
 )
 def test_one_long_evaluation_by_two_processes_leaves_the_files_of_one(
-    toy_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str | None, number: int
+    lasting: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str | None,
+    number: int,
 ) -> None:
-    written = {"max_new_tokens": 300, "temperature": 1.0, "samples": 12}
-    rows = {"source": toy_recipe["retain"]["source"], "by": "NULL", "limit": 24}
-    recipe = {
-        "model": toy_recipe["model"],
-        "judge": [],
-        "evaluate": [
-            {
-                "kind": "match",
-                "subject": "written",
-                "prompt": "text",
-                "unwanted": "text",
-                "generation": written,
-                **rows,
-            },
-            {"kind": "perplexity", "subject": "read", **rows},
-        ],
-    }
-    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache-here"))
-    spunge.run(load_recipe(recipe), tmp_path / "here" / "run")
-    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache-two"))
-    monkeypatch.setattr(lending, "LENT_AFTER", 0.0)
-    boards: list[Path] = []
-    lend, begin, give = Lending.lend, Lending.begin, Process.send
-    team: dict[str, Process] = {}
-
-    def lent(self: Any, process: Process, given: Given) -> Any:
-        team["helper"] = process
-        return lend(self, process, given)
-
-    def begun(self: Any, *given: Any) -> Any:
-        job = begin(self, *given)
-        boards.append(job.board)
-        return job
-
-    def sent(self: Process, message: Any) -> None:
-        if isinstance(message, Job):
-            team["maker"] = self
-        give(self, message)
-
-    monkeypatch.setattr(Lending, "lend", lent)
-    monkeypatch.setattr(Lending, "begin", begun)
-    monkeypatch.setattr(Process, "send", sent)
-    left: set[Path] = set()
-
-    def watch() -> None:
-        def some() -> bool:
-            for board in boards:
-                left.update(file for file in board.glob("*.result") if file.exists() and file.stat().st_size)
-            return len(left) > 1
-
-        until(some)
-        if who:
-            os.kill(team[who]._process.pid, number)
-
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    if who == "maker":
-        with pytest.raises(LostError, match="was killed"):
-            spunge.run(load_recipe(recipe, TWO), tmp_path / "two" / "run")
-    spunge.run(load_recipe(recipe, TWO), tmp_path / "two" / "run")
-    watching.join(1.0)
-    assert len(left) > 1
-    assert content(tmp_path / "two" / "run") == content(tmp_path / "here" / "run")
-    assert not any(board.exists() for board in boards)
+    recipe, here = lasting
+    monkeypatch.setenv("SPUNGE_CACHE", str(tmp_path / "cache"))
+    batches, errors, boards = forked(judged, recipe, tmp_path / "two" / "run", who, number, spares=4)
+    assert batches > 1
+    assert boards == 0
+    assert len(errors) == (who == "maker")
+    assert all("was killed" in error for error in errors)
+    assert content(tmp_path / "two" / "run") == content(here)
