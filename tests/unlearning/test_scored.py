@@ -19,7 +19,7 @@ from spunge.unlearning.me_gd import unevenness
 from spunge.unlearning.npo import negative_preference
 from spunge.unlearning.outputs import divergence
 from spunge.unlearning.reference import base_outputs
-from spunge.unlearning.scored import Scored, outputs, rows_alike, scored
+from spunge.unlearning.scored import Scored, outputs, places_at_once, rows_alike, scored
 from spunge.unlearning.trained import training
 from spunge.unlearning.undial import adjusted_distillation
 from spunge.unlearning.wga import weighted_ascent
@@ -97,7 +97,9 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
         for loss in LOSSES.values():
             whole = loss(scored(trained.model(batch.ids, attention_mask=batch.mask).logits, batch), before)
             expected = torch.autograd.grad(whole, trained.parameters, allow_unused=True)
-            monkeypatch.setitem(FORMS, "cpu", replace(FORMS["cpu"], piece=8 * 128 // (8 if way == "all" else 1)))
+            monkeypatch.setitem(
+                FORMS, "cpu", replace(FORMS["cpu"], piece=8 * 128 // (8 if way == "all" else 1), widths=0)
+            )
             monkeypatch.setattr(spunge.unlearning.scored, "TRAINED", 1)
             found = outputs(trained.model, batch)
             assert found.states.shape == (5, 32)
@@ -109,6 +111,16 @@ def test_losses_and_gradients_in_pieces_are_those_of_all_logits_at_once(
                 assert (gradient is None) == (wanted is None)
                 if wanted is not None:
                     torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_a_trained_output_layer_computes_more_places_at_once() -> None:
+    """Its pieces are computed twice: on a CPU logits of twice its weights' size are one piece."""
+    cpu, cuda = FORMS["cpu"], FORMS["cuda"]
+    assert places_at_once(cpu, 49_152, 576, False) == 2**24 // (4 * 49_152)
+    assert places_at_once(cpu, 49_152, 576, True) == 2 * 576
+    assert places_at_once(cpu, 1_000, 64, True) == 8 * 2**24 // 4_000
+    assert places_at_once(cuda, 128_256, 2048, True) == 8 * 2**28 // (4 * 128_256)
+    assert places_at_once(cpu, 2**30, 1, False) == 1
 
 
 def test_no_tensor_of_all_places_and_the_whole_vocabulary_is_made(load: Callable[..., Any]) -> None:

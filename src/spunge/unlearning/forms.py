@@ -12,6 +12,9 @@ import torch
 @dataclass(frozen=True)
 class Forms:
     piece: int  # bytes of float32 logits at once
+    widths: (
+        int  # places at once, at the least, over a trained output layer's width: logits so many times its weights' size
+    )
     call: int  # tokens that could be computed in the time that one more call of the model takes
     layers: bool = True  # layers that are known compute in their cheaper forms
     cast_at_once: bool = False  # LoRA's factors are cast all at once, when the model is called
@@ -20,8 +23,8 @@ class Forms:
 
 
 FORMS = {
-    "cpu": Forms(piece=1 << 24, call=64),  # about a core's cache
-    "cuda": Forms(piece=1 << 28, call=4096, cast_at_once=True, norm_by_torch=True, one_dropout=True),
+    "cpu": Forms(piece=1 << 24, widths=2, call=64),  # about a core's cache
+    "cuda": Forms(piece=1 << 28, widths=0, call=4096, cast_at_once=True, norm_by_torch=True, one_dropout=True),
 }
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
 from spunge.data.samples import Batch, sent, token_losses
-from spunge.unlearning.forms import forms_of
+from spunge.unlearning.forms import Forms, forms_of
 from spunge.unlearning.head import Head, head_of, reading
 
 TRAINED = 8  # times as much where the output layer is trained: each piece adds to a gradient of the layer's own size
@@ -212,16 +212,21 @@ def scored(logits: Tensor, batch: Batch) -> Scored:
     return Scored(chosen, spots.labels, spots.rows, batch.labels.shape[0], Tensor.float, max(1, len(spots.labels)))
 
 
+def places_at_once(forms: Forms, vocabulary: int, width: int, trained: bool) -> int:
+    """Of how many places the logits are computed at once. trained: the output layer is; then pieces are computed twice."""
+    nbytes, least = (TRAINED * forms.piece, forms.widths * width) if trained else (forms.piece, 1)
+    return max(1, least, nbytes // (4 * vocabulary))
+
+
 def _behind(head: Head, states: Tensor, spots: _Spots, samples: int, values: Mapping[str, Tensor]) -> Scored:
     """The outputs whose states (n, h) were read. values: of the output layer's parameters, where they are not its own."""
     parameters = list(head.layer.parameters())
     trained = not values and any(parameter.requires_grad for parameter in parameters)
-    nbytes = forms_of(states.device).piece * (TRAINED if trained else 1)
 
     def logits_of(states: Tensor) -> Tensor:
         if values:
             return head.after(torch.func.functional_call(head.layer, dict(values), (states,))).float()
         return head.after(head.layer(states)).float()
 
-    piece = max(1, nbytes // (4 * head.vocabulary))
+    piece = places_at_once(forms_of(states.device), head.vocabulary, states.shape[-1], trained)
     return Scored(states, spots.labels, spots.rows, samples, logits_of, piece, trained)

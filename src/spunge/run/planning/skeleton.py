@@ -20,7 +20,7 @@ from spunge.run.planning.tracing import Traced, Tracing, between
 from spunge.unlearning.calls import Call
 from spunge.unlearning.forms import FORMS
 from spunge.unlearning.quick.products import SPARSE
-from spunge.unlearning.scored import TRAINED, Scored
+from spunge.unlearning.scored import Scored, places_at_once
 from spunge.unlearning.targets import find_targets
 from spunge.unlearning.trained import training, training_mode, training_tensors
 
@@ -271,7 +271,7 @@ def _states(model: Any, ids: Tensor, count: int) -> Tensor:
 def _scored(model: Any, states: Tensor, labels: Tensor, skeleton: Skeleton) -> Scored:
     head = model.get_output_embeddings()
     trained = any(parameter.requires_grad for parameter in head.parameters())
-    nbytes = FORMS["cuda" if skeleton.gpu else "cpu"].piece * (TRAINED if trained else 1)
-    piece = max(1, nbytes // (4 * head.weight.shape[0]))
+    vocabulary, width = head.weight.shape
+    piece = places_at_once(FORMS["cuda" if skeleton.gpu else "cpu"], vocabulary, width, trained)
     rows = torch.zeros_like(labels)
     return Scored(states, labels, rows, 1, lambda each: head(each).float(), piece, trained)
