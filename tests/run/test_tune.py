@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import spunge
+from searching import searched
 from spunge.errors import RecipeError
 from spunge.files import alone, sealed, write_json
 from spunge.progress import SILENT
@@ -25,13 +26,14 @@ from spunge.run.stamps import read_stamp
 from spunge.run.texts import clean_texts
 from spunge.run.tune import tune
 from spunge.run.verify import verify
+from started import forked
 from toys import Told, rows
 
 PARTS = ["asia", "europe"]
 OBJECTIVES = ["forgotten/perplexity/europe,kept/perplexity/retain"]
 
 
-def searched(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any]:
+def searching(tiny: Callable[..., Path], files: dict[str, Path]) -> dict[str, Any]:
     return {
         "model": {"path": str(tiny("llama")), "dtype": "float32"},
         "forget": {"source": str(files["forget"])},
@@ -65,7 +67,7 @@ def recipe(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
     for name, topics in {"forget": ["europe", "asia"], "retain": ["other"]}.items():
         files[name] = folder / f"{name}.jsonl"
         files[name].write_text("".join(json.dumps(row) + "\n" for row in rows(topics)))
-    return searched(tiny, files)
+    return searching(tiny, files)
 
 
 class Done:
@@ -125,7 +127,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
         return [(trial.values, trial.scores) for trial in search.trials]
 
     for stop in (2, 5):  # after a branch, and after the scores
-        _stopped(recipe, tmp_path / "out", stop)
+        assert searched(recipe, 2, OBJECTIVES, tmp_path / "out", after=stop)[0] is None
     with (tmp_path / "out" / "trials.journal").open("a") as journal:
         journal.write('{"op_code": 4, "worker_id"')  # a line that was cut off
     (tmp_path / "out" / "trials.journal.lock").touch()
@@ -134,43 +136,24 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
     assert values(search) == values(done.search)[:2]
 
 
-def _stopped(recipe: dict[str, Any], out: Path, after: int, trials: int = 2, overrides: Sequence[str] = ()) -> None:
-    class Stopping(Told):
-        count = 0
-
-        def end(self, outcome: str) -> None:
-            super().end(outcome)
-            if "trial " in self.lines[-2] or "judge merged" in self.lines[-2] or "unlearn " in self.lines[-2]:
-                self.count += 1
-                if self.count == after:
-                    raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tune(recipe, trials, OBJECTIVES, out, overrides, watcher=Stopping())
-
-
 @pytest.mark.thorough
 def test_trials_at_once_train_nothing_twice_and_go_on_where_they_were_stopped(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     two = ["execution.kind=processes", "execution.per_device=2"]
-    told = Told()
-    whole = tune(recipe, 5, OBJECTIVES, tmp_path / "whole", two, watcher=told)
+    whole, lines = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "whole", two, spares=2)
+    assert whole
     stamps = [
         read_stamp(tmp_path / "whole" / "trials" / str(number), f"branch:{part}")
         for number in range(5)
         for part in PARTS
     ]
     keys = {stamp.key for stamp in stamps if stamp is not None}
-    taken = [
-        line for line, outcome in pairwise(told.lines) if "unlearn " in line and outcome.startswith("from trials/")
-    ]
+    taken = [line for line, outcome in pairwise(lines) if "unlearn " in line and outcome.startswith("from trials/")]
     assert len(taken) == len(stamps) - len(keys) > 0
-    _stopped(recipe, tmp_path / "out", 4, 5, two)
-    search = tune(recipe, 5, OBJECTIVES, tmp_path / "out", two)
-    assert [(each.values, each.scores) for each in search.trials] == [
-        (each.values, each.scores) for each in whole.trials
-    ]
+    stopped = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", two, 4, spares=2)
+    assert stopped[0] is None
+    assert forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", two, spares=2)[0] == whole
 
 
 @pytest.mark.thorough
