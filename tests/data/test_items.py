@@ -110,6 +110,19 @@ def test_rows_of_no_part_are_measured_under_a_subject_of_their_own(items_of: Cal
     assert len(items_of([{**row, "topic": None} for row in MIXED], CHOICES).subjects["all"]) == 40
 
 
+@pytest.mark.parametrize(("value", "told"), [(None, "'member' is empty in 1 of"), (2, "neither true nor false")])
+@pytest.mark.parametrize("topic", ["asia", None])
+def test_a_row_that_is_neither_member_nor_non_member_is_refused_also_where_it_is_of_no_part(
+    items_of: Callable[..., Items], value: int | None, told: str, topic: str | None
+) -> None:
+    rows = [
+        {**row, "topic": "asia" if at % 20 == 0 else None, "member": int(at % 10 == 0)} for at, row in enumerate(MIXED)
+    ]
+    rows[7] |= {"topic": topic, "member": value}
+    with pytest.raises(RecipeError, match=rf"\.member: .*{told}"):
+        items_of(rows, {**CHOICES, "member": "member"})
+
+
 def test_non_members_count_for_every_part_and_are_in_none(items_of: Callable[..., Items]) -> None:
     """Rows 0 and 20 are members of a part, 10 and 30 members of none."""
     rows = [{**row, "topic": "asia" if at % 20 == 0 else None, "member": at % 10 == 0} for at, row in enumerate(MIXED)]

@@ -128,7 +128,7 @@ def _reported(
     if MEMBER not in columns:
         return counted
     members = taken(query.project({MEMBER: columns[MEMBER]}, f"{setting}."), rows)[MEMBER].to_pylist()
-    outside = np.array([member == 0 for member in members], dtype=bool)
+    outside = np.array([member != 1 for member in members], dtype=bool)  # what is neither yes nor no is refused
     return np.asarray(rows[told.counted[rows] | outside])
 
 
