@@ -246,7 +246,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at
         assert errors.splitlines()[-1].startswith("spunge: stopped; ")
         for branch, count in done.items():
             assert list((tmp_path / "run" / "branches" / branch).glob("state-*.pt")), branch
-            assert count == STEPS_HELD
+            assert 3 < count <= STEPS_HELD
     assert again.ended()[0] == 0
     assert content(tmp_path / "run") == content(undisturbed)
 

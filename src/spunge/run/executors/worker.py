@@ -152,5 +152,7 @@ class Stopping:
             time.sleep(AGAIN)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        if STOP.asked and not self._speaker.busy:
+        """Where a training looks for the stop, an interrupt would take what it has not kept yet: a terminal's Ctrl-C may be heard
+        here after the other process has asked for the stop."""
+        if STOP.asked and not STOP.ask() and not self._speaker.busy:
             raise KeyboardInterrupt
