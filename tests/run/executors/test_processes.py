@@ -238,7 +238,7 @@ def test_a_command_that_is_stopped_leaves_no_process_and_the_next_one_goes_on_at
     code, errors = command.ended()
     done = {branch: steps(tmp_path / "run", branch) for branch in ("asia", "europe")}
     again = Command(recipe, tmp_path / "run")
-    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 2.0)
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 60)
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
     else:
