@@ -1,5 +1,6 @@
 """The rows of an evaluation are checked, with row numbers, before anything is trained."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,18 @@ def test_items_know_which_of_them_are_rows_to_forget(
     [entry] = recipe.evaluate
     items = read_items(recipe, entry, {"text": evaluation.get("text", "text")}, "evaluate", parts=split_rows(recipe))
     assert (None if items.forgotten is None else items.forgotten.tolist()) == forgotten
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [({}, " (the evaluation names no text of its own, so forget.text is taken)"), ({"text": "body"}, "")],
+)
+def test_a_column_that_is_forgets_is_told_as_forgets(
+    toy_recipe: dict[str, Any], write_rows: Callable[..., Path], own: dict[str, str], told: str
+) -> None:
+    source = str(write_rows("other.jsonl", [{"words": "a b c"}]))
+    toy_recipe["forget"] = {**toy_recipe["forget"], "text": "text"}
+    toy_recipe["evaluate"] = [{"kind": "perplexity", "source": source, "subject": "x", "by": "NULL", **own}]
+    recipe = load_recipe(toy_recipe)
+    with pytest.raises(RecipeError, match=rf"^evaluate\.0\.text: no column .*words{re.escape(told)}$"):
+        read_items(recipe, recipe.evaluate[0], {"text": own.get("text", "text")}, "evaluate.0")

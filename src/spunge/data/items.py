@@ -87,6 +87,27 @@ def read_items(
     none, count for every subject, and name none. Raises RecipeError for a bad source, condition or expression, and when no row
     is left. Rows that would be reported under no subject are left out before any is drawn.
     """
+    try:
+        return _read_items(recipe, entry, columns, setting, others, parts)
+    except RecipeError as error:
+        own, forget = dict(entry), dict(recipe.forget or {})
+        for role, given in columns.items():
+            inherited = role in own and own[role] is None and forget.get(role) == given
+            if inherited and str(error).startswith(f"{setting}.{role}:"):
+                raise RecipeError(
+                    f"{error} (the evaluation names no {role} of its own, so forget.{role} is taken)"
+                ) from error
+        raise
+
+
+def _read_items(
+    recipe: Recipe,
+    entry: EvaluatorSettings,
+    columns: Mapping[str, str],
+    setting: str,
+    others: list[Source] | None,
+    parts: Parts | None,
+) -> Items:
     query = Query(read_rows(sources_of(entry.source, recipe, f"{setting}.source"), f"{setting}.source"))
     asked = query.where(entry.where, f"{setting}.where")
     told = told_subjects(recipe, entry, Unlabelled(query, asked, columns, recipe.model, f"{setting}.by"), parts)
