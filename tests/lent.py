@@ -14,9 +14,7 @@ from spunge.run.executors.executor import Given
 from spunge.run.executors.lending import Lending
 from spunge.run.executors.making import Job
 from spunge.run.executors.processes import Process
-from started import until
-
-TWO = ("execution.kind=processes", "execution.per_device=2")
+from started import TWO, until
 
 
 def judged(recipe: dict[str, Any], run: Path, who: str | None, number: int) -> tuple[int, list[str], int]:

@@ -41,6 +41,7 @@ FORKS.set_forkserver_preload(
 )
 HELD = "HELD_BY_A_TEST"  # names a file: while it is there, no training goes on after STEPS_HELD steps until it is told to stop
 STEPS_HELD = 6
+TWO = ("execution.kind=processes", "execution.per_device=2")
 # How many processes a command starts; those of a sharded training are all started anew where one is gone.
 STARTS = {"execution.kind=processes": 2, "execution.kind=sharded": 4}
 # What two undisturbed runs differ in: what they took.
@@ -256,6 +257,12 @@ def steps(run: Path, branch: str) -> int:
     """How many steps a branch's log has."""
     log = run / "branches" / branch / "log.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def kept(run: Path) -> set[str]:
+    """The branches of which a stopped run holds a state, and those that were finished before the stop."""
+    states = {file.parent.name for file in (run / "branches").glob("*/state-*.pt")}
+    return states | {file.stem for file in (run / "stamps" / "branch").glob("*.json")}
 
 
 def at_work(run: Path) -> bool:

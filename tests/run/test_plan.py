@@ -23,7 +23,7 @@ from spunge.run.planning.devices import CARDS
 from spunge.run.planning.dry import Measured, dry_steps
 from spunge.run.stages.building import build
 from spunge.weights.checkpoint import Checkpoint
-from started import children, until
+from started import TWO, children, until
 
 
 def begun(recipe: dict[str, Any], folder: Path, *overrides: str) -> Any:
@@ -206,10 +206,7 @@ def test_a_plan_says_which_stages_are_made_at_once_and_how_long_that_takes(
     toy_recipe: dict[str, Any], tmp_path: Path
 ) -> None:
     toy_recipe["unlearn"]["steps"] = 10_000
-    alone, two = (
-        spunge.plan(load_recipe(toy_recipe, overrides), tmp_path / "run")
-        for overrides in ([], ["execution.kind=processes", "execution.per_device=2"])
-    )
+    alone, two = (spunge.plan(load_recipe(toy_recipe, overrides), tmp_path / "run") for overrides in ((), TWO))
     assert (alone.at_once, two.at_once) == (1, 2)
     assert alone.first == ["branch:asia"]
     assert two.first == ["branch:asia", "branch:europe"]

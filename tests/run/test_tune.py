@@ -26,7 +26,7 @@ from spunge.run.stamps import read_stamp
 from spunge.run.texts import clean_texts
 from spunge.run.tune import tune
 from spunge.run.verify import verify
-from started import forked
+from started import TWO, forked
 from toys import Told, rows
 
 PARTS = ["asia", "europe"]
@@ -140,8 +140,7 @@ def test_a_search_that_is_stopped_goes_on_as_if_it_was_not(
 def test_trials_at_once_train_nothing_twice_and_go_on_where_they_were_stopped(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
-    two = ["execution.kind=processes", "execution.per_device=2"]
-    whole, lines = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "whole", two, spares=2)
+    whole, lines = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "whole", TWO, spares=2)
     assert whole
     stamps = [
         read_stamp(tmp_path / "whole" / "trials" / str(number), f"branch:{part}")
@@ -151,9 +150,9 @@ def test_trials_at_once_train_nothing_twice_and_go_on_where_they_were_stopped(
     keys = {stamp.key for stamp in stamps if stamp is not None}
     taken = [line for line, outcome in pairwise(lines) if "unlearn " in line and outcome.startswith("from trials/")]
     assert len(taken) == len(stamps) - len(keys) > 0
-    stopped = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", two, 4, spares=2)
+    stopped = forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", TWO, 4, spares=2)
     assert stopped[0] is None
-    assert forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", two, spares=2)[0] == whole
+    assert forked(searched, recipe, 5, OBJECTIVES, tmp_path / "out", TWO, spares=2)[0] == whole
 
 
 @pytest.mark.thorough

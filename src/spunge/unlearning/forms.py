@@ -12,9 +12,8 @@ import torch
 @dataclass(frozen=True)
 class Forms:
     piece: int  # bytes of float32 logits at once
-    widths: (
-        int  # places at once, at the least, over a trained output layer's width: logits so many times its weights' size
-    )
+    # Places at once, at the least, over a trained output layer's width: logits so many times the size of its weights.
+    widths: int
     call: int  # tokens that could be computed in the time that one more call of the model takes
     layers: bool = True  # layers that are known compute in their cheaper forms
     cast_at_once: bool = False  # LoRA's factors are cast all at once, when the model is called

@@ -25,9 +25,7 @@ from spunge.run.executors.making import Job, Maker, job_of
 from spunge.run.executors.processes import Processes, ProcessesSettings, Slot, at_once, slots
 from spunge.run.session import Used
 from spunge.run.stages.building import build
-from started import STEPS_HELD, Command, content, steps, under_way, until
-
-TWO = ("execution.kind=processes", "execution.per_device=2")
+from started import STEPS_HELD, TWO, Command, content, steps, under_way, until
 
 
 class Stands(SimpleNamespace):

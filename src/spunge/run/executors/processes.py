@@ -99,12 +99,17 @@ def _devices(settings: ProcessesSettings, model: ModelSettings) -> dict[str, dic
         return {str(device): {}}
     given = os.environ.get(VISIBLE)
     names = given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-    if asked is not None and (len(set(asked)) < len(asked) or max(asked, default=0) >= len(names) or not asked):
+    if asked is not None and (not _named_once(asked) or max(asked) >= len(names)):
         raise RecipeError(
             f"execution.devices: {asked}: there are {len(names)} GPUs, counted from 0; name each that is to be used once, or "
             "give auto"
         )
     return {f"cuda:{number}": {VISIBLE: names[number].strip()} for number in (asked or range(len(names)))}
+
+
+def _named_once(devices: list[int]) -> bool:
+    """Whether there are some, each once."""
+    return 0 < len(devices) == len(set(devices))
 
 
 class Process:
@@ -344,7 +349,7 @@ def at_once(settings: ProcessesSettings, model: ModelSettings) -> int:
 
 def elsewhere(settings: ProcessesSettings, model: ModelSettings) -> tuple[int, int] | None:
     devices = settings.devices
-    if devices == "auto" or len(set(devices)) < max(1, len(devices)):  # what is wrong anywhere is refused as here
+    if devices == "auto" or not _named_once(devices):  # what is wrong anywhere is refused as here
         return None
     return len(devices) * settings.per_device, 1
 
